@@ -1,0 +1,799 @@
+//! The destination of one file: what it has already, where new content gathers,
+//! and how that becomes the file. Knows no protocol.
+//!
+//! | there | how |
+//! |---|---|
+//! | nothing | a temp file beside it, renamed |
+//! | a file, and the file system can clone | a clone, patched and renamed |
+//! | a file, `Commit::Atomic` | a copy, patched and renamed |
+//! | a file otherwise | a [stage](crate::stage): written in place from a sealed log, or completed and renamed, whichever costs less |
+//! | a file and `Commit::InPlace`, a block device | written directly |
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::SFlag;
+
+use crate::error::{Error, Result};
+use crate::hashmap::{self, Grid, Hash};
+use crate::options::{BlockSize, Commit, Options};
+use crate::report::human;
+use crate::scan::{self, FileImage, Image};
+use crate::stage::{self, Attributes, Identity, Overlay, Seal, Sealed, Stage};
+use crate::sys;
+
+/// A name in an open directory: where a destination is. No path is resolved
+/// twice, so nobody can move it under our hands.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The directory.
+    pub dir: Arc<OwnedFd>,
+    /// A plain name in it.
+    pub name: OsString,
+    /// How to name it to people.
+    pub path: PathBuf,
+}
+
+/// The files that a run keeps beside its destination while it works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Working {
+    /// The new file, complete or in the making.
+    Temp,
+    /// A copy of the old file in the making.
+    Clone,
+    /// New data of a file that is to be changed in place.
+    Stage,
+    /// Which ranges of the stage count.
+    Log,
+}
+
+impl Working {
+    const ALL: [Working; 4] = [Working::Temp, Working::Clone, Working::Stage, Working::Log];
+
+    fn suffix(self) -> &'static str {
+        match self {
+            Working::Temp => ".holesync.temp",
+            Working::Clone => ".holesync.clone",
+            Working::Stage => ".holesync.stage",
+            Working::Log => ".holesync.log",
+        }
+    }
+
+    /// The name of the working file of `name`. Always the same, so that the
+    /// next run finds it; long names are cut and marked with their hash.
+    fn name_for(self, name: &OsStr) -> OsString {
+        const NAME_MAX: usize = 255;
+        let (name, suffix) = (name.as_bytes(), self.suffix());
+        let mut working = vec![b'.'];
+        if 1 + name.len() + suffix.len() <= NAME_MAX {
+            working.extend(name);
+        } else {
+            let mark = format!("~{}", &blake3::hash(name).to_hex()[..16]);
+            working.extend(&name[..NAME_MAX - 1 - suffix.len() - mark.len()]);
+            working.extend(mark.bytes());
+        }
+        working.extend(suffix.bytes());
+        OsStr::from_bytes(&working).to_owned()
+    }
+}
+
+/// Whether a name is that of a working file, which is nobody's data.
+pub fn is_working_name(name: &OsStr) -> bool {
+    let bytes = name.as_bytes();
+    bytes.starts_with(b".") && Working::ALL.iter().any(|kind| bytes.ends_with(kind.suffix().as_bytes()))
+}
+
+impl Place {
+    fn error(&self, doing: &'static str) -> impl FnOnce(io::Error) -> Error + use<> {
+        let path = self.path.clone();
+        move |source| Error::File { doing, path, source }
+    }
+
+    fn open(&self, name: &OsStr, flags: OFlag) -> io::Result<File> {
+        Ok(sys::open_beneath(self.dir.as_fd(), name.as_ref(), flags, 0o600)?.into())
+    }
+
+    /// A working file of an earlier run.
+    fn leftover(&self, kind: Working) -> io::Result<Option<File>> {
+        match self.open(&kind.name_for(&self.name), OFlag::O_RDWR | OFlag::O_NONBLOCK) {
+            Ok(file) if file.metadata()?.is_file() => Ok(Some(file)),
+            Ok(_) => Err(io::Error::other("its working file is no regular file")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn create(&self, kind: Working) -> io::Result<File> {
+        self.open(&kind.name_for(&self.name), OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC)
+    }
+
+    fn remove(&self, kinds: &[Working]) -> io::Result<()> {
+        kinds.iter().try_for_each(|kind| sys::unlink_at(&self.dir, &kind.name_for(&self.name)).map(|_| ()))
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        let dir = sys::open_beneath(self.dir.as_fd(), "".as_ref(), OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?;
+        File::from(dir).sync_all()
+    }
+
+    /// What is there now, not following a symlink.
+    pub fn stat(&self) -> Result<Option<nix::sys::stat::FileStat>> {
+        sys::stat_at(&self.dir, &self.name).map_err(self.error("look at"))
+    }
+
+    fn locked(&self, file: File) -> Result<File> {
+        match file.try_lock() {
+            Err(std::fs::TryLockError::WouldBlock) => {
+                Err(Error::refused(&self.path, "another holesync run is writing it; wait for it to end"))
+            }
+            // A file system without locks: there is nothing to hold on to.
+            Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(file),
+        }
+    }
+}
+
+/// What is wanted of a destination.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The length of the source.
+    pub length: u64,
+    /// Bytes of data in the source, for messages.
+    pub data: u64,
+    /// Do not compare with what is there.
+    pub whole: bool,
+    /// What the file is to carry.
+    pub attributes: Attributes,
+}
+
+/// What a destination has already, to compare with.
+#[derive(Clone)]
+pub struct Basis {
+    /// Its bytes.
+    pub image: Arc<dyn Image + Send + Sync>,
+    /// Its length.
+    pub length: u64,
+}
+
+/// One file that is being made equal.
+pub struct Destination {
+    place: Place,
+    request: Request,
+    options: Arc<Options>,
+    old: Option<Old>,
+    basis: Option<Basis>,
+    work: Work,
+    written: u64,
+    punched: u64,
+    /// Written and not yet on its way to storage.
+    dirty: Range<u64>,
+}
+
+/// The file that was there, locked.
+struct Old {
+    file: File,
+    seen: std::fs::Metadata,
+}
+
+/// Where new content goes.
+enum Work {
+    /// Nothing differs so far.
+    Untouched(Begin),
+    /// A temp file, to be renamed.
+    Temp(File),
+    /// A stage beside the old file.
+    Stage(Stage),
+    /// The old file itself, or a device.
+    InPlace,
+}
+
+/// How work begins when the first difference shows.
+#[derive(Clone, Copy)]
+enum Begin {
+    Empty,
+    Copy,
+    Stage,
+}
+
+/// Bytes written before they are pushed towards storage.
+const WRITEBACK: u64 = 8 << 20;
+
+/// Finishes what a crash interrupted between sealing a log and the end of its
+/// replay. Says what it did: the root hash of the finished file.
+///
+/// # Errors
+///
+/// When the log is sealed and the file can't be finished from it: then both stay.
+pub fn settle(place: &Place, sync: bool) -> Result<Option<Hash>> {
+    let Some(log) = place.leftover(Working::Log).map_err(place.error("open the log of"))? else {
+        return Ok(None);
+    };
+    let old = match place.open(&place.name, OFlag::O_RDWR) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => place.locked(other.map_err(place.error("open"))?)?,
+    };
+    let Some(data) = place.leftover(Working::Stage).map_err(place.error("open the stage of"))? else {
+        return Ok(None);
+    };
+    let identity = Identity::of(&old).map_err(place.error("look at"))?;
+    let Some(sealed) = Sealed::open(data, log, identity).map_err(place.error("read the log of"))? else {
+        return Ok(None);
+    };
+    let root = sealed.seal.root;
+    let block = BlockSize::try_from(sealed.seal.block_size)?;
+    let grid = Grid { length: sealed.seal.length, block };
+    replay(place, &sealed, &old, sync)?;
+    check_root(place, &old, &grid, &root)?;
+    forget_stage(place, sync).map_err(place.error("remove the log of"))?;
+    Ok(Some(root))
+}
+
+/// The paths in a directory tree that have a log beside them: see [`settle`].
+pub fn name_of_log(log: &OsStr) -> Option<OsString> {
+    let inner = log.as_bytes().strip_prefix(b".")?.strip_suffix(Working::Log.suffix().as_bytes())?;
+    Some(OsStr::from_bytes(inner).to_owned())
+}
+
+/// Writes a sealed stage into the old file and has it on storage.
+fn replay(place: &Place, sealed: &Sealed, old: &File, sync: bool) -> Result<(u64, u64)> {
+    let counts = sealed.replay(old).map_err(place.error("finish writing"))?;
+    let wanted = &sealed.seal.attributes;
+    set_attributes(old, wanted, wanted.mode).map_err(place.error("set the attributes of"))?;
+    if sync {
+        old.sync_all().map_err(place.error("sync"))?;
+    }
+    Ok(counts)
+}
+
+/// Removes log and stage, in an order that never leaves a log alone.
+fn forget_stage(place: &Place, sync: bool) -> io::Result<()> {
+    place.remove(&[Working::Log])?;
+    if sync {
+        place.sync_dir()?;
+    }
+    place.remove(&[Working::Stage])
+}
+
+fn check_root(place: &Place, file: &File, grid: &Grid, root: &Hash) -> Result<()> {
+    let image = FileImage::new(file.try_clone().map_err(place.error("read"))?, true);
+    let found = hashmap::root_of(&image, grid, |_| true).map_err(place.error("read back"))?;
+    if found.as_ref() != Some(root) {
+        return Err(Error::refused(
+            &place.path,
+            "what was written does not read back as it was sent; check the storage, then run again with --checksum",
+        ));
+    }
+    Ok(())
+}
+
+impl Destination {
+    /// Looks at what is there, locks it and decides how to go about it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] when a directory or something odd is there, when
+    /// another run holds it, or when a device is too small.
+    pub fn open(place: Place, request: Request, options: Arc<Options>) -> Result<Destination> {
+        let kind = place.stat()?.map(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
+        match kind {
+            None | Some(SFlag::S_IFLNK) => Destination::fresh(place, request, options, None),
+            Some(SFlag::S_IFREG) => Destination::existing(place, request, options),
+            Some(SFlag::S_IFBLK) => Destination::device(place, request, options),
+            Some(SFlag::S_IFDIR) => {
+                Err(Error::refused(&place.path, "there is a directory where a file must go; remove it first"))
+            }
+            Some(_) => Err(Error::refused(&place.path, "is neither a regular file nor a block device")),
+        }
+    }
+
+    /// Into a temp file that starts empty, or with what an earlier run left.
+    fn fresh(place: Place, request: Request, options: Arc<Options>, old: Option<Old>) -> Result<Destination> {
+        let leftover = place.leftover(Working::Temp).map_err(place.error("open the temp file of"))?;
+        place
+            .remove(&[Working::Clone, Working::Log, Working::Stage])
+            .map_err(place.error("clean up after"))?;
+        let mut work = Work::Untouched(Begin::Empty);
+        let mut basis = None;
+        if let Some(file) = leftover
+            && !request.whole
+        {
+            let file = place.locked(file)?;
+            basis = Some(basis_of(&file).map_err(place.error("open the temp file of"))?);
+            work = Work::Temp(file);
+        }
+        Ok(Destination::new(place, request, options, old, basis, work))
+    }
+
+    fn existing(place: Place, request: Request, options: Arc<Options>) -> Result<Destination> {
+        let (file, writable) = match place.open(&place.name, OFlag::O_RDWR) {
+            Ok(file) => (file, true),
+            // Busy programs and read-only files can still be replaced.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::ETXTBSY)) => {
+                (place.open(&place.name, OFlag::O_RDONLY).map_err(place.error("open"))?, false)
+            }
+            Err(error) => return Err(place.error("open")(error)),
+        };
+        let file = place.locked(file)?;
+        let seen = file.metadata().map_err(place.error("look at"))?;
+        let old = Old { file, seen };
+        let in_place = options.commit == Commit::InPlace;
+        if in_place && !writable {
+            return Err(Error::refused(&place.path, "cannot be written in place (read-only, or busy)"));
+        }
+        if request.whole && !in_place {
+            return Destination::fresh(place, request, options, Some(old));
+        }
+        let basis =
+            if request.whole { None } else { Some(basis_of(&old.file).map_err(place.error("open"))?) };
+        if in_place {
+            return Ok(Destination::new(place, request, options, Some(old), basis, Work::InPlace));
+        }
+        if options.commit == Commit::Atomic || !writable || can_clone(&place, &old.file) {
+            let found = Destination::fresh(place, request, options, Some(old))?;
+            let copy = matches!(found.work, Work::Untouched(_));
+            return Ok(if copy {
+                Destination { work: Work::Untouched(Begin::Copy), basis, ..found }
+            } else {
+                found
+            });
+        }
+        Destination::staged(place, request, options, old, basis)
+    }
+
+    /// Beside the old file, going on with what an earlier run left.
+    fn staged(
+        place: Place,
+        request: Request,
+        options: Arc<Options>,
+        old: Old,
+        basis: Option<Basis>,
+    ) -> Result<Destination> {
+        place.remove(&[Working::Temp, Working::Clone]).map_err(place.error("clean up after"))?;
+        let leftovers =
+            || -> io::Result<_> { Ok(place.leftover(Working::Stage)?.zip(place.leftover(Working::Log)?)) };
+        let mut basis = basis;
+        let mut work = Work::Untouched(Begin::Stage);
+        if let Some((data, log)) = leftovers().map_err(place.error("open the stage of"))? {
+            let resume = || -> io::Result<_> {
+                let over = data.try_clone()?;
+                let Some((stage, runs)) = Stage::resume(data, log, Identity::of(&old.file)?)? else {
+                    return Ok(None);
+                };
+                let overlay = Overlay::new(FileImage::new(old.file.try_clone()?, true), over, runs);
+                let length = overlay.len()?;
+                Ok(Some((stage, Basis { image: Arc::new(overlay), length })))
+            };
+            if let Some((stage, over)) = resume().map_err(place.error("resume the stage of"))? {
+                work = Work::Stage(stage);
+                basis = Some(over);
+            }
+        }
+        Ok(Destination::new(place, request, options, Some(old), basis, work))
+    }
+
+    fn device(place: Place, request: Request, options: Arc<Options>) -> Result<Destination> {
+        // O_EXCL without O_CREAT: fails when the device is mounted or otherwise held (open(2)).
+        let file = match place.open(&place.name, OFlag::O_RDWR | OFlag::O_EXCL) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                return Err(Error::refused(&place.path, "the device is in use (mounted?); free it first"));
+            }
+            other => place.locked(other.map_err(place.error("open"))?)?,
+        };
+        let size = sys::device_size(&file).map_err(place.error("find the size of"))?;
+        if size < request.length {
+            let why = format!(
+                "the device holds {} bytes and the image has {}; nothing was written",
+                size, request.length
+            );
+            return Err(Error::refused(&place.path, why));
+        }
+        let seen = file.metadata().map_err(place.error("look at"))?;
+        let basis = if request.whole { None } else { Some(basis_of(&file).map_err(place.error("open"))?) };
+        Ok(Destination::new(place, request, options, Some(Old { file, seen }), basis, Work::InPlace))
+    }
+
+    fn new(
+        place: Place,
+        request: Request,
+        options: Arc<Options>,
+        old: Option<Old>,
+        basis: Option<Basis>,
+        work: Work,
+    ) -> Destination {
+        let basis = basis.filter(|basis| basis.length > 0);
+        Destination { place, request, options, old, basis, work, written: 0, punched: 0, dirty: 0..0 }
+    }
+
+    /// What to compare with; `None`: nothing, all of the source is needed.
+    pub fn basis(&self) -> Option<Basis> {
+        self.basis.clone()
+    }
+
+    /// How to name it to people.
+    pub fn path(&self) -> &std::path::Path {
+        &self.place.path
+    }
+
+    /// Whether anything was written or zeroed.
+    pub fn is_changed(&self) -> bool {
+        self.written + self.punched > 0
+    }
+
+    /// Whether it must be told of every zero, since nobody knows what is there.
+    pub fn is_blank(&self) -> bool {
+        self.basis.is_none() && !matches!(self.work, Work::InPlace)
+    }
+
+    /// Puts data at its place.
+    pub fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.begin()?;
+        let result = match &mut self.work {
+            Work::Stage(stage) => stage.write(at, bytes),
+            _ => self.target()?.write_all_at(bytes, at),
+        };
+        result.map_err(|error| self.failed("write", error))?;
+        self.written += bytes.len() as u64;
+        self.push_out(at..at + bytes.len() as u64)
+    }
+
+    /// Makes a range zero: a hole, unless zeros are to stay allocated.
+    pub fn zero(&mut self, range: Range<u64>) -> Result<()> {
+        self.begin()?;
+        self.punched += range.end - range.start;
+        let keep = self.options.preallocate;
+        // A hole that reaches the end of the file may take the rest of its page along.
+        let at_end = range.end == self.request.length && !keep;
+        let to_page = range.start..if at_end { stage::page_up(range.end) } else { range.end };
+        let device = self.is_device();
+        let result = match &mut self.work {
+            Work::Stage(stage) => stage.zero(range),
+            _ if device => zero_device(self.target()?, range),
+            _ => stage::make_zero(self.target()?, to_page, keep),
+        };
+        result.map_err(|error| self.failed("punch holes into", error))
+    }
+
+    /// Makes what was put together the file. `root` is what it must hash to
+    /// (the caller has compared hashes; `--verify` reads it back), `kept` how
+    /// many bytes of data were kept. Returns bytes written and bytes punched.
+    ///
+    /// # Errors
+    ///
+    /// Then the old file is as it was, except where it is written directly, or
+    /// a sealed log is there to finish it.
+    pub fn finish(mut self, root: &Hash, kept: u64) -> Result<(u64, u64)> {
+        let same_length = self.old.as_ref().is_some_and(|old| old.seen.len() == self.request.length);
+        if matches!(self.work, Work::Untouched(_)) && same_length && !self.options.verify {
+            let wanted = &self.request.attributes;
+            let old = self.target()?;
+            set_attributes(old, wanted, wanted.mode).map_err(self.place.error("set the attributes of"))?;
+            return Ok((0, 0));
+        }
+        self.begin()?;
+        match std::mem::replace(&mut self.work, Work::InPlace) {
+            Work::Stage(stage) => self.finish_stage(stage, root, kept)?,
+            Work::Temp(temp) => self.finish_temp(&temp, root)?,
+            Work::InPlace | Work::Untouched(_) => self.finish_in_place(root)?,
+        }
+        Ok((self.written, self.punched))
+    }
+
+    /// Removes what was gathered: on a full disk it would only be in the way.
+    pub fn discard(self) {
+        // The disk is in trouble already; what cannot be removed is found by the next run.
+        let _ = self.place.remove(&Working::ALL);
+    }
+
+    /// Keeps what was gathered for the next run.
+    pub fn keep(mut self) {
+        if let Work::Stage(stage) = &mut self.work {
+            // Unflushed records only mean that their data is sent again.
+            let _ = stage.flush();
+        }
+    }
+
+    /// The file that is written or, before anything differs, the old one.
+    fn target(&self) -> Result<&File> {
+        match (&self.work, &self.old) {
+            (Work::Temp(file), _) => Ok(file),
+            (Work::Stage(stage), _) => Ok(stage.data()),
+            (_, Some(old)) => Ok(&old.file),
+            (_, None) => Err(Error::refused(&self.place.path, "it was removed meanwhile")),
+        }
+    }
+
+    fn is_device(&self) -> bool {
+        self.old.as_ref().is_some_and(|old| !old.seen.is_file())
+    }
+
+    /// Creates what new content goes into, when the first difference shows.
+    fn begin(&mut self) -> Result<()> {
+        let Work::Untouched(begin) = self.work else { return Ok(()) };
+        let place = &self.place;
+        self.work = match (begin, &self.old) {
+            (Begin::Stage, Some(old)) => {
+                let files = || -> io::Result<Stage> {
+                    let identity = Identity::of(&old.file)?;
+                    Stage::begin(place.create(Working::Stage)?, place.create(Working::Log)?, identity)
+                };
+                Work::Stage(files().map_err(|error| self.failed("create the stage of", error))?)
+            }
+            (Begin::Copy, Some(old)) => {
+                let temp = place.create(Working::Clone).map_err(place.error("create the temp file of"))?;
+                let temp = place.locked(temp)?;
+                copy_all(&old.file, &temp).map_err(|error| self.failed("copy", error))?;
+                let names = [Working::Clone, Working::Temp].map(|kind| kind.name_for(&place.name));
+                sys::rename_at(&place.dir, &names[0], &names[1])
+                    .map_err(place.error("create the temp file of"))?;
+                Work::Temp(temp)
+            }
+            _ => {
+                let name = Working::Temp.name_for(&place.name);
+                let temp = place
+                    .open(&name, OFlag::O_RDWR | OFlag::O_CREAT)
+                    .map_err(|error| self.failed("create the temp file of", error))?;
+                let temp = place.locked(temp)?;
+                temp.set_len(0).map_err(place.error("write"))?;
+                if self.options.preallocate {
+                    sys::allocate(&temp, 0..self.request.length)
+                        .map_err(|error| self.failed("allocate", error))?;
+                }
+                Work::Temp(temp)
+            }
+        };
+        Ok(())
+    }
+
+    /// Starts writing back early, so that the sync at the end is short.
+    fn push_out(&mut self, range: Range<u64>) -> Result<()> {
+        if range.start == self.dirty.end {
+            self.dirty.end = range.end;
+        } else {
+            self.dirty = range;
+        }
+        if self.options.fsync && self.dirty.end - self.dirty.start >= WRITEBACK {
+            sys::start_writeback(self.target()?, self.dirty.clone());
+            self.dirty = self.dirty.end..self.dirty.end;
+        }
+        Ok(())
+    }
+
+    fn finish_temp(&mut self, temp: &File, root: &Hash) -> Result<()> {
+        self.set_length(temp).map_err(|error| self.failed("set the length of", error))?;
+        let mode = self.request.attributes.mode;
+        let old_mode = self.old.as_ref().map(|old| old.seen.mode() & 0o7777);
+        let mode = mode.or(old_mode).unwrap_or(self.request.attributes.new_mode);
+        let mut wanted = self.request.attributes.clone();
+        if let Some(old) = &self.old {
+            wanted.uid = wanted.uid.or(Some(old.seen.uid()));
+            wanted.gid = wanted.gid.or(Some(old.seen.gid()));
+        }
+        set_attributes(temp, &wanted, Some(mode)).map_err(self.place.error("set the attributes of"))?;
+        self.sync(temp)?;
+        self.verify(temp, root)?;
+        self.check_old()?;
+        let name = Working::Temp.name_for(&self.place.name);
+        sys::rename_at(&self.place.dir, &name, &self.place.name).map_err(self.place.error("put in place"))?;
+        self.sync_dir()
+    }
+
+    fn finish_stage(&mut self, mut stage: Stage, root: &Hash, kept: u64) -> Result<()> {
+        self.check_old()?;
+        let Some(old) = &self.old else { return Err(self.gone()) };
+        let identity = Identity::of(&old.file).map_err(self.place.error("look at"))?;
+        if stage.data_bytes() > kept {
+            // A full disk is no failure yet: writing in place needs less.
+            let copied = stage.complete(&old.file, self.request.length, identity).or_else(full_is_none);
+            let copied = copied.map_err(|error| self.failed("copy", error))?;
+            if copied.is_some() {
+                let data = stage.data().try_clone().map_err(self.place.error("finish"))?;
+                return self.rename_stage(&data, root);
+            }
+        }
+        stage.reserve(&old.file, self.request.length).map_err(|error| self.failed("make room in", error))?;
+        let seal = Seal {
+            length: self.request.length,
+            block_size: self.options.block_size.into(),
+            root: *root,
+            attributes: self.request.attributes.clone(),
+            preallocate: self.options.preallocate,
+        };
+        let sealed = stage.seal(&seal, self.options.fsync).map_err(|error| self.failed("seal", error))?;
+        self.sync_dir()?;
+        replay(&self.place, &sealed, &old.file, self.options.fsync)?;
+        self.dig(&old.file).map_err(self.place.error("punch holes into"))?;
+        self.restore_mtime(&old.file)?;
+        self.verify(&old.file, root)?;
+        forget_stage(&self.place, self.options.fsync).map_err(self.place.error("clean up after"))
+    }
+
+    /// The stage has become the whole file: it takes the place of the old one.
+    fn rename_stage(&mut self, data: &File, root: &Hash) -> Result<()> {
+        self.place.remove(&[Working::Log]).map_err(self.place.error("clean up after"))?;
+        let names = [Working::Stage, Working::Temp].map(|kind| kind.name_for(&self.place.name));
+        sys::rename_at(&self.place.dir, &names[0], &names[1]).map_err(self.place.error("put in place"))?;
+        self.finish_temp(data, root)
+    }
+
+    fn finish_in_place(&mut self, root: &Hash) -> Result<()> {
+        let file = self.target()?;
+        if !self.is_device() {
+            self.set_length(file).map_err(|error| self.failed("set the length of", error))?;
+            let wanted = &self.request.attributes;
+            set_attributes(file, wanted, wanted.mode).map_err(self.place.error("set the attributes of"))?;
+        }
+        self.sync(file)?;
+        self.verify(file, root)
+    }
+
+    fn set_length(&self, file: &File) -> io::Result<()> {
+        file.set_len(self.request.length)?;
+        if self.options.preallocate {
+            sys::allocate(file, 0..self.request.length)?;
+            return Ok(());
+        }
+        self.dig(file)
+    }
+
+    /// Frees what is allocated and holds no data: no seek tells it from a hole.
+    fn dig(&self, file: &File) -> io::Result<()> {
+        const SLACK: u64 = 1 << 20;
+        if self.options.preallocate || self.is_device() || self.old.is_none() {
+            return Ok(());
+        }
+        let mut data = 0;
+        for extent in scan::data_extents(file, 0..self.request.length) {
+            data += extent.map(|extent| extent.end - extent.start)?;
+        }
+        if file.metadata()?.blocks() * 512 <= data + data / 64 + SLACK {
+            return Ok(());
+        }
+        let mut at = 0;
+        for extent in scan::data_extents(file, 0..self.request.length) {
+            let extent = extent?;
+            sys::punch_hole(file, at..extent.start)?;
+            at = extent.end;
+        }
+        sys::punch_hole(file, at..stage::page_up(self.request.length))?;
+        Ok(())
+    }
+
+    /// Punching after the attributes were set moves the modification time.
+    fn restore_mtime(&self, file: &File) -> Result<()> {
+        let Some((seconds, nanoseconds)) = self.request.attributes.mtime else { return Ok(()) };
+        sys::set_mtime(file, seconds, nanoseconds).map_err(self.place.error("set the attributes of"))
+    }
+
+    fn sync(&self, file: &File) -> Result<()> {
+        if self.options.fsync {
+            file.sync_all().map_err(|error| self.failed("sync", error))?;
+        }
+        Ok(())
+    }
+
+    fn sync_dir(&self) -> Result<()> {
+        if self.options.fsync {
+            self.place.sync_dir().map_err(self.place.error("sync the directory of"))?;
+        }
+        Ok(())
+    }
+
+    fn verify(&self, file: &File, root: &Hash) -> Result<()> {
+        if !self.options.verify {
+            return Ok(());
+        }
+        file.sync_data().map_err(|error| self.failed("sync", error))?;
+        sys::drop_cache(file);
+        let grid = Grid { length: self.request.length, block: self.options.block_size };
+        check_root(&self.place, file, &grid, root)
+    }
+
+    /// Whether the old file is still what the basis was read from.
+    fn check_old(&self) -> Result<()> {
+        let Some(old) = &self.old else { return Ok(()) };
+        let now = old.file.metadata().map_err(self.place.error("look at"))?;
+        let state = |m: &std::fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+        let named = self.place.stat()?.map(|stat| (stat.st_dev, stat.st_ino));
+        if state(&now) != state(&old.seen) || named != Some((now.dev(), now.ino())) {
+            let why = "changed while it was being updated; it was left alone: see what writes to it, then run again";
+            return Err(Error::refused(&self.place.path, why));
+        }
+        Ok(())
+    }
+
+    fn gone(&self) -> Error {
+        Error::refused(&self.place.path, "it was removed meanwhile")
+    }
+
+    /// An error while content was being put together.
+    fn failed(&self, doing: &'static str, source: io::Error) -> Error {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        let path = self.place.path.clone();
+        if !matches!(source.kind(), StorageFull | QuotaExceeded) {
+            return Error::File { doing, path, source };
+        }
+        let free = sys::free_space(&self.place.dir).map_or("an unknown amount".into(), human);
+        let (data, written) = (human(self.request.data), human(self.written));
+        let state = if matches!(self.work, Work::InPlace) {
+            "it is partly written"
+        } else {
+            "the old file, if any, is untouched"
+        };
+        let needed = format!(
+            "up to {data} were needed for the data of this image, {written} were written, {free} are free now \
+             ({source}); {state}; make room and run the same command again"
+        );
+        Error::Space { path, needed, source }
+    }
+}
+
+fn full_is_none(error: io::Error) -> io::Result<Option<u64>> {
+    if error.kind() == io::ErrorKind::StorageFull { Ok(None) } else { Err(error) }
+}
+
+fn basis_of(file: &File) -> io::Result<Basis> {
+    let metadata = file.metadata()?;
+    let length = if metadata.is_file() { metadata.len() } else { sys::device_size(file)? };
+    Ok(Basis { image: Arc::new(FileImage::new(file.try_clone()?, true)), length })
+}
+
+/// Whether a clone of this file can be made beside it, found out with an
+/// unnamed file.
+fn can_clone(place: &Place, file: &File) -> bool {
+    let probe = place.open(OsStr::new("."), OFlag::O_TMPFILE | OFlag::O_RDWR);
+    probe.is_ok_and(|probe| sys::clone_file(file, &probe).unwrap_or(false))
+}
+
+/// Makes `to` equal to `from`: a clone if possible, else its data extents.
+fn copy_all(from: &File, to: &File) -> io::Result<()> {
+    if sys::clone_file(from, to)? {
+        return Ok(());
+    }
+    let length = from.metadata()?.len();
+    to.set_len(length)?;
+    for extent in scan::data_extents(from, 0..length) {
+        stage::copy_between(from, to, extent?)?;
+    }
+    Ok(())
+}
+
+fn set_attributes(file: &File, wanted: &Attributes, mode: Option<u32>) -> io::Result<()> {
+    let now = file.metadata()?;
+    let changed = |wanted: Option<u32>, now: u32| wanted.filter(|&wanted| wanted != now);
+    let (uid, gid) = (changed(wanted.uid, now.uid()), changed(wanted.gid, now.gid()));
+    if uid.is_some() || gid.is_some() {
+        match std::os::unix::fs::fchown(file, uid, gid) {
+            // As for rsync: only root can give files away.
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+            _ => {}
+        }
+    }
+    if let Some(mode) = mode.filter(|&mode| mode != file.metadata().map_or(u32::MAX, |m| m.mode() & 0o7777)) {
+        sys::set_mode(file, mode)?;
+    }
+    if let Some((seconds, nanoseconds)) = wanted.mtime {
+        sys::set_mtime(file, seconds, nanoseconds)?;
+    }
+    Ok(())
+}
+
+/// Makes a range of a block device zero, the cheapest way it knows; what is not
+/// a multiple of its sectors is written.
+fn zero_device(device: &File, range: Range<u64>) -> io::Result<()> {
+    let inner = stage::page_up(range.start)..range.end / hashmap::PAGE * hashmap::PAGE;
+    if inner.start >= inner.end {
+        return stage::write_zeros(device, range);
+    }
+    stage::write_zeros(device, range.start..inner.start)?;
+    if !sys::punch_hole(device, inner.clone())? && !sys::zero_out_device(device, inner.clone())? {
+        stage::write_zeros(device, inner.clone())?;
+    }
+    stage::write_zeros(device, inner.end..range.end)
+}

@@ -1,0 +1,240 @@
+//! The one error type: what was being done, to which path or host, and why it
+//! failed. Exit codes follow rsync(1), section "EXIT VALUES".
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// A result whose error is [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Anything that ends a run, or the transfer of one file.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line asks for something that makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// The two ends share no version of the protocol.
+    #[error(
+        "{peer} speaks holesync protocol {theirs}, this program speaks {ours}: install the same release on both sides"
+    )]
+    Version {
+        /// Who the peer is, for people.
+        peer: String,
+        /// The versions the peer speaks.
+        theirs: String,
+        /// The versions this program speaks.
+        ours: String,
+    },
+    /// The destination as a whole cannot be used.
+    #[error("{0}")]
+    Destination(String),
+    /// No holesync answered at the other end.
+    #[error("{0}")]
+    Start(String),
+    /// A system call on a file failed.
+    #[error("cannot {doing} {}: {source}", printable(.path))]
+    File {
+        /// What was being done: a verb that fits between "cannot" and the path.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file system of the destination is full.
+    #[error("no space left for {}: {needed}", printable(.path))]
+    Space {
+        /// The file that was being written.
+        path: PathBuf,
+        /// How much was needed, in words.
+        needed: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file as a whole cannot be transferred; nothing was done to it.
+    #[error("{}: {why}", printable(.path))]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// The reason, and what to do about it.
+        why: String,
+    },
+    /// Reading from or writing to the other end failed.
+    #[error("connection to {peer} failed while {doing}: {source}")]
+    Link {
+        /// What was being done.
+        doing: &'static str,
+        /// Who the peer is, for people.
+        peer: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The other end closed the connection, or died, before it was done.
+    #[error("{peer} closed the connection before it was done{detail}")]
+    Closed {
+        /// Who the peer is, for people.
+        peer: String,
+        /// How its process ended, and what it said last; empty if unknown.
+        detail: String,
+    },
+    /// The other end sent something that the protocol forbids.
+    #[error("bad data from {peer}: {what}")]
+    Protocol {
+        /// Who the peer is, for people.
+        peer: String,
+        /// What was wrong.
+        what: String,
+    },
+    /// The other end reported a fatal error of its own.
+    #[error("{peer}: {}", .failure.message)]
+    Remote {
+        /// Who the peer is, for people.
+        peer: String,
+        /// What it reported.
+        failure: Failure,
+    },
+    /// ssh itself failed (exit status 255).
+    #[error("ssh to {host} failed{detail}")]
+    Ssh {
+        /// The host.
+        host: String,
+        /// What ssh said last; empty if nothing.
+        detail: String,
+    },
+    /// A signal asked to stop.
+    #[error("interrupted; what was received is kept, the same command goes on from there")]
+    Interrupted,
+    /// Some files were not transferred; each was reported on its own.
+    #[error("{failed} of the files could not be transferred (see above)")]
+    Partial {
+        /// How many.
+        failed: u64,
+        /// The exit code that fits the worst of them.
+        code: u8,
+    },
+}
+
+/// An error in the form in which it travels to the other end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The exit code it leads to.
+    pub code: u8,
+    /// The text, without a line end. Unescaped: see [`escape`].
+    pub message: String,
+}
+
+/// Exit codes, as in rsync(1).
+pub mod code {
+    /// Command line.
+    pub const USAGE: u8 = 1;
+    /// Protocol incompatibility.
+    pub const VERSION: u8 = 2;
+    /// Selecting input or output files.
+    pub const SELECT: u8 = 3;
+    /// Starting the client-server protocol.
+    pub const START: u8 = 5;
+    /// Socket or pipe I/O.
+    pub const LINK: u8 = 10;
+    /// File I/O.
+    pub const FILE_IO: u8 = 11;
+    /// Error in the protocol data stream.
+    pub const STREAM: u8 = 12;
+    /// SIGINT, SIGTERM or SIGHUP.
+    pub const INTERRUPTED: u8 = 20;
+    /// Partial transfer: some files failed.
+    pub const PARTIAL: u8 = 23;
+    /// Some source files vanished before they could be read.
+    pub const VANISHED: u8 = 24;
+    /// ssh failed.
+    pub const SSH: u8 = 255;
+}
+
+impl Error {
+    /// Wraps an I/O error on `path`; `doing` is a verb ("open", "write").
+    pub fn file(doing: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
+        let path = path.as_ref().to_path_buf();
+        move |source| Error::File { doing, path, source }
+    }
+
+    /// Refuses to touch `path`, with a reason.
+    pub fn refused(path: impl Into<PathBuf>, why: impl Into<String>) -> Error {
+        Error::Refused { path: path.into(), why: why.into() }
+    }
+
+    /// The exit code of a run that ends with this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Usage(_) => code::USAGE,
+            Error::Version { .. } => code::VERSION,
+            Error::Destination(_) => code::SELECT,
+            Error::Start(_) => code::START,
+            Error::Space { .. } => code::FILE_IO,
+            Error::File { source, .. } if is_file_io(source) => code::FILE_IO,
+            Error::File { .. } | Error::Refused { .. } => code::PARTIAL,
+            Error::Link { .. } => code::LINK,
+            Error::Closed { .. } | Error::Protocol { .. } => code::STREAM,
+            Error::Remote { failure, .. } => failure.code,
+            Error::Ssh { .. } => code::SSH,
+            Error::Interrupted => code::INTERRUPTED,
+            Error::Partial { code, .. } => *code,
+        }
+    }
+
+    /// The error as it travels to the other end.
+    pub fn to_failure(&self) -> Failure {
+        Failure { code: self.exit_code(), message: self.to_string() }
+    }
+}
+
+/// Whether the medium failed or is full, as opposed to a name or a permission.
+fn is_file_io(error: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    matches!(error.raw_os_error(), Some(libc::EIO))
+        || matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge | WriteZero | UnexpectedEof)
+}
+
+/// A path as it may be shown on a terminal: see [`escape`].
+pub fn printable(path: &Path) -> String {
+    escape(path.as_os_str().as_encoded_bytes())
+}
+
+/// Text from outside made safe to show: control characters, and bytes that are
+/// not UTF-8, become `\#ooo` in octal, as rsync shows them.
+pub fn escape(bytes: &[u8]) -> String {
+    let octal = |bytes: &[u8]| bytes.iter().map(|b| format!("\\#{b:03o}")).collect::<String>();
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() {
+                out.push_str(&octal(c.encode_utf8(&mut [0; 4]).as_bytes()));
+            } else {
+                out.push(c);
+            }
+        }
+        out.push_str(&octal(chunk.invalid()));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escape_leaves_plain_text_alone_and_disarms_the_rest() {
+        assert_eq!(escape("dísk 1.img".as_bytes()), "dísk 1.img");
+        assert_eq!(escape(b"a\nb\x1b[31m\xff"), "a\\#012b\\#033[31m\\#377");
+        assert_eq!(escape("\u{9b}2J".as_bytes()), "\\#302\\#2332J");
+    }
+
+    #[test]
+    fn a_full_disk_is_file_io_and_a_missing_file_is_partial() {
+        let error = |errno| Error::file("open", "x")(io::Error::from_raw_os_error(errno)).exit_code();
+        assert_eq!(error(libc::ENOSPC), code::FILE_IO);
+        assert_eq!(error(libc::EIO), code::FILE_IO);
+        assert_eq!(error(libc::ENOENT), code::PARTIAL);
+        assert_eq!(error(libc::EACCES), code::PARTIAL);
+    }
+}

@@ -1,0 +1,542 @@
+//! Files as blocks: parallel hashing, block maps, the root hash, and the plan
+//! that turns one file into another. Knows no protocol and no destination.
+//!
+//! A block is [`BlockSize`] bytes on a fixed grid, made of 4 KiB *pages*. Its
+//! hash covers its non-zero pages and which pages those are, so a block costs
+//! what it holds: a hole inside it is neither read nor hashed.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::options::BlockSize;
+use crate::scan::{self, Image};
+
+/// The grain in which zeros are told from data: the block size of every common
+/// file system, and the page size of the cache.
+pub const PAGE: u64 = 4096;
+
+/// The hash of a block: BLAKE3 over its non-zero pages, in order (the last page
+/// of a file as short as it is), then its page mask as 8 bytes, little-endian.
+pub type Hash = [u8; 32];
+
+/// As much of a [`Hash`] as travels in a map. The root hash is made of whole
+/// ones, so a collision here is found out.
+pub type Key = [u8; 16];
+
+/// Which pages of a block are meant: bit 0 is the first.
+pub type PageMask = u64;
+
+/// The head of a hash that travels in a map.
+pub fn key(hash: &Hash) -> Key {
+    std::array::from_fn(|i| hash[i])
+}
+
+/// The runs of consecutive pages in a mask.
+pub fn page_runs(mask: PageMask) -> impl Iterator<Item = Range<u32>> {
+    let mut rest = mask;
+    std::iter::from_fn(move || {
+        let start = rest.trailing_zeros();
+        if start == 64 {
+            return None;
+        }
+        let len = (rest >> start).trailing_ones();
+        rest &= PageMask::MAX.checked_shl(start + len).unwrap_or(0);
+        Some(start..start + len)
+    })
+}
+
+/// The block grid over a file of one length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grid {
+    /// Bytes in the file.
+    pub length: u64,
+    /// Bytes in a block.
+    pub block: BlockSize,
+}
+
+impl Grid {
+    /// How many blocks there are; the last may be short.
+    pub fn blocks(&self) -> u64 {
+        self.length.div_ceil(self.block.bytes())
+    }
+
+    /// Where a run of blocks lies in the file, clipped to its length.
+    pub fn bytes(&self, blocks: &Range<u64>) -> Range<u64> {
+        let at = |block: u64| block.saturating_mul(self.block.bytes()).min(self.length);
+        at(blocks.start)..at(blocks.end)
+    }
+
+    /// Where a run of pages of one block lies in the file, clipped to its length.
+    pub fn pages(&self, block: u64, pages: &Range<u32>) -> Range<u64> {
+        let start = block * self.block.bytes();
+        let at = |page: u32| (start + u64::from(page) * PAGE).min(self.length);
+        at(pages.start)..at(pages.end)
+    }
+
+    /// How many bytes the pages of a mask hold in this block.
+    pub fn masked_bytes(&self, block: u64, mask: PageMask) -> u64 {
+        page_runs(mask).map(|run| self.pages(block, &run)).map(|r| r.end - r.start).sum()
+    }
+
+    /// All pages that this block has.
+    pub fn all_pages(&self, block: u64) -> PageMask {
+        let bytes = self.bytes(&(block..block + 1));
+        let count = (bytes.end - bytes.start).div_ceil(PAGE);
+        if count >= 64 { PageMask::MAX } else { (1 << count) - 1 }
+    }
+}
+
+/// A block with data extents in it, as read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// See [`Hash`]; of no meaning when `data` is 0.
+    pub hash: Hash,
+    /// The pages that are not all zeros. 0: a zero block that is allocated.
+    pub data: PageMask,
+    /// The pages that lie in data extents; these were read.
+    pub read: PageMask,
+    /// Where the read pages lie in the batch's buffer, packed.
+    pub at: usize,
+}
+
+/// What a stretch of a file consists of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    /// So many blocks without any data extent.
+    Hole(u64),
+    /// One block that was read.
+    Block(Block),
+}
+
+/// Consecutive blocks of a file and the bytes that were read for them.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// In file order, without gaps.
+    pub items: Vec<Item>,
+    /// The read pages of all blocks, one after the other.
+    pub buffer: Vec<u8>,
+}
+
+impl Batch {
+    /// The non-zero pages of a block as slices of the buffer, in file order.
+    pub fn data_of<'a>(
+        &'a self,
+        grid: &'a Grid,
+        index: u64,
+        block: &Block,
+    ) -> impl Iterator<Item = &'a [u8]> + 'a {
+        let (read, at) = (block.read, block.at);
+        page_runs(block.data).map(move |run| {
+            let before = read & ((1u64 << run.start) - 1);
+            let start = at + grid.masked_bytes(index, before) as usize;
+            let bytes = grid.pages(index, &run);
+            &self.buffer[start..start + (bytes.end - bytes.start) as usize]
+        })
+    }
+}
+
+/// How much is read before a batch is handed on. Several are in flight, so this
+/// bounds memory; it is large enough to keep every core busy.
+const BATCH: usize = 4 << 20;
+
+/// How much of a batch one task reads and hashes.
+const TASK: usize = 256 << 10;
+
+/// Reads and hashes an image block by block and hands it out in batches, in
+/// file order, until it is through or `sink` returns `false`.
+///
+/// `sink` may leave a batch's buffer in place to have it used again. Memory is
+/// bounded by one batch here and whatever `sink` holds on to.
+///
+/// # Errors
+///
+/// Whatever seeking and reading report, and what `sink` returns.
+pub fn map_image<E: From<io::Error>>(
+    image: &dyn Image,
+    grid: &Grid,
+    mut sink: impl FnMut(&mut Batch) -> Result<bool, E>,
+) -> Result<(), E> {
+    let mut gather = Gather { grid, next: 0, batch: Batch::default(), reads: Vec::new(), bytes: 0 };
+    for extent in image.extents(0..grid.length) {
+        let extent = extent?;
+        let mut at = extent.start;
+        while at < extent.end {
+            at = gather.add(at..extent.end);
+            if gather.bytes >= BATCH && !gather.pass_on(image, &mut sink)? {
+                return Ok(());
+            }
+        }
+    }
+    gather.hole_until(grid.blocks());
+    gather.pass_on(image, &mut sink)?;
+    Ok(())
+}
+
+/// A batch in the making.
+struct Gather<'a> {
+    grid: &'a Grid,
+    /// The block after the last one in the batch.
+    next: u64,
+    batch: Batch,
+    /// The index of each block to read, in the order of the batch.
+    reads: Vec<u64>,
+    bytes: usize,
+}
+
+impl Gather<'_> {
+    /// Adds the part of an extent that lies in its first block; where it ended.
+    fn add(&mut self, extent: Range<u64>) -> u64 {
+        let size = self.grid.block.bytes();
+        let index = extent.start / size;
+        let end = extent.end.min((index + 1) * size);
+        let first = (extent.start % size / PAGE) as u32;
+        let last = ((end - index * size).div_ceil(PAGE)) as u32;
+        let pages = (PageMask::MAX >> (64 - (last - first))) << first;
+        if index >= self.next {
+            self.hole_until(index);
+            let block = Block { hash: [0; 32], data: 0, read: 0, at: self.bytes };
+            self.batch.items.push(Item::Block(block));
+            self.reads.push(index);
+            self.next = index + 1;
+        }
+        if let Some(Item::Block(block)) = self.batch.items.last_mut() {
+            let new = pages & !block.read;
+            block.read |= new;
+            self.bytes += self.grid.masked_bytes(index, new) as usize;
+        }
+        end
+    }
+
+    fn hole_until(&mut self, index: u64) {
+        if index > self.next {
+            self.batch.items.push(Item::Hole(index - self.next));
+            self.next = index;
+        }
+    }
+
+    /// Reads, hashes and hands out what was gathered, all but the last block if
+    /// more of it may come.
+    fn pass_on<E: From<io::Error>>(
+        &mut self,
+        image: &dyn Image,
+        sink: &mut impl FnMut(&mut Batch) -> Result<bool, E>,
+    ) -> Result<bool, E> {
+        // The last block may not be whole: a later extent can add pages to it.
+        let held = match self.batch.items.last() {
+            Some(Item::Block(block)) if self.next < self.grid.blocks() => {
+                let held = *block;
+                self.batch.items.pop();
+                Some((held, self.reads.pop().unwrap_or(self.next - 1)))
+            }
+            _ => None,
+        };
+        let bytes = held.map_or(self.bytes, |(block, _)| block.at);
+        self.batch.buffer.resize(bytes, 0);
+        read_and_hash(image, self.grid, &mut self.batch, &self.reads)?;
+        let go_on = self.batch.items.is_empty() || sink(&mut self.batch)?;
+        self.batch.items.clear();
+        self.reads.clear();
+        self.bytes = 0;
+        if let Some((mut block, index)) = held {
+            block.at = 0;
+            self.bytes = self.grid.masked_bytes(index, block.read) as usize;
+            self.batch.items.push(Item::Block(block));
+            self.reads.push(index);
+        }
+        Ok(go_on)
+    }
+}
+
+/// One block of a batch and the room for its bytes.
+struct Work<'a> {
+    index: u64,
+    block: &'a mut Block,
+    bytes: &'a mut [u8],
+}
+
+fn read_and_hash(image: &dyn Image, grid: &Grid, batch: &mut Batch, reads: &[u64]) -> io::Result<()> {
+    let mut room = batch.buffer.as_mut_slice();
+    let blocks = batch.items.iter_mut().filter_map(|item| match item {
+        Item::Block(block) => Some(block),
+        Item::Hole(_) => None,
+    });
+    let mut work: Vec<Work> = blocks
+        .zip(reads)
+        .map(|(block, &index)| {
+            let len = grid.masked_bytes(index, block.read) as usize;
+            let (bytes, rest) = std::mem::take(&mut room).split_at_mut(len);
+            room = rest;
+            Work { index, block, bytes }
+        })
+        .collect();
+    let per_task = (TASK / grid.block.bytes() as usize).max(1);
+    if work.len() <= per_task {
+        return hash_task(image, grid, &mut work);
+    }
+    work.par_chunks_mut(per_task).try_for_each(|task| hash_task(image, grid, task))
+}
+
+fn hash_task(image: &dyn Image, grid: &Grid, task: &mut [Work]) -> io::Result<()> {
+    for work in task {
+        let mut at = 0;
+        for run in page_runs(work.block.read) {
+            let range = grid.pages(work.index, &run);
+            let len = (range.end - range.start) as usize;
+            image.read_at(&mut work.bytes[at..at + len], range.start)?;
+            at += len;
+        }
+        work.block.data = nonzero_pages(work.block.read, work.bytes);
+        work.block.hash = hash_read(work.block, work.bytes);
+    }
+    Ok(())
+}
+
+/// The pages of `read` that are not all zeros; `bytes` holds these pages, packed.
+fn nonzero_pages(read: PageMask, bytes: &[u8]) -> PageMask {
+    let mut pages = bytes.chunks(PAGE as usize);
+    let mut data = 0;
+    for run in page_runs(read) {
+        for page in run {
+            if pages.next().is_some_and(|bytes| !scan::is_zero(bytes)) {
+                data |= 1 << page;
+            }
+        }
+    }
+    data
+}
+
+fn hash_read(block: &Block, bytes: &[u8]) -> Hash {
+    if block.data == block.read {
+        return hash_block(block.data, [bytes].into_iter());
+    }
+    let mut read = 0..64u32;
+    let pages =
+        bytes.chunks(PAGE as usize).zip(std::iter::from_fn(|| read.find(|page| block.read >> page & 1 == 1)));
+    hash_block(block.data, pages.filter(|(_, page)| block.data >> page & 1 == 1).map(|(bytes, _)| bytes))
+}
+
+/// The hash of a block with this page mask and these bytes in those pages.
+pub fn hash_block<'a>(data: PageMask, pages: impl Iterator<Item = &'a [u8]>) -> Hash {
+    let mut hasher = blake3::Hasher::new();
+    for bytes in pages {
+        hasher.update(bytes);
+    }
+    hasher.update(&data.to_le_bytes());
+    *hasher.finalize().as_bytes()
+}
+
+/// Builds the root hash: BLAKE3 over a tag, the block size and the length (8
+/// bytes each, little-endian), then index (8 bytes) and hash of every block
+/// that is not zero, in order. Holes cost nothing and the layout does not matter.
+#[derive(Debug)]
+pub struct RootHasher(blake3::Hasher);
+
+impl RootHasher {
+    /// For a file on this grid.
+    pub fn new(grid: &Grid) -> RootHasher {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"holesync root 1\n");
+        hasher.update(&grid.block.bytes().to_le_bytes());
+        hasher.update(&grid.length.to_le_bytes());
+        RootHasher(hasher)
+    }
+
+    /// Adds the next block that is not zero; indices ascend.
+    pub fn add(&mut self, index: u64, hash: &Hash) {
+        self.0.update(&index.to_le_bytes());
+        self.0.update(hash);
+    }
+
+    /// The root hash.
+    pub fn finish(self) -> Hash {
+        *self.0.finalize().as_bytes()
+    }
+}
+
+/// The root hash of a whole image. `progress` is told bytes read, and may stop
+/// the work by returning `false`: then the result is `None`.
+///
+/// # Errors
+///
+/// Whatever seeking and reading report.
+pub fn root_of(
+    image: &dyn Image,
+    grid: &Grid,
+    mut progress: impl FnMut(u64) -> bool,
+) -> io::Result<Option<Hash>> {
+    let mut root = RootHasher::new(grid);
+    let (mut index, mut stopped) = (0, false);
+    map_image(image, grid, |batch| {
+        for item in &batch.items {
+            match item {
+                Item::Hole(blocks) => index += blocks,
+                Item::Block(block) => {
+                    if block.data != 0 {
+                        root.add(index, &block.hash);
+                    }
+                    index += 1;
+                }
+            }
+        }
+        stopped = !progress(batch.buffer.len() as u64);
+        Ok::<_, io::Error>(!stopped)
+    })?;
+    Ok((!stopped).then(|| root.finish()))
+}
+
+/// A stretch of a block map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Run {
+    /// So many zero blocks, holes or not.
+    Zero(u64),
+    /// Consecutive blocks that are not zero.
+    Keys(Vec<Key>),
+}
+
+/// A file's blocks in order, each zero or a hash. Whatever lies beyond its end
+/// is zero.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BlockMap {
+    /// The stretches.
+    pub runs: Vec<Run>,
+}
+
+/// What is to be done with a range of blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// The basis has it.
+    Keep,
+    /// It becomes zero.
+    Zero,
+    /// It becomes the source's data.
+    Data,
+}
+
+/// The ranges of blocks that turn `basis` into `source`, in order, adjoining,
+/// neighbours merged. Pure: no bytes, no files.
+pub fn plan(source: BlockMap, basis: BlockMap) -> Vec<(Range<u64>, Action)> {
+    let mut planner = Planner::default();
+    basis.runs.into_iter().for_each(|run| planner.push_basis(run));
+    planner.end_basis();
+    source.runs.into_iter().for_each(|run| planner.push_source(run));
+    let mut steps: Vec<(Range<u64>, Action)> = Vec::new();
+    while let Some((range, action)) = planner.step() {
+        match steps.last_mut() {
+            Some((last, same)) if *same == action => last.end = range.end,
+            _ => steps.push((range, action)),
+        }
+    }
+    steps
+}
+
+/// [`plan`], fed from both ends as the maps arrive: memory is what was pushed
+/// and not yet planned.
+#[derive(Debug, Default)]
+pub struct Planner {
+    source: Queue,
+    basis: Queue,
+    basis_ended: bool,
+    at: u64,
+}
+
+impl Planner {
+    /// Appends to the source's map.
+    pub fn push_source(&mut self, run: Run) {
+        self.source.push(run);
+    }
+
+    /// Appends to the basis's map.
+    pub fn push_basis(&mut self, run: Run) {
+        self.basis.push(run);
+    }
+
+    /// The basis has no more blocks: what follows is zero.
+    pub fn end_basis(&mut self) {
+        self.basis_ended = true;
+    }
+
+    /// Whether the next step waits for the basis and not for the source.
+    pub fn wants_basis(&self) -> bool {
+        self.basis.is_empty() && !self.basis_ended && !self.source.is_empty()
+    }
+
+    /// The next range of blocks for which both sides are known.
+    pub fn step(&mut self) -> Option<(Range<u64>, Action)> {
+        let start = self.at;
+        let mut action = None;
+        while let Some((blocks, next)) = self.compare() {
+            if *action.get_or_insert(next) != next {
+                break;
+            }
+            self.source.skip(blocks);
+            self.basis.skip(blocks);
+            self.at += blocks;
+        }
+        action.map(|action| (start..self.at, action))
+    }
+
+    /// What the next blocks need, and how many alike are known on both sides.
+    fn compare(&self) -> Option<(u64, Action)> {
+        let source = self.source.front()?;
+        let basis = match self.basis.front() {
+            None if !self.basis_ended => return None,
+            None => Front::Zero(u64::MAX),
+            Some(front) => front,
+        };
+        Some(match (source, basis) {
+            (Front::Zero(a), Front::Zero(b)) => (a.min(b), Action::Keep),
+            (Front::Zero(_), Front::Key(_)) => (1, Action::Zero),
+            (Front::Key(_), Front::Zero(_)) => (1, Action::Data),
+            (Front::Key(a), Front::Key(b)) => (1, if a == b { Action::Keep } else { Action::Data }),
+        })
+    }
+}
+
+enum Front {
+    Zero(u64),
+    Key(Key),
+}
+
+/// Runs not yet consumed, with how much of the first one is.
+#[derive(Debug, Default)]
+struct Queue {
+    runs: VecDeque<Run>,
+    used: u64,
+}
+
+impl Queue {
+    fn push(&mut self, run: Run) {
+        let empty = matches!(&run, Run::Zero(0)) || matches!(&run, Run::Keys(keys) if keys.is_empty());
+        if !empty {
+            self.runs.push_back(run);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    fn front(&self) -> Option<Front> {
+        Some(match self.runs.front()? {
+            Run::Zero(blocks) => Front::Zero(blocks - self.used),
+            Run::Keys(keys) => Front::Key(keys[self.used as usize]),
+        })
+    }
+
+    /// Consumes blocks of the first run; nothing when there is none.
+    fn skip(&mut self, blocks: u64) {
+        let Some(run) = self.runs.front() else { return };
+        let len = match run {
+            Run::Zero(blocks) => *blocks,
+            Run::Keys(keys) => keys.len() as u64,
+        };
+        self.used += blocks;
+        if self.used >= len {
+            self.used = 0;
+            self.runs.pop_front();
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! `path`, `[user@]host:path`, `[user@][v6addr]:path` and
+//! `ssh://[user@]host[:port]/path`, as the command line gives them.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+
+/// Where a source or a destination is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// A path on this machine.
+    Local(PathBuf),
+    /// A path on another machine.
+    Remote(Host, PathBuf),
+}
+
+/// A machine that ssh can reach. Two locations on one host compare equal here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// `user` of `user@host`.
+    pub user: Option<String>,
+    /// Name or address, without brackets. Never empty, never begins with `-`.
+    pub name: String,
+    /// The port of an `ssh://` address.
+    pub port: Option<u16>,
+}
+
+impl Location {
+    /// Reads a location the way rsync does: a colon before the first slash
+    /// makes it remote.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for an empty or suspicious user or host, a bad port, or
+    /// an empty path.
+    pub fn parse(text: &OsStr) -> Result<Location> {
+        let bytes = text.as_bytes();
+        if bytes.is_empty() {
+            return Err(Error::Usage("an empty path names nothing".into()));
+        }
+        if let Some(rest) = bytes.strip_prefix(b"ssh://") {
+            return parse_url(rest, text);
+        }
+        let Some(colon) = remote_colon(bytes) else {
+            return Ok(Location::Local(PathBuf::from(text)));
+        };
+        let (user, host) = split_user(&bytes[..colon]);
+        let host = unbracket(host);
+        Ok(Location::Remote(host_of(user, host, None, text)?, remote_path(&bytes[colon + 1..])))
+    }
+}
+
+impl std::fmt::Display for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(user) = &self.user {
+            write!(f, "{user}@")?;
+        }
+        f.write_str(&self.name)?;
+        if let Some(port) = self.port {
+            write!(f, " port {port}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The colon that separates host and path, if the text names a host.
+fn remote_colon(bytes: &[u8]) -> Option<usize> {
+    let (user, host) = split_user(bytes);
+    let host_at = bytes.len() - host.len();
+    if host.starts_with(b"[") && !user.is_some_and(|u| u.contains(&b'/')) {
+        let close = host.windows(2).position(|w| w == b"]:")?;
+        return Some(host_at + close + 1);
+    }
+    let colon = bytes.iter().position(|&b| b == b':')?;
+    (!bytes[..colon].contains(&b'/')).then_some(colon)
+}
+
+/// Splits `user@host…` at the last `@` before the first `:` or `/`.
+fn split_user(bytes: &[u8]) -> (Option<&[u8]>, &[u8]) {
+    let end = bytes.iter().position(|b| matches!(b, b':' | b'/')).unwrap_or(bytes.len());
+    match bytes[..end].iter().rposition(|&b| b == b'@') {
+        Some(at) => (Some(&bytes[..at]), &bytes[at + 1..]),
+        None => (None, bytes),
+    }
+}
+
+fn unbracket(host: &[u8]) -> &[u8] {
+    host.strip_prefix(b"[").and_then(|h| h.strip_suffix(b"]")).unwrap_or(host)
+}
+
+fn parse_url(rest: &[u8], whole: &OsStr) -> Result<Location> {
+    let slash = rest
+        .iter()
+        .position(|&b| b == b'/')
+        .ok_or_else(|| Error::Usage(format!("{whole:?} has no path: write ssh://[user@]host[:port]/path")))?;
+    let (user, host) = split_user(&rest[..slash]);
+    let (host, port) = match host.iter().rposition(|&b| b == b':') {
+        Some(colon) if !host.ends_with(b"]") => (&host[..colon], Some(&host[colon + 1..])),
+        _ => (host, None),
+    };
+    let port = match port {
+        None => None,
+        Some(digits) => Some(
+            std::str::from_utf8(digits)
+                .ok()
+                .and_then(|d| d.parse().ok())
+                .ok_or_else(|| Error::Usage(format!("{whole:?} has a bad port number")))?,
+        ),
+    };
+    Ok(Location::Remote(host_of(user, unbracket(host), port, whole)?, remote_path(&rest[slash..])))
+}
+
+/// The path after `host:`; nothing means the home directory, as for rsync.
+fn remote_path(bytes: &[u8]) -> PathBuf {
+    let bytes = if bytes.is_empty() { b"." } else { bytes };
+    PathBuf::from(OsString::from_vec(bytes.to_vec()))
+}
+
+/// Checks user and host: neither may be taken for an option by ssh, and neither
+/// holds anything that a host or user name cannot.
+fn host_of(user: Option<&[u8]>, name: &[u8], port: Option<u16>, whole: &OsStr) -> Result<Host> {
+    let checked = |part: &[u8], what: &str| -> Result<String> {
+        let fine = |&b: &u8| b.is_ascii_graphic() && !b"'\"`$\\;&|<>(){}*?!#".contains(&b) || b >= 0x80;
+        if part.is_empty() || part[0] == b'-' || !part.iter().all(fine) {
+            return Err(Error::Usage(format!("{whole:?} has a bad {what} name")));
+        }
+        String::from_utf8(part.to_vec()).map_err(|_| Error::Usage(format!("{whole:?} has a bad {what} name")))
+    };
+    let user = user.map(|u| checked(u, "user")).transpose()?;
+    Ok(Host { user, name: checked(name, "host")?, port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Location> {
+        Location::parse(OsStr::new(text))
+    }
+
+    fn remote(user: Option<&str>, name: &str, port: Option<u16>, path: &str) -> Location {
+        let host = Host { user: user.map(Into::into), name: name.into(), port };
+        Location::Remote(host, path.into())
+    }
+
+    #[test]
+    fn local_paths() {
+        for path in ["a", "/a/b", "./a:b", "/x:y", "dir/[a]:b", "a@b", "dir/u@[x]:y"] {
+            assert_eq!(parse(path).unwrap(), Location::Local(path.into()), "{path}");
+        }
+    }
+
+    #[test]
+    fn remote_paths() {
+        assert_eq!(parse("h:/p").unwrap(), remote(None, "h", None, "/p"));
+        assert_eq!(parse("u@h:p q").unwrap(), remote(Some("u"), "h", None, "p q"));
+        assert_eq!(parse("h:").unwrap(), remote(None, "h", None, "."));
+        assert_eq!(parse("h:a:b@c").unwrap(), remote(None, "h", None, "a:b@c"));
+        assert_eq!(parse("u@[fe80::1%eth0]:/p").unwrap(), remote(Some("u"), "fe80::1%eth0", None, "/p"));
+        assert_eq!(parse("[::1]:/p").unwrap(), remote(None, "::1", None, "/p"));
+        assert_eq!(parse("ssh://u@h:22022/p").unwrap(), remote(Some("u"), "h", Some(22022), "/p"));
+        assert_eq!(parse("ssh://[::1]:5/p").unwrap(), remote(None, "::1", Some(5), "/p"));
+        assert_eq!(parse("ssh://[::1]/p").unwrap(), remote(None, "::1", None, "/p"));
+    }
+
+    #[test]
+    fn suspicious_hosts_are_refused() {
+        for bad in [
+            "-oProxyCommand=x:/p",
+            "u@-h:/p",
+            "-u@h:/p",
+            ":/p",
+            "u@:/p",
+            "h h:/p",
+            "$(x):/p",
+            "",
+            "ssh://h",
+            "ssh://h:x/p",
+            "ssh://-h/p",
+            "[-x]:/p",
+        ] {
+            assert_eq!(parse(bad).unwrap_err().exit_code(), 1, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! What the user asked for, in the form that the code uses. Built by `cli`,
+//! sent to the other end as part of the start message.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// How a transfer is to be done. Both ends work from the same copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// Descend into directories.
+    pub recursive: bool,
+    /// Copy symlinks as symlinks; otherwise they are skipped.
+    pub links: bool,
+    /// Set permissions; otherwise new files follow the umask.
+    pub perms: bool,
+    /// Set modification times, to the nanosecond.
+    pub times: bool,
+    /// Set the owner, by name where the name exists there.
+    pub owner: bool,
+    /// Set the group, by name where the name exists there.
+    pub group: bool,
+    /// Change nothing; find out what would be done.
+    pub dry_run: bool,
+    /// Compare contents even where size and modification time agree.
+    pub checksum: bool,
+    /// Treat size and modification time as if they always differed.
+    pub ignore_times: bool,
+    /// Take files of equal size for equal.
+    pub size_only: bool,
+    /// Send everything, whatever the destination has.
+    pub whole_file: bool,
+    /// How new content becomes the destination.
+    pub commit: Commit,
+    /// Keep zeros allocated on the destination.
+    pub preallocate: bool,
+    /// Trust SEEK_DATA and SEEK_HOLE on the source.
+    pub hole_map: bool,
+    /// Read the destination back from storage and check it once more.
+    pub verify: bool,
+    /// Have data on storage before a file counts as done.
+    pub fsync: bool,
+    /// The unit of comparison.
+    pub block_size: BlockSize,
+    /// Whether data travels compressed.
+    pub compress: Compress,
+    /// The zstd level.
+    pub compress_level: i32,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            recursive: true,
+            links: true,
+            perms: true,
+            times: true,
+            owner: false,
+            group: false,
+            dry_run: false,
+            checksum: false,
+            ignore_times: false,
+            size_only: false,
+            whole_file: false,
+            commit: Commit::Auto,
+            preallocate: false,
+            hole_map: true,
+            verify: false,
+            fsync: true,
+            block_size: BlockSize::default(),
+            compress: Compress::None,
+            compress_level: 1,
+        }
+    }
+}
+
+/// How new content becomes the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Commit {
+    /// Clone, patch and rename where the file system can clone; else gather the
+    /// changes aside and write them from a sealed log, or complete and rename.
+    Auto,
+    /// Always end in a rename.
+    Atomic,
+    /// Write into the destination directly.
+    InPlace,
+}
+
+/// Whether data frames are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Compress {
+    /// Never.
+    None,
+    /// Where the connection is slower than the compressor and the data shrinks.
+    Auto,
+    /// Always, where the data shrinks.
+    Zstd,
+}
+
+/// The unit in which two files are compared: a power of two from
+/// [`BlockSize::MIN`] to [`BlockSize::MAX`] bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct BlockSize(u32);
+
+impl BlockSize {
+    /// One page: 4 KiB.
+    pub const MIN: u32 = 4 << 10;
+    /// 64 pages, the width of a page mask: 256 KiB.
+    pub const MAX: u32 = 256 << 10;
+
+    /// A block of this many bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] when it is not a power of two within the limits.
+    pub fn new(bytes: u64) -> Result<BlockSize> {
+        let fits = (u64::from(BlockSize::MIN)..=u64::from(BlockSize::MAX)).contains(&bytes);
+        if !fits || !bytes.is_power_of_two() {
+            return Err(Error::Usage(format!(
+                "a block of {bytes} bytes cannot be used: it must be a power of two from 4K to 256K"
+            )));
+        }
+        Ok(BlockSize(bytes as u32))
+    }
+
+    /// Bytes in a block.
+    pub fn bytes(self) -> u64 {
+        u64::from(self.0)
+    }
+}
+
+impl Default for BlockSize {
+    fn default() -> BlockSize {
+        BlockSize(64 << 10)
+    }
+}
+
+impl TryFrom<u32> for BlockSize {
+    type Error = Error;
+    fn try_from(bytes: u32) -> Result<BlockSize> {
+        BlockSize::new(u64::from(bytes))
+    }
+}
+
+impl From<BlockSize> for u32 {
+    fn from(size: BlockSize) -> u32 {
+        size.0
+    }
+}

@@ -1,0 +1,265 @@
+//! Every system call that std lacks, behind safe functions, and the only
+//! `unsafe` of the crate. "Not supported here" is a value, never an error; an
+//! I/O error is always an error.
+#![allow(unsafe_code)]
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, FallocateFlags, OFlag, OpenHow, PosixFadviseAdvice, ResolveFlag};
+use nix::sys::stat::{FileStat, Mode, UtimensatFlags};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, UnlinkatFlags, Whence};
+
+/// What a seek for data or for a hole found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sought {
+    /// The next data or hole begins here.
+    At(u64),
+    /// There is no data from here on (`ENXIO`).
+    End,
+    /// This file has no map (`EINVAL`): block devices, some file systems.
+    NoMap,
+}
+
+/// `lseek(fd, from, SEEK_DATA)`; lseek(2).
+pub fn seek_data(file: &File, from: u64) -> io::Result<Sought> {
+    sought(nix::unistd::lseek(file, offset(from)?, Whence::SeekData))
+}
+
+/// `lseek(fd, from, SEEK_HOLE)`; lseek(2). The end of the file counts as a hole.
+pub fn seek_hole(file: &File, from: u64) -> io::Result<Sought> {
+    sought(nix::unistd::lseek(file, offset(from)?, Whence::SeekHole))
+}
+
+fn sought(result: nix::Result<libc::off_t>) -> io::Result<Sought> {
+    match result {
+        Ok(at) => Ok(Sought::At(at as u64)),
+        Err(Errno::ENXIO) => Ok(Sought::End),
+        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(Sought::NoMap),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The size of a block device, which `stat` does not tell.
+pub fn device_size(file: &File) -> io::Result<u64> {
+    Ok(nix::unistd::lseek(file, 0, Whence::SeekEnd)? as u64)
+}
+
+fn offset(value: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(value).map_err(|_| Errno::EOVERFLOW.into())
+}
+
+/// Deallocates a range, which then reads as zeros. The length of the file stays.
+/// `false`: the file system cannot.
+pub fn punch_hole(file: &File, range: Range<u64>) -> io::Result<bool> {
+    fallocate(file, FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, range)
+}
+
+/// Makes a range read as zeros and keeps it allocated. `false`: cannot.
+pub fn zero_range(file: &File, range: Range<u64>) -> io::Result<bool> {
+    fallocate(file, FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE, range)
+}
+
+/// Allocates a range without changing what is there or the length. `false`: cannot.
+pub fn allocate(file: &File, range: Range<u64>) -> io::Result<bool> {
+    fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, range)
+}
+
+fn fallocate(file: &File, mode: FallocateFlags, range: Range<u64>) -> io::Result<bool> {
+    if range.is_empty() {
+        return Ok(true);
+    }
+    let (start, len) = (offset(range.start)?, offset(range.end - range.start)?);
+    loop {
+        match nix::fcntl::fallocate(file, mode, start, len) {
+            Ok(()) => return Ok(true),
+            Err(Errno::EINTR) => {}
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::ENODEV | Errno::EINVAL) => return Ok(false),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+#[allow(missing_docs)] // the macros leave no place for a comment
+mod ioctl {
+    nix::ioctl_write_int_bad!(ficlone, libc::FICLONE);
+    // BLKZEROOUT of linux/fs.h, `_IO(0x12, 127)`: start and length in bytes.
+    nix::ioctl_write_ptr_bad!(blkzeroout, 0x127f, [u64; 2]);
+}
+
+/// Makes `to` share all data of `from`; ioctl_ficlone(2). `false`: these two cannot.
+pub fn clone_file(from: &File, to: &File) -> io::Result<bool> {
+    // SAFETY: both descriptors are open for the length of the call, and FICLONE
+    // takes a descriptor by value and writes no memory of this process.
+    match unsafe { ioctl::ficlone(to.as_raw_fd(), from.as_raw_fd()) } {
+        Ok(_) => Ok(true),
+        Err(
+            Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EXDEV | Errno::EINVAL | Errno::ENOSYS | Errno::EPERM,
+        ) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Makes a range of a block device read as zeros, the fastest way it knows
+/// (`BLKZEROOUT`, linux/fs.h; the kernel writes zeros where the device has no
+/// command for it). The range must be a multiple of 512. `false`: cannot.
+pub fn zero_out_device(file: &File, range: Range<u64>) -> io::Result<bool> {
+    let argument = [range.start, range.end - range.start];
+    // SAFETY: the descriptor is open, and the kernel only reads the two words
+    // of `argument`, which outlives the call.
+    match unsafe { ioctl::blkzeroout(file.as_raw_fd(), &argument) } {
+        Ok(_) => Ok(true),
+        Err(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EINVAL) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Starts to write a range back without waiting for it, so that a later `fsync`
+/// is short; sync_file_range(2). Only a hint: failure is of no consequence.
+pub fn start_writeback(file: &File, range: Range<u64>) {
+    let (Ok(start), Ok(len)) = (offset(range.start), offset(range.end - range.start)) else { return };
+    // SAFETY: the descriptor is open and no memory is passed.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+/// Forgets the cached pages of a file, so that the next read comes from
+/// storage; dirty pages stay, so sync first. Only a hint (posix_fadvise(2)).
+pub fn drop_cache(file: &File) {
+    let _ = nix::fcntl::posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+}
+
+/// Copies up to `len` bytes at `offset` from one file to the same place in
+/// another, within the kernel; copy_file_range(2). `None`: these two cannot.
+pub fn copy_range(from: &File, to: &File, at: u64, len: usize) -> io::Result<Option<usize>> {
+    let (mut source, mut target) = (offset(at)?, offset(at)?);
+    match nix::fcntl::copy_file_range(from, Some(&mut source), to, Some(&mut target), len) {
+        Ok(copied) => Ok(Some(copied)),
+        Err(Errno::EXDEV | Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Opens `path` below `dir`: no component may be a symlink or lead out of
+/// `dir` (openat2(2); where the kernel lacks it, one component at a time).
+/// `path` must hold plain names only; an empty one is `dir` itself.
+pub fn open_beneath(dir: BorrowedFd, path: &Path, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let create = Mode::from_bits_truncate(mode);
+    let how = OpenHow::new()
+        .flags(flags)
+        .mode(if flags.contains(OFlag::O_CREAT) { create } else { Mode::empty() })
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    match nix::fcntl::openat2(dir, path, how) {
+        Err(Errno::ENOSYS | Errno::EPERM) => open_stepwise(dir, path, flags, create),
+        other => Ok(other?),
+    }
+}
+
+fn open_stepwise(dir: BorrowedFd, path: &Path, flags: OFlag, mode: Mode) -> io::Result<OwnedFd> {
+    let mut at = dir.try_clone_to_owned()?;
+    let mut names = path.iter().peekable();
+    while let Some(name) = names.next() {
+        if name == ".." || name == "/" {
+            return Err(Errno::EXDEV.into());
+        }
+        if names.peek().is_none() {
+            return Ok(nix::fcntl::openat(&at, name, flags, mode)?);
+        }
+        let step = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        at = nix::fcntl::openat(&at, name, step, Mode::empty())?;
+    }
+    Err(Errno::ENOENT.into())
+}
+
+/// `fstatat` without following a symlink; `None`: nothing has this name.
+pub fn stat_at(dir: impl AsFd, name: &OsStr) -> io::Result<Option<FileStat>> {
+    match nix::sys::stat::fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// `renameat` within one directory.
+pub fn rename_at(dir: impl AsFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
+    let dir = dir.as_fd();
+    Ok(nix::fcntl::renameat(dir, from, dir, to)?)
+}
+
+/// Removes a name that is not a directory; whether there was one.
+pub fn unlink_at(dir: impl AsFd, name: &OsStr) -> io::Result<bool> {
+    match nix::unistd::unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) => Ok(true),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// `mkdirat`; whether the directory is new.
+pub fn make_dir_at(dir: impl AsFd, name: &OsStr, mode: u32) -> io::Result<bool> {
+    match nix::sys::stat::mkdirat(dir, name, Mode::from_bits_truncate(mode)) {
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// `symlinkat`.
+pub fn symlink_at(dir: impl AsFd, target: &OsStr, name: &OsStr) -> io::Result<()> {
+    Ok(nix::unistd::symlinkat(target, dir, name)?)
+}
+
+/// `readlinkat`.
+pub fn read_link_at(dir: impl AsFd, name: &OsStr) -> io::Result<std::ffi::OsString> {
+    Ok(nix::fcntl::readlinkat(dir, name)?)
+}
+
+/// Sets the modification time of a name, not following a symlink.
+pub fn set_mtime_at(dir: impl AsFd, name: &OsStr, seconds: i64, nanoseconds: u32) -> io::Result<()> {
+    let mtime = TimeSpec::new(seconds, i64::from(nanoseconds));
+    let flag = UtimensatFlags::NoFollowSymlink;
+    Ok(nix::sys::stat::utimensat(dir, name, &TimeSpec::UTIME_OMIT, &mtime, flag)?)
+}
+
+/// Sets the modification time of an open file.
+pub fn set_mtime(file: impl AsFd, seconds: i64, nanoseconds: u32) -> io::Result<()> {
+    let mtime = TimeSpec::new(seconds, i64::from(nanoseconds));
+    Ok(nix::sys::stat::futimens(file, &TimeSpec::UTIME_OMIT, &mtime)?)
+}
+
+/// Sets the owner of a name, not following a symlink.
+pub fn chown_at(dir: impl AsFd, name: &OsStr, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+    let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+    Ok(nix::unistd::fchownat(dir, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?)
+}
+
+/// Sets the permission bits of an open file (`07777`).
+pub fn set_mode(file: impl AsFd, mode: u32) -> io::Result<()> {
+    Ok(nix::sys::stat::fchmod(file, Mode::from_bits_truncate(mode))?)
+}
+
+/// Bytes free for this user on the file system of an open file.
+pub fn free_space(file: impl AsFd) -> io::Result<u64> {
+    let stat = nix::sys::statvfs::fstatvfs(file)?;
+    Ok(stat.blocks_available() as u64 * stat.fragment_size() as u64)
+}
+
+/// The process's umask. Reading it means setting it for a moment, so call this
+/// before there are other threads.
+pub fn umask() -> u32 {
+    let mask = nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
+    nix::sys::stat::umask(mask);
+    mask.bits()
+}
+
+/// Asks for a larger pipe, so that a writer sleeps less often; only a hint.
+pub fn grow_pipe(pipe: impl AsFd) {
+    let _ = nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
+}

@@ -1,0 +1,77 @@
+//! The place where tests work. `tests/run` names it in `HOLESYNC_TEST_ROOT`.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+/// A file system that `tests/run` mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fs {
+    Ext4,
+    Xfs,
+    Btrfs,
+    Tmpfs,
+    /// 64 MiB of ext4, to be filled up.
+    Small,
+}
+
+impl Fs {
+    fn name(self) -> &'static str {
+        match self {
+            Fs::Ext4 => "ext4",
+            Fs::Xfs => "xfs",
+            Fs::Btrfs => "btrfs",
+            Fs::Tmpfs => "tmpfs",
+            Fs::Small => "small",
+        }
+    }
+}
+
+/// The directory that `tests/run` prepared.
+pub fn root() -> Option<PathBuf> {
+    std::env::var_os("HOLESYNC_TEST_ROOT").map(PathBuf::from)
+}
+
+/// A directory of the test's own on `fs`; `None`, and a counted skip, where
+/// that file system is not mounted.
+pub fn dir(fs: Fs) -> Option<TempDir> {
+    let mounted = root().map(|root| root.join(fs.name())).filter(|path| path.is_dir());
+    if mounted.is_none() {
+        skip(&format!("no {} is mounted", fs.name()));
+    }
+    mounted.map(|path| fresh(&path))
+}
+
+/// A directory of the test's own wherever there is room.
+pub fn scratch() -> TempDir {
+    let mounted = root().map(|root| root.join("ext4")).filter(|path| path.is_dir());
+    fresh(&mounted.unwrap_or_else(std::env::temp_dir))
+}
+
+fn fresh(parent: &Path) -> TempDir {
+    tempfile::Builder::new().prefix("test-").tempdir_in(parent).expect("a directory for the test")
+}
+
+/// Whether the test may use devices, mounts and other users; if not, a counted
+/// skip.
+pub fn is_root() -> bool {
+    let yes = nix::unistd::geteuid().is_root() && root().is_some();
+    if !yes {
+        skip("needs root and tests/run");
+    }
+    yes
+}
+
+/// Says that the running test cannot do its work here, and has it counted.
+pub fn skip(why: &str) {
+    let thread = std::thread::current();
+    let line = format!("SKIPPED {}: {why}\n", thread.name().unwrap_or("a test"));
+    eprint!("{line}");
+    if let Some(path) = std::env::var_os("HOLESYNC_TEST_SKIPS") {
+        // One write in append mode, so that lines of parallel tests stay whole.
+        let mut file = OpenOptions::new().append(true).create(true).open(path).expect("open the list of skips");
+        file.write_all(line.as_bytes()).expect("note the skip");
+    }
+}

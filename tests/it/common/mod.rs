@@ -1,0 +1,8 @@
+//! What every test needs: a place to work in, files to send, a way to run the
+//! program and a way to look at the result.
+
+pub mod check;
+pub mod lab;
+pub mod layout;
+pub mod peer;
+pub mod process;

@@ -1,0 +1,84 @@
+//! The far side: a real sshd, or a shell script in the place of ssh.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Command;
+
+use super::lab;
+use super::process::{PROGRAM, holesync};
+
+/// A stand-in for ssh. Like sshd it hands the words after the host, joined by
+/// spaces, to a shell; that is `"$command"` here. `agent` runs it.
+const PROLOGUE: &str = r#"
+while [ $# -gt 0 ]; do
+    case $1 in
+        -[plobcDEeFIiJLmORSWw]) shift 2 ;;
+        -*) shift ;;
+        *) break ;;
+    esac
+done
+host=$1
+shift
+command=$*
+agent() { sh -c "$command"; }
+"#;
+
+/// A way to reach the far side.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    rsh: String,
+    program: String,
+}
+
+impl Peer {
+    /// The private sshd; `None`, and a counted skip, where there is none.
+    pub fn sshd() -> Option<Peer> {
+        let ssh = lab::root().map(|root| root.join("sshd/ssh")).filter(|path| path.is_file());
+        if ssh.is_none() {
+            lab::skip("no private sshd");
+        }
+        ssh.map(|path| Peer::over(path.to_str().expect("a plain path")))
+    }
+
+    /// A shell script in the place of ssh, kept in `dir`.
+    pub fn script(dir: &Path, body: &str) -> Peer {
+        let path = dir.join("peer.sh");
+        std::fs::write(&path, format!("{PROLOGUE}\n{body}\n")).expect("write the script");
+        // Through sh, since a file just written may still be open for writing
+        // in a child that another test forks at this moment (ETXTBSY).
+        Peer::over(&format!("sh {}", path.to_str().expect("a plain path")))
+    }
+
+    /// An agent at the other end of two pipes, without ssh.
+    pub fn pipe(dir: &Path) -> Peer {
+        Peer::script(dir, "agent")
+    }
+
+    fn over(rsh: &str) -> Peer {
+        Peer { rsh: rsh.to_owned(), program: PROGRAM.to_owned() }
+    }
+
+    /// The same, with another program as the agent.
+    pub fn with_program(self, program: &Path) -> Peer {
+        Peer { program: program.to_str().expect("a plain path").to_owned(), ..self }
+    }
+
+    /// The command that stands for ssh.
+    pub fn rsh(&self) -> &str {
+        &self.rsh
+    }
+
+    /// The program, told how to reach the far side.
+    pub fn holesync(&self) -> Command {
+        let mut command = holesync();
+        command.args(["-e", &self.rsh, "--remote-path", &self.program]);
+        command
+    }
+}
+
+/// `path` on the host that every [`Peer`] knows.
+pub fn at(path: impl AsRef<Path>) -> OsString {
+    let mut location = OsString::from("peer:");
+    location.push(path.as_ref());
+    location
+}

@@ -1,0 +1,15 @@
+//! holesync as its users meet it: the built program as a child process, over a
+//! real sshd, on real file systems.
+//!
+//! `tests/run` prepares the file systems and the sshd. Under a plain
+//! `cargo test` the tests that want them are skipped, and say so.
+
+mod common;
+
+mod cli;
+mod crash;
+mod deploy;
+mod devices;
+mod errors;
+mod remote;
+mod trees;
