@@ -13,10 +13,10 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::fcntl::OFlag;
@@ -273,6 +273,62 @@ fn check_root(place: &Place, file: &File, grid: &Grid, root: &Hash) -> Result<()
     Ok(())
 }
 
+/// Sets the attributes of something that needs nothing else, a symlink included.
+///
+/// # Errors
+///
+/// What the system calls report; that only root gives files away is none.
+pub fn touch(place: &Place, wanted: &Attributes) -> Result<()> {
+    let Some(now) = place.stat()? else { return Ok(()) };
+    let failed = || place.error("set the attributes of");
+    let owner = (wanted.uid.filter(|&uid| uid != now.st_uid), wanted.gid.filter(|&gid| gid != now.st_gid));
+    if owner != (None, None) {
+        forgive_owner(sys::chown_at(&place.dir, &place.name, owner.0, owner.1)).map_err(failed())?;
+    }
+    let is_link = SFlag::from_bits_truncate(now.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK;
+    if let Some(mode) = wanted.mode.filter(|&mode| mode != now.st_mode & 0o7777 && !is_link) {
+        let file = place.open(&place.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK).map_err(failed())?;
+        sys::set_mode(&file, mode).map_err(failed())?;
+    }
+    match wanted.mtime.filter(|&(s, ns)| (s, i64::from(ns)) != (now.st_mtime, now.st_mtime_nsec)) {
+        Some((s, ns)) => sys::set_mtime_at(&place.dir, &place.name, s, ns).map_err(failed()),
+        None => Ok(()),
+    }
+}
+
+/// Makes or replaces a symlink: there is always either the old one or the new.
+///
+/// # Errors
+///
+/// What the system calls report: a directory in its place, for one.
+pub fn put_symlink(place: &Place, link: &OsStr) -> Result<()> {
+    let temp = Working::Temp.name_for(&place.name);
+    let put = || -> io::Result<()> {
+        sys::unlink_at(&place.dir, &temp)?;
+        sys::symlink_at(&place.dir, link, &temp)?;
+        sys::rename_at(&place.dir, &temp, &place.name).inspect_err(|_| {
+            // The rename's error is the one to report.
+            let _ = sys::unlink_at(&place.dir, &temp);
+        })
+    };
+    put().map_err(place.error("create the symlink"))
+}
+
+/// Sets the attributes of a directory below `base`.
+///
+/// # Errors
+///
+/// What the system calls report.
+pub fn finish_directory(base: BorrowedFd, path: &Path, wanted: &Attributes) -> io::Result<()> {
+    let dir = sys::open_beneath(base, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?;
+    set_attributes(&File::from(dir), wanted, wanted.mode)
+}
+
+/// As for rsync: only root can give files away.
+fn forgive_owner(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| if error.kind() == io::ErrorKind::PermissionDenied { Ok(()) } else { Err(error) })
+}
+
 impl Destination {
     /// Looks at what is there, locks it and decides how to go about it.
     ///
@@ -367,7 +423,7 @@ impl Destination {
                     return Ok(None);
                 };
                 let overlay = Overlay::new(FileImage::new(old.file.try_clone()?, true), over, runs);
-                let length = overlay.len()?;
+                let length = overlay.length()?;
                 Ok(Some((stage, Basis { image: Arc::new(overlay), length })))
             };
             if let Some((stage, over)) = resume().map_err(place.error("resume the stage of"))? {
@@ -417,7 +473,7 @@ impl Destination {
     }
 
     /// How to name it to people.
-    pub fn path(&self) -> &std::path::Path {
+    pub fn path(&self) -> &Path {
         &self.place.path
     }
 
@@ -769,11 +825,7 @@ fn set_attributes(file: &File, wanted: &Attributes, mode: Option<u32>) -> io::Re
     let changed = |wanted: Option<u32>, now: u32| wanted.filter(|&wanted| wanted != now);
     let (uid, gid) = (changed(wanted.uid, now.uid()), changed(wanted.gid, now.gid()));
     if uid.is_some() || gid.is_some() {
-        match std::os::unix::fs::fchown(file, uid, gid) {
-            // As for rsync: only root can give files away.
-            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
-            _ => {}
-        }
+        forgive_owner(std::os::unix::fs::fchown(file, uid, gid))?;
     }
     if let Some(mode) = mode.filter(|&mode| mode != file.metadata().map_or(u32::MAX, |m| m.mode() & 0o7777)) {
         sys::set_mode(file, mode)?;

@@ -439,6 +439,7 @@ pub struct Planner {
     source: Queue,
     basis: Queue,
     basis_ended: bool,
+    unknown: bool,
     at: u64,
 }
 
@@ -455,6 +456,12 @@ impl Planner {
 
     /// The basis has no more blocks: what follows is zero.
     pub fn end_basis(&mut self) {
+        self.basis_ended = true;
+    }
+
+    /// Nothing is known of the basis: zeros, too, have to be told.
+    pub fn without_basis(&mut self) {
+        self.unknown = true;
         self.basis_ended = true;
     }
 
@@ -481,6 +488,12 @@ impl Planner {
     /// What the next blocks need, and how many alike are known on both sides.
     fn compare(&self) -> Option<(u64, Action)> {
         let source = self.source.front()?;
+        if self.unknown {
+            return Some(match source {
+                Front::Zero(blocks) => (blocks, Action::Zero),
+                Front::Key(_) => (1, Action::Data),
+            });
+        }
         let basis = match self.basis.front() {
             None if !self.basis_ended => return None,
             None => Front::Zero(u64::MAX),

@@ -3,6 +3,8 @@
 //! `docs/protocol.md` describes the same in tables.
 
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -102,12 +104,14 @@ pub enum Message {
     },
     /// Receiver: the basis has no more blocks.
     MapEnd,
-    /// Receiver: the file cannot be made equal; also an answer.
+    /// Receiver: the entry cannot be made equal.
     Failed {
         /// The entry.
         id: u64,
         /// Why.
         failure: Failure,
+        /// Whether this is the answer to the entry, or came later.
+        answer: bool,
     },
     /// Receiver: the file is complete, verified and in its place.
     Done {
@@ -255,18 +259,18 @@ pub fn check_path(path: &[u8]) -> Result<(), String> {
 pub struct FrameWriter<W: Write> {
     out: BufWriter<W>,
     peer: String,
-    sent: u64,
+    sent: Arc<AtomicU64>,
 }
 
 impl<W: Write> FrameWriter<W> {
     /// `peer` names the other side in errors.
     pub fn new(out: W, peer: &str) -> FrameWriter<W> {
-        FrameWriter { out: BufWriter::with_capacity(32 << 10, out), peer: peer.into(), sent: 0 }
+        FrameWriter { out: BufWriter::with_capacity(32 << 10, out), peer: peer.into(), sent: Arc::default() }
     }
 
-    /// Bytes written so far.
-    pub fn sent(&self) -> u64 {
-        self.sent
+    /// Bytes written so far; stays readable when the writer is given away.
+    pub fn sent(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.sent)
     }
 
     /// Writes the greeting: magic, oldest and newest version (2 bytes each,
@@ -318,6 +322,13 @@ impl<W: Write> FrameWriter<W> {
         self.frame(TYPE_MAP, &[&body])
     }
 
+    /// Tells the other side why it is being left, unless it knows. It may be gone.
+    pub fn give_up(&mut self, error: &Error) {
+        if !matches!(error, Error::Remote { .. } | Error::Closed { .. }) {
+            let _ = self.message(&Message::Fatal(error.to_failure())).and_then(|()| self.flush());
+        }
+    }
+
     /// Has everything that was written leave this process.
     pub fn flush(&mut self) -> Result<()> {
         self.out.flush().map_err(|e| self.broken("writing", e))
@@ -334,7 +345,7 @@ impl<W: Write> FrameWriter<W> {
     fn put(&mut self, parts: &[&[u8]]) -> Result<()> {
         for part in parts {
             self.out.write_all(part).map_err(|e| self.broken("writing", e))?;
-            self.sent += part.len() as u64;
+            self.sent.fetch_add(part.len() as u64, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -372,7 +383,7 @@ fn link_error(peer: &str, doing: &'static str, source: io::Error) -> Error {
 pub struct FrameReader<R: Read> {
     input: BufReader<R>,
     peer: String,
-    received: u64,
+    received: Arc<AtomicU64>,
     body: Vec<u8>,
 }
 
@@ -380,12 +391,12 @@ impl<R: Read> FrameReader<R> {
     /// `peer` names the other side in errors.
     pub fn new(input: R, peer: &str) -> FrameReader<R> {
         let input = BufReader::with_capacity(64 << 10, input);
-        FrameReader { input, peer: peer.into(), received: 0, body: Vec::new() }
+        FrameReader { input, peer: peer.into(), received: Arc::default(), body: Vec::new() }
     }
 
-    /// Bytes read so far.
-    pub fn received(&self) -> u64 {
-        self.received
+    /// Bytes read so far; stays readable when the reader is given away.
+    pub fn received(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.received)
     }
 
     /// Waits for the other side's greeting and settles on a version. Up to
@@ -422,7 +433,7 @@ impl<R: Read> FrameReader<R> {
         let buffer = self.input.fill_buf().map_err(|e| link_error(&self.peer, "starting", e))?;
         let byte = buffer.first().copied();
         self.input.consume(usize::from(byte.is_some()));
-        self.received += u64::from(byte.is_some());
+        self.received.fetch_add(u64::from(byte.is_some()), Ordering::Relaxed);
         Ok(byte)
     }
 
@@ -433,7 +444,7 @@ impl<R: Read> FrameReader<R> {
     /// [`Error::Closed`] at the end of the stream, wherever it comes;
     /// [`Error::Remote`] for a fatal error of the other side;
     /// [`Error::Protocol`] for anything that breaks a rule.
-    pub fn next(&mut self) -> Result<Frame> {
+    pub fn read(&mut self) -> Result<Frame> {
         let mut header = [0; HEADER];
         self.fill(&mut header)?;
         let [kind, len @ ..] = header;
@@ -531,7 +542,7 @@ impl<R: Read> FrameReader<R> {
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {
         self.input.read_exact(buffer).map_err(|e| link_error(&self.peer, "reading", e))?;
-        self.received += buffer.len() as u64;
+        self.received.fetch_add(buffer.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 

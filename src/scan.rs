@@ -133,6 +133,7 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // one extent is meant, not its bytes
 mod tests {
     use super::*;
     use std::os::fd::AsFd;

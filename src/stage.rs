@@ -303,7 +303,7 @@ pub fn make_zero(file: &File, range: Range<u64>, keep_allocated: bool) -> io::Re
 
 /// Writes zeros, the last resort.
 pub fn write_zeros(file: &File, range: Range<u64>) -> io::Result<()> {
-    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     let mut at = range.start;
     while at < range.end {
         let len = (range.end - at).min(ZEROS.len() as u64);
@@ -562,8 +562,8 @@ impl Overlay {
         Overlay { old, stage, runs }
     }
 
-    /// Its length: new data may reach beyond the old end.
-    pub fn len(&self) -> io::Result<u64> {
+    /// Its length in bytes: new data may reach beyond the old end.
+    pub fn length(&self) -> io::Result<u64> {
         let end = self.runs.iter().last().map_or(0, |(range, _)| range.end);
         Ok(self.old.file().metadata()?.len().max(end))
     }

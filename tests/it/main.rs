@@ -5,11 +5,3 @@
 //! `cargo test` the tests that want them are skipped, and say so.
 
 mod common;
-
-mod cli;
-mod crash;
-mod deploy;
-mod devices;
-mod errors;
-mod remote;
-mod trees;

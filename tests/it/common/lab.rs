@@ -71,7 +71,8 @@ pub fn skip(why: &str) {
     eprint!("{line}");
     if let Some(path) = std::env::var_os("HOLESYNC_TEST_SKIPS") {
         // One write in append mode, so that lines of parallel tests stay whole.
-        let mut file = OpenOptions::new().append(true).create(true).open(path).expect("open the list of skips");
+        let mut file =
+            OpenOptions::new().append(true).create(true).open(path).expect("open the list of skips");
         file.write_all(line.as_bytes()).expect("note the skip");
     }
 }

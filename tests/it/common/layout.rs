@@ -219,8 +219,15 @@ pub enum Change {
 }
 
 impl Change {
-    pub const ALL: [Change; 7] =
-        [Change::Nothing, Change::Grow, Change::Shrink, Change::Punch, Change::Zero, Change::Touch, Change::Shift];
+    pub const ALL: [Change; 7] = [
+        Change::Nothing,
+        Change::Grow,
+        Change::Shrink,
+        Change::Punch,
+        Change::Zero,
+        Change::Touch,
+        Change::Shift,
+    ];
 }
 
 /// The file after the change. One that is too short for it stays as it is.

@@ -61,7 +61,8 @@ impl Outcome {
     #[track_caller]
     pub fn summary(&self) -> Value {
         let last = self.stdout.lines().last().unwrap_or_else(|| panic!("no output from {self}"));
-        let value: Value = serde_json::from_str(last).unwrap_or_else(|e| panic!("{e} in the last line of {self}"));
+        let value: Value =
+            serde_json::from_str(last).unwrap_or_else(|e| panic!("{e} in the last line of {self}"));
         assert_eq!(value["event"], "summary", "last line of {self}");
         value
     }

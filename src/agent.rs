@@ -1,0 +1,110 @@
+//! The responder: greets, learns what is wanted, and takes the other role. Over
+//! any pair of streams; `holesync agent` gives it stdin and stdout.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::hashmap::{self, Grid, Hash};
+use crate::options::Options;
+use crate::protocol::{Frame, FrameReader, FrameWriter, MAX_SOURCES, Message, Request};
+use crate::receiver::{self, Target};
+use crate::report::Silent;
+use crate::scan::FileImage;
+use crate::sender::{self, Side};
+use crate::sys;
+
+/// Who the other side is, in errors.
+const PEER: &str = "the initiator";
+
+/// Serves one request.
+///
+/// # Errors
+///
+/// When the connection fails, or what was asked for does. The initiator was
+/// told, if it could be.
+pub fn serve<R: Read + Send + 'static, W: Write + Send>(input: R, output: W, umask: u32) -> Result<()> {
+    let mut input = FrameReader::new(input, PEER);
+    let mut output = FrameWriter::new(output, PEER);
+    output.greet()?;
+    input.await_greeting(0)?;
+    let (options, request) = match input.read() {
+        Ok(Frame::Message(Message::Start(options, request))) => (options, request),
+        Ok(_) => return Err(input.bad("something else than a request")),
+        Err(error) => return Err(error),
+    };
+    match request {
+        Request::Receive { destination, directory } => {
+            let target = Target { path: path_of(destination), directory, umask };
+            receiver::run(input, output, target, &options, &Silent).map(drop)
+        }
+        Request::Send { sources } => {
+            if sources.len() > MAX_SOURCES {
+                return Err(input.bad("too many sources"));
+            }
+            let sources: Vec<PathBuf> = sources.into_iter().map(|path| home(&path_of(path))).collect();
+            sender::run(input, output, &sources, &options, Side::Responder, &Silent).map(drop)
+        }
+        Request::Digest { paths } => {
+            for path in paths {
+                match digest(&home(&path_of(path)), &options) {
+                    Ok(root) => output.message(&Message::Digest { root })?,
+                    Err(error) => {
+                        output.give_up(&error);
+                        return Err(error);
+                    }
+                }
+            }
+            output.flush()
+        }
+    }
+}
+
+/// The root hash of a file or device.
+///
+/// # Errors
+///
+/// When it cannot be opened or read.
+pub fn digest(path: &Path, options: &Options) -> Result<Hash> {
+    let file = File::open(path).map_err(Error::file("open", path))?;
+    let length = length_of(&file, path)?;
+    let grid = Grid { length, block: options.block_size };
+    let image = FileImage::new(file, options.hole_map);
+    let root = hashmap::root_of(&image, &grid, |_| true).map_err(Error::file("read", path))?;
+    root.ok_or(Error::Interrupted)
+}
+
+/// The length of a regular file or block device.
+///
+/// # Errors
+///
+/// [`Error::Refused`] for anything else.
+pub fn length_of(file: &File, path: &Path) -> Result<u64> {
+    let metadata = file.metadata().map_err(Error::file("look at", path))?;
+    if metadata.is_file() {
+        return Ok(metadata.len());
+    }
+    if metadata.is_dir() {
+        return Err(Error::refused(path, "is a directory"));
+    }
+    sys::device_size(file).map_err(Error::file("find the size of", path))
+}
+
+fn path_of(bytes: Vec<u8>) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// `~/…` as a remote shell would read it.
+fn home(path: &Path) -> PathBuf {
+    match path.strip_prefix("~") {
+        Ok(rest) => {
+            let slash = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+            let home = std::env::home_dir().unwrap_or_default().join(rest);
+            if slash { home.join("") } else { home }
+        }
+        Err(_) => path.to_path_buf(),
+    }
+}

@@ -1,0 +1,365 @@
+//! The command line: parsed with clap, turned into [`Options`] and the like.
+//! Knows every flag and nothing about how the work is done.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use holesync::error::{Error, Result};
+use holesync::location::Location;
+use holesync::options::{BlockSize, Commit, Compress, Options};
+use holesync::report::Verbosity;
+
+/// Make a disk image on one machine equal to one on another, at the cost of the
+/// data that is allocated and changed.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Cli {
+    /// Something else than a transfer.
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+    /// The transfer.
+    #[command(flatten)]
+    pub transfer: Transfer,
+}
+
+/// Everything that is not a transfer.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Answer another holesync on stdin and stdout
+    Agent,
+    /// Show the extents of an image
+    Map {
+        /// The image
+        image: PathBuf,
+        /// Show a hash for every block that is not zero
+        #[arg(long)]
+        hashes: bool,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+        /// Unit of the hashes
+        #[arg(short = 'B', long, value_name = "SIZE", value_parser = size)]
+        block_size: Option<u64>,
+    },
+    /// Print the root hash of files, here or at host:path
+    Digest {
+        /// The files
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<OsString>,
+        /// Unit of the hashes
+        #[arg(short = 'B', long, value_name = "SIZE", value_parser = size)]
+        block_size: Option<u64>,
+        /// How to reach a host
+        #[command(flatten)]
+        reach: ReachArgs,
+    },
+    /// Finish what an interrupted run had begun to write into a file
+    Recover {
+        /// Files, or directories to look through
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+        /// Do not wait until data is on storage
+        #[arg(long)]
+        no_fsync: bool,
+    },
+}
+
+/// How to reach a host.
+#[derive(Debug, Args)]
+pub struct ReachArgs {
+    /// The command that reaches a host [default: ssh]
+    #[arg(short = 'e', long, value_name = "CMD")]
+    pub rsh: Option<String>,
+    /// The holesync to run there [default: holesync]
+    #[arg(long, value_name = "PATH")]
+    pub remote_path: Option<String>,
+}
+
+/// `holesync [OPTIONS] SRC... DEST`.
+#[derive(Debug, Args)]
+pub struct Transfer {
+    /// SRC... DEST, each a path, [user@]host:path or ssh://[user@]host[:port]/path
+    #[arg(required = true, num_args = 2.., value_name = "SRC... DEST")]
+    paths: Vec<OsString>,
+
+    /// Archive: -rlptog
+    #[arg(short, long)]
+    archive: bool,
+    /// Descend into directories (default)
+    #[arg(short, long, overrides_with = "no_recursive")]
+    recursive: bool,
+    #[arg(long, visible_alias = "no-r", help = "Skip directories")]
+    no_recursive: bool,
+    /// Copy symlinks as symlinks (default)
+    #[arg(short, long, overrides_with = "no_links")]
+    links: bool,
+    #[arg(long, visible_alias = "no-l", help = "Skip symlinks")]
+    no_links: bool,
+    /// Keep permissions (default)
+    #[arg(short, long, overrides_with = "no_perms")]
+    perms: bool,
+    #[arg(long, visible_alias = "no-p", help = "Leave permissions to the umask")]
+    no_perms: bool,
+    /// Keep modification times (default)
+    #[arg(short, long, overrides_with = "no_times")]
+    times: bool,
+    #[arg(long, visible_alias = "no-t", help = "Leave modification times alone")]
+    no_times: bool,
+    /// Keep the owner (root only)
+    #[arg(short, long, overrides_with = "no_owner")]
+    owner: bool,
+    #[arg(long, visible_alias = "no-o", help = "Leave the owner alone")]
+    no_owner: bool,
+    /// Keep the group
+    #[arg(short, long, overrides_with = "no_group")]
+    group: bool,
+    #[arg(long, visible_alias = "no-g", help = "Leave the group alone")]
+    no_group: bool,
+
+    /// Name the files that are sent; twice: all files
+    #[arg(short, long, action = ArgAction::Count)]
+    verbose: u8,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    /// Change nothing, find out what would be sent
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Compare contents even where size and time agree
+    #[arg(short, long)]
+    checksum: bool,
+    /// Compare contents of all files, whatever their size and time
+    #[arg(short = 'I', long)]
+    ignore_times: bool,
+    /// Take files of equal size for equal
+    #[arg(long)]
+    size_only: bool,
+    /// Send all data, whatever the destination has
+    #[arg(short = 'W', long)]
+    whole_file: bool,
+    /// Write into the destination directly (same as --commit=inplace)
+    #[arg(long)]
+    inplace: bool,
+    /// How new content becomes the destination
+    #[arg(long, value_enum, default_value_t = CommitArg::Auto)]
+    commit: CommitArg,
+    /// Keep zeros allocated on the destination
+    #[arg(long)]
+    preallocate: bool,
+    /// Read the source's holes, too: for file systems that report them wrongly
+    #[arg(long)]
+    no_hole_map: bool,
+    /// Read the destination back from storage and check it again
+    #[arg(long)]
+    verify: bool,
+    /// Do not wait until data is on storage
+    #[arg(long)]
+    no_fsync: bool,
+    /// Unit of comparison, a power of two from 4K to 256K [default: 64K]
+    #[arg(short = 'B', long, value_name = "SIZE", value_parser = size)]
+    block_size: Option<u64>,
+    /// Compress data on its way
+    #[arg(short = 'z', long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "zstd", default_value = "none", value_name = "HOW")]
+    compress: CompressArg,
+    /// zstd level
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i32).range(-7..=19))]
+    compress_level: i32,
+    /// What has to run at the other end
+    #[arg(long, value_enum, default_value_t = AgentArg::Auto)]
+    agent: AgentArg,
+    #[command(flatten)]
+    reach: ReachArgs,
+    /// Show progress, also where there is no terminal
+    #[arg(short = 'P', long)]
+    progress: bool,
+    /// Show a table of what was done
+    #[arg(long)]
+    stats: bool,
+    /// One JSON object a line on stdout, the summary last
+    #[arg(long)]
+    json: bool,
+    /// Threads that hash [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+enum CommitArg {
+    /// Clone and rename, or change in place from a sealed log, whichever the file system allows
+    Auto,
+    /// Always end in a rename
+    Atomic,
+    /// Write into the destination directly
+    Inplace,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum CompressArg {
+    /// Where the connection is slower than the compressor
+    Auto,
+    /// All data that shrinks
+    Zstd,
+    /// Nothing
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+enum AgentArg {
+    /// Whatever is there
+    Auto,
+    /// A holesync that is installed there
+    Require,
+    /// This program, sent along (not available yet)
+    Push,
+    /// Nothing but a shell (not available yet)
+    None,
+}
+
+/// A transfer, ready to run.
+#[derive(Debug)]
+pub struct Job {
+    /// Where from.
+    pub sources: Vec<Location>,
+    /// Where to.
+    pub destination: Location,
+    /// How.
+    pub options: Options,
+    /// The command that reaches a host, and what to run there.
+    pub reach: ReachArgs,
+    /// What to show.
+    pub show: Verbosity,
+    /// JSON instead of text.
+    pub json: bool,
+    /// Threads that hash.
+    pub threads: Option<u16>,
+}
+
+impl Transfer {
+    /// Turns flags into what the library takes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for what makes no sense.
+    pub fn into_job(mut self) -> Result<Job> {
+        if matches!(self.agent, AgentArg::Push | AgentArg::None) {
+            return Err(Error::Usage(
+                "--agent=push and --agent=none are not available yet: put holesync on the host and use --agent=auto"
+                    .into(),
+            ));
+        }
+        if self.inplace && self.commit == CommitArg::Atomic {
+            return Err(Error::Usage("--inplace and --commit=atomic exclude each other".into()));
+        }
+        let options = self.options()?;
+        let destination = self.paths.pop().unwrap_or_default();
+        let show = Verbosity {
+            names: if self.quiet { 0 } else { self.verbose + u8::from(self.dry_run && self.verbose == 0) },
+            quiet: self.quiet,
+            progress: self.progress,
+            stats: self.stats,
+        };
+        Ok(Job {
+            sources: self.paths.iter().map(|path| Location::parse(path)).collect::<Result<_>>()?,
+            destination: Location::parse(&destination)?,
+            options,
+            reach: self.reach,
+            show,
+            json: self.json,
+            threads: self.threads,
+        })
+    }
+
+    fn options(&self) -> Result<Options> {
+        Ok(Options {
+            recursive: !self.no_recursive,
+            links: !self.no_links,
+            perms: !self.no_perms,
+            times: !self.no_times,
+            owner: (self.owner || self.archive) && !self.no_owner,
+            group: (self.group || self.archive) && !self.no_group,
+            dry_run: self.dry_run,
+            checksum: self.checksum,
+            ignore_times: self.ignore_times,
+            size_only: self.size_only,
+            whole_file: self.whole_file,
+            commit: match self.commit {
+                _ if self.inplace => Commit::InPlace,
+                CommitArg::Auto => Commit::Auto,
+                CommitArg::Atomic => Commit::Atomic,
+                CommitArg::Inplace => Commit::InPlace,
+            },
+            preallocate: self.preallocate,
+            hole_map: !self.no_hole_map,
+            verify: self.verify,
+            fsync: !self.no_fsync,
+            block_size: block_size(self.block_size)?,
+            compress: match self.compress {
+                CompressArg::Auto => Compress::Auto,
+                CompressArg::Zstd => Compress::Zstd,
+                CompressArg::None => Compress::None,
+            },
+            compress_level: self.compress_level,
+        })
+    }
+}
+
+/// The block size that was asked for, or the default.
+///
+/// # Errors
+///
+/// [`Error::Usage`] when it cannot be used.
+pub fn block_size(bytes: Option<u64>) -> Result<BlockSize> {
+    bytes.map_or(Ok(BlockSize::default()), BlockSize::new)
+}
+
+/// A size with an optional suffix: K, M, G or T, in powers of 1024.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" | "KIB" => 10,
+        "M" | "MIB" => 20,
+        "G" | "GIB" => 30,
+        "T" | "TIB" => 40,
+        other => return Err(format!("{other:?} is no suffix: use K, M, G or T")),
+    };
+    let number = digits.parse::<u64>().map_err(|_| format!("{digits:?} is no number"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too much"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(args: &[&str]) -> Result<Job> {
+        Cli::try_parse_from([&["holesync"], args].concat()).expect("clap takes it").transfer.into_job()
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_take_suffixes() {
+        assert_eq!(size("4K"), Ok(4096));
+        assert_eq!(size("1m"), Ok(1 << 20));
+        assert_eq!(size("2T"), Ok(2 << 40));
+        assert_eq!(size("7"), Ok(7));
+        assert!(size("4X").is_err() && size("K").is_err() && size("99999999T").is_err());
+    }
+
+    #[test]
+    fn rsync_habits() {
+        let plain = job(&["a", "b"]).unwrap().options;
+        assert_eq!(plain, Options::default());
+        let archive = job(&["-a", "--no-o", "--no-t", "a", "b"]).unwrap().options;
+        assert!(archive.group && !archive.owner && !archive.times && archive.perms);
+        assert_eq!(job(&["-z", "a", "b"]).unwrap().options.compress, Compress::Zstd);
+        assert_eq!(job(&["--compress=auto", "a", "b"]).unwrap().options.compress, Compress::Auto);
+        assert_eq!(job(&["--inplace", "a", "b"]).unwrap().options.commit, Commit::InPlace);
+        assert_eq!(job(&["-B", "5K", "a", "b"]).unwrap_err().exit_code(), 1);
+        assert_eq!(job(&["--agent=push", "a", "h:b"]).unwrap_err().exit_code(), 1);
+    }
+}

@@ -1,0 +1,33 @@
+//! The door: parse, pick the verb, exit code.
+
+mod cli;
+mod verbs;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use holesync::error::{Error, code, escape};
+
+fn main() -> ExitCode {
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors.
+            let failed = error.use_stderr();
+            let _ = error.print();
+            return ExitCode::from(if failed { code::USAGE } else { 0 });
+        }
+    };
+    match verbs::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("holesync: {}", escape(describe(&error).as_bytes()));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// The error with the exit code, as rsync ends its last line.
+fn describe(error: &Error) -> String {
+    format!("{error} (code {})", error.exit_code())
+}

@@ -1,0 +1,179 @@
+//! A child process (ssh or another) as a pair of streams: its stderr is
+//! drained and shown, its exit status awaited and turned into the error.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::error::{Error, Result, escape};
+use crate::location::Host;
+use crate::sys;
+
+/// The program to run at the other end, unless told otherwise.
+const PROGRAM: &str = "holesync";
+/// How much of a child's stderr is kept for the error.
+const KEPT_STDERR: usize = 4096;
+/// How long a child may take to end by itself.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The child that a signal has to stop, 0 if there is none.
+static CHILD: AtomicI32 = AtomicI32::new(0);
+
+/// Stops the connection that is open, if any. For signal handling.
+pub fn interrupt() {
+    let pid = CHILD.load(Ordering::Relaxed);
+    if pid > 0 {
+        // It may have ended by itself.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    }
+}
+
+/// An agent at the other end of a child process.
+#[derive(Debug)]
+pub struct Connection {
+    child: Child,
+    stderr: Option<JoinHandle<Vec<u8>>>,
+    host: Host,
+    program: String,
+}
+
+/// Starts `holesync agent` on a host. Returns the connection, what the agent
+/// says and where to write to it.
+///
+/// `rsh` is the command that reaches a host, split like a shell splits words;
+/// it is given options, the host and the command, as ssh takes them. `program`
+/// is put into the remote command as it is, so that `sudo holesync` works.
+///
+/// # Errors
+///
+/// [`Error::Usage`] when `rsh` is no command, [`Error::Start`] when it cannot
+/// be run.
+pub fn connect(
+    host: &Host,
+    rsh: Option<&str>,
+    program: Option<&str>,
+) -> Result<(Connection, ChildStdout, ChildStdin)> {
+    let program = program.unwrap_or(PROGRAM);
+    let words = command_line(host, rsh, program)?;
+    let spawned = Command::new(&words[0])
+        .args(&words[1..])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = spawned.map_err(|error| {
+        Error::Start(format!("cannot run {:?} to reach {host}: {error}; see --rsh", words[0]))
+    })?;
+    let (Some(stdin), Some(stdout), Some(stderr)) =
+        (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    else {
+        return Err(Error::Start("the child process has no pipes".into()));
+    };
+    CHILD.store(child.id() as i32, Ordering::Relaxed);
+    sys::grow_pipe(&stdin);
+    sys::grow_pipe(&stdout);
+    let stderr = std::thread::spawn(move || show_stderr(BufReader::new(stderr)));
+    let connection =
+        Connection { child, stderr: Some(stderr), host: host.clone(), program: program.to_owned() };
+    Ok((connection, stdout, stdin))
+}
+
+fn command_line(host: &Host, rsh: Option<&str>, program: &str) -> Result<Vec<OsString>> {
+    let rsh = rsh.unwrap_or("ssh");
+    let mut words: Vec<OsString> = shlex::split(rsh)
+        .filter(|words| !words.is_empty())
+        .ok_or_else(|| Error::Usage(format!("--rsh {rsh:?} is no command")))?
+        .into_iter()
+        .map(OsString::from)
+        .collect();
+    if let Some(port) = host.port {
+        words.extend(["-p".into(), port.to_string().into()]);
+    }
+    if let Some(user) = &host.user {
+        words.extend(["-l".into(), user.into()]);
+    }
+    words.extend([OsString::from(&host.name), program.into(), "agent".into()]);
+    Ok(words)
+}
+
+/// Shows what a child says, line by line and disarmed; keeps the end of it.
+fn show_stderr(mut input: impl BufRead) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let mut line = Vec::new();
+    while std::io::Read::take(&mut input, KEPT_STDERR as u64)
+        .read_until(b'\n', &mut line)
+        .is_ok_and(|n| n > 0)
+    {
+        let text = line.trim_ascii_end();
+        // There is nowhere else to say it.
+        let _ = writeln!(std::io::stderr(), "{}", escape(text));
+        kept.extend(&line);
+        kept.drain(..kept.len().saturating_sub(KEPT_STDERR));
+        line.clear();
+    }
+    kept
+}
+
+impl Connection {
+    /// Waits for the child, whose streams are closed by now, and joins how it
+    /// ended with what the run came to.
+    ///
+    /// # Errors
+    ///
+    /// The run's own, made clearer by the child's; the child's if it failed by
+    /// itself.
+    pub fn finish<T>(mut self, result: Result<T>) -> Result<T> {
+        let status = self.wait(if result.is_ok() { PATIENCE } else { Duration::from_secs(2) });
+        CHILD.store(0, Ordering::Relaxed);
+        let said = match self.stderr.take().filter(|_| status.is_some()).map(JoinHandle::join) {
+            Some(Ok(said)) => escape(said.trim_ascii()),
+            _ => String::new(),
+        };
+        let detail = if said.is_empty() { String::new() } else { format!(": {said}") };
+        let code = status.and_then(|status| status.code());
+        let (host, program) = (self.host.to_string(), &self.program);
+        match (result, code) {
+            (Ok(value), Some(0)) => Ok(value),
+            (Ok(_), _) => {
+                let ended = status.map_or("did not end".into(), |status| format!("ended with {status}"));
+                Err(Error::Closed { peer: host, detail: format!(" (its process {ended}){detail}") })
+            }
+            (Err(Error::Start(_) | Error::Closed { .. } | Error::Link { .. }), Some(255)) => {
+                Err(Error::Ssh { host, detail })
+            }
+            (Err(Error::Start(_)), Some(126 | 127)) => Err(Error::Start(format!(
+                "there is no {program} on {host}: copy this program into its PATH, or name it with --remote-path{detail}"
+            ))),
+            (Err(Error::Start(why)), _) => Err(Error::Start(format!(
+                "{why}; is {program} installed on {host}, and does its login shell keep quiet? See --remote-path{detail}"
+            ))),
+            (Err(Error::Closed { peer, .. }), _) => {
+                let ended = status.map_or(String::new(), |status| format!(" ({status})"));
+                Err(Error::Closed { peer, detail: format!("{ended}{detail}") })
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// The child's status; one that does not end in time is stopped.
+    fn wait(&mut self, patience: Duration) -> Option<std::process::ExitStatus> {
+        let start = Instant::now();
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Some(status),
+                Ok(None) if start.elapsed() < patience => std::thread::sleep(Duration::from_millis(2)),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        // What cannot be stopped is left to init.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        None
+    }
+}

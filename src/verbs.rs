@@ -1,0 +1,222 @@
+//! What each verb of the command line does.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use holesync::apply::{self, Place};
+use holesync::error::{Error, Result, printable};
+use holesync::hashmap::{self, Grid, Item};
+use holesync::location::Location;
+use holesync::options::{BlockSize, Options};
+use holesync::report::{JsonLines, Reporter, Silent, Terminal};
+use holesync::scan::{FileImage, Image};
+use holesync::sync::{self, Reach};
+use holesync::{agent, sys, transport};
+use serde_json::json;
+
+use crate::cli::{self, Cli, Job, ReachArgs, Verb};
+
+/// Runs what the command line asks for.
+///
+/// # Errors
+///
+/// What decides the exit code.
+pub fn run(cli: Cli) -> Result<()> {
+    let umask = sys::umask();
+    match cli.verb {
+        None => transfer(cli.transfer.into_job()?, umask),
+        Some(Verb::Agent) => agent::serve(std::io::stdin(), File::from(own(std::io::stdout())?), umask),
+        Some(Verb::Map { image, hashes, json, block_size }) => {
+            map(&image, hashes, json, cli::block_size(block_size)?)
+        }
+        Some(Verb::Digest { files, block_size, reach }) => {
+            let options = Options { block_size: cli::block_size(block_size)?, ..Options::default() };
+            let reach = reach_of(reach, umask);
+            files.iter().try_for_each(|file| {
+                let root = sync::digest(&Location::parse(file)?, &options, &reach, &Silent)?;
+                say(&format!("{}  {}", hex(&root), printable(Path::new(file))))
+            })
+        }
+        Some(Verb::Recover { paths, no_fsync }) => paths.iter().try_for_each(|path| recover(path, !no_fsync)),
+    }
+}
+
+/// Stdout without the buffer and the lock that std puts around it.
+fn own(stdout: impl std::os::fd::AsFd) -> Result<OwnedFd> {
+    stdout.as_fd().try_clone_to_owned().map_err(Error::file("use", "stdout"))
+}
+
+fn reach_of(args: ReachArgs, umask: u32) -> Reach {
+    Reach { rsh: args.rsh, remote_path: args.remote_path, umask }
+}
+
+/// Whether a signal asked to stop.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+fn transfer(job: Job, umask: u32) -> Result<()> {
+    stop_on_signals()?;
+    if let Some(threads) = job.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
+        pool.map_err(|error| Error::Usage(format!("cannot start {threads} threads: {error}")))?;
+    }
+    let reporter: Box<dyn Reporter> =
+        if job.json { Box::new(JsonLines::default()) } else { Box::new(Terminal::new(job.show)) };
+    let reach = reach_of(job.reach, umask);
+    let result = sync::run(&job.sources, &job.destination, &job.options, &reach, reporter.as_ref());
+    if STOP.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { result }
+}
+
+/// On the first signal the connection is closed, which ends the run by itself.
+/// What does not end soon is ended: the next run goes on from any point.
+fn stop_on_signals() -> Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    const GRACE: Duration = Duration::from_millis(700);
+    let signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]);
+    let mut signals = signals.map_err(Error::file("listen for", "signals"))?;
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            STOP.store(true, Ordering::Relaxed);
+            transport::interrupt();
+            std::thread::sleep(GRACE);
+            let error = Error::Interrupted;
+            eprintln!("holesync: {error} (code {})", error.exit_code());
+            std::process::exit(error.exit_code().into());
+        }
+    });
+    Ok(())
+}
+
+/// Prints the extents of an image, or its blocks.
+fn map(path: &Path, hashes: bool, as_json: bool, block: BlockSize) -> Result<()> {
+    let file = File::open(path).map_err(Error::file("open", path))?;
+    let length = agent::length_of(&file, path)?;
+    let image = FileImage::new(file, true);
+    let row = |offset: u64, len: u64, kind: &str, hash: Option<&str>| {
+        say(&match (as_json, hash) {
+            (true, None) => json!({"offset": offset, "length": len, "kind": kind}).to_string(),
+            (true, Some(hash)) => {
+                json!({"offset": offset, "length": len, "kind": kind, "hash": hash}).to_string()
+            }
+            (false, hash) => {
+                format!("{offset:>16} {len:>16} {kind}{}{}", hash.map_or("", |_| " "), hash.unwrap_or(""))
+            }
+        })
+    };
+    if !as_json {
+        say(&format!("{:>16} {:>16} kind", "offset", "length"))?;
+    }
+    if hashes {
+        return map_hashes(path, &image, Grid { length, block }, row);
+    }
+    let mut at = 0;
+    for extent in image.extents(0..length) {
+        let extent = extent.map_err(Error::file("map", path))?;
+        if extent.start > at {
+            row(at, extent.start - at, "hole", None)?;
+        }
+        row(extent.start, extent.end - extent.start, "data", None)?;
+        at = extent.end;
+    }
+    if at < length { row(at, length - at, "hole", None) } else { Ok(()) }
+}
+
+fn map_hashes(
+    path: &Path,
+    image: &FileImage,
+    grid: Grid,
+    row: impl Fn(u64, u64, &str, Option<&str>) -> Result<()>,
+) -> Result<()> {
+    let mut index = 0;
+    let mut hole = 0..0;
+    let blocks = |range: &std::ops::Range<u64>| {
+        let bytes = grid.bytes(range);
+        (bytes.start, bytes.end - bytes.start)
+    };
+    hashmap::map_image(image, &grid, |batch| {
+        for item in &batch.items {
+            let (count, hash) = match item {
+                Item::Hole(count) => (*count, None),
+                Item::Block(block) => (1, (block.data != 0).then(|| hex(&block.hash))),
+            };
+            if hash.is_none() && hole.end == index {
+                hole.end += count;
+            } else if hash.is_none() {
+                hole = index..index + count;
+            } else {
+                if !hole.is_empty() {
+                    let (at, len) = blocks(&hole);
+                    row(at, len, "zero", None)?;
+                    hole = 0..0;
+                }
+                let (at, len) = blocks(&(index..index + 1));
+                row(at, len, "data", hash.as_deref())?;
+            }
+            index += count;
+        }
+        Ok(true)
+    })
+    .map_err(|error: MapError| error.0.unwrap_or_else(|source| Error::file("map", path)(source)))?;
+    if hole.is_empty() {
+        return Ok(());
+    }
+    let (at, len) = blocks(&hole);
+    row(at, len, "zero", None)
+}
+
+/// What ends a map: an error of ours, or of reading.
+struct MapError(std::result::Result<Error, std::io::Error>);
+
+impl From<std::io::Error> for MapError {
+    fn from(error: std::io::Error) -> MapError {
+        MapError(Err(error))
+    }
+}
+
+impl From<Error> for MapError {
+    fn from(error: Error) -> MapError {
+        MapError(Ok(error))
+    }
+}
+
+/// Finishes what is sealed beside a file, or anywhere below a directory.
+fn recover(path: &Path, sync: bool) -> Result<()> {
+    if !path.is_dir() {
+        return recover_file(path, sync);
+    }
+    for entry in walkdir::WalkDir::new(path).sort_by_file_name() {
+        let entry = entry.map_err(|error| {
+            let path = error.path().unwrap_or(path).to_path_buf();
+            Error::file("read", path)(error.into())
+        })?;
+        if let Some(name) = apply::name_of_log(entry.file_name()) {
+            recover_file(&entry.path().with_file_name(name), sync)?;
+        }
+    }
+    Ok(())
+}
+
+fn recover_file(path: &Path, sync: bool) -> Result<()> {
+    let Some(name) = path.file_name() else { return Err(Error::refused(path, "names no file")) };
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = File::open(parent).map_err(Error::file("open", parent))?;
+    let place = Place { dir: Arc::new(dir.into()), name: name.to_owned(), path: PathBuf::from(path) };
+    let shown = printable(path);
+    match apply::settle(&place, sync)? {
+        Some(root) => say(&format!("{shown}: finished from its log and verified, root hash {}", hex(&root))),
+        None => say(&format!("{shown}: nothing to finish")),
+    }
+}
+
+fn hex(hash: &hashmap::Hash) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Prints a line; a reader that is gone is an error, as for any filter.
+fn say(line: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}").map_err(Error::file("write to", "stdout"))
+}
