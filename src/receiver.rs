@@ -98,7 +98,7 @@ pub fn run<R: Read, W: Write + Send>(
         if let Current::File(file) = std::mem::replace(&mut applier.current, Current::None) {
             file.destination.keep();
         }
-        let Applier { directories, base, .. } = applier;
+        let (directories, base) = applier.close();
         for finisher in finishers {
             let _ = finisher.join();
         }
@@ -536,6 +536,11 @@ struct Applier<'a, 'b, R: Read, W: Write> {
 }
 
 impl<R: Read, W: Write> Applier<'_, '_, R, W> {
+    /// Lets the other threads end, which wait for more work; what is left to do.
+    fn close(self) -> (Vec<(Vec<u8>, Attributes)>, Option<Base>) {
+        (self.directories, self.base)
+    }
+
     /// Handles frames until the sender's totals.
     fn run(&mut self) -> Result<Stats> {
         loop {

@@ -208,7 +208,7 @@ enum Incoming {
 fn read_frames<R: Read + Send + 'static>(
     mut input: FrameReader<R>,
     files: Arc<Files>,
-    jobs: Sender<u64>,
+    jobs: Sender<Source>,
     events: SyncSender<Incoming>,
 ) {
     std::thread::spawn(move || {
@@ -221,8 +221,11 @@ fn read_frames<R: Read + Send + 'static>(
                 match message {
                     Message::Map { id } | Message::NoBasis { id } => {
                         files.answered();
-                        // A hasher that is gone needs no more work.
-                        let _ = jobs.send(*id);
+                        // Looked up here, before the merging thread can take it. An unknown id is
+                        // that thread's to report; a hasher that is gone needs no more work.
+                        if let Some(source) = files.get(*id) {
+                            let _ = jobs.send(source);
+                        }
                     }
                     Message::Unchanged { .. } => files.answered(),
                     Message::Failed { answer: true, .. } => files.answered(),
@@ -289,12 +292,11 @@ enum Hashed {
 /// Reads and hashes files one after the other, as the receiver asks for them.
 fn hash_files<W: Write>(
     shared: &Shared<W>,
-    jobs: Receiver<u64>,
+    jobs: Receiver<Source>,
     batches: SyncSender<Hashed>,
     buffers: Receiver<Vec<u8>>,
 ) {
-    for id in jobs {
-        let Some(source) = shared.files.get(id) else { continue };
+    for source in jobs {
         let last = match hash_file(shared, &source, &batches, &buffers) {
             Ok(Some(same)) => Hashed::End(same),
             Ok(None) => return,
