@@ -8,9 +8,10 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::frames::{FrameReader, FrameWriter};
 use crate::hashmap::{self, Grid, Hash};
 use crate::options::Options;
-use crate::protocol::{Frame, FrameReader, FrameWriter, MAX_SOURCES, Message, Request};
+use crate::protocol::{Frame, MAX_SOURCES, Message, Request};
 use crate::receiver::{self, Target};
 use crate::report::Silent;
 use crate::scan::FileImage;

@@ -9,136 +9,29 @@
 //! | a file otherwise | a [stage](crate::stage): written in place from a sealed log, or completed and renamed, whichever costs less |
 //! | a file and `Commit::InPlace`, a block device | written directly |
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
 use crate::error::{Error, Result};
-use crate::hashmap::{self, Grid, Hash};
-use crate::options::{BlockSize, Commit, Options};
+use crate::hashmap::{Grid, Hash, PAGE};
+use crate::log::{Identity, Seal};
+use crate::options::{Commit, Options};
+use crate::overlay::Overlay;
+use crate::place::{Attributes, Place, Working, set_attributes};
+use crate::ranges;
 use crate::report::human;
 use crate::scan::{self, FileImage, Image};
-use crate::stage::{self, Attributes, Identity, Overlay, Seal, Sealed, Stage};
+use crate::settle::{check_root, forget_stage, replay};
+use crate::stage::Stage;
 use crate::sys;
-
-/// A name in an open directory: where a destination is. No path is resolved
-/// twice, so nobody can move it under our hands.
-#[derive(Debug, Clone)]
-pub struct Place {
-    /// The directory.
-    pub dir: Arc<OwnedFd>,
-    /// A plain name in it.
-    pub name: OsString,
-    /// How to name it to people.
-    pub path: PathBuf,
-}
-
-/// The files that a run keeps beside its destination while it works.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Working {
-    /// The new file, complete or in the making.
-    Temp,
-    /// A copy of the old file in the making.
-    Clone,
-    /// New data of a file that is to be changed in place.
-    Stage,
-    /// Which ranges of the stage count.
-    Log,
-}
-
-impl Working {
-    const ALL: [Working; 4] = [Working::Temp, Working::Clone, Working::Stage, Working::Log];
-
-    fn suffix(self) -> &'static str {
-        match self {
-            Working::Temp => ".holesync.temp",
-            Working::Clone => ".holesync.clone",
-            Working::Stage => ".holesync.stage",
-            Working::Log => ".holesync.log",
-        }
-    }
-
-    /// The name of the working file of `name`. Always the same, so that the
-    /// next run finds it; long names are cut and marked with their hash.
-    fn name_for(self, name: &OsStr) -> OsString {
-        const NAME_MAX: usize = 255;
-        let (name, suffix) = (name.as_bytes(), self.suffix());
-        let mut working = vec![b'.'];
-        if 1 + name.len() + suffix.len() <= NAME_MAX {
-            working.extend(name);
-        } else {
-            let mark = format!("~{}", &blake3::hash(name).to_hex()[..16]);
-            working.extend(&name[..NAME_MAX - 1 - suffix.len() - mark.len()]);
-            working.extend(mark.bytes());
-        }
-        working.extend(suffix.bytes());
-        OsStr::from_bytes(&working).to_owned()
-    }
-}
-
-/// Whether a name is that of a working file, which is nobody's data.
-pub fn is_working_name(name: &OsStr) -> bool {
-    let bytes = name.as_bytes();
-    bytes.starts_with(b".") && Working::ALL.iter().any(|kind| bytes.ends_with(kind.suffix().as_bytes()))
-}
-
-impl Place {
-    fn error(&self, doing: &'static str) -> impl FnOnce(io::Error) -> Error + use<> {
-        let path = self.path.clone();
-        move |source| Error::File { doing, path, source }
-    }
-
-    fn open(&self, name: &OsStr, flags: OFlag) -> io::Result<File> {
-        Ok(sys::open_beneath(self.dir.as_fd(), name.as_ref(), flags, 0o600)?.into())
-    }
-
-    /// A working file of an earlier run.
-    fn leftover(&self, kind: Working) -> io::Result<Option<File>> {
-        match self.open(&kind.name_for(&self.name), OFlag::O_RDWR | OFlag::O_NONBLOCK) {
-            Ok(file) if file.metadata()?.is_file() => Ok(Some(file)),
-            Ok(_) => Err(io::Error::other("its working file is no regular file")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn create(&self, kind: Working) -> io::Result<File> {
-        self.open(&kind.name_for(&self.name), OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC)
-    }
-
-    fn remove(&self, kinds: &[Working]) -> io::Result<()> {
-        kinds.iter().try_for_each(|kind| sys::unlink_at(&self.dir, &kind.name_for(&self.name)).map(|_| ()))
-    }
-
-    fn sync_dir(&self) -> io::Result<()> {
-        let dir = sys::open_beneath(self.dir.as_fd(), "".as_ref(), OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?;
-        File::from(dir).sync_all()
-    }
-
-    /// What is there now, not following a symlink.
-    pub fn stat(&self) -> Result<Option<nix::sys::stat::FileStat>> {
-        sys::stat_at(&self.dir, &self.name).map_err(self.error("look at"))
-    }
-
-    fn locked(&self, file: File) -> Result<File> {
-        match file.try_lock() {
-            Err(std::fs::TryLockError::WouldBlock) => {
-                Err(Error::refused(&self.path, "another holesync run is writing it; wait for it to end"))
-            }
-            // A file system without locks: there is nothing to hold on to.
-            Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(file),
-        }
-    }
-}
 
 /// What is wanted of a destination.
 #[derive(Debug, Clone)]
@@ -174,6 +67,10 @@ pub struct Destination {
     punched: u64,
     /// Written and not yet on its way to storage.
     dirty: Range<u64>,
+    /// The log is sealed: it is needed until the file is finished from it.
+    sealed: bool,
+    /// The file system gives ranges back; found out when it is first asked to.
+    frees: Option<bool>,
 }
 
 /// The file that was there, locked.
@@ -202,131 +99,52 @@ enum Begin {
     Stage,
 }
 
+/// File systems that call more than this a block mean something else by it.
+const MAX_UNIT: u64 = 1 << 20;
+
 /// Bytes written before they are pushed towards storage.
 const WRITEBACK: u64 = 8 << 20;
 
-/// Finishes what a crash interrupted between sealing a log and the end of its
-/// replay. Says what it did: the root hash of the finished file.
+/// What is there to compare with, for a run that changes nothing.
 ///
 /// # Errors
 ///
-/// When the log is sealed and the file can't be finished from it: then both stay.
-pub fn settle(place: &Place, sync: bool) -> Result<Option<Hash>> {
-    let Some(log) = place.leftover(Working::Log).map_err(place.error("open the log of"))? else {
-        return Ok(None);
+/// Those of [`Destination::open`], as far as they show without writing.
+pub fn preview(place: &Place, request: &Request) -> Result<Option<Basis>> {
+    let file = match kind_of(place)? {
+        None | Some(SFlag::S_IFLNK) => return Ok(None),
+        Some(SFlag::S_IFREG | SFlag::S_IFBLK) => {
+            place.open(&place.name, OFlag::O_RDONLY).map_err(place.error("open"))?
+        }
+        Some(other) => return Err(in_the_way(place, other)),
     };
-    let old = match place.open(&place.name, OFlag::O_RDWR) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => place.locked(other.map_err(place.error("open"))?)?,
-    };
-    let Some(data) = place.leftover(Working::Stage).map_err(place.error("open the stage of"))? else {
-        return Ok(None);
-    };
-    let identity = Identity::of(&old).map_err(place.error("look at"))?;
-    let Some(sealed) = Sealed::open(data, log, identity).map_err(place.error("read the log of"))? else {
-        return Ok(None);
-    };
-    let root = sealed.seal.root;
-    let block = BlockSize::try_from(sealed.seal.block_size)?;
-    let grid = Grid { length: sealed.seal.length, block };
-    replay(place, &sealed, &old, sync)?;
-    check_root(place, &old, &grid, &root)?;
-    forget_stage(place, sync).map_err(place.error("remove the log of"))?;
-    Ok(Some(root))
-}
-
-/// The paths in a directory tree that have a log beside them: see [`settle`].
-pub fn name_of_log(log: &OsStr) -> Option<OsString> {
-    let inner = log.as_bytes().strip_prefix(b".")?.strip_suffix(Working::Log.suffix().as_bytes())?;
-    Some(OsStr::from_bytes(inner).to_owned())
-}
-
-/// Writes a sealed stage into the old file and has it on storage.
-fn replay(place: &Place, sealed: &Sealed, old: &File, sync: bool) -> Result<(u64, u64)> {
-    let counts = sealed.replay(old).map_err(place.error("finish writing"))?;
-    let wanted = &sealed.seal.attributes;
-    set_attributes(old, wanted, wanted.mode).map_err(place.error("set the attributes of"))?;
-    if sync {
-        old.sync_all().map_err(place.error("sync"))?;
+    let basis = basis_of(&file).map_err(place.error("open"))?;
+    if !file.metadata().map_err(place.error("look at"))?.is_file() {
+        check_device_size(place, basis.length, request.length)?;
     }
-    Ok(counts)
+    Ok(Some(basis).filter(|basis| basis.length > 0 && !request.whole))
 }
 
-/// Removes log and stage, in an order that never leaves a log alone.
-fn forget_stage(place: &Place, sync: bool) -> io::Result<()> {
-    place.remove(&[Working::Log])?;
-    if sync {
-        place.sync_dir()?;
-    }
-    place.remove(&[Working::Stage])
+fn kind_of(place: &Place) -> Result<Option<SFlag>> {
+    Ok(place.stat()?.map(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT))
 }
 
-fn check_root(place: &Place, file: &File, grid: &Grid, root: &Hash) -> Result<()> {
-    let image = FileImage::new(file.try_clone().map_err(place.error("read"))?, true);
-    let found = hashmap::root_of(&image, grid, |_| true).map_err(place.error("read back"))?;
-    if found.as_ref() != Some(root) {
-        return Err(Error::refused(
-            &place.path,
-            "what was written does not read back as it was sent; check the storage, then run again with --checksum",
-        ));
+fn in_the_way(place: &Place, kind: SFlag) -> Error {
+    Error::refused(
+        &place.path,
+        match kind {
+            SFlag::S_IFDIR => "there is a directory where a file must go; remove it first",
+            _ => "is neither a regular file nor a block device",
+        },
+    )
+}
+
+fn check_device_size(place: &Place, size: u64, length: u64) -> Result<()> {
+    if size < length {
+        let why = format!("the device holds {size} bytes and the image has {length}; nothing was written");
+        return Err(Error::refused(&place.path, why));
     }
     Ok(())
-}
-
-/// Sets the attributes of something that needs nothing else, a symlink included.
-///
-/// # Errors
-///
-/// What the system calls report; that only root gives files away is none.
-pub fn touch(place: &Place, wanted: &Attributes) -> Result<()> {
-    let Some(now) = place.stat()? else { return Ok(()) };
-    let failed = || place.error("set the attributes of");
-    let owner = (wanted.uid.filter(|&uid| uid != now.st_uid), wanted.gid.filter(|&gid| gid != now.st_gid));
-    if owner != (None, None) {
-        forgive_owner(sys::chown_at(&place.dir, &place.name, owner.0, owner.1)).map_err(failed())?;
-    }
-    let is_link = SFlag::from_bits_truncate(now.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK;
-    if let Some(mode) = wanted.mode.filter(|&mode| mode != now.st_mode & 0o7777 && !is_link) {
-        let file = place.open(&place.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK).map_err(failed())?;
-        sys::set_mode(&file, mode).map_err(failed())?;
-    }
-    match wanted.mtime.filter(|&(s, ns)| (s, i64::from(ns)) != (now.st_mtime, now.st_mtime_nsec)) {
-        Some((s, ns)) => sys::set_mtime_at(&place.dir, &place.name, s, ns).map_err(failed()),
-        None => Ok(()),
-    }
-}
-
-/// Makes or replaces a symlink: there is always either the old one or the new.
-///
-/// # Errors
-///
-/// What the system calls report: a directory in its place, for one.
-pub fn put_symlink(place: &Place, link: &OsStr) -> Result<()> {
-    let temp = Working::Temp.name_for(&place.name);
-    let put = || -> io::Result<()> {
-        sys::unlink_at(&place.dir, &temp)?;
-        sys::symlink_at(&place.dir, link, &temp)?;
-        sys::rename_at(&place.dir, &temp, &place.name).inspect_err(|_| {
-            // The rename's error is the one to report.
-            let _ = sys::unlink_at(&place.dir, &temp);
-        })
-    };
-    put().map_err(place.error("create the symlink"))
-}
-
-/// Sets the attributes of a directory below `base`.
-///
-/// # Errors
-///
-/// What the system calls report.
-pub fn finish_directory(base: BorrowedFd, path: &Path, wanted: &Attributes) -> io::Result<()> {
-    let dir = sys::open_beneath(base, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?;
-    set_attributes(&File::from(dir), wanted, wanted.mode)
-}
-
-/// As for rsync: only root can give files away.
-fn forgive_owner(result: io::Result<()>) -> io::Result<()> {
-    result.or_else(|error| if error.kind() == io::ErrorKind::PermissionDenied { Ok(()) } else { Err(error) })
 }
 
 impl Destination {
@@ -337,15 +155,11 @@ impl Destination {
     /// [`Error::Refused`] when a directory or something odd is there, when
     /// another run holds it, or when a device is too small.
     pub fn open(place: Place, request: Request, options: Arc<Options>) -> Result<Destination> {
-        let kind = place.stat()?.map(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
-        match kind {
+        match kind_of(&place)? {
             None | Some(SFlag::S_IFLNK) => Destination::fresh(place, request, options, None),
             Some(SFlag::S_IFREG) => Destination::existing(place, request, options),
             Some(SFlag::S_IFBLK) => Destination::device(place, request, options),
-            Some(SFlag::S_IFDIR) => {
-                Err(Error::refused(&place.path, "there is a directory where a file must go; remove it first"))
-            }
-            Some(_) => Err(Error::refused(&place.path, "is neither a regular file nor a block device")),
+            Some(other) => Err(in_the_way(&place, other)),
         }
     }
 
@@ -443,13 +257,7 @@ impl Destination {
             other => place.locked(other.map_err(place.error("open"))?)?,
         };
         let size = sys::device_size(&file).map_err(place.error("find the size of"))?;
-        if size < request.length {
-            let why = format!(
-                "the device holds {} bytes and the image has {}; nothing was written",
-                size, request.length
-            );
-            return Err(Error::refused(&place.path, why));
-        }
+        check_device_size(&place, size, request.length)?;
         let seen = file.metadata().map_err(place.error("look at"))?;
         let basis = if request.whole { None } else { Some(basis_of(&file).map_err(place.error("open"))?) };
         Ok(Destination::new(place, request, options, Some(Old { file, seen }), basis, Work::InPlace))
@@ -464,7 +272,19 @@ impl Destination {
         work: Work,
     ) -> Destination {
         let basis = basis.filter(|basis| basis.length > 0);
-        Destination { place, request, options, old, basis, work, written: 0, punched: 0, dirty: 0..0 }
+        Destination {
+            place,
+            request,
+            options,
+            old,
+            basis,
+            work,
+            written: 0,
+            punched: 0,
+            dirty: 0..0,
+            sealed: false,
+            frees: None,
+        }
     }
 
     /// What to compare with; `None`: nothing, all of the source is needed.
@@ -506,14 +326,48 @@ impl Destination {
         let keep = self.options.preallocate;
         // A hole that reaches the end of the file may take the rest of its page along.
         let at_end = range.end == self.request.length && !keep;
-        let to_page = range.start..if at_end { stage::page_up(range.end) } else { range.end };
+        let to_page = range.start..if at_end { ranges::page_up(range.end) } else { range.end };
         let device = self.is_device();
         let result = match &mut self.work {
             Work::Stage(stage) => stage.zero(range),
-            _ if device => zero_device(self.target()?, range),
-            _ => stage::make_zero(self.target()?, to_page, keep),
+            _ if device => ranges::zero_device(self.target()?, range),
+            _ => ranges::make_zero(self.target()?, to_page, keep),
         };
         result.map_err(|error| self.failed("punch holes into", error))
+    }
+
+    /// Gives allocated zeros back to the file system, unless they are to stay; on
+    /// one that cannot take them nothing happens.
+    pub fn free(&mut self, range: Range<u64>) -> Result<()> {
+        if self.options.preallocate || self.is_device() || !self.can_free() {
+            return Ok(());
+        }
+        let unit = self.old.as_ref().map_or(PAGE, |old| old.seen.blksize().clamp(PAGE, MAX_UNIT));
+        let whole = range.start.div_ceil(unit) * unit..range.end / unit * unit;
+        if whole.is_empty() {
+            return Ok(());
+        }
+        self.begin()?;
+        self.punched += whole.end - whole.start;
+        let result = match &mut self.work {
+            Work::Stage(stage) => stage.free(whole),
+            _ => sys::punch_hole(self.target()?, whole).map(drop),
+        };
+        result.map_err(|error| self.failed("punch holes into", error))
+    }
+
+    /// Whether holes can be punched here: tried behind the end of the old file,
+    /// where there is nothing to lose.
+    fn can_free(&mut self) -> bool {
+        if self.frees.is_none() {
+            let probe = self.old.as_ref().map(|old| {
+                let end = ranges::page_up(old.seen.len());
+                sys::punch_hole(&old.file, end..end + PAGE)
+            });
+            // A file that may only be read is copied first; so is one that is not there yet.
+            self.frees = Some(probe.is_none_or(|able| able.unwrap_or(true)));
+        }
+        self.frees == Some(true)
     }
 
     /// Makes what was put together the file. `root` is what it must hash to
@@ -533,16 +387,24 @@ impl Destination {
             return Ok((0, 0));
         }
         self.begin()?;
-        match std::mem::replace(&mut self.work, Work::InPlace) {
-            Work::Stage(stage) => self.finish_stage(stage, root, kept)?,
-            Work::Temp(temp) => self.finish_temp(&temp, root)?,
-            Work::InPlace | Work::Untouched(_) => self.finish_in_place(root)?,
+        let finished = match std::mem::replace(&mut self.work, Work::InPlace) {
+            Work::Stage(stage) => self.finish_stage(stage, root, kept),
+            Work::Temp(temp) => self.finish_temp(&temp, root),
+            Work::InPlace | Work::Untouched(_) => self.finish_in_place(root),
+        };
+        match finished {
+            Ok(()) => Ok((self.written, self.punched)),
+            Err(error) => {
+                if matches!(error, Error::Space { .. }) && !self.sealed {
+                    self.discard();
+                }
+                Err(error)
+            }
         }
-        Ok((self.written, self.punched))
     }
 
     /// Removes what was gathered: on a full disk it would only be in the way.
-    pub fn discard(self) {
+    pub fn discard(&self) {
         // The disk is in trouble already; what cannot be removed is found by the next run.
         let _ = self.place.remove(&Working::ALL);
     }
@@ -576,25 +438,30 @@ impl Destination {
         self.work = match (begin, &self.old) {
             (Begin::Stage, Some(old)) => {
                 let files = || -> io::Result<Stage> {
+                    place.remove(&[Working::Stage, Working::Log])?;
                     let identity = Identity::of(&old.file)?;
                     Stage::begin(place.create(Working::Stage)?, place.create(Working::Log)?, identity)
                 };
                 Work::Stage(files().map_err(|error| self.failed("create the stage of", error))?)
             }
             (Begin::Copy, Some(old)) => {
+                place.remove(&[Working::Clone]).map_err(place.error("clean up after"))?;
                 let temp = place.create(Working::Clone).map_err(place.error("create the temp file of"))?;
                 let temp = place.locked(temp)?;
-                copy_all(&old.file, &temp).map_err(|error| self.failed("copy", error))?;
+                ranges::copy_all(&old.file, &temp).map_err(|error| self.failed("copy", error))?;
                 let names = [Working::Clone, Working::Temp].map(|kind| kind.name_for(&place.name));
                 sys::rename_at(&place.dir, &names[0], &names[1])
                     .map_err(place.error("create the temp file of"))?;
                 Work::Temp(temp)
             }
             _ => {
-                let name = Working::Temp.name_for(&place.name);
-                let temp = place
-                    .open(&name, OFlag::O_RDWR | OFlag::O_CREAT)
-                    .map_err(|error| self.failed("create the temp file of", error))?;
+                let temp =
+                    match place.leftover(Working::Temp).map_err(place.error("open the temp file of"))? {
+                        Some(leftover) => leftover,
+                        None => place
+                            .create(Working::Temp)
+                            .map_err(|error| self.failed("create the temp file of", error))?,
+                    };
                 let temp = place.locked(temp)?;
                 temp.set_len(0).map_err(place.error("write"))?;
                 if self.options.preallocate {
@@ -662,6 +529,7 @@ impl Destination {
             preallocate: self.options.preallocate,
         };
         let sealed = stage.seal(&seal, self.options.fsync).map_err(|error| self.failed("seal", error))?;
+        self.sealed = true;
         self.sync_dir()?;
         replay(&self.place, &sealed, &old.file, self.options.fsync)?;
         self.dig(&old.file).map_err(self.place.error("punch holes into"))?;
@@ -717,7 +585,7 @@ impl Destination {
             sys::punch_hole(file, at..extent.start)?;
             at = extent.end;
         }
-        sys::punch_hole(file, at..stage::page_up(self.request.length))?;
+        sys::punch_hole(file, at..ranges::page_up(self.request.length))?;
         Ok(())
     }
 
@@ -791,7 +659,8 @@ impl Destination {
 }
 
 fn full_is_none(error: io::Error) -> io::Result<Option<u64>> {
-    if error.kind() == io::ErrorKind::StorageFull { Ok(None) } else { Err(error) }
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    if matches!(error.kind(), StorageFull | QuotaExceeded) { Ok(None) } else { Err(error) }
 }
 
 fn basis_of(file: &File) -> io::Result<Basis> {
@@ -805,47 +674,4 @@ fn basis_of(file: &File) -> io::Result<Basis> {
 fn can_clone(place: &Place, file: &File) -> bool {
     let probe = place.open(OsStr::new("."), OFlag::O_TMPFILE | OFlag::O_RDWR);
     probe.is_ok_and(|probe| sys::clone_file(file, &probe).unwrap_or(false))
-}
-
-/// Makes `to` equal to `from`: a clone if possible, else its data extents.
-fn copy_all(from: &File, to: &File) -> io::Result<()> {
-    if sys::clone_file(from, to)? {
-        return Ok(());
-    }
-    let length = from.metadata()?.len();
-    to.set_len(length)?;
-    for extent in scan::data_extents(from, 0..length) {
-        stage::copy_between(from, to, extent?)?;
-    }
-    Ok(())
-}
-
-fn set_attributes(file: &File, wanted: &Attributes, mode: Option<u32>) -> io::Result<()> {
-    let now = file.metadata()?;
-    let changed = |wanted: Option<u32>, now: u32| wanted.filter(|&wanted| wanted != now);
-    let (uid, gid) = (changed(wanted.uid, now.uid()), changed(wanted.gid, now.gid()));
-    if uid.is_some() || gid.is_some() {
-        forgive_owner(std::os::unix::fs::fchown(file, uid, gid))?;
-    }
-    if let Some(mode) = mode.filter(|&mode| mode != file.metadata().map_or(u32::MAX, |m| m.mode() & 0o7777)) {
-        sys::set_mode(file, mode)?;
-    }
-    if let Some((seconds, nanoseconds)) = wanted.mtime {
-        sys::set_mtime(file, seconds, nanoseconds)?;
-    }
-    Ok(())
-}
-
-/// Makes a range of a block device zero, the cheapest way it knows; what is not
-/// a multiple of its sectors is written.
-fn zero_device(device: &File, range: Range<u64>) -> io::Result<()> {
-    let inner = stage::page_up(range.start)..range.end / hashmap::PAGE * hashmap::PAGE;
-    if inner.start >= inner.end {
-        return stage::write_zeros(device, range);
-    }
-    stage::write_zeros(device, range.start..inner.start)?;
-    if !sys::punch_hole(device, inner.clone())? && !sys::zero_out_device(device, inner.clone())? {
-        stage::write_zeros(device, inner.clone())?;
-    }
-    stage::write_zeros(device, inner.end..range.end)
 }

@@ -5,10 +5,16 @@
 //!
 //! - [`sync`]: the initiator; [`agent`]: the responder
 //! - [`local`]: both ends on this machine
-//! - [`sender`], [`receiver`]: the two roles, over any pair of streams
+//! - [`sender`]: the sending role, over any pair of streams, made of `merge`
+//!   (what differs), `hasher` (reading) and `announce` (entries)
+//! - [`receiver`]: the receiving role, made of `assemble` (one file), `mapper`
+//!   (answers), `outbox` (the way back) and `base` (where it all goes)
 //! - [`tree`]: what to send; [`compress`]: whether to compress it
-//! - [`protocol`]: greeting, frames, messages and their limits
-//! - [`apply`]: the destination; [`stage`]: where changes gather beside it
+//! - [`frames`]: frames on the wire; [`protocol`]: messages and their limits
+//! - [`apply`]: the destination of one file; [`settle`]: what a crash left of it
+//! - [`stage`]: where changes gather beside it; [`log`]: which ranges those are;
+//!   [`overlay`]: both over the old file
+//! - [`place`]: a name in a directory; [`ranges`]: copying and zeroing
 //! - [`hashmap`]: blocks, hashes, maps and the plan
 //! - [`scan`]: data extents, and the test for zeros
 //! - [`transport`]: a child process as a pair of streams; [`report`]: what the
@@ -16,18 +22,31 @@
 //! - [`location`], [`options`], [`error`]
 
 pub mod agent;
+mod announce;
 pub mod apply;
+mod assemble;
+mod base;
 pub mod compress;
 pub mod error;
+pub mod frames;
+mod hasher;
 pub mod hashmap;
 pub mod local;
 pub mod location;
+pub mod log;
+mod mapper;
+mod merge;
 pub mod options;
+mod outbox;
+pub mod overlay;
+pub mod place;
 pub mod protocol;
+pub mod ranges;
 pub mod receiver;
 pub mod report;
 pub mod scan;
 pub mod sender;
+pub mod settle;
 pub mod stage;
 pub mod sync;
 pub mod sys;

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
+use crate::frames::{FrameReader, FrameWriter};
 use crate::options::Options;
-use crate::protocol::{FrameReader, FrameWriter};
 use crate::receiver::{self, Target};
 use crate::report::{Reporter, Silent, Stats};
 use crate::sender::{self, Side};

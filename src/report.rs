@@ -48,14 +48,21 @@ pub struct Stats {
 impl Stats {
     /// Adds the counters that only the receiving side knows.
     pub fn add_receiver(&mut self, other: &Stats) {
-        self.basis_hashed_bytes += other.basis_hashed_bytes;
-        self.written_bytes += other.written_bytes;
-        self.punched_bytes += other.punched_bytes;
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        add(&mut self.basis_hashed_bytes, other.basis_hashed_bytes);
+        add(&mut self.written_bytes, other.written_bytes);
+        add(&mut self.punched_bytes, other.punched_bytes);
+        add(&mut self.files_failed, other.files_failed);
+        self.remember_code(other.worst_code);
     }
 
     /// Counts a failure and remembers the code that matters most.
     pub fn count_failure(&mut self, code: u8) {
         self.files_failed += 1;
+        self.remember_code(code);
+    }
+
+    fn remember_code(&mut self, code: u8) {
         let rank = |code: u8| [0, 24, 23].iter().position(|&c| c == code).unwrap_or(usize::MAX);
         if rank(code) > rank(self.worst_code) {
             self.worst_code = code;
@@ -273,8 +280,8 @@ impl Ticker {
     /// Adds to the counts; hands them out when it is time to tell them.
     fn add(&self, found: u64, done: u64) -> Option<Progress> {
         let mut progress = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        progress.found += found;
-        progress.done += done;
+        progress.found = progress.found.saturating_add(found);
+        progress.done = progress.done.saturating_add(done);
         if progress.told.elapsed() < Ticker::PAUSE {
             return None;
         }

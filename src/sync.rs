@@ -8,11 +8,12 @@ use std::time::Instant;
 
 use crate::agent;
 use crate::error::{Error, Result};
+use crate::frames::{FrameReader, FrameWriter};
 use crate::hashmap::Hash;
 use crate::local;
 use crate::location::{Host, Location};
 use crate::options::Options;
-use crate::protocol::{Frame, FrameReader, FrameWriter, MAX_NOISE, Message, Request};
+use crate::protocol::{Frame, MAX_NOISE, Message, Request};
 use crate::receiver::{self, Target};
 use crate::report::{Event, Reporter, Route, Summary};
 use crate::sender::{self, Side};

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
-use crate::apply::is_working_name;
 use crate::error::{Error, Failure, Result, code, printable};
 use crate::options::Options;
+use crate::place::is_working_name;
 use crate::protocol::{Kind, Metadata, Owner};
 use crate::sys;
 

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use holesync::apply::{self, Place};
 use holesync::error::{Error, Result, printable};
 use holesync::hashmap::{self, Grid, Item};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Options};
+use holesync::place::{self, Place};
 use holesync::report::{JsonLines, Reporter, Silent, Terminal};
 use holesync::scan::{FileImage, Image};
+use holesync::settle::{self, Settled};
 use holesync::sync::{self, Reach};
 use holesync::{agent, sys, transport};
 use serde_json::json;
@@ -30,7 +31,9 @@ pub fn run(cli: Cli) -> Result<()> {
     let umask = sys::umask();
     match cli.verb {
         None => transfer(cli.transfer.into_job()?, umask),
-        Some(Verb::Agent) => agent::serve(std::io::stdin(), File::from(own(std::io::stdout())?), umask),
+        Some(Verb::Agent) => {
+            agent::serve(File::from(own(std::io::stdin())?), File::from(own(std::io::stdout())?), umask)
+        }
         Some(Verb::Map { image, hashes, json, block_size }) => {
             map(&image, hashes, json, cli::block_size(block_size)?)
         }
@@ -46,9 +49,9 @@ pub fn run(cli: Cli) -> Result<()> {
     }
 }
 
-/// Stdout without the buffer and the lock that std puts around it.
-fn own(stdout: impl std::os::fd::AsFd) -> Result<OwnedFd> {
-    stdout.as_fd().try_clone_to_owned().map_err(Error::file("use", "stdout"))
+/// Stdin or stdout without the buffer and the lock that std puts around it.
+fn own(stream: impl std::os::fd::AsFd) -> Result<OwnedFd> {
+    stream.as_fd().try_clone_to_owned().map_err(Error::file("use", "stdin and stdout"))
 }
 
 fn reach_of(args: ReachArgs, umask: u32) -> Reach {
@@ -193,7 +196,7 @@ fn recover(path: &Path, sync: bool) -> Result<()> {
             let path = error.path().unwrap_or(path).to_path_buf();
             Error::file("read", path)(error.into())
         })?;
-        if let Some(name) = apply::name_of_log(entry.file_name()) {
+        if let Some(name) = place::name_of_log(entry.file_name()) {
             recover_file(&entry.path().with_file_name(name), sync)?;
         }
     }
@@ -206,9 +209,15 @@ fn recover_file(path: &Path, sync: bool) -> Result<()> {
     let dir = File::open(parent).map_err(Error::file("open", parent))?;
     let place = Place { dir: Arc::new(dir.into()), name: name.to_owned(), path: PathBuf::from(path) };
     let shown = printable(path);
-    match apply::settle(&place, sync)? {
-        Some(root) => say(&format!("{shown}: finished from its log and verified, root hash {}", hex(&root))),
-        None => say(&format!("{shown}: nothing to finish")),
+    match settle::settle(&place, sync)? {
+        Settled::Finished(root) => {
+            say(&format!("{shown}: finished from its log and verified, root hash {}", hex(&root)))
+        }
+        Settled::Nothing => say(&format!("{shown}: nothing to finish")),
+        Settled::Damaged => Err(Error::refused(
+            path,
+            "what an interrupted run left to finish it from is damaged and was not applied; send the image again",
+        )),
     }
 }
 

@@ -1,0 +1,296 @@
+//! Puts one file together: what the sender describes, block by block, held
+//! against what the basis has, and written into the destination.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, TryRecvError};
+
+use crate::apply::Destination;
+use crate::error::{Error, Result};
+use crate::hashmap::{self, Grid, Hash, Item, PageMask, RootHasher};
+use crate::mapper::{Begun, Mapped};
+use crate::protocol::Data;
+
+/// What the basis has in the next blocks.
+enum Had {
+    /// Nothing: a hole, or beyond the end.
+    Hole,
+    /// This.
+    Block(hashmap::Block),
+    /// Nobody knows.
+    Unknown,
+}
+
+/// The basis of the current file, as the mapper finds it.
+pub(crate) struct Maps {
+    queue: Receiver<Mapped>,
+    items: VecDeque<Item>,
+    /// The mapper has no more of the current file.
+    ended: bool,
+    /// What lies beyond its end is zero, not unknown.
+    known: bool,
+}
+
+impl Maps {
+    /// Fed by the mapper through `queue`.
+    pub fn new(queue: Receiver<Mapped>) -> Maps {
+        Maps { queue, items: VecDeque::new(), ended: true, known: true }
+    }
+
+    /// The file `id`, if it is the next that was answered.
+    pub fn begin(&mut self, id: u64) -> Result<OpenFile, ApplyError> {
+        let begun = match self.queue.try_recv() {
+            Ok(Mapped::Begin(begun)) if begun.id == id => begun,
+            Err(TryRecvError::Disconnected) => return Err(ApplyError::Gone),
+            _ => return Err(ApplyError::Rule("the content of a file it was not asked for".into())),
+        };
+        (self.ended, self.known) = (!begun.has_map, begun.has_map || begun.blank);
+        self.items.clear();
+        Ok(OpenFile::new(*begun))
+    }
+
+    /// What the next blocks are, and how many alike, at most `limit`.
+    fn next(&mut self, limit: u64) -> Result<(u64, Had), ApplyError> {
+        loop {
+            match self.items.pop_front() {
+                Some(Item::Block(block)) => return Ok((1, Had::Block(block))),
+                Some(Item::Hole(blocks)) => {
+                    if blocks > limit {
+                        self.items.push_front(Item::Hole(blocks - limit));
+                    }
+                    return Ok((blocks.min(limit), Had::Hole));
+                }
+                None if self.ended && self.known => return Ok((limit, Had::Hole)),
+                None if self.ended => return Ok((limit, Had::Unknown)),
+                None => match self.queue.recv() {
+                    Ok(Mapped::Items(items)) => self.items.extend(items),
+                    Ok(Mapped::End) => self.ended = true,
+                    Ok(Mapped::Broken) => {
+                        self.ended = true;
+                        return Err(ApplyError::Told);
+                    }
+                    Ok(Mapped::Begin(_)) | Err(_) => return Err(ApplyError::Gone),
+                },
+            }
+        }
+    }
+
+    /// Skips what is left of the current file. `false`: the mapper is gone.
+    pub fn drain(&mut self) -> bool {
+        self.items.clear();
+        while !self.ended {
+            match self.queue.recv() {
+                Ok(Mapped::Items(_)) => {}
+                Ok(Mapped::End | Mapped::Broken) => self.ended = true,
+                Ok(Mapped::Begin(_)) | Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+/// What goes wrong while a file is put together.
+pub(crate) enum ApplyError {
+    /// The sender broke a rule.
+    Rule(String),
+    /// The file failed here.
+    File(Error),
+    /// The file failed while it was mapped, and the sender was told.
+    Told,
+    /// The mapper is gone, with the connection.
+    Gone,
+}
+
+impl From<Error> for ApplyError {
+    fn from(error: Error) -> ApplyError {
+        ApplyError::File(error)
+    }
+}
+
+fn rule<T>(what: impl Into<String>) -> Result<T, ApplyError> {
+    Err(ApplyError::Rule(what.into()))
+}
+
+/// A file that is being put together.
+pub(crate) struct OpenFile {
+    pub id: u64,
+    pub entry: Vec<u8>,
+    pub destination: Destination,
+    /// Nothing was compared: all of it was asked for.
+    pub whole: bool,
+    /// Bytes of data that the basis had.
+    pub kept: u64,
+    /// Bytes of data that arrived.
+    pub received: u64,
+    grid: Grid,
+    root: RootHasher,
+    /// The next block.
+    at: u64,
+    zeros: Zeros,
+}
+
+/// Zeros that are still to be made, gathered over blocks so that each hole is
+/// punched once.
+#[derive(Default)]
+struct Zeros {
+    range: Range<u64>,
+    /// It is zero already, and allocated.
+    already: bool,
+}
+
+impl OpenFile {
+    fn new(begun: Begun) -> OpenFile {
+        let Begun { id, entry, destination, grid, whole, .. } = begun;
+        let (root, zeros) = (RootHasher::new(&grid), Zeros::default());
+        OpenFile { id, entry, destination, whole, kept: 0, received: 0, grid, root, at: 0, zeros }
+    }
+
+    /// Blocks stay; allocated zeros among them become holes. Returns bytes of data.
+    pub fn keep(&mut self, maps: &mut Maps, blocks: u64) -> Result<u64, ApplyError> {
+        let end = self.end_of(blocks)?;
+        let mut bytes = 0;
+        while self.at < end {
+            let (count, had) = maps.next(end - self.at)?;
+            match had {
+                Had::Unknown => return rule("a block kept that nobody knows"),
+                Had::Hole => {}
+                Had::Block(block) => {
+                    if block.data != 0 {
+                        self.root.add(self.at, &block.hash);
+                        bytes += self.grid.masked_bytes(self.at, block.data);
+                    }
+                    self.zero_pages(block.read & !block.data, true)?;
+                }
+            }
+            self.at += count;
+        }
+        self.kept += bytes;
+        Ok(bytes)
+    }
+
+    /// Blocks become zeros.
+    pub fn zero(&mut self, maps: &mut Maps, blocks: u64) -> Result<u64, ApplyError> {
+        let end = self.end_of(blocks)?;
+        while self.at < end {
+            let (count, had) = maps.next(end - self.at)?;
+            match had {
+                Had::Hole => {}
+                Had::Block(block) => self.zero_pages(block.read, block.data == 0)?,
+                Had::Unknown => self.zero_range(self.grid.bytes(&(self.at..self.at + count)), false)?,
+            }
+            self.at += count;
+        }
+        Ok(0)
+    }
+
+    /// Blocks get new data; what is not data in them becomes zeros. Returns bytes of data.
+    pub fn data(&mut self, maps: &mut Maps, data: &Data) -> Result<u64, ApplyError> {
+        self.end_of(data.masks.len() as u64)?;
+        if data.first != self.at {
+            return rule("a data frame out of place");
+        }
+        let mut left = data.bytes.as_slice();
+        // What adjoins in the file and in the frame is written at once.
+        let mut pending = Pending { at: 0, len: 0, bytes: left };
+        for &mask in &data.masks {
+            let (block, all) = (self.at, self.grid.all_pages(self.at));
+            if mask == 0 || mask & !all != 0 {
+                return rule("a data frame with an impossible page mask");
+            }
+            let len = self.grid.masked_bytes(block, mask) as usize;
+            let Some((bytes, behind)) = left.split_at_checked(len) else {
+                return rule("a data frame that is too short");
+            };
+            left = behind;
+            self.root.add(block, &hashmap::hash_block(mask, std::iter::once(bytes)));
+            let (_, had) = maps.next(1)?;
+            let (there, zero) = match had {
+                Had::Hole => (0, 0),
+                Had::Block(block) => (block.data, block.read & !block.data),
+                Had::Unknown => (all, 0),
+            };
+            self.zero_pages(there & !mask, false)?;
+            self.zero_pages(zero & !mask, true)?;
+            for run in hashmap::page_runs(mask) {
+                pending.add(self.grid.pages(block, &run), &mut self.destination)?;
+            }
+            self.at += 1;
+        }
+        if !left.is_empty() {
+            return rule("a data frame that is too long");
+        }
+        pending.write(&mut self.destination)?;
+        self.received += data.bytes.len() as u64;
+        Ok(data.bytes.len() as u64)
+    }
+
+    /// The file is described to its end; what it hashes to.
+    pub fn end(&mut self) -> Result<Hash, ApplyError> {
+        self.flush_zeros()?;
+        if self.at != self.grid.blocks() {
+            return rule(format!("a file of {} blocks for {}", self.at, self.grid.blocks()));
+        }
+        Ok(std::mem::replace(&mut self.root, RootHasher::new(&self.grid)).finish())
+    }
+
+    fn end_of(&self, blocks: u64) -> Result<u64, ApplyError> {
+        if blocks > self.grid.blocks() - self.at {
+            return rule(format!("{blocks} blocks beyond the end of a file"));
+        }
+        Ok(self.at + blocks)
+    }
+
+    /// Makes pages of the current block zero, if any; `already`: they only take room.
+    fn zero_pages(&mut self, mask: PageMask, already: bool) -> Result<(), ApplyError> {
+        hashmap::page_runs(mask).try_for_each(|run| self.zero_range(self.grid.pages(self.at, &run), already))
+    }
+
+    fn zero_range(&mut self, range: Range<u64>, already: bool) -> Result<(), ApplyError> {
+        if range.start == self.zeros.range.end && already == self.zeros.already {
+            self.zeros.range.end = range.end;
+            return Ok(());
+        }
+        self.flush_zeros()?;
+        self.zeros = Zeros { range, already };
+        Ok(())
+    }
+
+    fn flush_zeros(&mut self) -> Result<(), ApplyError> {
+        let Zeros { range, already } = std::mem::take(&mut self.zeros);
+        match (range.is_empty(), already) {
+            (true, _) => {}
+            (false, true) => self.destination.free(range)?,
+            (false, false) => self.destination.zero(range)?,
+        }
+        Ok(())
+    }
+}
+
+/// The part of a frame that is not written yet.
+struct Pending<'a> {
+    at: u64,
+    len: usize,
+    /// It, and what follows it in the frame.
+    bytes: &'a [u8],
+}
+
+impl Pending<'_> {
+    /// Adds the next bytes of the frame, which go to `range`.
+    fn add(&mut self, range: Range<u64>, destination: &mut Destination) -> Result<(), ApplyError> {
+        if self.at + self.len as u64 != range.start {
+            self.write(destination)?;
+            self.at = range.start;
+        }
+        self.len += (range.end - range.start) as usize;
+        Ok(())
+    }
+
+    fn write(&mut self, destination: &mut Destination) -> Result<(), ApplyError> {
+        let (now, later) = self.bytes.split_at(self.len);
+        (self.bytes, self.len) = (later, 0);
+        if !now.is_empty() {
+            destination.write(self.at, now)?;
+        }
+        Ok(())
+    }
+}

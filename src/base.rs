@@ -1,0 +1,145 @@
+//! The directory that everything is received into, and what is made in it by
+//! name alone: directories and symlinks.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::SFlag;
+
+use crate::error::{Error, Result, escape};
+use crate::place::{self, Attributes, Place};
+use crate::sys;
+
+/// Where everything goes.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The destination as the user wrote it.
+    pub path: PathBuf,
+    /// It must be a directory: trailing slash, or several sources.
+    pub directory: bool,
+    /// The umask of this process.
+    pub umask: u32,
+}
+
+/// The directory that entries are relative to.
+#[derive(Clone)]
+pub(crate) struct Base {
+    /// `None`: a dry run, and it is not there.
+    pub dir: Option<Arc<OwnedFd>>,
+    /// The single file goes under this name.
+    rename: Option<OsString>,
+    pub shown: PathBuf,
+}
+
+impl Base {
+    /// Finds, or makes, what the destination names.
+    pub fn find(target: &Target, single: bool, dry_run: bool) -> Result<Base> {
+        let path = match target.path.strip_prefix("~") {
+            Ok(rest) => std::env::home_dir().unwrap_or_default().join(rest),
+            Err(_) => target.path.clone(),
+        };
+        let path = if path.as_os_str().is_empty() { PathBuf::from(".") } else { path };
+        let there = std::fs::metadata(&path);
+        if there.as_ref().is_ok_and(|metadata| metadata.is_dir()) {
+            return Base::open(&path, None);
+        }
+        let shown = escape(path.as_os_str().as_bytes());
+        if single && !target.directory {
+            let device = there.is_ok_and(|metadata| !metadata.is_file());
+            let path = if device { path.canonicalize().unwrap_or(path) } else { path };
+            let Some(name) = path.file_name() else {
+                return Err(Error::Destination(format!("{shown} names no file")));
+            };
+            let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            return Base::open(parent, Some(name.to_owned()));
+        }
+        match there {
+            Ok(_) => Err(Error::Destination(format!(
+                "{shown} is not a directory, and more than one file is to go there"
+            ))),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::Destination(format!("cannot open the directory {shown}: {error}")))
+            }
+            Err(_) if dry_run => Ok(Base { dir: None, rename: None, shown: path }),
+            Err(_) => {
+                std::fs::create_dir(&path).map_err(|error| {
+                    Error::Destination(format!(
+                        "cannot create the directory {shown}: {error}; create its parent first"
+                    ))
+                })?;
+                Base::open(&path, None)
+            }
+        }
+    }
+
+    fn open(path: &Path, rename: Option<OsString>) -> Result<Base> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let dir = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty()).map_err(|errno| {
+            let shown = escape(path.as_os_str().as_bytes());
+            Error::Destination(format!(
+                "cannot open the directory {shown}: {}; create it first",
+                errno.desc()
+            ))
+        })?;
+        Ok(Base { dir: Some(Arc::new(dir)), rename, shown: path.to_path_buf() })
+    }
+
+    /// Where an entry goes. `None`: its directory is not there, in a dry run.
+    pub fn place(&self, entry: &[u8], dry_run: bool) -> Result<Option<Place>> {
+        let relative = match &self.rename {
+            Some(name) => Path::new(name),
+            None => Path::new(OsStr::from_bytes(entry)),
+        };
+        let path = self.shown.join(relative);
+        let (Some(base), Some(name)) = (&self.dir, relative.file_name()) else {
+            if dry_run {
+                return Ok(None);
+            }
+            return Err(Error::refused(path, "there is a directory where a file must go; remove it first"));
+        };
+        let parent = relative.parent().unwrap_or(Path::new(""));
+        if parent.as_os_str().is_empty() {
+            return Ok(Some(Place { dir: Arc::clone(base), name: name.to_owned(), path }));
+        }
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        match sys::open_beneath(base.as_fd(), parent, flags, 0) {
+            Ok(dir) => Ok(Some(Place { dir: Arc::new(dir), name: name.to_owned(), path })),
+            Err(error) if dry_run && error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::file("open the directory of", &path)(error)),
+        }
+    }
+}
+
+/// Makes a directory that its owner can fill meanwhile; whether it is new.
+pub(crate) fn make_directory(base: &Base, path: &[u8], mode: u32) -> Result<bool> {
+    if path.is_empty() {
+        return Ok(false);
+    }
+    let Some(place) = base.place(path, false)? else { return Ok(false) };
+    let made = sys::make_dir_at(&place.dir, &place.name, mode | 0o700);
+    let made = made.map_err(Error::file("create the directory", &place.path))?;
+    if !made {
+        let is_dir = place
+            .stat()?
+            .is_some_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR);
+        if !is_dir {
+            return Err(Error::refused(&place.path, "is in the way of a directory; remove it first"));
+        }
+    }
+    Ok(made)
+}
+
+/// Makes or replaces a symlink; a temporary one is renamed over the old.
+pub(crate) fn make_symlink(base: &Base, path: &[u8], link: &[u8], attributes: &Attributes) -> Result<()> {
+    let Some(place) = base.place(path, false)? else { return Ok(()) };
+    let link = OsStr::from_bytes(link);
+    if sys::read_link_at(&place.dir, &place.name).is_ok_and(|now| now == link) {
+        return place::touch(&place, attributes);
+    }
+    place::put_symlink(&place, link)?;
+    place::touch(&place, attributes)
+}

@@ -1,0 +1,332 @@
+//! Frames on the wire: writes them, reads them, and bounds every length and
+//! count before it is used or allocated for.
+
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Failure, Result, escape};
+use crate::hashmap::{Key, PageMask, Run};
+use crate::protocol::{
+    Data, Frame, MAGIC, MAX_CONTROL, MAX_DATA, MAX_DATA_BLOCKS, MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST,
+    VERSION,
+};
+
+const TYPE_CONTROL: u8 = 1;
+const TYPE_DATA: u8 = 2;
+const TYPE_DATA_ZSTD: u8 = 3;
+const TYPE_MAP: u8 = 4;
+const HEADER: usize = 5;
+/// First block, number of blocks, width of a mask, bytes of data.
+const DATA_HEAD: usize = 8 + 4 + 1 + 4;
+const MAX_BODY: usize = DATA_HEAD + MAX_DATA_BLOCKS * 8 + MAX_DATA;
+
+/// Writes frames and counts bytes. Small ones gather until [`FrameWriter::flush`].
+#[derive(Debug)]
+pub struct FrameWriter<W: Write> {
+    out: BufWriter<W>,
+    peer: String,
+    sent: Arc<AtomicU64>,
+}
+
+impl<W: Write> FrameWriter<W> {
+    /// `peer` names the other side in errors.
+    pub fn new(out: W, peer: &str) -> FrameWriter<W> {
+        FrameWriter { out: BufWriter::with_capacity(32 << 10, out), peer: peer.into(), sent: Arc::default() }
+    }
+
+    /// Bytes written so far; stays readable when the writer is given away.
+    pub fn sent(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.sent)
+    }
+
+    /// Writes the greeting: magic, oldest and newest version (2 bytes each,
+    /// little-endian), 4 bytes kept for features.
+    pub fn greet(&mut self) -> Result<()> {
+        let [old, new] = [OLDEST.to_le_bytes(), VERSION.to_le_bytes()];
+        self.put(&[&MAGIC, &old, &new, &[0; 4]])?;
+        self.flush()
+    }
+
+    /// Writes a control message.
+    pub fn message(&mut self, message: &Message) -> Result<()> {
+        let body = postcard::to_stdvec(message).map_err(|e| self.broken("encoding", io::Error::other(e)))?;
+        self.frame(TYPE_CONTROL, &[&body])
+    }
+
+    /// Writes file data: one mask a block, and the bytes of their pages, which
+    /// may lie in several places. At most [`MAX_DATA`] bytes, [`MAX_DATA_BLOCKS`] blocks.
+    pub fn data(&mut self, first: u64, masks: &[PageMask], bytes: &[&[u8]]) -> Result<()> {
+        let len = bytes.iter().map(|part| part.len()).sum::<usize>();
+        let head = data_head(first, masks, len);
+        let parts: Vec<&[u8]> = std::iter::once(head.as_slice()).chain(bytes.iter().copied()).collect();
+        self.frame(TYPE_DATA, &parts)
+    }
+
+    /// Like [`FrameWriter::data`], for `len` bytes that zstd made into `compressed`.
+    pub fn data_zstd(&mut self, first: u64, masks: &[PageMask], len: usize, compressed: &[u8]) -> Result<()> {
+        let head = data_head(first, masks, len);
+        self.frame(TYPE_DATA_ZSTD, &[&head, compressed])
+    }
+
+    /// Writes a stretch of a block map; at most [`MAX_MAP_RUNS`] runs and
+    /// [`MAX_MAP_KEYS`] keys.
+    pub fn map(&mut self, runs: &[Run]) -> Result<()> {
+        let mut body = Vec::new();
+        for run in runs {
+            match run {
+                Run::Zero(blocks) => {
+                    body.push(0);
+                    body.extend(blocks.to_le_bytes());
+                }
+                Run::Keys(keys) => {
+                    body.push(1);
+                    body.extend((keys.len() as u64).to_le_bytes());
+                    body.extend(keys.as_flattened());
+                }
+            }
+        }
+        self.frame(TYPE_MAP, &[&body])
+    }
+
+    /// Tells the other side why it is being left, unless it knows. It may be gone.
+    pub fn give_up(&mut self, error: &Error) {
+        if let Some(message) = Message::farewell(error) {
+            let _ = self.message(&message).and_then(|()| self.flush());
+        }
+    }
+
+    /// Has everything that was written leave this process.
+    pub fn flush(&mut self) -> Result<()> {
+        self.out.flush().map_err(|e| self.broken("writing", e))
+    }
+
+    fn frame(&mut self, kind: u8, parts: &[&[u8]]) -> Result<()> {
+        let len = parts.iter().map(|part| part.len()).sum::<usize>() as u32;
+        let mut header = [kind, 0, 0, 0, 0];
+        header[1..].copy_from_slice(&len.to_le_bytes());
+        self.put(&[&header])?;
+        self.put(parts)
+    }
+
+    fn put(&mut self, parts: &[&[u8]]) -> Result<()> {
+        for part in parts {
+            self.out.write_all(part).map_err(|e| self.broken("writing", e))?;
+            self.sent.fetch_add(part.len() as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn broken(&self, doing: &'static str, source: io::Error) -> Error {
+        link_error(&self.peer, doing, source)
+    }
+}
+
+fn data_head(first: u64, masks: &[PageMask], len: usize) -> Vec<u8> {
+    let widest = masks.iter().fold(0, |any, mask| any | mask);
+    let width = (PageMask::BITS - widest.leading_zeros()).div_ceil(8).max(1) as usize;
+    let mut head = Vec::with_capacity(DATA_HEAD + masks.len() * width);
+    head.extend(first.to_le_bytes());
+    head.extend((masks.len() as u32).to_le_bytes());
+    head.push(width as u8);
+    head.extend((len as u32).to_le_bytes());
+    masks.iter().for_each(|mask| head.extend(&mask.to_le_bytes()[..width]));
+    head
+}
+
+/// A peer that is gone is told from a pipe that fails.
+fn link_error(peer: &str, doing: &'static str, source: io::Error) -> Error {
+    use io::ErrorKind::*;
+    match source.kind() {
+        BrokenPipe | ConnectionReset | UnexpectedEof => {
+            Error::Closed { peer: peer.into(), detail: String::new() }
+        }
+        _ => Error::Link { doing, peer: peer.into(), source },
+    }
+}
+
+/// Reads frames, bounds everything, counts bytes.
+#[derive(Debug)]
+pub struct FrameReader<R: Read> {
+    input: BufReader<R>,
+    peer: String,
+    received: Arc<AtomicU64>,
+    body: Vec<u8>,
+}
+
+impl<R: Read> FrameReader<R> {
+    /// `peer` names the other side in errors.
+    pub fn new(input: R, peer: &str) -> FrameReader<R> {
+        let input = BufReader::with_capacity(64 << 10, input);
+        FrameReader { input, peer: peer.into(), received: Arc::default(), body: Vec::new() }
+    }
+
+    /// Bytes read so far; stays readable when the reader is given away.
+    pub fn received(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.received)
+    }
+
+    /// Waits for the other side's greeting and settles on a version. Up to
+    /// `noise` bytes may come first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Start`] with the noise when the greeting never comes,
+    /// [`Error::Version`] when no version is common.
+    pub fn await_greeting(&mut self, noise: usize) -> Result<u16> {
+        let mut seen = Vec::new();
+        while !seen.ends_with(&MAGIC) {
+            let Some(byte) = self.next_byte()? else {
+                return Err(no_greeting(&self.peer, &seen, "ended"));
+            };
+            seen.push(byte);
+            if seen.len() > noise + MAGIC.len() {
+                return Err(no_greeting(&self.peer, &seen, "went on"));
+            }
+        }
+        let mut rest = [0; 8];
+        self.fill(&mut rest)?;
+        let [oldest, newest] = [[rest[0], rest[1]], [rest[2], rest[3]]].map(u16::from_le_bytes);
+        let version = newest.min(VERSION);
+        if version < OLDEST || version < oldest {
+            let span = |a: u16, b: u16| if a == b { format!("{a}") } else { format!("{a} to {b}") };
+            let (theirs, ours) = (span(oldest, newest), span(OLDEST, VERSION));
+            return Err(Error::Version { peer: self.peer.clone(), theirs, ours });
+        }
+        Ok(version)
+    }
+
+    fn next_byte(&mut self) -> Result<Option<u8>> {
+        let buffer = self.input.fill_buf().map_err(|e| link_error(&self.peer, "starting", e))?;
+        let byte = buffer.first().copied();
+        self.input.consume(usize::from(byte.is_some()));
+        self.received.fetch_add(u64::from(byte.is_some()), Ordering::Relaxed);
+        Ok(byte)
+    }
+
+    /// The next frame.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] at the end of the stream, wherever it comes;
+    /// [`Error::Remote`] for a fatal error of the other side;
+    /// [`Error::Protocol`] for anything that breaks a rule.
+    pub fn read(&mut self) -> Result<Frame> {
+        let mut header = [0; HEADER];
+        self.fill(&mut header)?;
+        let [kind, len @ ..] = header;
+        let len = u32::from_le_bytes(len) as usize;
+        let limit = match kind {
+            TYPE_CONTROL => MAX_CONTROL,
+            TYPE_DATA | TYPE_DATA_ZSTD => MAX_BODY,
+            TYPE_MAP => MAX_MAP_RUNS * 9 + MAX_MAP_KEYS * size_of::<Key>(),
+            _ => return Err(self.bad(format!("a frame of the unknown type {kind}"))),
+        };
+        if len > limit {
+            return Err(self.bad(format!("a frame of type {kind} with {len} bytes, more than {limit}")));
+        }
+        if matches!(kind, TYPE_DATA | TYPE_DATA_ZSTD) {
+            return self.next_data(kind, len).map(Frame::Data);
+        }
+        let mut body = std::mem::take(&mut self.body);
+        body.resize(len, 0);
+        self.fill(&mut body)?;
+        let frame = if kind == TYPE_MAP { self.decode_map(&body) } else { self.decode_message(&body) };
+        self.body = body;
+        frame
+    }
+
+    fn next_data(&mut self, kind: u8, len: usize) -> Result<Data> {
+        let mut head = [0; DATA_HEAD];
+        if len < DATA_HEAD {
+            return Err(self.bad("a data frame without its head"));
+        }
+        self.fill(&mut head)?;
+        let (first, rest) = head.split_at(8);
+        let first = u64::from_le_bytes(first.try_into().unwrap_or_default());
+        let count = u32::from_le_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
+        let width = rest[4] as usize;
+        let bytes = u32::from_le_bytes([rest[5], rest[6], rest[7], rest[8]]) as usize;
+        let fits = (1..=MAX_DATA_BLOCKS).contains(&count) && (1..=8).contains(&width) && bytes <= MAX_DATA;
+        let Some(rest) = (len - DATA_HEAD).checked_sub(count * width).filter(|_| fits) else {
+            return Err(self.bad(format!("a data frame of {count} blocks and {bytes} bytes")));
+        };
+        let mut masks = vec![0; count * width];
+        self.fill(&mut masks)?;
+        let masks = masks.chunks_exact(width).map(|bytes| {
+            let mut mask = [0; 8];
+            mask[..width].copy_from_slice(bytes);
+            PageMask::from_le_bytes(mask)
+        });
+        let masks = masks.collect();
+        let mut body = vec![0; rest];
+        self.fill(&mut body)?;
+        let bytes = match kind {
+            TYPE_DATA if rest == bytes => body,
+            TYPE_DATA_ZSTD => zstd::bulk::decompress(&body, bytes)
+                .ok()
+                .filter(|plain| plain.len() == bytes)
+                .ok_or_else(|| self.bad("compressed data that does not unpack"))?,
+            _ => return Err(self.bad(format!("a data frame with {rest} bytes for {bytes}"))),
+        };
+        Ok(Data { first, masks, bytes })
+    }
+
+    fn decode_message(&self, body: &[u8]) -> Result<Frame> {
+        match postcard::take_from_bytes(body) {
+            Ok((Message::Fatal(failure), _)) => {
+                Err(Error::Remote { peer: self.peer.clone(), failure: bounded(failure) })
+            }
+            Ok((message, [])) => Ok(Frame::Message(message)),
+            Ok(_) => Err(self.bad("a message with something behind it")),
+            Err(error) => Err(self.bad(format!("a message that cannot be read ({error})"))),
+        }
+    }
+
+    fn decode_map(&self, mut body: &[u8]) -> Result<Frame> {
+        let mut runs = Vec::new();
+        while let Some((head, rest)) = body.split_first_chunk::<9>() {
+            let [kind, count @ ..] = *head;
+            let count = u64::from_le_bytes(count);
+            body = rest;
+            runs.push(match kind {
+                0 => Run::Zero(count),
+                1 => {
+                    let wanted = usize::try_from(count).ok().filter(|&count| count <= MAX_MAP_KEYS);
+                    let keys = wanted.and_then(|count| body.split_at_checked(count * size_of::<Key>()));
+                    let (keys, rest) = keys.ok_or_else(|| self.bad(format!("a map with {count} keys")))?;
+                    body = rest;
+                    Run::Keys(keys.as_chunks().0.to_vec())
+                }
+                _ => return Err(self.bad(format!("a map run of the unknown kind {kind}"))),
+            });
+        }
+        if !body.is_empty() || runs.len() > MAX_MAP_RUNS {
+            return Err(self.bad("a map that ends within a run"));
+        }
+        Ok(Frame::Map(runs))
+    }
+
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {
+        self.input.read_exact(buffer).map_err(|e| link_error(&self.peer, "reading", e))?;
+        self.received.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// An error that blames the other side.
+    pub fn bad(&self, what: impl Into<String>) -> Error {
+        Error::Protocol { peer: self.peer.clone(), what: what.into() }
+    }
+}
+
+/// Codes from the other side stay within those that say "failed".
+fn bounded(failure: Failure) -> Failure {
+    let code = if failure.code == 0 { crate::error::code::STREAM } else { failure.code };
+    Failure { code, ..failure }
+}
+
+fn no_greeting(peer: &str, seen: &[u8], how: &str) -> Error {
+    let shown = escape(&seen[..seen.len().min(512)]);
+    let said = if seen.is_empty() { "without a word".into() } else { format!("saying {shown:?}") };
+    Error::Start(format!("no holesync answered on {peer}: the connection {how} {said}"))
+}

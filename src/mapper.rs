@@ -1,0 +1,213 @@
+//! The receiver's answers: for each announced file whether it is equal already,
+//! or the map of what is there, hashed while it is sent.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, SyncSender};
+
+use nix::sys::stat::SFlag;
+
+use crate::apply::{self, Basis, Destination};
+use crate::base::Base;
+use crate::error::{Error, Result, printable};
+use crate::hashmap::{self, Grid, Item, Run};
+use crate::outbox::Shared;
+use crate::place::{self, Place};
+use crate::protocol::{MAX_MAP_KEYS, MAX_MAP_RUNS, Message};
+use crate::report::Outcome;
+use crate::settle::{self, Settled};
+
+/// A file that was announced.
+pub(crate) struct Job {
+    pub id: u64,
+    pub entry: Vec<u8>,
+    pub base: Base,
+    pub request: apply::Request,
+    pub retry: bool,
+}
+
+/// What the mapper hands to the applying thread, per file in this order.
+pub(crate) enum Mapped {
+    Begin(Box<Begun>),
+    Items(Vec<Item>),
+    End,
+    /// The basis cannot be read; the sender was told.
+    Broken,
+}
+
+/// A file that the sender may describe as soon as it has the answer.
+pub(crate) struct Begun {
+    pub id: u64,
+    pub entry: Vec<u8>,
+    pub destination: Destination,
+    pub grid: Grid,
+    pub has_map: bool,
+    pub blank: bool,
+    pub whole: bool,
+}
+
+/// Answers files in the order in which they were announced.
+pub(crate) fn answer_files(shared: &Shared, jobs: Receiver<Job>, maps: SyncSender<Mapped>) {
+    for job in jobs {
+        if shared.stopped.load(Ordering::Relaxed) {
+            return;
+        }
+        let id = job.id;
+        let answered = answer(shared, job, &maps).unwrap_or_else(|error| shared.fail(id, &error, true));
+        // A connection that is gone ends the applying thread, too; it says so.
+        if answered.is_err() {
+            return;
+        }
+    }
+}
+
+/// The inner result is the connection's, the outer one the file's.
+fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result<()>> {
+    let options = &shared.options;
+    let id = job.id;
+    let nothing_there = || Ok(shared.answer(Message::NoBasis { id }));
+    let Some(place) = job.base.place(&job.entry, options.dry_run)? else { return nothing_there() };
+    if !options.dry_run
+        && let Some(warning) = settle_leftovers(&place, options.fsync)?
+        && let Err(gone) = shared.warn(warning)
+    {
+        return Ok(Err(gone));
+    }
+    if is_unchanged(shared, &place, &job)? {
+        if !options.dry_run {
+            place::touch(&place, &job.request.attributes)?;
+        }
+        shared.report(&job.entry, Outcome::Unchanged);
+        return Ok(shared.answer(Message::Unchanged { id }));
+    }
+    let grid = Grid { length: job.request.length, block: options.block_size };
+    if options.dry_run {
+        return Ok(match apply::preview(&place, &job.request)? {
+            Some(basis) => map_basis(shared, id, &place, grid, &basis, |_| true),
+            None => return nothing_there(),
+        });
+    }
+    let Job { id, entry, request, .. } = job;
+    let whole = request.whole;
+    let destination = Destination::open(place.clone(), request, Arc::clone(options))?;
+    let (basis, blank) = (destination.basis(), destination.is_blank());
+    let has_map = basis.is_some();
+    let begun = Begun { id, entry, destination, grid, has_map, blank, whole };
+    // The applying thread may be gone only when the run is over.
+    let pass_on = |mapped| maps.send(mapped).is_ok();
+    if !pass_on(Mapped::Begin(Box::new(begun))) {
+        return Ok(Ok(()));
+    }
+    match basis {
+        Some(basis) => Ok(map_basis(shared, id, &place, grid, &basis, pass_on)),
+        None => nothing_there(),
+    }
+}
+
+/// Finishes what an interrupted run had sealed, and says so.
+fn settle_leftovers(place: &Place, sync: bool) -> Result<Option<String>> {
+    let path = printable(&place.path);
+    Ok(match settle::settle(place, sync)? {
+        Settled::Nothing => None,
+        Settled::Finished(_) => {
+            Some(format!("finished what an interrupted run had begun to write into {path}"))
+        }
+        Settled::Damaged => Some(format!(
+            "what an interrupted run left to finish {path} from is damaged; it is compared with the source instead"
+        )),
+    })
+}
+
+/// rsync's quick check: size and modification time.
+fn is_unchanged(shared: &Shared, place: &Place, job: &Job) -> Result<bool> {
+    let options = &shared.options;
+    if options.checksum || options.ignore_times || options.verify || job.retry {
+        return Ok(false);
+    }
+    let Some(stat) = place.stat()? else { return Ok(false) };
+    let regular = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG;
+    let same_time = || options.size_only || same_time(job.request.attributes.mtime, &stat);
+    Ok(regular && stat.st_size as u64 == job.request.length && same_time())
+}
+
+/// Whether a file has this time; a file system without nanoseconds has it, too.
+fn same_time(mtime: Option<(i64, u32)>, stat: &nix::sys::stat::FileStat) -> bool {
+    mtime.is_some_and(|(seconds, nanoseconds)| {
+        stat.st_mtime == seconds && (stat.st_mtime_nsec == i64::from(nanoseconds) || stat.st_mtime_nsec == 0)
+    })
+}
+
+/// Answers with what is there, block by block, and passes it on.
+fn map_basis(
+    shared: &Shared,
+    id: u64,
+    place: &Place,
+    grid: Grid,
+    basis: &Basis,
+    pass_on: impl Fn(Mapped) -> bool,
+) -> Result<()> {
+    let grid = Grid { length: grid.length.min(basis.length), ..grid };
+    shared.answer(Message::Map { id })?;
+    let result = hashmap::map_image(basis.image.as_ref(), &grid, |batch| {
+        if shared.stopped.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        shared.lock_stats().basis_hashed_bytes += batch.buffer.len() as u64;
+        for runs in runs_of(&batch.items) {
+            shared.outbox.map(runs).map_err(MapError::Link)?;
+        }
+        Ok(pass_on(Mapped::Items(std::mem::take(&mut batch.items))))
+    });
+    match result {
+        Ok(()) => {
+            pass_on(Mapped::End);
+            shared.tell(Message::MapEnd)
+        }
+        Err(MapError::Link(error)) => Err(error),
+        Err(MapError::Read(source)) => {
+            let error = Error::file("read the old", &place.path)(source);
+            pass_on(Mapped::Broken);
+            shared.fail(id, &error, false)?;
+            shared.tell(Message::MapEnd)
+        }
+    }
+}
+
+enum MapError {
+    Read(std::io::Error),
+    Link(Error),
+}
+
+impl From<std::io::Error> for MapError {
+    fn from(error: std::io::Error) -> MapError {
+        MapError::Read(error)
+    }
+}
+
+/// The items of a batch as map frames.
+fn runs_of(items: &[Item]) -> Vec<Vec<Run>> {
+    let mut frames = vec![Vec::new()];
+    let mut keys = 0;
+    for item in items {
+        if frames.last().is_some_and(|runs: &Vec<Run>| runs.len() >= MAX_MAP_RUNS) || keys >= MAX_MAP_KEYS {
+            frames.push(Vec::new());
+            keys = 0;
+        }
+        let Some(runs) = frames.last_mut() else { continue };
+        match (item, runs.last_mut()) {
+            (Item::Hole(blocks), Some(Run::Zero(zeros))) => *zeros += blocks,
+            (Item::Hole(blocks), _) => runs.push(Run::Zero(*blocks)),
+            (Item::Block(block), Some(Run::Zero(zeros))) if block.data == 0 => *zeros += 1,
+            (Item::Block(block), _) if block.data == 0 => runs.push(Run::Zero(1)),
+            (Item::Block(block), last) => {
+                keys += 1;
+                let key = hashmap::key(&block.hash);
+                match last {
+                    Some(Run::Keys(keys)) => keys.push(key),
+                    _ => runs.push(Run::Keys(vec![key])),
+                }
+            }
+        }
+    }
+    frames
+}

@@ -1,0 +1,157 @@
+//! What the receiver's threads share, above all the way back to the sender.
+//!
+//! Nobody but the writing thread ever waits for the connection: messages queue
+//! up, and there are never many of them. Maps are bulky, so the thread that
+//! makes them waits for room, and it is the only one that may. Therefore what
+//! arrives is always drained, and neither direction can block the other.
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::error::{Error, Result};
+use crate::frames::FrameWriter;
+use crate::hashmap::Run;
+use crate::options::Options;
+use crate::protocol::Message;
+use crate::report::{Event, Outcome, Reporter, Stats};
+
+/// Map frames that wait to be written.
+const QUEUED_MAPS: usize = 16;
+
+/// The queue of what goes to the sender.
+pub(crate) struct Outbox {
+    queue: Sender<Out>,
+    room: SyncSender<()>,
+}
+
+enum Out {
+    Message(Message),
+    Map(Vec<Run>),
+    Close,
+}
+
+/// The other end of an [`Outbox`].
+pub(crate) struct Outgoing {
+    queue: Receiver<Out>,
+    room: Receiver<()>,
+}
+
+/// A queue, and what has to be written from it.
+pub(crate) fn queue() -> (Outbox, Outgoing) {
+    let (queue_in, queue) = channel();
+    let (room_in, room) = sync_channel(QUEUED_MAPS);
+    (Outbox { queue: queue_in, room: room_in }, Outgoing { queue, room })
+}
+
+impl Outbox {
+    /// Queues a message. An error means that the connection is gone.
+    pub fn tell(&self, message: Message) -> Result<()> {
+        self.put(Out::Message(message))
+    }
+
+    /// Queues a stretch of a map when there is room for it.
+    pub fn map(&self, runs: Vec<Run>) -> Result<()> {
+        self.room.send(()).map_err(|_| gone())?;
+        self.put(Out::Map(runs))
+    }
+
+    /// Tells the other side why it is being left, unless it knows. It may be gone.
+    pub fn give_up(&self, error: &Error) {
+        if let Some(message) = Message::farewell(error) {
+            let _ = self.tell(message);
+        }
+    }
+
+    /// Has the writing thread end after what is queued. It may have ended.
+    pub fn close(&self) {
+        let _ = self.put(Out::Close);
+    }
+
+    fn put(&self, out: Out) -> Result<()> {
+        self.queue.send(out).map_err(|_| gone())
+    }
+}
+
+fn gone() -> Error {
+    Error::Closed { peer: "the sender".into(), detail: String::new() }
+}
+
+impl Outgoing {
+    /// Writes until the queue is closed; sends off what is there whenever
+    /// nothing more waits.
+    pub fn write_to<W: Write>(self, mut output: FrameWriter<W>) -> Result<()> {
+        loop {
+            let next = match self.queue.try_recv() {
+                Ok(next) => next,
+                Err(_) => {
+                    output.flush()?;
+                    let Ok(next) = self.queue.recv() else { return Ok(()) };
+                    next
+                }
+            };
+            match next {
+                Out::Message(message) => output.message(&message)?,
+                Out::Map(runs) => {
+                    output.map(&runs)?;
+                    // Whoever queued the map has paid for its place.
+                    let _ = self.room.recv();
+                }
+                Out::Close => return output.flush(),
+            }
+        }
+    }
+}
+
+/// What the threads of a receiver share.
+pub(crate) struct Shared<'a> {
+    pub outbox: Outbox,
+    pub stats: Mutex<Stats>,
+    /// Files announced and not yet answered.
+    pub unanswered: AtomicUsize,
+    /// The run has failed: no more work need be done.
+    pub stopped: AtomicBool,
+    pub options: Arc<Options>,
+    pub umask: u32,
+    pub reporter: &'a dyn Reporter,
+}
+
+impl Shared<'_> {
+    pub fn lock_stats(&self) -> MutexGuard<'_, Stats> {
+        self.stats.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub fn tell(&self, message: Message) -> Result<()> {
+        self.outbox.tell(message)
+    }
+
+    /// Answers a file.
+    pub fn answer(&self, message: Message) -> Result<()> {
+        self.unanswered.fetch_sub(1, Ordering::Relaxed);
+        self.tell(message)
+    }
+
+    /// Counts a failed entry, shows it here, and has it shown there. `answer`:
+    /// nothing was answered for it yet.
+    pub fn fail(&self, id: u64, error: &Error, answer: bool) -> Result<()> {
+        let failure = error.to_failure();
+        self.lock_stats().count_failure(failure.code);
+        self.reporter.event(Event::Failed(&failure));
+        let message = Message::Failed { id, failure, answer };
+        if answer { self.answer(message) } else { self.tell(message) }
+    }
+
+    /// Warns the user, wherever they are.
+    pub fn warn(&self, text: String) -> Result<()> {
+        self.reporter.event(Event::Warning(&text));
+        self.tell(Message::Warning(text))
+    }
+
+    pub fn report(&self, entry: &[u8], outcome: Outcome) {
+        self.reporter.event(Event::File(Path::new(OsStr::from_bytes(entry)), outcome));
+    }
+}

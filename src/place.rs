@@ -1,0 +1,232 @@
+//! A name in an open directory, and what is done to it there: working files
+//! beside it, locks, attributes, links. No path is resolved twice.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::SFlag;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// A name in an open directory: where a destination is. No path is resolved
+/// twice, so nobody can move it under our hands.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The directory.
+    pub dir: Arc<OwnedFd>,
+    /// A plain name in it.
+    pub name: OsString,
+    /// How to name it to people.
+    pub path: PathBuf,
+}
+
+/// The files that a run keeps beside its destination while it works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Working {
+    /// The new file, complete or in the making.
+    Temp,
+    /// A copy of the old file in the making.
+    Clone,
+    /// New data of a file that is to be changed in place.
+    Stage,
+    /// Which ranges of the stage count.
+    Log,
+}
+
+impl Working {
+    /// All of them.
+    pub const ALL: [Working; 4] = [Working::Temp, Working::Clone, Working::Stage, Working::Log];
+
+    fn suffix(self) -> &'static str {
+        match self {
+            Working::Temp => ".holesync.temp",
+            Working::Clone => ".holesync.clone",
+            Working::Stage => ".holesync.stage",
+            Working::Log => ".holesync.log",
+        }
+    }
+
+    /// The name of the working file of `name`. Always the same, so that the
+    /// next run finds it; long names are cut and marked with their hash.
+    pub(crate) fn name_for(self, name: &OsStr) -> OsString {
+        const NAME_MAX: usize = 255;
+        let (name, suffix) = (name.as_bytes(), self.suffix());
+        let mut working = vec![b'.'];
+        if 1 + name.len() + suffix.len() <= NAME_MAX {
+            working.extend(name);
+        } else {
+            let mark = format!("~{}", &blake3::hash(name).to_hex()[..16]);
+            working.extend(&name[..NAME_MAX - 1 - suffix.len() - mark.len()]);
+            working.extend(mark.bytes());
+        }
+        working.extend(suffix.bytes());
+        OsStr::from_bytes(&working).to_owned()
+    }
+}
+
+/// Whether a name is that of a working file, which is nobody's data.
+pub fn is_working_name(name: &OsStr) -> bool {
+    let bytes = name.as_bytes();
+    bytes.starts_with(b".") && Working::ALL.iter().any(|kind| bytes.ends_with(kind.suffix().as_bytes()))
+}
+
+/// The paths in a directory tree that have a log beside them: see [`settle`].
+pub fn name_of_log(log: &OsStr) -> Option<OsString> {
+    let inner = log.as_bytes().strip_prefix(b".")?.strip_suffix(Working::Log.suffix().as_bytes())?;
+    Some(OsStr::from_bytes(inner).to_owned())
+}
+
+impl Place {
+    pub(crate) fn error(&self, doing: &'static str) -> impl FnOnce(io::Error) -> Error + use<> {
+        let path = self.path.clone();
+        move |source| Error::File { doing, path, source }
+    }
+
+    pub(crate) fn open(&self, name: &OsStr, flags: OFlag) -> io::Result<File> {
+        Ok(sys::open_beneath(self.dir.as_fd(), name.as_ref(), flags, 0o600)?.into())
+    }
+
+    /// A working file of an earlier run. What has its name and is not ours alone
+    /// (a link, another user's file) is none, and goes.
+    pub(crate) fn leftover(&self, kind: Working) -> io::Result<Option<File>> {
+        let name = kind.name_for(&self.name);
+        let Some(stat) = sys::stat_at(&self.dir, &name)? else { return Ok(None) };
+        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG {
+            let file = self.open(&name, OFlag::O_RDWR | OFlag::O_NONBLOCK)?;
+            let metadata = file.metadata()?;
+            let ours = metadata.uid() == nix::unistd::geteuid().as_raw();
+            if metadata.is_file() && metadata.nlink() == 1 && ours {
+                return Ok(Some(file));
+            }
+        }
+        sys::unlink_at(&self.dir, &name)?;
+        Ok(None)
+    }
+
+    /// A new working file; there must be none.
+    pub(crate) fn create(&self, kind: Working) -> io::Result<File> {
+        self.open(&kind.name_for(&self.name), OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)
+    }
+
+    pub(crate) fn remove(&self, kinds: &[Working]) -> io::Result<()> {
+        kinds.iter().try_for_each(|kind| sys::unlink_at(&self.dir, &kind.name_for(&self.name)).map(|_| ()))
+    }
+
+    pub(crate) fn sync_dir(&self) -> io::Result<()> {
+        let dir = sys::open_beneath(self.dir.as_fd(), "".as_ref(), OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?;
+        File::from(dir).sync_all()
+    }
+
+    /// What is there now, not following a symlink.
+    pub fn stat(&self) -> Result<Option<nix::sys::stat::FileStat>> {
+        sys::stat_at(&self.dir, &self.name).map_err(self.error("look at"))
+    }
+
+    pub(crate) fn locked(&self, file: File) -> Result<File> {
+        match file.try_lock() {
+            Err(std::fs::TryLockError::WouldBlock) => {
+                Err(Error::refused(&self.path, "another holesync run is writing it; wait for it to end"))
+            }
+            // A file system without locks: there is nothing to hold on to.
+            Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(file),
+        }
+    }
+}
+
+/// What a finished file is to carry besides its content.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    /// Permission bits to set; `None` leaves those that are there.
+    pub mode: Option<u32>,
+    /// Permission bits of a file that was not there before.
+    pub new_mode: u32,
+    /// Modification time to set, seconds and nanoseconds.
+    pub mtime: Option<(i64, u32)>,
+    /// User number to set.
+    pub uid: Option<u32>,
+    /// Group number to set.
+    pub gid: Option<u32>,
+}
+
+/// Sets the attributes of something that needs nothing else, a symlink included.
+///
+/// # Errors
+///
+/// What the system calls report; that only root gives files away is none.
+pub fn touch(place: &Place, wanted: &Attributes) -> Result<()> {
+    let Some(now) = place.stat()? else { return Ok(()) };
+    let failed = || place.error("set the attributes of");
+    let owner = (wanted.uid.filter(|&uid| uid != now.st_uid), wanted.gid.filter(|&gid| gid != now.st_gid));
+    if owner != (None, None) {
+        forgive_owner(sys::chown_at(&place.dir, &place.name, owner.0, owner.1)).map_err(failed())?;
+    }
+    let is_link = SFlag::from_bits_truncate(now.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK;
+    if let Some(mode) = wanted.mode.filter(|&mode| mode != now.st_mode & 0o7777 && !is_link) {
+        let file = place.open(&place.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK).map_err(failed())?;
+        sys::set_mode(&file, mode).map_err(failed())?;
+    }
+    match wanted.mtime.filter(|&(s, ns)| (s, i64::from(ns)) != (now.st_mtime, now.st_mtime_nsec)) {
+        Some((s, ns)) => sys::set_mtime_at(&place.dir, &place.name, s, ns).map_err(failed()),
+        None => Ok(()),
+    }
+}
+
+/// Makes or replaces a symlink: there is always either the old one or the new.
+///
+/// # Errors
+///
+/// What the system calls report: a directory in its place, for one.
+pub fn put_symlink(place: &Place, link: &OsStr) -> Result<()> {
+    let temp = Working::Temp.name_for(&place.name);
+    let put = || -> io::Result<()> {
+        sys::unlink_at(&place.dir, &temp)?;
+        sys::symlink_at(&place.dir, link, &temp)?;
+        sys::rename_at(&place.dir, &temp, &place.name).inspect_err(|_| {
+            // The rename's error is the one to report.
+            let _ = sys::unlink_at(&place.dir, &temp);
+        })
+    };
+    put().map_err(place.error("create the symlink"))
+}
+
+/// Sets the attributes of a directory below `base`.
+///
+/// # Errors
+///
+/// What the system calls report.
+pub fn finish_directory(base: BorrowedFd, path: &Path, wanted: &Attributes) -> io::Result<()> {
+    let dir = sys::open_beneath(base, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?;
+    set_attributes(&File::from(dir), wanted, wanted.mode)
+}
+
+/// Sets the attributes of an open file that differ from `wanted`, but for the
+/// permissions, which become `mode`.
+pub(crate) fn set_attributes(file: &File, wanted: &Attributes, mode: Option<u32>) -> io::Result<()> {
+    let now = file.metadata()?;
+    let changed = |wanted: Option<u32>, now: u32| wanted.filter(|&wanted| wanted != now);
+    let (uid, gid) = (changed(wanted.uid, now.uid()), changed(wanted.gid, now.gid()));
+    if uid.is_some() || gid.is_some() {
+        forgive_owner(std::os::unix::fs::fchown(file, uid, gid))?;
+    }
+    if let Some(mode) = mode.filter(|&mode| mode != file.metadata().map_or(u32::MAX, |m| m.mode() & 0o7777)) {
+        sys::set_mode(file, mode)?;
+    }
+    if let Some((seconds, nanoseconds)) = wanted.mtime {
+        sys::set_mtime(file, seconds, nanoseconds)?;
+    }
+    Ok(())
+}
+
+/// As for rsync: only root can give files away.
+fn forgive_owner(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| if error.kind() == io::ErrorKind::PermissionDenied { Ok(()) } else { Err(error) })
+}

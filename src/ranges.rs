@@ -1,0 +1,91 @@
+//! Whole ranges of open files: copied, made zero, given back to the file system,
+//! each the cheapest way that works there.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use crate::hashmap::PAGE;
+use crate::scan;
+use crate::sys;
+
+/// Makes `to` equal to `from`: a clone if possible, else its data extents.
+pub fn copy_all(from: &File, to: &File) -> io::Result<()> {
+    if sys::clone_file(from, to)? {
+        return Ok(());
+    }
+    let length = from.metadata()?.len();
+    to.set_len(length)?;
+    for extent in scan::data_extents(from, 0..length) {
+        copy_between(from, to, extent?)?;
+    }
+    Ok(())
+}
+
+/// Copies a range from one file to the same place in another.
+pub fn copy_between(from: &File, to: &File, range: Range<u64>) -> io::Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let len = (range.end - at).min(1 << 30) as usize;
+        match sys::copy_range(from, to, at, len)? {
+            Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Some(copied) => at += copied as u64,
+            None => return copy_by_hand(from, to, at..range.end),
+        }
+    }
+    Ok(())
+}
+
+fn copy_by_hand(from: &File, to: &File, range: Range<u64>) -> io::Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = range.start;
+    while at < range.end {
+        let len = (range.end - at).min(buffer.len() as u64) as usize;
+        from.read_exact_at(&mut buffer[..len], at)?;
+        to.write_all_at(&buffer[..len], at)?;
+        at += len as u64;
+    }
+    Ok(())
+}
+
+/// Makes a range of a regular file zero: a hole if the file system can, else
+/// written zeros. With `keep_allocated` never a hole.
+pub fn make_zero(file: &File, range: Range<u64>, keep_allocated: bool) -> io::Result<()> {
+    let zero = if keep_allocated { sys::zero_range } else { sys::punch_hole };
+    if range.is_empty() || zero(file, range.clone())? {
+        return Ok(());
+    }
+    write_zeros(file, range)
+}
+
+/// Writes zeros, the last resort.
+pub fn write_zeros(file: &File, range: Range<u64>) -> io::Result<()> {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    let mut at = range.start;
+    while at < range.end {
+        let len = (range.end - at).min(ZEROS.len() as u64);
+        file.write_all_at(&ZEROS[..len as usize], at)?;
+        at += len;
+    }
+    Ok(())
+}
+
+/// Makes a range of a block device zero, the cheapest way it knows; what is not
+/// a multiple of its sectors is written.
+pub fn zero_device(device: &File, range: Range<u64>) -> io::Result<()> {
+    let inner = page_up(range.start)..range.end / PAGE * PAGE;
+    if inner.start >= inner.end {
+        return write_zeros(device, range);
+    }
+    write_zeros(device, range.start..inner.start)?;
+    if !sys::punch_hole(device, inner.clone())? && !sys::zero_out_device(device, inner.clone())? {
+        write_zeros(device, inner.clone())?;
+    }
+    write_zeros(device, inner.end..range.end)
+}
+
+/// The first page border at or after a place.
+pub fn page_up(at: u64) -> u64 {
+    at.div_ceil(PAGE).saturating_mul(PAGE)
+}

@@ -1,0 +1,94 @@
+//! Finishes what a crash interrupted between sealing a log and the end of its
+//! replay: without the source, as often as it takes.
+
+use std::fs::File;
+use std::io;
+
+use nix::fcntl::OFlag;
+
+use crate::error::{Error, Result};
+use crate::hashmap::{self, Grid, Hash};
+use crate::log::Identity;
+use crate::options::BlockSize;
+use crate::place::{Place, Working, set_attributes};
+use crate::scan::FileImage;
+use crate::stage::Sealed;
+
+/// What there was to finish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// Nothing.
+    Nothing,
+    /// The file, which now has this root hash.
+    Finished(Hash),
+    /// Something, but it is not what was sealed: it was not touched.
+    Damaged,
+}
+
+/// Finishes what a crash interrupted between sealing a log and the end of its
+/// replay.
+///
+/// # Errors
+///
+/// When the log is sealed and the file can't be finished from it: then both stay.
+pub fn settle(place: &Place, sync: bool) -> Result<Settled> {
+    let Some(log) = place.leftover(Working::Log).map_err(place.error("open the log of"))? else {
+        return Ok(Settled::Nothing);
+    };
+    let old = match place.open(&place.name, OFlag::O_RDWR) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Settled::Nothing),
+        other => place.locked(other.map_err(place.error("open"))?)?,
+    };
+    let Some(data) = place.leftover(Working::Stage).map_err(place.error("open the stage of"))? else {
+        return Ok(Settled::Nothing);
+    };
+    let identity = Identity::of(&old).map_err(place.error("look at"))?;
+    let Some(sealed) = Sealed::open(data, log, identity).map_err(place.error("read the log of"))? else {
+        return Ok(Settled::Nothing);
+    };
+    let root = sealed.seal.root;
+    let block = BlockSize::try_from(sealed.seal.block_size)?;
+    let grid = Grid { length: sealed.seal.length, block };
+    if let Some(overlay) = sealed.overlay(&old).map_err(place.error("read the log of"))?
+        && hashmap::root_of(&overlay, &grid, |_| true).map_err(place.error("read the stage of"))?
+            != Some(root)
+    {
+        return Ok(Settled::Damaged);
+    }
+    replay(place, &sealed, &old, sync)?;
+    check_root(place, &old, &grid, &root)?;
+    forget_stage(place, sync).map_err(place.error("remove the log of"))?;
+    Ok(Settled::Finished(root))
+}
+
+/// Writes a sealed stage into the old file and has it on storage.
+pub(crate) fn replay(place: &Place, sealed: &Sealed, old: &File, sync: bool) -> Result<(u64, u64)> {
+    let counts = sealed.replay(old).map_err(place.error("finish writing"))?;
+    let wanted = &sealed.seal.attributes;
+    set_attributes(old, wanted, wanted.mode).map_err(place.error("set the attributes of"))?;
+    if sync {
+        old.sync_all().map_err(place.error("sync"))?;
+    }
+    Ok(counts)
+}
+
+/// Removes log and stage, in an order that never leaves a log alone.
+pub(crate) fn forget_stage(place: &Place, sync: bool) -> io::Result<()> {
+    place.remove(&[Working::Log])?;
+    if sync {
+        place.sync_dir()?;
+    }
+    place.remove(&[Working::Stage])
+}
+
+pub(crate) fn check_root(place: &Place, file: &File, grid: &Grid, root: &Hash) -> Result<()> {
+    let image = FileImage::new(file.try_clone().map_err(place.error("read"))?, true);
+    let found = hashmap::root_of(&image, grid, |_| true).map_err(place.error("read back"))?;
+    if found.as_ref() != Some(root) {
+        return Err(Error::refused(
+            &place.path,
+            "what was written does not read back as it was sent; check the storage, then run again with --checksum",
+        ));
+    }
+    Ok(())
+}
