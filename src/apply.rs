@@ -9,7 +9,6 @@
 //! | a file otherwise | a [stage](crate::stage): written in place from a sealed log, or completed and renamed, whichever costs less |
 //! | a file and `Commit::InPlace`, a block device | written directly |
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -21,15 +20,14 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
 use crate::error::{Error, Result};
-use crate::hashmap::{Grid, Hash, PAGE};
-use crate::log::{Identity, Seal};
+use crate::hashmap::PAGE;
+use crate::log::Identity;
 use crate::options::{Commit, Options};
 use crate::overlay::Overlay;
-use crate::place::{Attributes, Place, Working, set_attributes};
+use crate::place::{Attributes, Place, Working};
 use crate::ranges;
 use crate::report::human;
-use crate::scan::{self, FileImage, Image};
-use crate::settle::{check_root, forget_stage, replay};
+use crate::scan::{FileImage, Image};
 use crate::stage::Stage;
 use crate::sys;
 
@@ -57,30 +55,30 @@ pub struct Basis {
 
 /// One file that is being made equal.
 pub struct Destination {
-    place: Place,
-    request: Request,
-    options: Arc<Options>,
-    old: Option<Old>,
-    basis: Option<Basis>,
-    work: Work,
-    written: u64,
-    punched: u64,
+    pub(crate) place: Place,
+    pub(crate) request: Request,
+    pub(crate) options: Arc<Options>,
+    pub(crate) old: Option<Old>,
+    pub(crate) basis: Option<Basis>,
+    pub(crate) work: Work,
+    pub(crate) written: u64,
+    pub(crate) punched: u64,
     /// Written and not yet on its way to storage.
-    dirty: Range<u64>,
+    pub(crate) dirty: Range<u64>,
     /// The log is sealed: it is needed until the file is finished from it.
-    sealed: bool,
+    pub(crate) sealed: bool,
     /// The file system gives ranges back; found out when it is first asked to.
-    frees: Option<bool>,
+    pub(crate) frees: Option<bool>,
 }
 
 /// The file that was there, locked.
-struct Old {
-    file: File,
-    seen: std::fs::Metadata,
+pub(crate) struct Old {
+    pub(crate) file: File,
+    pub(crate) seen: std::fs::Metadata,
 }
 
 /// Where new content goes.
-enum Work {
+pub(crate) enum Work {
     /// Nothing differs so far.
     Untouched(Begin),
     /// A temp file, to be renamed.
@@ -89,11 +87,13 @@ enum Work {
     Stage(Stage),
     /// The old file itself, or a device.
     InPlace,
+    /// Nowhere any more: it is becoming the destination.
+    Finishing,
 }
 
 /// How work begins when the first difference shows.
 #[derive(Clone, Copy)]
-enum Begin {
+pub(crate) enum Begin {
     Empty,
     Copy,
     Stage,
@@ -356,51 +356,12 @@ impl Destination {
         result.map_err(|error| self.failed("punch holes into", error))
     }
 
-    /// Whether holes can be punched here: tried behind the end of the old file,
-    /// where there is nothing to lose.
+    /// Whether holes can be punched here, found out with an unnamed file.
     fn can_free(&mut self) -> bool {
-        if self.frees.is_none() {
-            let probe = self.old.as_ref().map(|old| {
-                let end = ranges::page_up(old.seen.len());
-                sys::punch_hole(&old.file, end..end + PAGE)
-            });
-            // A file that may only be read is copied first; so is one that is not there yet.
-            self.frees = Some(probe.is_none_or(|able| able.unwrap_or(true)));
-        }
-        self.frees == Some(true)
-    }
-
-    /// Makes what was put together the file. `root` is what it must hash to
-    /// (the caller has compared hashes; `--verify` reads it back), `kept` how
-    /// many bytes of data were kept. Returns bytes written and bytes punched.
-    ///
-    /// # Errors
-    ///
-    /// Then the old file is as it was, except where it is written directly, or
-    /// a sealed log is there to finish it.
-    pub fn finish(mut self, root: &Hash, kept: u64) -> Result<(u64, u64)> {
-        let same_length = self.old.as_ref().is_some_and(|old| old.seen.len() == self.request.length);
-        if matches!(self.work, Work::Untouched(_)) && same_length && !self.options.verify {
-            let wanted = &self.request.attributes;
-            let old = self.target()?;
-            set_attributes(old, wanted, wanted.mode).map_err(self.place.error("set the attributes of"))?;
-            return Ok((0, 0));
-        }
-        self.begin()?;
-        let finished = match std::mem::replace(&mut self.work, Work::InPlace) {
-            Work::Stage(stage) => self.finish_stage(stage, root, kept),
-            Work::Temp(temp) => self.finish_temp(&temp, root),
-            Work::InPlace | Work::Untouched(_) => self.finish_in_place(root),
-        };
-        match finished {
-            Ok(()) => Ok((self.written, self.punched)),
-            Err(error) => {
-                if matches!(error, Error::Space { .. }) && !self.sealed {
-                    self.discard();
-                }
-                Err(error)
-            }
-        }
+        *self.frees.get_or_insert_with(|| {
+            let probe = self.place.unnamed();
+            probe.is_ok_and(|probe| sys::punch_hole(&probe, 0..PAGE).unwrap_or(false))
+        })
     }
 
     /// Removes what was gathered: on a full disk it would only be in the way.
@@ -418,7 +379,7 @@ impl Destination {
     }
 
     /// The file that is written or, before anything differs, the old one.
-    fn target(&self) -> Result<&File> {
+    pub(crate) fn target(&self) -> Result<&File> {
         match (&self.work, &self.old) {
             (Work::Temp(file), _) => Ok(file),
             (Work::Stage(stage), _) => Ok(stage.data()),
@@ -427,12 +388,12 @@ impl Destination {
         }
     }
 
-    fn is_device(&self) -> bool {
+    pub(crate) fn is_device(&self) -> bool {
         self.old.as_ref().is_some_and(|old| !old.seen.is_file())
     }
 
     /// Creates what new content goes into, when the first difference shows.
-    fn begin(&mut self) -> Result<()> {
+    pub(crate) fn begin(&mut self) -> Result<()> {
         let Work::Untouched(begin) = self.work else { return Ok(()) };
         let place = &self.place;
         self.work = match (begin, &self.old) {
@@ -488,156 +449,8 @@ impl Destination {
         Ok(())
     }
 
-    fn finish_temp(&mut self, temp: &File, root: &Hash) -> Result<()> {
-        self.set_length(temp).map_err(|error| self.failed("set the length of", error))?;
-        let mode = self.request.attributes.mode;
-        let old_mode = self.old.as_ref().map(|old| old.seen.mode() & 0o7777);
-        let mode = mode.or(old_mode).unwrap_or(self.request.attributes.new_mode);
-        let mut wanted = self.request.attributes.clone();
-        if let Some(old) = &self.old {
-            wanted.uid = wanted.uid.or(Some(old.seen.uid()));
-            wanted.gid = wanted.gid.or(Some(old.seen.gid()));
-        }
-        set_attributes(temp, &wanted, Some(mode)).map_err(self.place.error("set the attributes of"))?;
-        self.sync(temp)?;
-        self.verify(temp, root)?;
-        self.check_old()?;
-        let name = Working::Temp.name_for(&self.place.name);
-        sys::rename_at(&self.place.dir, &name, &self.place.name).map_err(self.place.error("put in place"))?;
-        self.sync_dir()
-    }
-
-    fn finish_stage(&mut self, mut stage: Stage, root: &Hash, kept: u64) -> Result<()> {
-        self.check_old()?;
-        let Some(old) = &self.old else { return Err(self.gone()) };
-        let identity = Identity::of(&old.file).map_err(self.place.error("look at"))?;
-        if stage.data_bytes() > kept {
-            // A full disk is no failure yet: writing in place needs less.
-            let copied = stage.complete(&old.file, self.request.length, identity).or_else(full_is_none);
-            let copied = copied.map_err(|error| self.failed("copy", error))?;
-            if copied.is_some() {
-                let data = stage.data().try_clone().map_err(self.place.error("finish"))?;
-                return self.rename_stage(&data, root);
-            }
-        }
-        stage.reserve(&old.file, self.request.length).map_err(|error| self.failed("make room in", error))?;
-        let seal = Seal {
-            length: self.request.length,
-            block_size: self.options.block_size.into(),
-            root: *root,
-            attributes: self.request.attributes.clone(),
-            preallocate: self.options.preallocate,
-        };
-        let sealed = stage.seal(&seal, self.options.fsync).map_err(|error| self.failed("seal", error))?;
-        self.sealed = true;
-        self.sync_dir()?;
-        replay(&self.place, &sealed, &old.file, self.options.fsync)?;
-        self.dig(&old.file).map_err(self.place.error("punch holes into"))?;
-        self.restore_mtime(&old.file)?;
-        self.verify(&old.file, root)?;
-        forget_stage(&self.place, self.options.fsync).map_err(self.place.error("clean up after"))
-    }
-
-    /// The stage has become the whole file: it takes the place of the old one.
-    fn rename_stage(&mut self, data: &File, root: &Hash) -> Result<()> {
-        self.place.remove(&[Working::Log]).map_err(self.place.error("clean up after"))?;
-        let names = [Working::Stage, Working::Temp].map(|kind| kind.name_for(&self.place.name));
-        sys::rename_at(&self.place.dir, &names[0], &names[1]).map_err(self.place.error("put in place"))?;
-        self.finish_temp(data, root)
-    }
-
-    fn finish_in_place(&mut self, root: &Hash) -> Result<()> {
-        let file = self.target()?;
-        if !self.is_device() {
-            self.set_length(file).map_err(|error| self.failed("set the length of", error))?;
-            let wanted = &self.request.attributes;
-            set_attributes(file, wanted, wanted.mode).map_err(self.place.error("set the attributes of"))?;
-        }
-        self.sync(file)?;
-        self.verify(file, root)
-    }
-
-    fn set_length(&self, file: &File) -> io::Result<()> {
-        file.set_len(self.request.length)?;
-        if self.options.preallocate {
-            sys::allocate(file, 0..self.request.length)?;
-            return Ok(());
-        }
-        self.dig(file)
-    }
-
-    /// Frees what is allocated and holds no data: no seek tells it from a hole.
-    fn dig(&self, file: &File) -> io::Result<()> {
-        const SLACK: u64 = 1 << 20;
-        if self.options.preallocate || self.is_device() || self.old.is_none() {
-            return Ok(());
-        }
-        let mut data = 0;
-        for extent in scan::data_extents(file, 0..self.request.length) {
-            data += extent.map(|extent| extent.end - extent.start)?;
-        }
-        if file.metadata()?.blocks() * 512 <= data + data / 64 + SLACK {
-            return Ok(());
-        }
-        let mut at = 0;
-        for extent in scan::data_extents(file, 0..self.request.length) {
-            let extent = extent?;
-            sys::punch_hole(file, at..extent.start)?;
-            at = extent.end;
-        }
-        sys::punch_hole(file, at..ranges::page_up(self.request.length))?;
-        Ok(())
-    }
-
-    /// Punching after the attributes were set moves the modification time.
-    fn restore_mtime(&self, file: &File) -> Result<()> {
-        let Some((seconds, nanoseconds)) = self.request.attributes.mtime else { return Ok(()) };
-        sys::set_mtime(file, seconds, nanoseconds).map_err(self.place.error("set the attributes of"))
-    }
-
-    fn sync(&self, file: &File) -> Result<()> {
-        if self.options.fsync {
-            file.sync_all().map_err(|error| self.failed("sync", error))?;
-        }
-        Ok(())
-    }
-
-    fn sync_dir(&self) -> Result<()> {
-        if self.options.fsync {
-            self.place.sync_dir().map_err(self.place.error("sync the directory of"))?;
-        }
-        Ok(())
-    }
-
-    fn verify(&self, file: &File, root: &Hash) -> Result<()> {
-        if !self.options.verify {
-            return Ok(());
-        }
-        file.sync_data().map_err(|error| self.failed("sync", error))?;
-        sys::drop_cache(file);
-        let grid = Grid { length: self.request.length, block: self.options.block_size };
-        check_root(&self.place, file, &grid, root)
-    }
-
-    /// Whether the old file is still what the basis was read from.
-    fn check_old(&self) -> Result<()> {
-        let Some(old) = &self.old else { return Ok(()) };
-        let now = old.file.metadata().map_err(self.place.error("look at"))?;
-        let state = |m: &std::fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
-        let named = self.place.stat()?.map(|stat| (stat.st_dev, stat.st_ino));
-        if state(&now) != state(&old.seen) || named != Some((now.dev(), now.ino())) {
-            let why = "changed while it was being updated; it was left alone: see what writes to it, then run again";
-            return Err(Error::refused(&self.place.path, why));
-        }
-        Ok(())
-    }
-
-    fn gone(&self) -> Error {
-        Error::refused(&self.place.path, "it was removed meanwhile")
-    }
-
     /// An error while content was being put together.
-    fn failed(&self, doing: &'static str, source: io::Error) -> Error {
+    pub(crate) fn failed(&self, doing: &'static str, source: io::Error) -> Error {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         let path = self.place.path.clone();
         if !matches!(source.kind(), StorageFull | QuotaExceeded) {
@@ -645,7 +458,9 @@ impl Destination {
         }
         let free = sys::free_space(&self.place.dir).map_or("an unknown amount".into(), human);
         let (data, written) = (human(self.request.data), human(self.written));
-        let state = if matches!(self.work, Work::InPlace) {
+        let state = if self.sealed {
+            "it is partly written, and will be finished without the source"
+        } else if self.is_device() || self.old.is_some() && self.options.commit == Commit::InPlace {
             "it is partly written"
         } else {
             "the old file, if any, is untouched"
@@ -658,11 +473,6 @@ impl Destination {
     }
 }
 
-fn full_is_none(error: io::Error) -> io::Result<Option<u64>> {
-    use io::ErrorKind::{QuotaExceeded, StorageFull};
-    if matches!(error.kind(), StorageFull | QuotaExceeded) { Ok(None) } else { Err(error) }
-}
-
 fn basis_of(file: &File) -> io::Result<Basis> {
     let metadata = file.metadata()?;
     let length = if metadata.is_file() { metadata.len() } else { sys::device_size(file)? };
@@ -672,6 +482,5 @@ fn basis_of(file: &File) -> io::Result<Basis> {
 /// Whether a clone of this file can be made beside it, found out with an
 /// unnamed file.
 fn can_clone(place: &Place, file: &File) -> bool {
-    let probe = place.open(OsStr::new("."), OFlag::O_TMPFILE | OFlag::O_RDWR);
-    probe.is_ok_and(|probe| sys::clone_file(file, &probe).unwrap_or(false))
+    place.unnamed().is_ok_and(|probe| sys::clone_file(file, &probe).unwrap_or(false))
 }

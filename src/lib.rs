@@ -11,7 +11,8 @@
 //!   (answers), `outbox` (the way back) and `base` (where it all goes)
 //! - [`tree`]: what to send; [`compress`]: whether to compress it
 //! - [`frames`]: frames on the wire; [`protocol`]: messages and their limits
-//! - [`apply`]: the destination of one file; [`settle`]: what a crash left of it
+//! - [`apply`]: the destination of one file, and how it is completed (`commit`);
+//!   [`settle`]: what a crash left of it
 //! - [`stage`]: where changes gather beside it; [`log`]: which ranges those are;
 //!   [`overlay`]: both over the old file
 //! - [`place`]: a name in a directory; [`ranges`]: copying and zeroing
@@ -26,6 +27,7 @@ mod announce;
 pub mod apply;
 mod assemble;
 mod base;
+mod commit;
 pub mod compress;
 pub mod error;
 pub mod frames;

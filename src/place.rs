@@ -117,6 +117,11 @@ impl Place {
         self.open(&kind.name_for(&self.name), OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)
     }
 
+    /// A file without a name, to try things out on.
+    pub(crate) fn unnamed(&self) -> io::Result<File> {
+        self.open(OsStr::new("."), OFlag::O_TMPFILE | OFlag::O_RDWR)
+    }
+
     pub(crate) fn remove(&self, kinds: &[Working]) -> io::Result<()> {
         kinds.iter().try_for_each(|kind| sys::unlink_at(&self.dir, &kind.name_for(&self.name)).map(|_| ()))
     }

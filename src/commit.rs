@@ -1,0 +1,211 @@
+//! How what was put together becomes the destination: attributes, sync, check,
+//! rename; or a sealed log, and the old file written from it. In that order, and
+//! every failure is an error.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+use crate::apply::{Destination, Work};
+use crate::error::{Error, Result};
+use crate::hashmap::{Grid, Hash};
+use crate::log::{Identity, Seal};
+use crate::place::{Working, set_attributes};
+use crate::ranges;
+use crate::scan;
+use crate::settle::{check_root, forget_stage, replay};
+use crate::stage::Stage;
+use crate::sys;
+
+impl Destination {
+    /// Makes what was put together the file. `root` is what it must hash to
+    /// (the caller has compared hashes; `--verify` reads it back), `kept` how
+    /// many bytes of data were kept. Returns bytes written and bytes punched.
+    ///
+    /// # Errors
+    ///
+    /// Then the old file is as it was, except where it is written directly, or
+    /// a sealed log is there to finish it.
+    pub fn finish(mut self, root: &Hash, kept: u64) -> Result<(u64, u64)> {
+        let same_length = self.old.as_ref().is_some_and(|old| old.seen.len() == self.request.length);
+        if matches!(self.work, Work::Untouched(_)) && same_length {
+            let wanted = &self.request.attributes;
+            let old = self.target()?;
+            set_attributes(old, wanted, wanted.mode).map_err(self.place.error("set the attributes of"))?;
+            self.verify(old, root)?;
+            return Ok((0, 0));
+        }
+        self.begin()?;
+        let finished = match std::mem::replace(&mut self.work, Work::Finishing) {
+            Work::Stage(stage) => self.finish_stage(stage, root, kept),
+            Work::Temp(temp) => self.finish_temp(&temp, root),
+            Work::InPlace | Work::Untouched(_) | Work::Finishing => self.finish_in_place(root),
+        };
+        match finished {
+            Ok(()) => Ok((self.written, self.punched)),
+            Err(error) => {
+                if matches!(error, Error::Space { .. }) && !self.sealed {
+                    self.discard();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn finish_temp(&mut self, temp: &File, root: &Hash) -> Result<()> {
+        self.set_length(temp).map_err(|error| self.failed("set the length of", error))?;
+        let mode = self.request.attributes.mode;
+        let old_mode = self.old.as_ref().map(|old| old.seen.mode() & 0o7777);
+        let mode = mode.or(old_mode).unwrap_or(self.request.attributes.new_mode);
+        let mut wanted = self.request.attributes.clone();
+        if let Some(old) = &self.old {
+            wanted.uid = wanted.uid.or(Some(old.seen.uid()));
+            wanted.gid = wanted.gid.or(Some(old.seen.gid()));
+        }
+        set_attributes(temp, &wanted, Some(mode)).map_err(self.place.error("set the attributes of"))?;
+        self.sync(temp)?;
+        self.verify(temp, root)?;
+        self.check_old()?;
+        let name = Working::Temp.name_for(&self.place.name);
+        sys::rename_at(&self.place.dir, &name, &self.place.name).map_err(self.place.error("put in place"))?;
+        self.sync_dir()
+    }
+
+    fn finish_stage(&mut self, mut stage: Stage, root: &Hash, kept: u64) -> Result<()> {
+        self.check_old()?;
+        let Some(old) = &self.old else { return Err(self.gone()) };
+        let identity = Identity::of(&old.file).map_err(self.place.error("look at"))?;
+        if stage.data_bytes() > kept {
+            // A full disk is no failure yet: writing in place needs less.
+            let copied = stage.complete(&old.file, self.request.length, identity).or_else(full_is_none);
+            let copied = copied.map_err(|error| self.failed("copy", error))?;
+            if copied.is_some() {
+                let data = stage.data().try_clone().map_err(self.place.error("finish"))?;
+                return self.rename_stage(&data, root);
+            }
+        }
+        if self.options.preallocate {
+            let allocated = sys::allocate(&old.file, 0..self.request.length);
+            allocated.map_err(|error| self.failed("allocate", error))?;
+        }
+        stage.reserve(&old.file, self.request.length).map_err(|error| self.failed("make room in", error))?;
+        let seal = Seal {
+            length: self.request.length,
+            block_size: self.options.block_size.into(),
+            root: *root,
+            attributes: self.request.attributes.clone(),
+            preallocate: self.options.preallocate,
+        };
+        let sealed = stage.seal(&seal, self.options.fsync).map_err(|error| self.failed("seal", error))?;
+        self.sealed = true;
+        self.sync_dir()?;
+        replay(&self.place, &sealed, &old.file, self.options.fsync)?;
+        self.dig(&old.file).map_err(self.place.error("punch holes into"))?;
+        self.restore_mtime(&old.file)?;
+        self.verify(&old.file, root)?;
+        forget_stage(&self.place, self.options.fsync).map_err(self.place.error("clean up after"))
+    }
+
+    /// The stage has become the whole file: it takes the place of the old one.
+    fn rename_stage(&mut self, data: &File, root: &Hash) -> Result<()> {
+        self.place.remove(&[Working::Log]).map_err(self.place.error("clean up after"))?;
+        let names = [Working::Stage, Working::Temp].map(|kind| kind.name_for(&self.place.name));
+        sys::rename_at(&self.place.dir, &names[0], &names[1]).map_err(self.place.error("put in place"))?;
+        self.finish_temp(data, root)
+    }
+
+    fn finish_in_place(&mut self, root: &Hash) -> Result<()> {
+        let file = self.target()?;
+        if !self.is_device() {
+            self.set_length(file).map_err(|error| self.failed("set the length of", error))?;
+            let wanted = &self.request.attributes;
+            set_attributes(file, wanted, wanted.mode).map_err(self.place.error("set the attributes of"))?;
+        }
+        self.sync(file)?;
+        self.verify(file, root)
+    }
+
+    fn set_length(&self, file: &File) -> io::Result<()> {
+        file.set_len(self.request.length)?;
+        if self.options.preallocate {
+            sys::allocate(file, 0..self.request.length)?;
+            return Ok(());
+        }
+        self.dig(file)
+    }
+
+    /// Frees what is allocated and holds no data: no seek tells it from a hole.
+    fn dig(&self, file: &File) -> io::Result<()> {
+        const SLACK: u64 = 1 << 20;
+        if self.options.preallocate || self.is_device() || self.old.is_none() {
+            return Ok(());
+        }
+        let mut data = 0;
+        for extent in scan::data_extents(file, 0..self.request.length) {
+            data += extent.map(|extent| extent.end - extent.start)?;
+        }
+        if file.metadata()?.blocks() * 512 <= data + data / 64 + SLACK {
+            return Ok(());
+        }
+        let mut at = 0;
+        for extent in scan::data_extents(file, 0..self.request.length) {
+            let extent = extent?;
+            sys::punch_hole(file, at..extent.start)?;
+            at = extent.end;
+        }
+        sys::punch_hole(file, at..ranges::page_up(self.request.length))?;
+        Ok(())
+    }
+
+    /// Punching after the attributes were set moves the modification time.
+    fn restore_mtime(&self, file: &File) -> Result<()> {
+        let Some((seconds, nanoseconds)) = self.request.attributes.mtime else { return Ok(()) };
+        sys::set_mtime(file, seconds, nanoseconds).map_err(self.place.error("set the attributes of"))
+    }
+
+    fn sync(&self, file: &File) -> Result<()> {
+        if self.options.fsync {
+            file.sync_all().map_err(|error| self.failed("sync", error))?;
+        }
+        Ok(())
+    }
+
+    fn sync_dir(&self) -> Result<()> {
+        if self.options.fsync {
+            self.place.sync_dir().map_err(self.place.error("sync the directory of"))?;
+        }
+        Ok(())
+    }
+
+    fn verify(&self, file: &File, root: &Hash) -> Result<()> {
+        if !self.options.verify {
+            return Ok(());
+        }
+        file.sync_data().map_err(|error| self.failed("sync", error))?;
+        sys::drop_cache(file);
+        let grid = Grid { length: self.request.length, block: self.options.block_size };
+        check_root(&self.place, file, &grid, root)
+    }
+
+    /// Whether the old file is still what the basis was read from.
+    fn check_old(&self) -> Result<()> {
+        let Some(old) = &self.old else { return Ok(()) };
+        let now = old.file.metadata().map_err(self.place.error("look at"))?;
+        let state = |m: &std::fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+        let named = self.place.stat()?.map(|stat| (stat.st_dev, stat.st_ino));
+        if state(&now) != state(&old.seen) || named != Some((now.dev(), now.ino())) {
+            let why = "changed while it was being updated; it was left alone: see what writes to it, then run again";
+            return Err(Error::refused(&self.place.path, why));
+        }
+        Ok(())
+    }
+
+    fn gone(&self) -> Error {
+        Error::refused(&self.place.path, "it was removed meanwhile")
+    }
+}
+
+fn full_is_none(error: io::Error) -> io::Result<Option<u64>> {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    if matches!(error.kind(), StorageFull | QuotaExceeded) { Ok(None) } else { Err(error) }
+}
