@@ -51,6 +51,8 @@ fn scanning(criterion: &mut Criterion) {
 }
 
 /// Telling zero pages from others, as it is done with every page that is read.
+/// Data shows in its first bytes, so its figure is no memory speed: it says how
+/// little a page of data costs.
 fn zeros(criterion: &mut Criterion) {
     const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
     let mut late = vec![0; MIB];
