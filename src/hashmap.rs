@@ -165,13 +165,13 @@ pub fn map_image<E: From<io::Error>>(
         let mut at = extent.start;
         while at < extent.end {
             at = gather.add(at..extent.end);
-            if gather.bytes >= BATCH && !gather.pass_on(image, &mut sink)? {
+            if gather.bytes >= BATCH && !gather.pass_on(image, false, &mut sink)? {
                 return Ok(());
             }
         }
     }
     gather.hole_until(grid.blocks());
-    gather.pass_on(image, &mut sink)?;
+    gather.pass_on(image, true, &mut sink)?;
     Ok(())
 }
 
@@ -217,16 +217,16 @@ impl Gather<'_> {
         }
     }
 
-    /// Reads, hashes and hands out what was gathered, all but the last block if
-    /// more of it may come.
+    /// Reads, hashes and hands out what was gathered. Unless that was all, the
+    /// last block is held back: a later extent can add pages to it.
     fn pass_on<E: From<io::Error>>(
         &mut self,
         image: &dyn Image,
+        all: bool,
         sink: &mut impl FnMut(&mut Batch) -> Result<bool, E>,
     ) -> Result<bool, E> {
-        // The last block may not be whole: a later extent can add pages to it.
         let held = match self.batch.items.last() {
-            Some(Item::Block(block)) if self.next < self.grid.blocks() => {
+            Some(Item::Block(block)) if !all => {
                 let held = *block;
                 self.batch.items.pop();
                 Some((held, self.reads.pop().unwrap_or(self.next - 1)))
