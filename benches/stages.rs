@@ -14,12 +14,13 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
-use holesync::apply::{Destination, Place, Request};
+use holesync::apply::{Destination, Request};
+use holesync::frames::{FrameReader, FrameWriter};
 use holesync::hashmap::{self, BlockMap, Grid, Key, PAGE, Run};
 use holesync::options::{BlockSize, Options};
-use holesync::protocol::{FrameReader, FrameWriter};
+use holesync::place::{Attributes, Place};
 use holesync::scan::{self, FileImage};
-use holesync::stage::Attributes;
+
 use rayon::prelude::*;
 use tempfile::TempDir;
 

@@ -23,7 +23,7 @@ use holesync::location::{Host, Location};
 use holesync::options::{Compress, Options};
 use holesync::report::{Event, Reporter, Summary, human};
 use holesync::sync::{self, Reach};
-use holesync::{agent, stage, sys, transport};
+use holesync::{agent, ranges, sys, transport};
 use nix::errno::Errno;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::{Whence, lseek};
@@ -185,7 +185,7 @@ fn change(file: &File, extents: &[Range<u64>], random: &mut Random) -> Result<()
         let between = (pair[0].end + pair[1].start) / 2 / BLOCK * BLOCK;
         random.fill(&mut bytes);
         match nth % 8 {
-            0 => stage::make_zero(file, within..within + BLOCK, false)?,
+            0 => ranges::make_zero(file, within..within + BLOCK, false)?,
             1 => file.write_all_at(&bytes, between)?,
             _ => file.write_all_at(&bytes, within)?,
         }
