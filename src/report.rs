@@ -170,7 +170,29 @@ pub struct Verbosity {
 pub struct Terminal {
     show: Verbosity,
     bar: ProgressBar,
+    phase: Mutex<ShownPhase>,
     plain: Option<Ticker>,
+}
+
+/// Mapping and sending go on together: the bar says "sending" while data
+/// travels now and then, and does not flicker.
+#[derive(Debug)]
+struct ShownPhase {
+    phase: Phase,
+    last_sent: Option<Instant>,
+}
+
+impl ShownPhase {
+    /// Whether the phase to show becomes another one.
+    fn turns_to(&mut self, phase: Phase) -> bool {
+        const LINGER: Duration = Duration::from_secs(1);
+        if phase == Phase::Sending {
+            self.last_sent = Some(Instant::now());
+        } else if phase == Phase::Mapping && self.last_sent.is_some_and(|sent| sent.elapsed() < LINGER) {
+            return false;
+        }
+        std::mem::replace(&mut self.phase, phase) != phase
+    }
 }
 
 impl Terminal {
@@ -186,13 +208,19 @@ impl Terminal {
         bar.set_message(phase_name(Phase::Mapping));
         bar.enable_steady_tick(Duration::from_millis(250));
         let plain = (show.progress && !terminal).then(Ticker::default);
-        Terminal { show, bar, plain }
+        let phase = Mutex::new(ShownPhase { phase: Phase::Mapping, last_sent: None });
+        Terminal { show, bar, phase, plain }
     }
 
     fn progress(&self, phase: Option<Phase>, found: u64, done: u64) {
-        if let Some(phase) = phase {
+        let mut shown = self.phase.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(phase) = phase
+            && shown.turns_to(phase)
+        {
             self.bar.set_message(phase_name(phase));
         }
+        let phase = phase.map(|_| shown.phase);
+        drop(shown);
         self.bar.inc_length(found);
         self.bar.inc(done);
         if let Some(progress) = self.plain.as_ref().and_then(|ticker| ticker.add(found, done)) {
