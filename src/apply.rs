@@ -245,6 +245,9 @@ impl Destination {
                 basis = Some(over);
             }
         }
+        if matches!(work, Work::Untouched(_)) {
+            place.remove(&[Working::Log, Working::Stage]).map_err(place.error("clean up after"))?;
+        }
         Ok(Destination::new(place, request, options, Some(old), basis, work))
     }
 
@@ -457,7 +460,8 @@ impl Destination {
             return Error::File { doing, path, source };
         }
         let free = sys::free_space(&self.place.dir).map_or("an unknown amount".into(), human);
-        let (data, written) = (human(self.request.data), human(self.written));
+        let needed = if self.options.preallocate { self.request.length } else { self.request.data };
+        let (data, written) = (human(needed), human(self.written));
         let state = if self.sealed {
             "it is partly written, and will be finished without the source"
         } else if self.is_device() || self.old.is_some() && self.options.commit == Commit::InPlace {

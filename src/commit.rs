@@ -181,7 +181,7 @@ impl Destination {
         if !self.options.verify {
             return Ok(());
         }
-        file.sync_data().map_err(|error| self.failed("sync", error))?;
+        file.sync_data().map_err(self.place.error("sync"))?;
         sys::drop_cache(file);
         let grid = Grid { length: self.request.length, block: self.options.block_size };
         check_root(&self.place, file, &grid, root)

@@ -327,6 +327,6 @@ fn bounded(failure: Failure) -> Failure {
 
 fn no_greeting(peer: &str, seen: &[u8], how: &str) -> Error {
     let shown = escape(&seen[..seen.len().min(512)]);
-    let said = if seen.is_empty() { "without a word".into() } else { format!("saying {shown:?}") };
+    let said = if seen.is_empty() { "without a word".into() } else { format!("saying \"{shown}\"") };
     Error::Start(format!("no holesync answered on {peer}: the connection {how} {said}"))
 }

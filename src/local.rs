@@ -1,14 +1,15 @@
 //! Both ends on this machine: the two roles in one process, over two pipes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 use crate::frames::{FrameReader, FrameWriter};
 use crate::options::Options;
 use crate::receiver::{self, Target};
 use crate::report::{Reporter, Silent, Stats};
 use crate::sender::{self, Side};
 use crate::sys;
+use crate::tree;
 
 /// Makes `target` equal to `sources`.
 ///
@@ -16,6 +17,9 @@ use crate::sys;
 ///
 /// What either role reports; the receiver's word counts where both have one.
 pub fn run(sources: &[PathBuf], target: Target, options: &Options, reporter: &dyn Reporter) -> Result<Stats> {
+    if options.recursive {
+        sources.iter().try_for_each(|source| refuse_inside(source, &target.path))?;
+    }
     let pipe = || std::io::pipe().map_err(Error::file("create", "a pipe"));
     let (to_receiver_out, to_receiver) = pipe()?;
     let (to_sender_out, to_sender) = pipe()?;
@@ -34,4 +38,28 @@ pub fn run(sources: &[PathBuf], target: Target, options: &Options, reporter: &dy
         (Err(Error::Remote { .. } | Error::Closed { .. }), Ok(Err(error))) => Err(error),
         (sent, _) => sent,
     }
+}
+
+/// A directory copied into itself would meet its own copies on the way.
+fn refuse_inside(source: &Path, destination: &Path) -> Result<()> {
+    let (Ok(from), Some(mut to)) = (source.canonicalize(), resolve(destination)) else { return Ok(()) };
+    if !from.is_dir() {
+        return Ok(());
+    }
+    if !tree::names_contents(source) {
+        to.extend(from.file_name());
+    }
+    if to == from || !to.starts_with(&from) {
+        return Ok(());
+    }
+    let (from, to) = (printable(source), printable(destination));
+    Err(Error::Destination(format!("cannot copy {from} into itself: choose a destination outside, not {to}")))
+}
+
+/// The path without symlinks, whether its last name is there or not.
+fn resolve(path: &Path) -> Option<PathBuf> {
+    path.canonicalize().ok().or_else(|| {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Some(parent.canonicalize().ok()?.join(path.file_name()?))
+    })
 }

@@ -67,15 +67,17 @@ fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result
     let id = job.id;
     let nothing_there = || Ok(shared.answer(Message::NoBasis { id }));
     let Some(place) = job.base.place(&job.entry, options.dry_run)? else { return nothing_there() };
-    if !options.dry_run
-        && let Some(warning) = settle_leftovers(&place, options.fsync)?
+    let settled = if options.dry_run { Settled::Nothing } else { settle::settle(&place, options.fsync)? };
+    if let Some(warning) = warning_of(settled, &place)
         && let Err(gone) = shared.warn(warning)
     {
         return Ok(Err(gone));
     }
-    if is_unchanged(shared, &place, &job)? {
+    // A file that is half written may have any size and time.
+    if settled != Settled::Damaged && is_unchanged(shared, &place, &job)? {
         if !options.dry_run {
             place::touch(&place, &job.request.attributes)?;
+            settle::tidy(&place)?;
         }
         shared.report(&job.entry, Outcome::Unchanged);
         return Ok(shared.answer(Message::Unchanged { id }));
@@ -104,10 +106,10 @@ fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result
     }
 }
 
-/// Finishes what an interrupted run had sealed, and says so.
-fn settle_leftovers(place: &Place, sync: bool) -> Result<Option<String>> {
+/// What the user should know of an interrupted run.
+fn warning_of(settled: Settled, place: &Place) -> Option<String> {
     let path = printable(&place.path);
-    Ok(match settle::settle(place, sync)? {
+    match settled {
         Settled::Nothing => None,
         Settled::Finished(_) => {
             Some(format!("finished what an interrupted run had begun to write into {path}"))
@@ -115,7 +117,7 @@ fn settle_leftovers(place: &Place, sync: bool) -> Result<Option<String>> {
         Settled::Damaged => Some(format!(
             "what an interrupted run left to finish {path} from is damaged; it is compared with the source instead"
         )),
-    })
+    }
 }
 
 /// rsync's quick check: size and modification time.

@@ -45,6 +45,8 @@ pub(crate) struct Merger<'a, W: Write> {
     answered: u64,
     again: VecDeque<Source>,
     awaited: HashMap<u64, Sent>,
+    /// The reader has ended: nothing more will come.
+    closed: bool,
 }
 
 /// How describing a file to the receiver ended.
@@ -75,6 +77,7 @@ impl<'a, W: Write> Merger<'a, W> {
             answered: 0,
             again: VecDeque::new(),
             awaited: HashMap::new(),
+            closed: false,
         }
     }
 
@@ -137,19 +140,24 @@ impl<'a, W: Write> Merger<'a, W> {
                 self.announced = Some(count?);
                 Ok(None)
             }
-            Incoming::Closed(error) => Err(error),
+            Incoming::Closed(error) => {
+                self.closed = true;
+                Err(error)
+            }
         }
     }
 
-    /// When a write fails, the other side may have said why.
+    /// When a write fails, the other side may have said why, or broken a rule.
     pub fn reason(&mut self, error: Error) -> Error {
-        if !matches!(error, Error::Closed { .. }) {
+        if self.closed || !matches!(error, Error::Closed { .. }) {
             return error;
         }
         let patience = std::time::Duration::from_secs(2);
         while let Ok(event) = self.events.recv_timeout(patience) {
-            if let Incoming::Closed(reason @ Error::Remote { .. }) = event {
-                return reason;
+            match event {
+                Incoming::Closed(reason @ (Error::Remote { .. } | Error::Protocol { .. })) => return reason,
+                Incoming::Closed(_) => break,
+                Incoming::Frame(_) | Incoming::Walked(_) => {}
             }
         }
         error
@@ -233,7 +241,7 @@ impl<'a, W: Write> Merger<'a, W> {
                 self.again.push_back(source);
                 Ok(())
             }
-            Err(error) => self.shared.source_failed(error.to_failure()),
+            Err(error) => self.shared.source_failed(tree::lost(&error)),
         }
     }
 
@@ -270,7 +278,7 @@ impl<'a, W: Write> Merger<'a, W> {
             }
             Described::SourceFailed(error) => {
                 abandon(self)?;
-                self.shared.source_failed(error.to_failure())
+                self.shared.source_failed(tree::lost(&error))
             }
             Described::ReceiverFailed(failure) => {
                 abandon(self)?;

@@ -43,8 +43,8 @@ pub enum Working {
 }
 
 impl Working {
-    /// All of them.
-    pub const ALL: [Working; 4] = [Working::Temp, Working::Clone, Working::Stage, Working::Log];
+    /// All of them, in the order in which they go: no log outlives its stage.
+    pub const ALL: [Working; 4] = [Working::Temp, Working::Clone, Working::Log, Working::Stage];
 
     fn suffix(self) -> &'static str {
         match self {

@@ -244,7 +244,7 @@ pub fn check_path(path: &[u8]) -> Result<(), String> {
         !name.is_empty() && name.len() <= MAX_NAME && name != b"." && name != b".." && !name.contains(&0)
     };
     if path.len() > MAX_PATH || !(path.is_empty() || path.split(|&b| b == b'/').all(name_is_plain)) {
-        return Err(format!("it names the path {:?}", escape(&path[..path.len().min(256)])));
+        return Err(format!("it names the path \"{}\"", escape(&path[..path.len().min(256)])));
     }
     Ok(())
 }

@@ -54,8 +54,10 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
     let (buffers_in, buffers) = channel();
     read_frames(input, Arc::clone(&shared.files), jobs_in, events_in.clone());
     let result = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let count = announce_all(&shared, sources);
+        let walker = &shared;
+        // Takes its end of the channel along: when the reader ends, too, it closes.
+        scope.spawn(move || {
+            let count = announce_all(walker, sources);
             // Only the end of the run closes this channel.
             let _ = events_in.send(Incoming::Walked(count));
         });

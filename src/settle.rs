@@ -13,6 +13,7 @@ use crate::options::BlockSize;
 use crate::place::{Place, Working, set_attributes};
 use crate::scan::FileImage;
 use crate::stage::Sealed;
+use crate::sys;
 
 /// What there was to finish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +60,27 @@ pub fn settle(place: &Place, sync: bool) -> Result<Settled> {
     check_root(place, &old, &grid, &root)?;
     forget_stage(place, sync).map_err(place.error("remove the log of"))?;
     Ok(Settled::Finished(root))
+}
+
+/// Removes what an interrupted run left beside a file that turned out to need
+/// nothing, unless another run is at work there.
+///
+/// # Errors
+///
+/// What the system calls report.
+pub fn tidy(place: &Place) -> Result<()> {
+    let left = |kind: &Working| sys::stat_at(&place.dir, &kind.name_for(&place.name));
+    let found = Working::ALL.iter().map(left).collect::<io::Result<Vec<_>>>();
+    if found.map_err(place.error("look beside"))?.iter().all(Option::is_none) {
+        return Ok(());
+    }
+    // A file that is locked, or not ours to open, is another's to clean up after.
+    match place.open(&place.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+        Ok(file) if file.try_lock().is_ok() => {
+            place.remove(&Working::ALL).map_err(place.error("clean up after"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Writes a sealed stage into the old file and has it on storage.

@@ -133,14 +133,39 @@ impl Stage {
     }
 
     /// Allocates in the old file what replaying will need, so that a full disk
-    /// shows before the point of no return. `false`: the file system cannot.
+    /// shows before the point of no return. `false`: the file system cannot. An
+    /// error gives back what was allocated.
     pub fn reserve(&mut self, old: &File, length: u64) -> io::Result<bool> {
         self.flush()?;
-        let log = self.log.get_ref();
-        let Some(mut reader) = LogReader::open(log, Identity::of(old)?)? else { return Ok(false) };
+        let result = self.each_data_range(old, length, |range| sys::allocate(old, range));
+        if result.is_err() {
+            // Where there is no data, nothing but this allocation can be lost.
+            self.each_data_range(old, length, |range| {
+                let mut at = range.start;
+                for extent in scan::data_extents(old, range.clone()) {
+                    let extent = extent?;
+                    sys::punch_hole(old, at..extent.start)?;
+                    at = extent.end;
+                }
+                sys::punch_hole(old, at..range.end)
+            })?;
+        }
+        result
+    }
+
+    /// Until `each` says `false`; whether it never did.
+    fn each_data_range(
+        &self,
+        old: &File,
+        length: u64,
+        each: impl Fn(Range<u64>) -> io::Result<bool>,
+    ) -> io::Result<bool> {
+        let Some(mut reader) = LogReader::open(self.log.get_ref(), Identity::of(old)?)? else {
+            return Ok(false);
+        };
         while let Some((range, new)) = reader.next_record()? {
             let range = range.start.min(length)..range.end.min(length);
-            if new == New::Data && !sys::allocate(old, range)? {
+            if new == New::Data && !each(range)? {
                 return Ok(false);
             }
         }

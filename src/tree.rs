@@ -82,7 +82,8 @@ fn walk_one<'a>(path: &'a Path, options: &'a Options) -> Box<dyn Iterator<Item =
     if !options.recursive {
         return one(Found::Skipped(format!("skipping directory {}", printable(path))));
     }
-    let root = if contents { path.join(".") } else { path.to_path_buf() };
+    // The slash follows a symlink, as what is in its directory is meant.
+    let root = if contents { path.join("") } else { path.to_path_buf() };
     let entries = WalkDir::new(root).sort_by_file_name().into_iter();
     let entries = entries.filter_entry(|entry| !(entry.depth() > 0 && is_working_name(entry.file_name())));
     Box::new(entries.map(move |entry| {
@@ -106,7 +107,7 @@ fn walk_one<'a>(path: &'a Path, options: &'a Options) -> Box<dyn Iterator<Item =
 }
 
 /// rsync's rule: `dir/`, `.` and `..` mean what is in the directory.
-fn names_contents(path: &Path) -> bool {
+pub fn names_contents(path: &Path) -> bool {
     let bytes = path.as_os_str().as_bytes();
     bytes.ends_with(b"/") || matches!(bytes.rsplit(|&b| b == b'/').next(), Some(b"." | b".."))
 }
@@ -118,9 +119,18 @@ fn base_name(path: &Path) -> Vec<u8> {
 fn unreadable(error: walkdir::Error, root: &Path) -> Found {
     let path = error.path().unwrap_or(root).to_path_buf();
     let source = error.into_io_error().unwrap_or_else(|| io::Error::other("a loop of links"));
-    let vanished = source.kind() == io::ErrorKind::NotFound;
-    let failure = Error::file("read", path)(source).to_failure();
-    Found::Failed(if vanished { Failure { code: code::VANISHED, ..failure } } else { failure })
+    Found::Failed(lost(&Error::file("read", path)(source)))
+}
+
+/// How a source failed that was there before: one that is gone has vanished.
+pub fn lost(error: &Error) -> Failure {
+    let failure = error.to_failure();
+    match error {
+        Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            Failure { code: code::VANISHED, ..failure }
+        }
+        _ => failure,
+    }
 }
 
 fn describe(path: &Path, target: Vec<u8>, metadata: &FileMetadata, options: &Options) -> Found {

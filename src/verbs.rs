@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use holesync::error::{Error, Result, printable};
+use holesync::error::{Error, Result, escape, printable};
 use holesync::hashmap::{self, Grid, Item};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Options};
@@ -191,16 +191,23 @@ fn recover(path: &Path, sync: bool) -> Result<()> {
     if !path.is_dir() {
         return recover_file(path, sync);
     }
+    let mut result = Ok(());
+    let mut result = Ok(());
     for entry in walkdir::WalkDir::new(path).sort_by_file_name() {
         let entry = entry.map_err(|error| {
             let path = error.path().unwrap_or(path).to_path_buf();
             Error::file("read", path)(error.into())
         })?;
         if let Some(name) = place::name_of_log(entry.file_name()) {
-            recover_file(&entry.path().with_file_name(name), sync)?;
+            // One that cannot be finished must not keep the others from it.
+            let recovered = recover_file(&entry.path().with_file_name(name), sync);
+            if let (Err(error), Err(_)) = (&recovered, &result) {
+                eprintln!("holesync: {}", escape(error.to_string().as_bytes()));
+            }
+            result = result.and(recovered);
         }
     }
-    Ok(())
+    result
 }
 
 fn recover_file(path: &Path, sync: bool) -> Result<()> {
