@@ -191,8 +191,7 @@ fn recover(path: &Path, sync: bool) -> Result<()> {
     if !path.is_dir() {
         return recover_file(path, sync);
     }
-    let mut result = Ok(());
-    let mut result = Ok(());
+    let mut result: Result<()> = Ok(());
     for entry in walkdir::WalkDir::new(path).sort_by_file_name() {
         let entry = entry.map_err(|error| {
             let path = error.path().unwrap_or(path).to_path_buf();

@@ -5,3 +5,7 @@
 //! `cargo test` the tests that want them are skipped, and say so.
 
 mod common;
+mod errors;
+mod every_call;
+mod full;
+mod recover;

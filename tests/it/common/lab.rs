@@ -76,3 +76,13 @@ pub fn skip(why: &str) {
         file.write_all(line.as_bytes()).expect("note the skip");
     }
 }
+
+/// A copy of `program` in `dir`, where other users can run it.
+pub fn install(program: &Path, dir: &Path) -> PathBuf {
+    let path = dir.join("holesync");
+    // In a process of its own: a file just written may still be open for
+    // writing in a child that another test forks at this moment (ETXTBSY).
+    let status = std::process::Command::new("install").args(["-m", "755"]).arg(program).arg(&path).status();
+    assert!(status.is_ok_and(|status| status.success()), "cannot install {}", path.display());
+    path
+}

@@ -2,7 +2,9 @@
 //! program and a way to look at the result.
 
 pub mod check;
+pub mod faults;
 pub mod lab;
 pub mod layout;
 pub mod peer;
 pub mod process;
+pub mod redeploy;

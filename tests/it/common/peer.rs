@@ -82,3 +82,8 @@ pub fn at(path: impl AsRef<Path>) -> OsString {
     location.push(path.as_ref());
     location
 }
+
+/// A path as a word of the shell.
+pub fn shell_word(path: &Path) -> String {
+    format!("'{}'", path.to_str().expect("a plain path").replace('\'', r"'\''"))
+}

@@ -1,0 +1,184 @@
+//! A file system that is full: the error says what was needed, the old image
+//! is whole, nothing that fills the disk stays, and with room made the same
+//! command succeeds.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use tempfile::TempDir;
+
+use crate::common::check::{allocated, assert_no_leftovers, assert_same, leftovers, same};
+use crate::common::lab::{self, Fs};
+use crate::common::layout::{Layout, Rng};
+use crate::common::peer::{Peer, at};
+use crate::common::process::{Outcome, run};
+use crate::common::redeploy::set_day;
+
+const MIB: usize = 1 << 20;
+const BLOCK: usize = 64 << 10;
+
+/// There is one small file system, and each test wants all of it.
+static SMALL: Mutex<()> = Mutex::new(());
+
+/// A directory on the small file system, and the right to fill it.
+struct Small {
+    dir: TempDir,
+    sources: TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Small {
+    fn new() -> Option<Small> {
+        let alone = SMALL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        Some(Small { dir: lab::dir(Fs::Small)?, sources: lab::scratch(), _alone: alone })
+    }
+
+    fn image(&self) -> PathBuf {
+        self.dir.path().join("image")
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.dir.path().join("filler")
+    }
+
+    /// Takes all but `mib` MiB.
+    fn leave(&self, mib: u64) {
+        File::open(self.dir.path()).expect("open").sync_all().expect("sync");
+        let filler = File::create(self.filler()).expect("create the filler");
+        let len = free(self.dir.path()) - (mib << 20);
+        fallocate(&filler, FallocateFlags::empty(), 0, len as i64).expect("fill the file system");
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(self.filler()).expect("remove the filler");
+    }
+
+    fn push(&self, flags: &[&str], source: &Path) -> Outcome {
+        let mut command = Peer::pipe(self.sources.path()).holesync();
+        run(command.args(flags).arg("--json").arg(source).arg(at(self.image())))
+    }
+}
+
+/// Bytes that root can still write: nothing is kept back from it.
+fn free(dir: &Path) -> u64 {
+    let stat = nix::sys::statvfs::statvfs(dir).expect("ask for free space");
+    stat.blocks_free() * stat.fragment_size()
+}
+
+/// A deployment for which there is no room.
+struct Case {
+    name: &'static str,
+    flags: &'static [&'static str],
+    old: Option<Layout>,
+    new: Layout,
+    /// MiB that are free.
+    free: u64,
+    /// Whether the old image may be partly written.
+    in_place: bool,
+}
+
+fn cases(rng: &mut Rng) -> Vec<Case> {
+    let dense = Layout::dense("old", 10 * MIB, rng);
+    let sparse = Layout::hole("old", 12 * MIB).data(0..7 * MIB, rng);
+    let changed = dense.clone().data(2 * MIB..6 * MIB, rng);
+    let case = |name, flags, old, new, free| Case { name, flags, old, new, free, in_place: false };
+    vec![
+        case("nothing there", &[], None, dense.clone(), 6),
+        case("--preallocate", &["--preallocate"], None, Layout::hole("new", 20 * MIB), 6),
+        case("the stage does not fit", &[], Some(dense.clone()), changed.clone(), 2),
+        case(
+            "what replaying needs does not fit",
+            &[],
+            Some(sparse.clone()),
+            sparse.clone().data(8 * MIB..12 * MIB, rng),
+            6,
+        ),
+        case("the copy does not fit", &["--commit=atomic"], Some(dense.clone()), changed.clone(), 5),
+        case("--whole-file", &["-W"], Some(dense), changed, 6),
+        Case {
+            in_place: true,
+            ..case("--inplace", &["--inplace"], Some(sparse.clone()), sparse.data(7 * MIB..12 * MIB, rng), 3)
+        },
+    ]
+}
+
+#[test]
+fn a_full_disk_is_an_error_that_says_what_was_needed_and_leaves_nothing() {
+    for case in cases(&mut Rng(3)) {
+        eprintln!("{}", case.name);
+        let Some(small) = Small::new() else { return };
+        fails_and_then_succeeds(&small, &case);
+    }
+}
+
+fn fails_and_then_succeeds(small: &Small, case: &Case) {
+    let (source, copy) = (small.sources.path().join("new"), small.sources.path().join("old"));
+    case.new.write(&source);
+    if let Some(old) = &case.old {
+        old.write(&copy);
+        old.write(&small.image());
+        set_day(&small.image(), 1);
+    }
+    let before = case.old.as_ref().map(|_| allocated(&small.image()));
+    small.leave(case.free);
+    let room = free(small.dir.path());
+    let outcome = small.push(case.flags, &source).code(11);
+    for part in ["no space left for", "image", "needed", "are free now", "make room"] {
+        assert!(outcome.stdout.contains(part), "{part:?} is not in {outcome}");
+    }
+    assert_eq!(leftovers(small.dir.path()), Vec::<String>::new(), "{outcome}");
+    if case.in_place {
+        assert!(outcome.stdout.contains("partly written"), "{outcome}");
+    } else {
+        assert!(outcome.stdout.contains("is untouched"), "{outcome}");
+        assert!(before.is_none() && !small.image().exists() || same(&small.image(), &copy), "{outcome}");
+        assert_eq!(before, before.map(|_| allocated(&small.image())), "the old image has grown");
+        assert!(free(small.dir.path()) + (256 << 10) >= room, "less room than before: {outcome}");
+    }
+    small.make_room();
+    small.push(case.flags, &source).code(0);
+    assert_same(&small.image(), &source);
+    assert_no_leftovers(small.dir.path());
+}
+
+#[test]
+fn a_stage_that_cannot_be_completed_is_written_in_place() {
+    let Some(small) = Small::new() else { return };
+    let mut rng = Rng(4);
+    let (source, image) = (small.sources.path().join("new"), small.image());
+    let old = Layout::dense("old", 14 * MIB, &mut rng);
+    // More is new than kept, so completing the stage comes first; there is no room for it. With
+    // this many ranges the log ends just before a page does: sealing it takes room, too.
+    let ranges = (0..169).map(|n| n * BLOCK..n * BLOCK + BLOCK / 4 * 3);
+    ranges.fold(old.clone(), |new, range| new.data(range, &mut rng)).write(&source);
+    old.write(&image);
+    let inode = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&image).expect("stat"));
+    let before = inode();
+    small.leave(10);
+    small.push(&["-B", "16K"], &source).code(0);
+    assert_same(&image, &source);
+    assert_no_leftovers(small.dir.path());
+    assert_eq!(inode(), before, "it was renamed: there was room");
+}
+
+#[test]
+fn a_file_that_does_not_fit_does_not_keep_the_others_from_it() {
+    let Some(small) = Small::new() else { return };
+    let mut rng = Rng(5);
+    let tree = small.sources.path().join("tree");
+    std::fs::create_dir(&tree).expect("create a directory");
+    for (name, mib) in [("a", 1), ("b", 12), ("c", 1)] {
+        Layout::dense(name, mib * MIB, &mut rng).write(&tree.join(name));
+    }
+    small.leave(6);
+    let outcome = small.push(&[], &tree.join("")).code(11);
+    assert_eq!(outcome.count("files_failed"), 1, "{outcome}");
+    let there = |name| small.image().join(name);
+    assert!(!there("b").exists());
+    for name in ["a", "c"] {
+        assert_same(&there(name), &tree.join(name));
+    }
+    assert_no_leftovers(small.dir.path());
+}
