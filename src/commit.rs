@@ -35,12 +35,11 @@ impl Destination {
             self.verify(old, root)?;
             return Ok((0, 0));
         }
-        self.begin()?;
-        let finished = match std::mem::replace(&mut self.work, Work::Finishing) {
+        let finished = self.begin().and_then(|()| match std::mem::replace(&mut self.work, Work::Finishing) {
             Work::Stage(stage) => self.finish_stage(stage, root, kept),
             Work::Temp(temp) => self.finish_temp(&temp, root),
             Work::InPlace | Work::Untouched(_) | Work::Finishing => self.finish_in_place(root),
-        };
+        });
         match finished {
             Ok(()) => Ok((self.written, self.punched)),
             Err(error) => {

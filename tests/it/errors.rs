@@ -475,7 +475,9 @@ fn a_peer_that_never_answers_is_ended_by_an_interrupt() {
     for (name, bytes) in [("silent", vec![]), ("greeted", greeting(1, 1))] {
         let dir = lab::scratch();
         let begun = dir.path().join("begun");
-        let peer = talker(dir.path(), &bytes, &format!(": >{}\nexec cat >/dev/null", shell_word(&begun)));
+        // It reads, and keeps its own end open without ever using it.
+        let silent = format!("exec 3>&1\n: >{}\nexec cat >/dev/null", shell_word(&begun));
+        let peer = talker(dir.path(), &bytes, &silent);
         let source = image(&dir.path().join("source"), 1);
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
             for pull in [false, true] {
