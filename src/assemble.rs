@@ -118,6 +118,8 @@ pub(crate) struct OpenFile {
     pub destination: Destination,
     /// Nothing was compared: all of it was asked for.
     pub whole: bool,
+    /// It changes even if every block stays.
+    pub resized: bool,
     /// Bytes of data that the basis had.
     pub kept: u64,
     /// Bytes of data that arrived.
@@ -140,9 +142,9 @@ struct Zeros {
 
 impl OpenFile {
     fn new(begun: Begun) -> OpenFile {
-        let Begun { id, entry, destination, grid, whole, .. } = begun;
+        let Begun { id, entry, destination, grid, whole, resized, .. } = begun;
         let (root, zeros) = (RootHasher::new(&grid), Zeros::default());
-        OpenFile { id, entry, destination, whole, kept: 0, received: 0, grid, root, at: 0, zeros }
+        OpenFile { id, entry, destination, whole, resized, kept: 0, received: 0, grid, root, at: 0, zeros }
     }
 
     /// Blocks stay; allocated zeros among them become holes. Returns bytes of data.

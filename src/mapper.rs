@@ -44,6 +44,7 @@ pub(crate) struct Begun {
     pub has_map: bool,
     pub blank: bool,
     pub whole: bool,
+    pub resized: bool,
 }
 
 /// Answers files in the order in which they were announced.
@@ -65,16 +66,18 @@ pub(crate) fn answer_files(shared: &Shared, jobs: Receiver<Job>, maps: SyncSende
 fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result<()>> {
     let options = &shared.options;
     let id = job.id;
-    let nothing_there = || Ok(shared.answer(Message::NoBasis { id }));
-    let Some(place) = job.base.place(&job.entry, options.dry_run)? else { return nothing_there() };
+    let Some(place) = job.base.place(&job.entry, options.dry_run)? else {
+        return Ok(shared.answer(Message::NoBasis { id, resized: true }));
+    };
     let settled = if options.dry_run { Settled::Nothing } else { settle::settle(&place, options.fsync)? };
     if let Some(warning) = warning_of(settled, &place)
         && let Err(gone) = shared.warn(warning)
     {
         return Ok(Err(gone));
     }
+    let resized = is_resized(&place, &job.request)?;
     // A file that is half written may have any size and time.
-    if settled != Settled::Damaged && is_unchanged(shared, &place, &job)? {
+    if settled != Settled::Damaged && !resized && is_unchanged(shared, &place, &job)? {
         if !options.dry_run {
             place::touch(&place, &job.request.attributes)?;
             settle::tidy(&place)?;
@@ -85,8 +88,8 @@ fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result
     let grid = Grid { length: job.request.length, block: options.block_size };
     if options.dry_run {
         return Ok(match apply::preview(&place, &job.request)? {
-            Some(basis) => map_basis(shared, id, &place, grid, &basis, |_| true),
-            None => return nothing_there(),
+            Some(basis) => map_basis(shared, Answer { id, resized, place, grid }, &basis, |_| true),
+            None => shared.answer(Message::NoBasis { id, resized }),
         });
     }
     let Job { id, entry, request, .. } = job;
@@ -94,16 +97,25 @@ fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result
     let destination = Destination::open(place.clone(), request, Arc::clone(options))?;
     let (basis, blank) = (destination.basis(), destination.is_blank());
     let has_map = basis.is_some();
-    let begun = Begun { id, entry, destination, grid, has_map, blank, whole };
+    let begun = Begun { id, entry, destination, grid, has_map, blank, whole, resized };
     // The applying thread may be gone only when the run is over.
     let pass_on = |mapped| maps.send(mapped).is_ok();
     if !pass_on(Mapped::Begin(Box::new(begun))) {
         return Ok(Ok(()));
     }
-    match basis {
-        Some(basis) => Ok(map_basis(shared, id, &place, grid, &basis, pass_on)),
-        None => nothing_there(),
-    }
+    Ok(match basis {
+        Some(basis) => map_basis(shared, Answer { id, resized, place, grid }, &basis, pass_on),
+        None => shared.answer(Message::NoBasis { id, resized }),
+    })
+}
+
+/// Whether there is nothing yet, or a file of another length. A device keeps its own.
+fn is_resized(place: &Place, request: &apply::Request) -> Result<bool> {
+    let Some(stat) = place.stat()? else { return Ok(true) };
+    Ok(match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
+        SFlag::S_IFREG => stat.st_size as u64 != request.length,
+        kind => kind != SFlag::S_IFBLK,
+    })
 }
 
 /// What the user should know of an interrupted run.
@@ -120,7 +132,7 @@ fn warning_of(settled: Settled, place: &Place) -> Option<String> {
     }
 }
 
-/// rsync's quick check: size and modification time.
+/// rsync's quick check, for a file of the right length.
 fn is_unchanged(shared: &Shared, place: &Place, job: &Job) -> Result<bool> {
     let options = &shared.options;
     if options.checksum || options.ignore_times || options.verify || job.retry {
@@ -128,8 +140,7 @@ fn is_unchanged(shared: &Shared, place: &Place, job: &Job) -> Result<bool> {
     }
     let Some(stat) = place.stat()? else { return Ok(false) };
     let regular = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG;
-    let same_time = || options.size_only || same_time(job.request.attributes.mtime, &stat);
-    Ok(regular && stat.st_size as u64 == job.request.length && same_time())
+    Ok(regular && (options.size_only || same_time(job.request.attributes.mtime, &stat)))
 }
 
 /// Whether a file has this time; a file system without nanoseconds has it, too.
@@ -139,17 +150,19 @@ fn same_time(mtime: Option<(i64, u32)>, stat: &nix::sys::stat::FileStat) -> bool
     })
 }
 
-/// Answers with what is there, block by block, and passes it on.
-fn map_basis(
-    shared: &Shared,
+/// The file that is being answered.
+struct Answer {
     id: u64,
-    place: &Place,
+    resized: bool,
+    place: Place,
     grid: Grid,
-    basis: &Basis,
-    pass_on: impl Fn(Mapped) -> bool,
-) -> Result<()> {
+}
+
+/// Answers with what is there, block by block, and passes it on.
+fn map_basis(shared: &Shared, answer: Answer, basis: &Basis, pass_on: impl Fn(Mapped) -> bool) -> Result<()> {
+    let Answer { id, resized, place, grid } = answer;
     let grid = Grid { length: grid.length.min(basis.length), ..grid };
-    shared.answer(Message::Map { id })?;
+    shared.answer(Message::Map { id, resized })?;
     let result = hashmap::map_image(basis.image.as_ref(), &grid, |batch| {
         if shared.stopped.load(Ordering::Relaxed) {
             return Ok(false);

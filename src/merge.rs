@@ -85,8 +85,10 @@ impl<'a, W: Write> Merger<'a, W> {
     pub fn run(&mut self) -> Result<Stats> {
         while !self.is_through()? {
             match self.next_frame()? {
-                Some(Frame::Message(Message::Map { id })) => self.describe(id, true)?,
-                Some(Frame::Message(Message::NoBasis { id })) => self.describe(id, false)?,
+                Some(Frame::Message(Message::Map { id, resized })) => self.describe(id, true, resized)?,
+                Some(Frame::Message(Message::NoBasis { id, resized })) => {
+                    self.describe(id, false, resized)?
+                }
                 Some(frame) => self.take_note(frame)?,
                 None => {}
             }
@@ -246,7 +248,7 @@ impl<'a, W: Write> Merger<'a, W> {
     }
 
     /// Describes one file to the receiver from its first block to its last.
-    fn describe(&mut self, id: u64, has_map: bool) -> Result<()> {
+    fn describe(&mut self, id: u64, has_map: bool, resized: bool) -> Result<()> {
         self.count_answer();
         let Some(source) = self.shared.files.take(id) else {
             return Err(self.unexpected("an answer for no file"));
@@ -257,7 +259,7 @@ impl<'a, W: Write> Merger<'a, W> {
         if !dry_run {
             self.shared.send(&Message::Content { id })?;
         }
-        let described = self.merge(id, &grid, has_map)?;
+        let described = self.merge(id, &grid, has_map, resized)?;
         self.tell_keep()?;
         let abandon = |merger: &Self| if dry_run { Ok(()) } else { merger.shared.send(&Message::Abandon) };
         match described {
@@ -289,12 +291,12 @@ impl<'a, W: Write> Merger<'a, W> {
     }
 
     /// Merges the source's blocks with the arriving map, and sends what differs.
-    fn merge(&mut self, id: u64, grid: &Grid, has_map: bool) -> Result<Described> {
+    fn merge(&mut self, id: u64, grid: &Grid, has_map: bool, resized: bool) -> Result<Described> {
         let mut planner = Planner::default();
         let mut root = RootHasher::new(grid);
         let mut walk = BatchWalk::default();
         let mut map_open = has_map;
-        let (mut bytes, mut changed) = (0, !has_map);
+        let (mut bytes, mut changed) = (0, resized);
         if !has_map {
             planner.without_basis();
         }

@@ -82,11 +82,16 @@ pub enum Message {
     NoBasis {
         /// The entry.
         id: u64,
+        /// See [`Message::Map`].
+        resized: bool,
     },
     /// Receiver: map frames of this file follow, then `MapEnd`.
     Map {
         /// The entry.
         id: u64,
+        /// There is no file yet, or one of another length: the file changes
+        /// even if every block stays.
+        resized: bool,
     },
     /// Receiver: the basis has no more blocks.
     MapEnd,

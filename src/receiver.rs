@@ -351,8 +351,8 @@ fn finish_files(shared: &Shared, queue: &Mutex<Receiver<Complete>>) {
     loop {
         let next = queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).recv();
         let Ok(Complete { file, root }) = next else { return };
-        let OpenFile { id, entry, destination, kept, received, .. } = *file;
-        let changed = destination.is_changed();
+        let OpenFile { id, entry, destination, kept, received, resized, .. } = *file;
+        let changed = resized || destination.is_changed();
         if received > WORTH_TELLING {
             shared.reporter.event(Event::Phase(Phase::WritingBack));
             // Only a hint for the other end; a broken connection shows below.

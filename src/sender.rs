@@ -87,7 +87,7 @@ fn read_frames<R: Read + Send + 'static>(
                 Ok(frame) => Incoming::Frame(frame),
                 Err(error) => Incoming::Closed(error),
             };
-            if let Incoming::Frame(Frame::Message(Message::Map { id } | Message::NoBasis { id })) = &event
+            if let Incoming::Frame(Frame::Message(Message::Map { id, .. } | Message::NoBasis { id, .. })) = &event
                 // Looked up here, before the merging thread can take it. An unknown id is
                 // that thread's to report.
                 && let Some(source) = files.get(*id)
