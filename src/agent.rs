@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -39,7 +40,7 @@ pub fn serve<R: Read + Send + 'static, W: Write + Send>(input: R, output: W, uma
     };
     match request {
         Request::Receive { destination, directory } => {
-            let target = Target { path: path_of(destination), directory, umask };
+            let target = Target { path: home(&path_of(destination)), directory, umask };
             receiver::run(input, output, target, &options, &Silent).map(drop)
         }
         Request::Send { sources } => {
@@ -70,28 +71,33 @@ pub fn serve<R: Read + Send + 'static, W: Write + Send>(input: R, output: W, uma
 ///
 /// When it cannot be opened or read.
 pub fn digest(path: &Path, options: &Options) -> Result<Hash> {
-    let file = File::open(path).map_err(Error::file("open", path))?;
-    let length = length_of(&file, path)?;
+    let (file, length) = open_image(path)?;
     let grid = Grid { length, block: options.block_size };
     let image = FileImage::new(file, options.hole_map);
     let root = hashmap::root_of(&image, &grid, |_| true).map_err(Error::file("read", path))?;
     root.ok_or(Error::Interrupted)
 }
 
-/// The length of a regular file or block device.
+/// Opens a regular file or block device; also returns its length.
 ///
 /// # Errors
 ///
 /// [`Error::Refused`] for anything else.
-pub fn length_of(file: &File, path: &Path) -> Result<u64> {
+pub fn open_image(path: &Path) -> Result<(File, u64)> {
+    // Without waiting: opening a fifo would, for its other end.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = file.map_err(Error::file("open", path))?;
     let metadata = file.metadata().map_err(Error::file("look at", path))?;
-    if metadata.is_file() {
-        return Ok(metadata.len());
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        return Ok((file, metadata.len()));
     }
-    if metadata.is_dir() {
-        return Err(Error::refused(path, "is a directory"));
+    if !kind.is_block_device() {
+        let what = if kind.is_dir() { "is a directory" } else { "is neither a file nor a block device" };
+        return Err(Error::refused(path, what));
     }
-    sys::device_size(file).map_err(Error::file("find the size of", path))
+    let length = sys::device_size(&file).map_err(Error::file("find the size of", path))?;
+    Ok((file, length))
 }
 
 fn path_of(bytes: Vec<u8>) -> PathBuf {

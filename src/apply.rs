@@ -174,7 +174,7 @@ impl Destination {
         if let Some(file) = leftover
             && !request.whole
         {
-            let file = place.locked(file)?;
+            let file = place.locked_temp(file)?;
             basis = Some(basis_of(&file).map_err(place.error("open the temp file of"))?);
             work = Work::Temp(file);
         }
@@ -426,7 +426,7 @@ impl Destination {
                             .create(Working::Temp)
                             .map_err(|error| self.failed("create the temp file of", error))?,
                     };
-                let temp = place.locked(temp)?;
+                let temp = place.locked_temp(temp)?;
                 temp.set_len(0).map_err(place.error("write"))?;
                 if self.options.preallocate {
                     sys::allocate(&temp, 0..self.request.length)

@@ -38,11 +38,7 @@ pub(crate) struct Base {
 impl Base {
     /// Finds, or makes, what the destination names.
     pub fn find(target: &Target, single: bool, dry_run: bool) -> Result<Base> {
-        let path = match target.path.strip_prefix("~") {
-            Ok(rest) => std::env::home_dir().unwrap_or_default().join(rest),
-            Err(_) => target.path.clone(),
-        };
-        let path = if path.as_os_str().is_empty() { PathBuf::from(".") } else { path };
+        let path = target.path.clone();
         let there = std::fs::metadata(&path);
         if there.as_ref().is_ok_and(|metadata| metadata.is_dir()) {
             return Base::open(&path, None);

@@ -68,7 +68,7 @@ pub enum Verb {
 /// How to reach a host.
 #[derive(Debug, Args)]
 pub struct ReachArgs {
-    /// The command that reaches a host [default: ssh]
+    /// The command that reaches a host [default: $RSYNC_RSH, or ssh]
     #[arg(short = 'e', long, value_name = "CMD")]
     pub rsh: Option<String>,
     /// The holesync to run there [default: holesync]

@@ -2,9 +2,11 @@
 //! rename; or a sealed log, and the old file written from it. In that order, and
 //! every failure is an error.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+
+use nix::sys::stat::SFlag;
 
 use crate::apply::{Destination, Work};
 use crate::error::{Error, Result};
@@ -186,13 +188,21 @@ impl Destination {
         check_root(&self.place, file, &grid, root)
     }
 
-    /// Whether the old file is still what the basis was read from.
+    /// Whether the old file is still what the basis was read from; nothing, or a
+    /// symlink, where there was none.
     fn check_old(&self) -> Result<()> {
-        let Some(old) = &self.old else { return Ok(()) };
-        let now = old.file.metadata().map_err(self.place.error("look at"))?;
-        let state = |m: &std::fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
-        let named = self.place.stat()?.map(|stat| (stat.st_dev, stat.st_ino));
-        if state(&now) != state(&old.seen) || named != Some((now.dev(), now.ino())) {
+        let stat = self.place.stat()?;
+        let same = match &self.old {
+            Some(old) => {
+                let now = old.file.metadata().map_err(self.place.error("look at"))?;
+                let state = |m: &Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+                let named = stat.map(|stat| (stat.st_dev, stat.st_ino));
+                state(&now) == state(&old.seen) && named == Some((now.dev(), now.ino()))
+            }
+            None => stat
+                .is_none_or(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK),
+        };
+        if !same {
             let why = "changed while it was being updated; it was left alone: see what writes to it, then run again";
             return Err(Error::refused(&self.place.path, why));
         }

@@ -16,7 +16,12 @@ const TYPE_CONTROL: u8 = 1;
 const TYPE_DATA: u8 = 2;
 const TYPE_DATA_ZSTD: u8 = 3;
 const TYPE_MAP: u8 = 4;
-const HEADER: usize = 5;
+/// Type, length, check.
+const HEADER: usize = 1 + 4 + CHECK;
+/// Bytes of BLAKE3 that tell a damaged stream: over the number of the frame,
+/// its type and length in a header; over the body behind a body whose damage no
+/// root hash would show.
+const CHECK: usize = 4;
 /// First block, number of blocks, width of a mask, bytes of data.
 const DATA_HEAD: usize = 8 + 4 + 1 + 4;
 const MAX_BODY: usize = DATA_HEAD + MAX_DATA_BLOCKS * 8 + MAX_DATA;
@@ -27,12 +32,14 @@ pub struct FrameWriter<W: Write> {
     out: BufWriter<W>,
     peer: String,
     sent: Arc<AtomicU64>,
+    frames: u64,
 }
 
 impl<W: Write> FrameWriter<W> {
     /// `peer` names the other side in errors.
     pub fn new(out: W, peer: &str) -> FrameWriter<W> {
-        FrameWriter { out: BufWriter::with_capacity(32 << 10, out), peer: peer.into(), sent: Arc::default() }
+        let out = BufWriter::with_capacity(32 << 10, out);
+        FrameWriter { out, peer: peer.into(), sent: Arc::default(), frames: 0 }
     }
 
     /// Bytes written so far; stays readable when the writer is given away.
@@ -103,10 +110,10 @@ impl<W: Write> FrameWriter<W> {
 
     fn frame(&mut self, kind: u8, parts: &[&[u8]]) -> Result<()> {
         let len = parts.iter().map(|part| part.len()).sum::<usize>() as u32;
-        let mut header = [kind, 0, 0, 0, 0];
-        header[1..].copy_from_slice(&len.to_le_bytes());
-        self.put(&[&header])?;
-        self.put(parts)
+        self.put(&[&header_of(self.frames, kind, len)])?;
+        self.frames += 1;
+        self.put(parts)?;
+        if is_data(kind) { Ok(()) } else { self.put(&[&check_of(parts)]) }
     }
 
     fn put(&mut self, parts: &[&[u8]]) -> Result<()> {
@@ -120,6 +127,29 @@ impl<W: Write> FrameWriter<W> {
     fn broken(&self, doing: &'static str, source: io::Error) -> Error {
         link_error(&self.peer, doing, source)
     }
+}
+
+fn is_data(kind: u8) -> bool {
+    matches!(kind, TYPE_DATA | TYPE_DATA_ZSTD)
+}
+
+fn header_of(frame: u64, kind: u8, len: u32) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[0] = kind;
+    header[1..5].copy_from_slice(&len.to_le_bytes());
+    let check = check_of(&[&frame.to_le_bytes(), &header[..5]]);
+    header[5..].copy_from_slice(&check);
+    header
+}
+
+fn check_of(parts: &[&[u8]]) -> [u8; CHECK] {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    let mut check = [0; CHECK];
+    hasher.finalize_xof().fill(&mut check);
+    check
 }
 
 fn data_head(first: u64, masks: &[PageMask], len: usize) -> Vec<u8> {
@@ -152,13 +182,14 @@ pub struct FrameReader<R: Read> {
     peer: String,
     received: Arc<AtomicU64>,
     body: Vec<u8>,
+    frames: u64,
 }
 
 impl<R: Read> FrameReader<R> {
     /// `peer` names the other side in errors.
     pub fn new(input: R, peer: &str) -> FrameReader<R> {
         let input = BufReader::with_capacity(64 << 10, input);
-        FrameReader { input, peer: peer.into(), received: Arc::default(), body: Vec::new() }
+        FrameReader { input, peer: peer.into(), received: Arc::default(), body: Vec::new(), frames: 0 }
     }
 
     /// Bytes read so far; stays readable when the reader is given away.
@@ -214,8 +245,13 @@ impl<R: Read> FrameReader<R> {
     pub fn read(&mut self) -> Result<Frame> {
         let mut header = [0; HEADER];
         self.fill(&mut header)?;
-        let [kind, len @ ..] = header;
-        let len = u32::from_le_bytes(len) as usize;
+        let [kind, len @ .., _, _, _, _] = header;
+        let len = u32::from_le_bytes(len);
+        if header != header_of(self.frames, kind, len) {
+            return Err(self.bad("a damaged frame, or one out of order"));
+        }
+        self.frames += 1;
+        let len = len as usize;
         let limit = match kind {
             TYPE_CONTROL => MAX_CONTROL,
             TYPE_DATA | TYPE_DATA_ZSTD => MAX_BODY,
@@ -225,12 +261,17 @@ impl<R: Read> FrameReader<R> {
         if len > limit {
             return Err(self.bad(format!("a frame of type {kind} with {len} bytes, more than {limit}")));
         }
-        if matches!(kind, TYPE_DATA | TYPE_DATA_ZSTD) {
+        if is_data(kind) {
             return self.next_data(kind, len).map(Frame::Data);
         }
         let mut body = std::mem::take(&mut self.body);
         body.resize(len, 0);
         self.fill(&mut body)?;
+        let mut check = [0; CHECK];
+        self.fill(&mut check)?;
+        if check != check_of(&[&body]) {
+            return Err(self.bad("a damaged frame"));
+        }
         let frame = if kind == TYPE_MAP { self.decode_map(&body) } else { self.decode_message(&body) };
         self.body = body;
         frame

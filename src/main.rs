@@ -3,6 +3,7 @@
 mod cli;
 mod verbs;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -18,10 +19,16 @@ fn main() -> ExitCode {
             return ExitCode::from(if failed { code::USAGE } else { 0 });
         }
     };
+    let is_agent = matches!(cli.verb, Some(cli::Verb::Agent));
     match verbs::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("holesync: {}", escape(describe(&error).as_bytes()));
+            // What an agent told its initiator is shown there; once is enough.
+            let told = is_agent && !matches!(error, Error::Start(_) | Error::Version { .. });
+            if !told {
+                // A stderr that is closed is no reason to panic, as eprintln would.
+                let _ = writeln!(std::io::stderr(), "holesync: {}", escape(describe(&error).as_bytes()));
+            }
             ExitCode::from(error.exit_code())
         }
     }

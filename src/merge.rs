@@ -267,7 +267,11 @@ impl<'a, W: Write> Merger<'a, W> {
                 let outcome = if changed { Outcome::Sent(bytes) } else { Outcome::Unchanged };
                 lock(&self.shared.stats).files_sent += u64::from(changed);
                 self.report(&source.target, outcome);
-                Ok(())
+                if self.shared.side == Side::Initiator {
+                    return Ok(());
+                }
+                let would_send = changed.then_some(bytes);
+                self.shared.send(&Message::Compared { path: source.target, would_send })
             }
             Described::Whole { bytes, changed, root } => {
                 self.shared.send(&Message::Finish { root })?;

@@ -131,6 +131,19 @@ impl Place {
         File::from(dir).sync_all()
     }
 
+    /// A temp file, locked. Between opening and locking it, another run may have
+    /// finished and made it the destination: then it must not be touched.
+    pub(crate) fn locked_temp(&self, file: File) -> Result<File> {
+        let file = self.locked(file)?;
+        let named = sys::stat_at(&self.dir, &Working::Temp.name_for(&self.name));
+        let named = named.map_err(self.error("look at the temp file of"))?;
+        let ours = file.metadata().map_err(self.error("look at the temp file of"))?;
+        if named.map(|stat| (stat.st_dev, stat.st_ino)) != Some((ours.dev(), ours.ino())) {
+            return Err(Error::refused(&self.path, "another holesync run has just written it; run again"));
+        }
+        Ok(file)
+    }
+
     /// What is there now, not following a symlink.
     pub fn stat(&self) -> Result<Option<nix::sys::stat::FileStat>> {
         sys::stat_at(&self.dir, &self.name).map_err(self.error("look at"))

@@ -129,6 +129,13 @@ pub enum Message {
         /// The hash.
         root: Hash,
     },
+    /// Sender, in a dry run: what a comparison came to, for the initiator to show.
+    Compared {
+        /// The entry's path.
+        path: Vec<u8>,
+        /// Bytes of data that would be sent; `None` if nothing differs.
+        would_send: Option<u64>,
+    },
 }
 
 impl Message {

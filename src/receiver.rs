@@ -186,6 +186,10 @@ impl<R: Read> Applier<'_, R> {
                 self.shared.reporter.event(Event::Warning(&text));
                 Ok(())
             }
+            Message::Compared { path, would_send } if self.shared.options.dry_run => {
+                self.shared.report(&path, would_send.map_or(Outcome::Unchanged, Outcome::Sent));
+                Ok(())
+            }
             Message::SourceFailed(failure) => {
                 self.shared.reporter.event(Event::Failed(&failure));
                 Ok(())

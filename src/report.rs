@@ -225,7 +225,8 @@ impl Terminal {
         self.bar.inc(done);
         if let Some(progress) = self.plain.as_ref().and_then(|ticker| ticker.add(found, done)) {
             let phase = phase.map_or("", phase_name);
-            eprintln!("{phase:>12} {}/{} of data", HumanBytes(progress.done), HumanBytes(progress.found));
+            let (done, found) = (HumanBytes(progress.done), HumanBytes(progress.found));
+            let _ = writeln!(std::io::stderr(), "{phase:>12} {done}/{found} of data");
         }
     }
 
@@ -237,7 +238,10 @@ impl Terminal {
     }
 
     fn warn(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("holesync: {line}"));
+        self.bar.suspend(|| {
+            // Nor is a closed stderr, on which eprintln would panic.
+            let _ = writeln!(std::io::stderr(), "holesync: {line}");
+        });
     }
 }
 

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,10 @@ const KEPT_STDERR: usize = 4096;
 /// How long a child may take to end by itself.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long its stderr may stay open after it: a connection that ssh keeps for
+/// later (ControlPersist), or a job left behind, holds it for as long as it lives.
+const STDERR_PATIENCE: Duration = Duration::from_millis(300);
+
 /// The child that a signal has to stop, 0 if there is none.
 static CHILD: AtomicI32 = AtomicI32::new(0);
 
@@ -38,9 +43,17 @@ pub fn interrupt() {
 #[derive(Debug)]
 pub struct Connection {
     child: Child,
-    stderr: Option<JoinHandle<Vec<u8>>>,
+    stderr: Stderr,
     host: Host,
     program: String,
+}
+
+/// What a child says on stderr, shown as it comes.
+#[derive(Debug)]
+struct Stderr {
+    thread: JoinHandle<()>,
+    /// The end of it.
+    kept: Arc<Mutex<Vec<u8>>>,
 }
 
 /// Starts `holesync agent` on a host. Returns the connection, what the agent
@@ -78,9 +91,11 @@ pub fn connect(
     CHILD.store(child.id() as i32, Ordering::Relaxed);
     sys::grow_pipe(&stdin);
     sys::grow_pipe(&stdout);
-    let stderr = std::thread::spawn(move || show_stderr(BufReader::new(stderr)));
-    let connection =
-        Connection { child, stderr: Some(stderr), host: host.clone(), program: program.to_owned() };
+    let kept = Arc::default();
+    let shown = Arc::clone(&kept);
+    let thread = std::thread::spawn(move || show_stderr(BufReader::new(stderr), &shown));
+    let stderr = Stderr { thread, kept };
+    let connection = Connection { child, stderr, host: host.clone(), program: program.to_owned() };
     Ok((connection, stdout, stdin))
 }
 
@@ -103,8 +118,7 @@ fn command_line(host: &Host, rsh: Option<&str>, program: &str) -> Result<Vec<OsS
 }
 
 /// Shows what a child says, line by line and disarmed; keeps the end of it.
-fn show_stderr(mut input: impl BufRead) -> Vec<u8> {
-    let mut kept = Vec::new();
+fn show_stderr(mut input: impl BufRead, kept: &Mutex<Vec<u8>>) {
     let mut line = Vec::new();
     while std::io::Read::take(&mut input, KEPT_STDERR as u64)
         .read_until(b'\n', &mut line)
@@ -113,11 +127,27 @@ fn show_stderr(mut input: impl BufRead) -> Vec<u8> {
         let text = line.trim_ascii_end();
         // There is nowhere else to say it.
         let _ = writeln!(std::io::stderr(), "{}", escape(text));
+        let mut kept = lock(kept);
         kept.extend(&line);
-        kept.drain(..kept.len().saturating_sub(KEPT_STDERR));
+        let excess = kept.len().saturating_sub(KEPT_STDERR);
+        kept.drain(..excess);
         line.clear();
     }
-    kept
+}
+
+fn lock(kept: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
+    kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Stderr {
+    /// The end of what was said, when no more is to be expected.
+    fn said(&self) -> String {
+        let start = Instant::now();
+        while !self.thread.is_finished() && start.elapsed() < STDERR_PATIENCE {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        escape(lock(&self.kept).trim_ascii())
+    }
 }
 
 impl Connection {
@@ -131,10 +161,7 @@ impl Connection {
     pub fn finish<T>(mut self, result: Result<T>) -> Result<T> {
         let status = self.wait(if result.is_ok() { PATIENCE } else { Duration::from_secs(2) });
         CHILD.store(0, Ordering::Relaxed);
-        let said = match self.stderr.take().filter(|_| status.is_some()).map(JoinHandle::join) {
-            Some(Ok(said)) => escape(said.trim_ascii()),
-            _ => String::new(),
-        };
+        let said = self.stderr.said();
         let detail = if said.is_empty() { String::new() } else { format!(": {said}") };
         let code = status.and_then(|status| status.code());
         let (host, program) = (self.host.to_string(), &self.program);

@@ -40,13 +40,28 @@ pub fn run(cli: Cli) -> Result<()> {
         Some(Verb::Digest { files, block_size, reach }) => {
             let options = Options { block_size: cli::block_size(block_size)?, ..Options::default() };
             let reach = reach_of(reach, umask);
-            files.iter().try_for_each(|file| {
-                let root = sync::digest(&Location::parse(file)?, &options, &reach, &Silent)?;
+            let files = files.iter().map(|file| Ok((file, Location::parse(file)?)));
+            let files = files.collect::<Result<Vec<_>>>()?;
+            each(&files, |(file, location)| {
+                let root = sync::digest(location, &options, &reach, &Silent)?;
                 say(&format!("{}  {}", hex(&root), printable(Path::new(file))))
             })
         }
-        Some(Verb::Recover { paths, no_fsync }) => paths.iter().try_for_each(|path| recover(path, !no_fsync)),
+        Some(Verb::Recover { paths, no_fsync }) => each(&paths, |path| recover(path, !no_fsync)),
     }
+}
+
+/// Does the same for each, also after one that failed: the last failure is the
+/// run's, those before it are told here.
+fn each<T>(items: &[T], mut work: impl FnMut(&T) -> Result<()>) -> Result<()> {
+    let mut result = Ok(());
+    for error in items.iter().filter_map(|item| work(item).err()) {
+        if let Err(earlier) = std::mem::replace(&mut result, Err(error)) {
+            // There is nowhere else to say it.
+            let _ = writeln!(std::io::stderr(), "holesync: {}", escape(earlier.to_string().as_bytes()));
+        }
+    }
+    result
 }
 
 /// Stdin or stdout without the buffer and the lock that std puts around it.
@@ -55,7 +70,8 @@ fn own(stream: impl std::os::fd::AsFd) -> Result<OwnedFd> {
 }
 
 fn reach_of(args: ReachArgs, umask: u32) -> Reach {
-    Reach { rsh: args.rsh, remote_path: args.remote_path, umask }
+    let from_environment = || std::env::var("RSYNC_RSH").ok().filter(|command| !command.is_empty());
+    Reach { rsh: args.rsh.or_else(from_environment), remote_path: args.remote_path, umask }
 }
 
 /// Whether a signal asked to stop.
@@ -71,7 +87,7 @@ fn transfer(job: Job, umask: u32) -> Result<()> {
         if job.json { Box::new(JsonLines::default()) } else { Box::new(Terminal::new(job.show)) };
     let reach = reach_of(job.reach, umask);
     let result = sync::run(&job.sources, &job.destination, &job.options, &reach, reporter.as_ref());
-    if STOP.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { result }
+    result.map_err(|error| if STOP.load(Ordering::Relaxed) { Error::Interrupted } else { error })
 }
 
 /// On the first signal the connection is closed, which ends the run by itself.
@@ -87,7 +103,7 @@ fn stop_on_signals() -> Result<()> {
             transport::interrupt();
             std::thread::sleep(GRACE);
             let error = Error::Interrupted;
-            eprintln!("holesync: {error} (code {})", error.exit_code());
+            let _ = writeln!(std::io::stderr(), "holesync: {error} (code {})", error.exit_code());
             std::process::exit(error.exit_code().into());
         }
     });
@@ -96,8 +112,7 @@ fn stop_on_signals() -> Result<()> {
 
 /// Prints the extents of an image, or its blocks.
 fn map(path: &Path, hashes: bool, as_json: bool, block: BlockSize) -> Result<()> {
-    let file = File::open(path).map_err(Error::file("open", path))?;
-    let length = agent::length_of(&file, path)?;
+    let (file, length) = agent::open_image(path)?;
     let image = FileImage::new(file, true);
     let row = |offset: u64, len: u64, kind: &str, hash: Option<&str>| {
         say(&match (as_json, hash) {
@@ -191,22 +206,15 @@ fn recover(path: &Path, sync: bool) -> Result<()> {
     if !path.is_dir() {
         return recover_file(path, sync);
     }
-    let mut result: Result<()> = Ok(());
+    let mut found = Vec::new();
     for entry in walkdir::WalkDir::new(path).sort_by_file_name() {
         let entry = entry.map_err(|error| {
             let path = error.path().unwrap_or(path).to_path_buf();
             Error::file("read", path)(error.into())
         })?;
-        if let Some(name) = place::name_of_log(entry.file_name()) {
-            // One that cannot be finished must not keep the others from it.
-            let recovered = recover_file(&entry.path().with_file_name(name), sync);
-            if let (Err(error), Err(_)) = (&recovered, &result) {
-                eprintln!("holesync: {}", escape(error.to_string().as_bytes()));
-            }
-            result = result.and(recovered);
-        }
+        found.extend(place::name_of_log(entry.file_name()).map(|name| entry.path().with_file_name(name)));
     }
-    result
+    each(&found, |path| recover_file(path, sync))
 }
 
 fn recover_file(path: &Path, sync: bool) -> Result<()> {
