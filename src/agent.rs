@@ -26,19 +26,18 @@ const PEER: &str = "the initiator";
 ///
 /// # Errors
 ///
-/// When the connection fails, or what was asked for does. The initiator was
-/// told, if it could be.
+/// [`Error::Told`] when what was asked for fails: the initiator was told, if it
+/// could be. Others when nothing was asked for yet.
 pub fn serve<R: Read + Send + 'static, W: Write + Send>(input: R, output: W, umask: u32) -> Result<()> {
     let mut input = FrameReader::new(input, PEER);
     let mut output = FrameWriter::new(output, PEER);
     output.greet()?;
     input.await_greeting(0)?;
-    let (options, request) = match input.read() {
-        Ok(Frame::Message(Message::Start(options, request))) => (options, request),
-        Ok(_) => return Err(input.bad("something else than a request")),
-        Err(error) => return Err(error),
+    let (options, request) = match input.read()? {
+        Frame::Message(Message::Start(options, request)) => (options, request),
+        _ => return Err(input.bad("something else than a request")),
     };
-    match request {
+    let served = match request {
         Request::Receive { destination, directory } => {
             let target = Target { path: home(&path_of(destination)), directory, umask };
             receiver::run(input, output, target, &options, &Silent).map(drop)
@@ -50,19 +49,21 @@ pub fn serve<R: Read + Send + 'static, W: Write + Send>(input: R, output: W, uma
             let sources: Vec<PathBuf> = sources.into_iter().map(|path| home(&path_of(path))).collect();
             sender::run(input, output, &sources, &options, Side::Responder, &Silent).map(drop)
         }
-        Request::Digest { paths } => {
-            for path in paths {
-                match digest(&home(&path_of(path)), &options) {
-                    Ok(root) => output.message(&Message::Digest { root })?,
-                    Err(error) => {
-                        output.give_up(&error);
-                        return Err(error);
-                    }
-                }
-            }
-            output.flush()
-        }
+        Request::Digest { paths } => answer_digests(paths, &options, &mut output),
+    };
+    served.map_err(|error| Error::Told { code: error.exit_code() })
+}
+
+fn answer_digests<W: Write>(
+    paths: Vec<Vec<u8>>,
+    options: &Options,
+    output: &mut FrameWriter<W>,
+) -> Result<()> {
+    for path in paths {
+        let root = digest(&home(&path_of(path)), options).inspect_err(|error| output.give_up(error))?;
+        output.message(&Message::Digest { root })?;
     }
+    output.flush()
 }
 
 /// The root hash of a file or device.

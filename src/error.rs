@@ -95,6 +95,12 @@ pub enum Error {
         /// What it reported.
         failure: Failure,
     },
+    /// An agent failed, and has told its initiator, which shows it.
+    #[error("the initiator was told")]
+    Told {
+        /// The exit code that goes with what it was told.
+        code: u8,
+    },
     /// ssh itself failed (exit status 255).
     #[error("ssh to {host} failed{detail}")]
     Ssh {
@@ -178,7 +184,7 @@ impl Error {
             Error::Remote { failure, .. } => failure.code,
             Error::Ssh { .. } => code::SSH,
             Error::Interrupted => code::INTERRUPTED,
-            Error::Partial { code, .. } => *code,
+            Error::Partial { code, .. } | Error::Told { code } => *code,
         }
     }
 

@@ -19,13 +19,10 @@ fn main() -> ExitCode {
             return ExitCode::from(if failed { code::USAGE } else { 0 });
         }
     };
-    let is_agent = matches!(cli.verb, Some(cli::Verb::Agent));
     match verbs::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // What an agent told its initiator is shown there; once is enough.
-            let told = is_agent && !matches!(error, Error::Start(_) | Error::Version { .. });
-            if !told {
+            if !matches!(error, Error::Told { .. }) {
                 // A stderr that is closed is no reason to panic, as eprintln would.
                 let _ = writeln!(std::io::stderr(), "holesync: {}", escape(describe(&error).as_bytes()));
             }

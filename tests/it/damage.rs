@@ -1,14 +1,15 @@
 //! Streams that end early or arrive changed: never a success, never anything
 //! but the old image or the new one.
 
+use std::ffi::OsString;
+use std::time::Duration;
+
 use crate::common::faults::{Direction, Fault};
 use crate::common::lab::{self, Fs};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::Peer;
-use crate::common::process::{Outcome, run};
+use crate::common::process::{Outcome, run, start};
 use crate::common::redeploy::{Redeploy, State, every};
-
-use std::time::Duration;
 
 const BLOCK: usize = 64 << 10;
 /// Magic, versions and features.
@@ -37,18 +38,28 @@ fn offsets(from: u64, end: u64, rng: &mut Rng) -> Vec<u64> {
 
 /// Goes through every fault that `faults` makes of the offsets in both directions.
 fn with_each_fault(seed: u64, first: u64, fault_at: impl Fn(u64, &mut Rng) -> Fault) {
+    with_each_fault_in(Redeploy::push, seed, first, &fault_at);
+    with_each_fault_in(Redeploy::pull, seed + 1, first, &fault_at);
+}
+
+fn with_each_fault_in(
+    paths: impl Fn(&Redeploy, &str) -> [OsString; 2],
+    seed: u64,
+    first: u64,
+    fault_at: impl Fn(u64, &mut Rng) -> Fault,
+) {
     let Some(target) = lab::dir(Fs::Ext4) else { return };
     let (sources, mut rng) = (lab::scratch(), Rng(seed));
     let old = Layout::dense("old", 10 * BLOCK + 3, &mut rng);
     let new = every(5, &old, &mut rng);
     let redeploy = Redeploy::new(sources.path(), target.path(), Some(&old), &new, &new);
-    let whole = redeploy.finish(&Peer::pipe(sources.path()), &[], "new");
+    let whole = run(Peer::pipe(sources.path()).holesync().arg("--json").args(paths(&redeploy, "new"))).ok();
     for (direction, total) in wire(&whole) {
         for at in offsets(first, total, &mut rng) {
             redeploy.reset();
             let fault = fault_at(at, &mut rng);
             let peer = fault.peer(sources.path(), direction);
-            let outcome = crate::common::process::start(peer.holesync().args(redeploy.push("new")));
+            let outcome = start(peer.holesync().args(paths(&redeploy, "new")));
             let outcome = outcome.finish_within(LIMIT);
             let state = redeploy.state();
             assert!(state != State::Replaying, "partly written after {fault:?} {direction:?}: {outcome}");
@@ -60,8 +71,7 @@ fn with_each_fault(seed: u64, first: u64, fault_at: impl Fn(u64, &mut Rng) -> Fa
             );
         }
     }
-    run(Peer::pipe(sources.path()).holesync().args(redeploy.push("new"))).ok();
-    assert_eq!(redeploy.state(), State::New);
+    redeploy.finish(&Peer::pipe(sources.path()), &[], "new");
 }
 
 #[test]

@@ -407,6 +407,14 @@ fn greeting(oldest: u16, newest: u16) -> Vec<u8> {
     [&MAGIC[..], &oldest.to_le_bytes(), &newest.to_le_bytes(), &[0; 4]].concat()
 }
 
+/// The first frame of a stream, with the checks that belong to it. `len` is what
+/// its header claims.
+fn first_frame(kind: u8, len: u32, body: &[u8]) -> Vec<u8> {
+    let head = [&[kind], &len.to_le_bytes()[..]].concat();
+    let check = |parts: &[&[u8]]| blake3::hash(&parts.concat()).as_bytes()[..4].to_vec();
+    [head.clone(), check(&[&0u64.to_le_bytes(), &head]), body.to_vec(), check(&[body])].concat()
+}
+
 #[test]
 fn another_version_of_the_protocol_ends_with_code_2_and_names_both() {
     let ours = format!("speaks {VERSION}:");
@@ -440,7 +448,7 @@ fn a_peer_that_talks_garbage_is_refused_and_named() {
     let mut noise = vec![0; 100_000];
     Rng(7).fill(&mut noise);
     let greeted = |rest: &[u8]| [&greeting(1, 1)[..], rest].concat();
-    let frame = |kind: u8, len: u32, body: &[u8]| greeted(&[&[kind], &len.to_le_bytes()[..], body].concat());
+    let frame = |kind: u8, len: u32, body: &[u8]| greeted(&first_frame(kind, len, body));
     let cases: &[(&str, Vec<u8>, &str, i32, &str)] = &[
         ("endless text", vec![], "yes garbage", 5, "no holesync answered on peer"),
         ("binary", noise.clone(), "", 5, "no holesync answered on peer"),
@@ -450,7 +458,9 @@ fn a_peer_that_talks_garbage_is_refused_and_named() {
         ("half a magic", MAGIC[..5].to_vec(), "", 5, "no holesync answered on peer"),
         ("a magic alone", MAGIC.to_vec(), "", 12, "peer closed the connection"),
         ("a greeting alone", greeted(&[]), "", 12, "peer closed the connection"),
-        ("garbage behind the greeting", greeted(&noise), "", 12, "bad data from peer"),
+        ("garbage behind the greeting", greeted(&noise), "cat >/dev/null", 12, "bad data from peer"),
+        // Whether the garbage or the broken pipe is noticed first, is a matter of luck.
+        ("garbage behind the greeting, and gone", greeted(&noise), "", 12, "peer"),
         ("endless text behind the greeting", greeted(&[]), "yes garbage", 12, "bad data from peer"),
         ("an endless frame", frame(1, u32::MAX, &noise), "cat /dev/zero", 12, "bad data from peer"),
         ("an endless data frame", frame(2, u32::MAX, &noise), "cat /dev/zero", 12, "bad data from peer"),
@@ -475,9 +485,7 @@ fn a_peer_that_never_answers_is_ended_by_an_interrupt() {
     for (name, bytes) in [("silent", vec![]), ("greeted", greeting(1, 1))] {
         let dir = lab::scratch();
         let begun = dir.path().join("begun");
-        // It reads, and keeps its own end open without ever using it.
-        let silent = format!("exec 3>&1\n: >{}\nexec cat >/dev/null", shell_word(&begun));
-        let peer = talker(dir.path(), &bytes, &silent);
+        let peer = talker(dir.path(), &bytes, &format!(": >{}\ncat >/dev/null\nexit", shell_word(&begun)));
         let source = image(&dir.path().join("source"), 1);
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
             for pull in [false, true] {
@@ -604,7 +612,7 @@ fn odd_names_survive_byte_for_byte_and_are_shown_escaped() {
             fs::write(from.join(name), format!("content {nth}")).expect("write");
             if nth % 3 == 0 {
                 let mut link = OsString::from("link to ");
-                link.push(&name.as_bytes().get(..200).map_or(name.as_os_str(), OsStr::from_bytes));
+                link.push(name.as_bytes().get(..200).map_or(name.as_os_str(), OsStr::from_bytes));
                 symlink(name, from.join(link)).expect("symlink");
             }
         }
@@ -793,4 +801,19 @@ fn a_device_a_socket_and_a_fifo_are_skipped_with_a_word() {
         way.run(dir.path(), &[&good], &to.join("pipe")).code(23).says(&["to/pipe"]);
         assert!(fs::metadata(to.join("pipe")).is_ok_and(|found| !found.is_file()), "{way:?}");
     }
+}
+
+#[test]
+fn a_process_that_the_connection_leaves_behind_does_not_hold_up_the_end() {
+    let dir = lab::scratch();
+    let (source, to) = (image(&dir.path().join("source"), 1), dir.path().join("to"));
+    // It keeps stderr open for longer than any test may take.
+    let peer = Peer::script(dir.path(), "sleep 1000 </dev/null >/dev/null & agent");
+    for pull in [false, true] {
+        transfer(&peer, &source, &to, pull).ok();
+        assert_same(&source, &to);
+        fs::remove_file(&to).expect("remove");
+    }
+    let broken = Peer::script(dir.path(), "sleep 1000 </dev/null >/dev/null & exit 255");
+    transfer(&broken, &source, &to, false).code(255).says(&["ssh to peer failed"]);
 }

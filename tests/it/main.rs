@@ -4,8 +4,12 @@
 //! `tests/run` prepares the file systems and the sshd. Under a plain
 //! `cargo test` the tests that want them are skipped, and say so.
 
+mod cli;
 mod common;
+mod damage;
 mod errors;
 mod every_call;
 mod full;
+mod meddling;
 mod recover;
+mod remote;

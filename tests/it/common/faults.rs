@@ -2,15 +2,22 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use super::lab;
 use super::peer::Peer;
+use super::process::wait_until;
 
-/// A filter for one direction of a connection: mode, offset, byte to flip with.
+/// A filter for one direction of a connection: mode, offset, and the byte to flip
+/// with or the path to pause on.
 ///
 /// It never holds anything back: what was read is written before the next read.
 const FILTER: &str = r#"
 my ($mode, $at, $with) = @ARGV;
+sub pause {
+    open my $file, ">", "$with.paused";
+    select undef, undef, undef, 0.002 until -e "$with.go";
+}
 my $seen = 0;
 while (sysread STDIN, my $part, 65536) {
     my $here = $at - $seen;
@@ -18,6 +25,11 @@ while (sysread STDIN, my $part, 65536) {
     my $inside = $here >= 0 && $here < length $part;
     if ($mode eq "flip") {
         substr($part, $here, 1) ^= chr $with if $inside;
+    } elsif ($mode eq "pause") {
+        if ($inside) {
+            syswrite STDOUT, substr $part, 0, $here, "";
+            pause();
+        }
     } elsif ($here < length $part) {
         $part = substr $part, 0, $here > 0 ? $here : 0;
     }
@@ -36,6 +48,8 @@ pub enum Fault {
     /// Nothing passes after so many bytes, but the stream stays open as long
     /// as its writer lives.
     Stall(u64),
+    /// After so many bytes the stream waits for [`resume`].
+    Pause(u64),
 }
 
 /// Which direction it befalls.
@@ -54,18 +68,31 @@ impl Fault {
             Fault::Cut(at) => format!("cut {at} 0"),
             Fault::Flip(at, with) => format!("flip {at} {with}"),
             Fault::Stall(at) => format!("stall {at} 0"),
+            Fault::Pause(at) => format!("pause {at} '{}'", dir.join("stream").display()),
         };
         let filter = format!("perl '{}' {arguments}", filter.display());
-        match direction {
-            Direction::ToAgent => format!("{filter} | {agent}"),
-            Direction::FromAgent => format!("{agent} | {filter}"),
-        }
+        let (first, last) = match direction {
+            Direction::ToAgent => (filter.as_str(), agent),
+            Direction::FromAgent => (agent, filter.as_str()),
+        };
+        // The shell lets go of both streams: when an end of the pipeline dies, that shows.
+        format!("exec 4<&0\n{first} <&4 4<&- | {last} 4<&- &\nexec 4<&- <&- >&-\nwait $!")
     }
 
     /// An agent at the other end of two pipes that suffers it.
     pub fn peer(self, dir: &Path, direction: Direction) -> Peer {
         Peer::script(dir, &self.pipeline(dir, direction, "agent"))
     }
+}
+
+/// Waits until a stream with [`Fault::Pause`] has come to its pause.
+pub fn await_pause(dir: &Path) {
+    assert!(wait_until(Duration::from_secs(60), || dir.join("stream.paused").exists()), "never paused");
+}
+
+/// Lets it go on.
+pub fn resume(dir: &Path) {
+    std::fs::write(dir.join("stream.go"), "").expect("let the stream go on");
 }
 
 /// Whether strace works here; if not, a counted skip.

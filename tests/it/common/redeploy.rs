@@ -76,6 +76,11 @@ impl Redeploy {
         [self.version(name).into(), at(self.image())]
     }
 
+    /// The same, with the source at the other end.
+    pub fn pull(&self, name: &str) -> [OsString; 2] {
+        [at(self.version(name)), self.image().into()]
+    }
+
     /// What the destination is; anything that it may never be fails the test.
     #[track_caller]
     pub fn state(&self) -> State {

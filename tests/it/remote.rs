@@ -1,0 +1,529 @@
+//! Reaching hosts through a real sshd: every way to write a location, every
+//! login shell, and paths that survive all of them.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use holesync::protocol::MAX_NOISE;
+use tempfile::TempDir;
+
+use crate::common::check::assert_same;
+use crate::common::lab;
+use crate::common::layout::{Layout, Rng};
+use crate::common::peer::{Peer, at, shell_word};
+use crate::common::process::{Outcome, PROGRAM, holesync, run};
+
+fn image(path: PathBuf, seed: u64) -> PathBuf {
+    let mut rng = Rng(seed);
+    Layout::hole("image", 300_001).data(70_000..150_000, &mut rng).write(&path);
+    path
+}
+
+/// `host:path`, for a path of any bytes.
+fn on(host: &str, path: impl AsRef<Path>) -> OsString {
+    let mut location = OsString::from(format!("{host}:"));
+    location.push(path.as_ref());
+    location
+}
+
+#[track_caller]
+fn go(command: &mut Command, from: impl AsRef<OsStr>, to: impl AsRef<OsStr>) -> Outcome {
+    run(command.arg(from).arg(to))
+}
+
+#[test]
+fn every_way_to_write_a_location_reaches_the_host() {
+    let Some(peer) = Peer::sshd() else { return };
+    let port = fs::read_to_string(lab::root().expect("a lab").join("sshd/port")).expect("read the port");
+    let port = port.trim();
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).expect("users").expect("this user").name;
+    let dir = lab::scratch();
+    let path = dir.path().to_str().expect("a plain path");
+    let prefixes = [
+        format!("peer:{path}"),
+        format!("{user}@peer:{path}"),
+        format!("[::1]:{path}"),
+        format!("{user}@[::1]:{path}"),
+        format!("[127.0.0.1]:{path}"),
+        format!("ssh://peer{path}"),
+        format!("ssh://{user}@peer:{port}{path}"),
+        format!("ssh://[::1]{path}"),
+        format!("ssh://{user}@[::1]:{port}{path}"),
+        // Reachable only with both spelt out: they get as far as ssh.
+        format!("ssh://{user}@elsewhere:{port}{path}"),
+    ];
+    let source = image(dir.path().join("source"), 1);
+    for (nth, prefix) in prefixes.iter().enumerate() {
+        let (pushed, pulled) = (format!("pushed {nth}"), dir.path().join(format!("pulled {nth}")));
+        go(&mut peer.holesync(), &source, format!("{prefix}/{pushed}")).ok();
+        assert_same(&source, &dir.path().join(&pushed));
+        go(&mut peer.holesync(), format!("{prefix}/source"), &pulled).ok();
+        assert_same(&source, &pulled);
+    }
+    for prefix in [format!("elsewhere:{path}"), format!("ssh://{user}@elsewhere{path}")] {
+        go(&mut peer.holesync(), &source, format!("{prefix}/no")).code(255);
+    }
+}
+
+/// An account of the test's own; it goes with its home when it is dropped.
+struct Account {
+    name: String,
+    home: PathBuf,
+    /// Holds home and program, where the account can reach both.
+    place: TempDir,
+    program: PathBuf,
+}
+
+impl Account {
+    /// `None`, and a counted skip, where there can be none.
+    fn new(shell: &Path) -> Option<Account> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        if !lab::is_root() {
+            return None;
+        }
+        if !shell.exists() {
+            lab::skip(&format!("no {}", shell.display()));
+            return None;
+        }
+        let place = lab::scratch();
+        fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).expect("chmod");
+        let program = lab::install(PROGRAM.as_ref(), place.path());
+        let home = place.path().join("home");
+        fs::create_dir(&home).expect("create a home");
+        let name = format!("hstest{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let account = Account { name, home, place, program };
+        // "*" is no password either, but unlike "!" does not lock the account.
+        let mut useradd = Command::new("useradd");
+        useradd.args(["--no-create-home", "--no-user-group", "--password", "*", "--home-dir"]);
+        run(useradd.arg(&account.home).arg("--shell").arg(shell).arg(&account.name)).ok();
+        account.owns(&account.home);
+        Some(account)
+    }
+
+    fn owns(&self, path: &Path) {
+        run(Command::new("chown").arg("-R").arg(&self.name).arg(path)).ok();
+    }
+
+    /// Its name, at the host.
+    fn host(&self) -> String {
+        format!("{}@peer", self.name)
+    }
+
+    /// Puts a file into its home.
+    fn keep(&self, name: impl AsRef<Path>, content: &[u8]) -> PathBuf {
+        let path = self.home.join(name);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("create a directory");
+        fs::write(&path, content).expect("write");
+        self.owns(&self.home);
+        path
+    }
+
+    fn holesync(&self, peer: &Peer) -> Command {
+        peer.clone().with_program(&self.program).holesync()
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        // -f: its last session may take a moment to end.
+        let removed = Command::new("userdel").arg("-f").arg(&self.name).output();
+        if !removed.is_ok_and(|output| output.status.success()) {
+            eprintln!("cannot remove the account {}", self.name);
+        }
+    }
+}
+
+/// Where a command is, if it is anywhere.
+fn which(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.exists());
+    found.unwrap_or_else(|| PathBuf::from(name))
+}
+
+/// Names that a shell between us and the file would break.
+fn odd_names() -> Vec<OsString> {
+    let mut names: Vec<OsString> = [
+        "a b",
+        " lead",
+        "trail ",
+        "it's",
+        "\"quoted\"",
+        "$HOME",
+        "`id`",
+        "$(id)",
+        "a;b",
+        "a&b",
+        "a|b",
+        "*",
+        "?",
+        "back\\slash",
+        "new\nline",
+        "-rf",
+        "--",
+        "~",
+        "#",
+        "!",
+        "{a,b}",
+        "%s",
+        "a:b",
+        "^x",
+        "=x",
+        "ünï",
+    ]
+    .map(OsString::from)
+    .into();
+    names
+        .extend([b"\xff\xfe".to_vec(), b"latin-\xe9".to_vec(), b"\x1b[31m".to_vec()].map(OsString::from_vec));
+    names
+}
+
+/// Pushes and pulls files with odd names, to and from a directory with one.
+fn exchange_odd_names(account: &Account, peer: &Peer) {
+    let names = odd_names();
+    let odd = Path::new("-in a $HOME 'dir' \"of\" `odd`\nnames;*\\");
+    let dir = lab::scratch();
+    for (nth, name) in names.iter().enumerate() {
+        fs::write(dir.path().join(name), format!("pushed {nth}")).expect("write");
+        account.keep(odd.join("there").join(name), format!("pulled {nth}").as_bytes());
+    }
+    // "./", since "a:b" would be on a host.
+    let mut push = account.holesync(peer);
+    push.current_dir(dir.path()).args(names.iter().map(|name| Path::new(".").join(name)));
+    run(push.arg(on(&account.host(), odd.join("pushed")))).ok();
+    let mut pull = account.holesync(peer);
+    pull.args(names.iter().map(|name| on(&account.host(), odd.join("there").join(name))));
+    run(pull.arg(dir.path().join("-pulled"))).ok();
+    for (nth, name) in names.iter().enumerate() {
+        let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_else(|e| format!("{name:?}: {e}"));
+        assert_eq!(read(account.home.join(odd).join("pushed").join(name)), format!("pushed {nth}"));
+        assert_eq!(read(dir.path().join("-pulled").join(name)), format!("pulled {nth}"));
+    }
+    // Each as a destination of its own.
+    let one = fs::canonicalize(dir.path()).expect("resolve").join("it's");
+    let single = Path::new("$(x) '\"é\n").as_os_str();
+    go(&mut account.holesync(peer), &one, on(&account.host(), single)).ok();
+    assert_same(&one, &account.home.join(single));
+}
+
+/// A login shell must not change anything; `noisy` is the file that it reads first.
+fn check_login_shell(shell: &Path, noisy: Option<&str>) {
+    let Some(peer) = Peer::sshd() else { return };
+    let Some(account) = Account::new(shell) else { return };
+    exchange_odd_names(&account, &peer);
+    let Some(noisy) = noisy else { return };
+    let dir = lab::scratch();
+    let source = image(dir.path().join("source"), 1);
+    let remote = account.keep("remote", &fs::read(&source).expect("read"));
+    for (len, fits) in [(30, true), (MAX_NOISE, true), (MAX_NOISE + 1, false)] {
+        let noise = format!("yes loud | head -c {len}\n");
+        account.keep(noisy, noise.as_bytes());
+        let push = go(&mut account.holesync(&peer), &source, on(&account.host(), "pushed"));
+        let pull = go(&mut account.holesync(&peer), on(&account.host(), "remote"), dir.path().join("pulled"));
+        for outcome in [push, pull] {
+            match fits {
+                true => outcome.ok(),
+                false => outcome.code(5).says(&[&account.host(), r#"saying "loud\#012loud"#, "login shell"]),
+            };
+        }
+        if fits {
+            for (copy, of) in [(account.home.join("pushed"), &source), (dir.path().join("pulled"), &remote)] {
+                assert_same(of, &copy);
+                fs::remove_file(copy).expect("remove");
+            }
+        }
+    }
+}
+
+#[test]
+fn bash_as_login_shell_changes_nothing() {
+    check_login_shell(&which("bash"), Some(".bashrc"));
+}
+
+#[test]
+fn dash_as_login_shell_changes_nothing() {
+    check_login_shell(&which("dash"), None);
+}
+
+#[test]
+fn zsh_as_login_shell_changes_nothing() {
+    check_login_shell(&which("zsh"), Some(".zshenv"));
+}
+
+#[test]
+fn fish_as_login_shell_changes_nothing() {
+    check_login_shell(&which("fish"), Some(".config/fish/config.fish"));
+}
+
+#[test]
+fn tcsh_as_login_shell_changes_nothing() {
+    check_login_shell(&which("tcsh"), Some(".cshrc"));
+}
+
+#[test]
+fn busybox_ash_as_login_shell_changes_nothing() {
+    let dir = lab::scratch();
+    fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).expect("chmod");
+    // Its name makes it a shell.
+    let ash = dir.path().join("ash");
+    std::os::unix::fs::symlink(which("busybox"), &ash).expect("symlink");
+    check_login_shell(&ash, None);
+}
+
+#[test]
+fn a_relative_path_is_relative_to_the_home_there() {
+    let Some(peer) = Peer::sshd() else { return };
+    let Some(account) = Account::new(&which("bash")) else { return };
+    let dir = lab::scratch();
+    let source = image(dir.path().join("source"), 1);
+    account.keep("sub/kept", b"");
+    account.keep("~/kept", b"");
+    let host = account.host();
+    for (to, arrives) in [
+        (on(&host, ""), "source"),
+        (on(&host, "plain"), "plain"),
+        (on(&host, "sub"), "sub/source"),
+        (on(&host, "sub/x"), "sub/x"),
+        (on(&host, "~/tilde"), "tilde"),
+        (on(&host, "~/sub/"), "sub/source"),
+        (on(&host, "~"), "source"),
+        (on(&host, "~/"), "source"),
+        (on(&host, "./~/x"), "~/x"),
+        (on(&host, "new/"), "new/source"),
+        (on(&host, &account.home), "source"),
+    ] {
+        let arrived = account.home.join(arrives);
+        go(&mut account.holesync(&peer), &source, &to).ok();
+        assert_same(&source, &arrived);
+        fs::remove_file(arrived).expect("remove");
+    }
+    account.keep("disk", &fs::read(&source).expect("read"));
+    account.keep("~/disk", b"in a directory that is named like this");
+    for from in ["disk", "~/disk", "./disk", "sub/../disk"] {
+        let to = dir.path().join("pulled");
+        go(&mut account.holesync(&peer), on(&host, from), &to).ok();
+        assert_same(&source, &to);
+        fs::remove_file(to).expect("remove");
+    }
+    for (nth, from) in ["", "~", "~/", "."].into_iter().enumerate() {
+        let to = dir.path().join(format!("all {nth}"));
+        go(&mut account.holesync(&peer), on(&host, from), &to).ok();
+        assert_same(&source, &to.join("disk"));
+    }
+}
+
+#[test]
+fn the_program_is_found_in_the_path_of_the_far_side() {
+    let Some(peer) = Peer::sshd() else { return };
+    let Some(account) = Account::new(&which("bash")) else { return };
+    let log = account.home.join("ran");
+    let wrapper = account.keep(
+        "bin/holesync",
+        format!("#!/bin/sh\necho ran >>{}\nexec {} \"$@\"\n", log.display(), account.program.display())
+            .as_bytes(),
+    );
+    fs::set_permissions(&wrapper, PermissionsExt::from_mode(0o755)).expect("chmod");
+    account.keep(".bashrc", b"PATH=$HOME/bin:$PATH\n");
+    let source = image(account.place.path().join("source"), 1);
+    go(holesync().args(["-e", peer.rsh()]), &source, on(&account.host(), "to")).ok();
+    assert_same(&source, &account.home.join("to"));
+    assert_eq!(fs::read_to_string(log).expect("read"), "ran\n");
+}
+
+/// A script in the place of ssh, that notes its arguments and passes them on.
+fn noting_ssh(dir: &Path, peer: &Peer) -> (PathBuf, PathBuf) {
+    let (script, log) = (dir.join("noting ssh"), dir.join("noted"));
+    let body = format!("printf '%s\\n' \"$*\" >>{}\nexec {} \"$@\"\n", shell_word(&log), peer.rsh());
+    fs::write(&script, body).expect("write");
+    (script, log)
+}
+
+#[test]
+fn the_command_that_reaches_a_host_is_split_as_a_shell_would() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let port = fs::read_to_string(lab::root().expect("a lab").join("sshd/port")).expect("read the port");
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).expect("users").expect("this user").name;
+    let source = image(dir.path().join("source"), 1);
+    let (script, log) = noting_ssh(dir.path(), &peer);
+    let quoted = script.to_str().expect("a plain path");
+    for (nth, rsh) in [
+        format!("sh '{quoted}' -o 'Port {}' -o \"User {user}\"", port.trim()),
+        format!("sh {} -o Port\\ {} -o User={user}", quoted.replace(' ', "\\ "), port.trim()),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let to = dir.path().join(format!("to {nth}"));
+        let mut command = holesync();
+        command.args(["-e", rsh, "--remote-path", PROGRAM]);
+        go(&mut command, &source, on("elsewhere", &to)).ok();
+        assert_same(&source, &to);
+    }
+    assert_eq!(fs::read_to_string(log).expect("read").lines().count(), 2);
+}
+
+#[test]
+fn rsync_rsh_is_the_default_and_the_option_wins() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let source = image(dir.path().join("source"), 1);
+    let (script, log) = noting_ssh(dir.path(), &peer);
+    let rsh = format!("sh {}", shell_word(&script));
+    let to = dir.path().join("to");
+    go(holesync().env("RSYNC_RSH", &rsh).args(["--remote-path", PROGRAM]), &source, at(&to)).ok();
+    assert_same(&source, &to);
+    run(holesync().env("RSYNC_RSH", &rsh).args(["digest", "--remote-path", PROGRAM]).arg(at(&source))).ok();
+    assert_eq!(fs::read_to_string(&log).expect("read").lines().count(), 2);
+    go(peer.holesync().env("RSYNC_RSH", "/no/such/ssh"), &source, at(dir.path().join("by option"))).ok();
+    go(holesync().env("RSYNC_RSH", "/no/such/ssh"), &source, at(&to)).code(5).says(&["/no/such/ssh"]);
+    // Nothing is no command, so ssh it is, which knows no such host.
+    go(holesync().env("RSYNC_RSH", "").env("PATH", "/nowhere"), &source, at(&to)).code(5).says(&["\"ssh\""]);
+    assert_eq!(fs::read_to_string(&log).expect("read").lines().count(), 2);
+}
+
+#[test]
+fn the_remote_path_may_be_several_words() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let log = dir.path().join("log");
+    let wrapper = dir.path().join("wrap.sh");
+    fs::write(&wrapper, format!("echo \"$X $Y\" >>{}\nexec \"$@\"\n", shell_word(&log))).expect("write");
+    let remote_path = format!("env X=1 Y='two words' sh {} {PROGRAM}", shell_word(&wrapper));
+    let source = image(dir.path().join("source"), 1);
+    let to = dir.path().join("to");
+    go(holesync().args(["-e", peer.rsh(), "--remote-path", &remote_path]), &source, at(&to)).ok();
+    assert_same(&source, &to);
+    go(
+        holesync().args(["-e", peer.rsh(), "--remote-path", &remote_path]),
+        at(&source),
+        dir.path().join("back"),
+    )
+    .ok();
+    assert_eq!(fs::read_to_string(log).expect("read"), "1 two words\n1 two words\n");
+}
+
+#[test]
+fn a_run_makes_exactly_one_connection() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let (script, log) = noting_ssh(dir.path(), &peer);
+    let rsh = format!("sh {}", shell_word(&script));
+    let tree = dir.path().join("tree");
+    fs::create_dir(&tree).expect("create a directory");
+    let (one, two) = (image(tree.join("one"), 1), image(tree.join("two"), 2));
+    let to = dir.path().join("to");
+    let cases: [(&[&str], Vec<OsString>); 7] = [
+        (&[], vec![one.clone().into(), at(dir.path().join("single"))]),
+        (&[], vec![tree.clone().into(), at(&to)]),
+        (&["-I"], vec![tree.clone().into(), at(&to)]),
+        (&["-n"], vec![tree.clone().into(), at(&to)]),
+        (&[], vec![at(&one), at(&two), dir.path().join("pulled/").into()]),
+        (&["-c", "--verify"], vec![at(&tree), dir.path().join("pulled").into()]),
+        (&["-z", "--inplace"], vec![one.clone().into(), two.clone().into(), at(&to)]),
+    ];
+    for (options, paths) in cases {
+        let mut command = holesync();
+        command.args(["-e", &rsh, "--remote-path", PROGRAM]).args(options).args(&paths);
+        run(&mut command).ok();
+        let noted = fs::read_to_string(&log).expect("read");
+        assert_eq!(noted.lines().collect::<Vec<_>>(), [format!("peer {PROGRAM} agent")], "{paths:?}");
+        fs::remove_file(&log).expect("remove");
+    }
+    assert_same(&one, &dir.path().join("single"));
+    assert_same(&two, &dir.path().join("pulled/two"));
+}
+
+#[test]
+fn what_ssh_and_the_far_shell_say_reaches_the_user() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let source = image(dir.path().join("source"), 1);
+    let verbose = format!("{} -v", peer.rsh());
+    let remote_path = format!("echo from the far side >&2; {PROGRAM}");
+    let command = |to: &str| {
+        let mut command = holesync();
+        command
+            .args(["-e", &verbose, "--remote-path", &remote_path])
+            .arg(&source)
+            .arg(at(dir.path().join(to)));
+        command
+    };
+    let outcome = run(&mut command("to")).ok();
+    assert_same(&source, &dir.path().join("to"));
+    outcome.says(&["debug1: Connecting to", "from the far side\n"]);
+    run(&mut command("no/to")).code(3).says(&["from the far side\n", "no: No such file"]);
+}
+
+#[test]
+fn a_bad_path_there_is_named_with_its_host() {
+    let Some(peer) = Peer::sshd() else { return };
+    let Some(account) = Account::new(&which("bash")) else { return };
+    let dir = lab::scratch();
+    let source = image(dir.path().join("source"), 1);
+    let locked = account.keep("locked/file", b"x");
+    for path in [locked.parent().expect("a parent"), &locked] {
+        run(Command::new("chown").arg("root").arg(path)).ok();
+        fs::set_permissions(path, PermissionsExt::from_mode(0o700)).expect("chmod");
+    }
+    let host = account.host();
+    for (from, to) in [
+        (source.clone().into_os_string(), on(&host, "no/dir/disk")),
+        (source.into_os_string(), on(&host, "no/dir/")),
+    ] {
+        go(&mut account.holesync(&peer), from, to).code(3).says(&[&host, "no/dir", "No such file"]);
+    }
+    go(&mut account.holesync(&peer), dir.path().join("source"), on(&host, "locked/file"))
+        .code(23)
+        .says(&["locked/file", "Permission denied"]);
+    for (from, says) in [("locked/file", "Permission denied"), ("missing", "No such file")] {
+        let to = dir.path().join("to");
+        go(&mut account.holesync(&peer), on(&host, from), &to).code(23).says(&[from, says]);
+        assert!(!to.exists());
+    }
+    let unread = OsStr::from_bytes(b"\xffmissing");
+    go(&mut account.holesync(&peer), on(&host, unread), dir.path().join("to"))
+        .code(23)
+        .says(&[r"\#377missing"]);
+    run(account_digest(&account, &peer).arg(on(&host, "missing"))).code(23).says(&[
+        &host,
+        "missing",
+        "No such file",
+    ]);
+}
+
+fn account_digest(account: &Account, peer: &Peer) -> Command {
+    let mut command = holesync();
+    command.args(["digest", "-e", peer.rsh(), "--remote-path"]).arg(&account.program);
+    command
+}
+
+#[test]
+fn a_connection_that_ssh_keeps_open_for_later_does_not_hold_up_the_end() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let source = image(dir.path().join("source"), 1);
+    // A socket's path has to be short.
+    let sockets = tempfile::tempdir().expect("a directory");
+    let socket = sockets.path().join("s");
+    let keep = format!(
+        "{} -v -o ControlMaster=auto -o ControlPath={} -o ControlPersist=600",
+        peer.rsh(),
+        socket.display()
+    );
+    for nth in 0..2 {
+        let to = dir.path().join(format!("to {nth}"));
+        go(holesync().args(["-e", &keep, "--remote-path", PROGRAM]), &source, at(&to)).ok();
+        assert_same(&source, &to);
+        assert!(socket.exists(), "ssh keeps its connection");
+    }
+    run(Command::new(peer.rsh())
+        .args(["-O", "exit", "-o"])
+        .arg(format!("ControlPath={}", socket.display()))
+        .arg("peer"))
+    .ok();
+}
