@@ -182,22 +182,15 @@ impl Destination {
     }
 
     fn existing(place: Place, request: Request, options: Arc<Options>) -> Result<Destination> {
-        let (file, writable) = match place.open(&place.name, OFlag::O_RDWR) {
-            Ok(file) => (file, true),
-            // Busy programs and read-only files can still be replaced.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::ETXTBSY)) => {
-                (place.open(&place.name, OFlag::O_RDONLY).map_err(place.error("open"))?, false)
-            }
-            Err(error) => return Err(place.error("open")(error)),
-        };
+        let (file, access) = open_old(&place)?;
         let file = place.locked(file)?;
         let seen = file.metadata().map_err(place.error("look at"))?;
         let old = Old { file, seen };
-        let in_place = options.commit == Commit::InPlace;
+        let (in_place, writable) = (options.commit == Commit::InPlace, access == Access::Write);
         if in_place && !writable {
             return Err(Error::refused(&place.path, "cannot be written in place (read-only, or busy)"));
         }
-        if request.whole && !in_place {
+        if (request.whole || access == Access::None) && !in_place {
             return Destination::fresh(place, request, options, Some(old));
         }
         let basis =
@@ -205,7 +198,9 @@ impl Destination {
         if in_place {
             return Ok(Destination::new(place, request, options, Some(old), basis, Work::InPlace));
         }
-        if options.commit == Commit::Atomic || !writable || can_clone(&place, &old.file) {
+        // What has another name elsewhere must not change there, too.
+        let shared = old.seen.nlink() > 1;
+        if options.commit == Commit::Atomic || !writable || shared || can_clone(&place, &old.file) {
             let found = Destination::fresh(place, request, options, Some(old))?;
             let copy = matches!(found.work, Work::Untouched(_));
             return Ok(if copy {
@@ -313,6 +308,7 @@ impl Destination {
     /// Puts data at its place.
     pub fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         self.begin()?;
+        self.grow()?;
         let result = match &mut self.work {
             Work::Stage(stage) => stage.write(at, bytes),
             _ => self.target()?.write_all_at(bytes, at),
@@ -438,6 +434,21 @@ impl Destination {
         Ok(())
     }
 
+    /// Before the first write the file gets its length: some file systems (xfs)
+    /// allocate ahead of writes that make a file longer, and leave that in its holes.
+    fn grow(&self) -> Result<()> {
+        if self.written > 0 || self.is_device() {
+            return Ok(());
+        }
+        let file = self.target()?;
+        let length = file.metadata().map_err(self.place.error("look at"))?.len();
+        if length < self.request.length {
+            let grown = ranges::set_length(file, self.request.length, self.options.preallocate);
+            grown.map_err(|error| self.failed("set the length of", error))?;
+        }
+        Ok(())
+    }
+
     /// Starts writing back early, so that the sync at the end is short.
     fn push_out(&mut self, range: Range<u64>) -> Result<()> {
         if range.start == self.dirty.end {
@@ -475,6 +486,30 @@ impl Destination {
         );
         Error::Space { path, needed, source }
     }
+}
+
+/// What may be done with an old file.
+#[derive(Clone, Copy, PartialEq)]
+enum Access {
+    Write,
+    /// It is read-only, or a busy program: it can be replaced.
+    Read,
+    /// It can be replaced unread.
+    None,
+}
+
+fn open_old(place: &Place) -> Result<(File, Access)> {
+    let ways =
+        [(OFlag::O_RDWR, Access::Write), (OFlag::O_RDONLY, Access::Read), (OFlag::O_PATH, Access::None)];
+    let mut last = io::Error::from(io::ErrorKind::PermissionDenied);
+    for (flags, access) in ways {
+        match place.open(&place.name, flags) {
+            Ok(file) => return Ok((file, access)),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::ETXTBSY)) => last = error,
+            Err(error) => return Err(place.error("open")(error)),
+        }
+    }
+    Err(place.error("open")(last))
 }
 
 fn basis_of(file: &File) -> io::Result<Basis> {

@@ -110,23 +110,31 @@ impl Base {
     }
 }
 
-/// Makes a directory that its owner can fill meanwhile; whether it is new.
-pub(crate) fn make_directory(base: &Base, path: &[u8], mode: u32) -> Result<bool> {
+/// Makes a directory that its owner can fill meanwhile. Returns the permissions
+/// that it is to have at the end, if they are not those that it has now.
+pub(crate) fn make_directory(base: &Base, path: &[u8], mode: u32) -> Result<Option<u32>> {
+    const OWNER: u32 = 0o700;
     if path.is_empty() {
-        return Ok(false);
+        return Ok(None);
     }
-    let Some(place) = base.place(path, false)? else { return Ok(false) };
-    let made = sys::make_dir_at(&place.dir, &place.name, mode | 0o700);
-    let made = made.map_err(Error::file("create the directory", &place.path))?;
-    if !made {
-        let is_dir = place
-            .stat()?
-            .is_some_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR);
-        if !is_dir {
-            return Err(Error::refused(&place.path, "is in the way of a directory; remove it first"));
-        }
+    let Some(place) = base.place(path, false)? else { return Ok(None) };
+    let made = sys::make_dir_at(&place.dir, &place.name, mode | OWNER);
+    if made.map_err(Error::file("create the directory", &place.path))? {
+        return Ok(Some(mode));
     }
-    Ok(made)
+    let stat = place
+        .stat()?
+        .filter(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR);
+    let Some(stat) = stat else {
+        return Err(Error::refused(&place.path, "is in the way of a directory; remove it first"));
+    };
+    let mode = stat.st_mode & 0o7777;
+    if mode & OWNER == OWNER || nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    // It may be somebody else's, and writable all the same.
+    let opened = sys::set_mode_at(&place.dir, &place.name, mode | OWNER).is_ok();
+    Ok(opened.then_some(mode))
 }
 
 /// Makes or replaces a symlink; a temporary one is renamed over the old.

@@ -163,7 +163,7 @@ pub struct Transfer {
     #[arg(short = 'z', long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "zstd", default_value = "none", value_name = "HOW")]
     compress: CompressArg,
     /// zstd level
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i32).range(-7..=19))]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=19))]
     compress_level: i32,
     /// What has to run at the other end
     #[arg(long, value_enum, default_value_t = AgentArg::Auto)]

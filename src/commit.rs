@@ -127,7 +127,7 @@ impl Destination {
     }
 
     fn set_length(&self, file: &File) -> io::Result<()> {
-        file.set_len(self.request.length)?;
+        ranges::set_length(file, self.request.length, self.options.preallocate)?;
         if self.options.preallocate {
             sys::allocate(file, 0..self.request.length)?;
             return Ok(());

@@ -189,8 +189,7 @@ pub fn touch(place: &Place, wanted: &Attributes) -> Result<()> {
     }
     let is_link = SFlag::from_bits_truncate(now.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK;
     if let Some(mode) = wanted.mode.filter(|&mode| mode != now.st_mode & 0o7777 && !is_link) {
-        let file = place.open(&place.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK).map_err(failed())?;
-        sys::set_mode(&file, mode).map_err(failed())?;
+        sys::set_mode_at(&place.dir, &place.name, mode).map_err(failed())?;
     }
     match wanted.mtime.filter(|&(s, ns)| (s, i64::from(ns)) != (now.st_mtime, now.st_mtime_nsec)) {
         Some((s, ns)) => sys::set_mtime_at(&place.dir, &place.name, s, ns).map_err(failed()),

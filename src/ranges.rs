@@ -85,6 +85,20 @@ pub fn zero_device(device: &File, range: Range<u64>) -> io::Result<()> {
     write_zeros(device, inner.end..range.end)
 }
 
+/// Gives a file its length. What is new is a hole, also the end of the last page,
+/// which the file system may fill with zeros, and what it had set aside behind it,
+/// unless that is to stay allocated.
+pub fn set_length(file: &File, length: u64, keep_allocated: bool) -> io::Result<()> {
+    let now = file.metadata()?.len();
+    if now >= length || keep_allocated {
+        return file.set_len(length);
+    }
+    let page = now / PAGE * PAGE;
+    let has_tail = scan::data_extents(file, page..now).next().transpose()?.is_some();
+    file.set_len(length)?;
+    sys::punch_hole(file, if has_tail { now } else { page }..length).map(drop)
+}
+
 /// The first page border at or after a place.
 pub fn page_up(at: u64) -> u64 {
     at.div_ceil(PAGE).saturating_mul(PAGE)

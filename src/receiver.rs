@@ -219,9 +219,8 @@ impl<R: Read> Applier<'_, R> {
             _ if self.shared.options.dry_run => Ok(()),
             Kind::Directory => {
                 let made = make_directory(&base, &entry.path, attributes.new_mode);
-                let new = made.as_ref().is_ok_and(|&new| new).then_some(attributes.new_mode);
-                let attributes = Attributes { mode: attributes.mode.or(new), ..attributes };
-                if made.is_ok() {
+                if let Ok(mode) = made {
+                    let attributes = Attributes { mode: attributes.mode.or(mode), ..attributes };
                     self.directories.push(Directory { id: entry.id, path: entry.path, attributes });
                 }
                 self.settle_entry(entry.id, made.map(drop))

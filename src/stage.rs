@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use crate::log::{Identity, KIND_SEAL, LogReader, Seal, digest_of, encode, kind_of};
 use crate::overlay::{New, Overlay, Runs};
-use crate::ranges::{copy_between, make_zero};
+use crate::ranges::{copy_between, make_zero, set_length};
 use crate::scan::{self, FileImage};
 use crate::sys;
 
@@ -31,7 +31,6 @@ const FLUSH_EVERY: u64 = 16 << 20;
 impl Stage {
     /// Begins with two empty files.
     pub fn begin(data: File, log: File, identity: Identity) -> io::Result<Stage> {
-        data.set_len(0)?;
         log.set_len(0)?;
         log.write_all_at(&identity.header(), 0)?;
         Stage::at_end(data, log, 0)
@@ -262,7 +261,7 @@ impl Sealed {
                 }
             }
         }
-        old.set_len(self.seal.length)?;
+        set_length(old, self.seal.length, self.seal.preallocate)?;
         Ok((written, zeroed))
     }
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FallocateFlags, OFlag, OpenHow, PosixFadviseAdvice, ResolveFlag};
-use nix::sys::stat::{FileStat, Mode, UtimensatFlags};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, UtimensatFlags};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, Whence};
 
@@ -243,6 +243,12 @@ pub fn chown_at(dir: impl AsFd, name: &OsStr, uid: Option<u32>, gid: Option<u32>
 /// Sets the permission bits of an open file (`07777`).
 pub fn set_mode(file: impl AsFd, mode: u32) -> io::Result<()> {
     Ok(nix::sys::stat::fchmod(file, Mode::from_bits_truncate(mode))?)
+}
+
+/// Sets the permission bits of a name that is no symlink, also where it may not be opened.
+pub fn set_mode_at(dir: impl AsFd, name: &OsStr, mode: u32) -> io::Result<()> {
+    let flag = FchmodatFlags::NoFollowSymlink;
+    Ok(nix::sys::stat::fchmodat(dir, name, Mode::from_bits_truncate(mode), flag)?)
 }
 
 /// Bytes free for this user on the file system of an open file.

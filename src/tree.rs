@@ -1,7 +1,7 @@
 //! What to send: the sources on this machine in walk order, with their
 //! metadata. Knows nothing of destinations or of the wire beyond its entries.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, Metadata as FileMetadata};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -43,21 +43,27 @@ pub enum Found {
 /// Whether there is a single source and it is no directory: then the
 /// destination may name the file itself.
 pub fn is_single(sources: &[PathBuf]) -> bool {
-    matches!(sources, [one] if !fs::metadata(one).is_ok_and(|metadata| metadata.is_dir()))
+    let look =
+        |path: &Path| if names_contents(path) { fs::metadata(path) } else { fs::symlink_metadata(path) };
+    matches!(sources, [one] if !look(one).is_ok_and(|metadata| metadata.is_dir()))
 }
 
 /// Everything below the sources, parents before children, names in order. A
 /// symlink that is named as a source is followed to a file or device.
 pub fn walk<'a>(sources: &'a [PathBuf], options: &'a Options) -> impl Iterator<Item = Found> + 'a {
     let mut names = Names::default();
-    sources.iter().flat_map(|path| walk_one(path, options)).map(move |found| match found {
+    let mut taken = HashSet::new();
+    let several = sources.len() > 1;
+    sources.iter().flat_map(|path| walk_one(path, options)).filter_map(move |found| match found {
+        // As with rsync, the first source that has a name is the one that counts.
+        Found::Source(source) if several && !taken.insert(source.target.clone()) => None,
         Found::Source(mut source) => {
             if let Some(owner) = &mut source.metadata.owner {
                 names.fill(owner);
             }
-            Found::Source(source)
+            Some(Found::Source(source))
         }
-        other => other,
+        other => Some(other),
     })
 }
 
@@ -80,7 +86,7 @@ fn walk_one<'a>(path: &'a Path, options: &'a Options) -> Box<dyn Iterator<Item =
         return one(describe(path, prefix, &metadata, options));
     }
     if !options.recursive {
-        return one(Found::Skipped(format!("skipping directory {}", printable(path))));
+        return one(skipped("directory", path));
     }
     // The slash follows a symlink, as what is in its directory is meant.
     let root = if contents { path.join("") } else { path.to_path_buf() };
@@ -100,6 +106,8 @@ fn walk_one<'a>(path: &'a Path, options: &'a Options) -> Box<dyn Iterator<Item =
             target.extend(name.as_os_str().as_bytes());
         }
         match entry.metadata() {
+            // Only a device that is named itself is read, as one reads an image.
+            Ok(metadata) if metadata.file_type().is_block_device() => skipped("special file", entry.path()),
             Ok(metadata) => describe(entry.path(), target, &metadata, options),
             Err(error) => unreadable(error, path),
         }
@@ -133,6 +141,10 @@ pub fn lost(error: &Error) -> Failure {
     }
 }
 
+fn skipped(what: &str, path: &Path) -> Found {
+    Found::Skipped(format!("skipping {what} {}", printable(path)))
+}
+
 fn describe(path: &Path, target: Vec<u8>, metadata: &FileMetadata, options: &Options) -> Found {
     let kind = metadata.file_type();
     let kind = if kind.is_dir() {
@@ -147,7 +159,7 @@ fn describe(path: &Path, target: Vec<u8>, metadata: &FileMetadata, options: &Opt
         size.map(|length| Kind::File { length, allocated: length, whole: false, retry: false })
     } else {
         let what = if kind.is_symlink() { "symlink" } else { "special file" };
-        return Found::Skipped(format!("skipping {what} {}", printable(path)));
+        return skipped(what, path);
     };
     match kind {
         Ok(kind) => {

@@ -109,7 +109,7 @@ fn kill_at(
         assert!(nth < 500, "never ends");
         return None;
     }
-    if state == State::Replaying && nth % 2 == 0 {
+    if state == State::Replaying && nth.is_multiple_of(2) {
         redeploy.recover();
     }
     let next = match nth % 3 {

@@ -6,10 +6,14 @@
 
 mod cli;
 mod common;
+mod crash;
 mod damage;
+mod deploy;
 mod errors;
 mod every_call;
 mod full;
+mod interrupt;
 mod meddling;
 mod recover;
 mod remote;
+mod trees;

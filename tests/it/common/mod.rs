@@ -8,3 +8,4 @@ pub mod layout;
 pub mod peer;
 pub mod process;
 pub mod redeploy;
+pub mod tree;
