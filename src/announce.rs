@@ -135,7 +135,7 @@ pub(crate) fn announce_all<W: Write>(shared: &Shared<W>, sources: &[PathBuf]) ->
                 if let Kind::File { length, allocated, .. } = source.kind {
                     let mut stats = lock(&shared.stats);
                     stats.files_total += 1;
-                    stats.apparent_bytes += length;
+                    stats.apparent_bytes = stats.apparent_bytes.saturating_add(length);
                     count += 1;
                     shared.reporter.event(Event::Found(allocated));
                 }

@@ -24,10 +24,11 @@ use crate::hashmap::PAGE;
 use crate::log::Identity;
 use crate::options::{Commit, Options};
 use crate::overlay::Overlay;
-use crate::place::{Attributes, Place, Working};
+use crate::place::{Access, Attributes, Place, Working};
 use crate::ranges;
 use crate::report::human;
 use crate::scan::{FileImage, Image};
+use crate::settle::forget_stage;
 use crate::stage::Stage;
 use crate::sys;
 
@@ -182,7 +183,7 @@ impl Destination {
     }
 
     fn existing(place: Place, request: Request, options: Arc<Options>) -> Result<Destination> {
-        let (file, access) = open_old(&place)?;
+        let (file, access) = place.open_old().map_err(place.error("open"))?;
         let file = place.locked(file)?;
         let seen = file.metadata().map_err(place.error("look at"))?;
         let old = Old { file, seen };
@@ -196,6 +197,7 @@ impl Destination {
         let basis =
             if request.whole { None } else { Some(basis_of(&old.file).map_err(place.error("open"))?) };
         if in_place {
+            forget_stage(&place, options.fsync).map_err(place.error("clean up after"))?;
             return Ok(Destination::new(place, request, options, Some(old), basis, Work::InPlace));
         }
         // What has another name elsewhere must not change there, too.
@@ -321,7 +323,7 @@ impl Destination {
     /// Makes a range zero: a hole, unless zeros are to stay allocated.
     pub fn zero(&mut self, range: Range<u64>) -> Result<()> {
         self.begin()?;
-        self.punched += range.end - range.start;
+        self.punched = self.punched.saturating_add(range.end - range.start);
         let keep = self.options.preallocate;
         // A hole that reaches the end of the file may take the rest of its page along.
         let at_end = range.end == self.request.length && !keep;
@@ -347,7 +349,7 @@ impl Destination {
             return Ok(());
         }
         self.begin()?;
-        self.punched += whole.end - whole.start;
+        self.punched = self.punched.saturating_add(whole.end - whole.start);
         let result = match &mut self.work {
             Work::Stage(stage) => stage.free(whole),
             _ => sys::punch_hole(self.target()?, whole).map(drop),
@@ -486,30 +488,6 @@ impl Destination {
         );
         Error::Space { path, needed, source }
     }
-}
-
-/// What may be done with an old file.
-#[derive(Clone, Copy, PartialEq)]
-enum Access {
-    Write,
-    /// It is read-only, or a busy program: it can be replaced.
-    Read,
-    /// It can be replaced unread.
-    None,
-}
-
-fn open_old(place: &Place) -> Result<(File, Access)> {
-    let ways =
-        [(OFlag::O_RDWR, Access::Write), (OFlag::O_RDONLY, Access::Read), (OFlag::O_PATH, Access::None)];
-    let mut last = io::Error::from(io::ErrorKind::PermissionDenied);
-    for (flags, access) in ways {
-        match place.open(&place.name, flags) {
-            Ok(file) => return Ok((file, access)),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::ETXTBSY)) => last = error,
-            Err(error) => return Err(place.error("open")(error)),
-        }
-    }
-    Err(place.error("open")(last))
 }
 
 fn basis_of(file: &File) -> io::Result<Basis> {

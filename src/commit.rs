@@ -30,16 +30,19 @@ impl Destination {
     /// a sealed log is there to finish it.
     pub fn finish(mut self, root: &Hash, kept: u64) -> Result<(u64, u64)> {
         let same_length = self.old.as_ref().is_some_and(|old| old.seen.len() == self.request.length);
-        if matches!(self.work, Work::Untouched(_)) && same_length {
+        // Without a basis nobody has looked at what is there.
+        let compared = self.basis.is_some() || self.request.length == 0;
+        if matches!(self.work, Work::Untouched(_)) && same_length && compared {
+            self.check_old()?;
             let wanted = &self.request.attributes;
             let old = self.target()?;
-            set_attributes(old, wanted, wanted.mode).map_err(self.place.error("set the attributes of"))?;
             self.verify(old, root)?;
+            set_attributes(old, wanted, wanted.mode).map_err(self.place.error("set the attributes of"))?;
             return Ok((0, 0));
         }
         let finished = self.begin().and_then(|()| match std::mem::replace(&mut self.work, Work::Finishing) {
             Work::Stage(stage) => self.finish_stage(stage, root, kept),
-            Work::Temp(temp) => self.finish_temp(&temp, root),
+            Work::Temp(temp) => self.finish_temp(&temp, Working::Temp, root),
             Work::InPlace | Work::Untouched(_) | Work::Finishing => self.finish_in_place(root),
         });
         match finished {
@@ -53,7 +56,8 @@ impl Destination {
         }
     }
 
-    fn finish_temp(&mut self, temp: &File, root: &Hash) -> Result<()> {
+    /// The working file has all of the new content: it takes the place of the old one.
+    fn finish_temp(&mut self, temp: &File, kind: Working, root: &Hash) -> Result<()> {
         self.set_length(temp).map_err(|error| self.failed("set the length of", error))?;
         let mode = self.request.attributes.mode;
         let old_mode = self.old.as_ref().map(|old| old.seen.mode() & 0o7777);
@@ -65,9 +69,15 @@ impl Destination {
         }
         set_attributes(temp, &wanted, Some(mode)).map_err(self.place.error("set the attributes of"))?;
         self.sync(temp)?;
+        sys::allocate_exactly(temp, false);
         self.verify(temp, root)?;
         self.check_old()?;
-        let name = Working::Temp.name_for(&self.place.name);
+        let name = kind.name_for(&self.place.name);
+        let named = sys::stat_at(&self.place.dir, &name).map_err(self.place.error("put in place"))?;
+        let ours = temp.metadata().map_err(self.place.error("put in place"))?;
+        if named.map(|stat| (stat.st_dev, stat.st_ino)) != Some((ours.dev(), ours.ino())) {
+            return Err(self.gone());
+        }
         sys::rename_at(&self.place.dir, &name, &self.place.name).map_err(self.place.error("put in place"))?;
         self.sync_dir()
     }
@@ -82,14 +92,22 @@ impl Destination {
             let copied = copied.map_err(|error| self.failed("copy", error))?;
             if copied.is_some() {
                 let data = stage.data().try_clone().map_err(self.place.error("finish"))?;
-                return self.rename_stage(&data, root);
+                self.finish_temp(&data, Working::Stage, root)?;
+                return self.place.remove(&[Working::Log]).map_err(self.place.error("clean up after"));
             }
         }
         if self.options.preallocate {
-            let allocated = sys::allocate(&old.file, 0..self.request.length);
-            allocated.map_err(|error| self.failed("allocate", error))?;
+            sys::allocate(&old.file, 0..self.request.length).map_err(|error| {
+                // The error to report is that there is no room.
+                let _ = ranges::free_holes(&old.file, 0..self.request.length.max(old.seen.len()));
+                self.failed("allocate", error)
+            })?;
         }
-        stage.reserve(&old.file, self.request.length).map_err(|error| self.failed("make room in", error))?;
+        let reserved = stage.reserve(&old.file, self.request.length);
+        let reserved = reserved.map_err(|error| self.failed("make room in", error))?;
+        if !reserved || stage.is_scattered() {
+            return self.finish_copy(stage, identity, root);
+        }
         let seal = Seal {
             length: self.request.length,
             block_size: self.options.block_size.into(),
@@ -101,29 +119,43 @@ impl Destination {
         self.sealed = true;
         self.sync_dir()?;
         replay(&self.place, &sealed, &old.file, self.options.fsync)?;
+        forget_stage(&self.place, self.options.fsync).map_err(self.place.error("clean up after"))?;
         self.dig(&old.file).map_err(self.place.error("punch holes into"))?;
         self.restore_mtime(&old.file)?;
-        self.verify(&old.file, root)?;
-        forget_stage(&self.place, self.options.fsync).map_err(self.place.error("clean up after"))
+        self.verify(&old.file, root)
     }
 
-    /// The stage has become the whole file: it takes the place of the old one.
-    fn rename_stage(&mut self, data: &File, root: &Hash) -> Result<()> {
-        self.place.remove(&[Working::Log]).map_err(self.place.error("clean up after"))?;
-        let names = [Working::Stage, Working::Temp].map(|kind| kind.name_for(&self.place.name));
-        sys::rename_at(&self.place.dir, &names[0], &names[1]).map_err(self.place.error("put in place"))?;
-        self.finish_temp(data, root)
+    /// The stage is written into a copy of the old file: where it could run out of
+    /// room half way, or has too many ranges to be looked at before a replay.
+    fn finish_copy(&mut self, mut stage: Stage, identity: Identity, root: &Hash) -> Result<()> {
+        let Some(old) = &self.old else { return Err(self.gone()) };
+        self.place.remove(&[Working::Temp]).map_err(self.place.error("clean up after"))?;
+        let temp = self.place.create(Working::Temp);
+        let temp = temp.map_err(|error| self.failed("create the temp file of", error))?;
+        let (length, keep) = (self.request.length, self.options.preallocate);
+        ranges::copy_all(&old.file, &temp)
+            .and_then(|()| stage.write_into(&temp, identity, length, keep))
+            .map_err(|error| self.failed("copy", error))?;
+        self.finish_temp(&temp, Working::Temp, root)?;
+        self.place.remove(&[Working::Log, Working::Stage]).map_err(self.place.error("clean up after"))
     }
 
+    /// Content first: a time that is right says that the content is.
     fn finish_in_place(&mut self, root: &Hash) -> Result<()> {
         let file = self.target()?;
-        if !self.is_device() {
-            self.set_length(file).map_err(|error| self.failed("set the length of", error))?;
-            let wanted = &self.request.attributes;
-            set_attributes(file, wanted, wanted.mode).map_err(self.place.error("set the attributes of"))?;
+        if self.is_device() {
+            self.sync(file)?;
+            return self.verify(file, root);
         }
+        self.set_length(file).map_err(|error| self.failed("set the length of", error))?;
         self.sync(file)?;
-        self.verify(file, root)
+        self.verify(file, root)?;
+        let wanted = &self.request.attributes;
+        set_attributes(file, wanted, wanted.mode).map_err(self.place.error("set the attributes of"))?;
+        self.sync(file)?;
+        let named = self.place.stat()?.map(|stat| (stat.st_dev, stat.st_ino));
+        let ours = file.metadata().map_err(self.place.error("look at"))?;
+        if named == Some((ours.dev(), ours.ino())) { Ok(()) } else { Err(self.gone()) }
     }
 
     fn set_length(&self, file: &File) -> io::Result<()> {
@@ -148,14 +180,7 @@ impl Destination {
         if file.metadata()?.blocks() * 512 <= data + data / 64 + SLACK {
             return Ok(());
         }
-        let mut at = 0;
-        for extent in scan::data_extents(file, 0..self.request.length) {
-            let extent = extent?;
-            sys::punch_hole(file, at..extent.start)?;
-            at = extent.end;
-        }
-        sys::punch_hole(file, at..ranges::page_up(self.request.length))?;
-        Ok(())
+        ranges::free_holes(file, 0..ranges::page_up(self.request.length))
     }
 
     /// Punching after the attributes were set moves the modification time.
@@ -185,7 +210,10 @@ impl Destination {
         file.sync_data().map_err(self.place.error("sync"))?;
         sys::drop_cache(file);
         let grid = Grid { length: self.request.length, block: self.options.block_size };
-        check_root(&self.place, file, &grid, root)
+        check_root(&self.place, file, &grid, root).inspect_err(|_| {
+            // The next run must not take it for equal by its time.
+            let _ = sys::set_mtime(file, 0, 0);
+        })
     }
 
     /// Whether the old file is still what the basis was read from; nothing, or a
@@ -210,7 +238,7 @@ impl Destination {
     }
 
     fn gone(&self) -> Error {
-        Error::refused(&self.place.path, "it was removed meanwhile")
+        Error::refused(&self.place.path, "it was removed or replaced meanwhile; run again")
     }
 }
 

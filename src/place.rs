@@ -79,10 +79,14 @@ pub fn is_working_name(name: &OsStr) -> bool {
     bytes.starts_with(b".") && Working::ALL.iter().any(|kind| bytes.ends_with(kind.suffix().as_bytes()))
 }
 
-/// The paths in a directory tree that have a log beside them: see [`settle`].
-pub fn name_of_log(log: &OsStr) -> Option<OsString> {
-    let inner = log.as_bytes().strip_prefix(b".")?.strip_suffix(Working::Log.suffix().as_bytes())?;
-    Some(OsStr::from_bytes(inner).to_owned())
+/// What may be done with an old file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Write,
+    /// It is read-only, or a busy program: it can be replaced.
+    Read,
+    /// It can be replaced unread.
+    None,
 }
 
 impl Place {
@@ -110,6 +114,36 @@ impl Place {
         }
         sys::unlink_at(&self.dir, &name)?;
         Ok(None)
+    }
+
+    /// The file that is there, with as much access as there is.
+    pub(crate) fn open_old(&self) -> io::Result<(File, Access)> {
+        let ways = [(OFlag::O_RDWR, Access::Write), (OFlag::O_RDONLY, Access::Read)];
+        for (flags, access) in ways {
+            match self.open(&self.name, flags) {
+                Ok(file) => return Ok((file, access)),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::ETXTBSY)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((self.open(&self.name, OFlag::O_PATH)?, Access::None))
+    }
+
+    /// Whether there is a working file of this kind, whoever made it.
+    pub fn has(&self, kind: Working) -> io::Result<bool> {
+        Ok(sys::stat_at(&self.dir, &kind.name_for(&self.name))?.is_some())
+    }
+
+    /// A working file as it is, for reading, with its owner; nothing is removed.
+    pub(crate) fn peek(&self, kind: Working) -> io::Result<Option<(File, u32)>> {
+        match self.open(&kind.name_for(&self.name), OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+            Ok(file) => {
+                let metadata = file.metadata()?;
+                Ok(metadata.is_file().then_some((file, metadata.uid())))
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ELOOP)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// A new working file; there must be none.

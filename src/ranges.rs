@@ -13,6 +13,7 @@ use crate::sys;
 /// Makes `to` equal to `from`: a clone if possible, else its data extents.
 pub fn copy_all(from: &File, to: &File) -> io::Result<()> {
     if sys::clone_file(from, to)? {
+        sys::allocate_exactly(to, true);
         return Ok(());
     }
     let length = from.metadata()?.len();
@@ -83,6 +84,17 @@ pub fn zero_device(device: &File, range: Range<u64>) -> io::Result<()> {
         write_zeros(device, inner.clone())?;
     }
     write_zeros(device, inner.end..range.end)
+}
+
+/// Gives back what is allocated in a range and holds no data.
+pub fn free_holes(file: &File, range: Range<u64>) -> io::Result<()> {
+    let mut at = range.start;
+    for extent in scan::data_extents(file, range.clone()) {
+        let extent = extent?;
+        sys::punch_hole(file, at..extent.start)?;
+        at = extent.end;
+    }
+    sys::punch_hole(file, at..range.end).map(drop)
 }
 
 /// Gives a file its length. What is new is a hole, also the end of the last page,

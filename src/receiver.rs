@@ -366,7 +366,7 @@ fn finish_files(shared: &Shared, queue: &Mutex<Receiver<Complete>>) {
             Ok((written, punched)) => {
                 let mut stats = shared.lock_stats();
                 stats.written_bytes += written;
-                stats.punched_bytes += punched;
+                stats.punched_bytes = stats.punched_bytes.saturating_add(punched);
                 drop(stats);
                 shared.report(&entry, if changed { Outcome::Sent(received) } else { Outcome::Unchanged });
                 shared.tell(Message::Done { id })

@@ -8,9 +8,9 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use crate::log::{Identity, KIND_SEAL, LogReader, Seal, digest_of, encode, kind_of};
+use crate::log::{Identity, KIND_SEAL, LogReader, MAX_RUNS, Seal, digest_of, encode, kind_of};
 use crate::overlay::{New, Overlay, Runs};
-use crate::ranges::{copy_between, make_zero, set_length};
+use crate::ranges::{self, copy_between, make_zero, set_length};
 use crate::scan::{self, FileImage};
 use crate::sys;
 
@@ -22,6 +22,9 @@ pub struct Stage {
     /// The record that still grows.
     open: Option<(Range<u64>, New)>,
     bytes: u64,
+    records: usize,
+    /// There is nothing in it that the log does not know of.
+    clean: bool,
     unflushed: u64,
 }
 
@@ -33,7 +36,7 @@ impl Stage {
     pub fn begin(data: File, log: File, identity: Identity) -> io::Result<Stage> {
         log.set_len(0)?;
         log.write_all_at(&identity.header(), 0)?;
-        Stage::at_end(data, log, 0)
+        Stage::at_end(data, log)
     }
 
     /// Goes on with what an interrupted run left, if it fits this file and can
@@ -42,21 +45,30 @@ impl Stage {
         let Some(mut reader) = LogReader::open(&log, identity)? else { return Ok(None) };
         let Some(runs) = reader.load()? else { return Ok(None) };
         log.set_len(reader.at)?;
-        if !trim(&data, &runs)? {
-            return Ok(None);
+        // After a crash of the machine it may be shorter than the log says.
+        let end = runs.iter().last().map_or(0, |(range, _)| range.end);
+        if data.metadata()?.len() < end {
+            data.set_len(end)?;
         }
-        let bytes = runs.data_bytes();
-        Ok(Some((Stage::at_end(data, log, bytes)?, runs)))
+        let clean = trim(&data, &runs)?;
+        let (bytes, records) = (runs.data_bytes(), runs.len());
+        Ok(Some((Stage { bytes, records, clean, ..Stage::at_end(data, log)? }, runs)))
     }
 
-    fn at_end(data: File, mut log: File, bytes: u64) -> io::Result<Stage> {
+    fn at_end(data: File, mut log: File) -> io::Result<Stage> {
         log.seek(SeekFrom::End(0))?;
-        Ok(Stage { data, log: BufWriter::with_capacity(32 << 10, log), open: None, bytes, unflushed: 0 })
+        let log = BufWriter::with_capacity(32 << 10, log);
+        Ok(Stage { data, log, open: None, bytes: 0, records: 0, clean: true, unflushed: 0 })
     }
 
     /// Bytes of new data, those of earlier runs included.
     pub fn data_bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether it has more separate ranges than are looked at as a whole: see [`MAX_RUNS`].
+    pub fn is_scattered(&self) -> bool {
+        self.records > MAX_RUNS
     }
 
     /// The file that holds the data.
@@ -108,6 +120,7 @@ impl Stage {
     }
 
     fn put(&mut self, range: Range<u64>, kind: u32) -> io::Result<()> {
+        self.records += 1;
         self.log.write_all(&encode(range, kind))
     }
 
@@ -139,15 +152,7 @@ impl Stage {
         let result = self.each_data_range(old, length, |range| sys::allocate(old, range));
         if result.is_err() {
             // Where there is no data, nothing but this allocation can be lost.
-            self.each_data_range(old, length, |range| {
-                let mut at = range.start;
-                for extent in scan::data_extents(old, range.clone()) {
-                    let extent = extent?;
-                    sys::punch_hole(old, at..extent.start)?;
-                    at = extent.end;
-                }
-                sys::punch_hole(old, at..range.end)
-            })?;
+            self.each_data_range(old, length, |range| ranges::free_holes(old, range).map(|()| true))?;
         }
         result
     }
@@ -171,13 +176,26 @@ impl Stage {
         Ok(true)
     }
 
+    /// Writes what is new into a copy of the old file.
+    pub fn write_into(
+        &mut self,
+        copy: &File,
+        identity: Identity,
+        length: u64,
+        keep_allocated: bool,
+    ) -> io::Result<()> {
+        self.flush()?;
+        write_ranges(&self.data, self.log.get_ref(), identity, copy, length, keep_allocated).map(drop)
+    }
+
     /// Copies what is not new from the old file, so that the stage is all of
-    /// the new one. `None`, with the stage as it was: there are too many ranges.
+    /// the new one. `None`, with the stage as it was: there are too many ranges,
+    /// or other things in it.
     pub fn complete(&mut self, old: &File, length: u64, identity: Identity) -> io::Result<Option<u64>> {
         self.flush()?;
         let runs = match LogReader::open(self.log.get_ref(), identity)? {
-            Some(mut reader) => reader.load()?,
-            None => None,
+            Some(mut reader) if self.clean => reader.load()?,
+            _ => None,
         };
         let Some(runs) = runs else { return Ok(None) };
         let mut copied = 0;
@@ -236,32 +254,50 @@ impl Sealed {
         Ok(Some(Overlay::new(FileImage::new(old.try_clone()?, true), self.data.try_clone()?, runs)))
     }
 
+    /// Has everything on storage that finishing needs, whoever sealed it.
+    pub fn sync(&self) -> io::Result<()> {
+        self.data.sync_data()?;
+        self.log.sync_data()
+    }
+
     /// Writes the stage into the old file. Doing it twice does no harm. Returns
     /// bytes written and bytes made zero.
     pub fn replay(&self, old: &File) -> io::Result<(u64, u64)> {
-        let (mut written, mut zeroed) = (0, 0);
-        let identity = Identity::of(old)?;
-        let mut reader =
-            LogReader::open(&self.log, identity)?.ok_or_else(|| io::Error::other("the log is damaged"))?;
-        while let Some((range, new)) = reader.next_record()? {
-            let range = range.start.min(self.seal.length)..range.end.min(self.seal.length);
-            match new {
-                New::Data => {
-                    written += range.end - range.start;
-                    copy_between(&self.data, old, range)?;
-                }
-                New::Zero => {
-                    zeroed += range.end - range.start;
-                    make_zero(old, range, self.seal.preallocate)?;
-                }
-                New::Free => {
-                    zeroed += range.end - range.start;
-                    // They are zeros, whether or not the file system takes them.
-                    sys::punch_hole(old, range)?;
-                }
+        let Seal { length, preallocate, .. } = self.seal;
+        write_ranges(&self.data, &self.log, Identity::of(old)?, old, length, preallocate)
+    }
+}
+
+/// Writes what a log says of a stage into a file and gives it its length.
+fn write_ranges(
+    data: &File,
+    log: &File,
+    identity: Identity,
+    target: &File,
+    length: u64,
+    keep_allocated: bool,
+) -> io::Result<(u64, u64)> {
+    let (mut written, mut zeroed) = (0, 0);
+    let mut reader = LogReader::open(log, identity)?.ok_or_else(|| io::Error::other("the log is damaged"))?;
+    while let Some((range, new)) = reader.next_record()? {
+        let range = range.start.min(length)..range.end.min(length);
+        let bytes = range.end - range.start;
+        match new {
+            New::Data => {
+                written += bytes;
+                copy_between(data, target, range)?;
+            }
+            New::Zero => {
+                zeroed += bytes;
+                make_zero(target, range, keep_allocated)?;
+            }
+            New::Free => {
+                zeroed += bytes;
+                // They are zeros, whether or not the file system takes them.
+                sys::punch_hole(target, range)?;
             }
         }
-        set_length(old, self.seal.length, self.seal.preallocate)?;
-        Ok((written, zeroed))
     }
+    set_length(target, length, keep_allocated)?;
+    Ok((written, zeroed))
 }

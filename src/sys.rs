@@ -91,6 +91,8 @@ mod ioctl {
     nix::ioctl_write_int_bad!(ficlone, libc::FICLONE);
     // BLKZEROOUT of linux/fs.h, `_IO(0x12, 127)`: start and length in bytes.
     nix::ioctl_write_ptr_bad!(blkzeroout, 0x127f, [u64; 2]);
+    nix::ioctl_read!(fsgetxattr, b'X', 31, super::FsXattr);
+    nix::ioctl_write_ptr!(fssetxattr, b'X', 32, super::FsXattr);
 }
 
 /// Makes `to` share all data of `from`; ioctl_ficlone(2). `false`: these two cannot.
@@ -104,6 +106,38 @@ pub fn clone_file(from: &File, to: &File) -> io::Result<bool> {
         ) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// `struct fsxattr` of linux/fs.h.
+#[repr(C)]
+#[derive(Default)]
+struct FsXattr {
+    xflags: u32,
+    extsize: u32,
+    nextents: u32,
+    projid: u32,
+    cowextsize: u32,
+    pad: [u8; 8],
+}
+
+/// Has xfs set aside no more than one page around what is written into a clone,
+/// instead of 128 KiB, or (`false`) go back to that; ioctl_xfs_fssetxattr(2),
+/// `fsx_cowextsize`. Only a hint: other file systems have no such thing.
+pub fn allocate_exactly(clone: &File, exactly: bool) {
+    const FS_XFLAG_COWEXTSIZE: u32 = 0x0001_0000;
+    let mut attributes = FsXattr::default();
+    // SAFETY: the descriptor is open, and the kernel writes one `struct fsxattr`
+    // into `attributes`, which has its layout.
+    if unsafe { ioctl::fsgetxattr(clone.as_raw_fd(), &mut attributes) }.is_err() {
+        return;
+    }
+    (attributes.xflags, attributes.cowextsize) = if exactly {
+        (attributes.xflags | FS_XFLAG_COWEXTSIZE, 4096)
+    } else {
+        (attributes.xflags & !FS_XFLAG_COWEXTSIZE, 0)
+    };
+    // SAFETY: the kernel only reads `attributes`, which outlives the call.
+    let _ = unsafe { ioctl::fssetxattr(clone.as_raw_fd(), &attributes) };
 }
 
 /// Makes a range of a block device read as zeros, the fastest way it knows

@@ -12,7 +12,7 @@ use holesync::error::{Error, Result, escape, printable};
 use holesync::hashmap::{self, Grid, Item};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Options};
-use holesync::place::{self, Place};
+use holesync::place::{Place, Working};
 use holesync::report::{JsonLines, Reporter, Silent, Terminal};
 use holesync::scan::{FileImage, Image};
 use holesync::settle::{self, Settled};
@@ -212,16 +212,22 @@ fn recover(path: &Path, sync: bool) -> Result<()> {
             let path = error.path().unwrap_or(path).to_path_buf();
             Error::file("read", path)(error.into())
         })?;
-        found.extend(place::name_of_log(entry.file_name()).map(|name| entry.path().with_file_name(name)));
+        if entry.file_type().is_file() && place_of(entry.path())?.has(Working::Log).unwrap_or(false) {
+            found.push(entry.into_path());
+        }
     }
     each(&found, |path| recover_file(path, sync))
 }
 
-fn recover_file(path: &Path, sync: bool) -> Result<()> {
+fn place_of(path: &Path) -> Result<Place> {
     let Some(name) = path.file_name() else { return Err(Error::refused(path, "names no file")) };
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let dir = File::open(parent).map_err(Error::file("open", parent))?;
-    let place = Place { dir: Arc::new(dir.into()), name: name.to_owned(), path: PathBuf::from(path) };
+    Ok(Place { dir: Arc::new(dir.into()), name: name.to_owned(), path: PathBuf::from(path) })
+}
+
+fn recover_file(path: &Path, sync: bool) -> Result<()> {
+    let place = place_of(path)?;
     let shown = printable(path);
     match settle::settle(&place, sync)? {
         Settled::Finished(root) => {

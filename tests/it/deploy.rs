@@ -83,7 +83,7 @@ fn survive_everything(fs: Fs) {
             all.iter().for_each(|layout| put(layout, here.path(), &mut rng));
             let outcome = way.run(&peer, &[&mode], &from, &to);
             let what = format!("{fs:?} {way:?} {mode} {change:?}");
-            all.iter().for_each(|layout| check(fs, &what, layout, here.path(), &copies));
+            all.iter().for_each(|layout| check(&what, layout, here.path(), &copies));
             assert_no_leftovers(&copies);
             let data: usize = all.iter().map(Layout::written).sum();
             assert!(outcome.count("sent_data_bytes") <= data as u64, "{what}: {outcome}");
@@ -105,20 +105,17 @@ fn put(layout: &Layout, dir: &Path, rng: &mut Rng) {
 }
 
 #[track_caller]
-fn check(fs: Fs, what: &str, layout: &Layout, from: &Path, to: &Path) {
+fn check(what: &str, layout: &Layout, from: &Path, to: &Path) {
     eprintln!("{what}: {}", layout.name);
     let (source, copy) = (from.join(&layout.name), to.join(&layout.name));
     assert_same(&source, &copy);
     let (a, b) = (source.metadata().expect("stat"), copy.metadata().expect("stat"));
     assert_eq!((a.mode(), a.mtime(), a.mtime_nsec()), (b.mode(), b.mtime(), b.mtime_nsec()));
-    // xfs sets 128 KiB aside around each place that was cloned and then written, and calls
-    // it data once it was read.
-    let spare = if fs == Fs::Xfs { 256 << 10 } else { 0 };
     let (written, taken) = (layout.written() as u64, allocated(&copy));
-    assert!(taken <= written + written / 100 + (64 << 10) + spare, "{taken} bytes taken for {written}");
+    assert!(taken <= written + written / 100 + (64 << 10), "{taken} bytes taken for {written}");
     let data = data_extents(&std::fs::File::open(&copy).expect("open"), b.len()).expect("seek");
     let data: u64 = data.iter().map(|extent| extent.end.next_multiple_of(PAGE as u64) - extent.start).sum();
-    assert!(data <= written + spare, "{data} bytes of data for {written}");
+    assert!(data <= written, "{data} bytes of data for {written}");
 }
 
 /// A source, a copy that an earlier run made of another version, and an agent
