@@ -29,7 +29,7 @@ pub struct Stage {
 }
 
 /// Data bytes after which the log is flushed, so that a killed run loses little.
-const FLUSH_EVERY: u64 = 16 << 20;
+const FLUSH_EVERY: u64 = 1 << 20;
 
 impl Stage {
     /// Begins with two empty files.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::common::check::{assert_no_leftovers, assert_same, data_extents};
-use crate::common::lab::{self, Fs};
+use crate::common::lab::{self, Fs, Loop};
 use crate::common::layout::{Layout, Rng, layouts};
 use crate::common::peer::{Peer, at, shell_word};
 use crate::common::process::{Outcome, PROGRAM, Running, holesync, run, start, wait_until};
@@ -152,25 +152,6 @@ fn map_of_nothing_of_a_hole_and_of_16_tib() {
         let rows = map(&path, options);
         assert_covers(&rows, len);
         assert_eq!(rows.iter().filter(|row| row.2 == "data").count(), 2, "{rows:?}");
-    }
-}
-
-/// A loop device over a file; it goes when this is dropped.
-struct Loop(PathBuf);
-
-impl Loop {
-    fn over(file: &Path) -> Loop {
-        let outcome = run(Command::new("losetup").args(["--find", "--show"]).arg(file)).ok();
-        Loop(PathBuf::from(outcome.stdout.trim()))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let detached = Command::new("losetup").arg("--detach").arg(&self.0).status();
-        if !detached.is_ok_and(|status| status.success()) {
-            eprintln!("cannot detach {}", self.0.display());
-        }
     }
 }
 

@@ -8,63 +8,89 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::common::check::leftovers;
 use crate::common::faults::{Direction, Fault};
-use crate::common::lab::{self, Fs};
+use crate::common::lab;
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::Peer;
-use crate::common::process::{Outcome, PROGRAM, Running, agents, start, wait_until};
+use crate::common::process::{PROGRAM, agents, start, wait_until};
 use crate::common::redeploy::{Redeploy, State, every};
 
 const BLOCK: usize = 64 << 10;
+/// Half of them differ between the versions.
+const BLOCKS: usize = 128;
+/// Where the transfer comes to a stand.
+const STALL: usize = 40 * BLOCK;
 /// Far beyond what an end takes to stop.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A transfer that has come to a stand in its middle, over a real ssh.
-struct Stalled {
-    running: Running,
-    redeploy: Redeploy,
-    agent: PathBuf,
-    /// For the next run.
-    peer: Peer,
-    flags: &'static [&'static str],
+#[test]
+fn an_interrupted_push_ends_with_code_20_and_is_gone_on_from() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        interrupt(signal, true, false);
+    }
+    interrupt(Signal::SIGINT, false, false);
 }
 
-impl Stalled {
-    fn new(dirs: [&Path; 2], flags: &'static [&'static str], has_old: bool, pull: bool) -> Option<Stalled> {
-        let [sources, target] = dirs;
-        let peer = Peer::sshd()?;
-        let mut rng = Rng(79);
-        let old = Layout::dense("old", 128 * BLOCK, &mut rng);
-        let new = every(2, &old, &mut rng);
-        let redeploy = Redeploy::new(sources, target, has_old.then_some(&old), &new, &new);
-        let agent = sources.join("holesync");
-        std::os::unix::fs::symlink(PROGRAM, &agent).expect("link to the program");
-        let direction = if pull { Direction::FromAgent } else { Direction::ToAgent };
-        // More than the 32 KiB of map that a pull gets first... and less than half of what is to come.
-        let script = Fault::Stall(40 * BLOCK as u64).pipeline(
-            sources,
-            direction,
-            &format!("'{}' agent", agent.display()),
-        );
-        let wrapper = sources.join("stalled");
-        std::fs::write(&wrapper, format!("#!/bin/sh\n{script}\n")).expect("write the wrapper");
-        let stalled = peer.clone().with_program(&wrapper);
-        let mut command = stalled.holesync();
-        let words = format!("sh {}", wrapper.display());
-        command.args(["--remote-path", &words]).args(flags);
-        let running = start(command.args(if pull { redeploy.pull("new") } else { redeploy.push("new") }));
-        let stalled =
-            Stalled { running, redeploy, agent: agent.clone(), peer: peer.with_program(&agent), flags };
-        stalled.await_data(target);
-        Some(stalled)
-    }
+#[test]
+fn an_interrupted_pull_ends_with_code_20_and_is_gone_on_from() {
+    interrupt(Signal::SIGINT, true, true);
+    interrupt(Signal::SIGTERM, false, true);
+}
 
-    /// Waits until some data has reached the target, beside the image.
-    fn await_data(&self, target: &Path) {
-        let some = || {
-            leftovers(target)
-                .iter()
-                .any(|name| std::fs::metadata(target.join(name)).is_ok_and(|m| m.len() > 16 * BLOCK as u64))
-        };
-        assert!(wait_until(LIMIT, some), "nothing came");
-    }
+#[test]
+fn an_agent_that_is_stopped_ends_the_run_and_is_gone_on_from() {
+    let stalled = |redeploy: &Redeploy, dir: &Path, agent: &Path| {
+        let peer = Fault::Stall(STALL as u64).peer(dir, Direction::ToAgent).with_program(agent);
+        let running = start(peer.holesync().args(redeploy.push("new")));
+        await_data(&dir.join("target"));
+        agents(agent).into_iter().for_each(|pid| kill(pid, Signal::SIGTERM).expect("signal the agent"));
+        assert_ne!(running.finish_within(LIMIT).code, 0);
+    };
+    let dir = lab::scratch();
+    let (redeploy, agent) = versions(dir.path(), true);
+    stalled(&redeploy, dir.path(), &agent);
+    assert_eq!(redeploy.state(), State::Old);
+    redeploy.finish(&Peer::pipe(dir.path()), &[], "new");
+}
+
+fn interrupt(signal: Signal, has_old: bool, pull: bool) {
+    eprintln!("{signal}, old image: {has_old}, pull: {pull}");
+    let dir = lab::scratch();
+    let (redeploy, agent) = versions(dir.path(), has_old);
+    let (direction, paths) = match pull {
+        false => (Direction::ToAgent, redeploy.push("new")),
+        true => (Direction::FromAgent, redeploy.pull("new")),
+    };
+    let peer = Fault::Stall(STALL as u64).peer(dir.path(), direction).with_program(&agent);
+    let running = start(peer.holesync().args(paths));
+    await_data(&dir.path().join("target"));
+    running.signal(signal);
+    running.finish_within(LIMIT).code(20).says(&["interrupted", "goes on from there"]);
+    assert!(wait_until(LIMIT, || agents(&agent).is_empty()), "an agent outlives its connection");
+    assert_eq!(redeploy.state(), State::Old);
+    let outcome = redeploy.finish(&Peer::pipe(dir.path()), &[], "new");
+    let differs = (if has_old { BLOCKS / 2 } else { BLOCKS }) * BLOCK;
+    // A frame and what was on its way may be lost.
+    let most = (differs - STALL + 20 * BLOCK) as u64;
+    assert!(outcome.count("sent_data_bytes") <= most, "more than {most}: {outcome}");
+}
+
+/// Two versions, and the program under a name of the test's own, so that its
+/// agents can be told from those of others.
+fn versions(dir: &Path, has_old: bool) -> (Redeploy, PathBuf) {
+    let (sources, target) = (dir.join("sources"), dir.join("target"));
+    [&sources, &target].into_iter().for_each(|dir| std::fs::create_dir(dir).expect("create"));
+    let rng = &mut Rng(79);
+    let old = Layout::dense("old", BLOCKS * BLOCK, rng);
+    let new = every(2, &old, rng);
+    let agent = dir.join("holesync");
+    std::os::unix::fs::symlink(PROGRAM, &agent).expect("link to the program");
+    (Redeploy::new(&sources, &target, has_old.then_some(&old), &new, &new), agent)
+}
+
+/// Waits until some data has reached the target, beside the image.
+fn await_data(target: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    let taken = |name: &String| std::fs::metadata(target.join(name)).map_or(0, |file| file.blocks() * 512);
+    let some = || leftovers(target).iter().any(|name| taken(name) > 30 * BLOCK as u64);
+    assert!(wait_until(LIMIT, some), "nothing came: {:?}", leftovers(target));
 }

@@ -9,6 +9,7 @@ mod common;
 mod crash;
 mod damage;
 mod deploy;
+mod devices;
 mod errors;
 mod every_call;
 mod full;

@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tempfile::TempDir;
 
@@ -82,7 +83,26 @@ pub fn install(program: &Path, dir: &Path) -> PathBuf {
     let path = dir.join("holesync");
     // In a process of its own: a file just written may still be open for
     // writing in a child that another test forks at this moment (ETXTBSY).
-    let status = std::process::Command::new("install").args(["-m", "755"]).arg(program).arg(&path).status();
+    let status = Command::new("install").args(["-m", "755"]).arg(program).arg(&path).status();
     assert!(status.is_ok_and(|status| status.success()), "cannot install {}", path.display());
     path
+}
+
+/// A loop device over a file; it goes when this is dropped.
+pub struct Loop(pub PathBuf);
+
+impl Loop {
+    pub fn over(file: &Path) -> Loop {
+        let outcome = super::process::run(Command::new("losetup").args(["--find", "--show"]).arg(file)).ok();
+        Loop(PathBuf::from(outcome.stdout.trim()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let detached = Command::new("losetup").arg("--detach").arg(&self.0).status();
+        if !detached.is_ok_and(|status| status.success()) {
+            eprintln!("cannot detach {}", self.0.display());
+        }
+    }
 }

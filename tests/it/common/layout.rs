@@ -116,18 +116,6 @@ impl Layout {
         moved
     }
 
-    /// Gives each block, with the chance `percent`, new data where it had some,
-    /// or a hole, or data where it had none.
-    pub fn churn(mut self, percent: usize, rng: &mut Rng) -> Layout {
-        for start in (0..self.len()).step_by(BLOCK) {
-            let block = start..self.len().min(start + BLOCK);
-            if rng.chance(percent) {
-                self = if rng.chance(75) { self.data(block, rng) } else { self.punch(block) };
-            }
-        }
-        self
-    }
-
     fn mark(&mut self, range: Range<usize>, written: bool) {
         if !range.is_empty() {
             self.written[range.start / PAGE..range.end.div_ceil(PAGE)].fill(written);

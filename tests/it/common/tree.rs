@@ -35,7 +35,7 @@ impl Way {
         let mut command = if self == Way::Local { holesync() } else { Peer::sshd()?.holesync() };
         command.args(flags);
         match self {
-            Way::Pull => command.args(sources.iter().map(|source| at(source))),
+            Way::Pull => command.args(sources.iter().map(at)),
             _ => command.args(sources),
         };
         command.arg(if self == Way::Push { at(to) } else { to.to_owned() });
