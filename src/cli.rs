@@ -13,7 +13,12 @@ use holesync::report::Verbosity;
 /// Make a disk image on one machine equal to one on another, at the cost of the
 /// data that is allocated and changed.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    override_usage = "holesync [OPTIONS] SRC... DEST\n       holesync COMMAND"
+)]
 pub struct Cli {
     /// Something else than a transfer.
     #[command(subcommand)]
@@ -80,7 +85,7 @@ pub struct ReachArgs {
 #[derive(Debug, Args)]
 pub struct Transfer {
     /// SRC... DEST, each a path, [user@]host:path or ssh://[user@]host[:port]/path
-    #[arg(required = true, num_args = 2.., value_name = "SRC... DEST")]
+    #[arg(required = true, num_args = 2.., value_name = "SRC... DEST", hide = true)]
     paths: Vec<OsString>,
 
     /// Archive: -rlptog

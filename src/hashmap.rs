@@ -22,7 +22,7 @@ pub const PAGE: u64 = 4096;
 /// of a file as short as it is), then its page mask as 8 bytes, little-endian.
 pub type Hash = [u8; 32];
 
-/// As much of a [`Hash`] as travels in a map. The root hash is made of whole
+/// As much of a [`type@Hash`] as travels in a map. The root hash is made of whole
 /// ones, so a collision here is found out.
 pub type Key = [u8; 16];
 
@@ -92,7 +92,7 @@ impl Grid {
 /// A block with data extents in it, as read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Block {
-    /// See [`Hash`]; of no meaning when `data` is 0.
+    /// See [`type@Hash`]; of no meaning when `data` is 0.
     pub hash: Hash,
     /// The pages that are not all zeros. 0: a zero block that is allocated.
     pub data: PageMask,
