@@ -1,0 +1,8 @@
+//! The library without processes, sshd or mounts: its pure parts against naive
+//! models, the wire against damage, and both roles over two pipes.
+
+mod plan;
+mod roles;
+mod stage;
+mod support;
+mod wire;

@@ -1,0 +1,270 @@
+//! Frames: what is written is read back, and nothing else is ever read.
+
+use std::io::Write;
+
+use holesync::error::{Error, Failure};
+use holesync::frames::{FrameReader, FrameWriter};
+use holesync::hashmap::{Key, Run};
+use holesync::options::{Compress, Options};
+use holesync::protocol::{
+    Data, Entry, Frame, Kind, MAGIC, MAX_DATA, MAX_DATA_BLOCKS, MAX_MAP_KEYS, MAX_MAP_RUNS, MAX_NAME,
+    MAX_NOISE, MAX_PATH, Message, Metadata, Owner, Request, VERSION, check_path,
+};
+use holesync::report::{Phase, Stats};
+use proptest::prelude::*;
+
+/// What `write` writes, as bytes.
+fn written(write: impl FnOnce(&mut FrameWriter<&mut Vec<u8>>)) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut writer = FrameWriter::new(&mut bytes, "the test");
+    write(&mut writer);
+    writer.flush().expect("memory takes everything");
+    drop(writer);
+    bytes
+}
+
+/// All frames up to the first error.
+fn read(bytes: &[u8]) -> (Vec<Frame>, Error) {
+    let mut reader = FrameReader::new(bytes, "the test");
+    let mut frames = Vec::new();
+    loop {
+        match reader.read() {
+            Ok(frame) => frames.push(frame),
+            Err(error) => return (frames, error),
+        }
+    }
+}
+
+fn metadata() -> impl Strategy<Value = Metadata> {
+    let owner = (any::<u32>(), any::<u32>(), "[a-z]{0,9}", ".{0,9}")
+        .prop_map(|(uid, gid, user, group)| Owner { uid, gid, user, group });
+    let mtime = prop::option::of((any::<i64>(), any::<u32>()));
+    (prop::option::of(any::<u32>()), mtime, prop::option::of(owner))
+        .prop_map(|(mode, mtime, owner)| Metadata { mode, mtime, owner })
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    let file = (any::<u64>(), any::<u64>(), any::<bool>(), any::<bool>())
+        .prop_map(|(length, allocated, whole, retry)| Kind::File { length, allocated, whole, retry });
+    let link = prop::collection::vec(any::<u8>(), 0..99).prop_map(Kind::Symlink);
+    prop_oneof![file, Just(Kind::Directory), link]
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    let path = || prop::collection::vec(any::<u8>(), 0..300);
+    let failure = || (1..=255u8, ".{0,50}").prop_map(|(code, message)| Failure { code, message });
+    let request = prop_oneof![
+        (path(), any::<bool>())
+            .prop_map(|(destination, directory)| Request::Receive { destination, directory }),
+        prop::collection::vec(path(), 0..4).prop_map(|sources| Request::Send { sources }),
+        prop::collection::vec(path(), 0..4).prop_map(|paths| Request::Digest { paths }),
+    ];
+    let options = Options { compress: Compress::Auto, compress_level: -3, ..Options::default() };
+    prop_oneof![
+        request.prop_map(move |request| Message::Start(Box::new(options.clone()), request)),
+        any::<bool>().prop_map(|single| Message::Layout { single }),
+        (any::<u64>(), path(), kind(), metadata())
+            .prop_map(|(id, path, kind, metadata)| Message::Entry(Entry { id, path, kind, metadata })),
+        any::<u64>().prop_map(|id| Message::Content { id }),
+        any::<u64>().prop_map(|blocks| Message::Keep { blocks }),
+        any::<u64>().prop_map(|blocks| Message::Zero { blocks }),
+        any::<[u8; 32]>().prop_map(|root| Message::Finish { root }),
+        Just(Message::Abandon),
+        any::<u64>().prop_map(|id| Message::Unchanged { id }),
+        (any::<u64>(), any::<bool>()).prop_map(|(id, resized)| Message::NoBasis { id, resized }),
+        (any::<u64>(), any::<bool>()).prop_map(|(id, resized)| Message::Map { id, resized }),
+        Just(Message::MapEnd),
+        (any::<u64>(), failure(), any::<bool>()).prop_map(|(id, failure, answer)| Message::Failed {
+            id,
+            failure,
+            answer
+        }),
+        any::<u64>().prop_map(|id| Message::Done { id }),
+        any::<u64>().prop_map(|id| Message::Again { id }),
+        Just(Message::Busy(Phase::WritingBack)),
+        ".{0,50}".prop_map(Message::Warning),
+        failure().prop_map(Message::SourceFailed),
+        any::<u64>().prop_map(|n| Message::End(Box::new(Stats { files_total: n, ..Stats::default() }))),
+        any::<[u8; 32]>().prop_map(|root| Message::Digest { root }),
+        (path(), prop::option::of(any::<u64>()))
+            .prop_map(|(path, would_send)| Message::Compared { path, would_send }),
+    ]
+}
+
+fn data() -> impl Strategy<Value = Data> {
+    let masks = prop::collection::vec(any::<u64>(), 1..9);
+    (any::<u64>(), masks, prop::collection::vec(any::<u8>(), 0..5000))
+        .prop_map(|(first, masks, bytes)| Data { first, masks, bytes })
+}
+
+fn runs() -> impl Strategy<Value = Vec<Run>> {
+    let keys = prop::collection::vec(any::<Key>(), 0..20).prop_map(Run::Keys);
+    prop::collection::vec(prop_oneof![any::<u64>().prop_map(Run::Zero), keys], 0..20)
+}
+
+/// One frame of any kind, and how to write it.
+#[derive(Debug)]
+enum Any {
+    Message(Message),
+    Data(Data, bool),
+    Map(Vec<Run>),
+}
+
+fn any_frame() -> impl Strategy<Value = Any> {
+    prop_oneof![
+        message().prop_map(Any::Message),
+        (data(), any::<bool>()).prop_map(|(data, packed)| Any::Data(data, packed)),
+        runs().prop_map(Any::Map),
+    ]
+}
+
+fn write(writer: &mut FrameWriter<impl Write>, frame: &Any) {
+    let result = match frame {
+        Any::Message(message) => writer.message(message),
+        Any::Map(runs) => writer.map(runs),
+        Any::Data(data, false) => writer.data(data.first, &data.masks, &[&data.bytes]),
+        Any::Data(data, true) => {
+            let packed = zstd::bulk::compress(&data.bytes, 1).expect("compress");
+            writer.data_zstd(data.first, &data.masks, data.bytes.len(), &packed)
+        }
+    };
+    result.expect("memory takes everything");
+}
+
+fn expected(frame: Any) -> Frame {
+    match frame {
+        Any::Message(message) => Frame::Message(message),
+        Any::Data(data, _) => Frame::Data(data),
+        Any::Map(runs) => Frame::Map(runs),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn what_is_written_is_read_back(frames in prop::collection::vec(any_frame(), 1..6)) {
+        let bytes = written(|writer| frames.iter().for_each(|frame| write(writer, frame)));
+        let (found, end) = read(&bytes);
+        prop_assert!(matches!(end, Error::Closed { .. }), "{end}");
+        prop_assert_eq!(found, frames.into_iter().map(expected).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn any_bytes_are_an_error_in_the_end_and_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        let (frames, _) = read(&bytes);
+        prop_assert!(frames.is_empty(), "a check of 32 bits let {frames:?} through");
+    }
+
+    #[test]
+    fn a_stream_that_is_cut_off_gives_its_whole_frames_and_an_error(
+        frames in prop::collection::vec(any_frame(), 1..4), at in any::<prop::sample::Index>(),
+    ) {
+        let bytes = written(|writer| frames.iter().for_each(|frame| write(writer, frame)));
+        let (found, end) = read(&bytes[..at.index(bytes.len())]);
+        prop_assert!(matches!(end, Error::Closed { .. }), "{end}");
+        prop_assert!(found.len() < frames.len());
+        let expected: Vec<_> = frames.into_iter().map(expected).take(found.len()).collect();
+        prop_assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_message_or_map_is_found(
+        message in message(), runs in runs(), at in any::<prop::sample::Index>(), bit in 0..8u8,
+    ) {
+        let mut bytes = written(|writer| {
+            write(writer, &Any::Message(message.clone()));
+            write(writer, &Any::Map(runs.clone()));
+        });
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        let (found, _) = read(&bytes);
+        prop_assert!(found.len() < 2, "{found:?}");
+        prop_assert!(found.is_empty() || found[0] == Frame::Message(message));
+    }
+
+    #[test]
+    fn frames_that_are_swapped_or_lost_are_found(first in message(), second in message()) {
+        let one = written(|writer| write(writer, &Any::Message(first.clone())));
+        let both = written(|writer| {
+            write(writer, &Any::Message(first.clone()));
+            write(writer, &Any::Message(second.clone()));
+        });
+        let (head, tail) = both.split_at(one.len());
+        prop_assert!(read(tail).0.is_empty());
+        prop_assert!(read(&[tail, head].concat()).0.is_empty());
+    }
+}
+
+#[test]
+fn a_header_that_claims_too_much_is_refused_before_anything_is_allocated() {
+    for kind in [1u8, 2, 3, 4, 5, 0, 255] {
+        let head = [&[kind], &u32::MAX.to_le_bytes()[..]].concat();
+        let check = blake3::hash(&[&0u64.to_le_bytes()[..], &head].concat());
+        let (frames, error) = read(&[&head[..], &check.as_bytes()[..4], &[0; 10]].concat());
+        assert!(frames.is_empty());
+        assert!(matches!(error, Error::Protocol { .. }), "{kind}: {error}");
+    }
+}
+
+#[test]
+fn every_limit_holds_and_one_more_is_refused() {
+    let refused =
+        |bytes: Vec<u8>| matches!(read(&bytes), (frames, Error::Protocol { .. }) if frames.is_empty());
+    let taken = |bytes: Vec<u8>| read(&bytes).0.len() == 1;
+    let data = |blocks: usize, len: usize| {
+        written(|writer| writer.data(0, &vec![1; blocks], &[&vec![7; len]]).expect("memory"))
+    };
+    assert!(taken(data(MAX_DATA_BLOCKS, MAX_DATA)));
+    assert!(refused(data(MAX_DATA_BLOCKS + 1, 1)) && refused(data(1, MAX_DATA + 1)) && refused(data(0, 0)));
+    let map = |runs: usize, keys: usize| {
+        let mut all = vec![Run::Zero(1); runs - 1];
+        all.push(Run::Keys(vec![[3; 16]; keys]));
+        written(|writer| writer.map(&all).expect("memory"))
+    };
+    assert!(taken(map(MAX_MAP_RUNS, MAX_MAP_KEYS)));
+    assert!(refused(map(MAX_MAP_RUNS + 1, 1)) && refused(map(1, MAX_MAP_KEYS + 1)));
+    let warning =
+        |len: usize| written(|writer| writer.message(&Message::Warning("x".repeat(len))).expect("memory"));
+    assert!(taken(warning(60_000)) && refused(warning(70_000)));
+}
+
+#[test]
+fn paths_from_the_other_side_are_plain_names() {
+    let name = vec![b'n'; MAX_NAME];
+    for fine in [&b""[..], b"a", b"a/b", b"-", b"...", b"a\n\xff", &name] {
+        assert!(check_path(fine).is_ok(), "{fine:?}");
+    }
+    let (long, deep) = (vec![b'n'; MAX_NAME + 1], b"n/".repeat(MAX_PATH / 2 + 1));
+    for bad in
+        [&b"/"[..], b"/a", b"a/", b"a//b", b".", b"..", b"a/..", b"../a", b"a/./b", b"a\0", &long, &deep]
+    {
+        assert!(check_path(bad).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn noise_before_the_greeting_is_skipped_up_to_its_limit() {
+    let greeting = written(|writer| writer.greet().expect("memory"));
+    let settle = |noise: usize, limit: usize| {
+        let bytes = [vec![b'.'; noise], greeting.clone()].concat();
+        FrameReader::new(bytes.as_slice(), "the test").await_greeting(limit)
+    };
+    assert_eq!(settle(0, 0).ok(), Some(VERSION));
+    assert_eq!(settle(MAX_NOISE, MAX_NOISE).ok(), Some(VERSION));
+    assert!(matches!(settle(MAX_NOISE + 1, MAX_NOISE), Err(Error::Start(_))));
+    assert!(matches!(settle(1, 0), Err(Error::Start(_))));
+}
+
+#[test]
+fn the_newest_common_version_is_spoken_or_none() {
+    for (oldest, newest, common) in [(1, 1, Some(1)), (0, 9, Some(VERSION)), (2, 9, None), (0, 0, None)] {
+        let versions = [u16::to_le_bytes(oldest), u16::to_le_bytes(newest)].concat();
+        let bytes = [&MAGIC[..], &versions, &[0; 4]].concat();
+        let spoken = FrameReader::new(bytes.as_slice(), "the test").await_greeting(0);
+        match common {
+            Some(version) => assert_eq!(spoken.ok(), Some(version)),
+            None => assert!(matches!(spoken, Err(Error::Version { .. })), "{oldest} to {newest}"),
+        }
+    }
+}
