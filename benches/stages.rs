@@ -16,9 +16,10 @@ use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use holesync::apply::{Destination, Request};
 use holesync::frames::{FrameReader, FrameWriter};
-use holesync::hashmap::{self, BlockMap, Grid, Key, PAGE, Run};
+use holesync::hashmap::{self, Grid, Key, PAGE};
 use holesync::options::{BlockSize, Options};
 use holesync::place::{Attributes, Place};
+use holesync::plan::{BlockMap, Run};
 use holesync::scan::{self, FileImage};
 
 use rayon::prelude::*;
@@ -115,7 +116,11 @@ fn planning(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(BLOCKS as u64));
     group.bench_function("blocks", |bencher| {
         let maps = || (source.clone(), basis.clone());
-        bencher.iter_batched(maps, |(source, basis)| hashmap::plan(source, basis), BatchSize::LargeInput);
+        bencher.iter_batched(
+            maps,
+            |(source, basis)| holesync::plan::plan(source, basis),
+            BatchSize::LargeInput,
+        );
     });
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Failure, Result, escape};
-use crate::hashmap::{Key, PageMask, Run};
+use crate::hashmap::{Key, PageMask};
+use crate::plan::Run;
 use crate::protocol::{
     Data, Frame, MAGIC, MAX_CONTROL, MAX_DATA, MAX_DATA_BLOCKS, MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST,
     VERSION,

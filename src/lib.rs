@@ -16,7 +16,8 @@
 //! - [`stage`]: where changes gather beside it; [`log`]: which ranges those are;
 //!   [`overlay`]: both over the old file
 //! - [`place`]: a name in a directory; [`ranges`]: copying and zeroing
-//! - [`hashmap`]: blocks, hashes, maps and the plan
+//! - [`plan`]: block maps, and what turns one file into another
+//! - [`hashmap`]: files as blocks, hashed in parallel
 //! - [`scan`]: data extents, and the test for zeros
 //! - [`transport`]: a child process as a pair of streams; [`report`]: what the
 //!   user is told; [`sys`]: system calls
@@ -42,6 +43,7 @@ pub mod options;
 mod outbox;
 pub mod overlay;
 pub mod place;
+pub mod plan;
 pub mod protocol;
 pub mod ranges;
 pub mod receiver;

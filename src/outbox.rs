@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 use crate::frames::FrameWriter;
-use crate::hashmap::Run;
 use crate::options::Options;
+use crate::plan::Run;
 use crate::protocol::Message;
 use crate::report::{Event, Outcome, Reporter, Stats};
 

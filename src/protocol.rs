@@ -4,8 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Failure, Result, escape};
-use crate::hashmap::{Hash, PageMask, Run};
+use crate::hashmap::{Hash, PageMask};
 use crate::options::Options;
+use crate::plan::Run;
 use crate::report::{Phase, Stats};
 
 /// What both ends say first. Not text, and broken by anything that translates

@@ -3,10 +3,9 @@
 use std::io;
 use std::ops::Range;
 
-use holesync::hashmap::{
-    Action, Block, BlockMap, Grid, Hash, Item, PAGE, Planner, Run, hash_block, key, map_image, plan, root_of,
-};
+use holesync::hashmap::{Block, Grid, Hash, Item, PAGE, hash_block, key, map_image, root_of};
 use holesync::options::BlockSize;
+use holesync::plan::{Action, BlockMap, Planner, Run, plan};
 use holesync::scan::Image;
 use proptest::prelude::*;
 

@@ -4,8 +4,9 @@ use std::io::Write;
 
 use holesync::error::{Error, Failure};
 use holesync::frames::{FrameReader, FrameWriter};
-use holesync::hashmap::{Key, Run};
+use holesync::hashmap::Key;
 use holesync::options::{Compress, Options};
+use holesync::plan::Run;
 use holesync::protocol::{
     Data, Entry, Frame, Kind, MAGIC, MAX_DATA, MAX_DATA_BLOCKS, MAX_MAP_KEYS, MAX_MAP_RUNS, MAX_NAME,
     MAX_NOISE, MAX_PATH, Message, Metadata, Owner, Request, VERSION, check_path,
