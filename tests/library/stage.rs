@@ -34,6 +34,11 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Within one run: going on from a log frees what it no longer needs of the stage.
+fn uninterrupted() -> impl Strategy<Value = Step> {
+    step().prop_filter("one run", |step| !matches!(step, Step::Resume))
+}
+
 /// Files of a destination without clones.
 struct Files {
     dir: TempDir,
@@ -139,7 +144,7 @@ proptest! {
 
     #[test]
     fn a_torn_log_goes_on_from_a_whole_number_of_records(
-        old in sparse(4), steps in prop::collection::vec(step(), 1..8), at in any::<prop::sample::Index>(),
+        old in sparse(4), steps in prop::collection::vec(uninterrupted(), 1..8), at in any::<prop::sample::Index>(),
     ) {
         let files = Files::new(&old);
         let mut models = vec![old.bytes.clone()];
