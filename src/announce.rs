@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::error::{Failure, Result, code};
@@ -60,21 +61,26 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Files announced and not yet settled, and room for more.
-#[derive(Default)]
 pub(crate) struct Files {
     table: Mutex<Table>,
     room: Condvar,
 }
 
-#[derive(Default)]
 struct Table {
     pending: HashMap<u64, Source>,
     unanswered: usize,
     next: u64,
-    closed: bool,
+    /// The way to the hasher; `None`: the run is over.
+    jobs: Option<Sender<Source>>,
 }
 
 impl Files {
+    /// None so far. Those that the receiver wants go to `jobs`.
+    pub fn new(jobs: Sender<Source>) -> Files {
+        let table = Table { pending: HashMap::new(), unanswered: 0, next: 0, jobs: Some(jobs) };
+        Files { table: Mutex::new(table), room: Condvar::new() }
+    }
+
     /// Takes an id for a source; waits while too many are unanswered, after
     /// `before_waiting`. `None`: the run is over.
     fn add(&self, source: &Source, before_waiting: impl FnOnce()) -> Option<u64> {
@@ -85,12 +91,10 @@ impl Files {
             before_waiting();
             table = lock(&self.table);
         }
-        while is_file && table.unanswered >= MAX_UNANSWERED && !table.closed {
+        while is_file && table.unanswered >= MAX_UNANSWERED && table.jobs.is_some() {
             table = self.room.wait(table).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
-        if table.closed {
-            return None;
-        }
+        table.jobs.as_ref()?;
         let id = table.next;
         table.next += 1;
         if is_file {
@@ -106,16 +110,22 @@ impl Files {
         self.room.notify_all();
     }
 
-    pub fn get(&self, id: u64) -> Option<Source> {
-        lock(&self.table).pending.get(&id).cloned()
+    /// Has a file hashed. An unknown id is the merging thread's to report, and a
+    /// hasher that is gone needs no more work.
+    pub fn want(&self, id: u64) {
+        let table = lock(&self.table);
+        if let (Some(source), Some(jobs)) = (table.pending.get(&id), &table.jobs) {
+            let _ = jobs.send(source.clone());
+        }
     }
 
     pub fn take(&self, id: u64) -> Option<Source> {
         lock(&self.table).pending.remove(&id)
     }
 
+    /// Lets the walker and the hasher end, which wait for more work.
     pub fn close(&self) {
-        lock(&self.table).closed = true;
+        lock(&self.table).jobs = None;
         self.room.notify_all();
     }
 }

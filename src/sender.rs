@@ -7,7 +7,7 @@
 //! is drained whatever the others do, so neither pipe can block the other.
 use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 
 pub use crate::announce::Side;
@@ -19,7 +19,6 @@ use crate::merge::{Incoming, Merger};
 use crate::options::Options;
 use crate::protocol::{Frame, Message};
 use crate::report::{Reporter, Stats};
-use crate::tree::Source;
 
 /// Frames and batches that wait for the merging thread.
 const QUEUED_FRAMES: usize = 64;
@@ -40,8 +39,9 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
     side: Side,
     reporter: &dyn Reporter,
 ) -> Result<Stats> {
+    let (jobs_in, jobs) = channel();
     let shared = Shared {
-        files: Arc::default(),
+        files: Arc::new(Files::new(jobs_in)),
         output: Mutex::new(output),
         stats: Mutex::default(),
         options,
@@ -49,10 +49,9 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
         reporter,
     };
     let (events_in, events) = sync_channel(QUEUED_FRAMES);
-    let (jobs_in, jobs) = channel();
     let (batches_in, batches) = sync_channel(QUEUED_BATCHES);
     let (buffers_in, buffers) = channel();
-    read_frames(input, Arc::clone(&shared.files), jobs_in, events_in.clone());
+    read_frames(input, Arc::clone(&shared.files), events_in.clone());
     let result = std::thread::scope(|scope| {
         let walker = &shared;
         // Takes its end of the channel along: when the reader ends, too, it closes.
@@ -78,7 +77,6 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
 fn read_frames<R: Read + Send + 'static>(
     mut input: FrameReader<R>,
     files: Arc<Files>,
-    jobs: Sender<Source>,
     events: SyncSender<Incoming>,
 ) {
     std::thread::spawn(move || {
@@ -87,13 +85,11 @@ fn read_frames<R: Read + Send + 'static>(
                 Ok(frame) => Incoming::Frame(frame),
                 Err(error) => Incoming::Closed(error),
             };
-            if let Incoming::Frame(Frame::Message(Message::Map { id, .. } | Message::NoBasis { id, .. })) = &event
-                // Looked up here, before the merging thread can take it. An unknown id is
-                // that thread's to report.
-                && let Some(source) = files.get(*id)
+            if let Incoming::Frame(Frame::Message(Message::Map { id, .. } | Message::NoBasis { id, .. })) =
+                &event
             {
-                // A hasher that is gone needs no more work.
-                let _ = jobs.send(source);
+                // Here, before the merging thread can take it.
+                files.want(*id);
             }
             let last =
                 matches!(event, Incoming::Closed(_) | Incoming::Frame(Frame::Message(Message::End(_))));
