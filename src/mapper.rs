@@ -68,7 +68,7 @@ fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result
     let options = &shared.options;
     let id = job.id;
     let Some(place) = job.base.place(&job.entry, options.dry_run)? else {
-        return Ok(shared.answer(Message::NoBasis { id, resized: true }));
+        return Ok(shared.tell(Message::NoBasis { id, resized: true }));
     };
     let settled = if options.dry_run { Settled::Nothing } else { settle::settle(&place, options.fsync)? };
     if let Some(warning) = warning_of(settled, &place)
@@ -84,13 +84,13 @@ fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result
             settle::tidy(&place)?;
         }
         shared.report(&job.entry, Outcome::Unchanged);
-        return Ok(shared.answer(Message::Unchanged { id }));
+        return Ok(shared.tell(Message::Unchanged { id }));
     }
     let grid = Grid { length: job.request.length, block: options.block_size };
     if options.dry_run {
         return Ok(match apply::preview(&place, &job.request)? {
             Some(basis) => map_basis(shared, Answer { id, resized, place, grid }, &basis, |_| true),
-            None => shared.answer(Message::NoBasis { id, resized }),
+            None => shared.tell(Message::NoBasis { id, resized }),
         });
     }
     let Job { id, entry, request, .. } = job;
@@ -106,7 +106,7 @@ fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result
     }
     Ok(match basis {
         Some(basis) => map_basis(shared, Answer { id, resized, place, grid }, &basis, pass_on),
-        None => shared.answer(Message::NoBasis { id, resized }),
+        None => shared.tell(Message::NoBasis { id, resized }),
     })
 }
 
@@ -163,7 +163,7 @@ struct Answer {
 fn map_basis(shared: &Shared, answer: Answer, basis: &Basis, pass_on: impl Fn(Mapped) -> bool) -> Result<()> {
     let Answer { id, resized, place, grid } = answer;
     let grid = Grid { length: grid.length.min(basis.length), ..grid };
-    shared.answer(Message::Map { id, resized })?;
+    shared.tell(Message::Map { id, resized })?;
     let result = hashmap::map_image(basis.image.as_ref(), &grid, |batch| {
         if shared.stopped.load(Ordering::Relaxed) {
             return Ok(false);

@@ -83,8 +83,9 @@ fn gone() -> Error {
 
 impl Outgoing {
     /// Writes until the queue is closed; sends off what is there whenever
-    /// nothing more waits.
-    pub fn write_to<W: Write>(self, mut output: FrameWriter<W>) -> Result<()> {
+    /// nothing more waits. Only what is written counts as answered, so that a
+    /// sender that does not read cannot have answers pile up.
+    pub fn write_to<W: Write>(self, mut output: FrameWriter<W>, unanswered: &AtomicUsize) -> Result<()> {
         loop {
             let next = match self.queue.try_recv() {
                 Ok(next) => next,
@@ -95,7 +96,10 @@ impl Outgoing {
                 }
             };
             match next {
-                Out::Message(message) => output.message(&message)?,
+                Out::Message(message) => {
+                    unanswered.fetch_sub(usize::from(message.is_answer()), Ordering::Relaxed);
+                    output.message(&message)?;
+                }
                 Out::Map(runs) => {
                     output.map(&runs)?;
                     // Whoever queued the map has paid for its place.
@@ -129,20 +133,13 @@ impl Shared<'_> {
         self.outbox.tell(message)
     }
 
-    /// Answers a file.
-    pub fn answer(&self, message: Message) -> Result<()> {
-        self.unanswered.fetch_sub(1, Ordering::Relaxed);
-        self.tell(message)
-    }
-
     /// Counts a failed entry, shows it here, and has it shown there. `answer`:
     /// nothing was answered for it yet.
     pub fn fail(&self, id: u64, error: &Error, answer: bool) -> Result<()> {
         let failure = error.to_failure();
         self.lock_stats().count_failure(failure.code);
         self.reporter.event(Event::Failed(&failure));
-        let message = Message::Failed { id, failure, answer };
-        if answer { self.answer(message) } else { self.tell(message) }
+        self.tell(Message::Failed { id, failure, answer })
     }
 
     /// Warns the user, wherever they are.

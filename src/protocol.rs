@@ -146,6 +146,17 @@ impl Message {
         let known = matches!(error, Error::Remote { .. } | Error::Closed { .. });
         (!known).then(|| Message::Fatal(error.to_failure()))
     }
+
+    /// Whether it is the one answer that each announced file gets.
+    pub fn is_answer(&self) -> bool {
+        matches!(
+            self,
+            Message::Unchanged { .. }
+                | Message::NoBasis { .. }
+                | Message::Map { .. }
+                | Message::Failed { answer: true, .. }
+        )
+    }
 }
 
 /// What the initiator wants of the responder.

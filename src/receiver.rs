@@ -63,7 +63,7 @@ pub fn run<R: Read, W: Write + Send>(
         reporter,
     };
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| outgoing.write_to(output));
+        let writer = scope.spawn(|| outgoing.write_to(output, &shared.unanswered));
         let received = receive(&shared, input, target);
         let ours = shared.lock_stats().clone();
         let told = match &received {
