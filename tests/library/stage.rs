@@ -150,6 +150,10 @@ proptest! {
         let mut models = vec![old.bytes.clone()];
         let mut stage = Some(files.begin());
         for step in &steps {
+            // Going on frees what later records made zero: no shorter log was ever whole since.
+            if matches!(step, Step::Resume) {
+                continue;
+            }
             // Always the same byte: data of later steps is in the stage already, where
             // ranges of earlier ones may reach.
             let step = match *step {
