@@ -197,6 +197,7 @@ impl Destination {
         let basis =
             if request.whole { None } else { Some(basis_of(&old.file).map_err(place.error("open"))?) };
         if in_place {
+            place.remove(&[Working::Temp, Working::Clone]).map_err(place.error("clean up after"))?;
             forget_stage(&place, options.fsync).map_err(place.error("clean up after"))?;
             return Ok(Destination::new(place, request, options, Some(old), basis, Work::InPlace));
         }
