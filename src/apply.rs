@@ -412,6 +412,10 @@ impl Destination {
                 let temp = place.create(Working::Clone).map_err(place.error("create the temp file of"))?;
                 let temp = place.locked(temp)?;
                 ranges::copy_all(&old.file, &temp).map_err(|error| self.failed("copy", error))?;
+                if self.is_loose(&old.file).map_err(place.error("look at"))? {
+                    let all = 0..ranges::page_up(old.seen.len());
+                    ranges::free_holes_of(&old.file, &temp, all).map_err(place.error("punch holes into"))?;
+                }
                 let names = [Working::Clone, Working::Temp].map(|kind| kind.name_for(&place.name));
                 sys::rename_at(&place.dir, &names[0], &names[1])
                     .map_err(place.error("create the temp file of"))?;

@@ -32,7 +32,7 @@ impl Destination {
         let same_length = self.old.as_ref().is_some_and(|old| old.seen.len() == self.request.length);
         // Without a basis nobody has looked at what is there.
         let compared = self.basis.is_some() || self.request.length == 0;
-        if matches!(self.work, Work::Untouched(_)) && same_length && compared {
+        if matches!(self.work, Work::Untouched(_)) && same_length && compared && !self.has_loose_room()? {
             self.check_old()?;
             let wanted = &self.request.attributes;
             let old = self.target()?;
@@ -167,20 +167,36 @@ impl Destination {
         self.dig(file)
     }
 
+    /// Whether the old file has room set aside in its holes, which a comparison
+    /// does not see.
+    fn has_loose_room(&self) -> Result<bool> {
+        let Some(old) = &self.old else { return Ok(false) };
+        self.is_loose(&old.file).map_err(self.place.error("look at"))
+    }
+
     /// Frees what is allocated and holds no data: no seek tells it from a hole.
     fn dig(&self, file: &File) -> io::Result<()> {
-        const SLACK: u64 = 1 << 20;
-        if self.options.preallocate || self.is_device() || self.old.is_none() {
+        if self.old.is_none() || !self.is_loose(file)? {
             return Ok(());
+        }
+        ranges::free_holes(file, 0..ranges::page_up(self.request.length))
+    }
+
+    /// Whether notably more is allocated than there is data, and is to be freed.
+    pub(crate) fn is_loose(&self, file: &File) -> io::Result<bool> {
+        const SLACK: u64 = 1 << 20;
+        if self.options.preallocate || self.is_device() {
+            return Ok(false);
+        }
+        let allocated = file.metadata()?.blocks() * 512;
+        if allocated <= SLACK {
+            return Ok(false);
         }
         let mut data = 0;
         for extent in scan::data_extents(file, 0..self.request.length) {
             data += extent.map(|extent| extent.end - extent.start)?;
         }
-        if file.metadata()?.blocks() * 512 <= data + data / 64 + SLACK {
-            return Ok(());
-        }
-        ranges::free_holes(file, 0..ranges::page_up(self.request.length))
+        Ok(allocated > data + data / 64 + SLACK)
     }
 
     /// Punching after the attributes were set moves the modification time.

@@ -88,8 +88,14 @@ pub fn zero_device(device: &File, range: Range<u64>) -> io::Result<()> {
 
 /// Gives back what is allocated in a range and holds no data.
 pub fn free_holes(file: &File, range: Range<u64>) -> io::Result<()> {
+    free_holes_of(file, file, range)
+}
+
+/// Gives back what `file`, a copy of `original`, has allocated in its holes. The
+/// original is asked for them: on btrfs a clone reports room set aside as data.
+pub fn free_holes_of(original: &File, file: &File, range: Range<u64>) -> io::Result<()> {
     let mut at = range.start;
-    for extent in scan::data_extents(file, range.clone()) {
+    for extent in scan::data_extents(original, range.clone()) {
         let extent = extent?;
         sys::punch_hole(file, at..extent.start)?;
         at = extent.end;
