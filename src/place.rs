@@ -2,13 +2,14 @@
 //! beside it, locks, attributes, links. No path is resolved twice.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
@@ -183,13 +184,22 @@ impl Place {
         sys::stat_at(&self.dir, &self.name).map_err(self.error("look at"))
     }
 
+    /// Locks a file against other runs. One that was just killed may hold it for a
+    /// moment longer, while it is being taken down.
     pub(crate) fn locked(&self, file: File) -> Result<File> {
-        match file.try_lock() {
-            Err(std::fs::TryLockError::WouldBlock) => {
-                Err(Error::refused(&self.path, "another holesync run is writing it; wait for it to end"))
+        const PATIENCE: Duration = Duration::from_secs(1);
+        const PAUSE: Duration = Duration::from_millis(10);
+        let start = Instant::now();
+        loop {
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+                Err(TryLockError::WouldBlock) => {
+                    let why = "another holesync run is writing it; wait for it to end";
+                    return Err(Error::refused(&self.path, why));
+                }
+                // A file system without locks: there is nothing to hold on to.
+                Ok(()) | Err(TryLockError::Error(_)) => return Ok(file),
             }
-            // A file system without locks: there is nothing to hold on to.
-            Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(file),
         }
     }
 }
