@@ -1,6 +1,7 @@
 //! The library without processes, sshd or mounts: its pure parts against naive
 //! models, the wire against damage, and both roles over two pipes.
 
+mod apply;
 mod pipes;
 mod plan;
 mod roles;
