@@ -4,6 +4,7 @@
 mod apply;
 mod pipes;
 mod plan;
+mod replay;
 mod roles;
 mod stage;
 mod support;
