@@ -343,8 +343,13 @@ impl<R: Read> FrameReader<R> {
                 _ => return Err(self.bad(format!("a map run of the unknown kind {kind}"))),
             });
         }
-        if !body.is_empty() || runs.len() > MAX_MAP_RUNS {
+        if !body.is_empty() {
             return Err(self.bad("a map that ends within a run"));
+        }
+        let keys =
+            runs.iter().map(|run| if let Run::Keys(keys) = run { keys.len() } else { 0 }).sum::<usize>();
+        if runs.len() > MAX_MAP_RUNS || keys > MAX_MAP_KEYS {
+            return Err(self.bad(format!("a map of {} runs and {keys} keys", runs.len())));
         }
         Ok(Frame::Map(runs))
     }

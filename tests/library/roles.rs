@@ -12,18 +12,19 @@ use std::time::{Duration, SystemTime};
 
 use holesync::error::{Error, Result};
 use holesync::frames::{FrameReader, FrameWriter};
-use holesync::options::{BlockSize, Commit, Options};
+use holesync::options::{BlockSize, Commit, Compress, Options};
 use holesync::place::is_working_name;
 use holesync::protocol::{Entry, Frame, Kind as EntryKind, MAX_LENGTH, MAX_UNANSWERED, Message, Metadata};
 use holesync::receiver::{self, Target};
 use holesync::report::{Silent, Stats};
 use holesync::sender::{self, Side};
 use holesync::sys;
+use proptest::prelude::*;
 use tempfile::TempDir;
 use walkdir::WalkDir;
 
 use crate::pipes::{Fault, Faulty, Pace, Slow, Spot, Tape, tiny_pipe};
-use crate::support::{Kind, Sparse};
+use crate::support::{Kind, Sparse, versions};
 
 /// Ends a hang; nothing here takes a tenth of it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -186,7 +187,7 @@ fn start_receiver(
     start(move || {
         let input = FrameReader::new(input, "the sender");
         let output = FrameWriter::new(output, "the sender");
-        receiver::run(input, output, Target { path, directory: true, umask: 0o022 }, &options, &Silent)
+        receiver::run(input, output, Target { path, directory: false, umask: 0o022 }, &options, &Silent)
     })
 }
 
@@ -347,6 +348,52 @@ fn slow_short_and_tiny_pipes_make_no_difference() {
             trees.assert_new(&what);
             trees.assert_nothing_left(&what);
         }
+    }
+}
+
+fn any_options() -> impl Strategy<Value = Options> {
+    let commit = prop_oneof![Just(Commit::Auto), Just(Commit::Atomic), Just(Commit::InPlace)];
+    (12..=18u32, commit, any::<[bool; 5]>()).prop_map(
+        |(bits, commit, [whole_file, preallocate, verify, hole_map, packed])| Options {
+            block_size: BlockSize::new(1 << bits).unwrap(),
+            compress: if packed { Compress::Zstd } else { Compress::None },
+            checksum: true,
+            whole_file,
+            preallocate,
+            verify,
+            hole_map,
+            ..options(commit)
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_version_becomes_any_other(
+        (source, basis) in versions(8), there in prop::bool::weighted(0.8), options in any_options(),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        source.write(&from);
+        if there {
+            basis.write(&to);
+        }
+        let run = |what: &str| {
+            let (forth, back) = (io::pipe().unwrap(), io::pipe().unwrap());
+            let sent = start_sender(back.0, forth.1, from.clone(), options.clone());
+            let received = start_receiver(forth.0, back.1, to.clone(), options.clone());
+            wait(&received, "receiver", what).unwrap();
+            wait(&sent, "sender", what).unwrap()
+        };
+        prop_assert_eq!(run("first").files_failed, 0);
+        prop_assert!(fs::read(&to).unwrap() == source.bytes, "the content differs");
+        let again = run("again");
+        prop_assert_eq!(again.files_failed, 0);
+        prop_assert!(options.whole_file || again.sent_data_bytes == 0, "{} bytes were sent again", again.sent_data_bytes);
+        prop_assert!(fs::read(&to).unwrap() == source.bytes, "the content differs afterwards");
+        prop_assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }
 

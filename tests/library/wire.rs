@@ -225,6 +225,8 @@ fn every_limit_holds_and_one_more_is_refused() {
     };
     assert!(taken(map(MAX_MAP_RUNS, MAX_MAP_KEYS)));
     assert!(refused(map(MAX_MAP_RUNS + 1, 1)) && refused(map(1, MAX_MAP_KEYS + 1)));
+    let halves = [MAX_MAP_KEYS / 2, MAX_MAP_KEYS / 2 + 1].map(|keys| Run::Keys(vec![[3; 16]; keys]));
+    assert!(refused(written(|writer| writer.map(&halves).expect("memory"))), "too many keys in two runs");
     let warning =
         |len: usize| written(|writer| writer.message(&Message::Warning("x".repeat(len))).expect("memory"));
     assert!(taken(warning(60_000)) && refused(warning(70_000)));
