@@ -15,6 +15,7 @@ mod every_call;
 mod full;
 mod interrupt;
 mod meddling;
+mod power;
 mod recover;
 mod remote;
 mod trees;

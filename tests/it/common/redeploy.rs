@@ -50,6 +50,11 @@ impl Redeploy {
         redeploy
     }
 
+    /// The same, with what is found in another place.
+    pub fn on(&self, target: &Path) -> Redeploy {
+        Redeploy { sources: self.sources.clone(), target: target.to_owned(), has_old: self.has_old }
+    }
+
     pub fn version(&self, name: &str) -> PathBuf {
         self.sources.join(name)
     }
