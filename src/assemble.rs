@@ -39,6 +39,19 @@ impl Maps {
 
     /// The file `id`, if it is the next that was answered.
     pub fn begin(&mut self, id: u64) -> Result<OpenFile, ApplyError> {
+        // What was left of a file that was given up; its end came before this.
+        while !self.ended {
+            match self.queue.try_recv() {
+                Ok(Mapped::Items(_)) => {}
+                Ok(Mapped::End | Mapped::Broken) => self.ended = true,
+                Ok(Mapped::Begin(_)) | Err(TryRecvError::Empty) => {
+                    return Err(ApplyError::Rule(
+                        "the content of a file before the map of the last ended".into(),
+                    ));
+                }
+                Err(TryRecvError::Disconnected) => return Err(ApplyError::Gone),
+            }
+        }
         let begun = match self.queue.try_recv() {
             Ok(Mapped::Begin(begun)) if begun.id == id => begun,
             Err(TryRecvError::Disconnected) => return Err(ApplyError::Gone),
@@ -71,6 +84,19 @@ impl Maps {
                     }
                     Ok(Mapped::Begin(_)) | Err(_) => return Err(ApplyError::Gone),
                 },
+            }
+        }
+    }
+
+    /// Drops what is here of the current file, so that the mapper can go on to its
+    /// end. Waits for nothing.
+    pub fn discard(&mut self) {
+        self.items.clear();
+        while !self.ended {
+            match self.queue.try_recv() {
+                Ok(Mapped::End | Mapped::Broken) => self.ended = true,
+                Ok(_) => {}
+                Err(_) => return,
             }
         }
     }

@@ -31,7 +31,7 @@ pub(crate) struct Base {
     /// `None`: a dry run, and it is not there.
     pub dir: Option<Arc<OwnedFd>>,
     /// The single file goes under this name.
-    rename: Option<OsString>,
+    pub rename: Option<OsString>,
     pub shown: PathBuf,
 }
 

@@ -2,7 +2,7 @@
 //! asks for them.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::mpsc::{Receiver, SyncSender};
 
 use crate::error::{Error, Result};
@@ -49,7 +49,13 @@ fn hash_file(
 ) -> Result<Option<bool>> {
     let Kind::File { length, .. } = source.kind else { return Ok(Some(true)) };
     let io = |doing| Error::file(doing, &source.path);
-    let file = File::open(&source.path).map_err(io("open"))?;
+    // Without waiting: opening what has become a fifo would, for its other end.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&source.path);
+    let file = file.map_err(io("open"))?;
+    let kind = file.metadata().map_err(io("look at"))?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(Error::refused(&source.path, "is no longer a file"));
+    }
     let before = Seen::of(&file).map_err(io("look at"))?;
     if before.length != length {
         return Ok(Some(false));

@@ -165,7 +165,7 @@ fn map_basis(shared: &Shared, answer: Answer, basis: &Basis, pass_on: impl Fn(Ma
     let grid = Grid { length: grid.length.min(basis.length), ..grid };
     shared.tell(Message::Map { id, resized })?;
     let result = hashmap::map_image(basis.image.as_ref(), &grid, |batch| {
-        if shared.stopped.load(Ordering::Relaxed) {
+        if shared.is_given_up(id) {
             return Ok(false);
         }
         shared.lock_stats().basis_hashed_bytes += batch.buffer.len() as u64;
@@ -183,7 +183,9 @@ fn map_basis(shared: &Shared, answer: Answer, basis: &Basis, pass_on: impl Fn(Ma
         Err(MapError::Read(source)) => {
             let error = Error::file("read the old", &place.path)(source);
             pass_on(Mapped::Broken);
-            shared.fail(id, &error, false)?;
+            if !shared.is_given_up(id) {
+                shared.fail(id, &error, false)?;
+            }
             shared.tell(Message::MapEnd)
         }
     }

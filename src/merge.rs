@@ -50,6 +50,14 @@ pub(crate) struct Merger<'a, W: Write> {
     closed: bool,
 }
 
+/// What is still to come of a file.
+struct Left {
+    /// More of the receiver's map.
+    map: bool,
+    /// More from the hasher.
+    hashes: bool,
+}
+
 /// How describing a file to the receiver ended.
 enum Described {
     Whole { bytes: u64, changed: bool, root: Hash },
@@ -260,9 +268,13 @@ impl<'a, W: Write> Merger<'a, W> {
         if !dry_run {
             self.shared.send(&Message::Content { id })?;
         }
-        let described = self.merge(id, &grid, has_map, resized)?;
-        self.tell_keep()?;
-        let abandon = |merger: &Self| if dry_run { Ok(()) } else { merger.shared.send(&Message::Abandon) };
+        let mut left = Left { map: has_map, hashes: true };
+        let described = self.merge(id, &grid, resized, &mut left)?;
+        if matches!(described, Described::Whole { .. }) {
+            self.tell_keep()?;
+        } else {
+            self.abandon(id, left)?;
+        }
         match described {
             Described::Whole { bytes, changed, .. } if dry_run => {
                 let outcome = if changed { Outcome::Sent(bytes) } else { Outcome::Unchanged };
@@ -279,40 +291,51 @@ impl<'a, W: Write> Merger<'a, W> {
                 self.awaited.insert(id, Sent { source, bytes, changed });
                 Ok(())
             }
-            Described::SourceChanged => {
-                abandon(self)?;
-                self.try_again(source, false)
-            }
-            Described::SourceFailed(error) => {
-                abandon(self)?;
-                self.shared.source_failed(tree::lost(&error))
-            }
+            Described::SourceChanged => self.try_again(source, false),
+            Described::SourceFailed(error) => self.shared.source_failed(tree::lost(&error)),
             Described::ReceiverFailed(failure) => {
-                abandon(self)?;
                 self.receiver_failed(&failure);
                 Ok(())
             }
         }
     }
 
+    /// Leaves a file half described. The receiver is told at once: its mapper may
+    /// wait for it to go on, and what is left of the map comes only then.
+    fn abandon(&mut self, id: u64, left: Left) -> Result<()> {
+        self.keep = 0;
+        if !self.shared.options.dry_run {
+            self.shared.send(&Message::Abandon)?;
+        }
+        let mut map_open = left.map;
+        while map_open {
+            match self.next_frame()? {
+                Some(Frame::Map(_)) | None => {}
+                Some(Frame::Message(Message::MapEnd)) => map_open = false,
+                Some(Frame::Message(Message::Failed { id: of, failure, answer: false })) if of == id => {
+                    self.receiver_failed(&failure);
+                }
+                Some(frame) => self.take_note(frame)?,
+            }
+        }
+        if left.hashes { self.drain_hasher() } else { Ok(()) }
+    }
+
     /// Merges the source's blocks with the arriving map, and sends what differs.
-    fn merge(&mut self, id: u64, grid: &Grid, has_map: bool, resized: bool) -> Result<Described> {
+    fn merge(&mut self, id: u64, grid: &Grid, resized: bool, left: &mut Left) -> Result<Described> {
         let mut planner = Planner::default();
         let mut root = RootHasher::new(grid);
         let mut walk = BatchWalk::default();
-        let mut map_open = has_map;
         let (mut bytes, mut changed) = (0, resized);
-        if !has_map {
+        if !left.map {
             planner.without_basis();
         }
-        let mut through = None;
-        let mut failed = None;
         loop {
             while let Some((blocks, action)) = planner.step() {
                 changed |= action != Action::Keep;
                 bytes += self.act(grid, &mut walk, blocks, action)?;
             }
-            if through.is_none() && failed.is_none() && !planner.wants_basis() {
+            if left.hashes && !planner.wants_basis() {
                 match self.batches.recv().map_err(|_| self.unexpected("the hasher ended"))? {
                     Hashed::Batch(batch) => {
                         self.recycle(walk.begin(batch, grid, &mut planner, &mut root));
@@ -320,37 +343,34 @@ impl<'a, W: Write> Merger<'a, W> {
                         stats.hashed_bytes += walk.batch.buffer.len() as u64;
                         stats.data_bytes += walk.batch.buffer.len() as u64;
                     }
-                    Hashed::End(same) => through = Some(Ok(same)),
-                    Hashed::Failed(error) => through = Some(Err(error)),
+                    Hashed::End(same) => {
+                        left.hashes = false;
+                        if !same {
+                            return Ok(Described::SourceChanged);
+                        }
+                    }
+                    Hashed::Failed(error) => {
+                        left.hashes = false;
+                        return Ok(Described::SourceFailed(error));
+                    }
                 }
-            } else if map_open {
+            } else if left.map {
                 match self.next_frame()? {
                     Some(Frame::Map(runs)) => runs.into_iter().for_each(|run| planner.push_basis(run)),
                     Some(Frame::Message(Message::MapEnd)) => {
                         planner.end_basis();
-                        map_open = false;
+                        left.map = false;
                     }
                     Some(Frame::Message(Message::Failed { id: of, failure, answer: false })) if of == id => {
-                        failed = Some(failure);
+                        return Ok(Described::ReceiverFailed(failure));
                     }
                     Some(frame) => self.take_note(frame)?,
                     None => {}
                 }
             } else {
-                break;
+                return Ok(Described::Whole { bytes, changed, root: root.finish() });
             }
         }
-        Ok(match (failed, through) {
-            (Some(failure), through) => {
-                if through.is_none() {
-                    self.drain_hasher()?;
-                }
-                Described::ReceiverFailed(failure)
-            }
-            (None, Some(Err(error))) => Described::SourceFailed(error),
-            (None, Some(Ok(true))) => Described::Whole { bytes, changed, root: root.finish() },
-            (None, _) => Described::SourceChanged,
-        })
     }
 
     fn drain_hasher(&mut self) -> Result<()> {

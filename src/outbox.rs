@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -119,6 +119,8 @@ pub(crate) struct Shared<'a> {
     pub unanswered: AtomicUsize,
     /// The run has failed: no more work need be done.
     pub stopped: AtomicBool,
+    /// The file, by id, whose map nobody needs any more.
+    pub given_up: AtomicU64,
     pub options: Arc<Options>,
     pub umask: u32,
     pub reporter: &'a dyn Reporter,
@@ -131,6 +133,11 @@ impl Shared<'_> {
 
     pub fn tell(&self, message: Message) -> Result<()> {
         self.outbox.tell(message)
+    }
+
+    /// Whether mapping this file is of no more use.
+    pub fn is_given_up(&self, id: u64) -> bool {
+        self.stopped.load(Ordering::Relaxed) || self.given_up.load(Ordering::Relaxed) == id
     }
 
     /// Counts a failed entry, shows it here, and has it shown there. `answer`:

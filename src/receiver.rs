@@ -12,7 +12,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
@@ -58,6 +58,7 @@ pub fn run<R: Read, W: Write + Send>(
         stats: Mutex::default(),
         unanswered: AtomicUsize::new(0),
         stopped: AtomicBool::new(false),
+        given_up: AtomicU64::new(u64::MAX),
         options: Arc::new(options.clone()),
         umask: target.umask,
         reporter,
@@ -104,6 +105,7 @@ fn receive<R: Read>(shared: &Shared, mut input: FrameReader<R>, target: Target) 
             names: Names::default(),
             current: Current::None,
             directories: Vec::new(),
+            only: None,
         };
         let result = applier.run();
         shared.stopped.store(result.is_err(), Ordering::Relaxed);
@@ -153,6 +155,8 @@ struct Applier<'a, R: Read> {
     names: Names,
     current: Current,
     directories: Vec<Directory>,
+    /// The entry that goes under the destination's own name, where there is only one.
+    only: Option<Vec<u8>>,
 }
 
 impl<R: Read> Applier<'_, R> {
@@ -161,6 +165,9 @@ impl<R: Read> Applier<'_, R> {
         loop {
             match self.input.read()? {
                 Frame::Message(Message::End(stats)) if matches!(self.current, Current::None) => {
+                    if self.shared.unanswered.load(Ordering::Relaxed) > 0 {
+                        return Err(self.input.bad("an end before every file had its answer"));
+                    }
                     return Ok(*stats);
                 }
                 Frame::Message(message) => self.message(message)?,
@@ -201,6 +208,13 @@ impl<R: Read> Applier<'_, R> {
     fn entry(&mut self, entry: Entry) -> Result<()> {
         protocol::check_path(&entry.path).map_err(|what| self.input.bad(what))?;
         let Some(base) = self.base.clone() else { return Err(self.input.bad("an entry before the layout")) };
+        if base.rename.is_some() {
+            // There is one name to write to, and its directory is not ours to change.
+            let only = self.only.get_or_insert_with(|| entry.path.clone());
+            if *only != entry.path || matches!(entry.kind, Kind::Directory) {
+                return Err(self.input.bad("more than the single file that it promised"));
+            }
+        }
         let attributes = self.attributes(&entry);
         match entry.kind {
             Kind::File { length, allocated, whole, retry } => {
@@ -298,6 +312,7 @@ impl<R: Read> Applier<'_, R> {
                 Ok(())
             }
             ApplyError::File(error) => {
+                self.give_up(id);
                 match (&error, std::mem::replace(&mut self.current, Current::Failed)) {
                     // On a full disk it would only be in the way.
                     (Error::Space { .. }, Current::File(file)) => file.destination.discard(),
@@ -312,8 +327,16 @@ impl<R: Read> Applier<'_, R> {
     /// Gives the current file up and keeps what there is of it for the next run.
     fn fail(&mut self) {
         if let Current::File(file) = std::mem::replace(&mut self.current, Current::Failed) {
+            self.give_up(file.id);
             file.destination.keep();
         }
+    }
+
+    /// Has the mapper, which may wait for this thread, stop with a file. This thread
+    /// never waits for it: it has to read on, or the sender could not.
+    fn give_up(&mut self, id: u64) {
+        self.shared.given_up.store(id, Ordering::Relaxed);
+        self.maps.discard();
     }
 
     fn finish(&mut self, root: Hash) -> Result<()> {
@@ -323,10 +346,10 @@ impl<R: Read> Applier<'_, R> {
             Ok(0)
         })?;
         let current = std::mem::replace(&mut self.current, Current::None);
+        let (Current::File(file), Some(found)) = (current, found) else { return Ok(()) };
         if !self.maps.drain() {
             return Err(self.input.bad("the end of a file out of turn"));
         }
-        let (Current::File(file), Some(found)) = (current, found) else { return Ok(()) };
         if found == root {
             // A finisher that is gone would have taken the whole run with it.
             let _ = self.finish.send(Complete { file, root });
@@ -345,7 +368,7 @@ impl<R: Read> Applier<'_, R> {
         }
         self.fail();
         self.current = Current::None;
-        if self.maps.drain() { Ok(()) } else { Err(self.input.bad("an abandoned file out of turn")) }
+        Ok(())
     }
 }
 

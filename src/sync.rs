@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::agent;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, code};
 use crate::frames::{FrameReader, FrameWriter};
 use crate::hashmap::Hash;
 use crate::local;
@@ -74,7 +74,9 @@ pub fn run(
     let (wire_sent, wire_received) = wire;
     let elapsed = start.elapsed();
     let dry_run = options.dry_run;
-    let (failed, code) = (stats.files_failed, stats.worst_code);
+    let failed = stats.files_failed;
+    // What failed there may not say how.
+    let code = if stats.worst_code == 0 { code::PARTIAL } else { stats.worst_code };
     reporter.summary(&Summary { stats, wire_sent, wire_received, route, elapsed, dry_run });
     if failed > 0 { Err(Error::Partial { failed, code }) } else { Ok(()) }
 }

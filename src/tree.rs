@@ -189,7 +189,16 @@ fn metadata_of(metadata: &FileMetadata) -> Metadata {
 pub fn look_again(source: &Source) -> Result<Source> {
     let metadata = fs::metadata(&source.path).map_err(Error::file("read", &source.path))?;
     match describe(&source.path, source.target.clone(), &metadata, &Options::default()) {
-        Found::Source(found) => Ok(found),
+        Found::Source(mut found) if matches!(found.kind, Kind::File { .. }) => {
+            // The names go with the numbers, which are what they were, or nearly always.
+            let same = |a: &Owner, b: &Owner| (a.uid, a.gid) == (b.uid, b.gid);
+            if let (Some(now), Some(before)) = (&mut found.metadata.owner, &source.metadata.owner)
+                && same(now, before)
+            {
+                now.clone_from(before);
+            }
+            Ok(found)
+        }
         _ => Err(Error::refused(&source.path, "changed into something else while it was read")),
     }
 }
