@@ -759,10 +759,24 @@ fn a_directory_is_not_copied_into_itself() {
 
 #[test]
 fn a_source_that_vanishes_after_it_was_found_ends_with_code_24() {
+    vanish(0);
+}
+
+#[test]
+fn a_source_that_vanishes_does_not_hold_up_the_rest_while_much_is_mapped() {
+    // More than the mapper may be ahead.
+    vanish(300 << 20);
+}
+
+/// A source goes after it was announced; the destination has so many bytes of it.
+fn vanish(old: usize) {
     let dir = lab::scratch();
     let from = mkdir(dir.path().join("from"));
     let (gone, stays) = (image(&from.join("gone"), 1), image(&from.join("stays"), 2));
-    let to = dir.path().join("to");
+    let to = mkdir(dir.path().join("to"));
+    if old > 0 {
+        fs::write(to.join("gone"), vec![0; old]).expect("write");
+    }
     let [heard, go] = ["heard", "go"].map(|name| dir.path().join(name));
     system("mkfifo", &[go.as_os_str()]);
     // What the agent has to say behind its greeting waits until the fifo is opened.
@@ -777,7 +791,7 @@ fn a_source_that_vanishes_after_it_was_found_ends_with_code_24() {
     File::options().write(true).open(&go).expect("open the fifo");
     running.finish().code(24).says(&[gone.to_str().unwrap(), "No such file", "code 24"]);
     assert_same(&stays, &to.join("stays"));
-    assert!(!to.join("gone").exists());
+    assert_eq!(fs::metadata(to.join("gone")).map_or(0, |file| file.len()), old as u64);
     assert_no_leftovers(&to);
 }
 
