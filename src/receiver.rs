@@ -215,6 +215,10 @@ impl<R: Read> Applier<'_, R> {
                 return Err(self.input.bad("more than the single file that it promised"));
             }
         }
+        if names_working_file(&entry.path) {
+            // It could plant a sealed log there, which the next run would finish.
+            return Err(self.input.bad("it names a working file"));
+        }
         let attributes = self.attributes(&entry);
         match entry.kind {
             Kind::File { length, allocated, whole, retry } => {
@@ -370,6 +374,10 @@ impl<R: Read> Applier<'_, R> {
         self.current = Current::None;
         Ok(())
     }
+}
+
+fn names_working_file(path: &[u8]) -> bool {
+    path.split(|&byte| byte == b'/').any(|name| place::is_working_name(OsStr::from_bytes(name)))
 }
 
 /// Completes files until the applying thread has no more.
