@@ -101,6 +101,7 @@ fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result
     let begun = Begun { id, entry, destination, grid, has_map, blank, whole, resized };
     // The applying thread may be gone only when the run is over.
     let pass_on = |mapped| maps.send(mapped).is_ok();
+    shared.asked.fetch_add(1, Ordering::Relaxed);
     if !pass_on(Mapped::Begin(Box::new(begun))) {
         return Ok(Ok(()));
     }

@@ -117,6 +117,8 @@ pub(crate) struct Shared<'a> {
     pub stats: Mutex<Stats>,
     /// Files announced and not yet answered.
     pub unanswered: AtomicUsize,
+    /// Files that were asked for and are not described yet.
+    pub asked: AtomicUsize,
     /// The run has failed: no more work need be done.
     pub stopped: AtomicBool,
     /// The file, by id, whose map nobody needs any more.

@@ -57,6 +57,7 @@ pub fn run<R: Read, W: Write + Send>(
         outbox,
         stats: Mutex::default(),
         unanswered: AtomicUsize::new(0),
+        asked: AtomicUsize::new(0),
         stopped: AtomicBool::new(false),
         given_up: AtomicU64::new(u64::MAX),
         options: Arc::new(options.clone()),
@@ -165,8 +166,9 @@ impl<R: Read> Applier<'_, R> {
         loop {
             match self.input.read()? {
                 Frame::Message(Message::End(stats)) if matches!(self.current, Current::None) => {
-                    if self.shared.unanswered.load(Ordering::Relaxed) > 0 {
-                        return Err(self.input.bad("an end before every file had its answer"));
+                    let open = [&self.shared.unanswered, &self.shared.asked];
+                    if open.iter().any(|count| count.load(Ordering::Relaxed) > 0) {
+                        return Err(self.input.bad("an end before every file was described"));
                     }
                     return Ok(*stats);
                 }
@@ -276,6 +278,7 @@ impl<R: Read> Applier<'_, R> {
     fn begin(&mut self, id: u64) -> Result<()> {
         match self.maps.begin(id) {
             Ok(file) => {
+                self.shared.asked.fetch_sub(1, Ordering::Relaxed);
                 self.current = Current::File(Box::new(file));
                 Ok(())
             }
