@@ -2,22 +2,20 @@
 //! any pair of streams; `holesync agent` gives it stdin and stdout.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::frames::{FrameReader, FrameWriter};
 use crate::hashmap::{self, Grid, Hash};
 use crate::options::Options;
-use crate::protocol::{Frame, MAX_SOURCES, Message, Request};
+use crate::protocol::{Frame, MAX_NOISE, MAX_SOURCES, Message, Request};
 use crate::receiver::{self, Target};
 use crate::report::Silent;
 use crate::scan::FileImage;
 use crate::sender::{self, Side};
-use crate::sys;
+use crate::tree;
 
 /// Who the other side is, in errors.
 const PEER: &str = "the initiator";
@@ -32,7 +30,8 @@ pub fn serve<R: Read + Send + 'static, W: Write + Send>(input: R, output: W, uma
     let mut input = FrameReader::new(input, PEER);
     let mut output = FrameWriter::new(output, PEER);
     output.greet()?;
-    input.await_greeting(0)?;
+    // Before it may come what was meant for a shell: here there is none.
+    input.await_greeting(MAX_NOISE)?;
     let (options, request) = match input.read()? {
         Frame::Message(Message::Start(options, request)) => (options, request),
         _ => return Err(input.bad("something else than a request")),
@@ -72,33 +71,11 @@ fn answer_digests<W: Write>(
 ///
 /// When it cannot be opened or read.
 pub fn digest(path: &Path, options: &Options) -> Result<Hash> {
-    let (file, length) = open_image(path)?;
+    let (file, length) = tree::open_image(path)?;
     let grid = Grid { length, block: options.block_size };
     let image = FileImage::new(file, options.hole_map);
     let root = hashmap::root_of(&image, &grid, |_| true).map_err(Error::file("read", path))?;
     root.ok_or(Error::Interrupted)
-}
-
-/// Opens a regular file or block device; also returns its length.
-///
-/// # Errors
-///
-/// [`Error::Refused`] for anything else.
-pub fn open_image(path: &Path) -> Result<(File, u64)> {
-    // Without waiting: opening a fifo would, for its other end.
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let file = file.map_err(Error::file("open", path))?;
-    let metadata = file.metadata().map_err(Error::file("look at", path))?;
-    let kind = metadata.file_type();
-    if kind.is_file() {
-        return Ok((file, metadata.len()));
-    }
-    if !kind.is_block_device() {
-        let what = if kind.is_dir() { "is a directory" } else { "is neither a file nor a block device" };
-        return Err(Error::refused(path, what));
-    }
-    let length = sys::device_size(&file).map_err(Error::file("find the size of", path))?;
-    Ok((file, length))
 }
 
 fn path_of(bytes: Vec<u8>) -> PathBuf {

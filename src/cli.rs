@@ -210,14 +210,14 @@ enum CompressArg {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
-enum AgentArg {
-    /// Whatever is there
+pub enum AgentArg {
+    /// A holesync where there is one, else the shell
     Auto,
     /// A holesync that is installed there
     Require,
-    /// This program, sent along (not available yet)
+    /// This program, brought along and kept there for the next time
     Push,
-    /// Nothing but a shell (not available yet)
+    /// The shell
     None,
 }
 
@@ -232,6 +232,8 @@ pub struct Job {
     pub options: Options,
     /// The command that reaches a host, and what to run there.
     pub reach: ReachArgs,
+    /// What has to run there.
+    pub agent: AgentArg,
     /// What to show.
     pub show: Verbosity,
     /// JSON instead of text.
@@ -247,11 +249,8 @@ impl Transfer {
     ///
     /// [`Error::Usage`] for what makes no sense.
     pub fn into_job(mut self) -> Result<Job> {
-        if matches!(self.agent, AgentArg::Push | AgentArg::None) {
-            return Err(Error::Usage(
-                "--agent=push and --agent=none are not available yet: put holesync on the host and use --agent=auto"
-                    .into(),
-            ));
+        if self.agent == AgentArg::Push && self.reach.remote_path.is_some() {
+            return Err(Error::Usage("--agent=push brings the program that runs: leave --remote-path out".into()));
         }
         if self.inplace && self.commit == CommitArg::Atomic {
             return Err(Error::Usage("--inplace and --commit=atomic exclude each other".into()));
@@ -269,6 +268,7 @@ impl Transfer {
             destination: Location::parse(&destination)?,
             options,
             reach: self.reach,
+            agent: self.agent,
             show,
             json: self.json,
             threads: self.threads,
@@ -365,6 +365,6 @@ mod tests {
         assert_eq!(job(&["--compress=auto", "a", "b"]).unwrap().options.compress, Compress::Auto);
         assert_eq!(job(&["--inplace", "a", "b"]).unwrap().options.commit, Commit::InPlace);
         assert_eq!(job(&["-B", "5K", "a", "b"]).unwrap_err().exit_code(), 1);
-        assert_eq!(job(&["--agent=push", "a", "h:b"]).unwrap_err().exit_code(), 1);
+        assert_eq!(job(&["--agent=push", "--remote-path=x", "a", "h:b"]).unwrap_err().exit_code(), 1);
     }
 }

@@ -56,6 +56,12 @@ impl<W: Write> FrameWriter<W> {
         self.flush()
     }
 
+    /// Writes bytes that are in no frame: what a shell reads before there is an
+    /// agent, or in its place.
+    pub fn plain(&mut self, bytes: &[u8]) -> Result<()> {
+        self.put(&[bytes])
+    }
+
     /// Writes a control message.
     pub fn message(&mut self, message: &Message) -> Result<()> {
         let body = postcard::to_stdvec(message).map_err(|e| self.broken("encoding", io::Error::other(e)))?;
@@ -206,16 +212,41 @@ impl<R: Read> FrameReader<R> {
     /// [`Error::Start`] with the noise when the greeting never comes,
     /// [`Error::Version`] when no version is common.
     pub fn await_greeting(&mut self, noise: usize) -> Result<u16> {
+        self.skip_to(&[&MAGIC], noise)?;
+        self.greeted()
+    }
+
+    /// The same where a shell may answer instead, with `mark`: then `None`, and
+    /// what comes next is what follows the mark.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`FrameReader::await_greeting`].
+    pub fn await_greeting_or(&mut self, mark: &[u8], noise: usize) -> Result<Option<u16>> {
+        match self.skip_to(&[&MAGIC, mark], noise)? {
+            0 => self.greeted().map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Skips what comes before the first of some marks; which that was.
+    fn skip_to(&mut self, marks: &[&[u8]], noise: usize) -> Result<usize> {
         let mut seen = Vec::new();
-        while !seen.ends_with(&MAGIC) {
+        loop {
+            if let Some(nth) = marks.iter().position(|mark| seen.ends_with(mark)) {
+                return Ok(nth);
+            }
+            if seen.len() >= noise + MAGIC.len() {
+                return Err(no_greeting(&self.peer, &seen, "went on"));
+            }
             let Some(byte) = self.next_byte()? else {
                 return Err(no_greeting(&self.peer, &seen, "ended"));
             };
             seen.push(byte);
-            if seen.len() > noise + MAGIC.len() {
-                return Err(no_greeting(&self.peer, &seen, "went on"));
-            }
         }
+    }
+
+    fn greeted(&mut self) -> Result<u16> {
         let mut rest = [0; 8];
         self.fill(&mut rest)?;
         let [oldest, newest] = [[rest[0], rest[1]], [rest[2], rest[3]]].map(u16::from_le_bytes);
@@ -226,6 +257,30 @@ impl<R: Read> FrameReader<R> {
             return Err(Error::Version { peer: self.peer.clone(), theirs, ours });
         }
         Ok(version)
+    }
+
+    /// A line of text, without its end: what a shell says.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] when there is no whole line any more,
+    /// [`Error::Protocol`] for one of more than [`MAX_CONTROL`] bytes.
+    pub fn line(&mut self) -> Result<Vec<u8>> {
+        let mut line = Vec::new();
+        let limit = MAX_CONTROL as u64;
+        let read = self.input.by_ref().take(limit).read_until(b'\n', &mut line);
+        let read = read.map_err(|e| link_error(&self.peer, "reading", e))?;
+        self.received.fetch_add(read as u64, Ordering::Relaxed);
+        match line.pop() {
+            Some(b'\n') => Ok(line),
+            Some(_) if read as u64 == limit => Err(self.bad("a line without an end")),
+            _ => Err(link_error(&self.peer, "reading", io::ErrorKind::UnexpectedEof.into())),
+        }
+    }
+
+    /// What has arrived and was not read, and what is still to come.
+    pub fn into_input(self) -> BufReader<R> {
+        self.input
     }
 
     fn next_byte(&mut self) -> Result<Option<u8>> {

@@ -1,17 +1,14 @@
 //! Reads and hashes the sender's files, one after the other, as the receiver
 //! asks for them.
 
-use std::fs::File;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::mpsc::{Receiver, SyncSender};
 
 use crate::error::{Error, Result};
 use crate::hashmap::{self, Batch, Grid};
 use crate::options::Options;
 use crate::protocol::Kind;
-use crate::scan::FileImage;
-use crate::sys;
-use crate::tree::Source;
+use crate::scan::{FileImage, Seen};
+use crate::tree::{self, Source};
 
 /// What the hasher hands to the merging thread.
 pub(crate) enum Hashed {
@@ -49,13 +46,7 @@ fn hash_file(
 ) -> Result<Option<bool>> {
     let Kind::File { length, .. } = source.kind else { return Ok(Some(true)) };
     let io = |doing| Error::file(doing, &source.path);
-    // Without waiting: opening what has become a fifo would, for its other end.
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&source.path);
-    let file = file.map_err(io("open"))?;
-    let kind = file.metadata().map_err(io("look at"))?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return Err(Error::refused(&source.path, "is no longer a file"));
-    }
+    let (file, _) = tree::open_image(&source.path)?;
     let before = Seen::of(&file).map_err(io("look at"))?;
     if before.length != length {
         return Ok(Some(false));
@@ -71,22 +62,4 @@ fn hash_file(
     .map_err(io("read"))?;
     let after = Seen::of(image.file()).map_err(io("look at"))?;
     Ok(heard.then_some(before == after))
-}
-
-/// What tells that a file was changed. A device's times say nothing.
-#[derive(PartialEq)]
-struct Seen {
-    length: u64,
-    times: Option<[i64; 4]>,
-}
-
-impl Seen {
-    fn of(file: &File) -> std::io::Result<Seen> {
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Ok(Seen { length: sys::device_size(file)?, times: None });
-        }
-        let times = [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];
-        Ok(Seen { length: metadata.len(), times: Some(times) })
-    }
 }

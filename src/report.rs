@@ -77,6 +77,8 @@ pub enum Route {
     Local,
     /// A holesync agent at the other end.
     Agent,
+    /// Nothing but a shell at the other end.
+    Shell,
 }
 
 /// The totals of a run.
@@ -418,7 +420,11 @@ impl Reporter for JsonLines {
             "written_bytes": stats.written_bytes,
             "punched_bytes": stats.punched_bytes,
             "elapsed_seconds": summary.elapsed.as_secs_f64(),
-            "route": match summary.route { Route::Local => "local", Route::Agent => "agent" },
+            "route": match summary.route {
+                Route::Local => "local",
+                Route::Agent => "agent",
+                Route::Shell => "shell",
+            },
             "dry_run": summary.dry_run,
         }));
     }

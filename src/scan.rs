@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use crate::sys::{self, Sought};
 
@@ -130,6 +130,30 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     let tail = strides.remainder();
     let clear = |chunk: &[u8]| chunk.iter().fold(0, |any, byte| any | byte) == 0;
     strides.into_iter().all(clear) && clear(tail)
+}
+
+/// What tells that a file was changed. A device's times say nothing.
+#[derive(Debug, PartialEq)]
+pub struct Seen {
+    /// Its length in bytes.
+    pub length: u64,
+    times: Option<[i64; 4]>,
+}
+
+impl Seen {
+    /// The state that an open file is in.
+    ///
+    /// # Errors
+    ///
+    /// When the system cannot tell.
+    pub fn of(file: &File) -> io::Result<Seen> {
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Ok(Seen { length: sys::device_size(file)?, times: None });
+        }
+        let times = [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];
+        Ok(Seen { length: metadata.len(), times: Some(times) })
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, ChildStdout};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -10,25 +9,20 @@ use crate::agent;
 use crate::error::{Error, Result, code};
 use crate::frames::{FrameReader, FrameWriter};
 use crate::hashmap::Hash;
+use crate::ladder::{self, Far, Input, Output};
+pub use crate::ladder::{Agent, Reach};
 use crate::local;
 use crate::location::{Host, Location};
 use crate::options::Options;
-use crate::protocol::{Frame, MAX_NOISE, Message, Request};
+use crate::protocol::{Frame, Message, Request};
 use crate::receiver::{self, Target};
-use crate::report::{Event, Reporter, Route, Summary};
+use crate::report::{Event, Reporter, Route, Stats, Summary, human};
 use crate::sender::{self, Side};
 use crate::transport;
+use crate::upload;
 
-/// How to reach the other end.
-#[derive(Debug, Clone, Default)]
-pub struct Reach {
-    /// The command that reaches a host; ssh unless given.
-    pub rsh: Option<String>,
-    /// What to run there; `holesync` in its PATH unless given.
-    pub remote_path: Option<String>,
-    /// The umask of this process.
-    pub umask: u32,
-}
+/// Data that went to a shell and is worth a hint at something faster.
+const WORTH_A_HINT: u64 = 64 << 20;
 
 /// Makes `destination` equal to `sources` and reports it.
 ///
@@ -52,18 +46,30 @@ pub fn run(
             let target = target(path, sources.len(), reach);
             let destination = path.as_os_str().as_bytes().to_vec();
             let request = Request::Receive { destination, directory: target.directory };
-            let (stats, wire) = with_agent(host, options, request, reach, reporter, |input, output| {
-                sender::run(input, output, &sources, options, Side::Initiator, reporter)
+            let ends = with_far(host, reach, reporter, |far, input, mut output| match far {
+                Far::Agent => {
+                    ask(&mut output, options, request)?;
+                    sender::run(input, output, &sources, options, Side::Initiator, reporter)
+                }
+                Far::Shell => {
+                    let host = host.to_string();
+                    upload::run(input, output, &sources, &target, options, &host, reporter)
+                }
             })?;
-            (stats, Route::Agent, wire)
+            hint(&ends, host, reach, reporter);
+            (ends.value, ends.route, ends.wire)
         }
         (Origin::Remote(host, paths), Location::Local(path)) => {
             let target = target(path, paths.len(), reach);
             let request = Request::Send { sources: paths };
-            let (stats, wire) = with_agent(&host, options, request, reach, reporter, |input, output| {
-                receiver::run(input, output, target, options, reporter)
+            let ends = with_far(&host, reach, reporter, |far, input, mut output| match far {
+                Far::Agent => {
+                    ask(&mut output, options, request)?;
+                    receiver::run(input, output, target, options, reporter)
+                }
+                Far::Shell => Err(Error::Start(format!("there is no holesync on {host}"))),
             })?;
-            (stats, Route::Agent, wire)
+            (ends.value, ends.route, ends.wire)
         }
         (Origin::Remote(..), Location::Remote(..)) => {
             return Err(Error::Usage(
@@ -96,14 +102,15 @@ pub fn digest(
         Location::Local(path) => agent::digest(path, options),
         Location::Remote(host, path) => {
             let request = Request::Digest { paths: vec![path.as_os_str().as_bytes().to_vec()] };
-            let answer =
-                with_agent(host, options, request, reach, reporter, |mut input, _output| {
-                    match input.read()? {
-                        Frame::Message(Message::Digest { root }) => Ok(root),
-                        _ => Err(input.bad("something else than a hash")),
-                    }
-                });
-            answer.map(|(root, _)| root)
+            let reach = Reach { agent: Agent::Require, ..reach.clone() };
+            let ends = with_far(host, &reach, reporter, |_, mut input, mut output| {
+                ask(&mut output, options, request)?;
+                match input.read()? {
+                    Frame::Message(Message::Digest { root }) => Ok(root),
+                    _ => Err(input.bad("something else than a hash")),
+                }
+            })?;
+            Ok(ends.value)
         }
     }
 }
@@ -143,32 +150,52 @@ fn target(path: &Path, sources: usize, reach: &Reach) -> Target {
     Target { path: path.to_path_buf(), directory: slash || sources > 1, umask: reach.umask }
 }
 
-type Input = FrameReader<ChildStdout>;
-type Output = FrameWriter<ChildStdin>;
+/// What a conversation came to.
+struct Ends<T> {
+    value: T,
+    route: Route,
+    /// Bytes sent and received.
+    wire: (u64, u64),
+}
 
-/// Starts an agent, tells it what is wanted and plays the other role against
-/// it. Returns what that came to, with the bytes sent and received.
-fn with_agent<T>(
+/// Reaches the other end, takes part as `role` says, and takes leave.
+fn with_far<T>(
     host: &Host,
-    options: &Options,
-    request: Request,
     reach: &Reach,
     reporter: &dyn Reporter,
-    role: impl FnOnce(Input, Output) -> Result<T>,
-) -> Result<(T, (u64, u64))> {
-    let (connection, stdout, stdin) =
-        transport::connect(host, reach.rsh.as_deref(), reach.remote_path.as_deref())?;
+    role: impl FnOnce(Far, Input, Output) -> Result<T>,
+) -> Result<Ends<T>> {
+    let command = ladder::command(reach)?;
+    let (connection, stdout, stdin) = transport::connect(host, reach.rsh.as_deref(), &command)?;
     let peer = host.to_string();
     let mut input = FrameReader::new(stdout, &peer);
     let mut output = FrameWriter::new(stdin, &peer);
     let (sent, received) = (output.sent(), input.received());
-    let greeted = input.await_greeting(MAX_NOISE).and_then(|version| {
-        reporter.event(Event::Note(&format!("holesync answered on {host}, protocol {version}")));
-        output.greet()?;
-        output.message(&Message::Start(Box::new(options.clone()), request))?;
-        output.flush()
+    let mut route = Route::Agent;
+    let result = ladder::climb(&mut input, &mut output, host, reach, reporter).and_then(|far| {
+        if far == Far::Shell {
+            route = Route::Shell;
+        }
+        role(far, input, output)
     });
-    let result = greeted.and_then(|()| role(input, output));
     let value = connection.finish(result)?;
-    Ok((value, (sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed))))
+    Ok(Ends { value, route, wire: (sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed)) })
+}
+
+/// Tells an agent what is wanted of it.
+fn ask(output: &mut Output, options: &Options, request: Request) -> Result<()> {
+    output.message(&Message::Start(Box::new(options.clone()), request))?;
+    output.flush()
+}
+
+/// A shell compares nothing by itself: one who sends much may want to know.
+fn hint(ends: &Ends<Stats>, host: &Host, reach: &Reach, reporter: &dyn Reporter) {
+    let sent = ends.value.sent_data_bytes;
+    if ends.route == Route::Shell && reach.agent == Agent::Auto && sent > WORTH_A_HINT {
+        let what = format!(
+            "{} went to the shell on {host}, which has no holesync: with --agent=push only what differs would travel",
+            human(sent)
+        );
+        reporter.event(Event::Warning(&what));
+    }
 }

@@ -16,8 +16,6 @@ use crate::error::{Error, Result, escape};
 use crate::location::Host;
 use crate::sys;
 
-/// The program to run at the other end, unless told otherwise.
-const PROGRAM: &str = "holesync";
 /// How much of a child's stderr is kept for the error.
 const KEPT_STDERR: usize = 4096;
 /// How long a child may take to end by itself.
@@ -39,13 +37,12 @@ pub fn interrupt() {
     }
 }
 
-/// An agent at the other end of a child process.
+/// A host at the other end of a child process.
 #[derive(Debug)]
 pub struct Connection {
     child: Child,
     stderr: Stderr,
     host: Host,
-    program: String,
 }
 
 /// What a child says on stderr, shown as it comes.
@@ -56,12 +53,12 @@ struct Stderr {
     kept: Arc<Mutex<Vec<u8>>>,
 }
 
-/// Starts `holesync agent` on a host. Returns the connection, what the agent
-/// says and where to write to it.
+/// Starts a command on a host. Returns the connection, what the command says
+/// and where to write to it.
 ///
 /// `rsh` is the command that reaches a host, split like a shell splits words;
-/// it is given options, the host and the command, as ssh takes them. `program`
-/// is put into the remote command as it is, so that `sudo holesync` works.
+/// it is given options, the host and the command, as ssh takes them. The login
+/// shell there, whichever it is, reads the command.
 ///
 /// # Errors
 ///
@@ -70,10 +67,9 @@ struct Stderr {
 pub fn connect(
     host: &Host,
     rsh: Option<&str>,
-    program: Option<&str>,
+    command: &str,
 ) -> Result<(Connection, ChildStdout, ChildStdin)> {
-    let program = program.unwrap_or(PROGRAM);
-    let words = command_line(host, rsh, program)?;
+    let words = command_line(host, rsh, command)?;
     let spawned = Command::new(&words[0])
         .args(&words[1..])
         .stdin(Stdio::piped())
@@ -95,11 +91,11 @@ pub fn connect(
     let shown = Arc::clone(&kept);
     let thread = std::thread::spawn(move || show_stderr(BufReader::new(stderr), &shown));
     let stderr = Stderr { thread, kept };
-    let connection = Connection { child, stderr, host: host.clone(), program: program.to_owned() };
+    let connection = Connection { child, stderr, host: host.clone() };
     Ok((connection, stdout, stdin))
 }
 
-fn command_line(host: &Host, rsh: Option<&str>, program: &str) -> Result<Vec<OsString>> {
+fn command_line(host: &Host, rsh: Option<&str>, command: &str) -> Result<Vec<OsString>> {
     let rsh = rsh.unwrap_or("ssh");
     let mut words: Vec<OsString> = shlex::split(rsh)
         .filter(|words| !words.is_empty())
@@ -113,7 +109,7 @@ fn command_line(host: &Host, rsh: Option<&str>, program: &str) -> Result<Vec<OsS
     if let Some(user) = &host.user {
         words.extend(["-l".into(), user.into()]);
     }
-    words.extend([OsString::from(&host.name), program.into(), "agent".into()]);
+    words.extend([OsString::from(&host.name), command.into()]);
     Ok(words)
 }
 
@@ -164,7 +160,7 @@ impl Connection {
         let said = self.stderr.said();
         let detail = if said.is_empty() { String::new() } else { format!(": {said}") };
         let code = status.and_then(|status| status.code());
-        let (host, program) = (self.host.to_string(), &self.program);
+        let host = self.host.to_string();
         match (result, code) {
             (Ok(value), Some(0)) => Ok(value),
             (Ok(_), _) => {
@@ -175,10 +171,10 @@ impl Connection {
                 Err(Error::Ssh { host, detail })
             }
             (Err(Error::Start(_)), Some(126 | 127)) => Err(Error::Start(format!(
-                "there is no {program} on {host}: copy this program into its PATH, or name it with --remote-path{detail}"
+                "what was asked for cannot be run on {host}: see --remote-path and --agent{detail}"
             ))),
             (Err(Error::Start(why)), _) => Err(Error::Start(format!(
-                "{why}; is {program} installed on {host}, and does its login shell keep quiet? See --remote-path{detail}"
+                "{why}; does the login shell on {host} keep quiet? See --remote-path and --agent{detail}"
             ))),
             (Err(Error::Closed { peer, .. }), _) => {
                 let ended = status.map_or(String::new(), |status| format!(" ({status})"));

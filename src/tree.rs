@@ -2,10 +2,10 @@
 //! metadata. Knows nothing of destinations or of the wire beyond its entries.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, Metadata as FileMetadata};
+use std::fs::{self, File, Metadata as FileMetadata};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
@@ -120,6 +120,16 @@ pub fn names_contents(path: &Path) -> bool {
     bytes.ends_with(b"/") || matches!(bytes.rsplit(|&b| b == b'/').next(), Some(b"." | b".."))
 }
 
+/// The names directly below the destination that a source goes to; none for one
+/// that cannot be read.
+pub fn top_names(source: &Path) -> Vec<Vec<u8>> {
+    if !names_contents(source) {
+        return vec![base_name(source)];
+    }
+    let entries = fs::read_dir(source).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().into_vec()).collect()
+}
+
 fn base_name(path: &Path) -> Vec<u8> {
     path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default()
 }
@@ -155,7 +165,7 @@ fn describe(path: &Path, target: Vec<u8>, metadata: &FileMetadata, options: &Opt
         let allocated = metadata.blocks().saturating_mul(512).min(metadata.len());
         Ok(Kind::File { length: metadata.len(), allocated, whole: false, retry: false })
     } else if kind.is_block_device() {
-        let size = fs::File::open(path).and_then(|device| sys::device_size(&device));
+        let size = File::open(path).and_then(|device| sys::device_size(&device));
         size.map(|length| Kind::File { length, allocated: length, whole: false, retry: false })
     } else {
         let what = if kind.is_symlink() { "symlink" } else { "special file" };
@@ -179,6 +189,28 @@ fn metadata_of(metadata: &FileMetadata) -> Metadata {
         mtime: Some((metadata.mtime(), metadata.mtime_nsec() as u32)),
         owner: Some(Owner { uid: metadata.uid(), gid: metadata.gid(), ..Owner::default() }),
     }
+}
+
+/// Opens a regular file or block device; also returns its length.
+///
+/// # Errors
+///
+/// [`Error::Refused`] for anything else.
+pub fn open_image(path: &Path) -> Result<(File, u64)> {
+    // Without waiting: opening a fifo would, for its other end.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = file.map_err(Error::file("open", path))?;
+    let metadata = file.metadata().map_err(Error::file("look at", path))?;
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        return Ok((file, metadata.len()));
+    }
+    if !kind.is_block_device() {
+        let what = if kind.is_dir() { "is a directory" } else { "is neither a file nor a block device" };
+        return Err(Error::refused(path, what));
+    }
+    let length = sys::device_size(&file).map_err(Error::file("find the size of", path))?;
+    Ok((file, length))
 }
 
 /// Looks at one source again, after it changed under our hands.

@@ -16,11 +16,11 @@ use holesync::place::{Place, Working};
 use holesync::report::{JsonLines, Reporter, Silent, Terminal};
 use holesync::scan::{FileImage, Image};
 use holesync::settle::{self, Settled};
-use holesync::sync::{self, Reach};
-use holesync::{agent, sys, transport};
+use holesync::sync::{self, Agent, Reach};
+use holesync::{agent, sys, transport, tree};
 use serde_json::json;
 
-use crate::cli::{self, Cli, Job, ReachArgs, Verb};
+use crate::cli::{self, AgentArg, Cli, Job, ReachArgs, Verb};
 
 /// Runs what the command line asks for.
 ///
@@ -39,7 +39,7 @@ pub fn run(cli: Cli) -> Result<()> {
         }
         Some(Verb::Digest { files, block_size, reach }) => {
             let options = Options { block_size: cli::block_size(block_size)?, ..Options::default() };
-            let reach = reach_of(reach, umask);
+            let reach = reach_of(reach, AgentArg::Require, umask);
             let files = files.iter().map(|file| Ok((file, Location::parse(file)?)));
             let files = files.collect::<Result<Vec<_>>>()?;
             each(&files, |(file, location)| {
@@ -69,9 +69,15 @@ fn own(stream: impl std::os::fd::AsFd) -> Result<OwnedFd> {
     stream.as_fd().try_clone_to_owned().map_err(Error::file("use", "stdin and stdout"))
 }
 
-fn reach_of(args: ReachArgs, umask: u32) -> Reach {
+fn reach_of(args: ReachArgs, agent: AgentArg, umask: u32) -> Reach {
     let from_environment = || std::env::var("RSYNC_RSH").ok().filter(|command| !command.is_empty());
-    Reach { rsh: args.rsh.or_else(from_environment), remote_path: args.remote_path, umask }
+    let agent = match agent {
+        AgentArg::Auto => Agent::Auto,
+        AgentArg::Require => Agent::Require,
+        AgentArg::Push => Agent::Push,
+        AgentArg::None => Agent::None,
+    };
+    Reach { rsh: args.rsh.or_else(from_environment), remote_path: args.remote_path, agent, umask }
 }
 
 /// Whether a signal asked to stop.
@@ -85,7 +91,7 @@ fn transfer(job: Job, umask: u32) -> Result<()> {
     }
     let reporter: Box<dyn Reporter> =
         if job.json { Box::new(JsonLines::default()) } else { Box::new(Terminal::new(job.show)) };
-    let reach = reach_of(job.reach, umask);
+    let reach = reach_of(job.reach, job.agent, umask);
     let result = sync::run(&job.sources, &job.destination, &job.options, &reach, reporter.as_ref());
     result.map_err(|error| if STOP.load(Ordering::Relaxed) { Error::Interrupted } else { error })
 }
@@ -112,7 +118,7 @@ fn stop_on_signals() -> Result<()> {
 
 /// Prints the extents of an image, or its blocks.
 fn map(path: &Path, hashes: bool, as_json: bool, block: BlockSize) -> Result<()> {
-    let (file, length) = agent::open_image(path)?;
+    let (file, length) = tree::open_image(path)?;
     let image = FileImage::new(file, true);
     let row = |offset: u64, len: u64, kind: &str, hash: Option<&str>| {
         say(&match (as_json, hash) {

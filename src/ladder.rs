@@ -1,0 +1,206 @@
+//! Getting hold of the far side in one connection: of a holesync that is there,
+//! else of one that was brought there, else of its shell.
+
+use std::process::{ChildStdin, ChildStdout};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result, escape};
+use crate::frames::{FrameReader, FrameWriter};
+use crate::location::Host;
+use crate::protocol::MAX_NOISE;
+use crate::report::{Event, Reporter, human};
+
+/// What a login shell is given, whichever it is (bash, dash, zsh, fish, tcsh,
+/// ash): has a plain sh read a script, up to a line with a dot, and run it.
+/// What follows stays in the pipe, as `read` takes one byte after the other.
+const LOADER: &str = r#"exec sh -c 'n=$(printf "\n."); n=${n%.}; while IFS= read -r l && [ "$l" != . ]; do s=$s$l$n; done; eval "$s"'"#;
+const LADDER: &str = include_str!("ladder.sh");
+const PUSHER: &str = include_str!("pusher.sh");
+/// What the shell says when it has become the far side.
+const MARK: &[u8] = b"\nholesync shell 1 ";
+/// The program to run at the other end, unless told otherwise.
+const PROGRAM: &str = "holesync";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What is read from the far side, and what is written to it.
+pub type Input = FrameReader<ChildStdout>;
+/// See [`Input`].
+pub type Output = FrameWriter<ChildStdin>;
+
+/// What has to run at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Agent {
+    /// A holesync, where there is one, else the shell.
+    #[default]
+    Auto,
+    /// A holesync.
+    Require,
+    /// This program, brought along; where that cannot be, the shell.
+    Push,
+    /// The shell.
+    None,
+}
+
+/// How to reach the other end.
+#[derive(Debug, Clone, Default)]
+pub struct Reach {
+    /// The command that reaches a host; ssh unless given.
+    pub rsh: Option<String>,
+    /// What to run there; `holesync` in its PATH unless given.
+    pub remote_path: Option<String>,
+    /// What has to run there.
+    pub agent: Agent,
+    /// The umask of this process.
+    pub umask: u32,
+}
+
+/// What was found at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Far {
+    /// A holesync, which has greeted and was greeted.
+    Agent,
+    /// A shell that reads scripts; see [`script`].
+    Shell,
+}
+
+/// The command to give to the login shell of the other end.
+///
+/// # Errors
+///
+/// [`Error::Usage`] for a program that cannot be named.
+pub fn command(reach: &Reach) -> Result<String> {
+    let program = reach.remote_path.as_deref().unwrap_or(PROGRAM);
+    if program.contains(['\n', '\0']) {
+        return Err(Error::Usage("--remote-path: a command of more than one line".into()));
+    }
+    Ok(if reach.agent == Agent::Require { format!("{program} agent") } else { LOADER.into() })
+}
+
+/// Learns who is at the other end of that command, and brings an agent along if
+/// that is wanted. What could not be done as wished is told.
+///
+/// # Errors
+///
+/// [`Error::Start`] when nobody answers, [`Error::Version`] when an agent speaks
+/// another version of the protocol.
+pub fn climb(
+    input: &mut Input,
+    output: &mut Output,
+    host: &Host,
+    reach: &Reach,
+    reporter: &dyn Reporter,
+) -> Result<Far> {
+    let version = if reach.agent == Agent::Require {
+        Some(input.await_greeting(MAX_NOISE)?)
+    } else {
+        let program = match reach.agent {
+            Agent::Push | Agent::None => "",
+            Agent::Auto | Agent::Require => reach.remote_path.as_deref().unwrap_or(PROGRAM),
+        };
+        output.plain(&script(&[("program", program), ("version", VERSION)], LADDER)?)?;
+        output.flush()?;
+        match input.await_greeting_or(MARK, MAX_NOISE)? {
+            Some(version) => Some(version),
+            None => push(input, output, host, reach, reporter)?,
+        }
+    };
+    let Some(version) = version else {
+        reporter.event(Event::Note(&format!("the shell answered on {host}, and takes part without a holesync")));
+        return Ok(Far::Shell);
+    };
+    reporter.event(Event::Note(&format!("holesync answered on {host}, protocol {version}")));
+    output.greet()?;
+    Ok(Far::Agent)
+}
+
+/// A script as the shell at the other end loads it, with variables set before.
+///
+/// # Errors
+///
+/// [`Error::Usage`] for a value that no shell can hold.
+pub fn script(variables: &[(&str, &str)], text: &str) -> Result<Vec<u8>> {
+    let mut script = String::new();
+    for (name, value) in variables {
+        let quoted = shlex::try_quote(value)
+            .map_err(|error| Error::Usage(format!("{value:?} cannot be given to a shell: {error}")))?;
+        script.push_str(&format!("{name}={quoted}\n"));
+    }
+    for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
+        script.push_str(line.trim_start());
+        script.push('\n');
+    }
+    script.push_str(".\n");
+    Ok(script.into_bytes())
+}
+
+/// Runs the agent that was brought to the other end before, or brings it there:
+/// the version that it speaks. `None`: the shell has to do.
+fn push(
+    input: &mut Input,
+    output: &mut Output,
+    host: &Host,
+    reach: &Reach,
+    reporter: &dyn Reporter,
+) -> Result<Option<u16>> {
+    let mark = String::from_utf8_lossy(&input.line()?).into_owned();
+    let (pushed, system) = mark.split_once(' ').unwrap_or(("no", ""));
+    let wanted = reach.agent == Agent::Push;
+    if !wanted && (reach.agent == Agent::None || pushed != "yes") {
+        return Ok(None);
+    }
+    let cannot = |why: &str| {
+        let what = format!("cannot bring holesync to {host}: {why}; its shell takes part instead");
+        reporter.event(Event::Warning(&what));
+        Ok(None)
+    };
+    if !fits(system) {
+        return cannot(&format!("it is \"{}\", and this is a program for another", escape(system.as_bytes())));
+    }
+    let program = match std::fs::read("/proc/self/exe") {
+        Ok(program) => program,
+        Err(error) => return cannot(&format!("this program cannot be read: {error}")),
+    };
+    let sum = hex(&Sha256::digest(&program));
+    let variables = [
+        ("name", &*format!("agent-{VERSION}-{}", &sum[..16])),
+        ("sum", &sum),
+        ("size", &program.len().to_string()),
+        ("send", if wanted { "yes" } else { "no" }),
+    ];
+    output.plain(&script(&variables, PUSHER)?)?;
+    output.flush()?;
+    loop {
+        let line = input.line()?;
+        match line.as_slice() {
+            b"want" => {
+                reporter.event(Event::Note(&format!("bringing {} to {host}", human(program.len() as u64))));
+                output.plain(&program)?;
+                output.flush()?;
+            }
+            b"have" => return input.await_greeting(0).map(Some),
+            other if other.starts_with(b"lost ") => {
+                let why = "this program did not arrive there whole: is there room in the cache directory?";
+                return Err(Error::Start(format!("{host}: {why}")));
+            }
+            other => {
+                let why = escape(other.strip_prefix(b"none ").unwrap_or(other));
+                return if wanted { cannot(&why) } else { Ok(None) };
+            }
+        }
+    }
+}
+
+/// Whether this program runs on what `uname -sm` said.
+fn fits(system: &str) -> bool {
+    let machine = match std::env::consts::ARCH {
+        "x86" => &["i386", "i486", "i586", "i686", "x86_64"][..],
+        "arm" => &["armv6l", "armv7l", "armv8l"],
+        other => &[other],
+    };
+    system.strip_prefix("Linux ").is_some_and(|found| machine.contains(&found))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

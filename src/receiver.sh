@@ -1,0 +1,454 @@
+#!/bin/sh
+# The receiving side where there is no holesync: takes commands and records on
+# stdin, a line each, and answers in order on stdout. docs/remote.md tells both.
+# What the tools themselves have to say goes to stderr, which the user sees.
+
+main() {
+    LC_ALL=C
+    export LC_ALL
+    unset CDPATH
+    temp=
+    trap 'clean' EXIT
+    trap 'exit 20' HUP INT TERM PIPE
+    probe
+    set -f
+    blocked=
+    while read -r verb words; do
+        # shellcheck disable=SC2086 # a word has nothing in it that is split or expanded
+        set -- $words
+        case $verb in
+        base) base "$@" ;;
+        list) list ;;
+        dir) make_directory "$@" ;;
+        link) make_link "$@" ;;
+        attr) attributes "$@" && say 'done' ;;
+        sums) sums "$@" ;;
+        file) file "$@" ;;
+        through) through "$@" ;;
+        end)
+            say end
+            exit 0
+            ;;
+        *) fatal "an unknown command: $verb" ;;
+        esac
+    done
+    exit 12
+}
+
+say() {
+    printf '%s\n' "$*"
+}
+
+# There is no going on: the stream has lost its order, or its reader.
+fatal() {
+    say "fatal $*"
+    exit 11
+}
+
+clean() {
+    [ -z "$temp" ] || rm -rf "$temp"
+}
+
+# --- what the tools here can do: tried out, not asked for ---------------------
+
+probe() {
+    for tool in dd cat chmod find mkdir mv rm ln readlink id; do
+        command -v $tool >/dev/null 2>&1 || lacks $tool
+    done
+    mute=status=none
+    dd if=/dev/null of=/dev/null $mute 2>/dev/null || mute=
+    exact=iflag=fullblock,count_bytes
+    found=$(printf abcdefgh | {
+        dd bs=3 count=5 $exact $mute 2>/dev/null
+        printf .
+        cat
+    })
+    [ "$found" = abcde.fgh ] || lacks "dd that takes $exact"
+    seek=oflag=seek_bytes
+    dd if=/dev/null of=/dev/null seek=1 $seek conv=notrunc $mute 2>/dev/null || lacks "dd that takes $seek"
+    move='mv -f'
+    mv --help 2>&1 | grep -q -e -T && move='mv -f -T'
+    times=no
+    can_touch @1 && times=seconds
+    can_touch @1.5 && times=nanoseconds
+    stamp=%Y
+    case $(stat -c %.9Y . 2>/dev/null) in *.*) stamp=%.9Y ;; esac
+    lists=no
+    [ -n "$(find . -prune -exec stat -c "%f $stamp %u" {} + 2>/dev/null)" ] && lists=yes
+    sums=no
+    [ "$lists:$(printf abc | sha256sum 2>/dev/null | cut -c 1-16)" = yes:ba7816bf8f01cfea ] && sums=yes
+    digs=no
+    fallocate --help 2>&1 | grep -q -e --dig-holes && digs=yes
+    user=$(id -u)
+}
+
+lacks() {
+    say "lacks $1"
+    exit 5
+}
+
+# Nothing can be below that name, so the answer is about the time alone.
+can_touch() {
+    ! touch -m -d "$1" /dev/null/none 2>&1 | grep -q -i 'invalid\|option\|usage'
+}
+
+# --- names --------------------------------------------------------------------
+
+# Leaves the bytes that a word stands for in $plain. Words are escaped for
+# printf where a shell might take them apart.
+decode() {
+    case $1 in
+    *\\*)
+        plain=$(printf '%b.' "$1")
+        plain=${plain%.}
+        ;;
+    *) plain=$1 ;;
+    esac
+}
+
+# The same for a path as the user wrote it.
+decode_path() {
+    decode "$1"
+    case $plain in
+    /*) ;;
+    \~ | \~/*) plain=$HOME/${plain#?} ;;
+    *) plain=./$plain ;;
+    esac
+}
+
+# The directory that everything is relative to. "file": a single file may go
+# under the name itself.
+base() {
+    decode_path "$3"
+    named=
+    if [ -d "$plain" ]; then
+        cd "$plain" || refuse 'its directory cannot be entered'
+    elif [ "$1" = file ]; then
+        case $plain in /*/*) cd "${plain%/*}" ;; /*) cd / ;; *) cd "${plain%/*}" ;; esac ||
+            refuse 'its directory cannot be entered; create it first'
+        named=yes
+    elif [ -e "$plain" ] || [ -L "$plain" ]; then
+        refuse 'is not a directory, and more than one file is to go there'
+    elif [ "$2" = dry ]; then
+        named=absent
+    else
+        { mkdir "$plain" && cd "$plain"; } || refuse 'cannot be created; create its parent first'
+    fi
+    say "base ${named:-directory} $(umask) $user $times $lists $sums"
+}
+
+refuse() {
+    say "refused $1"
+    exit 3
+}
+
+# What is there already below the names that follow: type and mode in hex, size,
+# time, owner, name. No name ends in two slashes.
+list() {
+    set --
+    while IFS= read -r word && [ "$word" != . ]; do
+        decode "$word"
+        set -- "$@" "$plain"
+        [ $# -lt 500 ] || {
+            stat_all "$@"
+            set --
+        }
+    done
+    [ $# = 0 ] || stat_all "$@"
+    say listed
+}
+
+stat_all() {
+    find "$@" -exec stat -c "%f %s $stamp %u %g %n//" {} + 2>/dev/null
+}
+
+# Whether the directory of a path could not be made: nothing goes elsewhere instead.
+is_blocked() {
+    [ -n "$blocked" ] || return 1
+    case $1 in "$blocked"*) return 0 ;; esac
+    return 1
+}
+
+make_directory() {
+    decode "$1"
+    if ! is_blocked "$plain" && [ ! -L "$plain" ] && { [ -d "$plain" ] || mkdir "$plain"; }; then
+        # It is filled first, and given its permissions last.
+        { [ -w "$plain" ] && [ -x "$plain" ]; } || chmod u+rwx "$plain"
+        say 'done'
+    else
+        is_blocked "$plain" || blocked=$plain/
+        say 'failed is in the way of a directory, or cannot be created'
+    fi
+}
+
+make_link() {
+    decode "$1"
+    link=$plain
+    decode "$2"
+    temp=$plain
+    decode "$3"
+    why='failed cannot be made a symlink'
+    if is_blocked "$plain" || { [ -d "$plain" ] && [ ! -L "$plain" ]; }; then
+        say "$why: a directory is in the way"
+    elif [ -L "$plain" ] && [ "$(readlink "$plain" && echo .)" = "$link
+." ]; then
+        say 'done'
+    elif ln -s "$link" "$temp" && { [ "$4" = - ] || touch -h -m -d "@$4" "$temp" || :; } && replace "$plain"; then
+        say 'done'
+    else
+        clean
+        say "$why"
+    fi
+    temp=
+}
+
+# The temp file becomes the destination: there is always the old one or the new.
+replace() {
+    if [ "$move" = 'mv -f' ] && [ -L "$1" ] && [ -d "$1" ]; then
+        rm -f "$1" || return 1
+    fi
+    $move "$temp" "$1"
+}
+
+# Mode, time, user (name, number), group (name, number), path; "-": leave it.
+attributes() {
+    decode "$7"
+    give chown "$3" "$4" "$plain" && give chgrp "$5" "$6" "$plain" &&
+        { [ "$1" = - ] || chmod "$1" "$plain"; } &&
+        { [ "$2" = - ] || touch -m -d "@$2" "$plain"; } && return
+    say 'failed its attributes cannot be set'
+    return 1
+}
+
+# By name where the name exists here. That only root gives files away is no failure.
+give() {
+    [ "$3" = - ] || $1 "$2" "$4" 2>/dev/null || $1 "$3" "$4" 2>/dev/null || [ "$user" != 0 ]
+}
+
+# --- content ------------------------------------------------------------------
+
+# The SHA-256 of blocks: of those in the ranges (first, count) that follow.
+sums() {
+    decode "$2"
+    seen=$(look_at "$plain")
+    while read -r first count && [ "$first" != . ]; do
+        while [ "$count" -gt 0 ]; do
+            dd if="$plain" bs="$1" skip="$first" count=1 $mute | sha256sum
+            first=$((first + 1))
+            count=$((count - 1))
+        done
+    done
+    say summed
+}
+
+# What tells that a file was changed.
+look_at() {
+    stat -c '%d %i %s %Y %Z' "$1"
+}
+
+# The next record: its kind and its count of bytes.
+record() {
+    IFS= read -r kind && IFS= read -r count || exit 12
+    case $count in '' | *[!0-9]* | ???????????????????*) fatal "a record of \"$count\" bytes" ;; esac
+}
+
+# The words: fresh or inplace, sync or nosync, whether zeros become a hole or stay
+# allocated (dense: there are none), size, attributes as above, temp file, path.
+file() {
+    how=$1 sync=$2 zeros=$3 size=$4
+    decode "${12}"
+    path=$plain
+    decode "${11}"
+    if ! open "$path" "$plain"; then
+        say "failed $why"
+        drain
+        return
+    fi
+    kept=
+    if ! receive; then
+        clean
+        temp=
+        say 'failed the source could not be read to its end'
+    elif [ -n "$kept" ] && [ "$(look_at "$path")" != "$seen" ]; then
+        clean
+        temp=
+        say 'failed changed while it was being updated; it was left alone'
+    elif [ "$device" = yes ]; then
+        say 'done'
+    elif attributes "$5" "$6" "$7" "$8" "$9" "${10}" "$out"; then
+        if [ -z "$temp" ] || replace "$path"; then
+            say 'done'
+        else
+            clean
+            say 'failed cannot be put in place'
+        fi
+        temp=
+    else
+        clean
+        temp=
+    fi
+}
+
+# Decides where the content goes, $out: into a new temp file, or the file itself.
+open() {
+    device=
+    out=$1
+    why=
+    if is_blocked "$1"; then
+        why='its directory could not be made'
+    elif [ -b "$1" ] && { [ ! -L "$1" ] || [ "$named" = yes ]; }; then
+        device=yes how=inplace
+        room=$(blockdev --getsize64 "$1" 2>/dev/null || echo "$size")
+        [ "$room" -ge "$size" ] || why="the device holds $room bytes and the image has $size; nothing was written"
+    elif [ -L "$1" ] || [ ! -e "$1" ]; then
+        how=fresh
+    elif [ -d "$1" ]; then
+        why='there is a directory where a file must go; remove it first'
+    elif [ ! -f "$1" ]; then
+        why='is neither a regular file nor a block device'
+    fi
+    [ -z "$why" ] || return 1
+    if [ "$how" = fresh ]; then
+        out=$2
+        create "$2" || {
+            why='its temp file cannot be created'
+            return 1
+        }
+        temp=$2
+    fi
+    # First of all: some file systems allocate ahead of a file that grows.
+    if [ -z "$device" ] && [ "$how:$zeros" != fresh:dense ]; then
+        set_length || fatal 'its length could not be set'
+    fi
+    allocated=
+    if [ "$zeros" = allocated ] && [ "$size" != 0 ] && [ -z "$device" ]; then
+        fallocate -l "$size" "$out" && allocated=yes
+    fi
+}
+
+# A new file, for its owner alone until it is complete.
+create() {
+    umask=$(umask)
+    umask 077
+    set -C
+    true >"$1"
+    status=$?
+    set +C
+    umask "$umask"
+    return $status
+}
+
+set_length() {
+    dd if=/dev/null of="$out" bs=1048576 seek="$size" $seek $mute
+}
+
+# The records of one file. Fails when the sender says that it cannot go on.
+receive() {
+    at=0 synced='' dig=
+    while record; do
+        case $kind in
+        DATA) put ;;
+        HOLE) [ "$how:$zeros$allocated" = fresh:hole ] || [ "$how:$allocated" = fresh:yes ] || zero ;;
+        KEEP) keep ;;
+        DIG) dig=$digs ;;
+        STOP) return 1 ;;
+        END) break ;;
+        *) fatal "an unknown record: $kind" ;;
+        esac
+        at=$((at + count))
+    done
+    [ "$count:$at" = "$at:$size" ] || fatal "the records make $at bytes, not $size"
+    if [ "$sync" = sync ] && [ -z "$synced" ]; then
+        dd if=/dev/null of="$out" conv=notrunc,fsync $mute || fatal 'it could not be synced'
+    fi
+    # Zeros that were sent for short holes: a file system that cannot keeps them.
+    [ "$dig" != yes ] || fallocate -d "$out" || :
+}
+
+put() {
+    conv=notrunc
+    if [ "$sync" = sync ] && [ $((at + count)) = "$size" ]; then
+        conv=notrunc,fsync synced=yes
+    fi
+    dd bs=1048576 count="$count" $exact of="$out" seek="$at" $seek conv=$conv $mute || fatal 'it could not be written'
+}
+
+# Bytes that the old file has already.
+keep() {
+    [ "$how" = fresh ] || return 0
+    kept=yes
+    dd if="$path" bs=1048576 skip="$at" iflag=skip_bytes,count_bytes count="$count" \
+        of="$out" seek="$at" $seek conv=notrunc $mute || fatal 'it could not be copied'
+}
+
+zero() {
+    [ "$count" != 0 ] || return 0
+    if [ "$device" = yes ]; then
+        blkdiscard -z -o "$at" -l "$count" "$out" 2>/dev/null && return
+    elif [ "$zeros:$digs" = hole:yes ]; then
+        fallocate -p -o "$at" -l "$count" "$out" 2>/dev/null && return
+    fi
+    dd if=/dev/zero bs=1048576 count="$count" iflag=count_bytes of="$out" seek="$at" $seek conv=notrunc $mute ||
+        fatal 'it could not be written'
+}
+
+# The records of a file that nothing can be done with.
+drain() {
+    while record; do
+        case $kind in
+        DATA) dd bs=1048576 count="$count" $exact of=/dev/null $mute || fatal 'reading failed' ;;
+        STOP | END) return ;;
+        esac
+    done
+}
+
+# --- a command in the place of the file ---------------------------------------
+
+# Size, destination, command. It reads the whole image; what it prints goes to
+# stderr, since stdout is for answers.
+through() {
+    HOLESYNC_SIZE=$1
+    decode_path "$2"
+    HOLESYNC_DEST=$plain
+    export HOLESYNC_SIZE HOLESYNC_DEST
+    decode "$3"
+    temp=$(mktemp -d) || fatal 'a temporary directory could not be made'
+    mkfifo "$temp/image" || fatal 'a pipe for the command could not be made'
+    group=
+    command -v setsid >/dev/null 2>&1 && group=setsid
+    $group sh -c "$plain" <"$temp/image" >&2 &
+    command=$!
+    whole=
+    if (expand) >"$temp/image"; then
+        whole=yes
+    else
+        # The end of a broken stream must not look to it like the end of the image.
+        kill -TERM ${group:+-}$command 2>/dev/null
+    fi
+    wait $command
+    status=$?
+    case $status:$whole in
+    0:yes) say 'done' ;;
+    0: | 143:) fatal 'the command did not read the whole image, or the image broke off and it was stopped' ;;
+    *) fatal "the command ended with status $status" ;;
+    esac
+    clean
+    temp=
+}
+
+# The records as the plain bytes of the image.
+expand() {
+    at=0
+    while record; do
+        case $kind in
+        DATA) dd bs=1048576 count="$count" $exact $mute ;;
+        HOLE) dd if=/dev/zero bs=1048576 count="$count" iflag=count_bytes $mute ;;
+        END) break ;;
+        *) exit 12 ;;
+        esac || exit 1
+        at=$((at + count))
+    done
+    [ "$at" = "$count" ] && [ "$at" = "$HOLESYNC_SIZE" ]
+}
+
+main

@@ -1,0 +1,302 @@
+//! The conversation with a far side that is nothing but a shell: commands to
+//! `receiver.sh`, and its answers in order. `docs/remote.md` has both.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+
+use crate::error::{Error, Failure, Result, code, escape};
+use crate::ladder::{self, Input, Output};
+
+/// Bytes in a block that is compared by its SHA-256. Two processes there for each.
+pub(crate) const BLOCK: u64 = 1 << 20;
+/// The SHA-256 of a block.
+pub(crate) type Sum = [u8; 32];
+
+/// A shell at the other end that runs `receiver.sh`.
+pub(crate) struct Shell {
+    output: Output,
+    answers: Receiver<Result<Vec<u8>>>,
+    host: String,
+}
+
+/// What the tools at the other end can do, and where they are.
+#[derive(Debug, Clone)]
+pub(crate) struct Base {
+    /// A directory, the name of a file in one, or nothing yet (in a dry run).
+    pub kind: BaseKind,
+    pub umask: u32,
+    pub is_root: bool,
+    pub times: Times,
+    /// What is there can be looked at.
+    pub lists: bool,
+    /// Blocks can be hashed.
+    pub sums: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BaseKind {
+    Directory,
+    Name,
+    Absent,
+}
+
+/// How exactly times can be set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Times {
+    No,
+    Seconds,
+    Nanoseconds,
+}
+
+/// Something that is there.
+#[derive(Debug, Clone)]
+pub(crate) struct There {
+    /// Type and permissions, as stat(2) has them.
+    pub mode: u32,
+    pub size: u64,
+    pub mtime: i64,
+    /// `None`: the tools there do not tell.
+    pub nanoseconds: Option<u32>,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// What became of something that was asked for.
+pub(crate) type Answer = std::result::Result<(), String>;
+
+impl Shell {
+    /// Has the shell read its script. `host` names it in errors.
+    pub fn begin(input: Input, mut output: Output, host: &str) -> Result<Shell> {
+        output.plain(&ladder::script(&[], include_str!("receiver.sh"))?)?;
+        let (answers_in, answers) = channel();
+        // Ends with the connection.
+        std::thread::spawn(move || read_answers(input, |answer| answers_in.send(answer).is_ok()));
+        Ok(Shell { output, answers, host: host.into() })
+    }
+
+    /// Sends a command: a verb and its words.
+    pub fn command(&mut self, words: &[&[u8]]) -> Result<()> {
+        let line: Vec<Vec<u8>> = words.iter().map(|word| encode(word)).collect();
+        let mut line = line.join(&b' ');
+        line.push(b'\n');
+        self.write(&line)
+    }
+
+    /// Sends bytes as they are.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.output.plain(bytes).map_err(|error| self.reason(error))
+    }
+
+    /// The next answer to what is not answered with a list.
+    pub fn answer(&mut self) -> Result<Answer> {
+        let line = self.line()?;
+        self.read_answer(&line)
+    }
+
+    /// The same, if it has come already.
+    pub fn answer_so_far(&mut self) -> Result<Option<Answer>> {
+        match self.answers.try_recv() {
+            Ok(line) => self.checked(line).and_then(|line| self.read_answer(&line)).map(Some),
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => Ok(None),
+        }
+    }
+
+    fn read_answer(&self, line: &[u8]) -> Result<Answer> {
+        match (line, line.strip_prefix(b"failed ")) {
+            (b"done", _) => Ok(Ok(())),
+            (_, Some(why)) => Ok(Err(escape(why))),
+            _ => Err(self.bad(line)),
+        }
+    }
+
+    /// Finds, or makes, the directory that everything goes to.
+    pub fn base(&mut self, path: &[u8], is_file: bool, dry_run: bool) -> Result<Base> {
+        let kind: &[u8] = if is_file { b"file" } else { b"directory" };
+        self.command(&[b"base", kind, if dry_run { b"dry" } else { b"real" }, path])?;
+        let line = self.line()?;
+        let text = String::from_utf8_lossy(&line).into_owned();
+        let words: Vec<&str> = text.split(' ').collect();
+        let ["base", kind, umask, user, times, lists, sums] = words[..] else {
+            return Err(self.bad(&line));
+        };
+        Ok(Base {
+            kind: match kind {
+                "directory" => BaseKind::Directory,
+                "yes" => BaseKind::Name,
+                _ => BaseKind::Absent,
+            },
+            umask: u32::from_str_radix(umask, 8).map_err(|_| self.bad(&line))?,
+            is_root: user == "0",
+            times: match times {
+                "nanoseconds" => Times::Nanoseconds,
+                "seconds" => Times::Seconds,
+                _ => Times::No,
+            },
+            lists: lists == "yes",
+            sums: sums == "yes",
+        })
+    }
+
+    /// What is there of these paths and below them.
+    pub fn list<'a>(&mut self, roots: impl Iterator<Item = &'a [u8]>) -> Result<HashMap<Vec<u8>, There>> {
+        self.command(&[b"list"])?;
+        for root in roots {
+            self.command(&[&below(root)])?;
+        }
+        self.write(b".\n")?;
+        let mut found = HashMap::new();
+        let mut record = Vec::new();
+        loop {
+            let line = self.line()?;
+            if record.is_empty() && line == b"listed" {
+                return Ok(found);
+            }
+            record.extend(line);
+            if record.ends_with(b"//") {
+                record.truncate(record.len() - 2);
+                // What cannot be read is looked at as if it were not there.
+                found.extend(read_there(&record));
+                record.clear();
+            } else {
+                // A name with a line end in it.
+                record.push(b'\n');
+            }
+        }
+    }
+
+    /// Asks for the sums of blocks; [`Shell::sums`] gets them.
+    pub fn ask_sums(&mut self, path: &[u8], blocks: &[std::ops::Range<u64>]) -> Result<()> {
+        self.command(&[b"sums", BLOCK.to_string().as_bytes(), &below(path)])?;
+        for run in blocks {
+            self.write(format!("{} {}\n", run.start, run.end - run.start).as_bytes())?;
+        }
+        self.write(b".\n")?;
+        self.flush()
+    }
+
+    /// The sums that were asked for. `None` for what could not be hashed.
+    pub fn sums(&mut self) -> Result<Vec<Option<Sum>>> {
+        let mut sums = Vec::new();
+        loop {
+            let line = self.line()?;
+            if line == b"summed" {
+                return Ok(sums);
+            }
+            sums.push(line.get(..64).and_then(read_sum));
+        }
+    }
+
+    /// Has everything that was written leave this process.
+    pub fn flush(&mut self) -> Result<()> {
+        self.output.flush().map_err(|error| self.reason(error))
+    }
+
+    /// The shell has done all and leaves.
+    pub fn end(&mut self) -> Result<()> {
+        self.command(&[b"end"])?;
+        match self.line()?.as_slice() {
+            b"end" => Ok(()),
+            other => Err(self.bad(other)),
+        }
+    }
+
+    /// The next line, when it comes.
+    fn line(&mut self) -> Result<Vec<u8>> {
+        self.flush()?;
+        let line = self.answers.recv().unwrap_or_else(|_| Err(self.closed()));
+        self.checked(line)
+    }
+
+    /// What ends the run is told by a line of its own.
+    fn checked(&self, line: Result<Vec<u8>>) -> Result<Vec<u8>> {
+        let line = line?;
+        let (verb, rest) = line.split_at(line.iter().position(|&b| b == b' ').map_or(line.len(), |at| at + 1));
+        let rest = escape(rest);
+        let (code, message) = match verb {
+            b"fatal " => (code::FILE_IO, rest),
+            b"refused " => (code::SELECT, format!("the destination {rest}")),
+            b"lacks " => (
+                code::START,
+                format!(
+                    "there is no {rest}, without which a shell cannot receive: install coreutils or a newer \
+                     BusyBox there, or use --agent=push"
+                ),
+            ),
+            _ => return Ok(line),
+        };
+        Err(Error::Remote { peer: self.host.clone(), failure: Failure { code, message } })
+    }
+
+    /// Why nothing can be written any more, if the shell has said it.
+    fn reason(&self, error: Error) -> Error {
+        while let Ok(line) = self.answers.recv() {
+            match self.checked(line) {
+                Err(told @ Error::Remote { .. }) => return told,
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        error
+    }
+
+    fn closed(&self) -> Error {
+        Error::Closed { peer: self.host.clone(), detail: String::new() }
+    }
+
+    fn bad(&self, line: &[u8]) -> Error {
+        let what = format!("\"{}\" where an answer must be", escape(&line[..line.len().min(256)]));
+        Error::Protocol { peer: self.host.clone(), what }
+    }
+}
+
+fn read_answers(mut input: Input, mut take: impl FnMut(Result<Vec<u8>>) -> bool) {
+    loop {
+        let line = input.line();
+        let last = line.is_err();
+        if !take(line) || last {
+            return;
+        }
+    }
+}
+
+/// A path in the form that no tool takes for an option.
+pub(crate) fn below(path: &[u8]) -> Vec<u8> {
+    if path.is_empty() { b".".to_vec() } else { [b"./", path].concat() }
+}
+
+/// A word that `read` does not take apart and that printf's %b turns back.
+fn encode(word: &[u8]) -> Vec<u8> {
+    let mut encoded = Vec::with_capacity(word.len());
+    for &byte in word {
+        if byte.is_ascii_alphanumeric() || b"/._+,@%=:-".contains(&byte) {
+            encoded.push(byte);
+        } else {
+            encoded.extend(format!("\\0{byte:03o}").bytes());
+        }
+    }
+    encoded
+}
+
+/// `mode size mtime uid gid ./name`, as stat prints it; the mode in hex.
+fn read_there(record: &[u8]) -> Option<(Vec<u8>, There)> {
+    let mut words = record.splitn(6, |&byte| byte == b' ');
+    let mut word = || std::str::from_utf8(words.next()?).ok();
+    let mode = u32::from_str_radix(word()?, 16).ok()?;
+    let size = word()?.parse().ok()?;
+    let stamp = word()?;
+    let (seconds, fraction) = stamp.split_once('.').map_or((stamp, None), |(s, f)| (s, Some(f)));
+    // Nine digits or none.
+    let nanoseconds = fraction.filter(|digits| digits.len() == 9).and_then(|digits| digits.parse().ok());
+    let (uid, gid) = (word()?.parse().ok()?, word()?.parse().ok()?);
+    let name = words.next()?;
+    let name = name.strip_prefix(b"./").unwrap_or(if name == b"." { b"" } else { name });
+    Some((name.to_vec(), There { mode, size, mtime: seconds.parse().ok()?, nanoseconds, uid, gid }))
+}
+
+fn read_sum(digits: &[u8]) -> Option<Sum> {
+    let mut sum = Sum::default();
+    for (byte, pair) in sum.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(sum)
+}

@@ -1,0 +1,217 @@
+//! A sparse image as a stream of text records, in and out: `DATA\n<n>\n` and n
+//! bytes, `HOLE\n<n>\n`, and, where the end has to be told from a break,
+//! `END\n<size>\n`. Any shell can read it.
+
+use std::io::{self, BufRead, Write};
+use std::ops::Range;
+
+use crate::error::{Error, Result, escape};
+use crate::protocol::MAX_LENGTH;
+use crate::scan::Image;
+
+/// Bytes read or written at a time.
+const CHUNK: usize = 1 << 20;
+/// The longest line: a number of 64 bits.
+const MAX_LINE: usize = 20;
+
+/// The head of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Record {
+    /// So many bytes follow.
+    Data(u64),
+    /// So many bytes are zero.
+    Hole(u64),
+    /// The image has so many bytes, and all were described.
+    End(u64),
+}
+
+impl std::fmt::Display for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Record::Data(count) => write!(f, "DATA\n{count}\n"),
+            Record::Hole(count) => write!(f, "HOLE\n{count}\n"),
+            Record::End(size) => write!(f, "END\n{size}\n"),
+        }
+    }
+}
+
+/// What a stream is turned into.
+pub trait Sink {
+    /// The next bytes.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be taken.
+    fn data(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// So many zeros.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be taken.
+    fn hole(&mut self, len: u64) -> Result<()>;
+}
+
+/// The plain bytes of an image, zeros included.
+#[derive(Debug)]
+pub struct Expand<W: Write> {
+    /// Where they go.
+    pub out: W,
+    /// What that is, for the error.
+    pub what: String,
+}
+
+impl<W: Write> Sink for Expand<W> {
+    fn data(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out.write_all(bytes).map_err(Error::file("write to", &self.what))
+    }
+
+    fn hole(&mut self, len: u64) -> Result<()> {
+        static ZEROS: [u8; 128 << 10] = [0; 128 << 10];
+        let mut left = len;
+        while left > 0 {
+            let n = left.min(ZEROS.len() as u64);
+            self.data(&ZEROS[..n as usize])?;
+            left -= n;
+        }
+        Ok(())
+    }
+}
+
+/// Writes the records of an image, one for each extent and for each hole, and
+/// with `end` one for the end.
+///
+/// # Errors
+///
+/// When the image cannot be read, or nobody reads the stream.
+pub fn send(image: &impl Image, length: u64, end: bool, out: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    let mut at = 0;
+    for extent in image.extents(0..length) {
+        let extent = extent?;
+        hole(out, at..extent.start)?;
+        write!(out, "{}", Record::Data(extent.end - extent.start))?;
+        at = extent.start;
+        while at < extent.end {
+            let n = (extent.end - at).min(CHUNK as u64) as usize;
+            image.read_at(&mut buffer[..n], at)?;
+            out.write_all(&buffer[..n])?;
+            at += n as u64;
+        }
+    }
+    hole(out, at..length)?;
+    if end {
+        write!(out, "{}", Record::End(length))?;
+    }
+    out.flush()
+}
+
+fn hole(out: &mut impl Write, range: Range<u64>) -> io::Result<()> {
+    if range.is_empty() { Ok(()) } else { write!(out, "{}", Record::Hole(range.end - range.start)) }
+}
+
+/// Reads a stream up to its END record, or up to its end if it has none, and
+/// returns the size of the image and whether there was such a record. With a
+/// `size`, that is what it must be. `peer` names the other side in errors.
+///
+/// # Errors
+///
+/// [`Error::Closed`] when the stream breaks off, [`Error::Protocol`] for
+/// anything that is no such stream, and what the sink reports.
+pub fn receive(
+    input: &mut impl BufRead,
+    peer: &str,
+    size: Option<u64>,
+    sink: &mut impl Sink,
+) -> Result<(u64, bool)> {
+    let broken = |what: String| Error::Protocol { peer: peer.into(), what };
+    let mut at: u64 = 0;
+    loop {
+        let record = read_record(input, peer)?;
+        let (Some(Record::Data(count) | Record::Hole(count)), limit) = (record, size.unwrap_or(MAX_LENGTH))
+        else {
+            let ends_well = |end| end == at && size.is_none_or(|size| size == at);
+            return match record {
+                Some(Record::End(end)) if ends_well(end) => Ok((at, true)),
+                Some(Record::End(end)) => Err(broken(format!("an end at {end} after {at} bytes"))),
+                _ if ends_well(at) => Ok((at, false)),
+                _ => Err(closed(peer)),
+            };
+        };
+        let next = at.checked_add(count).filter(|&next| next <= limit);
+        let next = next.ok_or_else(|| broken(format!("a record of {count} bytes at {at}, beyond {limit}")))?;
+        match record {
+            Some(Record::Data(_)) => copy(input, peer, count, sink)?,
+            _ => sink.hole(count)?,
+        }
+        at = next;
+    }
+}
+
+fn copy(input: &mut impl BufRead, peer: &str, mut left: u64, sink: &mut impl Sink) -> Result<()> {
+    while left > 0 {
+        let bytes = fill(input, peer)?;
+        if bytes.is_empty() {
+            return Err(closed(peer));
+        }
+        let n = (bytes.len() as u64).min(left) as usize;
+        sink.data(&bytes[..n])?;
+        input.consume(n);
+        left -= n as u64;
+    }
+    Ok(())
+}
+
+fn fill<'a>(input: &'a mut impl BufRead, peer: &str) -> Result<&'a [u8]> {
+    loop {
+        // Twice, as the borrow of the bytes lasts as long as they do.
+        match input.fill_buf() {
+            Ok(_) => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(Error::Link { doing: "reading", peer: peer.into(), source }),
+        }
+    }
+    input.fill_buf().map_err(|source| Error::Link { doing: "reading", peer: peer.into(), source })
+}
+
+/// The head of the next record. `None`: there is none, and the stream ends.
+fn read_record(input: &mut impl BufRead, peer: &str) -> Result<Option<Record>> {
+    let bad = |what: &str, line: &[u8]| Error::Protocol {
+        peer: peer.into(),
+        what: format!("{what} \"{}\"", escape(line)),
+    };
+    let Some(kind) = read_line(input, peer)? else { return Ok(None) };
+    let record: fn(u64) -> Record = match kind.as_slice() {
+        b"DATA" => Record::Data,
+        b"HOLE" => Record::Hole,
+        b"END" => Record::End,
+        other => return Err(bad("a record of the unknown kind", other)),
+    };
+    let count = read_line(input, peer)?.ok_or_else(|| closed(peer))?;
+    let digits = std::str::from_utf8(&count).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+    let number = digits.and_then(|text| text.parse().ok()).filter(|&number| number <= MAX_LENGTH);
+    number.map(|number| Some(record(number))).ok_or_else(|| bad("a record whose size is", &count))
+}
+
+/// A short line without its end. `None`: the stream ends before it.
+fn read_line(input: &mut impl BufRead, peer: &str) -> Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    loop {
+        let Some(&byte) = fill(input, peer)?.first() else {
+            return if line.is_empty() { Ok(None) } else { Err(closed(peer)) };
+        };
+        input.consume(1);
+        if byte == b'\n' {
+            return Ok(Some(line));
+        }
+        line.push(byte);
+        if line.len() > MAX_LINE {
+            let what = format!("a line that begins with \"{}\" where a record must be", escape(&line));
+            return Err(Error::Protocol { peer: peer.into(), what });
+        }
+    }
+}
+
+fn closed(peer: &str) -> Error {
+    Error::Closed { peer: peer.into(), detail: String::new() }
+}
