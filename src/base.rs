@@ -11,8 +11,11 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
 use crate::error::{Error, Result, escape};
+use crate::options::Options;
 use crate::place::{self, Attributes, Place};
+use crate::protocol::Metadata;
 use crate::sys;
+use crate::tree::Names;
 
 /// Where everything goes.
 #[derive(Debug, Clone)]
@@ -146,4 +149,29 @@ pub(crate) fn make_symlink(base: &Base, path: &[u8], link: &[u8], attributes: &A
     }
     place::put_symlink(&place, link)?;
     place::touch(&place, attributes)
+}
+
+/// What an entry is to carry, as the options want it.
+pub(crate) fn attributes_of(
+    metadata: &Metadata,
+    options: &Options,
+    umask: u32,
+    names: &mut Names,
+) -> Attributes {
+    let Metadata { mode, mtime, owner } = metadata;
+    let mode = mode.map(|mode| mode & 0o7777);
+    let numbers = owner.as_ref().filter(|_| options.owner || options.group);
+    let numbers = numbers.map(|owner| names.numbers_of(owner));
+    Attributes {
+        mode: mode.filter(|_| options.perms),
+        new_mode: mode.unwrap_or(0o666) & 0o777 & !umask,
+        mtime: mtime.filter(|_| options.times).map(|(s, ns)| (s, ns.min(999_999_999))),
+        uid: numbers.filter(|_| options.owner).map(|(uid, _)| uid),
+        gid: numbers.filter(|_| options.group).map(|(_, gid)| gid),
+    }
+}
+
+/// Whether a path leads to or through a working file, which is nobody's data.
+pub(crate) fn names_working_file(path: &[u8]) -> bool {
+    path.split(|&byte| byte == b'/').any(|name| place::is_working_name(OsStr::from_bytes(name)))
 }

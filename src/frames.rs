@@ -182,12 +182,59 @@ fn link_error(peer: &str, doing: &'static str, source: io::Error) -> Error {
     }
 }
 
-/// Reads frames, bounds everything, counts bytes.
+/// Bytes as they come, counted.
 #[derive(Debug)]
-pub struct FrameReader<R: Read> {
+pub struct Plain<R: Read> {
     input: BufReader<R>,
     peer: String,
     received: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Plain<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.input.read(buffer)?;
+        self.received.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+impl<R: Read> BufRead for Plain<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.input.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.received.fetch_add(count as u64, Ordering::Relaxed);
+        self.input.consume(count);
+    }
+}
+
+impl<R: Read> Plain<R> {
+    /// A line of text, without its end: what a shell says.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] when there is no whole line any more,
+    /// [`Error::Protocol`] for one of more than [`MAX_CONTROL`] bytes.
+    pub fn line(&mut self) -> Result<Vec<u8>> {
+        let mut line = Vec::new();
+        let limit = MAX_CONTROL as u64;
+        let read = self.by_ref().take(limit).read_until(b'\n', &mut line);
+        let read = read.map_err(|e| link_error(&self.peer, "reading", e))?;
+        match line.pop() {
+            Some(b'\n') => Ok(line),
+            Some(_) if read as u64 == limit => {
+                Err(Error::Protocol { peer: self.peer.clone(), what: "a line without an end".into() })
+            }
+            _ => Err(Error::Closed { peer: self.peer.clone(), detail: String::new() }),
+        }
+    }
+}
+
+/// Reads frames, bounds everything, counts bytes.
+#[derive(Debug)]
+pub struct FrameReader<R: Read> {
+    input: Plain<R>,
     body: Vec<u8>,
     frames: u64,
 }
@@ -196,12 +243,23 @@ impl<R: Read> FrameReader<R> {
     /// `peer` names the other side in errors.
     pub fn new(input: R, peer: &str) -> FrameReader<R> {
         let input = BufReader::with_capacity(64 << 10, input);
-        FrameReader { input, peer: peer.into(), received: Arc::default(), body: Vec::new(), frames: 0 }
+        let input = Plain { input, peer: peer.into(), received: Arc::default() };
+        FrameReader { input, body: Vec::new(), frames: 0 }
     }
 
     /// Bytes read so far; stays readable when the reader is given away.
     pub fn received(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.received)
+        Arc::clone(&self.input.received)
+    }
+
+    /// What comes where there are no frames yet.
+    pub fn plain(&mut self) -> &mut Plain<R> {
+        &mut self.input
+    }
+
+    /// For where there will be none.
+    pub fn into_plain(self) -> Plain<R> {
+        self.input
     }
 
     /// Waits for the other side's greeting and settles on a version. Up to
@@ -237,10 +295,10 @@ impl<R: Read> FrameReader<R> {
                 return Ok(nth);
             }
             if seen.len() >= noise + MAGIC.len() {
-                return Err(no_greeting(&self.peer, &seen, "went on"));
+                return Err(no_greeting(&self.input.peer, &seen, "went on"));
             }
             let Some(byte) = self.next_byte()? else {
-                return Err(no_greeting(&self.peer, &seen, "ended"));
+                return Err(no_greeting(&self.input.peer, &seen, "ended"));
             };
             seen.push(byte);
         }
@@ -254,40 +312,15 @@ impl<R: Read> FrameReader<R> {
         if version < OLDEST || version < oldest {
             let span = |a: u16, b: u16| if a == b { format!("{a}") } else { format!("{a} to {b}") };
             let (theirs, ours) = (span(oldest, newest), span(OLDEST, VERSION));
-            return Err(Error::Version { peer: self.peer.clone(), theirs, ours });
+            return Err(Error::Version { peer: self.input.peer.clone(), theirs, ours });
         }
         Ok(version)
     }
 
-    /// A line of text, without its end: what a shell says.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Closed`] when there is no whole line any more,
-    /// [`Error::Protocol`] for one of more than [`MAX_CONTROL`] bytes.
-    pub fn line(&mut self) -> Result<Vec<u8>> {
-        let mut line = Vec::new();
-        let limit = MAX_CONTROL as u64;
-        let read = self.input.by_ref().take(limit).read_until(b'\n', &mut line);
-        let read = read.map_err(|e| link_error(&self.peer, "reading", e))?;
-        self.received.fetch_add(read as u64, Ordering::Relaxed);
-        match line.pop() {
-            Some(b'\n') => Ok(line),
-            Some(_) if read as u64 == limit => Err(self.bad("a line without an end")),
-            _ => Err(link_error(&self.peer, "reading", io::ErrorKind::UnexpectedEof.into())),
-        }
-    }
-
-    /// What has arrived and was not read, and what is still to come.
-    pub fn into_input(self) -> BufReader<R> {
-        self.input
-    }
-
     fn next_byte(&mut self) -> Result<Option<u8>> {
-        let buffer = self.input.fill_buf().map_err(|e| link_error(&self.peer, "starting", e))?;
+        let buffer = self.input.input.fill_buf().map_err(|e| link_error(&self.input.peer, "starting", e))?;
         let byte = buffer.first().copied();
         self.input.consume(usize::from(byte.is_some()));
-        self.received.fetch_add(u64::from(byte.is_some()), Ordering::Relaxed);
         Ok(byte)
     }
 
@@ -372,7 +405,7 @@ impl<R: Read> FrameReader<R> {
     fn decode_message(&self, body: &[u8]) -> Result<Frame> {
         match postcard::take_from_bytes(body) {
             Ok((Message::Fatal(failure), _)) => {
-                Err(Error::Remote { peer: self.peer.clone(), failure: bounded(failure) })
+                Err(Error::Remote { peer: self.input.peer.clone(), failure: bounded(failure) })
             }
             Ok((message, [])) => Ok(Frame::Message(message)),
             Ok(_) => Err(self.bad("a message with something behind it")),
@@ -410,14 +443,12 @@ impl<R: Read> FrameReader<R> {
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {
-        self.input.read_exact(buffer).map_err(|e| link_error(&self.peer, "reading", e))?;
-        self.received.fetch_add(buffer.len() as u64, Ordering::Relaxed);
-        Ok(())
+        self.input.read_exact(buffer).map_err(|e| link_error(&self.input.peer, "reading", e))
     }
 
     /// An error that blames the other side.
     pub fn bad(&self, what: impl Into<String>) -> Error {
-        Error::Protocol { peer: self.peer.clone(), what: what.into() }
+        Error::Protocol { peer: self.input.peer.clone(), what: what.into() }
     }
 }
 

@@ -143,7 +143,7 @@ fn push(
     reach: &Reach,
     reporter: &dyn Reporter,
 ) -> Result<Option<u16>> {
-    let mark = String::from_utf8_lossy(&input.line()?).into_owned();
+    let mark = String::from_utf8_lossy(&input.plain().line()?).into_owned();
     let (pushed, system) = mark.split_once(' ').unwrap_or(("no", ""));
     let wanted = reach.agent == Agent::Push;
     if !wanted && (reach.agent == Agent::None || pushed != "yes") {
@@ -171,7 +171,7 @@ fn push(
     output.plain(&script(&variables, PUSHER)?)?;
     output.flush()?;
     loop {
-        let line = input.line()?;
+        let line = input.plain().line()?;
         match line.as_slice() {
             b"want" => {
                 reporter.event(Event::Note(&format!("bringing {} to {host}", human(program.len() as u64))));

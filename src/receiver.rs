@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 use crate::apply;
 use crate::assemble::{ApplyError, Maps, OpenFile};
 pub use crate::base::Target;
-use crate::base::{Base, make_directory, make_symlink};
+use crate::base::{Base, attributes_of, make_directory, make_symlink, names_working_file};
 use crate::error::{Error, Result};
 use crate::frames::{FrameReader, FrameWriter};
 use crate::hashmap::Hash;
@@ -27,7 +27,7 @@ use crate::mapper::{Job, answer_files};
 use crate::options::Options;
 use crate::outbox::{self, Shared};
 use crate::place::{self, Attributes};
-use crate::protocol::{self, Entry, Frame, Kind, MAX_LENGTH, MAX_UNANSWERED, Message, Metadata};
+use crate::protocol::{self, Entry, Frame, Kind, MAX_LENGTH, MAX_UNANSWERED, Message};
 use crate::report::{Event, Outcome, Phase, Reporter, Stats};
 use crate::tree::Names;
 
@@ -221,7 +221,7 @@ impl<R: Read> Applier<'_, R> {
             // It could plant a sealed log there, which the next run would finish.
             return Err(self.input.bad("it names a working file"));
         }
-        let attributes = self.attributes(&entry);
+        let attributes = attributes_of(&entry.metadata, &self.shared.options, self.shared.umask, &mut self.names);
         match entry.kind {
             Kind::File { length, allocated, whole, retry } => {
                 let unanswered = self.shared.unanswered.fetch_add(1, Ordering::Relaxed);
@@ -256,21 +256,6 @@ impl<R: Read> Applier<'_, R> {
         match result {
             Ok(()) => Ok(()),
             Err(error) => self.shared.fail(id, &error, false),
-        }
-    }
-
-    fn attributes(&mut self, entry: &Entry) -> Attributes {
-        let options = &self.shared.options;
-        let Metadata { mode, mtime, owner } = &entry.metadata;
-        let mode = mode.map(|mode| mode & 0o7777);
-        let numbers = owner.as_ref().filter(|_| options.owner || options.group);
-        let numbers = numbers.map(|owner| self.names.numbers_of(owner));
-        Attributes {
-            mode: mode.filter(|_| options.perms),
-            new_mode: mode.unwrap_or(0o666) & 0o777 & !self.shared.umask,
-            mtime: mtime.filter(|_| options.times).map(|(s, ns)| (s, ns.min(999_999_999))),
-            uid: numbers.filter(|_| options.owner).map(|(uid, _)| uid),
-            gid: numbers.filter(|_| options.group).map(|(_, gid)| gid),
         }
     }
 
@@ -377,10 +362,6 @@ impl<R: Read> Applier<'_, R> {
         self.current = Current::None;
         Ok(())
     }
-}
-
-fn names_working_file(path: &[u8]) -> bool {
-    path.split(|&byte| byte == b'/').any(|name| place::is_working_name(OsStr::from_bytes(name)))
 }
 
 /// Completes files until the applying thread has no more.

@@ -2,10 +2,13 @@
 //! `receiver.sh`, and its answers in order. `docs/remote.md` has both.
 
 use std::collections::HashMap;
+use std::process::ChildStdout;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use crate::error::{Error, Failure, Result, code, escape};
+use crate::frames::Plain;
 use crate::ladder::{self, Input, Output};
+use crate::options::Options;
 
 /// Bytes in a block that is compared by its SHA-256. Two processes there for each.
 pub(crate) const BLOCK: u64 = 1 << 20;
@@ -70,16 +73,13 @@ impl Shell {
         output.plain(&ladder::script(&[], include_str!("receiver.sh"))?)?;
         let (answers_in, answers) = channel();
         // Ends with the connection.
-        std::thread::spawn(move || read_answers(input, |answer| answers_in.send(answer).is_ok()));
+        std::thread::spawn(move || read_answers(input.into_plain(), |answer| answers_in.send(answer).is_ok()));
         Ok(Shell { output, answers, host: host.into() })
     }
 
     /// Sends a command: a verb and its words.
     pub fn command(&mut self, words: &[&[u8]]) -> Result<()> {
-        let line: Vec<Vec<u8>> = words.iter().map(|word| encode(word)).collect();
-        let mut line = line.join(&b' ');
-        line.push(b'\n');
-        self.write(&line)
+        self.write(&command_line(words))
     }
 
     /// Sends bytes as they are.
@@ -102,11 +102,7 @@ impl Shell {
     }
 
     fn read_answer(&self, line: &[u8]) -> Result<Answer> {
-        match (line, line.strip_prefix(b"failed ")) {
-            (b"done", _) => Ok(Ok(())),
-            (_, Some(why)) => Ok(Err(escape(why))),
-            _ => Err(self.bad(line)),
-        }
+        read_answer(line, b"done", &self.host)
     }
 
     /// Finds, or makes, the directory that everything goes to.
@@ -145,22 +141,14 @@ impl Shell {
         }
         self.write(b".\n")?;
         let mut found = HashMap::new();
-        let mut record = Vec::new();
+        let mut record = Record::default();
         loop {
             let line = self.line()?;
             if record.is_empty() && line == b"listed" {
                 return Ok(found);
             }
-            record.extend(line);
-            if record.ends_with(b"//") {
-                record.truncate(record.len() - 2);
-                // What cannot be read is looked at as if it were not there.
-                found.extend(read_there(&record));
-                record.clear();
-            } else {
-                // A name with a line end in it.
-                record.push(b'\n');
-            }
+            // What cannot be read is looked at as if it were not there.
+            found.extend(record.add(&line).as_deref().and_then(read_there));
         }
     }
 
@@ -207,24 +195,8 @@ impl Shell {
         self.checked(line)
     }
 
-    /// What ends the run is told by a line of its own.
     fn checked(&self, line: Result<Vec<u8>>) -> Result<Vec<u8>> {
-        let line = line?;
-        let (verb, rest) = line.split_at(line.iter().position(|&b| b == b' ').map_or(line.len(), |at| at + 1));
-        let rest = escape(rest);
-        let (code, message) = match verb {
-            b"fatal " => (code::FILE_IO, rest),
-            b"refused " => (code::SELECT, format!("the destination {rest}")),
-            b"lacks " => (
-                code::START,
-                format!(
-                    "there is no {rest}, without which a shell cannot receive: install coreutils or a newer \
-                     BusyBox there, or use --agent=push"
-                ),
-            ),
-            _ => return Ok(line),
-        };
-        Err(Error::Remote { peer: self.host.clone(), failure: Failure { code, message } })
+        line.and_then(|line| check(line, &self.host))
     }
 
     /// Why nothing can be written any more, if the shell has said it.
@@ -244,12 +216,78 @@ impl Shell {
     }
 
     fn bad(&self, line: &[u8]) -> Error {
-        let what = format!("\"{}\" where an answer must be", escape(&line[..line.len().min(256)]));
-        Error::Protocol { peer: self.host.clone(), what }
+        bad(line, &self.host)
     }
 }
 
-fn read_answers(mut input: Input, mut take: impl FnMut(Result<Vec<u8>>) -> bool) {
+/// Reads the answer that is `good`, or says why it failed.
+pub(crate) fn read_answer(line: &[u8], good: &[u8], host: &str) -> Result<Answer> {
+    match line.strip_prefix(b"failed ") {
+        Some(why) => Ok(Err(escape(why))),
+        None if line == good => Ok(Ok(())),
+        None => Err(bad(line, host)),
+    }
+}
+
+/// A line, unless it is one of those that end the run.
+pub(crate) fn check(line: Vec<u8>, host: &str) -> Result<Vec<u8>> {
+    let (verb, rest) = line.split_at(line.iter().position(|&b| b == b' ').map_or(line.len(), |at| at + 1));
+    let rest = escape(rest);
+    let (code, message) = match verb {
+        b"fatal " => (code::FILE_IO, rest),
+        b"refused " => (code::SELECT, format!("the destination {rest}")),
+        b"lacks " => (
+            code::START,
+            format!(
+                "there is no {rest}, without which its shell cannot take part: install coreutils or a newer \
+                 BusyBox there, or use --agent=push"
+            ),
+        ),
+        _ => return Ok(line),
+    };
+    Err(Error::Remote { peer: host.into(), failure: Failure { code, message } })
+}
+
+/// What is no answer.
+pub(crate) fn bad(line: &[u8], host: &str) -> Error {
+    let what = format!("\"{}\" where an answer must be", escape(&line[..line.len().min(256)]));
+    Error::Protocol { peer: host.into(), what }
+}
+
+/// Collects the lines of a record, which ends in two slashes: a name may have
+/// line ends in it, but no path that find prints has two slashes.
+#[derive(Default)]
+pub(crate) struct Record(Vec<u8>);
+
+impl Record {
+    /// Whether a line cannot be a part of one that is not complete.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The record, when this line completes it.
+    pub fn add(&mut self, line: &[u8]) -> Option<Vec<u8>> {
+        self.0.extend(line);
+        if self.0.ends_with(b"//") {
+            self.0.truncate(self.0.len() - 2);
+            return Some(std::mem::take(&mut self.0));
+        }
+        self.0.push(b'\n');
+        None
+    }
+}
+
+/// What a shell cannot do is an error, not left out in silence.
+pub(crate) fn refuse_what_needs_an_agent(options: &Options, host: &str) -> Result<()> {
+    if options.verify {
+        return Err(Error::Usage(format!(
+            "--verify needs a holesync on {host}: install it there, or bring it with --agent=push"
+        )));
+    }
+    Ok(())
+}
+
+fn read_answers(mut input: Plain<ChildStdout>, mut take: impl FnMut(Result<Vec<u8>>) -> bool) {
     loop {
         let line = input.line();
         let last = line.is_err();
@@ -262,6 +300,14 @@ fn read_answers(mut input: Input, mut take: impl FnMut(Result<Vec<u8>>) -> bool)
 /// A path in the form that no tool takes for an option.
 pub(crate) fn below(path: &[u8]) -> Vec<u8> {
     if path.is_empty() { b".".to_vec() } else { [b"./", path].concat() }
+}
+
+/// A verb and its words as a line.
+pub(crate) fn command_line(words: &[&[u8]]) -> Vec<u8> {
+    let words: Vec<Vec<u8>> = words.iter().map(|word| encode(word)).collect();
+    let mut line = words.join(&b' ');
+    line.push(b'\n');
+    line
 }
 
 /// A word that `read` does not take apart and that printf's %b turns back.

@@ -162,7 +162,8 @@ fn copy(input: &mut impl BufRead, peer: &str, mut left: u64, sink: &mut impl Sin
     Ok(())
 }
 
-fn fill<'a>(input: &'a mut impl BufRead, peer: &str) -> Result<&'a [u8]> {
+/// The bytes that are there, or come next; none at the end.
+pub(crate) fn fill<'a>(input: &'a mut impl BufRead, peer: &str) -> Result<&'a [u8]> {
     loop {
         // Twice, as the borrow of the bytes lasts as long as they do.
         match input.fill_buf() {

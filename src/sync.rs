@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::agent;
+use crate::download;
 use crate::error::{Error, Result, code};
 use crate::frames::{FrameReader, FrameWriter};
 use crate::hashmap::Hash;
@@ -61,13 +62,14 @@ pub fn run(
         }
         (Origin::Remote(host, paths), Location::Local(path)) => {
             let target = target(path, paths.len(), reach);
-            let request = Request::Send { sources: paths };
             let ends = with_far(&host, reach, reporter, |far, input, mut output| match far {
                 Far::Agent => {
-                    ask(&mut output, options, request)?;
+                    ask(&mut output, options, Request::Send { sources: paths })?;
                     receiver::run(input, output, target, options, reporter)
                 }
-                Far::Shell => Err(Error::Start(format!("there is no holesync on {host}"))),
+                Far::Shell => {
+                    download::run(input, output, &paths, &target, options, &host.to_string(), reporter)
+                }
             })?;
             (ends.value, ends.route, ends.wire)
         }

@@ -18,7 +18,7 @@ use crate::protocol::{Kind, Metadata};
 use crate::records::{self, Cutter, Kept, Piece};
 use crate::report::{Event, Outcome, Phase, Reporter, Stats};
 use crate::scan::{FileImage, Image, Seen};
-use crate::shell::{Answer, Base, BaseKind, Shell, There, Times, below};
+use crate::shell::{self, Answer, Base, BaseKind, Shell, There, Times, below};
 use crate::stream::Record;
 use crate::tree::{self, Found, Source};
 
@@ -41,7 +41,7 @@ pub fn run(
     host: &str,
     reporter: &dyn Reporter,
 ) -> Result<Stats> {
-    refuse_what_needs_an_agent(options, host)?;
+    shell::refuse_what_needs_an_agent(options, host)?;
     let mut shell = Shell::begin(input, output, host)?;
     let path = target.path.as_os_str().as_bytes();
     let single = tree::is_single(sources) && !target.directory;
@@ -79,16 +79,6 @@ pub fn run(
         }
     }
     upload.finish()
-}
-
-/// What a shell cannot do is an error, not left out in silence.
-fn refuse_what_needs_an_agent(options: &Options, host: &str) -> Result<()> {
-    if options.verify {
-        return Err(Error::Usage(format!(
-            "--verify needs a holesync on {host}: install it there, or bring it with --agent=push"
-        )));
-    }
-    Ok(())
 }
 
 /// What tells the temp files of this run from those of others.
