@@ -15,6 +15,8 @@ use crate::receiver::{self, Target};
 use crate::report::Silent;
 use crate::scan::FileImage;
 use crate::sender::{self, Side};
+use crate::stream;
+use crate::through;
 use crate::tree;
 
 /// Who the other side is, in errors.
@@ -47,6 +49,22 @@ pub fn serve<R: Read + Send + 'static, W: Write + Send>(input: R, output: W, uma
             }
             let sources: Vec<PathBuf> = sources.into_iter().map(|path| home(&path_of(path))).collect();
             sender::run(input, output, &sources, &options, Side::Responder, &Silent).map(drop)
+        }
+        Request::Through { command, destination, size } => {
+            let (command, destination) = (OsString::from_vec(command), home(&path_of(destination)));
+            let mut input = input.into_plain();
+            let served = through::run(&command, &destination, size, |sink| {
+                let (_, ended) = stream::receive(&mut input, PEER, Some(size), sink)?;
+                let broken = || Error::Closed { peer: PEER.into(), detail: String::new() };
+                if ended { Ok(()) } else { Err(broken()) }
+            });
+            match served {
+                Ok(()) => output.message(&Message::End(Box::default())).and_then(|()| output.flush()),
+                Err(error) => {
+                    output.give_up(&error);
+                    Err(error)
+                }
+            }
         }
         Request::Digest { paths } => answer_digests(paths, &options, &mut output),
     };

@@ -303,6 +303,21 @@ impl Destination {
         self.written + self.punched > 0
     }
 
+    /// For a source whose length shows only as it arrives: it is so long at least.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be made as long.
+    pub fn extend(&mut self, length: u64) -> Result<()> {
+        self.begin()?;
+        self.request.length = length;
+        if self.is_device() {
+            return Ok(());
+        }
+        let extended = ranges::set_length(self.target()?, length, self.options.preallocate);
+        extended.map_err(|error| self.failed("set the length of", error))
+    }
+
     /// Whether it must be told of every zero, since nobody knows what is there.
     pub fn is_blank(&self) -> bool {
         self.basis.is_none() && !matches!(self.work, Work::InPlace)

@@ -59,6 +59,25 @@ pub enum Verb {
         #[command(flatten)]
         reach: ReachArgs,
     },
+    /// Write an image to stdout as a stream of DATA and HOLE records
+    Send {
+        /// The image
+        image: PathBuf,
+        /// Close the stream with an END record, so that a break in it shows
+        #[arg(long)]
+        end: bool,
+    },
+    /// Read such a stream from stdin and make it a file
+    Recv {
+        /// The file; "-": write the image to stdout, zeros included
+        file: PathBuf,
+        /// Bytes that the image must have
+        #[arg(long, value_name = "SIZE", value_parser = size)]
+        size: Option<u64>,
+        /// Do not wait until data is on storage
+        #[arg(long)]
+        no_fsync: bool,
+    },
     /// Finish what an interrupted run had begun to write into a file
     Recover {
         /// Files, or directories to look through
@@ -173,6 +192,10 @@ pub struct Transfer {
     /// What has to run at the other end
     #[arg(long, value_enum, default_value_t = AgentArg::Auto)]
     agent: AgentArg,
+    /// In the place of DEST, run CMD where it is, with the image on its stdin
+    /// ($HOLESYNC_DEST, $HOLESYNC_SIZE)
+    #[arg(long, value_name = "CMD")]
+    through: Option<OsString>,
     #[command(flatten)]
     reach: ReachArgs,
     /// Show progress, also where there is no terminal
@@ -234,6 +257,8 @@ pub struct Job {
     pub reach: ReachArgs,
     /// What has to run there.
     pub agent: AgentArg,
+    /// A command in the place of the destination.
+    pub through: Option<OsString>,
     /// What to show.
     pub show: Verbosity,
     /// JSON instead of text.
@@ -250,7 +275,9 @@ impl Transfer {
     /// [`Error::Usage`] for what makes no sense.
     pub fn into_job(mut self) -> Result<Job> {
         if self.agent == AgentArg::Push && self.reach.remote_path.is_some() {
-            return Err(Error::Usage("--agent=push brings the program that runs: leave --remote-path out".into()));
+            return Err(Error::Usage(
+                "--agent=push brings the program that runs: leave --remote-path out".into(),
+            ));
         }
         if self.inplace && self.commit == CommitArg::Atomic {
             return Err(Error::Usage("--inplace and --commit=atomic exclude each other".into()));
@@ -269,6 +296,7 @@ impl Transfer {
             options,
             reach: self.reach,
             agent: self.agent,
+            through: self.through,
             show,
             json: self.json,
             threads: self.threads,

@@ -69,7 +69,8 @@ pub fn run(
     let mut base = None;
     for source in sources {
         let found = download.list(source)?;
-        let single = sources.len() == 1 && !matches!(found.first(), Some(entry) if entry.kind == Type::Directory);
+        let single =
+            sources.len() == 1 && !matches!(found.first(), Some(entry) if entry.kind == Type::Directory);
         let base = match &base {
             Some(base) => base,
             None => base.insert(Base::find(target, single, options.dry_run)?),
@@ -170,7 +171,8 @@ impl Download<'_> {
             Some(())
         })?;
         if status != b"0" {
-            let why = format!("{}: {}: could not be looked at, or not all of it", self.far.host, escape(source));
+            let why =
+                format!("{}: {}: could not be looked at, or not all of it", self.far.host, escape(source));
             self.failed(Failure { code: code::PARTIAL, message: why });
         }
         Ok(found)
@@ -178,7 +180,8 @@ impl Download<'_> {
 
     /// Makes what a source has; its files in the order in which they were listed.
     fn receive(&mut self, source: &[u8], found: Vec<Entry>, base: &Base) -> Result<()> {
-        let is_single = found.first().is_some_and(|entry| entry.name.is_empty() && entry.kind != Type::Directory);
+        let is_single =
+            found.first().is_some_and(|entry| entry.name.is_empty() && entry.kind != Type::Directory);
         if !is_single {
             self.far.command(&[b"enter", source])?;
         }
@@ -209,8 +212,7 @@ impl Download<'_> {
                     let Some(how) = self.wanted(&entry, base) else { continue };
                     let factor = if let How::Tar(factor) = how { factor } else { 0 };
                     let (length, factor) = (entry.length.to_string(), factor.to_string());
-                    let words: [&[u8]; 5] =
-                        [b"get", how.word(), length.as_bytes(), factor.as_bytes(), &name];
+                    let words: [&[u8]; 5] = [b"get", how.word(), length.as_bytes(), factor.as_bytes(), &name];
                     let bytes = self.far.command(&words)?;
                     asked.push_back(Asked { entry, how, bytes });
                     requested += bytes;

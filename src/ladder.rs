@@ -106,7 +106,8 @@ pub fn climb(
         }
     };
     let Some(version) = version else {
-        reporter.event(Event::Note(&format!("the shell answered on {host}, and takes part without a holesync")));
+        reporter
+            .event(Event::Note(&format!("the shell answered on {host}, and takes part without a holesync")));
         return Ok(Far::Shell);
     };
     reporter.event(Event::Note(&format!("holesync answered on {host}, protocol {version}")));
@@ -155,7 +156,10 @@ fn push(
         Ok(None)
     };
     if !fits(system) {
-        return cannot(&format!("it is \"{}\", and this is a program for another", escape(system.as_bytes())));
+        return cannot(&format!(
+            "it is \"{}\", and this is a program for another",
+            escape(system.as_bytes())
+        ));
     }
     let program = match std::fs::read("/proc/self/exe") {
         Ok(program) => program,

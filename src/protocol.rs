@@ -174,6 +174,15 @@ pub enum Request {
         /// The sources as the user wrote them.
         sources: Vec<Vec<u8>>,
     },
+    /// Run a command on what follows, a [stream](crate::stream) in the place of frames.
+    Through {
+        /// For a shell.
+        command: Vec<u8>,
+        /// The destination as the user wrote it; the command may use it.
+        destination: Vec<u8>,
+        /// Bytes in the image.
+        size: u64,
+    },
     /// Answer with the root hash of each file.
     Digest {
         /// The files.

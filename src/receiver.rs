@@ -221,7 +221,8 @@ impl<R: Read> Applier<'_, R> {
             // It could plant a sealed log there, which the next run would finish.
             return Err(self.input.bad("it names a working file"));
         }
-        let attributes = attributes_of(&entry.metadata, &self.shared.options, self.shared.umask, &mut self.names);
+        let attributes =
+            attributes_of(&entry.metadata, &self.shared.options, self.shared.umask, &mut self.names);
         match entry.kind {
             Kind::File { length, allocated, whole, retry } => {
                 let unanswered = self.shared.unanswered.fetch_add(1, Ordering::Relaxed);

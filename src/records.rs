@@ -39,7 +39,8 @@ impl Kept {
     pub fn new(blocks: &[Range<u64>], ours: &[Sum], theirs: &[Option<Sum>]) -> Kept {
         let mut runs: Vec<Range<u64>> = Vec::new();
         let hashes = ours.iter().zip(theirs.iter().chain(std::iter::repeat(&None)));
-        for (block, _) in blocks.iter().cloned().flatten().zip(hashes).filter(|(_, (a, b))| Some(**a) == **b) {
+        for (block, _) in blocks.iter().cloned().flatten().zip(hashes).filter(|(_, (a, b))| Some(**a) == **b)
+        {
             match runs.last_mut() {
                 Some(run) if run.end == block => run.end += 1,
                 _ => runs.push(block..block + 1),

@@ -73,7 +73,9 @@ impl Shell {
         output.plain(&ladder::script(&[], include_str!("receiver.sh"))?)?;
         let (answers_in, answers) = channel();
         // Ends with the connection.
-        std::thread::spawn(move || read_answers(input.into_plain(), |answer| answers_in.send(answer).is_ok()));
+        std::thread::spawn(move || {
+            read_answers(input.into_plain(), |answer| answers_in.send(answer).is_ok())
+        });
         Ok(Shell { output, answers, host: host.into() })
     }
 

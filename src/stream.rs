@@ -3,11 +3,12 @@
 //! `END\n<size>\n`. Any shell can read it.
 
 use std::io::{self, BufRead, Write};
-use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, escape};
 use crate::protocol::MAX_LENGTH;
-use crate::scan::Image;
+use crate::scan::{FileImage, Image, Seen};
+use crate::tree;
 
 /// Bytes read or written at a time.
 const CHUNK: usize = 1 << 20;
@@ -78,36 +79,96 @@ impl<W: Write> Sink for Expand<W> {
     }
 }
 
-/// Writes the records of an image, one for each extent and for each hole, and
-/// with `end` one for the end.
-///
-/// # Errors
-///
-/// When the image cannot be read, or nobody reads the stream.
-pub fn send(image: &impl Image, length: u64, end: bool, out: &mut impl Write) -> io::Result<()> {
-    let mut buffer = vec![0; CHUNK];
-    let mut at = 0;
-    for extent in image.extents(0..length) {
-        let extent = extent?;
-        hole(out, at..extent.start)?;
-        write!(out, "{}", Record::Data(extent.end - extent.start))?;
-        at = extent.start;
-        while at < extent.end {
-            let n = (extent.end - at).min(CHUNK as u64) as usize;
-            image.read_at(&mut buffer[..n], at)?;
-            out.write_all(&buffer[..n])?;
-            at += n as u64;
-        }
-    }
-    hole(out, at..length)?;
-    if end {
-        write!(out, "{}", Record::End(length))?;
-    }
-    out.flush()
+/// An image to be written as a stream.
+#[derive(Debug)]
+pub struct Outgoing {
+    path: PathBuf,
+    image: FileImage,
+    /// Its length in bytes.
+    pub length: u64,
+    seen: Seen,
 }
 
-fn hole(out: &mut impl Write, range: Range<u64>) -> io::Result<()> {
-    if range.is_empty() { Ok(()) } else { write!(out, "{}", Record::Hole(range.end - range.start)) }
+impl Outgoing {
+    /// Opens a regular file or block device. `hole_map` false: read its holes too.
+    ///
+    /// # Errors
+    ///
+    /// When it is neither, or cannot be opened.
+    pub fn open(path: &Path, hole_map: bool) -> Result<Outgoing> {
+        let (file, length) = tree::open_image(path)?;
+        let seen = Seen::of(&file).map_err(Error::file("look at", path))?;
+        Ok(Outgoing { path: path.to_path_buf(), image: FileImage::new(file, hole_map), length, seen })
+    }
+
+    /// Hands the records to `write`, piece by piece: one for each extent and each
+    /// hole, and with `end` one for the end. Returns how many bytes of data that were.
+    ///
+    /// # Errors
+    ///
+    /// When the image cannot be read, or changed meanwhile (then there is no record
+    /// for the end), and those of `write`.
+    pub fn send(&self, end: bool, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<u64> {
+        let sent = self.read(|part| match part {
+            Part::Hole(len) => write(Record::Hole(len).to_string().as_bytes()),
+            Part::Data(len) => write(Record::Data(len).to_string().as_bytes()),
+            Part::Bytes(bytes) => write(bytes),
+        })?;
+        if end {
+            write(Record::End(self.length).to_string().as_bytes())?;
+        }
+        Ok(sent)
+    }
+
+    /// Puts it into a sink without a stream between. Returns how many bytes of data
+    /// that were.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Outgoing::send`].
+    pub fn pour(&self, sink: &mut impl Sink) -> Result<u64> {
+        self.read(|part| match part {
+            Part::Hole(len) => sink.hole(len),
+            Part::Data(_) => Ok(()),
+            Part::Bytes(bytes) => sink.data(bytes),
+        })
+    }
+
+    fn read(&self, mut take: impl FnMut(Part) -> Result<()>) -> Result<u64> {
+        let unread = || Error::file("read", &self.path);
+        let mut buffer = vec![0; CHUNK];
+        let (mut at, mut sent) = (0, 0);
+        for extent in self.image.extents(0..self.length) {
+            let extent = extent.map_err(unread())?;
+            if extent.start > at {
+                take(Part::Hole(extent.start - at))?;
+            }
+            take(Part::Data(extent.end - extent.start))?;
+            sent += extent.end - extent.start;
+            at = extent.start;
+            while at < extent.end {
+                let n = (extent.end - at).min(CHUNK as u64) as usize;
+                self.image.read_at(&mut buffer[..n], at).map_err(unread())?;
+                take(Part::Bytes(&buffer[..n]))?;
+                at += n as u64;
+            }
+        }
+        if at < self.length {
+            take(Part::Hole(self.length - at))?;
+        }
+        if Seen::of(self.image.file()).map_err(unread())? != self.seen {
+            return Err(Error::refused(&self.path, "changed while it was read; send a snapshot"));
+        }
+        Ok(sent)
+    }
+}
+
+/// A part of an image, in order.
+enum Part<'a> {
+    Hole(u64),
+    /// So many bytes come next, in pieces.
+    Data(u64),
+    Bytes(&'a [u8]),
 }
 
 /// Reads a stream up to its END record, or up to its end if it has none, and
@@ -139,7 +200,8 @@ pub fn receive(
             };
         };
         let next = at.checked_add(count).filter(|&next| next <= limit);
-        let next = next.ok_or_else(|| broken(format!("a record of {count} bytes at {at}, beyond {limit}")))?;
+        let next =
+            next.ok_or_else(|| broken(format!("a record of {count} bytes at {at}, beyond {limit}")))?;
         match record {
             Some(Record::Data(_)) => copy(input, peer, count, sink)?,
             _ => sink.hole(count)?,

@@ -1,5 +1,6 @@
 //! The initiator: chooses the way to the other end and takes its role.
 
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -17,8 +18,10 @@ use crate::location::{Host, Location};
 use crate::options::Options;
 use crate::protocol::{Frame, Message, Request};
 use crate::receiver::{self, Target};
-use crate::report::{Event, Reporter, Route, Stats, Summary, human};
+use crate::report::{Event, Phase, Reporter, Route, Stats, Summary, human};
 use crate::sender::{self, Side};
+use crate::stream::Outgoing;
+use crate::through;
 use crate::transport;
 use crate::upload;
 
@@ -87,6 +90,74 @@ pub fn run(
     let code = if stats.worst_code == 0 { code::PARTIAL } else { stats.worst_code };
     reporter.summary(&Summary { stats, wire_sent, wire_received, route, elapsed, dry_run });
     if failed > 0 { Err(Error::Partial { failed, code }) } else { Ok(()) }
+}
+
+/// Has `command`, run where `destination` is, read the image `source` whole, and
+/// reports it.
+///
+/// # Errors
+///
+/// When the image cannot be read, the host cannot be reached, or the command fails.
+pub fn through(
+    source: &Location,
+    destination: &Location,
+    command: &OsStr,
+    options: &Options,
+    reach: &Reach,
+    reporter: &dyn Reporter,
+) -> Result<()> {
+    let start = Instant::now();
+    let Location::Local(source) = source else {
+        return Err(Error::Usage("--through wants a source on this machine".into()));
+    };
+    if options.dry_run {
+        return Err(Error::Usage("--through and --dry-run exclude each other: the command would run".into()));
+    }
+    let image = Outgoing::open(source, options.hole_map)?;
+    let watch = |bytes: &[u8]| reporter.event(Event::Done(Phase::Sending, bytes.len() as u64));
+    let (sent, route, wire) = match destination {
+        Location::Local(path) => {
+            let mut sent = 0;
+            through::run(command, path, image.length, |sink| {
+                sent = image.pour(sink)?;
+                Ok(())
+            })?;
+            (sent, Route::Local, (0, 0))
+        }
+        Location::Remote(host, path) => {
+            let (command, destination) = (command.as_bytes(), path.as_os_str().as_bytes());
+            let ends = with_far(host, reach, reporter, |far, mut input, mut output| match far {
+                Far::Shell => {
+                    upload::through(input, output, &image, command, destination, &host.to_string(), watch)
+                }
+                Far::Agent => {
+                    let (command, destination) = (command.to_vec(), destination.to_vec());
+                    let request = Request::Through { command, destination, size: image.length };
+                    ask(&mut output, options, request)?;
+                    let write = |bytes: &[u8]| {
+                        watch(bytes);
+                        output.plain(bytes)
+                    };
+                    let sent = image.send(true, write).and_then(|sent| output.flush().map(|()| sent));
+                    drop(output);
+                    match input.read() {
+                        Ok(Frame::Message(Message::End(_))) => sent,
+                        Ok(_) => Err(input.bad("something else than the end")),
+                        // What the other end says is why nothing could be sent to it.
+                        Err(told @ Error::Remote { .. }) => Err(told),
+                        Err(error) => sent.and(Err(error)),
+                    }
+                }
+            })?;
+            (ends.value, ends.route, ends.wire)
+        }
+    };
+    let stats = Stats { files_total: 1, files_sent: 1, apparent_bytes: image.length, ..Stats::default() };
+    let stats = Stats { data_bytes: sent, sent_data_bytes: sent, ..stats };
+    let (wire_sent, wire_received) = wire;
+    let elapsed = start.elapsed();
+    reporter.summary(&Summary { stats, wire_sent, wire_received, route, elapsed, dry_run: false });
+    Ok(())
 }
 
 /// The root hash of a file here or on a host.

@@ -89,7 +89,11 @@ impl<R: BufRead> Tar<'_, R> {
             if header.iter().all(|&byte| byte == 0) {
                 // The end is two blocks of zeros.
                 self.fill(&mut header)?;
-                return if header == [0; BLOCK] { Ok(None) } else { Err(self.bad("an archive with a hole in it")) };
+                return if header == [0; BLOCK] {
+                    Ok(None)
+                } else {
+                    Err(self.bad("an archive with a hole in it"))
+                };
             }
             let size = self.check(&header)?;
             match header[156] {
@@ -218,7 +222,11 @@ impl<R: BufRead> Tar<'_, R> {
         let skipped = std::io::copy(&mut self.input.by_ref().take(count), &mut std::io::sink());
         let skipped = skipped.map_err(|source| self.link(source))?;
         self.at += skipped;
-        if skipped < count { Err(Error::Closed { peer: self.peer.into(), detail: String::new() }) } else { Ok(()) }
+        if skipped < count {
+            Err(Error::Closed { peer: self.peer.into(), detail: String::new() })
+        } else {
+            Ok(())
+        }
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result, escape};
@@ -28,13 +28,25 @@ const STDERR_PATIENCE: Duration = Duration::from_millis(300);
 /// The child that a signal has to stop, 0 if there is none.
 static CHILD: AtomicI32 = AtomicI32::new(0);
 
-/// Stops the connection that is open, if any. For signal handling.
+/// The process group that a signal has to stop, 0 if there is none.
+static GROUP: AtomicI32 = AtomicI32::new(0);
+
+/// Stops the connection that is open, and the group that is watched. For signal
+/// handling.
 pub fn interrupt() {
-    let pid = CHILD.load(Ordering::Relaxed);
-    if pid > 0 {
-        // It may have ended by itself.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    let (child, group) = (CHILD.load(Ordering::Relaxed), GROUP.load(Ordering::Relaxed));
+    // Either may have ended by itself.
+    if child > 0 {
+        let _ = kill(Pid::from_raw(child), Signal::SIGTERM);
     }
+    if group > 0 {
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
+}
+
+/// Has a process group, or none any more, stopped with this process.
+pub fn watch_group(group: Option<Pid>) {
+    GROUP.store(group.map_or(0, Pid::as_raw), Ordering::Relaxed);
 }
 
 /// A host at the other end of a child process.

@@ -19,7 +19,7 @@ use crate::records::{self, Cutter, Kept, Piece};
 use crate::report::{Event, Outcome, Phase, Reporter, Stats};
 use crate::scan::{FileImage, Image, Seen};
 use crate::shell::{self, Answer, Base, BaseKind, Shell, There, Times, below};
-use crate::stream::Record;
+use crate::stream::{Outgoing, Record};
 use crate::tree::{self, Found, Source};
 
 /// Names that are looked at one by one; beyond, all that is there.
@@ -79,6 +79,43 @@ pub fn run(
         }
     }
     upload.finish()
+}
+
+/// Has a command at the other end read an image; `watch` sees what is sent.
+/// Returns how many bytes of data that were.
+///
+/// # Errors
+///
+/// When either end fails.
+pub fn through(
+    input: Input,
+    output: Output,
+    image: &Outgoing,
+    command: &[u8],
+    destination: &[u8],
+    host: &str,
+    watch: impl Fn(&[u8]),
+) -> Result<u64> {
+    // That a command failed is no failure of a disk.
+    let told = |error| match error {
+        Error::Remote { peer, failure: Failure { code: code::FILE_IO, message } } => {
+            Error::Remote { peer, failure: Failure { code: code::PARTIAL, message } }
+        }
+        other => other,
+    };
+    let mut shell = Shell::begin(input, output, host)?;
+    shell.command(&[b"through", image.length.to_string().as_bytes(), destination, command])?;
+    let sent = image.send(true, |bytes| {
+        watch(bytes);
+        shell.write(bytes)
+    });
+    let sent = sent.map_err(told)?;
+    match shell.answer().map_err(told)? {
+        Ok(()) => shell.end().map(|()| sent),
+        Err(why) => {
+            Err(Error::Remote { peer: host.into(), failure: Failure { code: code::PARTIAL, message: why } })
+        }
+    }
 }
 
 /// What tells the temp files of this run from those of others.
@@ -154,7 +191,8 @@ impl Upload<'_> {
             }
             _ if self.options.dry_run => Ok(()),
             Kind::Directory => {
-                let is_there = self.there.get(&source.target).is_some_and(|there| there.mode & TYPE == libc::S_IFDIR);
+                let is_there =
+                    self.there.get(&source.target).is_some_and(|there| there.mode & TYPE == libc::S_IFDIR);
                 if !is_there && !source.target.is_empty() {
                     self.touch_parent(&source.target);
                     self.touched.insert(source.target.clone());
@@ -174,7 +212,8 @@ impl Upload<'_> {
 
     fn file(&mut self, source: Source) -> Result<()> {
         let Kind::File { length, allocated, .. } = source.kind else { return Ok(()) };
-        let there = self.there.get(&source.target).filter(|there| there.mode & TYPE == libc::S_IFREG).cloned();
+        let there =
+            self.there.get(&source.target).filter(|there| there.mode & TYPE == libc::S_IFREG).cloned();
         if let Some(there) = &there
             && self.is_unchanged(there, length, &source.metadata)
         {
@@ -192,15 +231,17 @@ impl Upload<'_> {
         match self.send(&source, there.as_ref()) {
             Ok(true) => Ok(()),
             // It changed meanwhile: once more.
-            Ok(false) => match tree::look_again(&source).and_then(|source| self.send(&source, there.as_ref())) {
-                Ok(true) => Ok(()),
-                Ok(false) => {
-                    let why = "kept changing while it was read; send a snapshot";
-                    self.fail(Error::refused(&source.path, why).to_failure());
-                    Ok(())
+            Ok(false) => {
+                match tree::look_again(&source).and_then(|source| self.send(&source, there.as_ref())) {
+                    Ok(true) => Ok(()),
+                    Ok(false) => {
+                        let why = "kept changing while it was read; send a snapshot";
+                        self.fail(Error::refused(&source.path, why).to_failure());
+                        Ok(())
+                    }
+                    Err(error) => self.source_failed(error),
                 }
-                Err(error) => self.source_failed(error),
-            },
+            }
             Err(error) => self.source_failed(error),
         }
     }
@@ -317,7 +358,13 @@ impl Upload<'_> {
     }
 
     /// Which blocks both ends have.
-    fn compare(&mut self, source: &Source, image: &FileImage, length: u64, blocks: &[Range<u64>]) -> Result<Kept> {
+    fn compare(
+        &mut self,
+        source: &Source,
+        image: &FileImage,
+        length: u64,
+        blocks: &[Range<u64>],
+    ) -> Result<Kept> {
         // What comes next are sums.
         while !self.waiting.is_empty() {
             let answer = self.shell.answer()?;
@@ -409,7 +456,8 @@ impl Upload<'_> {
     ) -> Result<()> {
         let how: &[u8] = if self.options.commit == Commit::InPlace { b"inplace" } else { b"fresh" };
         let sync: &[u8] = if self.options.fsync { b"sync" } else { b"nosync" };
-        let is_dense = image.extents(0..length).next().is_none_or(|first| first.is_ok_and(|e| e == (0..length)));
+        let is_dense =
+            image.extents(0..length).next().is_none_or(|first| first.is_ok_and(|e| e == (0..length)));
         let zeros: &[u8] = match (self.options.preallocate, is_dense) {
             (true, _) => b"allocated",
             (false, true) => b"dense",

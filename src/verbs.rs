@@ -13,9 +13,11 @@ use holesync::hashmap::{self, Grid, Item};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Options};
 use holesync::place::{Place, Working};
+use holesync::recv;
 use holesync::report::{JsonLines, Reporter, Silent, Terminal};
 use holesync::scan::{FileImage, Image};
 use holesync::settle::{self, Settled};
+use holesync::stream::Outgoing;
 use holesync::sync::{self, Agent, Reach};
 use holesync::{agent, sys, transport, tree};
 use serde_json::json;
@@ -46,6 +48,16 @@ pub fn run(cli: Cli) -> Result<()> {
                 let root = sync::digest(location, &options, &reach, &Silent)?;
                 say(&format!("{}  {}", hex(&root), printable(Path::new(file))))
             })
+        }
+        Some(Verb::Send { image, end }) => send(&image, end),
+        Some(Verb::Recv { file, size, no_fsync }) => {
+            let options = Options { fsync: !no_fsync, ..Options::default() };
+            let input = File::from(own(std::io::stdin())?);
+            if file == Path::new("-") {
+                recv::expand(input, File::from(own(std::io::stdout())?), size)
+            } else {
+                recv::run(input, &file, size, options, umask)
+            }
         }
         Some(Verb::Recover { paths, no_fsync }) => each(&paths, |path| recover(path, !no_fsync)),
     }
@@ -92,7 +104,14 @@ fn transfer(job: Job, umask: u32) -> Result<()> {
     let reporter: Box<dyn Reporter> =
         if job.json { Box::new(JsonLines::default()) } else { Box::new(Terminal::new(job.show)) };
     let reach = reach_of(job.reach, job.agent, umask);
-    let result = sync::run(&job.sources, &job.destination, &job.options, &reach, reporter.as_ref());
+    let reporter = reporter.as_ref();
+    let result = match (&job.through, job.sources.as_slice()) {
+        (Some(command), [source]) => {
+            sync::through(source, &job.destination, command, &job.options, &reach, reporter)
+        }
+        (Some(_), _) => Err(Error::Usage("--through wants one source: the command reads one image".into())),
+        (None, sources) => sync::run(sources, &job.destination, &job.options, &reach, reporter),
+    };
     result.map_err(|error| if STOP.load(Ordering::Relaxed) { Error::Interrupted } else { error })
 }
 
@@ -114,6 +133,14 @@ fn stop_on_signals() -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// Writes an image to stdout as a stream of records.
+fn send(image: &Path, end: bool) -> Result<()> {
+    let mut out = File::from(own(std::io::stdout())?);
+    let image = Outgoing::open(image, true)?;
+    let sent = image.send(end, |bytes| out.write_all(bytes).map_err(Error::file("write to", "stdout")));
+    sent.map(drop)
 }
 
 /// Prints the extents of an image, or its blocks.

@@ -1,6 +1,7 @@
 //! What every test needs: a place to work in, files to send, a way to run the
 //! program and a way to look at the result.
 
+pub mod account;
 pub mod check;
 pub mod faults;
 pub mod lab;

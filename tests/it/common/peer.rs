@@ -28,6 +28,7 @@ agent() { sh -c "$command"; }
 pub struct Peer {
     rsh: String,
     program: String,
+    agent: &'static str,
 }
 
 impl Peer {
@@ -37,7 +38,7 @@ impl Peer {
         if ssh.is_none() {
             lab::skip("no private sshd");
         }
-        ssh.map(|path| Peer::over(path.to_str().expect("a plain path")))
+        ssh.map(|path| Peer::over(path.to_str().expect("a plain path"), "auto"))
     }
 
     /// A shell script in the place of ssh, kept in `dir`.
@@ -46,7 +47,7 @@ impl Peer {
         std::fs::write(&path, format!("{PROLOGUE}\n{body}\n")).expect("write the script");
         // Through sh, since a file just written may still be open for writing
         // in a child that another test forks at this moment (ETXTBSY).
-        Peer::over(&format!("sh {}", path.to_str().expect("a plain path")))
+        Peer::over(&format!("sh {}", path.to_str().expect("a plain path")), "require")
     }
 
     /// An agent at the other end of two pipes, without ssh.
@@ -54,8 +55,8 @@ impl Peer {
         Peer::script(dir, "agent")
     }
 
-    fn over(rsh: &str) -> Peer {
-        Peer { rsh: rsh.to_owned(), program: PROGRAM.to_owned() }
+    fn over(rsh: &str, agent: &'static str) -> Peer {
+        Peer { rsh: rsh.to_owned(), program: PROGRAM.to_owned(), agent }
     }
 
     /// The same, with another program as the agent.
@@ -71,7 +72,14 @@ impl Peer {
     /// The program, told how to reach the far side.
     pub fn holesync(&self) -> Command {
         let mut command = holesync();
-        command.args(["-e", &self.rsh, "--remote-path", &self.program]);
+        command.args(["-e", &self.rsh, "--remote-path", &self.program, "--agent", self.agent]);
+        command
+    }
+
+    /// The same, but with no use for a holesync at the other end.
+    pub fn shell(&self) -> Command {
+        let mut command = holesync();
+        command.args(["-e", &self.rsh, "--agent=none"]);
         command
     }
 }

@@ -1,0 +1,92 @@
+//! A stream of records from anywhere, made into a file, or into plain bytes.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::apply::{Destination, Request};
+use crate::base::{Base, Target};
+use crate::error::{Error, Result};
+use crate::hashmap::Hash;
+use crate::options::Options;
+use crate::place::Attributes;
+use crate::stream::{self, Expand, Sink};
+
+/// Who writes the stream, in errors.
+const PEER: &str = "stdin";
+const BUFFER: usize = 1 << 20;
+
+/// Makes `path` the image that a stream describes. With a `size`, it must have so
+/// many bytes. A stream without an END record, and without a size, is taken to be
+/// whole where it ends.
+///
+/// # Errors
+///
+/// When the stream breaks off or is none, and when the file cannot be written.
+/// Then there is no new file.
+pub fn run(input: File, path: &Path, size: Option<u64>, options: Options, umask: u32) -> Result<()> {
+    let target = Target { path: path.to_path_buf(), directory: false, umask };
+    let base = Base::find(&target, true, false)?;
+    let (Some(_), Some(place)) = (&base.rename, base.place(b"", false)?) else {
+        return Err(Error::refused(path, "is a directory: name the file that is to be written"));
+    };
+    let attributes = Attributes { new_mode: 0o666 & !umask, ..Attributes::default() };
+    let request = Request { length: size.unwrap_or(0), data: 0, whole: true, attributes };
+    let destination = Destination::open(place, request, Arc::new(options))?;
+    let mut sink = FileSink { destination, at: 0 };
+    match receive(input, size, &mut sink) {
+        Ok(size) => {
+            sink.destination.extend(size)?;
+            sink.destination.finish(&Hash::default(), 0).map(drop)
+        }
+        Err(error) => {
+            sink.destination.discard();
+            Err(error)
+        }
+    }
+}
+
+/// Writes the plain bytes of the image that a stream describes.
+///
+/// # Errors
+///
+/// When the stream breaks off or is none, or nobody reads.
+pub fn expand(input: File, out: File, size: Option<u64>) -> Result<()> {
+    let mut sink = Expand { out, what: "stdout".into() };
+    receive(input, size, &mut sink).map(drop)
+}
+
+/// The whole of the input; the size of the image.
+fn receive(input: File, size: Option<u64>, sink: &mut impl Sink) -> Result<u64> {
+    let mut input = BufReader::with_capacity(BUFFER, input);
+    let (size, _) = stream::receive(&mut input, PEER, size, sink)?;
+    if stream::fill(&mut input, PEER)?.is_empty() {
+        return Ok(size);
+    }
+    Err(Error::Protocol { peer: PEER.into(), what: "something behind the end".into() })
+}
+
+/// A file that grows as the stream goes on.
+struct FileSink {
+    destination: Destination,
+    at: u64,
+}
+
+impl Sink for FileSink {
+    fn data(&mut self, bytes: &[u8]) -> Result<()> {
+        self.destination.write(self.at, bytes)?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn hole(&mut self, len: u64) -> Result<()> {
+        let range = self.at..self.at + len;
+        self.at = range.end;
+        if !self.destination.is_blank() {
+            return self.destination.zero(range);
+        }
+        // Some file systems allocate ahead of a file that grows by writes.
+        self.destination.extend(range.end)
+    }
+}
