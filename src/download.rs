@@ -2,7 +2,7 @@
 //! the files whose size or time differ. Holes come as they are where GNU tar is
 //! there; elsewhere zeros are found here, and travel compressed.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -15,7 +15,7 @@ use flate2::bufread::GzDecoder;
 
 use crate::apply::{self, Destination};
 use crate::base::{Base, Target, attributes_of, make_directory, make_symlink, names_working_file};
-use crate::error::{Error, Failure, Result, code, escape};
+use crate::error::{Error, Failure, Result, code, escape, printable};
 use crate::frames::Plain;
 use crate::hashmap::{Hash, PAGE};
 use crate::ladder::{self, Input, Output};
@@ -64,6 +64,7 @@ pub fn run(
         reporter,
         stats: Stats::default(),
         names: Names::default(),
+        taken: HashSet::new(),
         directories: Vec::new(),
     };
     let mut base = None;
@@ -137,6 +138,8 @@ struct Download<'a> {
     reporter: &'a dyn Reporter,
     stats: Stats,
     names: Names,
+    /// What has come already: the first source that has a name is the one that counts.
+    taken: HashSet<Vec<u8>>,
     /// To be given their attributes when everything is in them.
     directories: Vec<(Vec<u8>, Attributes)>,
 }
@@ -188,18 +191,22 @@ impl Download<'_> {
         let mut asked = VecDeque::new();
         let mut requested = 0;
         for entry in found {
-            if protocol::check_path(&entry.target).is_err() || names_working_file(&entry.target) {
+            if names_working_file(&entry.target) || !self.taken.insert(entry.target.clone()) {
+                continue;
+            }
+            if let Err(what) = protocol::check_path(&entry.target) {
+                self.failed_there(&entry, &what);
                 continue;
             }
             let name = if is_single { source.to_vec() } else { below(&entry.name) };
             match entry.kind {
-                Type::Other => self.skip("special file", &entry),
-                Type::Device if !is_single => self.skip("special file", &entry),
+                Type::Other => self.skip("special file", source, &entry),
+                Type::Device if !is_single => self.skip("special file", source, &entry),
                 Type::Directory if !self.options.recursive => {
-                    self.skip("directory", &entry);
+                    self.skip("directory", source, &entry);
                     break;
                 }
-                Type::Symlink if !self.options.links => self.skip("symlink", &entry),
+                Type::Symlink if !self.options.links => self.skip("symlink", source, &entry),
                 Type::Directory if !self.options.dry_run => self.directory(entry, base),
                 Type::Symlink if !self.options.dry_run => {
                     self.far.command(&[b"link", &name])?;
@@ -234,8 +241,9 @@ impl Download<'_> {
         Ok(())
     }
 
-    fn skip(&self, what: &str, entry: &Entry) {
-        self.reporter.event(Event::Warning(&format!("skipping {what} {}", escape(&entry.target))));
+    fn skip(&self, what: &str, source: &[u8], entry: &Entry) {
+        let path = Path::new(OsStr::from_bytes(source)).join(OsStr::from_bytes(&entry.name));
+        self.reporter.event(Event::Warning(&format!("skipping {what} {}", printable(&path))));
     }
 
     fn directory(&mut self, entry: Entry, base: &Base) {
@@ -380,9 +388,7 @@ fn read_entry(record: &[u8]) -> Option<Entry> {
     let mode = u32::from_str_radix(word()?, 16).ok()?;
     let length = word()?.parse().ok().filter(|&length| length <= MAX_LENGTH)?;
     let allocated = word()?.parse::<u64>().ok()?.saturating_mul(512).min(length);
-    let stamp = word()?;
-    let (seconds, fraction) = stamp.split_once('.').map_or((stamp, None), |(s, f)| (s, Some(f)));
-    let nanoseconds = fraction.filter(|digits| digits.len() == 9).and_then(|digits| digits.parse().ok());
+    let (seconds, nanoseconds) = shell::read_stamp(word()?)?;
     let (uid, gid) = (word()?.parse().ok()?, word()?.parse().ok()?);
     let (user, group) = (word()?.to_owned(), word()?.to_owned());
     let name = words.next()?;
@@ -398,7 +404,7 @@ fn read_entry(record: &[u8]) -> Option<Entry> {
     } else {
         Metadata {
             mode: Some(mode & 0o7777),
-            mtime: Some((seconds.parse().ok()?, nanoseconds.unwrap_or(0))),
+            mtime: Some((seconds, nanoseconds.unwrap_or(0))),
             owner: Some(Owner { uid, gid, user, group }),
         }
     };

@@ -182,6 +182,9 @@ fn push(
                 output.plain(&program)?;
                 output.flush()?;
             }
+            note if note.starts_with(b"note ") => {
+                reporter.event(Event::Warning(&format!("{host}: {}", escape(&note[5..]))));
+            }
             b"have" => return input.await_greeting(0).map(Some),
             other if other.starts_with(b"lost ") => {
                 let why = "this program did not arrive there whole: is there room in the cache directory?";

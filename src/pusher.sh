@@ -49,6 +49,7 @@ push() {
         file=$dir/$name
     elif [ "$send" = yes ] && temporary=$(mktemp -d); then
         file=$temporary/$name
+        echo "note ${dir:-no cache directory} is not for this user alone, and writable: the program is not kept"
     else
         none 'there is no directory to keep it in' && return
     fi

@@ -21,7 +21,7 @@ main() {
         list) list ;;
         dir) make_directory "$@" ;;
         link) make_link "$@" ;;
-        attr) attributes "$@" && say 'done' ;;
+        attr) set_attributes "$@" ;;
         sums) sums "$@" ;;
         file) file "$@" ;;
         through) through "$@" ;;
@@ -181,25 +181,36 @@ make_directory() {
     fi
 }
 
+# Whether one that is right already has its attributes, time, user (name, number),
+# group (name, number), temp file, path, target.
 make_link() {
-    decode "$1"
-    link=$plain
-    decode "$2"
-    temp=$plain
-    decode "$3"
-    why='failed cannot be made a symlink'
-    if is_blocked "$plain" || { [ -d "$plain" ] && [ ! -L "$plain" ]; }; then
-        say "$why: a directory is in the way"
-    elif [ -L "$plain" ] && [ "$(readlink "$plain" && echo .)" = "$link
+    decode "$7"
+    new=$plain
+    decode "$8"
+    path=$plain
+    decode "$9"
+    if is_blocked "$path" || { [ -d "$path" ] && [ ! -L "$path" ]; }; then
+        say 'failed cannot be made a symlink: a directory is in the way'
+    elif [ -L "$path" ] && [ "$(readlink "$path" && echo .)" = "$plain
 ." ]; then
-        say 'done'
-    elif ln -s "$link" "$temp" && { [ "$4" = - ] || touch -h -m -d "@$4" "$temp" || :; } && replace "$plain"; then
+        [ "$1" = same ] || link_attributes "$2" "$3" "$4" "$5" "$6" "$path"
         say 'done'
     else
-        clean
-        say "$why"
+        temp=$new
+        if ln -s "$plain" "$temp" && link_attributes "$2" "$3" "$4" "$5" "$6" "$temp" && replace "$path"; then
+            say 'done'
+        else
+            clean
+            say 'failed cannot be made a symlink'
+        fi
+        temp=
     fi
-    temp=
+}
+
+# Where the tools here cannot set the time of a symlink itself, it stays.
+link_attributes() {
+    give 'chown -h' "$2" "$3" "$6" && give 'chgrp -h' "$4" "$5" "$6" &&
+        { [ "$1" = - ] || touch -h -m -d "@$1" "$6" 2>/dev/null || :; }
 }
 
 # The temp file becomes the destination: there is always the old one or the new.
@@ -208,6 +219,15 @@ replace() {
         rm -f "$1" || return 1
     fi
     $move "$temp" "$1"
+}
+
+set_attributes() {
+    decode "$7"
+    if is_blocked "$plain"; then
+        say 'failed its directory could not be made'
+    elif attributes "$@"; then
+        say 'done'
+    fi
 }
 
 # Mode, time, user (name, number), group (name, number), path; "-": leave it.
@@ -317,9 +337,8 @@ open() {
         temp=$2
     fi
     # First of all: some file systems allocate ahead of a file that grows.
-    if [ -z "$device" ] && [ "$how:$zeros" != fresh:dense ]; then
-        set_length || fatal 'its length could not be set'
-    fi
+    long=$device
+    [ "$how:$zeros" = fresh:dense ] || make_long
     allocated=
     if [ "$zeros" = allocated ] && [ "$size" != 0 ] && [ -z "$device" ]; then
         fallocate -l "$size" "$out" && allocated=yes
@@ -338,8 +357,12 @@ create() {
     return $status
 }
 
-set_length() {
-    dd if=/dev/null of="$out" bs=1048576 seek="$size" $seek $mute
+# Gives it its length: dd cuts or lengthens a file to where it seeks, in whole
+# blocks only, so the block is a byte. Nothing is copied.
+make_long() {
+    [ -z "$long" ] || return 0
+    dd if=/dev/null of="$out" bs=1 seek="$size" count=0 $mute || fatal 'its length could not be set'
+    long=yes
 }
 
 # The records of one file. Fails when the sender says that it cannot go on.
@@ -348,7 +371,7 @@ receive() {
     while record; do
         case $kind in
         DATA) put ;;
-        HOLE) [ "$how:$zeros$allocated" = fresh:hole ] || [ "$how:$allocated" = fresh:yes ] || zero ;;
+        HOLE) hole ;;
         KEEP) keep ;;
         DIG) dig=$digs ;;
         STOP) return 1 ;;
@@ -381,8 +404,15 @@ keep() {
         of="$out" seek="$at" $seek conv=notrunc $mute || fatal 'it could not be copied'
 }
 
+hole() {
+    make_long
+    # A new file has zeros where nothing is written.
+    if [ "$how" = inplace ] || [ "$zeros:$allocated" = allocated: ]; then
+        zero
+    fi
+}
+
 zero() {
-    [ "$count" != 0 ] || return 0
     if [ "$device" = yes ]; then
         blkdiscard -z -o "$at" -l "$count" "$out" 2>/dev/null && return
     elif [ "$zeros:$digs" = hole:yes ]; then

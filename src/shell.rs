@@ -331,14 +331,32 @@ fn read_there(record: &[u8]) -> Option<(Vec<u8>, There)> {
     let mut word = || std::str::from_utf8(words.next()?).ok();
     let mode = u32::from_str_radix(word()?, 16).ok()?;
     let size = word()?.parse().ok()?;
-    let stamp = word()?;
-    let (seconds, fraction) = stamp.split_once('.').map_or((stamp, None), |(s, f)| (s, Some(f)));
-    // Nine digits or none.
-    let nanoseconds = fraction.filter(|digits| digits.len() == 9).and_then(|digits| digits.parse().ok());
+    let (mtime, nanoseconds) = read_stamp(word()?)?;
     let (uid, gid) = (word()?.parse().ok()?, word()?.parse().ok()?);
     let name = words.next()?;
     let name = name.strip_prefix(b"./").unwrap_or(if name == b"." { b"" } else { name });
-    Some((name.to_vec(), There { mode, size, mtime: seconds.parse().ok()?, nanoseconds, uid, gid }))
+    Some((name.to_vec(), There { mode, size, mtime, nanoseconds, uid, gid }))
+}
+
+/// Seconds since 1970 as stat and touch write them: a decimal number, with a minus
+/// before all of it. Seconds are rounded down, as the system calls have them; no
+/// nanoseconds are given without nine digits for them.
+pub(crate) fn read_stamp(text: &str) -> Option<(i64, Option<u32>)> {
+    let (seconds, fraction) = text.split_once('.').map_or((text, None), |(s, f)| (s, Some(f)));
+    let whole: i64 = seconds.parse().ok()?;
+    let nanoseconds = fraction.filter(|digits| digits.len() == 9).and_then(|digits| digits.parse().ok());
+    match nanoseconds {
+        Some(above @ 1..) if text.starts_with('-') => Some((whole - 1, Some(1_000_000_000 - above))),
+        other => Some((whole, other)),
+    }
+}
+
+/// The same in the other direction.
+pub(crate) fn stamp(seconds: i64, nanoseconds: u32) -> String {
+    match (seconds, nanoseconds) {
+        (..0, 1..) => format!("-{}.{:09}", (seconds + 1).unsigned_abs(), 1_000_000_000 - nanoseconds),
+        _ => format!("{seconds}.{nanoseconds:09}"),
+    }
 }
 
 fn read_sum(digits: &[u8]) -> Option<Sum> {
@@ -347,4 +365,37 @@ fn read_sum(digits: &[u8]) -> Option<Sum> {
         *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
     }
     Some(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_survive_their_way_through_text() {
+        for time in [(0, 0), (-1, 999_999_999), (-1, 0), (-2, 1), (10, 1), (1_700_000_000, 999_999_999)] {
+            let (seconds, nanoseconds) = time;
+            assert_eq!(read_stamp(&stamp(seconds, nanoseconds)), Some((seconds, Some(nanoseconds))));
+        }
+        assert_eq!(stamp(-1, 999_999_999), "-0.000000001");
+        assert_eq!(read_stamp("-5"), Some((-5, None)));
+        assert_eq!(read_stamp("7.5"), Some((7, None)));
+        assert_eq!(read_stamp("x"), None);
+    }
+
+    #[test]
+    fn words_hold_nothing_that_a_shell_takes_apart() {
+        assert_eq!(encode(b"./a b'c\n\xff"), b"./a\\0040b\\0047c\\0012\\0377");
+        assert_eq!(command_line(&[b"dir", b"./x"]), b"dir ./x\n");
+    }
+
+    #[test]
+    fn a_name_with_line_ends_is_one_record() {
+        let mut record = Record::default();
+        assert_eq!(record.add(b"81a4 5 7.000000001 0 0 ./a"), None);
+        let found = record.add(b"b//").and_then(|record| read_there(&record));
+        let (name, there) = found.expect("a record");
+        assert_eq!((name.as_slice(), there.size, there.nanoseconds), (&b"a\nb"[..], 5, Some(1)));
+        assert!(record.is_empty());
+    }
 }

@@ -202,10 +202,16 @@ impl Upload<'_> {
                 Ok(())
             }
             Kind::Symlink(link) => {
+                let is_link = |there: &&There| there.mode & TYPE == libc::S_IFLNK;
+                let there = self.there.get(&source.target).filter(is_link);
+                let same = there.is_some_and(|there| self.has_attributes(there, &source.metadata));
+                let [_, mtime, user, uid, group, gid] = self.attribute_words(&source.metadata, None);
                 self.touch_parent(&source.target);
                 let (path, temp) = (below(&source.target), self.temp(&source.target));
-                let mtime = self.mtime(&source.metadata);
-                self.ask(&[b"link", link, &temp, &path, mtime.as_bytes()], &source.target, None)
+                let mut command: Vec<&[u8]> = vec![b"link", if same { b"same" } else { b"set" }];
+                command.extend([&mtime, &user, &uid, &group, &gid].map(|word| word.as_bytes()));
+                command.extend([temp.as_slice(), &path, link]);
+                self.ask(&command, &source.target, None)
             }
         }
     }
@@ -280,7 +286,8 @@ impl Upload<'_> {
         let mode = metadata.mode.filter(|_| options.perms);
         let user = metadata.owner.as_ref().filter(|_| options.owner).map(|owner| owner.uid);
         let group = metadata.owner.as_ref().filter(|_| options.group).map(|owner| owner.gid);
-        mode.is_none_or(|mode| mode & 0o7777 == there.mode & 0o7777)
+        let is_link = there.mode & TYPE == libc::S_IFLNK;
+        mode.is_none_or(|mode| is_link || mode & 0o7777 == there.mode & 0o7777)
             && user.is_none_or(|uid| uid == there.uid)
             && group.is_none_or(|gid| gid == there.gid)
             && (!options.times || self.has_time(there, metadata))
@@ -510,7 +517,7 @@ impl Upload<'_> {
 
     fn mtime(&self, metadata: &Metadata) -> String {
         match (metadata.mtime.filter(|_| self.options.times), self.base.times) {
-            (Some((seconds, nanoseconds)), Times::Nanoseconds) => format!("{seconds}.{nanoseconds:09}"),
+            (Some((seconds, nanoseconds)), Times::Nanoseconds) => shell::stamp(seconds, nanoseconds),
             (Some((seconds, _)), Times::Seconds) => seconds.to_string(),
             (Some(_), Times::No) | (None, _) => "-".into(),
         }

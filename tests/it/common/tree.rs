@@ -23,22 +23,35 @@ pub enum Way {
     Local,
     Push,
     Pull,
+    /// To a host without a holesync.
+    PushShell,
+    /// From one.
+    PullShell,
 }
 
-pub const WAYS: [Way; 3] = [Way::Local, Way::Push, Way::Pull];
+pub const WAYS: [Way; 5] = [Way::Local, Way::Push, Way::Pull, Way::PushShell, Way::PullShell];
 
 impl Way {
+    /// Whether there is a holesync at both ends.
+    pub fn has_agent(self) -> bool {
+        !matches!(self, Way::PushShell | Way::PullShell)
+    }
+
     /// Runs the program, over sshd unless it is local; `None`, and a counted
     /// skip, where there is no sshd. Paths may end in a slash.
     #[track_caller]
     pub fn run(self, flags: &[&str], sources: &[&OsStr], to: &OsStr) -> Option<Outcome> {
-        let mut command = if self == Way::Local { holesync() } else { Peer::sshd()?.holesync() };
+        let mut command = match self {
+            Way::Local => holesync(),
+            Way::Push | Way::Pull => Peer::sshd()?.holesync(),
+            Way::PushShell | Way::PullShell => Peer::sshd()?.shell(),
+        };
         command.args(flags);
         match self {
-            Way::Pull => command.args(sources.iter().map(at)),
+            Way::Pull | Way::PullShell => command.args(sources.iter().map(at)),
             _ => command.args(sources),
         };
-        command.arg(if self == Way::Push { at(to) } else { to.to_owned() });
+        command.arg(if matches!(self, Way::Push | Way::PushShell) { at(to) } else { to.to_owned() });
         Some(run(&mut command))
     }
 }
