@@ -333,8 +333,13 @@ impl Download<'_> {
         }
         let destination = self.open(&entry, base);
         let mut sink = FileSink { destination, at: 0, data: 0, reporter: self.reporter };
-        self.far.content(&entry, how, &mut sink)?;
-        let sent = self.far.answer(b"done")?;
+        let sent = match self.far.content(&entry, how, &mut sink).and_then(|()| self.far.answer(b"done")) {
+            Ok(sent) => sent,
+            Err(error) => {
+                sink.discard();
+                return Err(error);
+            }
+        };
         let data = sink.data;
         let finished = sink.finish(sent.is_ok());
         match (sent, finished) {
@@ -617,12 +622,18 @@ impl FileSink<'_> {
 
     /// The file takes its place, if it arrived whole. Returns bytes written and punched.
     fn finish(self, is_whole: bool) -> Result<(u64, u64)> {
-        let destination = self.destination?;
         if is_whole {
-            return destination.finish(&Hash::default(), 0);
+            return self.destination?.finish(&Hash::default(), 0);
         }
-        destination.discard();
+        self.discard();
         Ok((0, 0))
+    }
+
+    /// What came of a part of it is of no use: nobody there can go on from it.
+    fn discard(self) {
+        if let Ok(destination) = self.destination {
+            destination.discard();
+        }
     }
 }
 

@@ -7,6 +7,8 @@ main() {
     LC_ALL=C
     export LC_ALL
     unset CDPATH
+    # Those of the administrator are there for others, too.
+    PATH=$PATH:/usr/sbin:/sbin
     temp=
     trap 'clean' EXIT
     trap 'exit 20' HUP INT TERM PIPE
@@ -52,7 +54,7 @@ clean() {
 # --- what the tools here can do: tried out, not asked for ---------------------
 
 probe() {
-    for tool in dd cat chmod find mkdir mv rm ln readlink id; do
+    for tool in dd cat chmod cut find grep id ln mkdir mv readlink rm wc; do
         command -v $tool >/dev/null 2>&1 || lacks $tool
     done
     mute=status=none
@@ -89,7 +91,7 @@ lacks() {
 
 # Nothing can be below that name, so the answer is about the time alone.
 can_touch() {
-    ! touch -m -d "$1" /dev/null/none 2>&1 | grep -q -i 'invalid\|option\|usage'
+    command -v touch >/dev/null 2>&1 && ! touch -m -d "$1" /dev/null/none 2>&1 | grep -q -i 'invalid\|option\|usage'
 }
 
 # --- names --------------------------------------------------------------------
@@ -134,7 +136,7 @@ base() {
     else
         { mkdir "$plain" && cd "$plain"; } || refuse 'cannot be created; create its parent first'
     fi
-    say "base ${named:-directory} $(umask) $user $times $lists $sums"
+    say "base ${named:-directory} $(umask) $user $times $lists $sums $digs"
 }
 
 refuse() {
@@ -384,6 +386,7 @@ receive() {
     if [ "$sync" = sync ] && [ -z "$synced" ]; then
         dd if=/dev/null of="$out" conv=notrunc,fsync $mute || fatal 'it could not be synced'
     fi
+    [ -n "$device" ] || [ "$(wc -c <"$out")" -eq "$size" ] || fatal 'its length came out wrong'
     # Zeros that were sent for short holes: a file system that cannot keeps them.
     [ "$dig" != yes ] || fallocate -d "$out" || :
 }
@@ -415,7 +418,7 @@ hole() {
 zero() {
     if [ "$device" = yes ]; then
         blkdiscard -z -o "$at" -l "$count" "$out" 2>/dev/null && return
-    elif [ "$zeros:$digs" = hole:yes ]; then
+    elif [ "$zeros" != allocated ] && [ "$digs" = yes ]; then
         fallocate -p -o "$at" -l "$count" "$out" 2>/dev/null && return
     fi
     dd if=/dev/zero bs=1048576 count="$count" iflag=count_bytes of="$out" seek="$at" $seek conv=notrunc $mute ||

@@ -114,14 +114,16 @@ pub(crate) fn sums(image: &impl Image, length: u64, blocks: &[Range<u64>]) -> io
 pub(crate) struct Cutter {
     buffer: Vec<u8>,
     in_place: bool,
+    short: u64,
     /// Bytes of holes that went as zeros.
     pub filled: u64,
 }
 
 impl Cutter {
-    /// `in_place`: the other end writes into the file that it has.
-    pub fn new(in_place: bool) -> Cutter {
-        Cutter { buffer: Vec::new(), in_place, filled: 0 }
+    /// `in_place`: the other end writes into the file that it has. `exact`: all
+    /// holes are to stay holes, and it could not dig them again.
+    pub fn new(in_place: bool, exact: bool) -> Cutter {
+        Cutter { buffer: Vec::new(), in_place, short: if exact { 0 } else { SHORT }, filled: 0 }
     }
 
     /// Hands out the pieces in order, as long as `take` returns true; whether
@@ -146,7 +148,7 @@ impl Cutter {
                 })?,
                 (false, _) => {
                     let mut filled = 0;
-                    let joined = join(image.extents(part.clone()), SHORT, &mut filled);
+                    let joined = join(image.extents(part.clone()), self.short, &mut filled);
                     let going = each_extent(joined, part, |is_data, range| {
                         if is_data {
                             self.data(image, range, &mut take)

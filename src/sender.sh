@@ -6,6 +6,7 @@ main() {
     LC_ALL=C
     export LC_ALL
     unset CDPATH
+    PATH=$PATH:/usr/sbin:/sbin
     trap 'exit 20' HUP INT TERM PIPE
     set -f
     start=$PWD
@@ -88,7 +89,7 @@ list() {
     elif [ -d "$plain" ]; then
         { cd "$plain" && find . -exec stat -c "$format %n//" {} +; }
     elif [ -b "$plain" ]; then
-        echo "$(stat -L -c %f "$plain") $(blockdev --getsize64 "$plain") 0 0 0 0 - - .//"
+        size=$(blockdev --getsize64 "$plain") && echo "$(stat -L -c %f "$plain") $size 0 0 0 0 - - .//"
     else
         stat -L -c "$format .//" "$plain"
     fi

@@ -34,6 +34,8 @@ pub(crate) struct Base {
     pub lists: bool,
     /// Blocks can be hashed.
     pub sums: bool,
+    /// Holes can be dug where zeros were sent for short ones.
+    pub digs: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +116,7 @@ impl Shell {
         let line = self.line()?;
         let text = String::from_utf8_lossy(&line).into_owned();
         let words: Vec<&str> = text.split(' ').collect();
-        let ["base", kind, umask, user, times, lists, sums] = words[..] else {
+        let ["base", kind, umask, user, times, lists, sums, digs] = words[..] else {
             return Err(self.bad(&line));
         };
         Ok(Base {
@@ -132,6 +134,7 @@ impl Shell {
             },
             lists: lists == "yes",
             sums: sums == "yes",
+            digs: digs == "yes",
         })
     }
 

@@ -419,7 +419,8 @@ impl Upload<'_> {
     ) -> Result<Described> {
         self.touch_parent(&source.target);
         self.file_command(source, image, length, there)?;
-        let mut cutter = Cutter::new(self.options.commit == Commit::InPlace && there.is_some());
+        let in_place = self.options.commit == Commit::InPlace && there.is_some();
+        let mut cutter = Cutter::new(in_place, !self.base.digs && !self.options.preallocate);
         let mut run = Run::default();
         let mut sent = 0;
         let cut = cutter.cut(image, length, kept, |piece| {
@@ -518,6 +519,11 @@ impl Upload<'_> {
     fn mtime(&self, metadata: &Metadata) -> String {
         match (metadata.mtime.filter(|_| self.options.times), self.base.times) {
             (Some((seconds, nanoseconds)), Times::Nanoseconds) => shell::stamp(seconds, nanoseconds),
+            (Some((seconds @ ..0, _)), Times::Seconds) => {
+                let what = format!("touch on {} cannot set a time before 1970 ({seconds})", self.host);
+                self.reporter.event(Event::Warning(&what));
+                "-".into()
+            }
             (Some((seconds, _)), Times::Seconds) => seconds.to_string(),
             (Some(_), Times::No) | (None, _) => "-".into(),
         }

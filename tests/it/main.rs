@@ -18,4 +18,5 @@ mod meddling;
 mod power;
 mod recover;
 mod remote;
+mod shell;
 mod trees;

@@ -1,9 +1,8 @@
 //! A far side with nothing but a shell and a few tools: every login shell,
 //! BusyBox alone, and what must not happen to the old file when things break.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,14 +11,14 @@ use tempfile::TempDir;
 
 use crate::common::account::{Account, noting_ssh, odd_names, on, which};
 use crate::common::check::{
-    assert_begins_with, assert_holes_kept, assert_no_leftovers, assert_same, same,
+    assert_begins_with, assert_holes_kept, assert_no_leftovers, assert_same, leftovers, same,
 };
 use crate::common::faults::{Direction, Fault};
 use crate::common::lab::{self, Fs, Loop};
 use crate::common::layout::{Change, Layout, Rng, layouts, mutate};
 use crate::common::peer::{Peer, at, shell_word};
-use crate::common::process::{Outcome, holesync, run};
-use crate::common::tree::{self, snapshot};
+use crate::common::process::{Outcome, PROGRAM, holesync, run, wait_until};
+use crate::common::tree::{grow, mkdir, set_mtime, slash, snapshot};
 
 const MIB: usize = 1 << 20;
 
@@ -29,9 +28,36 @@ fn with_tools(dir: &Path, without: &[&str], extra: &[(&str, &str)]) -> Peer {
     let bin = dir.join("bin");
     fs::create_dir(&bin).expect("create a directory");
     let tools = [
-        "sh", "dd", "cat", "chmod", "find", "mkdir", "mv", "rm", "ln", "readlink", "id", "stat", "touch", "cut",
-        "grep", "sha256sum", "fallocate", "uname", "truncate", "head", "gzip", "zstd", "tar", "mkfifo", "mktemp",
-        "setsid", "rmdir", "chown", "chgrp",
+        "sh",
+        "dd",
+        "cat",
+        "chmod",
+        "find",
+        "mkdir",
+        "mv",
+        "rm",
+        "ln",
+        "readlink",
+        "id",
+        "stat",
+        "touch",
+        "cut",
+        "grep",
+        "sha256sum",
+        "fallocate",
+        "uname",
+        "truncate",
+        "head",
+        "gzip",
+        "zstd",
+        "tar",
+        "mkfifo",
+        "mktemp",
+        "setsid",
+        "rmdir",
+        "chown",
+        "wc",
+        "chgrp",
     ];
     for tool in tools.iter().filter(|tool| !without.contains(tool)) {
         let path = which(tool);
@@ -209,10 +235,7 @@ fn busybox_alone_is_enough() {
         layout.write(&source);
         push(&mut alone.holesync(), &source, &Path::new("/tmp").join(&layout.name)).ok();
         assert_same(&source, &there);
-        if layout.name != "alternating" && layout.name != "mixed" {
-            // Its fallocate digs no holes: short ones stay as the zeros that were sent for them.
-            assert_holes_kept(&source, &there);
-        }
+        assert_holes_kept(&source, &there);
         let back = dir.path().join("back");
         run(alone.holesync().arg(at(Path::new("/tmp").join(&layout.name))).arg(&back)).ok();
         assert_same(&source, &back);
@@ -228,10 +251,423 @@ fn busybox_alone_is_enough() {
         push(alone.holesync().args(["-c", "--inplace"]), &source, &Path::new("/tmp").join(&layout.name)).ok();
         assert_same(&source, &there);
     }
-    let [tree, _] = tree::versions(&dir.path().join("tree"));
-    let there = alone.path("tmp/there");
-    run(alone.holesync().arg(tree.join("")).arg(at("/tmp/there"))).code(0);
-    let back = dir.path().join("back-tree");
-    run(alone.holesync().arg(at("/tmp/there/")).arg(&back)).ok();
-    assert_no_leftovers(&there);
+    assert_no_leftovers(&alone.path("tmp"));
+    let from = mkdir(dir.path().join("tree"));
+    grow(&from, &mut rng);
+    run(alone.holesync().arg("-a").arg(slash(&from)).arg(at("/tmp/there"))).ok();
+    run(alone.holesync().arg("-a").arg(at("/tmp/there/")).arg(dir.path().join("back-tree"))).ok();
+    // Its tools set times in whole seconds, and none before 1970: names and contents are compared.
+    let names = |dir: &Path| snapshot(dir, true).into_keys().collect::<Vec<_>>();
+    assert_eq!(names(&dir.path().join("back-tree")), names(&from));
+    for name in names(&from) {
+        if from.join(&name).symlink_metadata().expect("stat").is_file() {
+            assert_same(&from.join(&name), &dir.path().join("back-tree").join(&name));
+        }
+    }
+}
+
+/// What is there before and after a run that must fail.
+#[track_caller]
+fn assert_untouched(outcome: &Outcome, old: &Path, to: &Path) {
+    assert_ne!(outcome.code, 0, "{outcome}");
+    if old.exists() {
+        assert_same(old, to);
+    } else {
+        assert!(!to.exists(), "{outcome}");
+    }
+    assert_no_leftovers(to.parent().expect("a parent"));
+}
+
+/// Cuts the way to the far side, or from it, after `count` random numbers of bytes.
+fn cut_at_random(options: &[&str], direction: Direction, old: bool, seed: u64, count: usize) {
+    let mut rng = Rng(seed);
+    let dir = lab::scratch();
+    let far = mkdir(dir.path().join("far"));
+    let (source, before, to) = (dir.path().join("source"), dir.path().join("before"), far.join("to"));
+    let layout = Layout::hole("image", 3 * MIB + 77).data(0..300_000, &mut rng).data(MIB..MIB + 9, &mut rng);
+    layout.write(&source);
+    let deploy = |peer: &Peer| run(peer.shell().args(options).arg(&source).arg(at(&to)));
+    // How much travels when nothing goes wrong.
+    let whole = Peer::pipe(dir.path());
+    if old {
+        mutate(layout.clone(), Change::Touch, &mut rng).write(&before);
+    }
+    let lay_out = || {
+        let _ = fs::remove_file(&to);
+        if old {
+            fs::copy(&before, &to).expect("copy");
+        }
+    };
+    lay_out();
+    let sent = run(whole.shell().args(options).arg("--json").arg(&source).arg(at(&to))).ok();
+    assert_same(&source, &to);
+    let key = match direction {
+        Direction::ToAgent => "wire_bytes_sent",
+        Direction::FromAgent => "wire_bytes_received",
+    };
+    let total = sent.count(key) as usize;
+    for _ in 0..count {
+        lay_out();
+        let at = rng.below(total) as u64;
+        let outcome = deploy(&Fault::Cut(at).peer(dir.path(), direction));
+        match direction {
+            Direction::ToAgent => {
+                settle(&far);
+                assert_untouched(&outcome, &before, &to);
+            }
+            // The far side may have come to its end; then it has all of it.
+            Direction::FromAgent => {
+                assert_ne!(outcome.code, 0, "after {at} bytes: {outcome}");
+                settle(&far);
+                assert!(
+                    same(&source, &to) || same(&before, &to) || !old && !to.exists(),
+                    "after {at}: {outcome}"
+                );
+                assert_no_leftovers(&far);
+            }
+        }
+    }
+}
+
+/// Waits until the far side has noticed that nobody is there any more.
+fn settle(dir: &Path) {
+    let limit = std::time::Duration::from_secs(20);
+    assert!(wait_until(limit, || leftovers(dir).is_empty()), "{:?} stay", leftovers(dir));
+}
+
+#[test]
+fn a_push_that_is_cut_off_leaves_nothing_new() {
+    cut_at_random(&[], Direction::ToAgent, false, 1, 60);
+}
+
+#[test]
+fn a_push_that_is_cut_off_leaves_the_old_file() {
+    cut_at_random(&[], Direction::ToAgent, true, 2, 60);
+}
+
+#[test]
+fn a_comparison_that_is_cut_off_leaves_the_old_file() {
+    cut_at_random(&["-c"], Direction::ToAgent, true, 3, 50);
+}
+
+#[test]
+fn a_push_whose_answers_are_cut_off_fails_and_leaves_the_old_file_or_the_new() {
+    cut_at_random(&[], Direction::FromAgent, true, 4, 30);
+}
+
+#[test]
+fn a_pull_that_is_cut_off_leaves_the_old_file() {
+    let mut rng = Rng(5);
+    let dir = lab::scratch();
+    let near = mkdir(dir.path().join("near"));
+    let (source, before, to) = (dir.path().join("source"), dir.path().join("before"), near.join("to"));
+    let layout = Layout::hole("image", 3 * MIB + 77).data(0..300_000, &mut rng).data(MIB..MIB + 9, &mut rng);
+    layout.write(&source);
+    mutate(layout, Change::Grow, &mut rng).write(&before);
+    for (nth, without) in
+        [&[][..], &["tar"], &["tar", "zstd"], &["tar", "zstd", "gzip"]].into_iter().enumerate()
+    {
+        let tools = mkdir(dir.path().join(format!("tools-{nth}")));
+        let peer = with_tools(&tools, without, &[]);
+        let pull = |peer: &Peer, json: &[&str]| run(peer.shell().args(json).arg(at(&source)).arg(&to));
+        fs::copy(&before, &to).expect("copy");
+        let total = pull(&peer, &["--json"]).ok().count("wire_bytes_received") as usize;
+        assert_same(&source, &to);
+        assert_holes_kept(&source, &to);
+        for _ in 0..15 {
+            fs::copy(&before, &to).expect("copy");
+            let at = rng.below(total) as u64;
+            let bin = shell_word(&tools.join("bin"));
+            let cut = Fault::Cut(at).pipeline(&tools, Direction::FromAgent, &format!("(PATH={bin} agent)"));
+            let outcome = pull(&Peer::script(&tools, &cut), &[]);
+            assert_untouched(&outcome, &before, &to);
+        }
+    }
+}
+
+#[test]
+fn one_connection_is_made_whatever_is_there() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let (script, log) = noting_ssh(dir.path(), &peer);
+    let rsh = format!("sh {}", shell_word(&script));
+    let one = image(dir.path().join("one"), 1);
+    let tree = mkdir(dir.path().join("tree/below"));
+    image(tree.join("two"), 2);
+    let (tree, to) = (dir.path().join("tree"), dir.path().join("to"));
+    let cases: [(&[&str], Vec<OsString>, &str); 9] = [
+        (&["--agent=none"], vec![one.clone().into(), at(&to)], "shell"),
+        (&["--agent=none", "-c"], vec![one.clone().into(), at(&to)], "shell"),
+        (&["--agent=none"], vec![tree.clone().into(), at(dir.path().join("trees/"))], "shell"),
+        (&["--agent=none"], vec![at(&tree), dir.path().join("back").into()], "shell"),
+        (&["--agent=none", "--through", "cat >/dev/null"], vec![one.clone().into(), at(&to)], "shell"),
+        (&["--remote-path=/no/such/program"], vec![one.clone().into(), at(&to)], "shell"),
+        (&["--remote-path=/no/such/program"], vec![at(&one), dir.path().join("b").into()], "shell"),
+        (
+            &["--remote-path", PROGRAM, "--through", "cat >/dev/null"],
+            vec![one.clone().into(), at(&to)],
+            "agent",
+        ),
+        (&["--remote-path", PROGRAM], vec![one.clone().into(), at(&to)], "agent"),
+    ];
+    for (options, paths, route) in cases {
+        let outcome = run(holesync().args(["-e", &rsh, "--json"]).args(options).args(&paths)).ok();
+        assert_eq!(outcome.summary()["route"], route, "{outcome}");
+        let noted = fs::read_to_string(&log).expect("read");
+        assert_eq!(noted.lines().count(), 1, "{options:?} {paths:?}: {noted}");
+        fs::remove_file(&log).expect("remove");
+    }
+}
+
+#[test]
+fn what_does_not_differ_does_not_travel() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let mut rng = Rng(9);
+    let (source, to) = (dir.path().join("source"), dir.path().join("to"));
+    let layout =
+        Layout::hole("image", 96 * MIB).data(0..64 * MIB, &mut rng).data(80 * MIB..81 * MIB, &mut rng);
+    layout.write(&source);
+    push(&mut peer.shell(), &source, &to).ok();
+    let again = push(peer.shell().arg("--json"), &source, &to).ok();
+    assert_eq!(again.count("files_sent"), 0, "{again}");
+    // One of its blocks of 1 MiB, and one that became zero.
+    let layout = layout.data(7 * MIB + 5..7 * MIB + 6, &mut rng).punch(30 * MIB..31 * MIB);
+    layout.write(&source);
+    for options in [&["-c"][..], &["-c", "--inplace"]] {
+        let outcome = push(peer.shell().arg("--json").args(options), &source, &to).ok();
+        assert_same(&source, &to);
+        assert_holes_kept(&source, &to);
+        let wire = outcome.count("wire_bytes_sent") + outcome.count("wire_bytes_received");
+        assert!(wire < 65 * MIB as u64 / 20, "{wire} bytes: {outcome}");
+        mutate(layout.clone(), Change::Nothing, &mut rng)
+            .data(50 * MIB..50 * MIB + 1, &mut rng)
+            .write(&source);
+    }
+    // The same content under another time is only given its time.
+    let equal = push(peer.shell().args(["-c", "--inplace", "--json"]), &source, &to).ok();
+    assert_same(&source, &to);
+    assert_eq!(equal.count("sent_data_bytes") / MIB as u64, 1, "{equal}");
+    set_mtime(&source, 1_000_000_000, 5);
+    let equal = push(peer.shell().args(["-c", "--json"]), &source, &to).ok();
+    assert_eq!((equal.count("files_sent"), equal.count("sent_data_bytes")), (0, 0), "{equal}");
+    assert_eq!(snapshot(&source, true), snapshot(&to, true));
+}
+
+#[test]
+fn many_short_holes_are_dug_again() {
+    let Some(peer) = Peer::sshd() else { return };
+    for fs in [Fs::Ext4, Fs::Xfs, Fs::Btrfs] {
+        let Some(dir) = lab::dir(fs) else { continue };
+        let mut rng = Rng(12);
+        let (source, to) = (dir.path().join("source"), dir.path().join("to"));
+        let mut layout = Layout::hole("image", 40 * MIB);
+        for at in (0..layout.len()).step_by(20 << 10) {
+            layout = layout.data(at..at + 4096, &mut rng);
+        }
+        layout.write(&source);
+        push(&mut peer.shell(), &source, &to).ok();
+        assert_same(&source, &to);
+        assert_holes_kept(&source, &to);
+    }
+}
+
+#[test]
+fn every_file_system_keeps_its_holes() {
+    let Some(peer) = Peer::sshd() else { return };
+    for fs in [Fs::Ext4, Fs::Xfs, Fs::Btrfs, Fs::Tmpfs] {
+        let Some(dir) = lab::dir(fs) else { continue };
+        let mut rng = Rng(13);
+        for layout in layouts(&mut rng) {
+            let (source, to) = (dir.path().join("source"), dir.path().join("to"));
+            layout.write(&source);
+            for options in [&[][..], &["--inplace", "-I"], &["-I"], &["--preallocate", "-W", "-I"]] {
+                push(peer.shell().args(options), &source, &to).ok();
+                assert_same(&source, &to);
+                if !options.contains(&"--preallocate") {
+                    assert_holes_kept(&source, &to);
+                } else if fs != Fs::Btrfs {
+                    let allocated = crate::common::check::allocated(&to);
+                    assert!(allocated >= layout.len() as u64, "{fs:?} {}: {allocated}", layout.name);
+                }
+            }
+            fs::remove_file(&to).expect("remove");
+        }
+    }
+}
+
+#[test]
+fn a_device_is_written_zeros_included() {
+    let Some(peer) = Peer::sshd() else { return };
+    if !lab::is_root() {
+        return;
+    }
+    let dir = lab::scratch();
+    let backing = dir.path().join("backing");
+    let mut rng = Rng(14);
+    Layout::dense("device", 8 * MIB, &mut rng).write(&backing);
+    let device = Loop::over(&backing);
+    let source = image(dir.path().join("source"), 15);
+    push(&mut peer.shell(), &source, &device.0).ok();
+    assert_begins_with(&device.0, &source);
+    let link = dir.path().join("link");
+    symlink(&device.0, &link).expect("symlink");
+    let other = image(dir.path().join("other"), 16);
+    push(&mut peer.shell(), &other, &link).ok();
+    assert_begins_with(&device.0, &other);
+    assert!(link.is_symlink());
+    let back = dir.path().join("back");
+    run(peer.shell().arg(at(&device.0)).arg(&back)).ok();
+    assert_begins_with(&device.0, &back);
+    let large = dir.path().join("large");
+    Layout::hole("large", 9 * MIB).write(&large);
+    push(&mut peer.shell(), &large, &device.0).code(23).says(&["nothing was written"]);
+    assert_begins_with(&device.0, &other);
+}
+
+#[test]
+fn a_full_disk_leaves_the_old_file() {
+    let Some(peer) = Peer::sshd() else { return };
+    let Some(small) = lab::dir(Fs::Small) else { return };
+    let dir = lab::scratch();
+    let mut rng = Rng(17);
+    let (source, before, to) =
+        (dir.path().join("source"), dir.path().join("before"), small.path().join("to"));
+    Layout::dense("large", 90 * MIB, &mut rng).write(&source);
+    Layout::dense("before", MIB, &mut rng).write(&before);
+    fs::copy(&before, &to).expect("copy");
+    let outcome =
+        push(&mut peer.shell(), &source, &to).code(11).says(&["No space left", "to", "could not be written"]);
+    assert_untouched(&outcome, &before, &to);
+    // And here, when pulling.
+    let outcome = run(peer.shell().arg(at(&source)).arg(&to)).code(11).says(&["no space left"]);
+    assert_untouched(&outcome, &before, &to);
+}
+
+#[test]
+fn a_tool_that_dies_leaves_the_old_file() {
+    let mut rng = Rng(18);
+    for nth in 1..=7 {
+        let dir = lab::scratch();
+        let far = mkdir(dir.path().join("far"));
+        let (source, before, to) = (dir.path().join("source"), dir.path().join("before"), far.join("to"));
+        Layout::hole("image", 4 * MIB).data(0..MIB, &mut rng).data(2 * MIB..3 * MIB, &mut rng).write(&source);
+        fs::write(&before, "old").expect("write");
+        fs::copy(&before, &to).expect("copy");
+        // The nth dd is killed half way through its work.
+        let count = shell_word(&dir.path().join("count"));
+        let dd = format!(
+            "echo >>{count}\nif [ $(wc -l <{count}) = {nth} ]; then\n\
+             case $* in *if=*) ;; *) head -c 1000 >/dev/null ;; esac\nkill -9 $$\nfi\nexec {} \"$@\"",
+            which("dd").display()
+        );
+        let peer = with_tools(dir.path(), &["dd"], &[("dd", &dd)]);
+        let outcome = push(&mut peer.shell(), &source, &to);
+        if outcome.code == 0 {
+            // Those that only try out what dd can do may fail; what is copied then is copied right.
+            assert_same(&source, &to);
+        } else {
+            assert_untouched(&outcome, &before, &to);
+        }
+        let used = fs::read_to_string(dir.path().join("count")).expect("read").lines().count();
+        assert!(used >= nth, "only {used} are started");
+    }
+}
+
+#[test]
+fn a_tool_that_is_missing_is_named() {
+    let dir = lab::scratch();
+    let source = image(dir.path().join("source"), 19);
+    for tool in ["dd", "chmod", "find", "mkdir", "mv", "rm"] {
+        let tools = mkdir(dir.path().join(tool));
+        let peer = with_tools(&tools, &[tool], &[]);
+        let to = dir.path().join("to");
+        push(&mut peer.shell(), &source, &to).code(5).says(&["peer", tool, "--agent=push"]);
+        assert!(!to.exists());
+    }
+    let old_dd = "case $* in *iflag*) echo unknown operand >&2; exit 1;; esac\nexec /bin/dd \"$@\"";
+    let tools = mkdir(dir.path().join("old-dd"));
+    let peer = with_tools(&tools, &["dd"], &[("dd", old_dd)]);
+    push(&mut peer.shell(), &source, &dir.path().join("to")).code(5).says(&["iflag=fullblock,count_bytes"]);
+    for tool in ["stat", "head"] {
+        let tools = mkdir(dir.path().join(format!("pull-{tool}")));
+        let peer = with_tools(&tools, &[tool], &[]);
+        run(peer.shell().arg(at(&source)).arg(dir.path().join("to"))).code(5).says(&[tool]);
+    }
+}
+
+#[test]
+fn what_cannot_be_done_without_a_tool_is_said_and_the_rest_is_done() {
+    let dir = lab::scratch();
+    let source = image(dir.path().join("source"), 20);
+    for (without, says) in [("stat", "every file is sent"), ("sha256sum", "sha256sum"), ("touch", "touch")] {
+        let tools = mkdir(dir.path().join(without));
+        let peer = with_tools(&tools, &[without], &[]);
+        let to = tools.join("to");
+        push(&mut peer.shell(), &source, &to).ok();
+        push(peer.shell().arg("-c"), &source, &to).ok().says(&[says]);
+        assert_same(&source, &to);
+        assert_holes_kept(&source, &to);
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_made_fails_and_the_others_arrive() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let (from, to) = (mkdir(dir.path().join("from")), mkdir(dir.path().join("to")));
+    for name in ["a", "b", "c"] {
+        image(from.join(name), 21);
+    }
+    mkdir(from.join("d/e"));
+    image(from.join("d/e/f"), 22);
+    mkdir(to.join("b/in the way"));
+    symlink(dir.path(), to.join("d")).expect("symlink");
+    let outcome = push(peer.shell().arg("--json"), &from.join(""), &to).code(23);
+    for (name, arrives) in [("a", true), ("b", false), ("c", true), ("d/e/f", false)] {
+        assert_eq!(same(&from.join(name), &to.join(name)), arrives, "{name}: {outcome}");
+    }
+    assert!(!dir.path().join("e").exists(), "a symlink was followed: {outcome}");
+    assert!(to.join("d").is_symlink(), "{outcome}");
+    assert_no_leftovers(&to);
+}
+
+#[test]
+fn sources_that_cannot_be_read_fail_and_the_others_arrive() {
+    let Some(peer) = Peer::sshd() else { return };
+    let Some(account) = Account::new(&which("bash")) else { return };
+    let dir = lab::scratch();
+    for name in ["tree/a", "tree/secret", "tree/z"] {
+        account.keep(name, name.as_bytes());
+    }
+    run(Command::new("chown").arg("root").arg(account.home.join("tree/secret"))).ok();
+    fs::set_permissions(account.home.join("tree/secret"), PermissionsExt::from_mode(0o600)).expect("chmod");
+    let to = dir.path().join("to");
+    run(peer.shell().arg(on(&account.host(), "tree/")).arg(&to)).code(23).says(&["secret"]);
+    assert_eq!(fs::read_to_string(to.join("z")).expect("read"), "tree/z");
+    assert!(!to.join("secret").exists());
+    run(peer.shell().arg(on(&account.host(), "missing")).arg(dir.path().join("x")))
+        .code(23)
+        .says(&["missing"]);
+    assert!(!dir.path().join("x").exists());
+}
+
+#[test]
+fn verify_needs_an_agent_and_says_so() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let source = image(dir.path().join("source"), 23);
+    push(peer.shell().arg("--verify"), &source, &dir.path().join("to")).code(1).says(&["--agent=push"]);
+}
+
+#[test]
+fn bad_destinations_are_refused_before_anything_is_sent() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let source = image(dir.path().join("source"), 24);
+    let tree = mkdir(dir.path().join("tree"));
+    for (from, to) in [(&source, "no/where"), (&tree, "source"), (&source, "no/where/")] {
+        push(&mut peer.shell(), from, &dir.path().join(to)).code(3).says(&["peer"]);
+    }
+    assert_same(&source, &image(dir.path().join("again"), 24));
 }
