@@ -22,7 +22,7 @@ use std::sync::Mutex;
 use holesync::location::{Host, Location};
 use holesync::options::{Compress, Options};
 use holesync::report::{Event, Reporter, Summary, human};
-use holesync::sync::{self, Reach};
+use holesync::sync::{self, Agent, Reach};
 use holesync::{agent, ranges, sys, transport};
 use nix::errno::Errno;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
@@ -102,7 +102,8 @@ fn deploy(step: &str, source: &Path, copy: &Path, options: &Options, umask: u32)
     let host = Host { user: None, name: "localhost".into(), port: None };
     // Called with a host and a command, as ssh would be; forgets the host.
     let reach = Reach {
-        rsh: Some(r#"sh -c 'shift; exec "$@"' sh"#.into()),
+        agent: Agent::Require,
+        rsh: Some(r#"sh -c 'shift; exec sh -c "$*"' sh"#.into()),
         remote_path: Some(this_program.into()),
         umask,
     };

@@ -315,9 +315,12 @@ impl Download<'_> {
     fn is_unchanged(&self, place: &Place, entry: &Entry) -> bool {
         let options = &self.options;
         let Ok(Some(stat)) = place.stat() else { return false };
-        let same_time = entry.metadata.mtime.is_some_and(|(seconds, nanoseconds)| {
-            seconds == stat.st_mtime && (!entry.is_exact || i64::from(nanoseconds) == stat.st_mtime_nsec)
-        });
+        // What is known, or kept, in whole seconds is compared in whole seconds.
+        let exact = entry.is_exact && stat.st_mtime_nsec != 0;
+        let same_time = options.times
+            && entry.metadata.mtime.is_some_and(|(seconds, nanoseconds)| {
+                seconds == stat.st_mtime && (!exact || i64::from(nanoseconds) == stat.st_mtime_nsec)
+            });
         stat.st_mode & libc::S_IFMT == libc::S_IFREG
             && stat.st_size as u64 == entry.length
             && !(options.checksum || options.ignore_times)

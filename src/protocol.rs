@@ -174,6 +174,11 @@ pub enum Request {
         /// The sources as the user wrote them.
         sources: Vec<Vec<u8>>,
     },
+    /// Answer with the root hash of each file.
+    Digest {
+        /// The files.
+        paths: Vec<Vec<u8>>,
+    },
     /// Run a command on what follows, a [stream](crate::stream) in the place of frames.
     Through {
         /// For a shell.
@@ -182,11 +187,6 @@ pub enum Request {
         destination: Vec<u8>,
         /// Bytes in the image.
         size: u64,
-    },
-    /// Answer with the root hash of each file.
-    Digest {
-        /// The files.
-        paths: Vec<Vec<u8>>,
     },
 }
 

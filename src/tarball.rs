@@ -98,7 +98,9 @@ impl<R: BufRead> Tar<'_, R> {
             let size = self.check(&header)?;
             match header[156] {
                 b'x' => pax = self.records(size)?,
-                b'g' => drop(self.records(size)?),
+                b'g' => {
+                    self.records(size)?;
+                }
                 b'0' | 0 => return self.file(pax.size.unwrap_or(size), &pax).map(Some),
                 other => return Err(self.bad(format!("an archive with something of type {other}"))),
             }

@@ -175,7 +175,7 @@ impl Upload<'_> {
         let all: &[u8] = b"";
         self.there = match roots.len() {
             0 => HashMap::new(),
-            ..=MAX_ROOTS => self.shell.list(roots.iter().map(Vec::as_slice))?,
+            1..=MAX_ROOTS => self.shell.list(roots.iter().map(Vec::as_slice))?,
             _ => self.shell.list(std::iter::once(all))?,
         };
         Ok(())
@@ -268,7 +268,8 @@ impl Upload<'_> {
     fn is_unchanged(&self, there: &There, length: u64, metadata: &Metadata) -> bool {
         let options = self.options;
         let compare = options.checksum || options.ignore_times;
-        there.size == length && !compare && (options.size_only || self.has_time(there, metadata))
+        let same_time = options.times && self.has_time(there, metadata);
+        there.size == length && !compare && (options.size_only || same_time)
     }
 
     /// Content is right; the rest may not be.
@@ -293,11 +294,11 @@ impl Upload<'_> {
             && (!options.times || self.has_time(there, metadata))
     }
 
-    /// What was set in whole seconds is compared in whole seconds.
+    /// What was set in whole seconds, or is kept so there, is compared in whole seconds.
     fn has_time(&self, there: &There, metadata: &Metadata) -> bool {
-        let exact = self.base.times == Times::Nanoseconds && there.nanoseconds.is_some();
+        let theirs = there.nanoseconds.filter(|&ns| ns != 0 && self.base.times == Times::Nanoseconds);
         metadata.mtime.is_some_and(|(seconds, nanoseconds)| {
-            seconds == there.mtime && (!exact || there.nanoseconds == Some(nanoseconds))
+            seconds == there.mtime && theirs.is_none_or(|theirs| theirs == nanoseconds)
         })
     }
 
