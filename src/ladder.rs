@@ -64,17 +64,21 @@ pub enum Far {
     Shell,
 }
 
-/// The command to give to the login shell of the other end.
+/// The command to give to the login shell of the other end, and the program that
+/// it runs.
 ///
 /// # Errors
 ///
 /// [`Error::Usage`] for a program that cannot be named.
-pub fn command(reach: &Reach) -> Result<String> {
+pub fn command(reach: &Reach) -> Result<(String, &str)> {
     let program = reach.remote_path.as_deref().unwrap_or(PROGRAM);
     if program.contains(['\n', '\0']) {
         return Err(Error::Usage("--remote-path: a command of more than one line".into()));
     }
-    Ok(if reach.agent == Agent::Require { format!("{program} agent") } else { LOADER.into() })
+    Ok(match reach.agent {
+        Agent::Require => (format!("{program} agent"), program),
+        Agent::Auto | Agent::Push | Agent::None => (LOADER.into(), "sh"),
+    })
 }
 
 /// Learns who is at the other end of that command, and brings an agent along if

@@ -9,7 +9,12 @@ use sha2::{Digest, Sha256};
 
 use crate::hashmap::PAGE;
 use crate::scan::{Extent, Image, is_zero};
-use crate::shell::{BLOCK, Sum};
+use crate::stream::Record;
+
+/// Bytes in a block that is compared by its SHA-256. Two processes there for each.
+pub(crate) const BLOCK: u64 = 1 << 20;
+/// The SHA-256 of a block.
+pub(crate) type Sum = [u8; 32];
 
 /// A hole shorter than this is sent as zeros: writing them takes the other end
 /// less time than starting a process to write what comes behind it. One takes
@@ -107,6 +112,37 @@ pub(crate) fn sums(image: &impl Image, length: u64, blocks: &[Range<u64>]) -> io
         Ok(Sum::from(Sha256::digest(&buffer)))
     };
     blocks.into_par_iter().map_init(Vec::new, sum).collect()
+}
+
+/// Joins what follows each other and holds no data to one record.
+#[derive(Default)]
+pub(crate) struct Run {
+    kind: &'static str,
+    count: u64,
+}
+
+impl Run {
+    /// What has to be written before the bytes of a piece, if it has some.
+    pub fn add(&mut self, piece: &Piece) -> String {
+        let (kind, count) = match piece {
+            Piece::Data(data) => return format!("{}{}", self.flush(), Record::Data(data.len() as u64)),
+            Piece::Hole(count) => ("HOLE", *count),
+            Piece::Keep(count) => ("KEEP", *count),
+        };
+        if self.kind == kind {
+            self.count += count;
+            return String::new();
+        }
+        let before = self.flush();
+        *self = Run { kind, count };
+        before
+    }
+
+    /// What is left to be written.
+    pub fn flush(&mut self) -> String {
+        let Run { kind, count } = std::mem::take(self);
+        if count == 0 { String::new() } else { format!("{kind}\n{count}\n") }
+    }
 }
 
 /// Cuts a file into pieces. In a file that is written in place, a block that is

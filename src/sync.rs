@@ -18,6 +18,7 @@ use crate::location::{Host, Location};
 use crate::options::Options;
 use crate::protocol::{Frame, Message, Request};
 use crate::receiver::{self, Target};
+use crate::receiving_shell;
 use crate::report::{Event, Phase, Reporter, Route, Stats, Summary, human};
 use crate::sender::{self, Side};
 use crate::stream::Outgoing;
@@ -127,9 +128,15 @@ pub fn through(
         Location::Remote(host, path) => {
             let (command, destination) = (command.as_bytes(), path.as_os_str().as_bytes());
             let ends = with_far(host, reach, reporter, |far, mut input, mut output| match far {
-                Far::Shell => {
-                    upload::through(input, output, &image, command, destination, &host.to_string(), watch)
-                }
+                Far::Shell => receiving_shell::through(
+                    input,
+                    output,
+                    &image,
+                    command,
+                    destination,
+                    &host.to_string(),
+                    watch,
+                ),
                 Far::Agent => {
                     let (command, destination) = (command.to_vec(), destination.to_vec());
                     let request = Request::Through { command, destination, size: image.length };
@@ -238,8 +245,8 @@ fn with_far<T>(
     reporter: &dyn Reporter,
     role: impl FnOnce(Far, Input, Output) -> Result<T>,
 ) -> Result<Ends<T>> {
-    let command = ladder::command(reach)?;
-    let (connection, stdout, stdin) = transport::connect(host, reach.rsh.as_deref(), &command)?;
+    let (command, program) = ladder::command(reach)?;
+    let (connection, stdout, stdin) = transport::connect(host, reach.rsh.as_deref(), &command, program)?;
     let peer = host.to_string();
     let mut input = FrameReader::new(stdout, &peer);
     let mut output = FrameWriter::new(stdin, &peer);

@@ -55,6 +55,7 @@ pub struct Connection {
     child: Child,
     stderr: Stderr,
     host: Host,
+    program: String,
 }
 
 /// What a child says on stderr, shown as it comes.
@@ -80,6 +81,7 @@ pub fn connect(
     host: &Host,
     rsh: Option<&str>,
     command: &str,
+    program: &str,
 ) -> Result<(Connection, ChildStdout, ChildStdin)> {
     let words = command_line(host, rsh, command)?;
     let spawned = Command::new(&words[0])
@@ -103,7 +105,7 @@ pub fn connect(
     let shown = Arc::clone(&kept);
     let thread = std::thread::spawn(move || show_stderr(BufReader::new(stderr), &shown));
     let stderr = Stderr { thread, kept };
-    let connection = Connection { child, stderr, host: host.clone() };
+    let connection = Connection { child, stderr, host: host.clone(), program: program.into() };
     Ok((connection, stdout, stdin))
 }
 
@@ -172,7 +174,7 @@ impl Connection {
         let said = self.stderr.said();
         let detail = if said.is_empty() { String::new() } else { format!(": {said}") };
         let code = status.and_then(|status| status.code());
-        let host = self.host.to_string();
+        let (host, program) = (self.host.to_string(), &self.program);
         match (result, code) {
             (Ok(value), Some(0)) => Ok(value),
             (Ok(_), _) => {
@@ -183,10 +185,11 @@ impl Connection {
                 Err(Error::Ssh { host, detail })
             }
             (Err(Error::Start(_)), Some(126 | 127)) => Err(Error::Start(format!(
-                "what was asked for cannot be run on {host}: see --remote-path and --agent{detail}"
+                "there is no {program} on {host}: copy this program into its PATH, name it with --remote-path, or \
+                 leave --agent=require out{detail}"
             ))),
             (Err(Error::Start(why)), _) => Err(Error::Start(format!(
-                "{why}; does the login shell on {host} keep quiet? See --remote-path and --agent{detail}"
+                "{why}; can {program} be run on {host}, and does its login shell keep quiet? See --remote-path{detail}"
             ))),
             (Err(Error::Closed { peer, .. }), _) => {
                 let ended = status.map_or(String::new(), |status| format!(" ({status})"));

@@ -15,11 +15,12 @@ use crate::ladder::{Input, Output};
 use crate::options::{Commit, Options};
 use crate::place::Working;
 use crate::protocol::{Kind, Metadata};
-use crate::records::{self, Cutter, Kept, Piece};
+use crate::receiving_shell::{Base, BaseKind, Shell};
+use crate::records::{self, Cutter, Kept, Piece, Run};
 use crate::report::{Event, Outcome, Phase, Reporter, Stats};
 use crate::scan::{FileImage, Image, Seen};
-use crate::shell::{self, Answer, Base, BaseKind, Shell, There, Times, below};
-use crate::stream::{Outgoing, Record};
+use crate::shell::{self, Answer, There, Times, below};
+use crate::stream::Record;
 use crate::tree::{self, Found, Source};
 
 /// Names that are looked at one by one; beyond, all that is there.
@@ -79,43 +80,6 @@ pub fn run(
         }
     }
     upload.finish()
-}
-
-/// Has a command at the other end read an image; `watch` sees what is sent.
-/// Returns how many bytes of data that were.
-///
-/// # Errors
-///
-/// When either end fails.
-pub fn through(
-    input: Input,
-    output: Output,
-    image: &Outgoing,
-    command: &[u8],
-    destination: &[u8],
-    host: &str,
-    watch: impl Fn(&[u8]),
-) -> Result<u64> {
-    // That a command failed is no failure of a disk.
-    let told = |error| match error {
-        Error::Remote { peer, failure: Failure { code: code::FILE_IO, message } } => {
-            Error::Remote { peer, failure: Failure { code: code::PARTIAL, message } }
-        }
-        other => other,
-    };
-    let mut shell = Shell::begin(input, output, host)?;
-    shell.command(&[b"through", image.length.to_string().as_bytes(), destination, command])?;
-    let sent = image.send(true, |bytes| {
-        watch(bytes);
-        shell.write(bytes)
-    });
-    let sent = sent.map_err(told)?;
-    match shell.answer().map_err(told)? {
-        Ok(()) => shell.end().map(|()| sent),
-        Err(why) => {
-            Err(Error::Remote { peer: host.into(), failure: Failure { code: code::PARTIAL, message: why } })
-        }
-    }
 }
 
 /// What tells the temp files of this run from those of others.
@@ -268,7 +232,7 @@ impl Upload<'_> {
     fn is_unchanged(&self, there: &There, length: u64, metadata: &Metadata) -> bool {
         let options = self.options;
         let compare = options.checksum || options.ignore_times;
-        let same_time = options.times && self.has_time(there, metadata);
+        let same_time = options.times && there.has_time(metadata, self.base.times);
         there.size == length && !compare && (options.size_only || same_time)
     }
 
@@ -281,25 +245,8 @@ impl Upload<'_> {
         self.attributes(source)
     }
 
-    /// Whether what is there has all that is wanted of it besides its content.
     fn has_attributes(&self, there: &There, metadata: &Metadata) -> bool {
-        let options = self.options;
-        let mode = metadata.mode.filter(|_| options.perms);
-        let user = metadata.owner.as_ref().filter(|_| options.owner).map(|owner| owner.uid);
-        let group = metadata.owner.as_ref().filter(|_| options.group).map(|owner| owner.gid);
-        let is_link = there.mode & TYPE == libc::S_IFLNK;
-        mode.is_none_or(|mode| is_link || mode & 0o7777 == there.mode & 0o7777)
-            && user.is_none_or(|uid| uid == there.uid)
-            && group.is_none_or(|gid| gid == there.gid)
-            && (!options.times || self.has_time(there, metadata))
-    }
-
-    /// What was set in whole seconds, or is kept so there, is compared in whole seconds.
-    fn has_time(&self, there: &There, metadata: &Metadata) -> bool {
-        let theirs = there.nanoseconds.filter(|&ns| ns != 0 && self.base.times == Times::Nanoseconds);
-        metadata.mtime.is_some_and(|(seconds, nanoseconds)| {
-            seconds == there.mtime && theirs.is_none_or(|theirs| theirs == nanoseconds)
-        })
+        there.has_attributes(metadata, self.options, self.base.times)
     }
 
     fn attributes(&mut self, source: &Source) -> Result<()> {
@@ -623,35 +570,5 @@ impl From<io::Error> for Cut {
 impl From<Error> for Cut {
     fn from(error: Error) -> Cut {
         Cut::Run(error)
-    }
-}
-
-/// Joins what follows each other and holds no data to one record.
-#[derive(Default)]
-struct Run {
-    kind: &'static str,
-    count: u64,
-}
-
-impl Run {
-    /// What has to be written before the bytes of a piece, if it has some.
-    fn add(&mut self, piece: &Piece) -> String {
-        let (kind, count) = match piece {
-            Piece::Data(data) => return format!("{}{}", self.flush(), Record::Data(data.len() as u64)),
-            Piece::Hole(count) => ("HOLE", *count),
-            Piece::Keep(count) => ("KEEP", *count),
-        };
-        if self.kind == kind {
-            self.count += count;
-            return String::new();
-        }
-        let before = self.flush();
-        *self = Run { kind, count };
-        before
-    }
-
-    fn flush(&mut self) -> String {
-        let Run { kind, count } = std::mem::take(self);
-        if count == 0 { String::new() } else { format!("{kind}\n{count}\n") }
     }
 }

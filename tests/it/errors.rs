@@ -94,8 +94,8 @@ fn a_command_line_that_makes_no_sense_ends_with_code_1_and_says_why() {
         (&["a", "h:b", "c"], &["all sources must be on one machine"]),
         (&["u@h:a", "h:b", "c"], &["all sources must be on one machine"]),
         (&["--inplace", "--commit=atomic", "a", "b"], &["--inplace", "--commit=atomic"]),
-        (&["--agent=push", "a", "h:b"], &["--agent=push", "not available yet"]),
-        (&["--agent=none", "a", "h:b"], &["--agent=none", "not available yet"]),
+        (&["--agent=push", "--remote-path", "x", "a", "h:b"], &["--agent=push", "--remote-path"]),
+        (&["--remote-path", "two\nlines", "a", "h:b"], &["--remote-path", "more than one line"]),
         (&["--agent=magic", "a", "h:b"], &["magic", "require"]),
         (&["-B", "5K", "a", "b"], &["5120", "power of two"]),
         (&["-B", "2K", "a", "b"], &["4K", "256K"]),
@@ -378,10 +378,14 @@ fn a_host_without_the_program_is_named_with_the_remedy() {
     let dir = lab::scratch();
     let source = image(&dir.path().join("source"), 1);
     for program in ["holesync-is-not-there", "/no/such/dir/holesync", "/etc/passwd"] {
-        let peer = peer.clone().with_program(program.as_ref());
         let says = ["peer", program, "--remote-path", "code 5"];
-        run(peer.holesync().arg(&source).arg(at(dir.path().join("to")))).code(5).says(&says);
-        run(peer.holesync().arg(at(&source)).arg(dir.path().join("to"))).code(5).says(&says);
+        let require = || {
+            let mut command = holesync();
+            command.args(["-e", peer.rsh(), "--remote-path", program, "--agent=require"]);
+            command
+        };
+        run(require().arg(&source).arg(at(dir.path().join("to")))).code(5).says(&says);
+        run(require().arg(at(&source)).arg(dir.path().join("to"))).code(5).says(&says);
     }
     assert!(!dir.path().join("to").exists());
 }

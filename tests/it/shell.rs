@@ -671,3 +671,67 @@ fn bad_destinations_are_refused_before_anything_is_sent() {
     }
     assert_same(&source, &image(dir.path().join("again"), 24));
 }
+
+#[test]
+fn a_forced_command_is_met_without_a_shell() {
+    let dir = lab::scratch();
+    let source = image(dir.path().join("source"), 25);
+    // Whatever it is asked for, as with command="holesync agent" in authorized_keys.
+    let forced = Peer::script(dir.path(), &format!("exec {} agent", shell_word(Path::new(PROGRAM))));
+    for (agent, to) in [("auto", "auto"), ("require", "require"), ("none", "none"), ("push", "push")] {
+        let (pushed, pulled) = (dir.path().join(to), dir.path().join(format!("{to} back")));
+        let command = || {
+            let mut command = holesync();
+            command.args(["-e", forced.rsh(), "--agent", agent, "--json"]);
+            command
+        };
+        let outcome = push(&mut command(), &source, &pushed).ok();
+        assert_eq!(outcome.summary()["route"], "agent", "{outcome}");
+        assert_same(&source, &pushed);
+        run(command().arg(at(&source)).arg(&pulled)).ok();
+        assert_same(&source, &pulled);
+    }
+}
+
+#[test]
+fn what_the_far_side_says_out_of_turn_ends_the_run() {
+    let dir = lab::scratch();
+    let source = image(dir.path().join("source"), 26);
+    let to = dir.path().join("to");
+    let mark = r"\nholesync shell 1 no Linux x86_64\n";
+    for (says, code) in [
+        ("base directory 0022 0 nanoseconds yes no no\\nlisted\\nnonsense\\n", 12),
+        ("base directory 0022\\n", 12),
+        ("base directory 9999 0 nanoseconds yes no no\\nlisted\\n", 12),
+        ("lacks dd\\n", 5),
+        ("refused is odd \\033[31m\\n", 3),
+        ("fatal is broken\\n", 11),
+        ("base directory 0022 0 nanoseconds yes no no\\nlisted\\nfailed is odd\\nend\\n", 23),
+        ("", 12),
+    ] {
+        let body = format!("cat >/dev/null & printf '{mark}{says}'; sleep 0.2; kill $!");
+        let peer = Peer::script(dir.path(), &body);
+        let outcome = push(&mut peer.shell(), &source, &to).code(code);
+        assert!(!outcome.stderr.contains('\u{1b}'), "{outcome}");
+    }
+    for (says, code) in [
+        ("sends what\\n", 12),
+        ("sends tar\\n81a4 5 8 1.000000000 0 0 a b .//\\nlisted 0\\nsent\\nno archive", 12),
+        ("sends no\\n81a4 x 8 1.000000000 0 0 a b .//\\nlisted 0\\n", 12),
+        ("sends no\\n81a4 5 8 1.000000000 0 0 a b .//\\nlisted 0\\nsent\\n123", 12),
+        ("sends no\\n81a4 5 8 1.000000000 0 0 a b .//\\nlisted 0\\nsent\\n12345nonsense\\n", 12),
+        ("sends gzip\\n81a4 5 0 1.000000000 0 0 a b .//\\nlisted 0\\nsent\\nnot packed", 12),
+        ("sends zstd\\n81a4 5 0 1.000000000 0 0 a b .//\\nlisted 0\\nsent\\nnot packed", 12),
+        (
+            "sends no\\n41ed 5 8 1.000000000 0 0 a b .//\\n81a4 5 8 1.000000000 0 0 a b ./../x//\\nlisted 0\\nend\\n",
+            23,
+        ),
+    ] {
+        let body = format!("cat >/dev/null & printf '{mark}{says}'; sleep 0.2; kill $!");
+        let peer = Peer::script(dir.path(), &body);
+        run(peer.shell().arg(at("/from/somewhere")).arg(&to)).code(code);
+        assert!(!to.is_file(), "{says}");
+        assert!(!dir.path().join("x").exists(), "{says}");
+    }
+    assert_no_leftovers(dir.path());
+}
