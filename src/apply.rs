@@ -121,7 +121,7 @@ pub fn preview(place: &Place, request: &Request) -> Result<Option<Basis>> {
     };
     let basis = basis_of(&file).map_err(place.error("open"))?;
     if !file.metadata().map_err(place.error("look at"))?.is_file() {
-        check_device_size(place, basis.length, request.length)?;
+        check_device_size(place, basis.length, request.length, "nothing was written")?;
     }
     Ok(Some(basis).filter(|basis| basis.length > 0 && !request.whole))
 }
@@ -140,9 +140,9 @@ fn in_the_way(place: &Place, kind: SFlag) -> Error {
     )
 }
 
-fn check_device_size(place: &Place, size: u64, length: u64) -> Result<()> {
+fn check_device_size(place: &Place, size: u64, length: u64, state: &str) -> Result<()> {
     if size < length {
-        let why = format!("the device holds {size} bytes and the image has {length}; nothing was written");
+        let why = format!("the device holds {size} bytes and the image has {length}; {state}");
         return Err(Error::refused(&place.path, why));
     }
     Ok(())
@@ -258,7 +258,7 @@ impl Destination {
             other => place.locked(other.map_err(place.error("open"))?)?,
         };
         let size = sys::device_size(&file).map_err(place.error("find the size of"))?;
-        check_device_size(&place, size, request.length)?;
+        check_device_size(&place, size, request.length, "nothing was written")?;
         let seen = file.metadata().map_err(place.error("look at"))?;
         let basis = if request.whole { None } else { Some(basis_of(&file).map_err(place.error("open"))?) };
         Ok(Destination::new(place, request, options, Some(Old { file, seen }), basis, Work::InPlace))
@@ -307,12 +307,14 @@ impl Destination {
     ///
     /// # Errors
     ///
-    /// When the file cannot be made as long.
+    /// When the file cannot be made as long, or the device is not.
     pub fn extend(&mut self, length: u64) -> Result<()> {
         self.begin()?;
         self.request.length = length;
         if self.is_device() {
-            return Ok(());
+            let size = sys::device_size(self.target()?).map_err(self.place.error("find the size of"))?;
+            let state = if self.is_changed() { "it is partly written" } else { "nothing was written" };
+            return check_device_size(&self.place, size, length, state);
         }
         let extended = ranges::set_length(self.target()?, length, self.options.preallocate);
         extended.map_err(|error| self.failed("set the length of", error))
@@ -494,7 +496,12 @@ impl Destination {
         }
         let free = sys::free_space(&self.place.dir).map_or("an unknown amount".into(), human);
         let needed = if self.options.preallocate { self.request.length } else { self.request.data };
-        let (data, written) = (human(needed), human(self.written));
+        let needed = match needed {
+            // A stream does not say how much comes.
+            0 => "it is not known how much is needed".into(),
+            bytes => format!("up to {} were needed for the data of this image", human(bytes)),
+        };
+        let written = human(self.written);
         let state = if self.sealed {
             "it is partly written, and will be finished without the source"
         } else if self.is_device() || self.old.is_some() && self.options.commit == Commit::InPlace {
@@ -503,8 +510,8 @@ impl Destination {
             "the old file, if any, is untouched"
         };
         let needed = format!(
-            "up to {data} were needed for the data of this image, {written} were written, {free} are free now \
-             ({source}); {state}; make room and run the same command again"
+            "{needed}, {written} were written, {free} are free now ({source}); {state}; \
+             make room and run the same command again"
         );
         Error::Space { path, needed, source }
     }

@@ -28,9 +28,11 @@ const BUFFER: usize = 1 << 20;
 pub fn run(input: File, path: &Path, size: Option<u64>, options: Options, umask: u32) -> Result<()> {
     let target = Target { path: path.to_path_buf(), directory: false, umask };
     let base = Base::find(&target, true, false)?;
-    let (Some(_), Some(place)) = (&base.rename, base.place(b"", false)?) else {
-        return Err(Error::refused(path, "is a directory: name the file that is to be written"));
-    };
+    let directory = || Error::refused(path, "is a directory: name the file that is to be written");
+    if base.rename.is_none() {
+        return Err(directory());
+    }
+    let place = base.place(b"", false)?.ok_or_else(directory)?;
     let attributes = Attributes { new_mode: 0o666 & !umask, ..Attributes::default() };
     let request = Request { length: size.unwrap_or(0), data: 0, whole: true, attributes };
     let destination = Destination::open(place, request, Arc::new(options))?;
@@ -75,18 +77,19 @@ struct FileSink {
 
 impl Sink for FileSink {
     fn data(&mut self, bytes: &[u8]) -> Result<()> {
-        self.destination.write(self.at, bytes)?;
+        let at = self.at;
         self.at += bytes.len() as u64;
-        Ok(())
+        if !self.destination.is_blank() {
+            self.destination.extend(self.at)?;
+        }
+        self.destination.write(at, bytes)
     }
 
     fn hole(&mut self, len: u64) -> Result<()> {
         let range = self.at..self.at + len;
         self.at = range.end;
-        if !self.destination.is_blank() {
-            return self.destination.zero(range);
-        }
         // Some file systems allocate ahead of a file that grows by writes.
-        self.destination.extend(range.end)
+        self.destination.extend(range.end)?;
+        if self.destination.is_blank() { Ok(()) } else { self.destination.zero(range) }
     }
 }
