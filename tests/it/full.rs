@@ -13,7 +13,7 @@ use crate::common::check::{allocated, assert_no_leftovers, assert_same, leftover
 use crate::common::lab::{self, Fs};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at};
-use crate::common::process::{Outcome, run};
+use crate::common::process::{Outcome, holesync, run, run_on};
 use crate::common::redeploy::set_day;
 
 const MIB: usize = 1 << 20;
@@ -180,5 +180,33 @@ fn a_file_that_does_not_fit_does_not_keep_the_others_from_it() {
     for name in ["a", "c"] {
         assert_same(&there(name), &tree.join(name));
     }
+    assert_no_leftovers(small.dir.path());
+}
+
+#[test]
+fn a_stream_that_does_not_fit_leaves_nothing() {
+    let Some(small) = Small::new() else { return };
+    let mut rng = Rng(6);
+    let (old, new) = (small.sources.path().join("old"), small.sources.path().join("new"));
+    Layout::dense("old", MIB, &mut rng).write(&old);
+    Layout::hole("new", 16 * MIB).data(MIB..13 * MIB, &mut rng).write(&new);
+    small.leave(6);
+    let receive = |flags: &[&str]| {
+        let sent = holesync().arg("send").arg(&new).output().expect("run");
+        assert!(sent.status.success());
+        run_on(holesync().arg("recv").args(flags).arg(small.image()), &sent.stdout)
+    };
+    for (flags, there) in [(&[][..], false), (&["--size", "16M"], false), (&["--no-fsync"], true)] {
+        if there {
+            std::fs::copy(&old, small.image()).expect("copy");
+        }
+        let said = ["no space left for", "image", "how much is needed", "are free now", "make room"];
+        receive(flags).code(11).says(&said);
+        assert!(same(&small.image(), &old) == there && small.image().exists() == there, "{flags:?}");
+        assert_no_leftovers(small.dir.path());
+    }
+    small.make_room();
+    receive(&[]).ok();
+    assert_same(&small.image(), &new);
     assert_no_leftovers(small.dir.path());
 }

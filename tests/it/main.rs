@@ -19,4 +19,5 @@ mod power;
 mod recover;
 mod remote;
 mod shell;
+mod streams;
 mod trees;

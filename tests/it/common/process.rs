@@ -1,6 +1,6 @@
 //! Runs the program as its users do: as a child process, watched by a clock.
 
-use std::io::Read;
+use std::io::{Read, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -92,8 +92,14 @@ pub struct Running {
 /// Starts a command in the background.
 #[track_caller]
 pub fn start(command: &mut Command) -> Running {
+    start_on(command, Stdio::null())
+}
+
+/// Starts a command that reads `stdin`.
+#[track_caller]
+fn start_on(command: &mut Command, stdin: Stdio) -> Running {
     let what = format!("{command:?}");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {what}: {e}"));
     let stdout = Some(drain(child.stdout.take().expect("a pipe")));
     let stderr = Some(drain(child.stderr.take().expect("a pipe")));
@@ -104,6 +110,14 @@ pub fn start(command: &mut Command) -> Running {
 #[track_caller]
 pub fn run(command: &mut Command) -> Outcome {
     start(command).finish()
+}
+
+/// Runs a command that reads these bytes to its end.
+#[track_caller]
+pub fn run_on(command: &mut Command, input: &[u8]) -> Outcome {
+    let mut file = tempfile::tempfile().expect("create a file");
+    file.write_all(input).and_then(|()| file.rewind()).expect("write the input");
+    start_on(command, file.into()).finish()
 }
 
 fn drain(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
