@@ -62,8 +62,8 @@ pub fn expand(input: File, out: File, size: Option<u64>) -> Result<()> {
 /// The whole of the input; the size of the image.
 fn receive(input: File, size: Option<u64>, sink: &mut impl Sink) -> Result<u64> {
     let mut input = BufReader::with_capacity(BUFFER, input);
-    let (size, _) = stream::receive(&mut input, PEER, size, sink)?;
-    if stream::fill(&mut input, PEER)?.is_empty() {
+    let (size, ended) = stream::receive(&mut input, PEER, size, sink)?;
+    if !ended || stream::fill(&mut input, PEER)?.is_empty() {
         return Ok(size);
     }
     Err(Error::Protocol { peer: PEER.into(), what: "something behind the end".into() })

@@ -229,6 +229,8 @@ pub(crate) fn fill<'a>(input: &'a mut impl BufRead, peer: &str) -> Result<&'a [u
     loop {
         // Twice, as the borrow of the bytes lasts as long as they do.
         match input.fill_buf() {
+            // The end is not asked for again: a terminal would wait for another.
+            Ok([]) => return Ok(&[]),
             Ok(_) => break,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(source) => return Err(Error::Link { doing: "reading", peer: peer.into(), source }),
