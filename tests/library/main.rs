@@ -7,5 +7,6 @@ mod plan;
 mod replay;
 mod roles;
 mod stage;
+mod stream;
 mod support;
 mod wire;
