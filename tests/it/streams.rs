@@ -266,6 +266,14 @@ fn an_existing_file_is_replaced_as_a_whole_and_keeps_its_permissions() {
     assert_eq!(fs::read(&file).expect("read"), b"ab\0\0\0");
     assert_eq!(fs::metadata(&file).expect("stat").mode() & 0o7777, 0o640);
     assert!(fs::read(&other).expect("read") == vec![1; 3 * MIB], "written in place");
+    // Who has the old one open reads on in it.
+    fs::remove_file(&file).expect("remove");
+    fs::write(&file, vec![1; 3 * MIB]).expect("write");
+    let mut opened = File::open(&file).expect("open");
+    desk.recv(&[], "DATA\n2\nabHOLE\n3145726\n").ok();
+    let mut read = Vec::new();
+    opened.read_to_end(&mut read).expect("read");
+    assert!(read == vec![1; 3 * MIB], "written in place");
     // What an interrupted run left is no part of it.
     fs::write(desk.dir.path().join(".file.holesync.temp"), vec![2; MIB]).expect("write");
     desk.recv(&[], "HOLE\n7\n").ok();
