@@ -270,7 +270,7 @@ fn an_existing_file_is_replaced_as_a_whole_and_keeps_its_permissions() {
     fs::remove_file(&file).expect("remove");
     fs::write(&file, vec![1; 3 * MIB]).expect("write");
     let mut opened = File::open(&file).expect("open");
-    desk.recv(&[], "DATA\n2\nabHOLE\n3145726\n").ok();
+    desk.recv(&[], "HOLE\n3145728\n").ok();
     let mut read = Vec::new();
     opened.read_to_end(&mut read).expect("read");
     assert!(read == vec![1; 3 * MIB], "written in place");
