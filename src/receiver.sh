@@ -9,7 +9,7 @@ main() {
     unset CDPATH
     # Those of the administrator are there for others, too.
     PATH=$PATH:/usr/sbin:/sbin
-    temp=
+    temp='' command=''
     trap 'clean' EXIT
     trap 'exit 20' HUP INT TERM PIPE
     probe
@@ -48,6 +48,7 @@ fatal() {
 }
 
 clean() {
+    [ -z "$command" ] || halt
     [ -z "$temp" ] || rm -rf "$temp"
 }
 
@@ -113,7 +114,8 @@ decode_path() {
     decode "$1"
     case $plain in
     /*) ;;
-    \~ | \~/*) plain=$HOME/${plain#?} ;;
+    \~) plain=$HOME ;;
+    \~/*) plain=$HOME/${plain#??} ;;
     *) plain=./$plain ;;
     esac
 }
@@ -451,22 +453,27 @@ through() {
     command -v setsid >/dev/null 2>&1 && group=setsid
     $group sh -c "$plain" <"$temp/image" >&2 &
     command=$!
+    # Kept open until the command is stopped: the end of a broken stream must not
+    # look to it like the end of the image.
+    exec 9>"$temp/image"
     whole=
-    if (expand) >"$temp/image"; then
-        whole=yes
-    else
-        # The end of a broken stream must not look to it like the end of the image.
-        kill -TERM ${group:+-}$command 2>/dev/null
-    fi
+    if (expand) >&9; then whole=yes; else halt; fi
+    exec 9>&-
     wait $command
     status=$?
+    command=
     case $status:$whole in
     0:yes) say 'done' ;;
-    0: | 143:) fatal 'the command did not read the whole image, or the image broke off and it was stopped' ;;
+    0: | 137:) fatal 'the command did not read the whole image, or the image broke off and it was stopped' ;;
     *) fatal "the command ended with status $status" ;;
     esac
     clean
     temp=
+}
+
+# Ends the command and what it started. It may not have come to its group yet.
+halt() {
+    { [ -n "$group" ] && kill -KILL -"$command"; } 2>/dev/null || kill -KILL "$command" 2>/dev/null
 }
 
 # The records as the plain bytes of the image.

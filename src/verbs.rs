@@ -34,6 +34,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         None => transfer(cli.transfer.into_job()?, umask),
         Some(Verb::Agent) => {
+            end_the_command_on_signals()?;
             agent::serve(File::from(own(std::io::stdin())?), File::from(own(std::io::stdout())?), umask)
         }
         Some(Verb::Map { image, hashes, json, block_size }) => {
@@ -130,6 +131,22 @@ fn stop_on_signals() -> Result<()> {
             let error = Error::Interrupted;
             let _ = writeln!(std::io::stderr(), "holesync: {error} (code {})", error.exit_code());
             std::process::exit(error.exit_code().into());
+        }
+    });
+    Ok(())
+}
+
+/// An agent that is stopped must not leave a command that takes the end of its
+/// image for the whole.
+fn end_the_command_on_signals() -> Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]);
+    let mut signals = signals.map_err(Error::file("listen for", "signals"))?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            transport::interrupt();
+            // It ends this process.
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
         }
     });
     Ok(())

@@ -20,4 +20,5 @@ mod recover;
 mod remote;
 mod shell;
 mod streams;
+mod through;
 mod trees;
