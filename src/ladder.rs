@@ -178,13 +178,16 @@ fn push(
     ];
     output.plain(&script(&variables, PUSHER)?)?;
     output.flush()?;
+    let mut broken = None;
     loop {
-        let line = input.plain().line()?;
+        let line = input.plain().line().map_err(|error| broken.take().unwrap_or(error))?;
         match line.as_slice() {
             b"want" => {
                 reporter.event(Event::Note(&format!("bringing {} to {host}", human(program.len() as u64))));
-                output.plain(&program)?;
-                output.flush()?;
+                // Where it cannot be written there, the next line says so.
+                if let Err(error) = output.plain(&program).and_then(|()| output.flush()) {
+                    broken = Some(error);
+                }
             }
             note if note.starts_with(b"note ") => {
                 reporter.event(Event::Warning(&format!("{host}: {}", escape(&note[5..]))));

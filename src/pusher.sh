@@ -45,7 +45,8 @@ push() {
     dd if=/dev/null of=/dev/null $exact 2>/dev/null || { none "there is no dd that takes $exact" && return; }
     base=${XDG_CACHE_HOME:-${HOME:-}/.cache}
     case $base in /.cache) dir= ;; /*) dir=$base/holesync ;; *) dir= ;; esac
-    if [ -n "$dir" ] && private "$dir" && [ -w "$dir" ]; then
+    { [ -n "$dir" ] && private "$dir" && [ -w "$dir" ]; } || dir=
+    if [ -n "$dir" ]; then
         file=$dir/$name
     elif [ "$send" = yes ] && temporary=$(mktemp -d); then
         file=$temporary/$name
@@ -56,8 +57,9 @@ push() {
     if [ -n "$temporary" ] || ! genuine "$file"; then
         [ "$send" = yes ] || { none 'what is here is another' && return; }
         echo want
-        if ! fetch "$file.$$" || ! mv -f "$file.$$" "$file"; then
-            rm -rf "$file.$$" "$temporary"
+        new=${file%/*}/new-$$
+        if ! fetch "$new" || ! mv -f "$new" "$file"; then
+            rm -rf "$new" "$temporary"
             echo 'lost it did not arrive whole'
             exit 1
         fi
@@ -68,9 +70,13 @@ push() {
         file=$temporary/$name
     fi
     runs "$file" || { none 'it cannot be run here (noexec?)' && return; }
-    for old in "$dir"/agent-*; do
-        [ -z "$dir" ] || [ "$old" = "$dir/$name" ] || rm -f "$old"
-    done
+    # Another run may be bringing it at this moment: only old ones of those.
+    if [ -n "$dir" ]; then
+        for old in "$dir"/agent-*; do
+            [ "$old" = "$dir/$name" ] || rm -f "$old"
+        done
+        find "$dir" -name 'new-*' -mtime +0 -exec rm -f {} +
+    fi
     echo have
     "$file" agent
     status=$?
