@@ -45,12 +45,16 @@ push() {
     dd if=/dev/null of=/dev/null $exact 2>/dev/null || { none "there is no dd that takes $exact" && return; }
     base=${XDG_CACHE_HOME:-${HOME:-}/.cache}
     case $base in /.cache) dir= ;; /*) dir=$base/holesync ;; *) dir= ;; esac
-    { [ -n "$dir" ] && private "$dir" && [ -w "$dir" ]; } || dir=
+    why='there is no cache directory'
+    if [ -n "$dir" ] && ! { private "$dir" && [ -w "$dir" ]; }; then
+        why='the cache directory (holesync in XDG_CACHE_HOME or ~/.cache) is not for this user alone, and writable'
+        dir=
+    fi
     if [ -n "$dir" ]; then
         file=$dir/$name
     elif [ "$send" = yes ] && temporary=$(mktemp -d); then
         file=$temporary/$name
-        echo "note ${dir:-no cache directory} is not for this user alone, and writable: the program is not kept"
+        echo "note $why: the program is not kept"
     else
         none 'there is no directory to keep it in' && return
     fi

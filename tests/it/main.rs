@@ -16,6 +16,7 @@ mod full;
 mod interrupt;
 mod meddling;
 mod power;
+mod push;
 mod recover;
 mod remote;
 mod shell;
