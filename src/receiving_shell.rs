@@ -33,6 +33,8 @@ pub(crate) struct Base {
     pub sums: bool,
     /// Holes can be dug where zeros were sent for short ones.
     pub digs: bool,
+    /// Many records cost no process each.
+    pub bulk: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +91,7 @@ impl Shell {
         let line = self.line()?;
         let text = String::from_utf8_lossy(&line).into_owned();
         let words: Vec<&str> = text.split(' ').collect();
-        let ["base", kind, umask, user, times, lists, sums, digs] = words[..] else {
+        let ["base", kind, umask, user, times, lists, sums, digs, bulk] = words[..] else {
             return Err(self.bad(&line));
         };
         Ok(Base {
@@ -108,6 +110,7 @@ impl Shell {
             lists: lists == "yes",
             sums: sums == "yes",
             digs: digs == "yes",
+            bulk: bulk == "yes",
         })
     }
 

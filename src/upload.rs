@@ -368,7 +368,8 @@ impl Upload<'_> {
         self.touch_parent(&source.target);
         self.file_command(source, image, length, there)?;
         let in_place = self.options.commit == Commit::InPlace && there.is_some();
-        let mut cutter = Cutter::new(in_place, !self.base.digs && !self.options.preallocate);
+        let fills = self.options.preallocate || self.base.digs && !self.base.bulk;
+        let mut cutter = Cutter::new(in_place, !fills);
         let mut run = Run::default();
         let mut sent = 0;
         let cut = cutter.cut(image, length, kept, |piece| {
