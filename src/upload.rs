@@ -431,9 +431,7 @@ impl Upload<'_> {
     /// Whether the other end still wants the file that is being described: it is
     /// the last that was asked for, and answered early only if it failed.
     fn is_wanted(&mut self) -> Result<bool, Cut> {
-        while let Some(answer) = self.shell.answer_so_far()? {
-            self.take(answer);
-        }
+        self.take_what_came()?;
         Ok(!self.waiting.is_empty())
     }
 
@@ -496,7 +494,14 @@ impl Upload<'_> {
     fn ask(&mut self, command: &[&[u8]], path: &[u8], sent: Option<u64>) -> Result<()> {
         self.shell.command(command)?;
         self.waiting.push_back(Waiting { path: path.to_vec(), sent, stopped: false });
-        while let Some(answer) = self.shell.answer_so_far()? {
+        self.take_what_came()
+    }
+
+    /// Takes note of the answers that have come already.
+    fn take_what_came(&mut self) -> Result<()> {
+        while !self.waiting.is_empty()
+            && let Some(answer) = self.shell.answer_so_far()?
+        {
             self.take(answer);
         }
         Ok(())
