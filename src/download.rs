@@ -114,6 +114,8 @@ impl Download<'_> {
         let mut found = Vec::new();
         let status = self.far.list(|record| {
             let mut entry = read_entry(record)?;
+            entry.source =
+                if entry.name.is_empty() { path.into() } else { path.join(OsStr::from_bytes(&entry.name)) };
             entry.target = match (prefix.is_empty(), entry.name.is_empty()) {
                 (true, _) => entry.name.clone(),
                 (false, true) => prefix.clone(),
@@ -123,8 +125,7 @@ impl Download<'_> {
             Some(())
         })?;
         if status != b"0" {
-            let why =
-                format!("{}: {}: could not be looked at, or not all of it", self.far.host, escape(source));
+            let why = format!("{}: cannot read {}, or not all of it", self.far.host, escape(source));
             self.failed(Failure { code: code::PARTIAL, message: why });
         }
         Ok(found)
@@ -149,13 +150,13 @@ impl Download<'_> {
             }
             let name = if is_single { source.to_vec() } else { below(&entry.name) };
             match entry.kind {
-                Type::Other => self.skip("special file", source, &entry),
-                Type::Device if !is_single => self.skip("special file", source, &entry),
+                Type::Other => self.skip("special file", &entry),
+                Type::Device if !is_single => self.skip("special file", &entry),
                 Type::Directory if !self.options.recursive => {
-                    self.skip("directory", source, &entry);
+                    self.skip("directory", &entry);
                     break;
                 }
-                Type::Symlink if !self.options.links => self.skip("symlink", source, &entry),
+                Type::Symlink if !self.options.links => self.skip("symlink", &entry),
                 Type::Directory if !self.options.dry_run => self.directory(entry, base),
                 Type::Symlink if !self.options.dry_run => {
                     self.far.command(&[b"link", &name])?;
@@ -190,9 +191,8 @@ impl Download<'_> {
         Ok(())
     }
 
-    fn skip(&self, what: &str, source: &[u8], entry: &Entry) {
-        let path = Path::new(OsStr::from_bytes(source)).join(OsStr::from_bytes(&entry.name));
-        self.reporter.event(Event::Warning(&format!("skipping {what} {}", printable(&path))));
+    fn skip(&self, what: &str, entry: &Entry) {
+        self.reporter.event(Event::Warning(&format!("skipping {what} {}", printable(&entry.source))));
     }
 
     fn directory(&mut self, entry: Entry, base: &Base) {
@@ -319,7 +319,7 @@ impl Download<'_> {
     }
 
     fn failed_there(&mut self, entry: &Entry, why: &str) {
-        let message = format!("{}: {}: {why}", self.far.host, escape(&entry.target));
+        let message = format!("{}: {}: {why}", self.far.host, printable(&entry.source));
         self.failed(Failure { code: code::PARTIAL, message });
     }
 

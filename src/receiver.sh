@@ -127,18 +127,19 @@ decode_path() {
 base() {
     decode_path "$3"
     named=
+    parent=${plain%/*}
     if [ -d "$plain" ]; then
-        cd "$plain" || refuse 'its directory cannot be entered'
+        cd "$plain" || refuse 'this directory cannot be entered'
     elif [ "$1" = file ]; then
-        case $plain in /*/*) cd "${plain%/*}" ;; /*) cd / ;; *) cd "${plain%/*}" ;; esac ||
-            refuse 'its directory cannot be entered; create it first'
+        [ -d "$parent/" ] || refuse 'No such file or directory: create the directory that it is to go to first'
+        cd "$parent/" || refuse 'the directory of it cannot be entered'
         named=yes
     elif [ -e "$plain" ] || [ -L "$plain" ]; then
         refuse 'is not a directory, and more than one file is to go there'
     elif [ "$2" = dry ]; then
         named=absent
     else
-        { mkdir "$plain" && cd "$plain"; } || refuse 'cannot be created; create its parent first'
+        { mkdir "$plain" && cd "$plain"; } || refuse 'this directory cannot be created; create its parent first'
     fi
     say "base ${named:-directory} $(umask) $user $times $lists $sums $digs $bulk"
 }
@@ -183,7 +184,7 @@ make_directory() {
         say 'done'
     else
         is_blocked "$plain" || blocked=$plain/
-        say 'failed is in the way of a directory, or cannot be created'
+        say 'failed is in the way of a directory (remove it first), or cannot be created'
     fi
 }
 
@@ -203,7 +204,7 @@ make_link() {
         say 'done'
     else
         temp=$new
-        if ln -s "$plain" "$temp" && link_attributes "$2" "$3" "$4" "$5" "$6" "$temp" && replace "$path"; then
+        if ln -s -- "$plain" "$temp" && link_attributes "$2" "$3" "$4" "$5" "$6" "$temp" && replace "$path"; then
             say 'done'
         else
             clean
@@ -332,6 +333,8 @@ open() {
         why='there is a directory where a file must go; remove it first'
     elif [ ! -f "$1" ]; then
         why='is neither a regular file nor a block device'
+    elif [ "$how" = inplace ] && ! true >>"$1"; then
+        why='cannot be written in place (read-only, or busy)'
     fi
     [ -z "$why" ] || return 1
     if [ "$how" = fresh ]; then

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::process::ChildStdout;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
-use crate::error::{Error, Failure, Result, code};
+use crate::error::{Error, Failure, Result, code, escape};
 use crate::frames::Plain;
 use crate::ladder::{self, Input, Output};
 use crate::records::{BLOCK, Sum};
@@ -88,7 +88,13 @@ impl Shell {
     pub fn base(&mut self, path: &[u8], is_file: bool, dry_run: bool) -> Result<Base> {
         let kind: &[u8] = if is_file { b"file" } else { b"directory" };
         self.command(&[b"base", kind, if dry_run { b"dry" } else { b"real" }, path])?;
-        let line = self.line()?;
+        let line = self.line().map_err(|error| match error {
+            Error::Remote { peer, failure: Failure { code: code @ code::SELECT, message } } => {
+                let message = format!("{}: {message}", escape(path));
+                Error::Remote { peer, failure: Failure { code, message } }
+            }
+            other => other,
+        })?;
         let text = String::from_utf8_lossy(&line).into_owned();
         let words: Vec<&str> = text.split(' ').collect();
         let ["base", kind, umask, user, times, lists, sums, digs, bulk] = words[..] else {

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ChildStdout;
 
 use flate2::bufread::GzDecoder;
@@ -42,6 +42,8 @@ pub(crate) enum Type {
 pub(crate) struct Entry {
     /// Below its source.
     pub name: Vec<u8>,
+    /// There, as the user wrote it.
+    pub source: PathBuf,
     /// Below the destination.
     pub target: Vec<u8>,
     pub kind: Type,
@@ -97,6 +99,7 @@ pub(crate) fn read_entry(record: &[u8]) -> Option<Entry> {
     };
     Some(Entry {
         name: if name == b"." { Vec::new() } else { name.strip_prefix(b"./").unwrap_or(name).to_vec() },
+        source: PathBuf::new(),
         target: Vec::new(),
         kind,
         length,

@@ -66,7 +66,7 @@ pub(crate) fn check(line: Vec<u8>, host: &str) -> Result<Vec<u8>> {
     let rest = escape(rest);
     let (code, message) = match verb {
         b"fatal " => (code::FILE_IO, rest),
-        b"refused " => (code::SELECT, format!("the destination {rest}")),
+        b"refused " => (code::SELECT, rest),
         b"lacks " => (
             code::START,
             format!(

@@ -59,6 +59,7 @@ pub fn run(
         base,
         options,
         host,
+        root: &target.path,
         reporter,
         stats: Stats::default(),
         waiting: VecDeque::new(),
@@ -96,6 +97,8 @@ struct Upload<'a> {
     there: HashMap<Vec<u8>, There>,
     options: &'a Options,
     host: &'a str,
+    /// The destination as the user wrote it.
+    root: &'a Path,
     reporter: &'a dyn Reporter,
     stats: Stats,
     /// What was asked for and not yet answered.
@@ -518,8 +521,10 @@ impl Upload<'_> {
             (Ok(()), None) => {}
             (Err(_), _) if stopped => {}
             (Err(why), _) => {
-                let path = printable(Path::new(OsStr::from_bytes(&path)));
-                let message = format!("{}: {path}: {why}", self.host);
+                let path = Path::new(OsStr::from_bytes(&path));
+                let path =
+                    if self.base.kind == BaseKind::Name { self.root.into() } else { self.root.join(path) };
+                let message = format!("{}: {}: {why}", self.host, printable(&path));
                 self.fail(Failure { code: code::PARTIAL, message });
             }
         }
