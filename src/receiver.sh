@@ -481,7 +481,10 @@ zero() {
     if [ "$device" = yes ]; then
         blkdiscard -z -o "$at" -l "$count" "$out" 2>/dev/null && return
     elif [ "$zeros" != allocated ] && [ "$digs" = yes ]; then
-        fallocate -p -o "$at" -l "$count" "$out" 2>/dev/null && return
+        # A hole that reaches the end of the file takes the rest of its page along.
+        rest=0
+        [ $((at + count)) != "$size" ] || rest=$(((4096 - size % 4096) % 4096))
+        fallocate -p -o "$at" -l $((count + rest)) "$out" 2>/dev/null && return
     fi
     dd if=/dev/zero bs=1048576 count="$count" iflag=count_bytes of="$out" seek="$at" $seek conv=notrunc $mute ||
         fatal 'it could not be written'
