@@ -4,11 +4,16 @@
 //! The modules, from the top down; each uses only those below it:
 //!
 //! - [`sync`]: the initiator; [`agent`]: the responder
-//! - [`local`]: both ends on this machine
+//! - [`local`]: both ends on this machine; [`recv`]: a stream from stdin
+//! - without an agent at the other end: `upload` (with `asked`, `records`) and
+//!   `receiving_shell`; `download` and `sending_shell` (with `tarball`); `shell`, what
+//!   both say and hear; [`ladder`]: agent, pushed agent or shell
+//! - `through`: a command in the place of a destination
 //! - [`sender`]: the sending role, over any pair of streams, made of `merge`
 //!   (what differs), `hasher` (reading) and `announce` (entries)
 //! - [`receiver`]: the receiving role, made of `assemble` (one file), `mapper`
 //!   (answers), `outbox` (the way back) and `base` (where it all goes)
+//! - [`stream`]: an image as text records
 //! - [`tree`]: what to send; [`compress`]: whether to compress it
 //! - [`frames`]: frames on the wire; [`protocol`]: messages and their limits
 //! - [`apply`]: the destination of one file, and how it is completed (`commit`);
@@ -26,6 +31,7 @@
 pub mod agent;
 mod announce;
 pub mod apply;
+mod asked;
 mod assemble;
 mod base;
 mod commit;

@@ -8,6 +8,8 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use crate::error::{Error, Failure, Result, code, escape};
 use crate::frames::Plain;
 use crate::ladder::{self, Input, Output};
+use crate::options::{Commit, Options};
+use crate::protocol::Metadata;
 use crate::records::{BLOCK, Sum};
 use crate::shell::{self, Answer, Record, There, Times, below};
 use crate::stream::Outgoing;
@@ -35,6 +37,50 @@ pub(crate) struct Base {
     pub digs: bool,
     /// Many records cost no process each.
     pub bulk: bool,
+}
+
+impl Base {
+    /// Mode, time, user and group (name, number) of something; `there` is what it replaces.
+    pub fn attributes(&self, metadata: &Metadata, there: Option<&There>, options: &Options) -> [String; 6] {
+        let none = || "-".to_string();
+        let in_place = options.commit == Commit::InPlace;
+        let kept = there.filter(|_| !in_place);
+        let mode = match (metadata.mode.filter(|_| options.perms), kept) {
+            (Some(mode), _) => format!("{:o}", mode & 0o7777),
+            (None, Some(there)) => format!("{:o}", there.mode & 0o7777),
+            (None, None) if there.is_some() => none(),
+            (None, None) => format!("{:o}", metadata.mode.unwrap_or(0o666) & 0o777 & !self.umask),
+        };
+        let owner = metadata.owner.as_ref();
+        let kept = kept.filter(|_| self.is_root);
+        let pair = |wanted: Option<(&String, u32)>, kept: Option<u32>| match (wanted, kept) {
+            (Some((name, number)), _) => {
+                [if name.is_empty() { none() } else { name.clone() }, number.to_string()]
+            }
+            (None, Some(number)) => [none(), number.to_string()],
+            (None, None) => [none(), none()],
+        };
+        let user = owner.filter(|_| options.owner).map(|owner| (&owner.user, owner.uid));
+        let group = owner.filter(|_| options.group).map(|owner| (&owner.group, owner.gid));
+        let [user, uid] = pair(user, kept.map(|there| there.uid));
+        let [group, gid] = pair(group, kept.map(|there| there.gid));
+        [mode, self.time(metadata, options), user, uid, group, gid]
+    }
+
+    fn time(&self, metadata: &Metadata, options: &Options) -> String {
+        let mtime = metadata.mtime.filter(|_| options.times && self.can_set(metadata.mtime));
+        match (mtime, self.times) {
+            (Some((seconds, nanoseconds)), Times::Nanoseconds) => shell::stamp(seconds, nanoseconds),
+            (Some((seconds, _)), Times::Seconds) => seconds.to_string(),
+            (Some(_), Times::No) | (None, _) => "-".into(),
+        }
+    }
+
+    /// Whether touch there can set a time, as far as it can set any: one that sets
+    /// whole seconds sets none before 1970.
+    pub fn can_set(&self, mtime: Option<(i64, u32)>) -> bool {
+        self.times != Times::Seconds || mtime.is_none_or(|(seconds, _)| seconds >= 0)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::error::{Error, Result};
 use crate::hashmap::PAGE;
 use crate::scan::{Extent, Image, is_zero};
 use crate::stream::Record;
@@ -146,6 +147,26 @@ impl Run {
     }
 }
 
+/// What ends the cutting of a file.
+pub(crate) enum CutError {
+    /// It cannot be read.
+    Source(io::Error),
+    /// Who takes the pieces cannot go on.
+    Taker(Error),
+}
+
+impl From<io::Error> for CutError {
+    fn from(error: io::Error) -> CutError {
+        CutError::Source(error)
+    }
+}
+
+impl From<Error> for CutError {
+    fn from(error: Error) -> CutError {
+        CutError::Taker(error)
+    }
+}
+
 /// Cuts a file into pieces. In a file that is written in place, a block that is
 /// kept stays as it is, its holes too.
 pub(crate) struct Cutter {
@@ -169,19 +190,19 @@ impl Cutter {
     /// # Errors
     ///
     /// When the file cannot be read, and those of `take`.
-    pub fn cut<E: From<io::Error>>(
+    pub fn cut(
         &mut self,
         image: &impl Image,
         length: u64,
         kept: &Kept,
-        mut take: impl FnMut(Piece) -> Result<bool, E>,
-    ) -> Result<bool, E> {
+        mut take: impl FnMut(Piece) -> Result<bool>,
+    ) -> Result<bool, CutError> {
         for (part, is_kept) in kept.parts(length) {
             let going = match (is_kept, self.in_place) {
                 (true, true) => take(Piece::Keep(part.end - part.start))?,
                 (true, false) => each_extent(image.extents(part.clone()), part, |is_data, range| {
                     let len = range.end - range.start;
-                    take(if is_data { Piece::Keep(len) } else { Piece::Hole(len) })
+                    Ok(take(if is_data { Piece::Keep(len) } else { Piece::Hole(len) })?)
                 })?,
                 (false, _) => {
                     let mut filled = 0;
@@ -190,7 +211,7 @@ impl Cutter {
                         if is_data {
                             self.data(image, range, &mut take)
                         } else {
-                            take(Piece::Hole(range.end - range.start))
+                            Ok(take(Piece::Hole(range.end - range.start))?)
                         }
                     })?;
                     self.filled += filled;
@@ -205,12 +226,12 @@ impl Cutter {
     }
 
     /// Data as it is read, but for long runs of zeros.
-    fn data<E: From<io::Error>>(
+    fn data(
         &mut self,
         image: &impl Image,
         range: Range<u64>,
-        take: &mut impl FnMut(Piece) -> Result<bool, E>,
-    ) -> Result<bool, E> {
+        take: &mut impl FnMut(Piece) -> Result<bool>,
+    ) -> Result<bool, CutError> {
         let mut at = range.start;
         while at < range.end {
             let len = (range.end - at).min(CHUNK) as usize;
@@ -230,11 +251,11 @@ impl Cutter {
 }
 
 /// Extents and what lies between them, in order.
-fn each_extent<E: From<io::Error>>(
+fn each_extent(
     extents: impl Iterator<Item = io::Result<Extent>>,
     part: Range<u64>,
-    mut take: impl FnMut(bool, Range<u64>) -> Result<bool, E>,
-) -> Result<bool, E> {
+    mut take: impl FnMut(bool, Range<u64>) -> Result<bool, CutError>,
+) -> Result<bool, CutError> {
     let mut at = part.start;
     for extent in extents {
         let extent = extent?;

@@ -1,8 +1,13 @@
 //! What a shell at the other end says, and what it is told: answers, records of a
 //! listing, words, times. `docs/remote.md` has the conversation.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
 use crate::error::{Error, Failure, Result, code, escape};
 use crate::options::Options;
+use crate::place::Working;
 use crate::protocol::Metadata;
 
 /// Something that is there.
@@ -121,6 +126,27 @@ pub(crate) fn refuse_what_needs_an_agent(options: &Options, host: &str) -> Resul
 /// A path in the form that no tool takes for an option.
 pub(crate) fn below(path: &[u8]) -> Vec<u8> {
     if path.is_empty() { b".".to_vec() } else { [b"./", path].concat() }
+}
+
+/// The names of the temp files of one run, which no other run uses.
+pub(crate) struct TempNames(String);
+
+impl Default for TempNames {
+    fn default() -> TempNames {
+        use std::hash::{BuildHasher, Hasher};
+        TempNames(format!("{:016x}", std::hash::RandomState::new().build_hasher().finish()))
+    }
+}
+
+impl TempNames {
+    /// That of a file, beside it.
+    pub fn of(&self, target: &[u8]) -> Vec<u8> {
+        let path = Path::new(OsStr::from_bytes(target));
+        let mut name = path.file_name().unwrap_or_default().to_os_string();
+        name.push(".");
+        name.push(&self.0);
+        below(path.with_file_name(Working::Temp.name_for(&name)).as_os_str().as_bytes())
+    }
 }
 
 /// A verb and its words as a line.

@@ -2,24 +2,23 @@
 //! and records for `receiver.sh`. Files whose size and time agree are skipped;
 //! contents are compared only if that is asked for, by what hashes files there.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::ffi::OsStr;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use crate::asked::Asked;
 use crate::base::Target;
-use crate::error::{Error, Failure, Result, code, printable};
+use crate::error::{Error, Result, code, printable};
 use crate::ladder::{Input, Output};
 use crate::options::{Commit, Options};
-use crate::place::Working;
 use crate::protocol::{Kind, Metadata};
 use crate::receiving_shell::{Base, BaseKind, Shell};
-use crate::records::{self, Cutter, Kept, Piece, Run};
+use crate::records::{self, CutError, Cutter, Kept, Piece, Run};
 use crate::report::{Event, Outcome, Phase, Reporter, Stats};
 use crate::scan::{FileImage, Image, Seen};
-use crate::shell::{self, Answer, There, Times, below};
+use crate::shell::{self, TempNames, There, Times, below};
 use crate::stream::Record;
 use crate::tree::{self, Found, Source};
 
@@ -55,22 +54,19 @@ pub fn run(
     }
     let mut upload = Upload {
         there: HashMap::new(),
-        shell,
+        asked: Asked::new(shell, host, &target.path, rename.is_some(), reporter),
         base,
         options,
         host,
-        root: &target.path,
         reporter,
-        stats: Stats::default(),
-        waiting: VecDeque::new(),
         directories: Vec::new(),
         touched: HashSet::new(),
-        mark: mark(),
+        temps: TempNames::default(),
     };
     upload.look(sources, rename.as_deref())?;
     for found in tree::walk(sources, options) {
         match found {
-            Found::Failed(failure) => upload.fail(failure),
+            Found::Failed(failure) => upload.asked.fail(failure),
             Found::Skipped(what) => reporter.event(Event::Warning(&what)),
             Found::Source(mut source) => {
                 if let Some(name) = &rename {
@@ -83,39 +79,20 @@ pub fn run(
     upload.finish()
 }
 
-/// What tells the temp files of this run from those of others.
-fn mark() -> String {
-    use std::hash::{BuildHasher, Hasher};
-    format!("{:016x}", std::hash::RandomState::new().build_hasher().finish())
-}
-
 /// One run.
 struct Upload<'a> {
-    shell: Shell,
+    asked: Asked<'a>,
     base: Base,
     /// What is there, by its path below the base.
     there: HashMap<Vec<u8>, There>,
     options: &'a Options,
     host: &'a str,
-    /// The destination as the user wrote it.
-    root: &'a Path,
     reporter: &'a dyn Reporter,
-    stats: Stats,
-    /// What was asked for and not yet answered.
-    waiting: VecDeque<Waiting>,
     /// Those to be given their attributes when everything is in them.
     directories: Vec<Source>,
     /// Directories in which something was made.
     touched: HashSet<Vec<u8>>,
-    mark: String,
-}
-
-struct Waiting {
-    path: Vec<u8>,
-    /// A file of which so much was sent.
-    sent: Option<u64>,
-    /// Its description was broken off here.
-    stopped: bool,
+    temps: TempNames,
 }
 
 /// The last record of a file that cannot be described to its end.
@@ -142,17 +119,21 @@ impl Upload<'_> {
         let all: &[u8] = b"";
         self.there = match roots.len() {
             0 => HashMap::new(),
-            1..=MAX_ROOTS => self.shell.list(roots.iter().map(Vec::as_slice))?,
-            _ => self.shell.list(std::iter::once(all))?,
+            1..=MAX_ROOTS => self.asked.shell.list(roots.iter().map(Vec::as_slice))?,
+            _ => self.asked.shell.list(std::iter::once(all))?,
         };
         Ok(())
     }
 
     fn source(&mut self, source: Source) -> Result<()> {
+        if self.options.times && !self.base.can_set(source.metadata.mtime) {
+            let what = format!("touch on {} cannot set the time of {}", self.host, printable(&source.path));
+            self.reporter.event(Event::Warning(&what));
+        }
         match &source.kind {
             Kind::File { length, allocated, .. } => {
-                self.stats.files_total += 1;
-                self.stats.apparent_bytes = self.stats.apparent_bytes.saturating_add(*length);
+                self.asked.stats.files_total += 1;
+                self.asked.stats.apparent_bytes = self.asked.stats.apparent_bytes.saturating_add(*length);
                 self.reporter.event(Event::Found(*allocated));
                 self.file(source)
             }
@@ -163,7 +144,7 @@ impl Upload<'_> {
                 if !is_there && !source.target.is_empty() {
                     self.touch_parent(&source.target);
                     self.touched.insert(source.target.clone());
-                    self.ask(&[b"dir", &below(&source.target)], &source.target, None)?;
+                    self.asked.ask(&[b"dir", &below(&source.target)], &source.target, None)?;
                 }
                 self.directories.push(source);
                 Ok(())
@@ -172,13 +153,14 @@ impl Upload<'_> {
                 let is_link = |there: &&There| there.mode & TYPE == libc::S_IFLNK;
                 let there = self.there.get(&source.target).filter(is_link);
                 let same = there.is_some_and(|there| self.has_attributes(there, &source.metadata));
-                let [_, mtime, user, uid, group, gid] = self.attribute_words(&source.metadata, None);
+                let [_, mtime, user, uid, group, gid] =
+                    self.base.attributes(&source.metadata, None, self.options);
                 self.touch_parent(&source.target);
-                let (path, temp) = (below(&source.target), self.temp(&source.target));
+                let (path, temp) = (below(&source.target), self.temps.of(&source.target));
                 let mut command: Vec<&[u8]> = vec![b"link", if same { b"same" } else { b"set" }];
                 command.extend([&mtime, &user, &uid, &group, &gid].map(|word| word.as_bytes()));
                 command.extend([temp.as_slice(), &path, link]);
-                self.ask(&command, &source.target, None)
+                self.asked.ask(&command, &source.target, None)
             }
         }
     }
@@ -190,15 +172,15 @@ impl Upload<'_> {
         if let Some(there) = &there
             && self.is_unchanged(there, length, &source.metadata)
         {
-            self.stats.data_bytes = self.stats.data_bytes.saturating_add(allocated);
+            self.asked.stats.data_bytes = self.asked.stats.data_bytes.saturating_add(allocated);
             self.reporter.event(Event::Done(Phase::Mapping, allocated));
             return self.unchanged(&source, there);
         }
         self.say_what_cannot_be_compared(there.as_ref(), &source);
         if self.options.dry_run && !self.compares(there.as_ref()) {
-            self.stats.files_sent += 1;
-            self.stats.data_bytes = self.stats.data_bytes.saturating_add(allocated);
-            self.report(&source.target, Outcome::Sent(allocated));
+            self.asked.stats.files_sent += 1;
+            self.asked.stats.data_bytes = self.asked.stats.data_bytes.saturating_add(allocated);
+            self.asked.report(&source.target, Outcome::Sent(allocated));
             return Ok(());
         }
         match self.send(&source, there.as_ref()) {
@@ -209,7 +191,7 @@ impl Upload<'_> {
                     Ok(true) => Ok(()),
                     Ok(false) => {
                         let why = "kept changing while it was read; send a snapshot";
-                        self.fail(Error::refused(&source.path, why).to_failure());
+                        self.asked.fail(Error::refused(&source.path, why).to_failure());
                         Ok(())
                     }
                     Err(error) => self.source_failed(error),
@@ -226,9 +208,9 @@ impl Upload<'_> {
         }
         let failure = tree::lost(&error);
         if failure.code == code::VANISHED {
-            self.stats.files_vanished += 1;
+            self.asked.stats.files_vanished += 1;
         }
-        self.fail(failure);
+        self.asked.fail(failure);
         Ok(())
     }
 
@@ -241,7 +223,7 @@ impl Upload<'_> {
 
     /// Content is right; the rest may not be.
     fn unchanged(&mut self, source: &Source, there: &There) -> Result<()> {
-        self.report(&source.target, Outcome::Unchanged);
+        self.asked.report(&source.target, Outcome::Unchanged);
         if self.options.dry_run || self.has_attributes(there, &source.metadata) {
             return Ok(());
         }
@@ -253,12 +235,12 @@ impl Upload<'_> {
     }
 
     fn attributes(&mut self, source: &Source) -> Result<()> {
-        let words = self.attribute_words(&source.metadata, None);
+        let words = self.base.attributes(&source.metadata, None, self.options);
         let path = below(&source.target);
         let mut command: Vec<&[u8]> = vec![b"attr"];
         command.extend(words.iter().map(|word| word.as_bytes()));
         command.push(&path);
-        self.ask(&command, &source.target, None)
+        self.asked.ask(&command, &source.target, None)
     }
 
     /// Whether the contents of both ends are compared.
@@ -293,17 +275,16 @@ impl Upload<'_> {
         let same = Seen::of(image.file()).map_err(Error::file("look at", &source.path))? == before;
         match described {
             Described::Refused => {}
-            Described::Whole if same => self.shell.write(Record::End(length).to_string().as_bytes())?,
+            Described::Whole if same => self.asked.shell.write(Record::End(length).to_string().as_bytes())?,
             Described::Whole | Described::Unreadable(_) => {
-                self.shell.write(STOP)?;
-                // There will be an answer, and it is no news.
-                self.waiting.back_mut().into_iter().for_each(|last| last.stopped = true);
+                self.asked.shell.write(STOP)?;
+                self.asked.last_is_stopped();
             }
         }
         match described {
             Described::Unreadable(error) => Err(Error::file("read", &source.path)(error)),
             Described::Whole if !same => Ok(false),
-            Described::Whole | Described::Refused => self.shell.flush().map(|()| true),
+            Described::Whole | Described::Refused => self.asked.shell.flush().map(|()| true),
         }
     }
 
@@ -324,24 +305,21 @@ impl Upload<'_> {
         blocks: &[Range<u64>],
     ) -> Result<Kept> {
         // What comes next are sums.
-        while !self.waiting.is_empty() {
-            let answer = self.shell.answer()?;
-            self.take(answer);
-        }
-        self.shell.ask_sums(&source.target, blocks)?;
+        self.asked.settle()?;
+        self.asked.shell.ask_sums(&source.target, blocks)?;
         let ours = records::sums(image, length, blocks);
-        let theirs = self.shell.sums()?;
+        let theirs = self.asked.shell.sums()?;
         let ours = ours.map_err(Error::file("read", &source.path))?;
         let bytes = records::bytes_in(blocks, length);
-        self.stats.hashed_bytes += bytes;
-        self.stats.basis_hashed_bytes += bytes;
+        self.asked.stats.hashed_bytes += bytes;
+        self.asked.stats.basis_hashed_bytes += bytes;
         Ok(Kept::new(blocks, &ours, &theirs))
     }
 
     /// What a comparison came to where nothing is sent for it.
     fn compared(&mut self, source: &Source, would_send: Option<u64>) -> Result<bool> {
-        self.stats.files_sent += u64::from(would_send.is_some());
-        self.report(&source.target, would_send.map_or(Outcome::Unchanged, Outcome::Sent));
+        self.asked.stats.files_sent += u64::from(would_send.is_some());
+        self.asked.report(&source.target, would_send.map_or(Outcome::Unchanged, Outcome::Sent));
         if !self.options.dry_run {
             self.attributes(source)?;
         }
@@ -349,7 +327,7 @@ impl Upload<'_> {
     }
 
     fn count(&mut self, matched: u64, sent: u64) {
-        let stats = &mut self.stats;
+        let stats = &mut self.asked.stats;
         stats.matched_bytes += matched;
         stats.data_bytes = stats.data_bytes.saturating_add(matched + sent);
         if !self.options.dry_run {
@@ -376,34 +354,34 @@ impl Upload<'_> {
         let mut run = Run::default();
         let mut sent = 0;
         let cut = cutter.cut(image, length, kept, |piece| {
-            self.shell.write(run.add(&piece).as_bytes())?;
+            self.asked.shell.write(run.add(&piece).as_bytes())?;
             match piece {
                 Piece::Data(data) => {
-                    self.shell.write(data)?;
+                    self.asked.shell.write(data)?;
                     sent += data.len() as u64;
                     self.count(0, data.len() as u64);
                 }
                 Piece::Keep(len) => self.count(len, 0),
                 Piece::Hole(_) => {}
             }
-            self.is_wanted()
+            Ok(self.asked.wants_the_last()?)
         });
         match cut {
             Ok(true) => {
-                self.shell.write(run.flush().as_bytes())?;
+                self.asked.shell.write(run.flush().as_bytes())?;
                 // Few zeros more are not worth reading the file again there.
                 if cutter.filled > sent / 100 && !self.options.preallocate {
-                    self.shell.write(b"DIG\n0\n")?;
+                    self.asked.shell.write(b"DIG\n0\n")?;
                 }
-                self.waiting.back_mut().into_iter().for_each(|last| last.sent = Some(sent));
+                self.asked.last_has(sent);
                 Ok(Described::Whole)
             }
             Ok(false) => {
-                self.shell.write(STOP)?;
+                self.asked.shell.write(STOP)?;
                 Ok(Described::Refused)
             }
-            Err(Cut::Source(error)) => Ok(Described::Unreadable(error)),
-            Err(Cut::Run(error)) => Err(error),
+            Err(CutError::Source(error)) => Ok(Described::Unreadable(error)),
+            Err(CutError::Taker(error)) => Err(error),
         }
     }
 
@@ -423,120 +401,17 @@ impl Upload<'_> {
             (false, true) => b"dense",
             (false, false) => b"hole",
         };
-        let (size, words) = (length.to_string(), self.attribute_words(&source.metadata, there));
-        let (temp, path) = (self.temp(&source.target), below(&source.target));
+        let (size, words) = (length.to_string(), self.base.attributes(&source.metadata, there, self.options));
+        let (temp, path) = (self.temps.of(&source.target), below(&source.target));
         let mut command: Vec<&[u8]> = vec![b"file", how, sync, zeros, size.as_bytes()];
         command.extend(words.iter().map(|word| word.as_bytes()));
         command.extend([temp.as_slice(), path.as_slice()]);
-        self.ask(&command, &source.target, Some(0))
-    }
-
-    /// Whether the other end still wants the file that is being described: it is
-    /// the last that was asked for, and answered early only if it failed.
-    fn is_wanted(&mut self) -> Result<bool, Cut> {
-        self.take_what_came()?;
-        Ok(!self.waiting.is_empty())
-    }
-
-    /// Mode, time, user and group (name, number) of something; `there` is what it replaces.
-    fn attribute_words(&self, metadata: &Metadata, there: Option<&There>) -> [String; 6] {
-        let none = || "-".to_string();
-        let options = self.options;
-        let in_place = options.commit == Commit::InPlace;
-        let kept = there.filter(|_| !in_place);
-        let mode = match (metadata.mode.filter(|_| options.perms), kept) {
-            (Some(mode), _) => format!("{:o}", mode & 0o7777),
-            (None, Some(there)) => format!("{:o}", there.mode & 0o7777),
-            (None, None) if there.is_some() => none(),
-            (None, None) => format!("{:o}", metadata.mode.unwrap_or(0o666) & 0o777 & !self.base.umask),
-        };
-        let owner = metadata.owner.as_ref();
-        let kept = kept.filter(|_| self.base.is_root);
-        let pair = |wanted: Option<(&String, u32)>, kept: Option<u32>| match (wanted, kept) {
-            (Some((name, number)), _) => {
-                [if name.is_empty() { none() } else { name.clone() }, number.to_string()]
-            }
-            (None, Some(number)) => [none(), number.to_string()],
-            (None, None) => [none(), none()],
-        };
-        let user = owner.filter(|_| options.owner).map(|owner| (&owner.user, owner.uid));
-        let group = owner.filter(|_| options.group).map(|owner| (&owner.group, owner.gid));
-        let [user, uid] = pair(user, kept.map(|there| there.uid));
-        let [group, gid] = pair(group, kept.map(|there| there.gid));
-        [mode, self.mtime(metadata), user, uid, group, gid]
-    }
-
-    fn mtime(&self, metadata: &Metadata) -> String {
-        match (metadata.mtime.filter(|_| self.options.times), self.base.times) {
-            (Some((seconds, nanoseconds)), Times::Nanoseconds) => shell::stamp(seconds, nanoseconds),
-            (Some((seconds @ ..0, _)), Times::Seconds) => {
-                let what = format!("touch on {} cannot set a time before 1970 ({seconds})", self.host);
-                self.reporter.event(Event::Warning(&what));
-                "-".into()
-            }
-            (Some((seconds, _)), Times::Seconds) => seconds.to_string(),
-            (Some(_), Times::No) | (None, _) => "-".into(),
-        }
-    }
-
-    /// The temp file of something: its name is this run's alone.
-    fn temp(&self, target: &[u8]) -> Vec<u8> {
-        let path = Path::new(OsStr::from_bytes(target));
-        let mut name = path.file_name().unwrap_or_default().to_os_string();
-        name.push(".");
-        name.push(&self.mark);
-        below(path.with_file_name(Working::Temp.name_for(&name)).as_os_str().as_bytes())
+        self.asked.ask(&command, &source.target, Some(0))
     }
 
     fn touch_parent(&mut self, target: &[u8]) {
         let end = target.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
         self.touched.insert(target[..end].to_vec());
-    }
-
-    /// Sends a command that is answered with how it went.
-    fn ask(&mut self, command: &[&[u8]], path: &[u8], sent: Option<u64>) -> Result<()> {
-        self.shell.command(command)?;
-        self.waiting.push_back(Waiting { path: path.to_vec(), sent, stopped: false });
-        self.take_what_came()
-    }
-
-    /// Takes note of the answers that have come already.
-    fn take_what_came(&mut self) -> Result<()> {
-        while !self.waiting.is_empty()
-            && let Some(answer) = self.shell.answer_so_far()?
-        {
-            self.take(answer);
-        }
-        Ok(())
-    }
-
-    /// Takes note of the answer to what was asked for first.
-    fn take(&mut self, answer: Answer) {
-        let Some(Waiting { path, sent, stopped }) = self.waiting.pop_front() else { return };
-        match (answer, sent) {
-            (Ok(()), Some(sent)) => {
-                self.stats.files_sent += 1;
-                self.report(&path, Outcome::Sent(sent));
-            }
-            (Ok(()), None) => {}
-            (Err(_), _) if stopped => {}
-            (Err(why), _) => {
-                let path = Path::new(OsStr::from_bytes(&path));
-                let path =
-                    if self.base.kind == BaseKind::Name { self.root.into() } else { self.root.join(path) };
-                let message = format!("{}: {}: {why}", self.host, printable(&path));
-                self.fail(Failure { code: code::PARTIAL, message });
-            }
-        }
-    }
-
-    fn fail(&mut self, failure: Failure) {
-        self.stats.count_failure(failure.code);
-        self.reporter.event(Event::Failed(&failure));
-    }
-
-    fn report(&self, target: &[u8], outcome: Outcome) {
-        self.reporter.event(Event::File(Path::new(OsStr::from_bytes(target)), outcome));
     }
 
     /// Directories get their attributes last: what is made in them changes their times.
@@ -548,13 +423,9 @@ impl Upload<'_> {
                 self.attributes(&source)?;
             }
         }
-        self.shell.flush()?;
-        while !self.waiting.is_empty() {
-            let answer = self.shell.answer()?;
-            self.take(answer);
-        }
-        self.shell.end()?;
-        Ok(self.stats)
+        self.asked.settle()?;
+        self.asked.shell.end()?;
+        Ok(self.asked.stats)
     }
 }
 
@@ -564,22 +435,4 @@ enum Described {
     /// The other end has said why it does not want it.
     Refused,
     Unreadable(io::Error),
-}
-
-/// What ends a description.
-enum Cut {
-    Source(io::Error),
-    Run(Error),
-}
-
-impl From<io::Error> for Cut {
-    fn from(error: io::Error) -> Cut {
-        Cut::Source(error)
-    }
-}
-
-impl From<Error> for Cut {
-    fn from(error: Error) -> Cut {
-        Cut::Run(error)
-    }
 }
