@@ -1,20 +1,22 @@
 //! What was asked of `receiver.sh` and is not answered yet. Answers come in order,
 //! and nobody waits for one before the next thing is asked.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::error::{Failure, Result, code, printable};
-use crate::receiving_shell::Shell;
+use crate::receiving_shell::ReceivingShell;
 use crate::report::{Event, Outcome, Reporter, Stats};
 use crate::shell::Answer;
 
 /// A shell at the other end, with what it still owes.
 pub(crate) struct Asked<'a> {
-    pub shell: Shell,
+    pub shell: ReceivingShell,
     pub stats: Stats,
+    /// What failed at the other end.
+    pub failed: HashSet<Vec<u8>>,
     waiting: VecDeque<Waiting>,
     host: &'a str,
     root: &'a Path,
@@ -34,14 +36,14 @@ struct Waiting {
 impl<'a> Asked<'a> {
     /// `root`: what paths are relative to, for messages.
     pub fn new(
-        shell: Shell,
+        shell: ReceivingShell,
         host: &'a str,
         root: &'a Path,
         is_file: bool,
         reporter: &'a dyn Reporter,
     ) -> Asked<'a> {
-        let (stats, waiting) = (Stats::default(), VecDeque::new());
-        Asked { shell, stats, waiting, host, root, is_file, reporter }
+        let (stats, failed, waiting) = (Stats::default(), HashSet::new(), VecDeque::new());
+        Asked { shell, stats, failed, waiting, host, root, is_file, reporter }
     }
 
     /// Sends a command that is answered with how it went. `sent`: it is for a file.
@@ -98,12 +100,18 @@ impl<'a> Asked<'a> {
             (Ok(()), None) => {}
             (Err(_), _) if stopped => {}
             (Err(why), _) => {
-                let path = Path::new(OsStr::from_bytes(&path));
-                let path = if self.is_file { self.root.into() } else { self.root.join(path) };
-                let message = format!("{}: {}: {why}", self.host, printable(&path));
-                self.fail(Failure { code: code::PARTIAL, message });
+                self.fail_there(&path, &why);
+                self.failed.insert(path);
             }
         }
+    }
+
+    /// Counts and shows what failed at the other end.
+    pub fn fail_there(&mut self, path: &[u8], why: &str) {
+        let path = Path::new(OsStr::from_bytes(path));
+        let path = if self.is_file { self.root.into() } else { self.root.join(path) };
+        let message = format!("{}: {}: {why}", self.host, printable(&path));
+        self.fail(Failure { code: code::PARTIAL, message });
     }
 
     /// Counts and shows a failure.

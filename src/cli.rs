@@ -279,6 +279,15 @@ impl Transfer {
                 "--agent=push brings the program that runs: leave --remote-path out".into(),
             ));
         }
+        if self.agent == AgentArg::None && self.reach.remote_path.is_some() {
+            return Err(Error::Usage("--agent=none runs no holesync there: leave --remote-path out".into()));
+        }
+        let compares = self.checksum || self.ignore_times || self.verify;
+        if self.through.is_some() && (compares || self.inplace || self.preallocate) {
+            let what = "--through has no file to compare or to write into: leave -c, -I, --verify, --inplace and \
+                        --preallocate out";
+            return Err(Error::Usage(what.into()));
+        }
         if self.inplace && self.commit == CommitArg::Atomic {
             return Err(Error::Usage("--inplace and --commit=atomic exclude each other".into()));
         }

@@ -17,7 +17,7 @@ use crate::options::Options;
 use crate::place::{self, Attributes, Place};
 use crate::protocol;
 use crate::report::{Event, Outcome, Reporter, Stats};
-use crate::sending_shell::{Entry, FileSink, How, LARGE_FACTOR, Shell, Type, read_entry};
+use crate::sending_shell::{ArrivingFile, Entry, How, LARGE_FACTOR, SendingShell, Type, read_entry};
 use crate::shell::{self, below};
 use crate::tree::{Names, names_contents};
 
@@ -41,13 +41,13 @@ pub fn run(
     host: &str,
     reporter: &dyn Reporter,
 ) -> Result<Stats> {
-    shell::refuse_what_needs_an_agent(options, host)?;
+    shell::refuse_what_needs_an_agent(options, host, reporter)?;
     if options.checksum || options.ignore_times {
         let what = format!("{host} has no holesync to compare contents with: every file is sent whole");
         reporter.event(Event::Warning(&what));
     }
     let mut download = Download {
-        far: Shell::begin(input, output, host)?,
+        far: SendingShell::begin(input, output, host)?,
         options: Arc::new(options.clone()),
         umask: target.umask,
         reporter,
@@ -81,7 +81,7 @@ pub fn run(
 
 /// One run.
 struct Download<'a> {
-    far: Shell,
+    far: SendingShell,
     options: Arc<Options>,
     umask: u32,
     reporter: &'a dyn Reporter,
@@ -135,13 +135,27 @@ impl Download<'_> {
     fn receive(&mut self, source: &[u8], found: Vec<Entry>, base: &Base) -> Result<()> {
         let is_single =
             found.first().is_some_and(|entry| entry.name.is_empty() && entry.kind != Type::Directory);
+        if found.is_empty() {
+            return Ok(());
+        }
         if !is_single {
             self.far.command(&[b"enter", source])?;
         }
         let mut asked = VecDeque::new();
         let mut requested = 0;
         for entry in found {
-            if names_working_file(&entry.target) || !self.taken.insert(entry.target.clone()) {
+            if entry.kind == Type::Directory && !self.options.recursive {
+                self.skip("directory", &entry);
+                break;
+            }
+            if names_working_file(&entry.target) {
+                if entry.name.is_empty() {
+                    self.failed_there(&entry, "is named like a working file: give it another name");
+                    break;
+                }
+                continue;
+            }
+            if !self.taken.insert(entry.target.clone()) {
                 continue;
             }
             if let Err(what) = protocol::check_path(&entry.target) {
@@ -152,10 +166,6 @@ impl Download<'_> {
             match entry.kind {
                 Type::Other => self.skip("special file", &entry),
                 Type::Device if !is_single => self.skip("special file", &entry),
-                Type::Directory if !self.options.recursive => {
-                    self.skip("directory", &entry);
-                    break;
-                }
                 Type::Symlink if !self.options.links => self.skip("symlink", &entry),
                 Type::Directory if !self.options.dry_run => self.directory(entry, base),
                 Type::Symlink if !self.options.dry_run => {
@@ -247,17 +257,34 @@ impl Download<'_> {
             return None;
         }
         if self.options.dry_run {
-            self.stats.files_sent += 1;
-            self.report(entry, Outcome::Sent(entry.allocated));
+            self.foretell(entry, place.as_ref());
             return None;
         }
         let is_sparse = entry.kind == Type::Device || entry.allocated < entry.length;
         Some(match self.far.sparse {
-            _ if !is_sparse => How::Whole,
+            _ if !is_sparse || !self.options.hole_map => How::Whole,
             How::Tar(_) if entry.kind == Type::Device => How::Whole,
             How::Tar(_) if entry.allocated >= LARGE => How::Tar(LARGE_FACTOR),
             other => other,
         })
+    }
+
+    /// What a run would do with a file.
+    fn foretell(&mut self, entry: &Entry, place: Option<&Place>) {
+        let request = self.request(entry);
+        if let Some(Err(error)) = place.map(|place| apply::preview(place, &request)) {
+            return self.fail(&error);
+        }
+        let stats = &mut self.stats;
+        stats.files_sent += 1;
+        stats.data_bytes = stats.data_bytes.saturating_add(entry.allocated);
+        stats.sent_data_bytes = stats.sent_data_bytes.saturating_add(entry.allocated);
+        self.report(entry, Outcome::Sent(entry.allocated));
+    }
+
+    fn request(&mut self, entry: &Entry) -> apply::Request {
+        let attributes = attributes_of(&entry.metadata, &self.options, self.umask, &mut self.names);
+        apply::Request { length: entry.length, data: entry.allocated, whole: true, attributes }
     }
 
     fn is_unchanged(&self, place: &Place, entry: &Entry) -> bool {
@@ -283,7 +310,7 @@ impl Download<'_> {
             return Ok(());
         }
         let destination = self.open(&entry, base);
-        let mut sink = FileSink::new(destination, self.reporter);
+        let mut sink = ArrivingFile::new(destination, self.reporter);
         let sent = match self.far.content(&entry, how, &mut sink).and_then(|()| self.far.answer(b"done")) {
             Ok(sent) => sent,
             Err(error) => {
@@ -310,8 +337,7 @@ impl Download<'_> {
     }
 
     fn open(&mut self, entry: &Entry, base: &Base) -> Result<Destination> {
-        let attributes = attributes_of(&entry.metadata, &self.options, self.umask, &mut self.names);
-        let request = apply::Request { length: entry.length, data: entry.allocated, whole: true, attributes };
+        let request = self.request(entry);
         let Some(place) = base.place(&entry.target, false)? else {
             return Err(Error::refused(entry.path(), "has no directory"));
         };

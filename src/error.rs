@@ -110,7 +110,7 @@ pub enum Error {
         detail: String,
     },
     /// A signal asked to stop.
-    #[error("interrupted; what was received is kept, the same command goes on from there")]
+    #[error("interrupted; run the same command again: between two holesyncs it goes on from there")]
     Interrupted,
     /// Some files were not transferred; each was reported on its own.
     #[error("{failed} of the files could not be transferred (see above)")]

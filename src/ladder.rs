@@ -14,7 +14,7 @@ use crate::report::{Event, Reporter, human};
 /// What a login shell is given, whichever it is (bash, dash, zsh, fish, tcsh,
 /// ash): has a plain sh read a script, up to a line with a dot, and run it.
 /// What follows stays in the pipe, as `read` takes one byte after the other.
-const LOADER: &str = r#"exec sh -c 'n=$(printf "\n."); n=${n%.}; while IFS= read -r l && [ "$l" != . ]; do s=$s$l$n; done; eval "$s"'"#;
+const LOADER: &str = r#"exec sh -c 'n=$(printf "\n."); n=${n%.}; s=; while IFS= read -r l && [ "$l" != . ]; do s=$s$l$n; done; eval "$s"'"#;
 const LADDER: &str = include_str!("ladder.sh");
 const PUSHER: &str = include_str!("pusher.sh");
 /// What the shell says when it has become the far side.

@@ -39,6 +39,8 @@ fetch() {
 }
 
 push() {
+    trap '[ -z "$temporary" ] || rm -rf "$temporary"' EXIT
+    trap 'exit 20' HUP INT TERM
     temporary=
     command -v sha256sum >/dev/null 2>&1 || { none 'there is no sha256sum to check it with' && return; }
     exact=iflag=fullblock,count_bytes
@@ -61,7 +63,7 @@ push() {
     if [ -n "$temporary" ] || ! genuine "$file"; then
         [ "$send" = yes ] || { none 'what is here is another' && return; }
         echo want
-        new=${file%/*}/new-$$
+        new=$(mktemp "${file%/*}/new-XXXXXX") || new=${file%/*}/new-$$
         if ! fetch "$new" || ! mv -f "$new" "$file"; then
             rm -rf "$new" "$temporary"
             echo 'lost it did not arrive whole'
@@ -70,6 +72,7 @@ push() {
     fi
     # A directory may be mounted so that nothing in it can be run.
     if ! runs "$file" && [ -z "$temporary" ] && temporary=$(mktemp -d); then
+        echo 'note nothing can be run in the cache directory (noexec?): the program is run from a temporary one'
         cp "$file" "$temporary/$name"
         file=$temporary/$name
     fi
@@ -83,9 +86,7 @@ push() {
     fi
     echo have
     "$file" agent
-    status=$?
-    [ -z "$temporary" ] || rm -rf "$temporary"
-    exit "$status"
+    exit $?
 }
 
 push

@@ -14,7 +14,6 @@ main() {
     trap 'exit 20' HUP INT TERM PIPE
     probe
     set -f
-    blocked=
     while read -r verb words; do
         # shellcheck disable=SC2086 # a word has nothing in it that is split or expanded
         set -- $words
@@ -55,7 +54,8 @@ clean() {
 # --- what the tools here can do: tried out, not asked for ---------------------
 
 probe() {
-    for tool in dd cat chmod cut find grep id ln mkdir mv readlink rm wc; do
+    [ $((1 << 40)) = 1099511627776 ] || lacks 'sh that counts in 64 bits'
+    for tool in dd cat chmod cut find grep id ln mkdir mv readlink rm; do
         command -v $tool >/dev/null 2>&1 || lacks $tool
     done
     mute=status=none
@@ -67,6 +67,8 @@ probe() {
         cat
     })
     [ "$found" = abcde.fgh ] || lacks "dd that takes $exact"
+    skip=iflag=fullblock,skip_bytes,count_bytes
+    dd if=/dev/null of=/dev/null $skip $mute 2>/dev/null || lacks "dd that takes $skip"
     seek=oflag=seek_bytes
     dd if=/dev/null of=/dev/null seek=1 $seek conv=notrunc $mute 2>/dev/null || lacks "dd that takes $seek"
     move='mv -f'
@@ -116,8 +118,8 @@ decode_path() {
     decode "$1"
     case $plain in
     /*) ;;
-    \~) plain=$HOME ;;
-    \~/*) plain=$HOME/${plain#??} ;;
+    \~) plain=${HOME:?is not set} ;;
+    \~/*) plain=${HOME:?is not set}/${plain#??} ;;
     *) plain=./$plain ;;
     esac
 }
@@ -129,17 +131,17 @@ base() {
     named=
     parent=${plain%/*}
     if [ -d "$plain" ]; then
-        cd "$plain" || refuse 'this directory cannot be entered'
+        cd -P "$plain" || refuse 'this directory cannot be entered'
     elif [ "$1" = file ]; then
         [ -d "$parent/" ] || refuse 'No such file or directory: create the directory that it is to go to first'
-        cd "$parent/" || refuse 'the directory of it cannot be entered'
+        cd -P "$parent/" || refuse 'the directory of it cannot be entered'
         named=yes
     elif [ -e "$plain" ] || [ -L "$plain" ]; then
         refuse 'is not a directory, and more than one file is to go there'
     elif [ "$2" = dry ]; then
         named=absent
     else
-        { mkdir "$plain" && cd "$plain"; } || refuse 'this directory cannot be created; create its parent first'
+        { mkdir "$plain" && cd -P "$plain"; } || refuse 'this directory cannot be created; create its parent first'
     fi
     say "base ${named:-directory} $(umask) $user $times $lists $sums $digs $bulk"
 }
@@ -153,7 +155,7 @@ refuse() {
 # time, owner, name. No name ends in two slashes.
 list() {
     set --
-    while IFS= read -r word && [ "$word" != . ]; do
+    while IFS= read -r word && [ "$word" != // ]; do
         decode "$word"
         set -- "$@" "$plain"
         [ $# -lt 500 ] || {
@@ -162,18 +164,25 @@ list() {
         }
     done
     [ $# = 0 ] || stat_all "$@"
+    # Ends a record that was broken off, too.
+    say //
     say listed
 }
 
 stat_all() {
-    find "$@" -exec stat -c "%f %s $stamp %u %g %n//" {} + 2>/dev/null
+    find "$@" -exec stat -c "%f %s $stamp %u %g %U/%G/ %n//" {} + 2>/dev/null
 }
 
-# Whether the directory of a path could not be made: nothing goes elsewhere instead.
+# Whether a symlink stands where a directory must be: nothing goes elsewhere instead.
 is_blocked() {
-    [ -n "$blocked" ] || return 1
-    case $1 in "$blocked"*) return 0 ;; esac
-    return 1
+    rest=${1#./}
+    passed=.
+    while :; do
+        case $rest in */*) ;; *) return 1 ;; esac
+        passed=$passed/${rest%%/*}
+        rest=${rest#*/}
+        [ ! -L "$passed" ] || return 0
+    done
 }
 
 make_directory() {
@@ -183,7 +192,6 @@ make_directory() {
         { [ -w "$plain" ] && [ -x "$plain" ]; } || chmod u+rwx "$plain"
         say 'done'
     else
-        is_blocked "$plain" || blocked=$plain/
         say 'failed is in the way of a directory (remove it first), or cannot be created'
     fi
 }
@@ -230,8 +238,8 @@ replace() {
 
 set_attributes() {
     decode "$7"
-    if is_blocked "$plain"; then
-        say 'failed its directory could not be made'
+    if is_blocked "$plain" || [ -L "${plain%/.}" ]; then
+        say 'failed a symlink is in the way'
     elif attributes "$@"; then
         say 'done'
     fi
@@ -249,6 +257,10 @@ attributes() {
 
 # By name where the name exists here. That only root gives files away is no failure.
 give() {
+    whose=$plain
+    decode "$2"
+    name=$plain plain=$whose
+    set -- "$1" "$name" "$3" "$4"
     [ "$3" = - ] || $1 "$2" "$4" 2>/dev/null || $1 "$3" "$4" 2>/dev/null || [ "$user" != 0 ]
 }
 
@@ -260,7 +272,8 @@ sums() {
     seen=$(look_at "$plain")
     while read -r first count && [ "$first" != . ]; do
         while [ "$count" -gt 0 ]; do
-            dd if="$plain" bs="$1" skip="$first" count=1 $mute | sha256sum
+            # Each block is answered, also one that cannot be hashed.
+            dd if="$plain" bs="$1" skip="$first" count=1 $mute | sha256sum || echo -
             first=$((first + 1))
             count=$((count - 1))
         done
@@ -270,7 +283,7 @@ sums() {
 
 # What tells that a file was changed.
 look_at() {
-    stat -c '%d %i %s %Y %Z' "$1"
+    stat -c '%d %i %s %y %z' "$1"
 }
 
 # The next record: its kind and its count of bytes.
@@ -322,7 +335,7 @@ open() {
     out=$1
     why=
     if is_blocked "$1"; then
-        why='its directory could not be made'
+        why='a symlink stands where its directory must be'
     elif [ -b "$1" ] && { [ ! -L "$1" ] || [ "$named" = yes ]; }; then
         device=yes how=inplace
         room=$(blockdev --getsize64 "$1" 2>/dev/null || echo "$size")
@@ -350,7 +363,7 @@ open() {
     [ "$how:$zeros" = fresh:dense ] || make_long
     allocated=
     if [ "$zeros" = allocated ] && [ "$size" != 0 ] && [ -z "$device" ]; then
-        fallocate -l "$size" "$out" && allocated=yes
+        if fallocate -l "$size" "$out" 2>/dev/null; then allocated=yes; fi
     fi
 }
 
@@ -363,7 +376,7 @@ create() {
     status=$?
     set +C
     umask "$umask"
-    return $status
+    [ $status = 0 ] && [ -f "$1" ] && [ ! -L "$1" ]
 }
 
 # Gives it its length: dd cuts or lengthens a file to where it seeks, in whole
@@ -399,7 +412,7 @@ receive() {
     if [ "$sync" = sync ] && [ -z "$synced" ]; then
         dd if=/dev/null of="$out" conv=notrunc,fsync $mute || fatal 'it could not be synced'
     fi
-    [ -n "$device" ] || [ "$(wc -c <"$out")" -eq "$size" ] || fatal 'its length came out wrong'
+    [ -n "$device" ] || [ -n "$(find "$out" -prune -size "${size}c")" ] || fatal 'its length came out wrong'
     # Zeros that were sent for short holes: a file system that cannot keeps them.
     [ "$dig" != yes ] || fallocate -d "$out" || :
 }
@@ -439,7 +452,9 @@ take_many() {
                 my $got = sysread STDIN, my $bytes, $count < 1048576 ? $count : 1048576;
                 exit 12 unless $got;
                 for (my $put = 0; $put < $got;) {
-                    $put += syswrite $file, $bytes, $got - $put, $put or failed;
+                    my $some = syswrite $file, $bytes, $got - $put, $put;
+                    failed unless defined $some;
+                    $put += $some;
                 }
                 $count -= $got;
             }
@@ -454,16 +469,17 @@ take_many() {
     11) fatal 'it could not be written' ;;
     *) exit 12 ;;
     esac
-    IFS=' ' read -r kind count at <<END
-$left
-END
+    kind=${left%% *}
+    left=${left#* }
+    count=${left% *}
+    at=${left#* }
 }
 
 # Bytes that the old file has already.
 keep() {
     [ "$how" = fresh ] || return 0
     kept=yes
-    dd if="$path" bs=1048576 skip="$at" iflag=skip_bytes,count_bytes count="$count" \
+    dd if="$path" bs=1048576 skip="$at" $skip count="$count" \
         of="$out" seek="$at" $seek conv=notrunc $mute || fatal 'it could not be copied'
 }
 
@@ -486,7 +502,7 @@ zero() {
         [ $((at + count)) != "$size" ] || rest=$(((4096 - size % 4096) % 4096))
         fallocate -p -o "$at" -l $((count + rest)) "$out" 2>/dev/null && return
     fi
-    dd if=/dev/zero bs=1048576 count="$count" iflag=count_bytes of="$out" seek="$at" $seek conv=notrunc $mute ||
+    dd if=/dev/zero bs=1048576 count="$count" $exact of="$out" seek="$at" $seek conv=notrunc $mute ||
         fatal 'it could not be written'
 }
 
@@ -545,7 +561,7 @@ expand() {
     while record; do
         case $kind in
         DATA) dd bs=1048576 count="$count" $exact $mute ;;
-        HOLE) dd if=/dev/zero bs=1048576 count="$count" iflag=count_bytes $mute ;;
+        HOLE) dd if=/dev/zero bs=1048576 count="$count" $exact $mute ;;
         END) break ;;
         *) exit 12 ;;
         esac || exit 1

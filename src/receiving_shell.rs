@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 use std::process::ChildStdout;
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 
 use crate::error::{Error, Failure, Result, code, escape};
 use crate::frames::Plain;
@@ -11,13 +13,18 @@ use crate::ladder::{self, Input, Output};
 use crate::options::{Commit, Options};
 use crate::protocol::Metadata;
 use crate::records::{BLOCK, Sum};
-use crate::shell::{self, Answer, Record, There, Times, below};
+use crate::shell::{self, Answer, Listing, There, Times, below};
 use crate::stream::Outgoing;
 
+/// Bytes of answers that may wait to be taken.
+const MAX_QUEUED: usize = 32 << 20;
+
 /// A shell at the other end that runs `receiver.sh`.
-pub(crate) struct Shell {
+pub(crate) struct ReceivingShell {
     output: Output,
     answers: Receiver<Result<Vec<u8>>>,
+    /// Bytes of answers that nobody has taken yet.
+    queued: Arc<AtomicUsize>,
     host: String,
 }
 
@@ -40,16 +47,17 @@ pub(crate) struct Base {
 }
 
 impl Base {
-    /// Mode, time, user and group (name, number) of something; `there` is what it replaces.
+    /// Mode, time, user and group (name, number) of something; `there` is what it replaces,
+    /// or is. Five digits: with fewer, chmod leaves a directory its setgid bit.
     pub fn attributes(&self, metadata: &Metadata, there: Option<&There>, options: &Options) -> [String; 6] {
         let none = || "-".to_string();
         let in_place = options.commit == Commit::InPlace;
         let kept = there.filter(|_| !in_place);
         let mode = match (metadata.mode.filter(|_| options.perms), kept) {
-            (Some(mode), _) => format!("{:o}", mode & 0o7777),
-            (None, Some(there)) => format!("{:o}", there.mode & 0o7777),
+            (Some(mode), _) => format!("{:05o}", mode & 0o7777),
+            (None, Some(there)) => format!("{:05o}", there.mode & 0o7777),
             (None, None) if there.is_some() => none(),
-            (None, None) => format!("{:o}", metadata.mode.unwrap_or(0o666) & 0o777 & !self.umask),
+            (None, None) => format!("{:05o}", metadata.mode.unwrap_or(0o666) & 0o777 & !self.umask),
         };
         let owner = metadata.owner.as_ref();
         let kept = kept.filter(|_| self.is_root);
@@ -90,16 +98,17 @@ pub(crate) enum BaseKind {
     Absent,
 }
 
-impl Shell {
+impl ReceivingShell {
     /// Has the shell read its script. `host` names it in errors.
-    pub fn begin(input: Input, mut output: Output, host: &str) -> Result<Shell> {
+    pub fn begin(input: Input, mut output: Output, host: &str) -> Result<ReceivingShell> {
         output.plain(&ladder::script(&[], include_str!("receiver.sh"))?)?;
         let (answers_in, answers) = channel();
+        let queued = Arc::default();
+        let count = Arc::clone(&queued);
+        let peer = host.to_owned();
         // Ends with the connection.
-        std::thread::spawn(move || {
-            read_answers(input.into_plain(), |answer| answers_in.send(answer).is_ok())
-        });
-        Ok(Shell { output, answers, host: host.into() })
+        std::thread::spawn(move || read_answers(input.into_plain(), &answers_in, &count, &peer));
+        Ok(ReceivingShell { output, answers, queued, host: host.into() })
     }
 
     /// Sends a command: a verb and its words.
@@ -121,7 +130,11 @@ impl Shell {
     /// The same, if it has come already.
     pub fn answer_so_far(&mut self) -> Result<Option<Answer>> {
         match self.answers.try_recv() {
-            Ok(line) => self.checked(line).and_then(|line| self.read_answer(&line)).map(Some),
+            Ok(line) => {
+                let line = line?;
+                self.queued.fetch_sub(line.len(), Ordering::Relaxed);
+                self.checked(Ok(line)).and_then(|line| self.read_answer(&line)).map(Some)
+            }
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => Ok(None),
         }
     }
@@ -172,20 +185,21 @@ impl Shell {
         for root in roots {
             self.command(&[&below(root)])?;
         }
-        self.write(b".\n")?;
+        self.write(b"//\n")?;
         let mut found = HashMap::new();
-        let mut record = Record::default();
+        let mut record = Listing::default();
         loop {
-            let line = self.line()?;
+            // In the middle of a name a line can say anything.
+            let line = if record.is_empty() { self.line()? } else { self.next_line()? };
             if record.is_empty() && line == b"listed" {
                 return Ok(found);
             }
             // What cannot be read is looked at as if it were not there.
-            found.extend(record.add(&line).as_deref().and_then(shell::read_there));
+            found.extend(record.add(&line, &self.host)?.as_deref().and_then(shell::read_there));
         }
     }
 
-    /// Asks for the sums of blocks; [`Shell::sums`] gets them.
+    /// Asks for the sums of blocks; [`ReceivingShell::sums`] gets them.
     pub fn ask_sums(&mut self, path: &[u8], blocks: &[std::ops::Range<u64>]) -> Result<()> {
         self.command(&[b"sums", BLOCK.to_string().as_bytes(), &below(path)])?;
         for run in blocks {
@@ -195,13 +209,16 @@ impl Shell {
         self.flush()
     }
 
-    /// The sums that were asked for. `None` for what could not be hashed.
-    pub fn sums(&mut self) -> Result<Vec<Option<Sum>>> {
+    /// The sums that were asked for, so many. `None` for what could not be hashed.
+    pub fn sums(&mut self, count: usize) -> Result<Vec<Option<Sum>>> {
         let mut sums = Vec::new();
         loop {
             let line = self.line()?;
-            if line == b"summed" {
+            if line == b"summed" && sums.len() == count {
                 return Ok(sums);
+            }
+            if sums.len() == count || line == b"summed" {
+                return Err(self.bad(&line));
             }
             sums.push(line.get(..64).and_then(read_sum));
         }
@@ -223,9 +240,16 @@ impl Shell {
 
     /// The next line, when it comes.
     fn line(&mut self) -> Result<Vec<u8>> {
-        self.flush()?;
-        let line = self.answers.recv().unwrap_or_else(|_| Err(self.closed()));
+        let line = self.next_line();
         self.checked(line)
+    }
+
+    /// The same, whatever it says.
+    fn next_line(&mut self) -> Result<Vec<u8>> {
+        self.flush()?;
+        let line = self.answers.recv().unwrap_or_else(|_| Err(self.closed()))?;
+        self.queued.fetch_sub(line.len(), Ordering::Relaxed);
+        Ok(line)
     }
 
     fn checked(&self, line: Result<Vec<u8>>) -> Result<Vec<u8>> {
@@ -253,11 +277,21 @@ impl Shell {
     }
 }
 
-fn read_answers(mut input: Plain<ChildStdout>, mut take: impl FnMut(Result<Vec<u8>>) -> bool) {
+/// Takes lines as they come, whatever the caller's thread does: the shell must
+/// never have to wait to be heard. One that says far too much is not listened to.
+fn read_answers(
+    mut input: Plain<ChildStdout>,
+    answers: &Sender<Result<Vec<u8>>>,
+    queued: &AtomicUsize,
+    host: &str,
+) {
     loop {
-        let line = input.line();
+        let line = input.line().and_then(|line| {
+            let before = queued.fetch_add(line.len(), Ordering::Relaxed);
+            if before > MAX_QUEUED { Err(shell::bad(&line, host)) } else { Ok(line) }
+        });
         let last = line.is_err();
-        if !take(line) || last {
+        if answers.send(line).is_err() || last {
             return;
         }
     }
@@ -293,7 +327,7 @@ pub fn through(
         }
         other => other,
     };
-    let mut shell = Shell::begin(input, output, host)?;
+    let mut shell = ReceivingShell::begin(input, output, host)?;
     shell.command(&[b"through", image.length.to_string().as_bytes(), destination, command])?;
     let sent = image.send(true, |bytes| {
         watch(bytes);

@@ -178,10 +178,10 @@ pub(crate) struct Cutter {
 }
 
 impl Cutter {
-    /// `in_place`: the other end writes into the file that it has. `exact`: all
-    /// holes are to stay holes, and it could not dig them again.
-    pub fn new(in_place: bool, exact: bool) -> Cutter {
-        Cutter { buffer: Vec::new(), in_place, short: if exact { 0 } else { SHORT }, filled: 0 }
+    /// `in_place`: the other end writes into the file that it has. `short`: holes
+    /// of fewer bytes go as zeros.
+    pub fn new(in_place: bool, short: u64) -> Cutter {
+        Cutter { buffer: Vec::new(), in_place, short, filled: 0 }
     }
 
     /// Hands out the pieces in order, as long as `take` returns true; whether

@@ -35,9 +35,11 @@ pub fn run(input: File, path: &Path, size: Option<u64>, options: Options, umask:
     let place = base.place(b"", false)?.ok_or_else(directory)?;
     let attributes = Attributes { new_mode: 0o666 & !umask, ..Attributes::default() };
     let request = Request { length: size.unwrap_or(0), data: 0, whole: true, attributes };
+    // Whoever was to write it is more likely to have died than to mean an empty image.
+    let keeps = size.is_none() && std::fs::metadata(path).is_ok_and(|old| !old.is_file() || old.len() > 0);
     let destination = Destination::open(place, request, Arc::new(options))?;
-    let mut sink = FileSink { destination, at: 0 };
-    match receive(input, size, &mut sink) {
+    let mut sink = GrowingFile { destination, at: 0 };
+    match receive(input, size, keeps, &mut sink) {
         Ok(size) => {
             sink.destination.extend(size)?;
             sink.destination.finish(&Hash::default(), 0).map(drop)
@@ -56,12 +58,16 @@ pub fn run(input: File, path: &Path, size: Option<u64>, options: Options, umask:
 /// When the stream breaks off or is none, or nobody reads.
 pub fn expand(input: File, out: File, size: Option<u64>) -> Result<()> {
     let mut sink = Expand { out, what: "stdout".into() };
-    receive(input, size, &mut sink).map(drop)
+    receive(input, size, false, &mut sink).map(drop)
 }
 
-/// The whole of the input; the size of the image.
-fn receive(input: File, size: Option<u64>, sink: &mut impl Sink) -> Result<u64> {
+/// The whole of the input, which may have to be something; the size of the image.
+fn receive(input: File, size: Option<u64>, not_nothing: bool, sink: &mut impl Sink) -> Result<u64> {
     let mut input = BufReader::with_capacity(BUFFER, input);
+    if not_nothing && stream::fill(&mut input, PEER)?.is_empty() {
+        let what = "nothing at all, and the old file is not empty; --size 0 would make it so".into();
+        return Err(Error::Protocol { peer: PEER.into(), what });
+    }
     let (size, ended) = stream::receive(&mut input, PEER, size, sink)?;
     if !ended || stream::fill(&mut input, PEER)?.is_empty() {
         return Ok(size);
@@ -70,12 +76,12 @@ fn receive(input: File, size: Option<u64>, sink: &mut impl Sink) -> Result<u64> 
 }
 
 /// A file that grows as the stream goes on.
-struct FileSink {
+struct GrowingFile {
     destination: Destination,
     at: u64,
 }
 
-impl Sink for FileSink {
+impl Sink for GrowingFile {
     fn data(&mut self, bytes: &[u8]) -> Result<()> {
         let at = self.at;
         self.at += bytes.len() as u64;

@@ -9,7 +9,7 @@ main() {
     PATH=$PATH:/usr/sbin:/sbin
     trap 'exit 20' HUP INT TERM PIPE
     set -f
-    start=$PWD
+    start=$(pwd -P)
     probe
     while read -r verb words; do
         # shellcheck disable=SC2086 # a word has nothing in it that is split or expanded
@@ -36,7 +36,7 @@ say() {
 probe() {
     stamp=%Y
     case $(stat -c %.9Y . 2>/dev/null) in *.*) stamp=%.9Y ;; esac
-    format="%f %s %b $stamp %u %g %U %G"
+    format="%f %s %b $stamp %u %g %U/%G/"
     [ -n "$(stat -c "$format" . 2>/dev/null)" ] || lacks 'stat that takes -c'
     [ -n "$(find . -prune -exec stat -c "$format" {} + 2>/dev/null)" ] || lacks 'find that takes -exec with +'
     for tool in head readlink; do
@@ -72,7 +72,7 @@ decode_path() {
     decode "$1"
     case $plain in
     /*) ;;
-    \~ | \~/*) plain=$HOME/${plain#?} ;;
+    \~ | \~/*) plain=${HOME:?is not set}/${plain#?} ;;
     *) plain=./$plain ;;
     esac
 }
@@ -80,28 +80,30 @@ decode_path() {
 # What a source is, and everything below it. A symlink that is named itself is
 # followed to a file, and to a directory if what is in it is meant.
 list() {
-    cd "$start" || exit 12
+    cd -P "$start" || exit 12
     decode_path "$1"
     contents=no
     case $plain in */ | */. | */.. | . | ..) contents=yes ;; esac
     if [ -L "$plain" ] && [ -d "$plain" ] && [ $contents = no ]; then
         stat -c "$format .//" "$plain"
     elif [ -d "$plain" ]; then
-        { cd "$plain" && find . -exec stat -c "$format %n//" {} +; }
+        { cd -P "$plain" && find . -exec stat -c "$format %n//" {} +; }
     elif [ -b "$plain" ]; then
-        size=$(blockdev --getsize64 "$plain") && echo "$(stat -L -c %f "$plain") $size 0 0 0 0 - - .//"
+        size=$(blockdev --getsize64 "$plain") && echo "$(stat -L -c %f "$plain") $size 0 0 0 0 // .//"
     else
         stat -L -c "$format .//" "$plain"
     fi
-    # Whether all of it could be looked at.
-    say "listed $?"
+    # Whether all of it could be looked at; and a record that was broken off ends.
+    status=$?
+    say //
+    say "listed $status"
 }
 
 # Names are relative to this source from here on; to nothing, if it is a file.
 enter() {
-    cd "$start" || exit 12
+    cd -P "$start" || exit 12
     decode_path "$1"
-    ! [ -d "$plain" ] || cd "$plain" || exit 12
+    ! [ -d "$plain" ] || cd -P "$plain" || exit 12
 }
 
 # A symlink: so many bytes, and those.
@@ -124,12 +126,26 @@ get() {
         return
     fi
     before=$(look_at)
-    say sent
-    if pour "$@" && [ "$before" = "$(look_at)" ]; then
-        say 'done'
-    else
-        say 'failed changed while it was read, or could not be read to its end'
+    if [ ! -b "$plain" ] && [ "$(stat -L -c %s "$plain")" != "$2" ]; then
+        say 'failed changed since it was looked at'
+        return
     fi
+    say sent
+    status=0
+    pour "$@" || status=$?
+    if [ $status = 0 ] && [ "$before" = "$(look_at)" ]; then
+        say 'done'
+        return
+    fi
+    # Nobody can tell where the bytes of a file end that is shorter than was said:
+    # there is no going on. What packs says itself where it ends.
+    case $1:$status in
+    tar:* | gzip:0 | zstd:0) say 'failed changed while it was read, or could not be read to its end' ;;
+    *)
+        echo "$plain changed while it was read, or could not be read to its end" >&2
+        exit 12
+        ;;
+    esac
 }
 
 pour() {
@@ -143,7 +159,7 @@ pour() {
 
 # What tells that a file was changed.
 look_at() {
-    stat -L -c '%d %i %s %Y %Z' "$plain"
+    stat -L -c '%d %i %s %y %z' "$plain"
 }
 
 main

@@ -17,7 +17,7 @@ use crate::ladder::{self, Input, Output};
 use crate::protocol::{MAX_LENGTH, MAX_PATH, Metadata, Owner};
 use crate::report::{Event, Phase, Reporter};
 use crate::scan::is_zero;
-use crate::shell::{self, Answer, Record};
+use crate::shell::{self, Answer, Listing};
 use crate::stream::Sink;
 use crate::tarball;
 
@@ -70,17 +70,16 @@ pub(crate) enum How {
     Tar(u64),
 }
 
-/// `mode size blocks mtime uid gid user group ./name`, as stat prints it.
+/// `mode size blocks mtime uid gid user/group/ ./name`, as stat prints it.
 pub(crate) fn read_entry(record: &[u8]) -> Option<Entry> {
-    let mut words = record.splitn(9, |&byte| byte == b' ');
+    let mut words = record.splitn(7, |&byte| byte == b' ');
     let mut word = || std::str::from_utf8(words.next()?).ok();
     let mode = u32::from_str_radix(word()?, 16).ok()?;
     let length = word()?.parse().ok().filter(|&length| length <= MAX_LENGTH)?;
     let allocated = word()?.parse::<u64>().ok()?.saturating_mul(512).min(length);
     let (seconds, nanoseconds) = shell::read_stamp(word()?)?;
     let (uid, gid) = (word()?.parse().ok()?, word()?.parse().ok()?);
-    let (user, group) = (word()?.to_owned(), word()?.to_owned());
-    let name = words.next()?;
+    let (user, group, name) = shell::read_names(words.next()?)?;
     let kind = match mode & libc::S_IFMT {
         libc::S_IFREG => Type::File,
         libc::S_IFDIR => Type::Directory,
@@ -98,7 +97,7 @@ pub(crate) fn read_entry(record: &[u8]) -> Option<Entry> {
         }
     };
     Some(Entry {
-        name: if name == b"." { Vec::new() } else { name.strip_prefix(b"./").unwrap_or(name).to_vec() },
+        name,
         source: PathBuf::new(),
         target: Vec::new(),
         kind,
@@ -121,7 +120,7 @@ impl How {
 }
 
 /// A shell at the other end that runs `sender.sh`.
-pub(crate) struct Shell {
+pub(crate) struct SendingShell {
     input: Plain<ChildStdout>,
     output: Output,
     pub host: String,
@@ -129,11 +128,12 @@ pub(crate) struct Shell {
     pub sparse: How,
 }
 
-impl Shell {
+impl SendingShell {
     /// Has the shell read its script.
-    pub fn begin(input: Input, mut output: Output, host: &str) -> Result<Shell> {
+    pub fn begin(input: Input, mut output: Output, host: &str) -> Result<SendingShell> {
         output.plain(&ladder::script(&[], include_str!("sender.sh"))?)?;
-        let mut far = Shell { input: input.into_plain(), output, host: host.into(), sparse: How::Whole };
+        let mut far =
+            SendingShell { input: input.into_plain(), output, host: host.into(), sparse: How::Whole };
         far.sparse = match far.line()?.as_slice() {
             b"sends tar" => How::Tar(SMALL_FACTOR),
             b"sends zstd" => How::Zstd,
@@ -152,8 +152,13 @@ impl Shell {
     }
 
     fn line(&mut self) -> Result<Vec<u8>> {
+        let line = self.next_line()?;
+        shell::check(line, &self.host)
+    }
+
+    fn next_line(&mut self) -> Result<Vec<u8>> {
         self.output.flush()?;
-        shell::check(self.input.line()?, &self.host)
+        self.input.line()
     }
 
     pub fn answer(&mut self, good: &[u8]) -> Result<Answer> {
@@ -163,15 +168,17 @@ impl Shell {
 
     /// What a source is made of; the exit status of what looked.
     pub fn list(&mut self, mut take: impl FnMut(&[u8]) -> Option<()>) -> Result<Vec<u8>> {
-        let mut record = Record::default();
+        let mut record = Listing::default();
         loop {
-            let line = self.line()?;
+            let line = self.next_line()?;
             if record.is_empty()
                 && let Some(status) = line.strip_prefix(b"listed ")
             {
                 return Ok(status.to_vec());
             }
-            if let Some(entry) = record.add(&line) {
+            // In the middle of a name a line can say anything.
+            let line = if record.is_empty() { shell::check(line, &self.host)? } else { line };
+            if let Some(entry) = record.add(&line, &self.host)? {
                 take(&entry).ok_or_else(|| shell::bad(&entry, &self.host))?;
             }
         }
@@ -195,8 +202,8 @@ impl Shell {
     }
 
     /// The bytes of a file.
-    pub fn content(&mut self, entry: &Entry, how: How, sink: &mut FileSink) -> Result<()> {
-        let Shell { input, host, .. } = self;
+    pub fn content(&mut self, entry: &Entry, how: How, sink: &mut ArrivingFile) -> Result<()> {
+        let SendingShell { input, host, .. } = self;
         let length = entry.length;
         let unpacked = |source| Error::Protocol {
             peer: host.clone(),
@@ -231,7 +238,7 @@ impl Shell {
 }
 
 /// All of what is read, which must be so many bytes.
-fn pour(from: &mut impl Read, length: u64, sink: &mut FileSink) -> io::Result<()> {
+fn pour(from: &mut impl Read, length: u64, sink: &mut ArrivingFile) -> io::Result<()> {
     let mut buffer = vec![0; 256 << 10];
     let mut at = 0;
     loop {
@@ -252,7 +259,7 @@ fn pour(from: &mut impl Read, length: u64, sink: &mut FileSink) -> io::Result<()
 
 /// Writes what comes, but for zeros. The stream goes on after a failure here:
 /// it is kept for later.
-pub(crate) struct FileSink<'a> {
+pub(crate) struct ArrivingFile<'a> {
     destination: Result<Destination>,
     at: u64,
     /// Bytes that were no zeros.
@@ -260,7 +267,7 @@ pub(crate) struct FileSink<'a> {
     reporter: &'a dyn Reporter,
 }
 
-impl Sink for FileSink<'_> {
+impl Sink for ArrivingFile<'_> {
     fn data(&mut self, bytes: &[u8]) -> Result<()> {
         self.put(bytes);
         Ok(())
@@ -272,9 +279,9 @@ impl Sink for FileSink<'_> {
     }
 }
 
-impl<'a> FileSink<'a> {
-    pub fn new(destination: Result<Destination>, reporter: &'a dyn Reporter) -> FileSink<'a> {
-        FileSink { destination, at: 0, data: 0, reporter }
+impl<'a> ArrivingFile<'a> {
+    pub fn new(destination: Result<Destination>, reporter: &'a dyn Reporter) -> ArrivingFile<'a> {
+        ArrivingFile { destination, at: 0, data: 0, reporter }
     }
 
     fn put(&mut self, bytes: &[u8]) {

@@ -6,9 +6,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::error::{Error, Failure, Result, code, escape};
-use crate::options::Options;
+use crate::options::{Compress, Options};
 use crate::place::Working;
-use crate::protocol::Metadata;
+use crate::protocol::{Metadata, Owner};
+use crate::report::{Event, Reporter};
+
+/// Bytes in a record of a listing: a path, names and numbers.
+const MAX_RECORD: usize = 16 << 10;
 
 /// Something that is there.
 #[derive(Debug, Clone)]
@@ -21,6 +25,8 @@ pub(crate) struct There {
     pub nanoseconds: Option<u32>,
     pub uid: u32,
     pub gid: u32,
+    pub user: String,
+    pub group: String,
 }
 
 impl There {
@@ -28,11 +34,16 @@ impl There {
     pub fn has_attributes(&self, metadata: &Metadata, options: &Options, times: Times) -> bool {
         let is_link = self.mode & libc::S_IFMT == libc::S_IFLNK;
         let mode = metadata.mode.filter(|_| options.perms && !is_link);
-        let user = metadata.owner.as_ref().filter(|_| options.owner).map(|owner| owner.uid);
-        let group = metadata.owner.as_ref().filter(|_| options.group).map(|owner| owner.gid);
+        let owner = metadata.owner.as_ref();
+        // By name where both ends have one; numbers may mean others there.
+        let same = |ours: &str, theirs: &str, our_number: u32, their_number: u32| {
+            let named = !ours.is_empty() && !theirs.is_empty() && theirs != "UNKNOWN";
+            if named { ours == theirs } else { our_number == their_number }
+        };
+        let same_user = |o: &Owner| !options.owner || same(&o.user, &self.user, o.uid, self.uid);
+        let same_group = |o: &Owner| !options.group || same(&o.group, &self.group, o.gid, self.gid);
         mode.is_none_or(|mode| mode & 0o7777 == self.mode & 0o7777)
-            && user.is_none_or(|uid| uid == self.uid)
-            && group.is_none_or(|gid| gid == self.gid)
+            && owner.is_none_or(|owner| same_user(owner) && same_group(owner))
             && (!options.times || self.has_time(metadata, times))
     }
 
@@ -93,32 +104,41 @@ pub(crate) fn bad(line: &[u8], host: &str) -> Error {
 /// Collects the lines of a record, which ends in two slashes: a name may have
 /// line ends in it, but no path that find prints has two slashes.
 #[derive(Default)]
-pub(crate) struct Record(Vec<u8>);
+pub(crate) struct Listing(Vec<u8>);
 
-impl Record {
+impl Listing {
     /// Whether a line cannot be a part of one that is not complete.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The record, when this line completes it.
-    pub fn add(&mut self, line: &[u8]) -> Option<Vec<u8>> {
+    /// The record, when this line completes it; an empty one ends what was broken off.
+    pub fn add(&mut self, line: &[u8], host: &str) -> Result<Option<Vec<u8>>> {
         self.0.extend(line);
         if self.0.ends_with(b"//") {
             self.0.truncate(self.0.len() - 2);
-            return Some(std::mem::take(&mut self.0));
+            return Ok(Some(std::mem::take(&mut self.0)).filter(|record| !record.is_empty()));
         }
         self.0.push(b'\n');
-        None
+        if self.0.len() > MAX_RECORD { Err(bad(&self.0, host)) } else { Ok(None) }
     }
 }
 
-/// What a shell cannot do is an error, not left out in silence.
-pub(crate) fn refuse_what_needs_an_agent(options: &Options, host: &str) -> Result<()> {
+/// What a shell cannot do is an error, or said; not left out in silence.
+pub(crate) fn refuse_what_needs_an_agent(
+    options: &Options,
+    host: &str,
+    reporter: &dyn Reporter,
+) -> Result<()> {
     if options.verify {
         return Err(Error::Usage(format!(
             "--verify needs a holesync on {host}: install it there, or bring it with --agent=push"
         )));
+    }
+    if options.compress != Compress::None {
+        let what =
+            format!("{host} has no holesync to unpack what -z compresses; ssh compresses with -e 'ssh -C'");
+        reporter.event(Event::Warning(&what));
     }
     Ok(())
 }
@@ -170,7 +190,7 @@ fn encode(word: &[u8]) -> Vec<u8> {
     encoded
 }
 
-/// `mode size mtime uid gid ./name`, as stat prints it; the mode in hex.
+/// `mode size mtime uid gid user/group/ ./name`, as stat prints it; the mode in hex.
 pub(crate) fn read_there(record: &[u8]) -> Option<(Vec<u8>, There)> {
     let mut words = record.splitn(6, |&byte| byte == b' ');
     let mut word = || std::str::from_utf8(words.next()?).ok();
@@ -178,9 +198,19 @@ pub(crate) fn read_there(record: &[u8]) -> Option<(Vec<u8>, There)> {
     let size = word()?.parse().ok()?;
     let (mtime, nanoseconds) = read_stamp(word()?)?;
     let (uid, gid) = (word()?.parse().ok()?, word()?.parse().ok()?);
-    let name = words.next()?;
-    let name = name.strip_prefix(b"./").unwrap_or(if name == b"." { b"" } else { name });
-    Some((name.to_vec(), There { mode, size, mtime, nanoseconds, uid, gid }))
+    let (user, group, name) = read_names(words.next()?)?;
+    Some((name, There { mode, size, mtime, nanoseconds, uid, gid, user, group }))
+}
+
+/// `user/group/ ./name`: there is a slash in no name of a user or group, but there
+/// may be spaces. The path is relative, empty for what was looked at itself.
+pub(crate) fn read_names(text: &[u8]) -> Option<(String, String, Vec<u8>)> {
+    let mut parts = text.splitn(3, |&byte| byte == b'/');
+    let mut name = || Some(String::from_utf8_lossy(parts.next()?).into_owned());
+    let (user, group) = (name()?, name()?);
+    let path = parts.next()?.strip_prefix(b" ")?;
+    let path = if path == b"." { b"" } else { path.strip_prefix(b"./").unwrap_or(path) };
+    Some((user, group, path.to_vec()))
 }
 
 /// Seconds since 1970 as stat and touch write them: a decimal number, with a minus
@@ -191,7 +221,9 @@ pub(crate) fn read_stamp(text: &str) -> Option<(i64, Option<u32>)> {
     let whole: i64 = seconds.parse().ok()?;
     let nanoseconds = fraction.filter(|digits| digits.len() == 9).and_then(|digits| digits.parse().ok());
     match nanoseconds {
-        Some(above @ 1..) if text.starts_with('-') => Some((whole - 1, Some(1_000_000_000 - above))),
+        Some(above @ 1..) if text.starts_with('-') => {
+            Some((whole.checked_sub(1)?, Some(1_000_000_000 - above)))
+        }
         other => Some((whole, other)),
     }
 }
@@ -228,11 +260,13 @@ mod tests {
 
     #[test]
     fn a_name_with_line_ends_is_one_record() {
-        let mut record = Record::default();
-        assert_eq!(record.add(b"81a4 5 7.000000001 0 0 ./a"), None);
-        let found = record.add(b"b//").and_then(|record| read_there(&record));
+        let mut record = Listing::default();
+        assert_eq!(record.add(b"81a4 5 7.000000001 0 0 domain users/a b/ ./a", "h").unwrap(), None);
+        let found = record.add(b"b//", "h").unwrap().and_then(|record| read_there(&record));
         let (name, there) = found.expect("a record");
         assert_eq!((name.as_slice(), there.size, there.nanoseconds), (&b"a\nb"[..], 5, Some(1)));
+        assert_eq!((there.user.as_str(), there.group.as_str()), ("domain users", "a b"));
         assert!(record.is_empty());
+        assert_eq!(record.add(b"//", "h").unwrap(), None);
     }
 }

@@ -9,13 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use crate::asked::Asked;
-use crate::base::Target;
+use crate::base::{Target, names_working_file};
 use crate::error::{Error, Result, code, printable};
 use crate::ladder::{Input, Output};
 use crate::options::{Commit, Options};
 use crate::protocol::{Kind, Metadata};
-use crate::receiving_shell::{Base, BaseKind, Shell};
-use crate::records::{self, CutError, Cutter, Kept, Piece, Run};
+use crate::receiving_shell::{Base, BaseKind, ReceivingShell};
+use crate::records::{self, CutError, Cutter, Kept, Piece, Run, SHORT};
 use crate::report::{Event, Outcome, Phase, Reporter, Stats};
 use crate::scan::{FileImage, Image, Seen};
 use crate::shell::{self, TempNames, There, Times, below};
@@ -41,8 +41,8 @@ pub fn run(
     host: &str,
     reporter: &dyn Reporter,
 ) -> Result<Stats> {
-    shell::refuse_what_needs_an_agent(options, host)?;
-    let mut shell = Shell::begin(input, output, host)?;
+    shell::refuse_what_needs_an_agent(options, host, reporter)?;
+    let mut shell = ReceivingShell::begin(input, output, host)?;
     let path = target.path.as_os_str().as_bytes();
     let single = tree::is_single(sources) && !target.directory;
     let base = shell.base(path, single, options.dry_run)?;
@@ -130,6 +130,11 @@ impl Upload<'_> {
             let what = format!("touch on {} cannot set the time of {}", self.host, printable(&source.path));
             self.reporter.event(Event::Warning(&what));
         }
+        if names_working_file(&source.target) {
+            let error = Error::refused(&source.path, "is named like a working file: give it another name");
+            self.asked.fail(error.to_failure());
+            return Ok(());
+        }
         match &source.kind {
             Kind::File { length, allocated, .. } => {
                 self.asked.stats.files_total += 1;
@@ -139,9 +144,12 @@ impl Upload<'_> {
             }
             _ if self.options.dry_run => Ok(()),
             Kind::Directory => {
-                let is_there =
-                    self.there.get(&source.target).is_some_and(|there| there.mode & TYPE == libc::S_IFDIR);
-                if !is_there && !source.target.is_empty() {
+                // One that is there may have to be opened, to be filled.
+                let is_open = |there: &There| {
+                    there.mode & TYPE == libc::S_IFDIR && (self.base.is_root || there.mode & 0o700 == 0o700)
+                };
+                let is_ready = self.there.get(&source.target).is_some_and(is_open);
+                if !is_ready && !source.target.is_empty() {
                     self.touch_parent(&source.target);
                     self.touched.insert(source.target.clone());
                     self.asked.ask(&[b"dir", &below(&source.target)], &source.target, None)?;
@@ -167,8 +175,13 @@ impl Upload<'_> {
 
     fn file(&mut self, source: Source) -> Result<()> {
         let Kind::File { length, allocated, .. } = source.kind else { return Ok(()) };
-        let there =
-            self.there.get(&source.target).filter(|there| there.mode & TYPE == libc::S_IFREG).cloned();
+        let there = self.there.get(&source.target);
+        if self.options.dry_run && there.is_some_and(|there| there.mode & TYPE == libc::S_IFDIR) {
+            self.asked
+                .fail_there(&source.target, "there is a directory where a file must go; remove it first");
+            return Ok(());
+        }
+        let there = there.filter(|there| there.mode & TYPE == libc::S_IFREG).cloned();
         if let Some(there) = &there
             && self.is_unchanged(there, length, &source.metadata)
         {
@@ -179,7 +192,7 @@ impl Upload<'_> {
         self.say_what_cannot_be_compared(there.as_ref(), &source);
         if self.options.dry_run && !self.compares(there.as_ref()) {
             self.asked.stats.files_sent += 1;
-            self.asked.stats.data_bytes = self.asked.stats.data_bytes.saturating_add(allocated);
+            self.count(0, allocated);
             self.asked.report(&source.target, Outcome::Sent(allocated));
             return Ok(());
         }
@@ -235,8 +248,13 @@ impl Upload<'_> {
     }
 
     fn attributes(&mut self, source: &Source) -> Result<()> {
-        let words = self.base.attributes(&source.metadata, None, self.options);
-        let path = below(&source.target);
+        let there = self.there.get(&source.target);
+        let words = self.base.attributes(&source.metadata, there, self.options);
+        let mut path = below(&source.target);
+        if source.kind == Kind::Directory {
+            // Then it is one, or nothing is done.
+            path.extend(b"/.");
+        }
         let mut command: Vec<&[u8]> = vec![b"attr"];
         command.extend(words.iter().map(|word| word.as_bytes()));
         command.push(&path);
@@ -289,7 +307,8 @@ impl Upload<'_> {
     }
 
     fn say_what_cannot_be_compared(&self, there: Option<&There>, source: &Source) {
-        if self.options.checksum && !self.options.whole_file && there.is_some() && !self.base.sums {
+        let asked = self.options.checksum || self.options.ignore_times;
+        if asked && !self.options.whole_file && there.is_some() && !self.base.sums {
             let (host, path) = (self.host, printable(&source.path));
             let what = format!("sha256sum on {host} is missing: {path} is sent whole, not compared");
             self.reporter.event(Event::Warning(&what));
@@ -308,7 +327,8 @@ impl Upload<'_> {
         self.asked.settle()?;
         self.asked.shell.ask_sums(&source.target, blocks)?;
         let ours = records::sums(image, length, blocks);
-        let theirs = self.asked.shell.sums()?;
+        let count = blocks.iter().map(|run| (run.end - run.start) as usize).sum();
+        let theirs = self.asked.shell.sums(count)?;
         let ours = ours.map_err(Error::file("read", &source.path))?;
         let bytes = records::bytes_in(blocks, length);
         self.asked.stats.hashed_bytes += bytes;
@@ -326,15 +346,15 @@ impl Upload<'_> {
         Ok(true)
     }
 
+    /// Counts the data of a file that is described to its end.
     fn count(&mut self, matched: u64, sent: u64) {
         let stats = &mut self.asked.stats;
         stats.matched_bytes += matched;
         stats.data_bytes = stats.data_bytes.saturating_add(matched + sent);
+        stats.sent_data_bytes += sent;
         if !self.options.dry_run {
-            stats.sent_data_bytes += sent;
             stats.written_bytes += sent;
         }
-        self.reporter.event(Event::Done(Phase::Sending, matched + sent));
     }
 
     /// The command for a file, and its records but for the last.
@@ -350,21 +370,21 @@ impl Upload<'_> {
         self.file_command(source, image, length, there)?;
         let in_place = self.options.commit == Commit::InPlace && there.is_some();
         let fills = self.options.preallocate || self.base.digs && !self.base.bulk;
-        let mut cutter = Cutter::new(in_place, !fills);
+        let mut cutter = Cutter::new(in_place, if fills { SHORT } else { 0 });
         let mut run = Run::default();
-        let mut sent = 0;
+        let (mut sent, mut matched) = (0, 0);
         let cut = cutter.cut(image, length, kept, |piece| {
             self.asked.shell.write(run.add(&piece).as_bytes())?;
             match piece {
                 Piece::Data(data) => {
                     self.asked.shell.write(data)?;
                     sent += data.len() as u64;
-                    self.count(0, data.len() as u64);
+                    self.reporter.event(Event::Done(Phase::Sending, data.len() as u64));
                 }
-                Piece::Keep(len) => self.count(len, 0),
+                Piece::Keep(len) => matched += len,
                 Piece::Hole(_) => {}
             }
-            Ok(self.asked.wants_the_last()?)
+            self.asked.wants_the_last()
         });
         match cut {
             Ok(true) => {
@@ -374,6 +394,7 @@ impl Upload<'_> {
                     self.asked.shell.write(b"DIG\n0\n")?;
                 }
                 self.asked.last_has(sent);
+                self.count(matched, sent);
                 Ok(Described::Whole)
             }
             Ok(false) => {
@@ -416,7 +437,11 @@ impl Upload<'_> {
 
     /// Directories get their attributes last: what is made in them changes their times.
     fn finish(mut self) -> Result<Stats> {
+        self.asked.settle()?;
         for source in std::mem::take(&mut self.directories).into_iter().rev() {
+            if self.asked.failed.contains(&source.target) {
+                continue;
+            }
             let there = self.there.get(&source.target);
             let same = there.is_some_and(|there| self.has_attributes(there, &source.metadata));
             if !same || self.touched.contains(&source.target) {

@@ -759,14 +759,14 @@ fn what_the_far_side_says_out_of_turn_ends_the_run() {
     }
     for (says, code) in [
         ("sends what\\n", 12),
-        ("sends tar\\n81a4 5 8 1.000000000 0 0 a b .//\\nlisted 0\\nsent\\nno archive", 12),
-        ("sends no\\n81a4 x 8 1.000000000 0 0 a b .//\\nlisted 0\\n", 12),
-        ("sends no\\n81a4 5 8 1.000000000 0 0 a b .//\\nlisted 0\\nsent\\n123", 12),
-        ("sends no\\n81a4 5 8 1.000000000 0 0 a b .//\\nlisted 0\\nsent\\n12345nonsense\\n", 12),
-        ("sends gzip\\n81a4 5 0 1.000000000 0 0 a b .//\\nlisted 0\\nsent\\nnot packed", 12),
-        ("sends zstd\\n81a4 5 0 1.000000000 0 0 a b .//\\nlisted 0\\nsent\\nnot packed", 12),
+        ("sends tar\\n81a4 5 8 1.000000000 0 0 a/b/ .//\\nlisted 0\\nsent\\nno archive", 12),
+        ("sends no\\n81a4 x 8 1.000000000 0 0 a/b/ .//\\nlisted 0\\n", 12),
+        ("sends no\\n81a4 5 8 1.000000000 0 0 a/b/ .//\\nlisted 0\\nsent\\n123", 12),
+        ("sends no\\n81a4 5 8 1.000000000 0 0 a/b/ .//\\nlisted 0\\nsent\\n12345nonsense\\n", 12),
+        ("sends gzip\\n81a4 5 0 1.000000000 0 0 a/b/ .//\\nlisted 0\\nsent\\nnot packed", 12),
+        ("sends zstd\\n81a4 5 0 1.000000000 0 0 a/b/ .//\\nlisted 0\\nsent\\nnot packed", 12),
         (
-            "sends no\\n41ed 5 8 1.000000000 0 0 a b .//\\n81a4 5 8 1.000000000 0 0 a b ./../x//\\nlisted 0\\nend\\n",
+            "sends no\\n41ed 5 8 1.000000000 0 0 a/b/ .//\\n81a4 5 8 1.000000000 0 0 a/b/ ./../x//\\nlisted 0\\nend\\n",
             23,
         ),
     ] {

@@ -293,12 +293,20 @@ fn a_new_file_has_the_permissions_of_any_new_file() {
 fn an_empty_stream_is_an_empty_file_unless_it_must_have_a_size() {
     let desk = Desk::new();
     for (flags, stream) in [(&[][..], ""), (&[], "END\n0\n"), (&["--size", "0"], ""), (&[], "HOLE\n0\n")] {
-        fs::write(desk.file(), "old").expect("write");
+        let is_sure = !(flags.is_empty() && stream.is_empty());
+        fs::write(desk.file(), if is_sure { "old" } else { "" }).expect("write");
         desk.recv(flags, stream).ok();
         assert_eq!(fs::read(desk.file()).expect("read"), b"");
         fs::remove_file(desk.file()).expect("remove");
     }
+    desk.recv(&[], "").ok();
+    fs::remove_file(desk.file()).expect("remove");
     desk.refuses(&["--size", "1"], "", 12);
+    // Whoever was to send something has died, most likely: what was there stays.
+    fs::write(desk.file(), "old").expect("write");
+    desk.recv(&[], "").code(12).says(&["nothing at all", "--size 0"]);
+    assert_eq!(fs::read(desk.file()).expect("read"), b"old");
+    fs::remove_file(desk.file()).expect("remove");
 }
 
 #[test]
