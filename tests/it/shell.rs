@@ -17,8 +17,8 @@ use crate::common::faults::{Direction, Fault};
 use crate::common::lab::{self, Fs, Loop};
 use crate::common::layout::{Change, Layout, Rng, layouts, mutate};
 use crate::common::peer::{Peer, at, shell_word};
-use crate::common::process::{Outcome, PROGRAM, holesync, run, wait_until};
-use crate::common::tree::{grow, mkdir, set_mtime, slash, snapshot};
+use crate::common::process::{Outcome, PROGRAM, holesync, run, start, wait_until};
+use crate::common::tree::{grow, mkdir, set_mode, set_mtime, slash, snapshot};
 
 const MIB: usize = 1 << 20;
 
@@ -253,6 +253,13 @@ fn busybox_alone_is_enough() {
         assert_same(&source, &there);
     }
     assert_no_leftovers(&alone.path("tmp"));
+    // More than its tools count in 32 bits.
+    let large = dir.path().join("large");
+    Layout::hole("large", 5).data(0..5, &mut rng).write(&large);
+    fs::File::options().write(true).open(&large).and_then(|file| file.set_len(5 << 30)).expect("grow");
+    push(&mut alone.holesync(), &large, Path::new("/tmp/large")).ok();
+    assert_same(&large, &alone.path("tmp/large"));
+    run(alone.holesync().arg("--inplace").arg(at("/tmp/large")).arg(&large)).ok();
     let from = mkdir(dir.path().join("tree"));
     grow(&from, &mut rng);
     run(alone.holesync().arg("-a").arg(slash(&from)).arg(at("/tmp/there"))).ok();
@@ -777,4 +784,241 @@ fn what_the_far_side_says_out_of_turn_ends_the_run() {
         assert!(!dir.path().join("x").exists(), "{says}");
     }
     assert_no_leftovers(dir.path());
+}
+
+#[test]
+fn a_hash_that_is_missing_makes_no_other_block_equal() {
+    let dir = lab::scratch();
+    let mut rng = Rng(31);
+    let (source, to) = (dir.path().join("source"), dir.path().join("to"));
+    let layout = Layout::dense("image", 4 * MIB, &mut rng);
+    layout.write(&source);
+    // The old first block differs; the others are all alike, so that sums could shift unseen.
+    let block = fs::read(&source).expect("read")[..MIB].to_vec();
+    fs::write(&source, block.repeat(4)).expect("write");
+    fs::write(&to, [vec![7; MIB], block.repeat(3)].concat()).expect("write");
+    let peer = with_tools(dir.path(), &["sha256sum"], &[("sha256sum", &sums_but_one(dir.path()))]);
+    push(peer.shell().arg("-c"), &source, &to).ok();
+    assert_same(&source, &to);
+}
+
+/// Hashes all that it is given but for the second file: the first is what is tried out.
+fn sums_but_one(dir: &Path) -> String {
+    let count = shell_word(&dir.join("sums"));
+    let sum = which("sha256sum");
+    format!("echo >>{count}\n[ $(wc -l <{count}) != 2 ] || exit 1\nexec {} \"$@\"", sum.display())
+}
+
+#[test]
+fn nothing_is_done_through_a_symlink_that_stands_for_a_directory() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let (one, two, to) = (dir.path().join("one"), dir.path().join("two"), mkdir(dir.path().join("to")));
+    let victim = mkdir(dir.path().join("victim"));
+    set_mode(&victim, 0o711);
+    set_mtime(&victim, 1_000_000_000, 1);
+    for path in ["one/d", "one/e", "two/d", "one/file"] {
+        let below = mkdir(dir.path().join(path));
+        set_mode(&below, 0o777);
+        image(below.join("f"), 33);
+    }
+    for name in ["d", "e"] {
+        symlink(&victim, to.join(name)).expect("symlink");
+    }
+    let file = to.join("file");
+    fs::write(&file, "in the way").expect("write");
+    set_mode(&file, 0o600);
+    let before = (snapshot(&victim, true), fs::metadata(&file).expect("stat").permissions());
+    run(peer.shell().args([slash(&one), slash(&two), at(&to)])).code(23).says(&["symlink", "to/d"]);
+    assert_eq!((snapshot(&victim, true), fs::metadata(&file).expect("stat").permissions()), before);
+}
+
+#[test]
+fn two_dots_mean_what_they_mean_to_the_system() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let source = image(dir.path().join("source"), 34);
+    mkdir(dir.path().join("real/sub"));
+    mkdir(dir.path().join("q"));
+    symlink("../real/sub", dir.path().join("q/link")).expect("symlink");
+    push(&mut peer.shell(), &source, &dir.path().join("q/link/../img")).ok();
+    assert_same(&source, &dir.path().join("real/img"));
+    assert!(!dir.path().join("q/img").exists());
+    run(peer.shell().arg(at(slash(&dir.path().join("q/link/..")))).arg(dir.path().join("back"))).ok();
+    assert_same(&source, &dir.path().join("back/img"));
+}
+
+#[test]
+fn a_source_that_is_written_while_it_is_pulled_is_no_success() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let (source, to) = (dir.path().join("source"), dir.path().join("to"));
+    Layout::dense("image", 24 * MIB, &mut Rng(35)).write(&source);
+    fs::write(&to, "old").expect("write");
+    let body =
+        "while :; do dd if=/dev/zero of=\"$0\" bs=1 count=1 seek=20000000 conv=notrunc status=none; done";
+    let writer = start(Command::new("sh").args(["-c", body]).arg(&source));
+    for _ in 0..5 {
+        let outcome = run(peer.shell().arg(at(&source)).arg(&to));
+        assert_ne!(outcome.code, 0, "{outcome}");
+        assert_eq!(fs::read_to_string(&to).expect("read"), "old");
+    }
+    drop(writer);
+    assert_no_leftovers(dir.path());
+}
+
+#[test]
+fn a_file_that_comes_short_ends_the_run_and_leaves_the_old_one() {
+    for (tool, without) in
+        [("head", &["tar", "zstd", "gzip"][..]), ("gzip", &["tar", "zstd"]), ("zstd", &["tar"])]
+    {
+        let dir = lab::scratch();
+        let near = mkdir(dir.path().join("near"));
+        let (source, before, to) = (dir.path().join("source"), dir.path().join("before"), near.join("to"));
+        let layout = Layout::hole("image", 4 * MIB).data(0..MIB, &mut Rng(36));
+        layout.write(&source);
+        fs::write(&before, "old").expect("write");
+        fs::copy(&before, &to).expect("copy");
+        let short = format!(
+            "{} \"$@\" | dd bs=1000 count=100 iflag=fullblock status=none; exit 1",
+            which(tool).display()
+        );
+        let peer = with_tools(dir.path(), &[without, &[tool]].concat(), &[(tool, &short)]);
+        let outcome = run(peer.shell().arg(at(&source)).arg(&to)).code(12);
+        assert_untouched(&outcome, &before, &to);
+    }
+}
+
+#[test]
+fn a_listing_that_breaks_off_is_no_listing() {
+    for pulls in [false, true] {
+        let dir = lab::scratch();
+        let (source, to) = (image(dir.path().join("source"), 37), mkdir(dir.path().join("to")));
+        let stat = "case $* in *./*) printf '81a4 5 7'; kill -9 $$ ;; esac\n";
+        let stat = format!("{stat}exec {} \"$@\"", which("stat").display());
+        let peer = with_tools(dir.path(), &["stat"], &[("stat", &stat)]);
+        let outcome = if pulls {
+            let tree = mkdir(dir.path().join("tree"));
+            fs::copy(&source, tree.join("f")).expect("copy");
+            run(peer.shell().arg(at(slash(&tree))).arg(&to))
+        } else {
+            push(&mut peer.shell(), &source, &to)
+        };
+        if pulls {
+            assert_ne!(outcome.code, 0, "{outcome}");
+        } else {
+            outcome.ok();
+            assert_same(&source, &to.join("source"));
+        }
+    }
+}
+
+#[test]
+fn more_names_than_are_asked_for_one_by_one_are_compared_all_the_same() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let (from, to) = (mkdir(dir.path().join("from")), mkdir(dir.path().join("to")));
+    for nth in 0..1001 {
+        fs::write(from.join(format!("{nth}")), "").expect("write");
+    }
+    // All but two are there already.
+    run(Command::new("cp").arg("-a").arg(from.join(".")).arg(&to)).ok();
+    fs::remove_file(to.join("5")).expect("remove");
+    fs::write(from.join("6"), "changed").expect("write");
+    let outcome = run(peer.shell().arg("--json").arg(slash(&from)).arg(at(&to))).ok();
+    assert_eq!(outcome.count("files_sent"), 2, "{outcome}");
+    assert_eq!(snapshot(&from, true), snapshot(&to, true));
+}
+
+#[test]
+fn a_name_that_looks_like_an_answer_is_a_name() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let (from, to) = (mkdir(dir.path().join("from")), dir.path().join("to"));
+    for name in ["x\nfatal boo", "x\nlisted", "x\nlisted 0", "x\nrefused y"] {
+        fs::write(from.join(name), name).expect("write");
+    }
+    for _ in 0..2 {
+        run(peer.shell().arg(slash(&from)).arg(at(&to))).ok();
+        run(peer.shell().arg(at(slash(&to))).arg(dir.path().join("back"))).ok();
+    }
+    assert_eq!(snapshot(&from, true), snapshot(&to, true));
+    assert_eq!(snapshot(&from, true), snapshot(&dir.path().join("back"), true));
+}
+
+#[test]
+fn permissions_that_are_not_asked_for_stay() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let from = mkdir(dir.path().join("from/d")).parent().expect("a parent").to_path_buf();
+    let (file, to) = (image(from.join("d/f"), 38), dir.path().join("to"));
+    run(peer.shell().arg(slash(&from)).arg(at(&to))).ok();
+    set_mode(&to.join("d"), 0o700);
+    set_mode(&to.join("d/f"), 0o600);
+    set_mtime(&file, 1_234_567_890, 0);
+    for options in [&["--no-perms", "--size-only"][..], &["--no-perms", "-c"], &["--no-perms"]] {
+        run(peer.shell().args(options).arg(slash(&from)).arg(at(&to))).ok();
+        let mode = |name: &str| fs::metadata(to.join(name)).expect("stat").permissions().mode() & 0o7777;
+        assert_eq!((mode("d"), mode("d/f")), (0o700, 0o600), "{options:?}");
+    }
+    // A setgid bit that the source does not have goes.
+    set_mode(&to.join("d"), 0o2755);
+    run(peer.shell().arg(slash(&from)).arg(at(&to))).ok();
+    assert_eq!(snapshot(&from, true), snapshot(&to, true));
+}
+
+#[test]
+fn a_directory_that_its_owner_may_not_write_is_filled_again() {
+    let Some(peer) = Peer::sshd() else { return };
+    let Some(account) = Account::new(&which("dash")) else { return };
+    let dir = lab::scratch();
+    let below = mkdir(dir.path().join("from/ro"));
+    for nth in 0..2 {
+        set_mode(&below, 0o755);
+        image(below.join("f"), 40 + nth);
+        set_mode(&below, 0o555);
+        run(peer.shell().arg(slash(&dir.path().join("from"))).arg(on(&account.host(), "to"))).ok();
+        assert_same(&below.join("f"), &account.home.join("to/ro/f"));
+        let mode = fs::metadata(account.home.join("to/ro")).expect("stat").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o555);
+    }
+}
+
+#[test]
+fn a_source_named_like_a_working_file_fails_and_says_so() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let source = image(dir.path().join(".f.holesync.temp"), 42);
+    let to = mkdir(dir.path().join("to"));
+    push(&mut peer.shell(), &source, &to).code(23).says(&["working file"]);
+    run(peer.shell().arg(at(&source)).arg(&to)).code(23).says(&["working file"]);
+    assert_no_leftovers(&to);
+}
+
+#[test]
+fn many_records_for_which_there_is_no_room_end_the_run() {
+    let Some(small) = lab::dir(Fs::Small) else { return };
+    let dir = lab::scratch();
+    let source = dir.path().join("source");
+    let mut layout = Layout::hole("image", 100 * MIB);
+    for at in (0..layout.len()).step_by(MIB) {
+        layout = layout.data(at..at + MIB - 4096, &mut Rng(43));
+    }
+    layout.write(&source);
+    let to = small.path().join("to");
+    let outcome = push(&mut Peer::pipe(dir.path()).shell(), &source, &to).code(11);
+    assert!(!to.exists(), "{outcome}");
+    assert_no_leftovers(small.path());
+}
+
+#[test]
+fn room_is_kept_by_zeros_where_nothing_else_keeps_it() {
+    let dir = lab::scratch();
+    let source = image(dir.path().join("source"), 44);
+    let peer = with_tools(dir.path(), &["fallocate"], &[]);
+    let to = dir.path().join("to");
+    push(peer.shell().arg("--preallocate"), &source, &to).ok();
+    assert_same(&source, &to);
+    let allocated = crate::common::check::allocated(&to);
+    assert!(allocated >= 3 * MIB as u64, "{allocated}");
 }
