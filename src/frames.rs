@@ -1,12 +1,13 @@
 //! Frames on the wire: writes them, reads them, and bounds every length and
 //! count before it is used or allocated for.
 
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Failure, Result, escape};
 use crate::hashmap::{Key, PageMask};
+use crate::plain::Plain;
 use crate::plan::Run;
 use crate::protocol::{
     Data, Frame, MAGIC, MAX_CONTROL, MAX_DATA, MAX_DATA_BLOCKS, MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST,
@@ -182,55 +183,6 @@ fn link_error(peer: &str, doing: &'static str, source: io::Error) -> Error {
     }
 }
 
-/// Bytes as they come, counted.
-#[derive(Debug)]
-pub struct Plain<R: Read> {
-    input: BufReader<R>,
-    peer: String,
-    received: Arc<AtomicU64>,
-}
-
-impl<R: Read> Read for Plain<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.input.read(buffer)?;
-        self.received.fetch_add(count as u64, Ordering::Relaxed);
-        Ok(count)
-    }
-}
-
-impl<R: Read> BufRead for Plain<R> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        self.input.fill_buf()
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.received.fetch_add(count as u64, Ordering::Relaxed);
-        self.input.consume(count);
-    }
-}
-
-impl<R: Read> Plain<R> {
-    /// A line of text, without its end: what a shell says.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Closed`] when there is no whole line any more,
-    /// [`Error::Protocol`] for one of more than [`MAX_CONTROL`] bytes.
-    pub fn line(&mut self) -> Result<Vec<u8>> {
-        let mut line = Vec::new();
-        let limit = MAX_CONTROL as u64;
-        let read = self.by_ref().take(limit).read_until(b'\n', &mut line);
-        let read = read.map_err(|e| link_error(&self.peer, "reading", e))?;
-        match line.pop() {
-            Some(b'\n') => Ok(line),
-            Some(_) if read as u64 == limit => {
-                Err(Error::Protocol { peer: self.peer.clone(), what: "a line without an end".into() })
-            }
-            _ => Err(Error::Closed { peer: self.peer.clone(), detail: String::new() }),
-        }
-    }
-}
-
 /// Reads frames, bounds everything, counts bytes.
 #[derive(Debug)]
 pub struct FrameReader<R: Read> {
@@ -242,14 +194,12 @@ pub struct FrameReader<R: Read> {
 impl<R: Read> FrameReader<R> {
     /// `peer` names the other side in errors.
     pub fn new(input: R, peer: &str) -> FrameReader<R> {
-        let input = BufReader::with_capacity(64 << 10, input);
-        let input = Plain { input, peer: peer.into(), received: Arc::default() };
-        FrameReader { input, body: Vec::new(), frames: 0 }
+        FrameReader { input: Plain::new(input, peer), body: Vec::new(), frames: 0 }
     }
 
     /// Bytes read so far; stays readable when the reader is given away.
     pub fn received(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.input.received)
+        self.input.received()
     }
 
     /// What comes where there are no frames yet.
@@ -295,10 +245,10 @@ impl<R: Read> FrameReader<R> {
                 return Ok(nth);
             }
             if seen.len() >= noise + MAGIC.len() {
-                return Err(no_greeting(&self.input.peer, &seen, "went on"));
+                return Err(no_greeting(self.input.peer(), &seen, "went on"));
             }
             let Some(byte) = self.next_byte()? else {
-                return Err(no_greeting(&self.input.peer, &seen, "ended"));
+                return Err(no_greeting(self.input.peer(), &seen, "ended"));
             };
             seen.push(byte);
         }
@@ -312,16 +262,19 @@ impl<R: Read> FrameReader<R> {
         if version < OLDEST || version < oldest {
             let span = |a: u16, b: u16| if a == b { format!("{a}") } else { format!("{a} to {b}") };
             let (theirs, ours) = (span(oldest, newest), span(OLDEST, VERSION));
-            return Err(Error::Version { peer: self.input.peer.clone(), theirs, ours });
+            return Err(Error::Version { peer: self.input.peer().into(), theirs, ours });
         }
         Ok(version)
     }
 
     fn next_byte(&mut self) -> Result<Option<u8>> {
-        let buffer = self.input.input.fill_buf().map_err(|e| link_error(&self.input.peer, "starting", e))?;
-        let byte = buffer.first().copied();
-        self.input.consume(usize::from(byte.is_some()));
-        Ok(byte)
+        let mut byte = [0];
+        match self.input.read(&mut byte) {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(byte[0])),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.next_byte(),
+            Err(error) => Err(link_error(self.input.peer(), "starting", error)),
+        }
     }
 
     /// The next frame.
@@ -405,7 +358,7 @@ impl<R: Read> FrameReader<R> {
     fn decode_message(&self, body: &[u8]) -> Result<Frame> {
         match postcard::take_from_bytes(body) {
             Ok((Message::Fatal(failure), _)) => {
-                Err(Error::Remote { peer: self.input.peer.clone(), failure: bounded(failure) })
+                Err(Error::Remote { peer: self.input.peer().into(), failure: bounded(failure) })
             }
             Ok((message, [])) => Ok(Frame::Message(message)),
             Ok(_) => Err(self.bad("a message with something behind it")),
@@ -443,12 +396,12 @@ impl<R: Read> FrameReader<R> {
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {
-        self.input.read_exact(buffer).map_err(|e| link_error(&self.input.peer, "reading", e))
+        self.input.read_exact(buffer).map_err(|e| link_error(self.input.peer(), "reading", e))
     }
 
     /// An error that blames the other side.
     pub fn bad(&self, what: impl Into<String>) -> Error {
-        Error::Protocol { peer: self.input.peer.clone(), what: what.into() }
+        Error::Protocol { peer: self.input.peer().into(), what: what.into() }
     }
 }
 

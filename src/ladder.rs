@@ -102,7 +102,7 @@ pub fn climb(
             Agent::Push | Agent::None => "",
             Agent::Auto | Agent::Require => reach.remote_path.as_deref().unwrap_or(PROGRAM),
         };
-        output.plain(&script(&[("program", program), ("version", VERSION)], LADDER)?)?;
+        output.plain(&script(&[("program", program), ("version", VERSION)], &[LADDER])?)?;
         output.flush()?;
         match input.await_greeting_or(MARK, MAX_NOISE)? {
             Some(version) => Some(version),
@@ -119,19 +119,21 @@ pub fn climb(
     Ok(Far::Agent)
 }
 
-/// A script as the shell at the other end loads it, with variables set before.
+/// A script as the shell at the other end loads it, of several texts, with variables
+/// set before.
 ///
 /// # Errors
 ///
 /// [`Error::Usage`] for a value that no shell can hold.
-pub fn script(variables: &[(&str, &str)], text: &str) -> Result<Vec<u8>> {
+pub fn script(variables: &[(&str, &str)], texts: &[&str]) -> Result<Vec<u8>> {
     let mut script = String::new();
     for (name, value) in variables {
         let quoted = shlex::try_quote(value)
             .map_err(|error| Error::Usage(format!("{value:?} cannot be given to a shell: {error}")))?;
         script.push_str(&format!("{name}={quoted}\n"));
     }
-    for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
+    for line in texts.iter().flat_map(|text| text.lines()).filter(|line| !line.trim_start().starts_with('#'))
+    {
         script.push_str(line.trim_start());
         script.push('\n');
     }
@@ -176,7 +178,7 @@ fn push(
         ("size", &program.len().to_string()),
         ("send", if wanted { "yes" } else { "no" }),
     ];
-    output.plain(&script(&variables, PUSHER)?)?;
+    output.plain(&script(&variables, &[PUSHER])?)?;
     output.flush()?;
     let mut broken = None;
     loop {

@@ -15,7 +15,7 @@
 //!   (answers), `outbox` (the way back) and `base` (where it all goes)
 //! - [`stream`]: an image as text records
 //! - [`tree`]: what to send; [`compress`]: whether to compress it
-//! - [`frames`]: frames on the wire; [`protocol`]: messages and their limits
+//! - [`frames`]: frames on the wire; [`plain`]: bytes in none; [`protocol`]: messages and their limits
 //! - [`apply`]: the destination of one file, and how it is completed (`commit`);
 //!   [`settle`]: what a crash left of it
 //! - [`stage`]: where changes gather beside it; [`log`]: which ranges those are;
@@ -51,6 +51,7 @@ pub mod options;
 mod outbox;
 pub mod overlay;
 pub mod place;
+pub mod plain;
 pub mod plan;
 pub mod protocol;
 pub mod ranges;

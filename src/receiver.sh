@@ -2,13 +2,11 @@
 # The receiving side where there is no holesync: takes commands and records on
 # stdin, a line each, and answers in order on stdout. docs/remote.md tells both.
 # What the tools themselves have to say goes to stderr, which the user sees.
+# words.sh comes before it.
+# shellcheck disable=SC2154 # plain is what decode leaves
 
 main() {
-    LC_ALL=C
-    export LC_ALL
-    unset CDPATH
-    # Those of the administrator are there for others, too.
-    PATH=$PATH:/usr/sbin:/sbin
+    prepare
     temp='' command=''
     trap 'clean' EXIT
     trap 'exit 20' HUP INT TERM PIPE
@@ -34,10 +32,6 @@ main() {
         esac
     done
     exit 12
-}
-
-say() {
-    printf '%s\n' "$*"
 }
 
 # There is no going on: the stream has lost its order, or its reader.
@@ -89,40 +83,12 @@ probe() {
     user=$(id -u)
 }
 
-lacks() {
-    say "lacks $1"
-    exit 5
-}
-
 # Nothing can be below that name, so the answer is about the time alone.
 can_touch() {
     command -v touch >/dev/null 2>&1 && ! touch -m -d "$1" /dev/null/none 2>&1 | grep -q -i 'invalid\|option\|usage'
 }
 
 # --- names --------------------------------------------------------------------
-
-# Leaves the bytes that a word stands for in $plain. Words are escaped for
-# printf where a shell might take them apart.
-decode() {
-    case $1 in
-    *\\*)
-        plain=$(printf '%b.' "$1")
-        plain=${plain%.}
-        ;;
-    *) plain=$1 ;;
-    esac
-}
-
-# The same for a path as the user wrote it.
-decode_path() {
-    decode "$1"
-    case $plain in
-    /*) ;;
-    \~) plain=${HOME:?is not set} ;;
-    \~/*) plain=${HOME:?is not set}/${plain#??} ;;
-    *) plain=./$plain ;;
-    esac
-}
 
 # The directory that everything is relative to. "file": a single file may go
 # under the name itself.

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 
 use crate::error::{Error, Failure, Result, code, escape};
-use crate::frames::Plain;
 use crate::ladder::{self, Input, Output};
 use crate::options::{Commit, Options};
+use crate::plain::Plain;
 use crate::protocol::Metadata;
 use crate::records::{BLOCK, Sum};
 use crate::shell::{self, Answer, Listing, There, Times, below};
@@ -101,7 +101,7 @@ pub(crate) enum BaseKind {
 impl ReceivingShell {
     /// Has the shell read its script. `host` names it in errors.
     pub fn begin(input: Input, mut output: Output, host: &str) -> Result<ReceivingShell> {
-        output.plain(&ladder::script(&[], include_str!("receiver.sh"))?)?;
+        output.plain(&ladder::script(&[], &[shell::WORDS, include_str!("receiver.sh")])?)?;
         let (answers_in, answers) = channel();
         let queued = Arc::default();
         let count = Arc::clone(&queued);

@@ -99,6 +99,11 @@ pub(crate) fn candidates(image: &impl Image, length: u64) -> io::Result<Vec<Rang
     Ok(if all <= 2 * data { vec![Range { start: 0, end: all }] } else { runs })
 }
 
+/// Whether a file has no holes, as far as its first extent tells.
+pub(crate) fn is_dense(image: &impl Image, length: u64) -> bool {
+    image.extents(0..length).next().is_none_or(|first| first.is_ok_and(|extent| extent == (0..length)))
+}
+
 /// How many bytes of a file these blocks are.
 pub(crate) fn bytes_in(blocks: &[Range<u64>], length: u64) -> u64 {
     blocks.iter().map(|run| (run.end * BLOCK).min(length) - (run.start * BLOCK).min(length)).sum()

@@ -154,6 +154,11 @@ impl Seen {
         let times = [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];
         Ok(Seen { length: metadata.len(), times: Some(times) })
     }
+
+    /// Whether a file is still in this state. One that cannot be looked at is not.
+    pub fn is_still(&self, file: &File) -> bool {
+        Seen::of(file).is_ok_and(|now| now == *self)
+    }
 }
 
 #[cfg(test)]

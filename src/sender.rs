@@ -5,6 +5,7 @@
 //! Four threads: the walker announces, the hasher reads and hashes, a reader
 //! takes what arrives, and the caller's thread merges and sends. Incoming data
 //! is drained whatever the others do, so neither pipe can block the other.
+
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::mpsc::{SyncSender, channel, sync_channel};

@@ -1,12 +1,11 @@
 #!/bin/sh
 # The sending side where there is no holesync: tells what there is, and sends the
-# files that are asked for, each in a form that keeps its zeros cheap.
+# files that are asked for, each in a form that keeps its zeros cheap. words.sh
+# comes before it.
+# shellcheck disable=SC2154 # plain is what decode leaves
 
 main() {
-    LC_ALL=C
-    export LC_ALL
-    unset CDPATH
-    PATH=$PATH:/usr/sbin:/sbin
+    prepare
     trap 'exit 20' HUP INT TERM PIPE
     set -f
     start=$(pwd -P)
@@ -29,10 +28,6 @@ main() {
     exit 12
 }
 
-say() {
-    printf '%s\n' "$*"
-}
-
 probe() {
     stamp=%Y
     case $(stat -c %.9Y . 2>/dev/null) in *.*) stamp=%.9Y ;; esac
@@ -48,33 +43,6 @@ probe() {
     done
     tar --version 2>/dev/null | grep -q 'GNU tar' && sparse=tar
     say "sends $sparse"
-}
-
-lacks() {
-    say "lacks $1"
-    exit 5
-}
-
-# Leaves the bytes that a word stands for in $plain. Words are escaped for
-# printf where a shell might take them apart.
-decode() {
-    case $1 in
-    *\\*)
-        plain=$(printf '%b.' "$1")
-        plain=${plain%.}
-        ;;
-    *) plain=$1 ;;
-    esac
-}
-
-# The same for a path as the user wrote it.
-decode_path() {
-    decode "$1"
-    case $plain in
-    /*) ;;
-    \~ | \~/*) plain=${HOME:?is not set}/${plain#?} ;;
-    *) plain=./$plain ;;
-    esac
 }
 
 # What a source is, and everything below it. A symlink that is named itself is

@@ -11,9 +11,9 @@ use flate2::bufread::GzDecoder;
 
 use crate::apply::Destination;
 use crate::error::{Error, Result, escape};
-use crate::frames::Plain;
 use crate::hashmap::{Hash, PAGE};
 use crate::ladder::{self, Input, Output};
+use crate::plain::Plain;
 use crate::protocol::{MAX_LENGTH, MAX_PATH, Metadata, Owner};
 use crate::report::{Event, Phase, Reporter};
 use crate::scan::is_zero;
@@ -131,7 +131,7 @@ pub(crate) struct SendingShell {
 impl SendingShell {
     /// Has the shell read its script.
     pub fn begin(input: Input, mut output: Output, host: &str) -> Result<SendingShell> {
-        output.plain(&ladder::script(&[], include_str!("sender.sh"))?)?;
+        output.plain(&ladder::script(&[], &[shell::WORDS, include_str!("sender.sh")])?)?;
         let mut far =
             SendingShell { input: input.into_plain(), output, host: host.into(), sparse: How::Whole };
         far.sparse = match far.line()?.as_slice() {

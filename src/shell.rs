@@ -11,6 +11,9 @@ use crate::place::Working;
 use crate::protocol::{Metadata, Owner};
 use crate::report::{Event, Reporter};
 
+/// What comes before each of the scripts that a shell at the other end runs.
+pub(crate) const WORDS: &str = include_str!("words.sh");
+
 /// Bytes in a record of a listing: a path, names and numbers.
 const MAX_RECORD: usize = 16 << 10;
 

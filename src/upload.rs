@@ -17,7 +17,7 @@ use crate::protocol::{Kind, Metadata};
 use crate::receiving_shell::{Base, BaseKind, ReceivingShell};
 use crate::records::{self, CutError, Cutter, Kept, Piece, Run, SHORT};
 use crate::report::{Event, Outcome, Phase, Reporter, Stats};
-use crate::scan::{FileImage, Image, Seen};
+use crate::scan::{FileImage, Seen};
 use crate::shell::{self, TempNames, There, Times, below};
 use crate::stream::Record;
 use crate::tree::{self, Found, Source};
@@ -283,6 +283,9 @@ impl Upload<'_> {
             kept = self.compare(source, &image, length, &blocks)?;
             let resized = there.is_none_or(|there| there.size != length);
             let is_same = !resized && kept.is_everything(length);
+            if is_same && !before.is_still(image.file()) {
+                return Ok(false);
+            }
             if is_same || self.options.dry_run {
                 let differing = records::bytes_in(&blocks, length) - kept.bytes(length);
                 self.count(kept.bytes(length), differing);
@@ -290,7 +293,7 @@ impl Upload<'_> {
             }
         }
         let described = self.describe(source, &image, length, &kept, there)?;
-        let same = Seen::of(image.file()).map_err(Error::file("look at", &source.path))? == before;
+        let same = before.is_still(image.file());
         match described {
             Described::Refused => {}
             Described::Whole if same => self.asked.shell.write(Record::End(length).to_string().as_bytes())?,
@@ -415,9 +418,7 @@ impl Upload<'_> {
     ) -> Result<()> {
         let how: &[u8] = if self.options.commit == Commit::InPlace { b"inplace" } else { b"fresh" };
         let sync: &[u8] = if self.options.fsync { b"sync" } else { b"nosync" };
-        let is_dense =
-            image.extents(0..length).next().is_none_or(|first| first.is_ok_and(|e| e == (0..length)));
-        let zeros: &[u8] = match (self.options.preallocate, is_dense) {
+        let zeros: &[u8] = match (self.options.preallocate, records::is_dense(image, length)) {
             (true, _) => b"allocated",
             (false, true) => b"dense",
             (false, false) => b"hole",
