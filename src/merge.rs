@@ -46,6 +46,8 @@ pub(crate) struct Merger<'a, W: Write> {
     answered: u64,
     again: VecDeque<Source>,
     awaited: HashMap<u64, Sent>,
+    /// Failures that the receiver told of.
+    heard: Stats,
     /// The reader has ended: nothing more will come.
     closed: bool,
 }
@@ -86,6 +88,7 @@ impl<'a, W: Write> Merger<'a, W> {
             answered: 0,
             again: VecDeque::new(),
             awaited: HashMap::new(),
+            heard: Stats::default(),
             closed: false,
         }
     }
@@ -125,7 +128,12 @@ impl<'a, W: Write> Merger<'a, W> {
         self.shared.send(&Message::End(Box::new(stats.clone())))?;
         loop {
             match self.next_frame()? {
-                Some(Frame::Message(Message::End(theirs))) => {
+                Some(Frame::Message(Message::End(mut theirs))) => {
+                    // Totals cannot take back what was said before.
+                    if theirs.files_failed < self.heard.files_failed {
+                        theirs.files_failed = self.heard.files_failed;
+                        theirs.worst_code = self.heard.worst_code;
+                    }
                     stats.add_receiver(&theirs);
                     return Ok(stats);
                 }
@@ -228,7 +236,8 @@ impl<'a, W: Write> Merger<'a, W> {
     }
 
     /// The receiver counts its failures, and shows them where it is the initiator.
-    fn receiver_failed(&self, failure: &Failure) {
+    fn receiver_failed(&mut self, failure: &Failure) {
+        self.heard.count_failure(failure.code);
         if self.shared.side == Side::Initiator {
             self.shared.reporter.event(Event::Failed(failure));
         }

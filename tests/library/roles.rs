@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, SystemTime};
 
-use holesync::error::{Error, Result};
+use holesync::error::{Error, Failure, Result, code};
 use holesync::frames::{FrameReader, FrameWriter};
 use holesync::options::{BlockSize, Commit, Compress, Options};
 use holesync::place::is_working_name;
@@ -435,6 +435,27 @@ fn sender_alone()
     let (forth, back) = (io::pipe().unwrap(), io::pipe().unwrap());
     let sent = start_sender(back.0, forth.1, trees.source(), options(Commit::Auto));
     (trees.dir, sent, FrameReader::new(forth.0, "the sender"), FrameWriter::new(back.1, "the sender"))
+}
+
+#[test]
+fn failures_that_a_peer_told_of_count_whatever_its_totals_say() {
+    let (_dir, sent, mut input, mut output) = sender_alone();
+    // It may be asked only after it was announced, and ends when all is.
+    loop {
+        match input.read().unwrap() {
+            Frame::Message(Message::Entry(Entry { id, kind: EntryKind::File { .. }, .. })) => {
+                let failure = Failure { code: code::FILE_IO, message: "no room".into() };
+                output.message(&Message::Failed { id, failure, answer: true }).unwrap();
+                output.flush().unwrap();
+            }
+            Frame::Message(Message::End(_)) => break,
+            _ => {}
+        }
+    }
+    output.message(&Message::End(Box::default())).and_then(|()| output.flush()).unwrap();
+    let stats = wait(&sent, "sender", "totals without failures").unwrap();
+    assert!(stats.files_failed > 0, "{stats:?}");
+    assert_eq!((stats.files_sent, stats.worst_code), (0, code::FILE_IO));
 }
 
 #[test]
