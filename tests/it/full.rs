@@ -4,13 +4,12 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use tempfile::TempDir;
 
 use crate::common::check::{allocated, assert_no_leftovers, assert_same, leftovers, same};
-use crate::common::lab::{self, Fs};
+use crate::common::lab;
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at};
 use crate::common::process::{Outcome, holesync, run, run_on};
@@ -19,35 +18,30 @@ use crate::common::redeploy::set_day;
 const MIB: usize = 1 << 20;
 const BLOCK: usize = 64 << 10;
 
-/// There is one small file system, and each test wants all of it.
-static SMALL: Mutex<()> = Mutex::new(());
-
-/// A directory on the small file system, and the right to fill it.
+/// The small file system, and sources to fill it with.
 struct Small {
-    dir: TempDir,
+    lab: lab::Small,
     sources: TempDir,
-    _alone: MutexGuard<'static, ()>,
 }
 
 impl Small {
     fn new() -> Option<Small> {
-        let alone = SMALL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        Some(Small { dir: lab::dir(Fs::Small)?, sources: lab::scratch(), _alone: alone })
+        Some(Small { lab: lab::small()?, sources: lab::scratch() })
     }
 
     fn image(&self) -> PathBuf {
-        self.dir.path().join("image")
+        self.lab.dir.path().join("image")
     }
 
     fn filler(&self) -> PathBuf {
-        self.dir.path().join("filler")
+        self.lab.dir.path().join("filler")
     }
 
     /// Takes all but `mib` MiB.
     fn leave(&self, mib: u64) {
-        File::open(self.dir.path()).expect("open").sync_all().expect("sync");
+        File::open(self.lab.dir.path()).expect("open").sync_all().expect("sync");
         let filler = File::create(self.filler()).expect("create the filler");
-        let len = free(self.dir.path()) - (mib << 20);
+        let len = free(self.lab.dir.path()) - (mib << 20);
         fallocate(&filler, FallocateFlags::empty(), 0, len as i64).expect("fill the file system");
     }
 
@@ -123,24 +117,24 @@ fn fails_and_then_succeeds(small: &Small, case: &Case) {
     }
     let before = case.old.as_ref().map(|_| allocated(&small.image()));
     small.leave(case.free);
-    let room = free(small.dir.path());
+    let room = free(small.lab.dir.path());
     let outcome = small.push(case.flags, &source).code(11);
     for part in ["no space left for", "image", "needed", "are free now", "make room"] {
         assert!(outcome.stdout.contains(part), "{part:?} is not in {outcome}");
     }
-    assert_eq!(leftovers(small.dir.path()), Vec::<String>::new(), "{outcome}");
+    assert_eq!(leftovers(small.lab.dir.path()), Vec::<String>::new(), "{outcome}");
     if case.in_place {
         assert!(outcome.stdout.contains("partly written"), "{outcome}");
     } else {
         assert!(outcome.stdout.contains("is untouched"), "{outcome}");
         assert!(before.is_none() && !small.image().exists() || same(&small.image(), &copy), "{outcome}");
         assert_eq!(before, before.map(|_| allocated(&small.image())), "the old image has grown");
-        assert!(free(small.dir.path()) + (256 << 10) >= room, "less room than before: {outcome}");
+        assert!(free(small.lab.dir.path()) + (256 << 10) >= room, "less room than before: {outcome}");
     }
     small.make_room();
     small.push(case.flags, &source).code(0);
     assert_same(&small.image(), &source);
-    assert_no_leftovers(small.dir.path());
+    assert_no_leftovers(small.lab.dir.path());
 }
 
 #[test]
@@ -159,7 +153,7 @@ fn a_stage_that_cannot_be_completed_is_written_in_place() {
     small.leave(10);
     small.push(&["-B", "16K"], &source).code(0);
     assert_same(&image, &source);
-    assert_no_leftovers(small.dir.path());
+    assert_no_leftovers(small.lab.dir.path());
     assert_eq!(inode(), before, "it was renamed: there was room");
 }
 
@@ -180,7 +174,7 @@ fn a_file_that_does_not_fit_does_not_keep_the_others_from_it() {
     for name in ["a", "c"] {
         assert_same(&there(name), &tree.join(name));
     }
-    assert_no_leftovers(small.dir.path());
+    assert_no_leftovers(small.lab.dir.path());
 }
 
 #[test]
@@ -203,10 +197,10 @@ fn a_stream_that_does_not_fit_leaves_nothing() {
         let said = ["no space left for", "image", "how much is needed", "are free now", "make room"];
         receive(flags).code(11).says(&said);
         assert!(same(&small.image(), &old) == there && small.image().exists() == there, "{flags:?}");
-        assert_no_leftovers(small.dir.path());
+        assert_no_leftovers(small.lab.dir.path());
     }
     small.make_room();
     receive(&[]).ok();
     assert_same(&small.image(), &new);
-    assert_no_leftovers(small.dir.path());
+    assert_no_leftovers(small.lab.dir.path());
 }

@@ -578,11 +578,11 @@ fn a_device_is_written_zeros_included() {
 #[test]
 fn a_full_disk_leaves_the_old_file() {
     let Some(peer) = Peer::sshd() else { return };
-    let Some(small) = lab::dir(Fs::Small) else { return };
+    let Some(small) = lab::small() else { return };
     let dir = lab::scratch();
     let mut rng = Rng(17);
     let (source, before, to) =
-        (dir.path().join("source"), dir.path().join("before"), small.path().join("to"));
+        (dir.path().join("source"), dir.path().join("before"), small.dir.path().join("to"));
     Layout::dense("large", 90 * MIB, &mut rng).write(&source);
     Layout::dense("before", MIB, &mut rng).write(&before);
     fs::copy(&before, &to).expect("copy");
@@ -997,7 +997,7 @@ fn a_source_named_like_a_working_file_fails_and_says_so() {
 
 #[test]
 fn many_records_for_which_there_is_no_room_end_the_run() {
-    let Some(small) = lab::dir(Fs::Small) else { return };
+    let Some(small) = lab::small() else { return };
     let dir = lab::scratch();
     let source = dir.path().join("source");
     let mut layout = Layout::hole("image", 100 * MIB);
@@ -1005,10 +1005,10 @@ fn many_records_for_which_there_is_no_room_end_the_run() {
         layout = layout.data(at..at + MIB - 4096, &mut Rng(43));
     }
     layout.write(&source);
-    let to = small.path().join("to");
+    let to = small.dir.path().join("to");
     let outcome = push(&mut Peer::pipe(dir.path()).shell(), &source, &to).code(11);
     assert!(!to.exists(), "{outcome}");
-    assert_no_leftovers(small.path());
+    assert_no_leftovers(small.dir.path());
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard};
 
 use tempfile::TempDir;
 
@@ -43,6 +44,21 @@ pub fn dir(fs: Fs) -> Option<TempDir> {
         skip(&format!("no {} is mounted", fs.name()));
     }
     mounted.map(|path| fresh(&path))
+}
+
+/// A directory on the small file system, which no other test fills meanwhile.
+pub struct Small {
+    pub dir: TempDir,
+    /// Goes last: the directory is removed before the next test comes.
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// The small file system for one test at a time; `None`, and a counted skip,
+/// where it is not mounted.
+pub fn small() -> Option<Small> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    Some(Small { dir: dir(Fs::Small)?, _alone: alone })
 }
 
 /// A directory of the test's own wherever there is room.
