@@ -128,7 +128,10 @@ fn fails_and_then_succeeds(small: &Small, case: &Case) {
     } else {
         assert!(outcome.stdout.contains("is untouched"), "{outcome}");
         assert!(before.is_none() && !small.image().exists() || same(&small.image(), &copy), "{outcome}");
-        assert_eq!(before, before.map(|_| allocated(&small.image())), "the old image has grown");
+        if let Some(before) = before {
+            // But for a block of the file system's own records of it.
+            assert!(allocated(&small.image()) <= before + (16 << 10), "the old image has grown: {outcome}");
+        }
         assert!(free(small.lab.dir.path()) + (256 << 10) >= room, "less room than before: {outcome}");
     }
     small.make_room();
