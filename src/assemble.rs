@@ -217,39 +217,57 @@ impl OpenFile {
         if data.first != self.at {
             return rule("a data frame out of place");
         }
+        let blocks = self.blocks_of(data)?;
+        let (hashes, placed) =
+            while_hashing(&blocks, data.bytes.len(), || self.place(maps, &blocks, &data.bytes));
+        placed?;
+        hashes.iter().zip(data.first..).for_each(|(hash, index)| self.root.add(index, hash));
+        self.received += data.bytes.len() as u64;
+        Ok(data.bytes.len() as u64)
+    }
+
+    /// The blocks of a data frame, each with its bytes.
+    fn blocks_of<'a>(&self, data: &'a Data) -> Result<Vec<(PageMask, &'a [u8])>, ApplyError> {
         let mut left = data.bytes.as_slice();
-        // What adjoins in the file and in the frame is written at once.
-        let mut pending = Pending { at: 0, len: 0, bytes: left };
-        for &mask in &data.masks {
-            let (block, all) = (self.at, self.grid.all_pages(self.at));
-            if mask == 0 || mask & !all != 0 {
+        let mut blocks = Vec::with_capacity(data.masks.len());
+        for (&mask, index) in data.masks.iter().zip(data.first..) {
+            if mask == 0 || mask & !self.grid.all_pages(index) != 0 {
                 return rule("a data frame with an impossible page mask");
             }
-            let len = self.grid.masked_bytes(block, mask) as usize;
-            let Some((bytes, behind)) = left.split_at_checked(len) else {
+            let Some((bytes, behind)) = left.split_at_checked(self.grid.masked_bytes(index, mask) as usize)
+            else {
                 return rule("a data frame that is too short");
             };
             left = behind;
-            self.root.add(block, &hashmap::hash_block(mask, std::iter::once(bytes)));
+            blocks.push((mask, bytes));
+        }
+        if left.is_empty() { Ok(blocks) } else { rule("a data frame that is too long") }
+    }
+
+    /// Puts the next blocks in their place; `bytes` are those of all of them.
+    fn place(
+        &mut self,
+        maps: &mut Maps,
+        blocks: &[(PageMask, &[u8])],
+        bytes: &[u8],
+    ) -> Result<(), ApplyError> {
+        // What adjoins in the file and in the frame is written at once.
+        let mut pending = Pending { at: 0, len: 0, bytes };
+        for &(mask, _) in blocks {
             let (_, had) = maps.next(1)?;
             let (there, zero) = match had {
                 Had::Hole => (0, 0),
                 Had::Block(block) => (block.data, block.read & !block.data),
-                Had::Unknown => (all, 0),
+                Had::Unknown => (self.grid.all_pages(self.at), 0),
             };
             self.zero_pages(there & !mask, false)?;
             self.zero_pages(zero & !mask, true)?;
             for run in hashmap::page_runs(mask) {
-                pending.add(self.grid.pages(block, &run), &mut self.destination)?;
+                pending.add(self.grid.pages(self.at, &run), &mut self.destination)?;
             }
             self.at += 1;
         }
-        if !left.is_empty() {
-            return rule("a data frame that is too long");
-        }
-        pending.write(&mut self.destination)?;
-        self.received += data.bytes.len() as u64;
-        Ok(data.bytes.len() as u64)
+        pending.write(&mut self.destination)
     }
 
     /// The file is described to its end; what it hashes to.
@@ -292,6 +310,26 @@ impl OpenFile {
         }
         Ok(())
     }
+}
+
+/// Does something while it also hashes blocks, if there are enough bytes to make it
+/// worth while. Only the hashing goes to the pool: the rest may wait for the mapper,
+/// which needs the pool.
+fn while_hashing<T>(blocks: &[(PageMask, &[u8])], bytes: usize, work: impl FnOnce() -> T) -> (Vec<Hash>, T) {
+    const WORTH_IT: usize = 256 << 10;
+    if bytes < WORTH_IT {
+        return (hashes_of(blocks), work());
+    }
+    let mut hashes = Vec::new();
+    let done = rayon::in_place_scope(|scope| {
+        scope.spawn(|_| hashes = hashes_of(blocks));
+        work()
+    });
+    (hashes, done)
+}
+
+fn hashes_of(blocks: &[(PageMask, &[u8])]) -> Vec<Hash> {
+    blocks.iter().map(|(mask, bytes)| hashmap::hash_block(*mask, std::iter::once(*bytes))).collect()
 }
 
 /// The part of a frame that is not written yet.

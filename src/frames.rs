@@ -188,18 +188,30 @@ fn link_error(peer: &str, doing: &'static str, source: io::Error) -> Error {
 pub struct FrameReader<R: Read> {
     input: Plain<R>,
     body: Vec<u8>,
+    /// Room for the bytes of the next data frame.
+    room: Vec<u8>,
     frames: u64,
 }
 
 impl<R: Read> FrameReader<R> {
     /// `peer` names the other side in errors.
     pub fn new(input: R, peer: &str) -> FrameReader<R> {
-        FrameReader { input: Plain::new(input, peer), body: Vec::new(), frames: 0 }
+        FrameReader { input: Plain::new(input, peer), body: Vec::new(), room: Vec::new(), frames: 0 }
     }
 
     /// Bytes read so far; stays readable when the reader is given away.
     pub fn received(&self) -> Arc<AtomicU64> {
         self.input.received()
+    }
+
+    /// Who the other side is.
+    pub fn peer(&self) -> &str {
+        self.input.peer()
+    }
+
+    /// Takes the room of a data frame that is done with, for the next one.
+    pub fn reuse(&mut self, data: Data) {
+        self.room = data.bytes;
     }
 
     /// What comes where there are no frames yet.
@@ -342,7 +354,8 @@ impl<R: Read> FrameReader<R> {
             PageMask::from_le_bytes(mask)
         });
         let masks = masks.collect();
-        let mut body = vec![0; rest];
+        let mut body = std::mem::take(&mut self.room);
+        body.resize(rest, 0);
         self.fill(&mut body)?;
         let bytes = match kind {
             TYPE_DATA if rest == bytes => body,

@@ -12,7 +12,8 @@
 //! - [`sender`]: the sending role, over any pair of streams, made of `merge`
 //!   (what differs), `hasher` (reading) and `announce` (entries)
 //! - [`receiver`]: the receiving role, made of `assemble` (one file), `mapper`
-//!   (answers), `outbox` (the way back) and `base` (where it all goes)
+//!   (answers), `inbox` and `outbox` (both ways of the connection) and `base` (where it
+//!   all goes)
 //! - [`stream`]: an image as text records
 //! - [`tree`]: what to send; [`compress`]: whether to compress it
 //! - [`frames`]: frames on the wire; [`plain`]: bytes in none; [`protocol`]: messages and their limits
@@ -41,6 +42,7 @@ pub mod error;
 pub mod frames;
 mod hasher;
 pub mod hashmap;
+mod inbox;
 pub mod ladder;
 pub mod local;
 pub mod location;

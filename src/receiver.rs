@@ -2,9 +2,9 @@
 //! with the map of what it has, puts together what arrives, and makes it the
 //! destination when its root hash is right. Trusts nothing that it is told.
 //!
-//! The caller's thread reads frames and applies them. A mapper answers files in
-//! order and hashes what is there; what it finds goes to the sender and, over a
-//! bounded queue, to the caller's thread. Finishers sync and rename, several at
+//! A reader takes frames in, the caller's thread applies them. A mapper answers
+//! files in order and hashes what is there; what it finds goes to the sender and,
+//! over a bounded queue, to the caller's thread. Finishers sync and rename, several at
 //! a time. A writer sends off what the others have to say.
 
 use std::ffi::OsStr;
@@ -23,6 +23,7 @@ use crate::base::{Base, attributes_of, make_directory, make_symlink, names_worki
 use crate::error::{Error, Result};
 use crate::frames::{FrameReader, FrameWriter};
 use crate::hashmap::Hash;
+use crate::inbox::Inbox;
 use crate::mapper::{Job, answer_files};
 use crate::options::Options;
 use crate::outbox::{self, Shared};
@@ -45,7 +46,7 @@ const WORTH_TELLING: u64 = 8 << 20;
 ///
 /// When the connection fails, the sender breaks the protocol, or the
 /// destination as a whole can't be used.
-pub fn run<R: Read, W: Write + Send>(
+pub fn run<R: Read + Send + 'static, W: Write + Send>(
     input: FrameReader<R>,
     output: FrameWriter<W>,
     target: Target,
@@ -66,7 +67,7 @@ pub fn run<R: Read, W: Write + Send>(
     };
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| outgoing.write_to(output, &shared.unanswered));
-        let received = receive(&shared, input, target);
+        let received = receive(&shared, Inbox::open(input), target);
         let ours = shared.lock_stats().clone();
         let told = match &received {
             Ok(_) => shared.tell(Message::End(Box::new(ours.clone()))),
@@ -85,7 +86,7 @@ pub fn run<R: Read, W: Write + Send>(
 }
 
 /// Everything up to the sender's totals, and what has to wait for them.
-fn receive<R: Read>(shared: &Shared, mut input: FrameReader<R>, target: Target) -> Result<Stats> {
+fn receive(shared: &Shared, inbox: Inbox, target: Target) -> Result<Stats> {
     let (jobs_in, jobs) = sync_channel(MAX_UNANSWERED);
     let (maps_in, maps) = sync_channel(QUEUED_MAPS);
     let (finish_in, finish) = sync_channel(FINISHERS);
@@ -97,7 +98,7 @@ fn receive<R: Read>(shared: &Shared, mut input: FrameReader<R>, target: Target) 
         }
         let mut applier = Applier {
             shared,
-            input: &mut input,
+            inbox,
             base: None,
             target,
             jobs: jobs_in,
@@ -145,9 +146,9 @@ struct Directory {
 }
 
 /// The caller's thread.
-struct Applier<'a, R: Read> {
+struct Applier<'a> {
     shared: &'a Shared<'a>,
-    input: &'a mut FrameReader<R>,
+    inbox: Inbox,
     target: Target,
     base: Option<Base>,
     jobs: SyncSender<Job>,
@@ -160,21 +161,24 @@ struct Applier<'a, R: Read> {
     only: Option<Vec<u8>>,
 }
 
-impl<R: Read> Applier<'_, R> {
+impl Applier<'_> {
     /// Handles frames until the sender's totals.
     fn run(&mut self) -> Result<Stats> {
         loop {
-            match self.input.read()? {
+            match self.inbox.next()? {
                 Frame::Message(Message::End(stats)) if matches!(self.current, Current::None) => {
                     let open = [&self.shared.unanswered, &self.shared.asked];
                     if open.iter().any(|count| count.load(Ordering::Relaxed) > 0) {
-                        return Err(self.input.bad("an end before every file was described"));
+                        return Err(self.inbox.bad("an end before every file was described"));
                     }
                     return Ok(*stats);
                 }
                 Frame::Message(message) => self.message(message)?,
-                Frame::Data(data) => self.describe(|maps, file| file.data(maps, &data))?,
-                Frame::Map(_) => return Err(self.input.bad("a map from the sender")),
+                Frame::Data(data) => {
+                    self.describe(|maps, file| file.data(maps, &data))?;
+                    self.inbox.recycle(data);
+                }
+                Frame::Map(_) => return Err(self.inbox.bad("a map from the sender")),
             }
         }
     }
@@ -203,23 +207,23 @@ impl<R: Read> Applier<'_, R> {
                 self.shared.reporter.event(Event::Failed(&failure));
                 Ok(())
             }
-            _ => Err(self.input.bad("a message out of turn")),
+            _ => Err(self.inbox.bad("a message out of turn")),
         }
     }
 
     fn entry(&mut self, entry: Entry) -> Result<()> {
-        protocol::check_path(&entry.path).map_err(|what| self.input.bad(what))?;
-        let Some(base) = self.base.clone() else { return Err(self.input.bad("an entry before the layout")) };
+        protocol::check_path(&entry.path).map_err(|what| self.inbox.bad(what))?;
+        let Some(base) = self.base.clone() else { return Err(self.inbox.bad("an entry before the layout")) };
         if base.rename.is_some() {
             // There is one name to write to, and its directory is not ours to change.
             let only = self.only.get_or_insert_with(|| entry.path.clone());
             if *only != entry.path || matches!(entry.kind, Kind::Directory) {
-                return Err(self.input.bad("more than the single file that it promised"));
+                return Err(self.inbox.bad("more than the single file that it promised"));
             }
         }
         if names_working_file(&entry.path) {
             // It could plant a sealed log there, which the next run would finish.
-            return Err(self.input.bad("it names a working file"));
+            return Err(self.inbox.bad("it names a working file"));
         }
         let attributes =
             attributes_of(&entry.metadata, &self.shared.options, self.shared.umask, &mut self.names);
@@ -227,7 +231,7 @@ impl<R: Read> Applier<'_, R> {
             Kind::File { length, allocated, whole, retry } => {
                 let unanswered = self.shared.unanswered.fetch_add(1, Ordering::Relaxed);
                 if length > MAX_LENGTH || unanswered >= MAX_UNANSWERED {
-                    return Err(self.input.bad(format!("a file of {length} bytes, {unanswered} unanswered")));
+                    return Err(self.inbox.bad(format!("a file of {length} bytes, {unanswered} unanswered")));
                 }
                 self.shared.reporter.event(Event::Found(allocated));
                 let whole = whole || self.shared.options.whole_file;
@@ -280,7 +284,7 @@ impl<R: Read> Applier<'_, R> {
         let file = match &mut self.current {
             Current::File(file) => file,
             Current::Failed => return Ok(()),
-            Current::None => return Err(self.input.bad("content without a file")),
+            Current::None => return Err(self.inbox.bad("content without a file")),
         };
         match apply(&mut self.maps, file) {
             Ok(bytes) => {
@@ -298,7 +302,7 @@ impl<R: Read> Applier<'_, R> {
     /// a rule.
     fn failed(&mut self, id: u64, error: ApplyError) -> Result<()> {
         match error {
-            ApplyError::Rule(what) => Err(self.input.bad(what)),
+            ApplyError::Rule(what) => Err(self.inbox.bad(what)),
             ApplyError::Gone => Err(Error::Closed { peer: "the sender".into(), detail: String::new() }),
             ApplyError::Told => {
                 self.fail();
@@ -341,7 +345,7 @@ impl<R: Read> Applier<'_, R> {
         let current = std::mem::replace(&mut self.current, Current::None);
         let (Current::File(file), Some(found)) = (current, found) else { return Ok(()) };
         if !self.maps.drain() {
-            return Err(self.input.bad("the end of a file out of turn"));
+            return Err(self.inbox.bad("the end of a file out of turn"));
         }
         if found == root {
             // A finisher that is gone would have taken the whole run with it.
@@ -357,7 +361,7 @@ impl<R: Read> Applier<'_, R> {
 
     fn abandon(&mut self) -> Result<()> {
         if matches!(self.current, Current::None) {
-            return Err(self.input.bad("an abandoned file that was never begun"));
+            return Err(self.inbox.bad("an abandoned file that was never begun"));
         }
         self.fail();
         self.current = Current::None;

@@ -35,7 +35,9 @@ pub fn run(cli: Cli) -> Result<()> {
         None => transfer(cli.transfer.into_job()?, umask),
         Some(Verb::Agent) => {
             end_the_command_on_signals()?;
-            agent::serve(File::from(own(std::io::stdin())?), File::from(own(std::io::stdout())?), umask)
+            let (input, output) = (own(std::io::stdin())?, own(std::io::stdout())?);
+            [&input, &output].into_iter().for_each(sys::grow_pipe);
+            agent::serve(File::from(input), File::from(output), umask)
         }
         Some(Verb::Map { image, hashes, json, block_size }) => {
             map(&image, hashes, json, cli::block_size(block_size)?)
