@@ -5,11 +5,13 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
-use crate::apply::Destination;
+use crate::apply::{Basis, Destination};
 use crate::error::{Error, Result};
 use crate::hashmap::{self, Grid, Hash, Item, PageMask, RootHasher};
+use crate::leaves::Leaves;
 use crate::mapper::{Begun, Mapped};
-use crate::protocol::Data;
+use crate::options::BlockSize;
+use crate::protocol::{Data, Differ, MAX_ASKED, Patch};
 
 /// What the basis has in the next blocks.
 enum Had {
@@ -150,11 +152,25 @@ pub(crate) struct OpenFile {
     pub kept: u64,
     /// Bytes of data that arrived.
     pub received: u64,
+    basis: Option<Basis>,
     grid: Grid,
     root: RootHasher,
     /// The next block.
     at: u64,
+    /// Blocks that the sender asked about, and has not sent yet what they lack.
+    asked: VecDeque<Asked>,
+    /// A patched block is not what it was to be.
+    spoiled: bool,
     zeros: Zeros,
+}
+
+/// A block that waits for what it lacks.
+struct Asked {
+    index: u64,
+    /// What the basis has.
+    had: hashmap::Block,
+    /// What it is to be.
+    hash: Hash,
 }
 
 /// Zeros that are still to be made, gathered over blocks so that each hole is
@@ -169,8 +185,22 @@ struct Zeros {
 impl OpenFile {
     fn new(begun: Begun) -> OpenFile {
         let Begun { id, entry, destination, grid, whole, resized, .. } = begun;
-        let (root, zeros) = (RootHasher::new(&grid), Zeros::default());
-        OpenFile { id, entry, destination, whole, resized, kept: 0, received: 0, grid, root, at: 0, zeros }
+        OpenFile {
+            id,
+            entry,
+            basis: destination.basis(),
+            destination,
+            whole,
+            resized,
+            kept: 0,
+            received: 0,
+            grid,
+            root: RootHasher::new(&grid),
+            at: 0,
+            asked: VecDeque::new(),
+            spoiled: false,
+            zeros: Zeros::default(),
+        }
     }
 
     /// Blocks stay; allocated zeros among them become holes. Returns bytes of data.
@@ -187,7 +217,7 @@ impl OpenFile {
                         self.root.add(self.at, &block.hash);
                         bytes += self.grid.masked_bytes(self.at, block.data);
                     }
-                    self.zero_pages(block.read & !block.data, true)?;
+                    self.zero_pages(self.at, block.read & !block.data, true)?;
                 }
             }
             self.at += count;
@@ -203,7 +233,7 @@ impl OpenFile {
             let (count, had) = maps.next(end - self.at)?;
             match had {
                 Had::Hole => {}
-                Had::Block(block) => self.zero_pages(block.read, block.data == 0)?,
+                Had::Block(block) => self.zero_pages(self.at, block.read, block.data == 0)?,
                 Had::Unknown => self.zero_range(self.grid.bytes(&(self.at..self.at + count)), false)?,
             }
             self.at += count;
@@ -260,8 +290,8 @@ impl OpenFile {
                 Had::Block(block) => (block.data, block.read & !block.data),
                 Had::Unknown => (self.grid.all_pages(self.at), 0),
             };
-            self.zero_pages(there & !mask, false)?;
-            self.zero_pages(zero & !mask, true)?;
+            self.zero_pages(self.at, there & !mask, false)?;
+            self.zero_pages(self.at, zero & !mask, true)?;
             for run in hashmap::page_runs(mask) {
                 pending.add(self.grid.pages(self.at, &run), &mut self.destination)?;
             }
@@ -270,13 +300,117 @@ impl OpenFile {
         pending.write(&mut self.destination)
     }
 
-    /// The file is described to its end; what it hashes to.
-    pub fn end(&mut self) -> Result<Hash, ApplyError> {
+    /// The next blocks get new data in place of what the basis has of them, which is
+    /// returned; what they lack comes as patches, in this order.
+    pub fn compare(
+        &mut self,
+        maps: &mut Maps,
+        differ: &Differ,
+        leaf: BlockSize,
+    ) -> Result<Vec<Leaves>, ApplyError> {
+        self.end_of(differ.hashes.len() as u64)?;
+        if differ.first != self.at || self.asked.len() + differ.hashes.len() > MAX_ASKED {
+            return rule("a question out of place, or one too many");
+        }
+        let mut leaves = Vec::with_capacity(differ.hashes.len());
+        for &hash in &differ.hashes {
+            let (_, Had::Block(had)) = maps.next(1)? else {
+                return rule("a question about a block that is not there");
+            };
+            let bytes = self.old_bytes(self.at, had.data)?;
+            leaves.push(Leaves::of(leaf, &self.grid, self.at, had.data, &bytes));
+            self.root.add(self.at, &hash);
+            self.asked.push_back(Asked { index: self.at, had, hash });
+            self.at += 1;
+        }
+        Ok(leaves)
+    }
+
+    /// Blocks that were asked about get what they lack. Returns bytes of data.
+    pub fn patch(&mut self, patch: &Patch) -> Result<u64, ApplyError> {
+        if self.asked.front().is_none_or(|asked| asked.index != patch.first) {
+            return rule("a patch out of place");
+        }
+        let mut pending = Pending { at: 0, len: 0, bytes: &patch.bytes };
+        let mut left = patch.bytes.as_slice();
+        for (&mask, &sent) in patch.masks.iter().zip(&patch.sent) {
+            let Some(Asked { index, had, hash }) = self.asked.pop_front() else {
+                return rule("a patch for more blocks than were asked about");
+            };
+            let kept = mask & !sent;
+            if mask & !self.grid.all_pages(index) != 0 || sent & !mask != 0 || kept & !had.data != 0 {
+                return rule("a patch with an impossible page mask");
+            }
+            let Some((new, behind)) = left.split_at_checked(self.grid.masked_bytes(index, sent) as usize)
+            else {
+                return rule("a patch that is too short");
+            };
+            left = behind;
+            let old = self.old_bytes(index, kept)?;
+            let found = hashmap::hash_block(mask, self.interleave(index, (kept, &old), (sent, new)));
+            self.spoiled |= found != hash;
+            self.zero_pages(index, had.data & !mask, false)?;
+            self.zero_pages(index, had.read & !had.data & !mask, true)?;
+            for run in hashmap::page_runs(sent) {
+                pending.add(self.grid.pages(index, &run), &mut self.destination)?;
+            }
+            self.kept += old.len() as u64;
+        }
+        if !left.is_empty() {
+            return rule("a patch that is too long");
+        }
+        pending.write(&mut self.destination)?;
+        self.received += patch.bytes.len() as u64;
+        Ok(patch.bytes.len() as u64)
+    }
+
+    /// The bytes that the basis has in some pages of a block, packed.
+    fn old_bytes(&self, block: u64, pages: PageMask) -> Result<Vec<u8>, ApplyError> {
+        let mut bytes = vec![0; self.grid.masked_bytes(block, pages) as usize];
+        let mut left = bytes.as_mut_slice();
+        for run in hashmap::page_runs(pages) {
+            let range = self.grid.pages(block, &run);
+            let (part, behind) = left.split_at_mut((range.end - range.start) as usize);
+            left = behind;
+            let Some(basis) = &self.basis else { return rule("a question where there is nothing") };
+            basis
+                .image
+                .read_at(part, range.start)
+                .map_err(Error::file("read the old", self.destination.path()))?;
+        }
+        Ok(bytes)
+    }
+
+    /// The pages of two masks in their order; their bytes are packed.
+    fn interleave<'a>(
+        &self,
+        block: u64,
+        one: (PageMask, &'a [u8]),
+        other: (PageMask, &'a [u8]),
+    ) -> impl Iterator<Item = &'a [u8]> {
+        let grid = self.grid;
+        let (mut ones, mut others) = (one.1, other.1);
+        hashmap::page_runs(one.0 | other.0).flatten().map(move |page| {
+            let range = grid.pages(block, &(page..page + 1));
+            let from = if one.0 >> page & 1 == 1 { &mut ones } else { &mut others };
+            let (bytes, rest) = from.split_at((range.end - range.start) as usize);
+            *from = rest;
+            bytes
+        })
+    }
+
+    /// The file is described to its end; what it hashes to. `None`: a patch did not
+    /// make what it was to make.
+    pub fn end(&mut self) -> Result<Option<Hash>, ApplyError> {
         self.flush_zeros()?;
+        if !self.asked.is_empty() {
+            return rule("a file without all that it asked about");
+        }
         if self.at != self.grid.blocks() {
             return rule(format!("a file of {} blocks for {}", self.at, self.grid.blocks()));
         }
-        Ok(std::mem::replace(&mut self.root, RootHasher::new(&self.grid)).finish())
+        let root = std::mem::replace(&mut self.root, RootHasher::new(&self.grid)).finish();
+        Ok((!self.spoiled).then_some(root))
     }
 
     fn end_of(&self, blocks: u64) -> Result<u64, ApplyError> {
@@ -286,9 +420,9 @@ impl OpenFile {
         Ok(self.at + blocks)
     }
 
-    /// Makes pages of the current block zero, if any; `already`: they only take room.
-    fn zero_pages(&mut self, mask: PageMask, already: bool) -> Result<(), ApplyError> {
-        hashmap::page_runs(mask).try_for_each(|run| self.zero_range(self.grid.pages(self.at, &run), already))
+    /// Makes pages of a block zero, if any; `already`: they only take room.
+    fn zero_pages(&mut self, block: u64, mask: PageMask, already: bool) -> Result<(), ApplyError> {
+        hashmap::page_runs(mask).try_for_each(|run| self.zero_range(self.grid.pages(block, &run), already))
     }
 
     fn zero_range(&mut self, range: Range<u64>, already: bool) -> Result<(), ApplyError> {

@@ -183,12 +183,16 @@ pub struct Transfer {
     /// Unit of comparison, a power of two from 4K to 256K [default: 64K]
     #[arg(short = 'B', long, value_name = "SIZE", value_parser = size)]
     block_size: Option<u64>,
+    /// Parts of a block that are compared by themselves when it differs, a power of
+    /// two from 4K on; a whole block: none [default: 4K]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    leaf_size: Option<u64>,
     /// Compress data on its way
-    #[arg(short = 'z', long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "zstd", default_value = "none", value_name = "HOW")]
+    #[arg(short = 'z', long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "zstd", default_value = "auto", value_name = "HOW")]
     compress: CompressArg,
-    /// zstd level
-    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=19))]
-    compress_level: i32,
+    /// zstd level [default: 3 with -z; else one that suits the connection]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=19))]
+    compress_level: Option<i32>,
     /// What has to run at the other end
     #[arg(long, value_enum, default_value_t = AgentArg::Auto)]
     agent: AgentArg,
@@ -336,6 +340,7 @@ impl Transfer {
             verify: self.verify,
             fsync: !self.no_fsync,
             block_size: block_size(self.block_size)?,
+            leaf_size: self.leaf_size.map_or(Ok(BlockSize::SMALLEST), BlockSize::new)?,
             compress: match self.compress {
                 CompressArg::Auto => Compress::Auto,
                 CompressArg::Zstd => Compress::Zstd,

@@ -6,18 +6,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Failure, Result, escape};
-use crate::hashmap::{Key, PageMask};
+use crate::hashmap::{Hash, Key, PageMask};
+use crate::leaves::{LeafHash, Leaves};
 use crate::plain::Plain;
 use crate::plan::Run;
 use crate::protocol::{
-    Data, Frame, MAGIC, MAX_CONTROL, MAX_DATA, MAX_DATA_BLOCKS, MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST,
-    VERSION,
+    Answer, Data, Differ, Frame, MAGIC, MAX_CONTROL, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS,
+    MAX_MAP_RUNS, Message, OLDEST, Patch, VERSION,
 };
 
 const TYPE_CONTROL: u8 = 1;
 const TYPE_DATA: u8 = 2;
 const TYPE_DATA_ZSTD: u8 = 3;
 const TYPE_MAP: u8 = 4;
+const TYPE_DIFFER: u8 = 5;
+const TYPE_LEAVES: u8 = 6;
+const TYPE_PATCH: u8 = 7;
+const TYPE_PATCH_ZSTD: u8 = 8;
 /// Type, length, check.
 const HEADER: usize = 1 + 4 + CHECK;
 /// Bytes of BLAKE3 that tell a damaged stream: over the number of the frame,
@@ -26,7 +31,9 @@ const HEADER: usize = 1 + 4 + CHECK;
 const CHECK: usize = 4;
 /// First block, number of blocks, width of a mask, bytes of data.
 const DATA_HEAD: usize = 8 + 4 + 1 + 4;
-const MAX_BODY: usize = DATA_HEAD + MAX_DATA_BLOCKS * 8 + MAX_DATA;
+const MAX_BODY: usize = DATA_HEAD + MAX_DATA_BLOCKS * 8 * 2 + MAX_DATA;
+/// The mask of a block and the hash of each of its pages, with how many those are.
+const MAX_LEAVES: usize = 8 + 1 + 64 * size_of::<LeafHash>();
 
 /// Writes frames and counts bytes. Small ones gather until [`FrameWriter::flush`].
 #[derive(Debug)]
@@ -72,16 +79,49 @@ impl<W: Write> FrameWriter<W> {
     /// Writes file data: one mask a block, and the bytes of their pages, which
     /// may lie in several places. At most [`MAX_DATA`] bytes, [`MAX_DATA_BLOCKS`] blocks.
     pub fn data(&mut self, first: u64, masks: &[PageMask], bytes: &[&[u8]]) -> Result<()> {
-        let len = bytes.iter().map(|part| part.len()).sum::<usize>();
-        let head = data_head(first, masks, len);
-        let parts: Vec<&[u8]> = std::iter::once(head.as_slice()).chain(bytes.iter().copied()).collect();
-        self.frame(TYPE_DATA, &parts)
+        self.pages(TYPE_DATA, first, &[masks], len_of(bytes), bytes)
     }
 
     /// Like [`FrameWriter::data`], for `len` bytes that zstd made into `compressed`.
     pub fn data_zstd(&mut self, first: u64, masks: &[PageMask], len: usize, compressed: &[u8]) -> Result<()> {
+        self.pages(TYPE_DATA_ZSTD, first, &[masks], len, &[compressed])
+    }
+
+    /// Writes what blocks lack that were asked about. At most [`MAX_DATA`] bytes,
+    /// [`MAX_DATA_BLOCKS`] blocks. `compressed`: what zstd made of the bytes.
+    pub fn patch(&mut self, patch: &Patch, compressed: Option<&[u8]>) -> Result<()> {
+        let kind = if compressed.is_some() { TYPE_PATCH_ZSTD } else { TYPE_PATCH };
+        let bytes = compressed.unwrap_or(&patch.bytes);
+        self.pages(kind, patch.first, &[&patch.masks, &patch.sent], patch.bytes.len(), &[bytes])
+    }
+
+    fn pages(
+        &mut self,
+        kind: u8,
+        first: u64,
+        masks: &[&[PageMask]],
+        len: usize,
+        bytes: &[&[u8]],
+    ) -> Result<()> {
         let head = data_head(first, masks, len);
-        self.frame(TYPE_DATA_ZSTD, &[&head, compressed])
+        let parts: Vec<&[u8]> = std::iter::once(head.as_slice()).chain(bytes.iter().copied()).collect();
+        self.frame(kind, &parts)
+    }
+
+    /// Asks about blocks that differ; at most [`MAX_DIFFER`].
+    pub fn differ(&mut self, differ: &Differ) -> Result<()> {
+        self.frame(TYPE_DIFFER, &[&differ.first.to_le_bytes(), differ.hashes.as_flattened()])
+    }
+
+    /// Answers with what is there of such blocks.
+    pub fn leaves(&mut self, answer: &Answer) -> Result<()> {
+        let mut body = answer.id.to_le_bytes().to_vec();
+        for Leaves { data, hashes } in &answer.blocks {
+            body.extend(data.to_le_bytes());
+            body.push(hashes.len() as u8);
+            body.extend(hashes.as_flattened());
+        }
+        self.frame(TYPE_LEAVES, &[&body])
     }
 
     /// Writes a stretch of a block map; at most [`MAX_MAP_RUNS`] runs and
@@ -117,7 +157,7 @@ impl<W: Write> FrameWriter<W> {
     }
 
     fn frame(&mut self, kind: u8, parts: &[&[u8]]) -> Result<()> {
-        let len = parts.iter().map(|part| part.len()).sum::<usize>() as u32;
+        let len = len_of(parts) as u32;
         self.put(&[&header_of(self.frames, kind, len)])?;
         self.frames += 1;
         self.put(parts)?;
@@ -138,7 +178,7 @@ impl<W: Write> FrameWriter<W> {
 }
 
 fn is_data(kind: u8) -> bool {
-    matches!(kind, TYPE_DATA | TYPE_DATA_ZSTD)
+    matches!(kind, TYPE_DATA | TYPE_DATA_ZSTD | TYPE_PATCH | TYPE_PATCH_ZSTD)
 }
 
 fn header_of(frame: u64, kind: u8, len: u32) -> [u8; HEADER] {
@@ -160,15 +200,19 @@ fn check_of(parts: &[&[u8]]) -> [u8; CHECK] {
     check
 }
 
-fn data_head(first: u64, masks: &[PageMask], len: usize) -> Vec<u8> {
-    let widest = masks.iter().fold(0, |any, mask| any | mask);
+fn len_of(parts: &[&[u8]]) -> usize {
+    parts.iter().map(|part| part.len()).sum()
+}
+
+fn data_head(first: u64, masks: &[&[PageMask]], len: usize) -> Vec<u8> {
+    let widest = masks.iter().copied().flatten().fold(0, |any, mask| any | mask);
     let width = (PageMask::BITS - widest.leading_zeros()).div_ceil(8).max(1) as usize;
-    let mut head = Vec::with_capacity(DATA_HEAD + masks.len() * width);
+    let mut head = Vec::with_capacity(DATA_HEAD + masks[0].len() * masks.len() * width);
     head.extend(first.to_le_bytes());
-    head.extend((masks.len() as u32).to_le_bytes());
+    head.extend((masks[0].len() as u32).to_le_bytes());
     head.push(width as u8);
     head.extend((len as u32).to_le_bytes());
-    masks.iter().for_each(|mask| head.extend(&mask.to_le_bytes()[..width]));
+    masks.iter().copied().flatten().for_each(|mask| head.extend(&mask.to_le_bytes()[..width]));
     head
 }
 
@@ -308,15 +352,17 @@ impl<R: Read> FrameReader<R> {
         let len = len as usize;
         let limit = match kind {
             TYPE_CONTROL => MAX_CONTROL,
-            TYPE_DATA | TYPE_DATA_ZSTD => MAX_BODY,
+            _ if is_data(kind) => MAX_BODY,
             TYPE_MAP => MAX_MAP_RUNS * 9 + MAX_MAP_KEYS * size_of::<Key>(),
+            TYPE_DIFFER => 8 + MAX_DIFFER * size_of::<Hash>(),
+            TYPE_LEAVES => 8 + MAX_DIFFER * MAX_LEAVES,
             _ => return Err(self.bad(format!("a frame of the unknown type {kind}"))),
         };
         if len > limit {
             return Err(self.bad(format!("a frame of type {kind} with {len} bytes, more than {limit}")));
         }
         if is_data(kind) {
-            return self.next_data(kind, len).map(Frame::Data);
+            return self.next_data(kind, len);
         }
         let mut body = std::mem::take(&mut self.body);
         body.resize(len, 0);
@@ -326,12 +372,18 @@ impl<R: Read> FrameReader<R> {
         if check != check_of(&[&body]) {
             return Err(self.bad("a damaged frame"));
         }
-        let frame = if kind == TYPE_MAP { self.decode_map(&body) } else { self.decode_message(&body) };
+        let frame = match kind {
+            TYPE_MAP => self.decode_map(&body),
+            TYPE_DIFFER => self.decode_differ(&body),
+            TYPE_LEAVES => self.decode_leaves(&body),
+            _ => self.decode_message(&body),
+        };
         self.body = body;
         frame
     }
 
-    fn next_data(&mut self, kind: u8, len: usize) -> Result<Data> {
+    fn next_data(&mut self, kind: u8, len: usize) -> Result<Frame> {
+        let is_patch = matches!(kind, TYPE_PATCH | TYPE_PATCH_ZSTD);
         let mut head = [0; DATA_HEAD];
         if len < DATA_HEAD {
             return Err(self.bad("a data frame without its head"));
@@ -342,10 +394,33 @@ impl<R: Read> FrameReader<R> {
         let count = u32::from_le_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
         let width = rest[4] as usize;
         let bytes = u32::from_le_bytes([rest[5], rest[6], rest[7], rest[8]]) as usize;
+        let lists = if is_patch { 2 } else { 1 };
         let fits = (1..=MAX_DATA_BLOCKS).contains(&count) && (1..=8).contains(&width) && bytes <= MAX_DATA;
-        let Some(rest) = (len - DATA_HEAD).checked_sub(count * width).filter(|_| fits) else {
+        let Some(rest) = (len - DATA_HEAD).checked_sub(count.saturating_mul(width * lists)).filter(|_| fits)
+        else {
             return Err(self.bad(format!("a data frame of {count} blocks and {bytes} bytes")));
         };
+        let masks = self.masks(count, width)?;
+        let sent = if is_patch { self.masks(count, width)? } else { Vec::new() };
+        let mut body = std::mem::take(&mut self.room);
+        body.resize(rest, 0);
+        self.fill(&mut body)?;
+        let bytes = match kind {
+            TYPE_DATA | TYPE_PATCH if rest == bytes => body,
+            TYPE_DATA_ZSTD | TYPE_PATCH_ZSTD => zstd::bulk::decompress(&body, bytes)
+                .ok()
+                .filter(|plain| plain.len() == bytes)
+                .ok_or_else(|| self.bad("compressed data that does not unpack"))?,
+            _ => return Err(self.bad(format!("a data frame with {rest} bytes for {bytes}"))),
+        };
+        Ok(if is_patch {
+            Frame::Patch(Patch { first, masks, sent, bytes })
+        } else {
+            Frame::Data(Data { first, masks, bytes })
+        })
+    }
+
+    fn masks(&mut self, count: usize, width: usize) -> Result<Vec<PageMask>> {
         let mut masks = vec![0; count * width];
         self.fill(&mut masks)?;
         let masks = masks.chunks_exact(width).map(|bytes| {
@@ -353,19 +428,34 @@ impl<R: Read> FrameReader<R> {
             mask[..width].copy_from_slice(bytes);
             PageMask::from_le_bytes(mask)
         });
-        let masks = masks.collect();
-        let mut body = std::mem::take(&mut self.room);
-        body.resize(rest, 0);
-        self.fill(&mut body)?;
-        let bytes = match kind {
-            TYPE_DATA if rest == bytes => body,
-            TYPE_DATA_ZSTD => zstd::bulk::decompress(&body, bytes)
-                .ok()
-                .filter(|plain| plain.len() == bytes)
-                .ok_or_else(|| self.bad("compressed data that does not unpack"))?,
-            _ => return Err(self.bad(format!("a data frame with {rest} bytes for {bytes}"))),
+        Ok(masks.collect())
+    }
+
+    fn decode_differ(&self, body: &[u8]) -> Result<Frame> {
+        let hashes = body.split_first_chunk().map(|(first, rest)| (*first, rest.as_chunks()));
+        match hashes {
+            Some((first, (hashes, []))) if !hashes.is_empty() => {
+                Ok(Frame::Differ(Differ { first: u64::from_le_bytes(first), hashes: hashes.to_vec() }))
+            }
+            _ => Err(self.bad(format!("hashes of blocks in {} bytes", body.len()))),
+        }
+    }
+
+    fn decode_leaves(&self, body: &[u8]) -> Result<Frame> {
+        let decode = |body: &[u8]| {
+            let (id, mut left) = body.split_first_chunk()?;
+            let mut blocks = Vec::new();
+            while let Some((data, rest)) = left.split_first_chunk() {
+                let (&count, rest) = rest.split_first()?;
+                let (hashes, rest) = rest.split_at_checked(usize::from(count) * size_of::<LeafHash>())?;
+                let data = PageMask::from_le_bytes(*data);
+                blocks.push(Leaves { data, hashes: hashes.as_chunks().0.to_vec() });
+                left = rest;
+            }
+            let whole = left.is_empty() && blocks.len() <= MAX_DIFFER;
+            whole.then_some(Frame::Leaves(Answer { id: u64::from_le_bytes(*id), blocks }))
         };
-        Ok(Data { first, masks, bytes })
+        decode(body).ok_or_else(|| self.bad("leaves that cannot be read"))
     }
 
     fn decode_message(&self, body: &[u8]) -> Result<Frame> {

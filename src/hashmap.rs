@@ -119,6 +119,25 @@ pub struct Batch {
     pub buffer: Vec<u8>,
 }
 
+impl Block {
+    /// Its non-zero pages as slices of a buffer that holds its read pages, packed,
+    /// from `at` on; in file order.
+    pub fn data_in<'a>(
+        &self,
+        grid: &'a Grid,
+        index: u64,
+        buffer: &'a [u8],
+    ) -> impl Iterator<Item = &'a [u8]> + 'a {
+        let (read, at) = (self.read, self.at);
+        page_runs(self.data).map(move |run| {
+            let before = read & ((1u64 << run.start) - 1);
+            let start = at + grid.masked_bytes(index, before) as usize;
+            let bytes = grid.pages(index, &run);
+            &buffer[start..start + (bytes.end - bytes.start) as usize]
+        })
+    }
+}
+
 impl Batch {
     /// The non-zero pages of a block as slices of the buffer, in file order.
     pub fn data_of<'a>(
@@ -127,13 +146,7 @@ impl Batch {
         index: u64,
         block: &Block,
     ) -> impl Iterator<Item = &'a [u8]> + 'a {
-        let (read, at) = (block.read, block.at);
-        page_runs(block.data).map(move |run| {
-            let before = read & ((1u64 << run.start) - 1);
-            let start = at + grid.masked_bytes(index, before) as usize;
-            let bytes = grid.pages(index, &run);
-            &self.buffer[start..start + (bytes.end - bytes.start) as usize]
-        })
+        block.data_in(grid, index, &self.buffer)
     }
 }
 
@@ -330,7 +343,7 @@ pub fn hash_block<'a>(data: PageMask, pages: impl Iterator<Item = &'a [u8]>) -> 
 /// Builds the root hash: BLAKE3 over a tag, the block size and the length (8
 /// bytes each, little-endian), then index (8 bytes) and hash of every block
 /// that is not zero, in order. Holes cost nothing and the layout does not matter.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RootHasher(blake3::Hasher);
 
 impl RootHasher {

@@ -10,19 +10,21 @@
 //!   both say and hear; [`ladder`]: agent, pushed agent or shell
 //! - `through`: a command in the place of a destination
 //! - [`sender`]: the sending role, over any pair of streams, made of `merge`
-//!   (what differs), `hasher` (reading) and `announce` (entries)
+//!   (what differs), `describe` (how it is told), `hasher` (reading) and `announce` (entries)
 //! - [`receiver`]: the receiving role, made of `assemble` (one file), `mapper`
 //!   (answers), `inbox` and `outbox` (both ways of the connection) and `base` (where it
 //!   all goes)
 //! - [`stream`]: an image as text records
-//! - [`tree`]: what to send; [`compress`]: whether to compress it
+//! - [`tree`]: what to send; [`compress`]: whether to compress it; [`link`]: how fast
+//!   it goes
 //! - [`frames`]: frames on the wire; [`plain`]: bytes in none; [`protocol`]: messages and their limits
 //! - [`apply`]: the destination of one file, and how it is completed (`commit`);
 //!   [`settle`]: what a crash left of it
 //! - [`stage`]: where changes gather beside it; [`log`]: which ranges those are;
 //!   [`overlay`]: both over the old file
 //! - [`place`]: a name in a directory; [`ranges`]: copying and zeroing
-//! - [`plan`]: block maps, and what turns one file into another
+//! - [`plan`]: block maps, and what turns one file into another; [`leaves`]: the
+//!   parts of a block that differs
 //! - [`hashmap`]: files as blocks, hashed in parallel
 //! - [`scan`]: data extents, and the test for zeros
 //! - [`transport`]: a child process as a pair of streams; [`report`]: what the
@@ -37,6 +39,7 @@ mod assemble;
 mod base;
 mod commit;
 pub mod compress;
+mod describe;
 mod download;
 pub mod error;
 pub mod frames;
@@ -44,6 +47,8 @@ mod hasher;
 pub mod hashmap;
 mod inbox;
 pub mod ladder;
+pub mod leaves;
+pub mod link;
 pub mod local;
 pub mod location;
 pub mod log;

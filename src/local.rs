@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, printable};
 use crate::frames::{FrameReader, FrameWriter};
-use crate::options::Options;
+use crate::options::{Compress, Options};
 use crate::receiver::{self, Target};
 use crate::report::{Reporter, Silent, Stats};
 use crate::sender::{self, Side};
@@ -20,6 +20,9 @@ pub fn run(sources: &[PathBuf], target: Target, options: &Options, reporter: &dy
     if options.recursive {
         sources.iter().try_for_each(|source| refuse_inside(source, &target.path))?;
     }
+    // Nothing is saved where nothing travels.
+    let leaf_size = options.block_size;
+    let options = &Options { leaf_size, compress: Compress::None, ..options.clone() };
     let pipe = || std::io::pipe().map_err(Error::file("create", "a pipe"));
     let (to_receiver_out, to_receiver) = pipe()?;
     let (to_sender_out, to_sender) = pipe()?;

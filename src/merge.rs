@@ -1,22 +1,27 @@
-//! Merges the sender's blocks with the arriving map, in file order, and sends
-//! what differs.
+//! Merges the sender's blocks with the arriving map, in file order, so that what
+//! differs is sent.
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::io::Write;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender};
 
 use crate::announce::{Shared, Side, announce, lock};
-use crate::compress::Compressor;
+use crate::describe::Describer;
 use crate::error::{Error, Failure, Result};
 use crate::hasher::Hashed;
 use crate::hashmap::{self, Batch, Block, Grid, Hash, Item, RootHasher};
 use crate::plan::{Action, Planner, Run};
-use crate::protocol::{Frame, Kind, MAX_DATA, MAX_DATA_BLOCKS, MAX_UNANSWERED, Message};
+use crate::protocol::{Frame, Kind, MAX_UNANSWERED, Message};
 use crate::report::{Event, Outcome, Phase, Stats};
 use crate::tree::{self, Source};
+
+/// Keys that may be known ahead of the source. A receiver that waits for what is
+/// described, as it has to, stays well below.
+const MAX_AHEAD: usize = 1 << 18;
 
 /// What reaches the merging thread.
 pub(crate) enum Incoming {
@@ -39,12 +44,14 @@ pub(crate) struct Merger<'a, W: Write> {
     events: Receiver<Incoming>,
     batches: Receiver<Hashed>,
     buffers: Sender<Vec<u8>>,
-    compressor: Compressor,
-    /// Blocks to keep that the receiver was not told of yet.
-    keep: u64,
+    describer: Describer<'a, W>,
     announced: Option<u64>,
     answered: u64,
     again: VecDeque<Source>,
+    /// Answers for the files after the one that is described.
+    later: VecDeque<Frame>,
+    /// Keys in those.
+    later_keys: usize,
     awaited: HashMap<u64, Sent>,
     /// Failures that the receiver told of.
     heard: Stats,
@@ -52,17 +59,27 @@ pub(crate) struct Merger<'a, W: Write> {
     closed: bool,
 }
 
-/// What is still to come of a file.
-struct Left {
-    /// More of the receiver's map.
+/// A file that is being described.
+struct Description {
+    id: u64,
+    grid: Grid,
+    planner: Planner,
+    root: RootHasher,
+    walk: BatchWalk,
+    /// More of the receiver's map is to come.
     map: bool,
-    /// More from the hasher.
+    /// More is to come from the hasher.
     hashes: bool,
+    /// Bytes of data that were sent.
+    bytes: u64,
+    changed: bool,
+    /// The receiver has given up.
+    failed: Option<Failure>,
 }
 
 /// How describing a file to the receiver ended.
 enum Described {
-    Whole { bytes: u64, changed: bool, root: Hash },
+    Whole(Hash),
     SourceChanged,
     SourceFailed(Error),
     ReceiverFailed(Failure),
@@ -82,11 +99,12 @@ impl<'a, W: Write> Merger<'a, W> {
             events,
             batches,
             buffers,
-            compressor: Compressor::new(shared.options),
-            keep: 0,
+            describer: Describer::new(shared),
             announced: None,
             answered: 0,
             again: VecDeque::new(),
+            later: VecDeque::new(),
+            later_keys: 0,
             awaited: HashMap::new(),
             heard: Stats::default(),
             closed: false,
@@ -143,16 +161,28 @@ impl<'a, W: Write> Merger<'a, W> {
         }
     }
 
-    /// The next frame, after everything written so far is on its way.
+    /// The next frame that was not handled yet.
     fn next_frame(&mut self) -> Result<Option<Frame>> {
+        match self.take_later() {
+            Some(frame) => Ok(Some(frame)),
+            None => self.next_event(),
+        }
+    }
+
+    /// What arrives next, after everything written so far is on its way.
+    fn next_event(&mut self) -> Result<Option<Frame>> {
         let event = match self.events.try_recv() {
             Ok(event) => event,
             Err(_) => {
-                self.tell_keep()?;
+                self.describer.say()?;
                 self.shared.lock_output().flush()?;
                 self.events.recv().map_err(|_| self.unexpected("its reader ended"))?
             }
         };
+        self.frame_of(event)
+    }
+
+    fn frame_of(&mut self, event: Incoming) -> Result<Option<Frame>> {
         match event {
             Incoming::Frame(frame) => Ok(Some(frame)),
             Incoming::Walked(count) => {
@@ -193,7 +223,12 @@ impl<'a, W: Write> Merger<'a, W> {
 
     /// Deals with what belongs to no file being described.
     fn take_note(&mut self, frame: Frame) -> Result<()> {
-        let Frame::Message(message) = frame else { return Err(self.unexpected("a map out of turn")) };
+        let message = match frame {
+            Frame::Message(message) => message,
+            // An answer for a file that was abandoned meanwhile.
+            Frame::Leaves(_) => return Ok(()),
+            _ => return Err(self.unexpected("a map out of turn")),
+        };
         match message {
             Message::Unchanged { id } => {
                 self.count_answer();
@@ -277,15 +312,15 @@ impl<'a, W: Write> Merger<'a, W> {
         if !dry_run {
             self.shared.send(&Message::Content { id })?;
         }
-        let mut left = Left { map: has_map, hashes: true };
-        let described = self.merge(id, &grid, resized, &mut left)?;
-        if matches!(described, Described::Whole { .. }) {
-            self.tell_keep()?;
-        } else {
-            self.abandon(id, left)?;
+        self.describer.begin();
+        let mut file = Description::new(id, grid, has_map, resized);
+        let described = self.merge(&mut file)?;
+        let Description { bytes, changed, .. } = file;
+        if !matches!(described, Described::Whole(_)) {
+            self.abandon(file)?;
         }
         match described {
-            Described::Whole { bytes, changed, .. } if dry_run => {
+            Described::Whole(_) if dry_run => {
                 let outcome = if changed { Outcome::Sent(bytes) } else { Outcome::Unchanged };
                 lock(&self.shared.stats).files_sent += u64::from(changed);
                 self.report(&source.target, outcome);
@@ -295,7 +330,7 @@ impl<'a, W: Write> Merger<'a, W> {
                 let would_send = changed.then_some(bytes);
                 self.shared.send(&Message::Compared { path: source.target, would_send })
             }
-            Described::Whole { bytes, changed, root } => {
+            Described::Whole(root) => {
                 self.shared.send(&Message::Finish { root })?;
                 self.awaited.insert(id, Sent { source, bytes, changed });
                 Ok(())
@@ -311,75 +346,140 @@ impl<'a, W: Write> Merger<'a, W> {
 
     /// Leaves a file half described. The receiver is told at once: its mapper may
     /// wait for it to go on, and what is left of the map comes only then.
-    fn abandon(&mut self, id: u64, left: Left) -> Result<()> {
-        self.keep = 0;
+    fn abandon(&mut self, mut file: Description) -> Result<()> {
+        self.describer.begin();
         if !self.shared.options.dry_run {
             self.shared.send(&Message::Abandon)?;
         }
-        let mut map_open = left.map;
-        while map_open {
+        while file.map {
             match self.next_frame()? {
                 Some(Frame::Map(_)) | None => {}
-                Some(Frame::Message(Message::MapEnd)) => map_open = false,
-                Some(Frame::Message(Message::Failed { id: of, failure, answer: false })) if of == id => {
+                Some(Frame::Message(Message::MapEnd)) => file.map = false,
+                Some(Frame::Message(Message::Failed { id, failure, answer: false })) if id == file.id => {
                     self.receiver_failed(&failure);
                 }
                 Some(frame) => self.take_note(frame)?,
             }
         }
-        if left.hashes { self.drain_hasher() } else { Ok(()) }
+        if file.hashes { self.drain_hasher() } else { Ok(()) }
     }
 
     /// Merges the source's blocks with the arriving map, and sends what differs.
-    fn merge(&mut self, id: u64, grid: &Grid, resized: bool, left: &mut Left) -> Result<Described> {
-        let mut planner = Planner::default();
-        let mut root = RootHasher::new(grid);
-        let mut walk = BatchWalk::default();
-        let (mut bytes, mut changed) = (0, resized);
-        if !left.map {
-            planner.without_basis();
-        }
+    fn merge(&mut self, file: &mut Description) -> Result<Described> {
         loop {
-            while let Some((blocks, action)) = planner.step() {
-                changed |= action != Action::Keep;
-                bytes += self.act(grid, &mut walk, blocks, action)?;
+            self.hear_what_came(file)?;
+            while file.failed.is_none()
+                && let Some((blocks, action)) = file.planner.step()
+            {
+                self.act(file, blocks, action)?;
             }
-            if left.hashes && !planner.wants_basis() {
+            if let Some(failure) = file.failed.take() {
+                return Ok(Described::ReceiverFailed(failure));
+            }
+            if file.hashes && !file.planner.wants_basis() {
                 match self.batches.recv().map_err(|_| self.unexpected("the hasher ended"))? {
                     Hashed::Batch(batch) => {
-                        self.recycle(walk.begin(batch, grid, &mut planner, &mut root));
+                        let Description { walk, grid, planner, root, .. } = file;
+                        self.recycle(walk.begin(batch, grid, planner, root));
                         let mut stats = lock(&self.shared.stats);
                         stats.hashed_bytes += walk.batch.buffer.len() as u64;
                         stats.data_bytes += walk.batch.buffer.len() as u64;
                     }
                     Hashed::End(same) => {
-                        left.hashes = false;
+                        file.hashes = false;
                         if !same {
                             return Ok(Described::SourceChanged);
                         }
                     }
                     Hashed::Failed(error) => {
-                        left.hashes = false;
+                        file.hashes = false;
                         return Ok(Described::SourceFailed(error));
                     }
                 }
-            } else if left.map {
-                match self.next_frame()? {
-                    Some(Frame::Map(runs)) => runs.into_iter().for_each(|run| planner.push_basis(run)),
-                    Some(Frame::Message(Message::MapEnd)) => {
-                        planner.end_basis();
-                        left.map = false;
-                    }
-                    Some(Frame::Message(Message::Failed { id: of, failure, answer: false })) if of == id => {
-                        return Ok(Described::ReceiverFailed(failure));
-                    }
-                    Some(frame) => self.take_note(frame)?,
-                    None => {}
-                }
+            } else if file.map {
+                self.hear(file)?;
+            } else if self.describer.awaits_answers() {
+                self.describer.flush()?;
+                self.hear(file)?;
             } else {
-                return Ok(Described::Whole { bytes, changed, root: root.finish() });
+                if !self.shared.options.dry_run {
+                    self.describer.finish()?;
+                }
+                return Ok(Described::Whole(file.root.clone().finish()));
             }
         }
+    }
+
+    /// Takes what has come already, so that answers do not wait behind the map.
+    fn hear_what_came(&mut self, file: &mut Description) -> Result<()> {
+        while file.map && file.planner.basis_ahead() < MAX_AHEAD || self.describer.awaits_answers() {
+            let stored = if file.map { self.take_later() } else { None };
+            let frame = match stored {
+                Some(frame) => Some(frame),
+                None => match self.events.try_recv() {
+                    Ok(event) => self.frame_of(event)?,
+                    Err(_) => return Ok(()),
+                },
+            };
+            frame.map_or(Ok(()), |frame| self.hear_frame(file, frame))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the next thing that the receiver says while a file is described.
+    fn hear(&mut self, file: &mut Description) -> Result<()> {
+        // When its map has ended, what was put off is about files that come later.
+        let frame = if file.map { self.next_frame()? } else { self.next_event()? };
+        frame.map_or(Ok(()), |frame| self.hear_frame(file, frame))
+    }
+
+    fn hear_frame(&mut self, file: &mut Description, frame: Frame) -> Result<()> {
+        match frame {
+            Frame::Map(runs) if file.map => {
+                runs.into_iter().for_each(|run| file.planner.push_basis(run));
+                if file.planner.basis_ahead() > 2 * MAX_AHEAD {
+                    return Err(self.unexpected("a map that runs ahead"));
+                }
+                Ok(())
+            }
+            Frame::Message(Message::MapEnd) if file.map => {
+                file.planner.end_basis();
+                file.map = false;
+                Ok(())
+            }
+            Frame::Leaves(answer) if answer.id == file.id => {
+                let (sent, had) = self.describer.take_answer(&file.grid, answer)?;
+                file.bytes += sent;
+                let mut stats = lock(&self.shared.stats);
+                stats.sent_data_bytes += sent;
+                stats.matched_bytes += had;
+                Ok(())
+            }
+            Frame::Message(Message::Failed { id, failure, answer: false }) if id == file.id => {
+                file.failed = Some(failure);
+                Ok(())
+            }
+            Frame::Message(message) if !message.is_about_later() => self.take_note(Frame::Message(message)),
+            Frame::Leaves(_) => Ok(()),
+            later if !file.map => self.put_off(later),
+            other => self.take_note(other),
+        }
+    }
+
+    /// Keeps what is about a file that comes later.
+    fn put_off(&mut self, frame: Frame) -> Result<()> {
+        self.later_keys += keys_in(&frame);
+        self.later.push_back(frame);
+        if self.later_keys > 2 * MAX_AHEAD {
+            return Err(self.unexpected("a map that runs ahead"));
+        }
+        Ok(())
+    }
+
+    fn take_later(&mut self) -> Option<Frame> {
+        let frame = self.later.pop_front()?;
+        self.later_keys -= keys_in(&frame);
+        Some(frame)
     }
 
     fn drain_hasher(&mut self) -> Result<()> {
@@ -396,86 +496,79 @@ impl<'a, W: Write> Merger<'a, W> {
         let _ = self.buffers.send(buffer);
     }
 
-    /// Does one step of the plan; how much data was sent.
-    fn act(
-        &mut self,
-        grid: &Grid,
-        walk: &mut BatchWalk,
-        blocks: std::ops::Range<u64>,
-        action: Action,
-    ) -> Result<u64> {
-        let (found, read) = walk.take(blocks.end);
-        let bytes = found.iter().map(|(index, block)| grid.masked_bytes(*index, block.data)).sum::<u64>();
-        let phase = if action == Action::Data { Phase::Sending } else { Phase::Mapping };
+    /// Does one step of the plan.
+    fn act(&mut self, file: &mut Description, blocks: Range<u64>, action: Action) -> Result<()> {
+        let (found, read) = file.walk.take(blocks.end);
+        let bytes =
+            found.iter().map(|(index, block)| file.grid.masked_bytes(*index, block.data)).sum::<u64>();
+        let sends = matches!(action, Action::Data | Action::Update);
+        let phase = if sends { Phase::Sending } else { Phase::Mapping };
         self.shared.reporter.event(Event::Done(phase, read));
+        file.changed |= action != Action::Keep;
+        if action == Action::Keep {
+            lock(&self.shared.stats).matched_bytes += bytes;
+        }
         match action {
-            Action::Keep => {
-                lock(&self.shared.stats).matched_bytes += bytes;
-                self.keep += blocks.end - blocks.start;
-                return Ok(0);
+            _ if self.shared.options.dry_run => {
+                file.sent(self.shared, if sends { bytes } else { 0 });
+                Ok(())
             }
-            _ if self.shared.options.dry_run => {}
-            Action::Zero => {
-                self.tell_keep()?;
-                self.shared.send(&Message::Zero { blocks: blocks.end - blocks.start })?;
-            }
+            Action::Keep => self.describer.keep(blocks.end - blocks.start),
+            Action::Zero => self.describer.zero(blocks.end - blocks.start),
             Action::Data => {
-                self.tell_keep()?;
-                for (first, count) in frames_of(grid, &found) {
-                    self.send_data(grid, &walk.batch, &found[first..first + count])?;
+                let sent = self.describer.send(&file.grid, &file.walk.batch, &found)?;
+                file.sent(self.shared, sent);
+                Ok(())
+            }
+            Action::Update => self.update(file, &found),
+        }
+    }
+
+    /// Sends what the receiver lacks of adjoining blocks that differ.
+    fn update(&mut self, file: &mut Description, mut blocks: &[(u64, Block)]) -> Result<()> {
+        while !blocks.is_empty() {
+            let (count, ask) = self.describer.decide(&file.grid, blocks);
+            let (now, later) = blocks.split_at(count);
+            blocks = later;
+            if !ask {
+                let sent = self.describer.send(&file.grid, &file.walk.batch, now)?;
+                file.sent(self.shared, sent);
+                continue;
+            }
+            for (index, block) in now {
+                while self.describer.is_full() && file.failed.is_none() {
+                    self.describer.flush()?;
+                    if self.describer.awaits_answers() {
+                        self.hear(file)?;
+                    }
                 }
+                self.describer.wonder(&file.grid, &file.walk.batch, *index, block)?;
             }
-        }
-        if action == Action::Data {
-            lock(&self.shared.stats).sent_data_bytes += bytes;
-        }
-        Ok(bytes)
-    }
-
-    fn send_data(&mut self, grid: &Grid, batch: &Batch, blocks: &[(u64, Block)]) -> Result<()> {
-        let Some((first, _)) = blocks.first() else { return Ok(()) };
-        let masks: Vec<_> = blocks.iter().map(|(_, block)| block.data).collect();
-        let parts: Vec<&[u8]> =
-            blocks.iter().flat_map(|(index, block)| batch.data_of(grid, *index, block)).collect();
-        let len = parts.iter().map(|part| part.len()).sum::<usize>();
-        let packed = self.compressor.compress(&parts);
-        let shared = self.shared;
-        self.compressor.watch(len as u64, || {
-            let mut output = shared.lock_output();
-            match &packed {
-                Some(packed) => output.data_zstd(*first, &masks, len, packed),
-                None => output.data(*first, &masks, &parts),
-            }
-        })
-    }
-
-    fn tell_keep(&mut self) -> Result<()> {
-        let blocks = std::mem::take(&mut self.keep);
-        if blocks > 0 && !self.shared.options.dry_run {
-            self.shared.send(&Message::Keep { blocks })?;
         }
         Ok(())
     }
 }
 
-/// The frames for these adjoining blocks: index of the first, and how many.
-fn frames_of(grid: &Grid, blocks: &[(u64, Block)]) -> Vec<(usize, usize)> {
-    let mut frames: Vec<(usize, usize)> = Vec::new();
-    let mut bytes = 0;
-    for (at, (index, block)) in blocks.iter().enumerate() {
-        let more = grid.masked_bytes(*index, block.data) as usize;
-        match frames.last_mut() {
-            Some((_, count)) if bytes + more <= MAX_DATA && *count < MAX_DATA_BLOCKS => {
-                *count += 1;
-                bytes += more;
-            }
-            _ => {
-                frames.push((at, 1));
-                bytes = more;
-            }
+/// What a frame takes in memory, in keys.
+fn keys_in(frame: &Frame) -> usize {
+    if let Frame::Map(runs) = frame { runs.iter().map(Run::entries).sum() } else { 1 }
+}
+
+impl Description {
+    fn new(id: u64, grid: Grid, map: bool, changed: bool) -> Description {
+        let mut planner = Planner::default();
+        if !map {
+            planner.without_basis();
         }
+        let (root, walk) = (RootHasher::new(&grid), BatchWalk::default());
+        Description { id, grid, planner, root, walk, map, hashes: true, bytes: 0, changed, failed: None }
     }
-    frames
+
+    /// Counts data that was sent.
+    fn sent<W: Write>(&mut self, shared: &Shared<W>, bytes: u64) {
+        self.bytes += bytes;
+        lock(&shared.stats).sent_data_bytes += bytes;
+    }
 }
 
 /// The batch that is being merged, and how far.

@@ -42,10 +42,13 @@ pub struct Options {
     pub fsync: bool,
     /// The unit of comparison.
     pub block_size: BlockSize,
+    /// The parts of a block that are compared by themselves when it differs; as
+    /// large as a block or larger: none.
+    pub leaf_size: BlockSize,
     /// Whether data travels compressed.
     pub compress: Compress,
-    /// The zstd level.
-    pub compress_level: i32,
+    /// The zstd level; `None`: one that suits the connection.
+    pub compress_level: Option<i32>,
 }
 
 impl Default for Options {
@@ -68,8 +71,9 @@ impl Default for Options {
             verify: false,
             fsync: true,
             block_size: BlockSize::default(),
+            leaf_size: BlockSize::SMALLEST,
             compress: Compress::None,
-            compress_level: 1,
+            compress_level: None,
         }
     }
 }
@@ -108,6 +112,8 @@ impl BlockSize {
     pub const MIN: u32 = 4 << 10;
     /// 64 pages, the width of a page mask: 256 KiB.
     pub const MAX: u32 = 256 << 10;
+    /// A block of one page.
+    pub const SMALLEST: BlockSize = BlockSize(BlockSize::MIN);
 
     /// A block of this many bytes.
     ///

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::frames::FrameWriter;
 use crate::options::Options;
 use crate::plan::Run;
-use crate::protocol::Message;
+use crate::protocol::{Answer, Message};
 use crate::report::{Event, Outcome, Reporter, Stats};
 
 /// Map frames that wait to be written.
@@ -32,6 +32,7 @@ pub(crate) struct Outbox {
 enum Out {
     Message(Message),
     Map(Vec<Run>),
+    Leaves(Answer),
     Close,
 }
 
@@ -52,6 +53,12 @@ impl Outbox {
     /// Queues a message. An error means that the connection is gone.
     pub fn tell(&self, message: Message) -> Result<()> {
         self.put(Out::Message(message))
+    }
+
+    /// Queues what is there of blocks that were asked about. The sender may ask for no
+    /// more than it patches, so these are bounded, too.
+    pub fn leaves(&self, answer: Answer) -> Result<()> {
+        self.put(Out::Leaves(answer))
     }
 
     /// Queues a stretch of a map when there is room for it.
@@ -105,6 +112,7 @@ impl Outgoing {
                     // Whoever queued the map has paid for its place.
                     let _ = self.room.recv();
                 }
+                Out::Leaves(answer) => output.leaves(&answer)?,
                 Out::Close => return output.flush(),
             }
         }

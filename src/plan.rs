@@ -15,6 +15,16 @@ pub enum Run {
     Keys(Vec<Key>),
 }
 
+impl Run {
+    /// What it takes in memory, in keys.
+    pub fn entries(&self) -> usize {
+        match self {
+            Run::Zero(_) => 1,
+            Run::Keys(keys) => keys.len(),
+        }
+    }
+}
+
 /// A file's blocks in order, each zero or a hash. Whatever lies beyond its end
 /// is zero.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,8 +40,10 @@ pub enum Action {
     Keep,
     /// It becomes zero.
     Zero,
-    /// It becomes the source's data.
+    /// It becomes the source's data; the basis has none, or nobody knows what it has.
     Data,
+    /// It becomes the source's data; the basis has other data.
+    Update,
 }
 
 /// The ranges of blocks that turn `basis` into `source`, in order, adjoining,
@@ -84,6 +96,12 @@ impl Planner {
         self.basis_ended = true;
     }
 
+    /// How many blocks of the basis are known that the source has not reached, each
+    /// run of zeros counted as one.
+    pub fn basis_ahead(&self) -> usize {
+        self.basis.ahead
+    }
+
     /// Whether the next step waits for the basis and not for the source.
     pub fn wants_basis(&self) -> bool {
         self.basis.is_empty() && !self.basis_ended && !self.source.is_empty()
@@ -122,7 +140,7 @@ impl Planner {
             (Front::Zero(a), Front::Zero(b)) => (a.min(b), Action::Keep),
             (Front::Zero(_), Front::Key(_)) => (1, Action::Zero),
             (Front::Key(_), Front::Zero(_)) => (1, Action::Data),
-            (Front::Key(a), Front::Key(b)) => (1, if a == b { Action::Keep } else { Action::Data }),
+            (Front::Key(a), Front::Key(b)) => (1, if a == b { Action::Keep } else { Action::Update }),
         })
     }
 }
@@ -137,12 +155,15 @@ enum Front {
 struct Queue {
     runs: VecDeque<Run>,
     used: u64,
+    /// Keys and runs of zeros in it.
+    ahead: usize,
 }
 
 impl Queue {
     fn push(&mut self, run: Run) {
         let empty = matches!(&run, Run::Zero(0)) || matches!(&run, Run::Keys(keys) if keys.is_empty());
         if !empty {
+            self.ahead += run.entries();
             self.runs.push_back(run);
         }
     }
@@ -168,6 +189,7 @@ impl Queue {
         self.used += blocks;
         if self.used >= len {
             self.used = 0;
+            self.ahead -= run.entries();
             self.runs.pop_front();
         }
     }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Failure, Result, escape};
 use crate::hashmap::{Hash, PageMask};
+use crate::leaves::Leaves;
 use crate::options::Options;
 use crate::plan::Run;
 use crate::report::{Phase, Stats};
@@ -29,6 +30,10 @@ pub const MAX_DATA_BLOCKS: usize = 4096;
 pub const MAX_MAP_KEYS: usize = 4096;
 /// Runs in one map frame.
 pub const MAX_MAP_RUNS: usize = 4096;
+/// Blocks in one frame that asks for leaves, or answers.
+pub const MAX_DIFFER: usize = 256;
+/// Blocks whose leaves were asked for and that are not patched yet.
+pub const MAX_ASKED: usize = 4096;
 /// Bytes in a path.
 pub const MAX_PATH: usize = 4096;
 /// Bytes in one name of a path: `NAME_MAX`.
@@ -147,6 +152,11 @@ impl Message {
         (!known).then(|| Message::Fatal(error.to_failure()))
     }
 
+    /// Whether, said after the map of a file, it is about a file that comes later.
+    pub fn is_about_later(&self) -> bool {
+        self.is_answer() || matches!(self, Message::MapEnd)
+    }
+
     /// Whether it is the one answer that each announced file gets.
     pub fn is_answer(&self) -> bool {
         matches!(
@@ -259,6 +269,39 @@ pub struct Data {
     pub bytes: Vec<u8>,
 }
 
+/// Consecutive blocks that differ, and what they are to be: the receiver answers
+/// with its [`Answer`] and gets a [`Patch`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Differ {
+    /// Index of the first block.
+    pub first: u64,
+    /// The hash of each in the source.
+    pub hashes: Vec<Hash>,
+}
+
+/// What the receiver has of the blocks of one [`Differ`], in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// The entry.
+    pub id: u64,
+    /// One each.
+    pub blocks: Vec<Leaves>,
+}
+
+/// What the next blocks that were asked about lack, in the order of asking. They
+/// need not be neighbours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Patch {
+    /// Index of the first block.
+    pub first: u64,
+    /// For each block the pages that are not zero.
+    pub masks: Vec<PageMask>,
+    /// Which of them are sent; the others the basis has.
+    pub sent: Vec<PageMask>,
+    /// The sent pages of all blocks, packed.
+    pub bytes: Vec<u8>,
+}
+
 /// What a frame holds.
 #[derive(Debug, PartialEq)]
 pub enum Frame {
@@ -268,6 +311,12 @@ pub enum Frame {
     Data(Data),
     /// A stretch of the basis's map.
     Map(Vec<Run>),
+    /// Sender: blocks that differ.
+    Differ(Differ),
+    /// Receiver: what it has of them.
+    Leaves(Answer),
+    /// Sender: what it lacks.
+    Patch(Patch),
 }
 
 /// Checks a relative path from the other side: plain names between single

@@ -28,7 +28,7 @@ use crate::mapper::{Job, answer_files};
 use crate::options::Options;
 use crate::outbox::{self, Shared};
 use crate::place::{self, Attributes};
-use crate::protocol::{self, Entry, Frame, Kind, MAX_LENGTH, MAX_UNANSWERED, Message};
+use crate::protocol::{self, Answer, Differ, Entry, Frame, Kind, MAX_LENGTH, MAX_UNANSWERED, Message};
 use crate::report::{Event, Outcome, Phase, Reporter, Stats};
 use crate::tree::Names;
 
@@ -178,7 +178,11 @@ impl Applier<'_> {
                     self.describe(|maps, file| file.data(maps, &data))?;
                     self.inbox.recycle(data);
                 }
-                Frame::Map(_) => return Err(self.inbox.bad("a map from the sender")),
+                Frame::Differ(differ) => self.compare(&differ)?,
+                Frame::Patch(patch) => self.describe(|_, file| file.patch(&patch))?,
+                Frame::Map(_) | Frame::Leaves(_) => {
+                    return Err(self.inbox.bad("something that only receivers say"));
+                }
             }
         }
     }
@@ -298,6 +302,17 @@ impl Applier<'_> {
         }
     }
 
+    /// Answers with what is there of blocks that differ.
+    fn compare(&mut self, differ: &Differ) -> Result<()> {
+        let mut answer = None;
+        let leaf = self.shared.options.leaf_size;
+        self.describe(|maps, file| {
+            answer = Some(Answer { id: file.id, blocks: file.compare(maps, differ, leaf)? });
+            Ok(0)
+        })?;
+        answer.map_or(Ok(()), |answer| self.shared.outbox.leaves(answer))
+    }
+
     /// What goes wrong with a file fails this file only, unless the sender broke
     /// a rule.
     fn failed(&mut self, id: u64, error: ApplyError) -> Result<()> {
@@ -347,7 +362,7 @@ impl Applier<'_> {
         if !self.maps.drain() {
             return Err(self.inbox.bad("the end of a file out of turn"));
         }
-        if found == root {
+        if found == Some(root) {
             // A finisher that is gone would have taken the whole run with it.
             let _ = self.finish.send(Complete { file, root });
             return Ok(());

@@ -138,7 +138,7 @@ pub(crate) fn refuse_what_needs_an_agent(
             "--verify needs a holesync on {host}: install it there, or bring it with --agent=push"
         )));
     }
-    if options.compress != Compress::None {
+    if options.compress == Compress::Zstd {
         let what =
             format!("{host} has no holesync to unpack what -z compresses; ssh compresses with -e 'ssh -C'");
         reporter.event(Event::Warning(&what));

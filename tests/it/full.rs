@@ -154,7 +154,8 @@ fn a_stage_that_cannot_be_completed_is_written_in_place() {
     let inode = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&image).expect("stat"));
     let before = inode();
     small.leave(10);
-    small.push(&["-B", "16K"], &source).code(0);
+    let outcome = small.push(&["-B", "16K"], &source).code(0);
+    assert!(outcome.stdout.contains("\"files_sent\":1"), "{outcome}");
     assert_same(&image, &source);
     assert_no_leftovers(small.lab.dir.path());
     assert_eq!(inode(), before, "it was renamed: there was room");

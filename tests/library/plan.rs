@@ -61,7 +61,7 @@ fn applied(source: &Sparse, basis: &Sparse, grid: &Grid, steps: &[(Range<u64>, A
         match action {
             Action::Keep => {}
             Action::Zero => bytes[range].fill(0),
-            Action::Data => bytes[range.clone()].copy_from_slice(&source.bytes[range]),
+            Action::Data | Action::Update => bytes[range.clone()].copy_from_slice(&source.bytes[range]),
         }
     }
     bytes

@@ -60,7 +60,7 @@ fn message() -> impl Strategy<Value = Message> {
         prop::collection::vec(path(), 0..4).prop_map(|sources| Request::Send { sources }),
         prop::collection::vec(path(), 0..4).prop_map(|paths| Request::Digest { paths }),
     ];
-    let options = Options { compress: Compress::Auto, compress_level: -3, ..Options::default() };
+    let options = Options { compress: Compress::Auto, compress_level: Some(-3), ..Options::default() };
     prop_oneof![
         request.prop_map(move |request| Message::Start(Box::new(options.clone()), request)),
         any::<bool>().prop_map(|single| Message::Layout { single }),

@@ -1,0 +1,305 @@
+//! How a file is told to the receiver, block by block: what stays, what becomes
+//! zero, what is new, and of what differs only the parts that it lacks.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::time::Instant;
+
+use crate::announce::Shared;
+use crate::compress::Compressor;
+use crate::error::{Error, Result};
+use crate::hashmap::{Batch, Block, Grid, Hash, PageMask};
+use crate::link::Link;
+use crate::protocol::{Answer, Differ, MAX_ASKED, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, Message, Patch};
+
+/// Data that waits for an answer, in bytes. What a long link carries meanwhile
+/// should fit in here.
+const MAX_HELD: usize = 16 << 20;
+/// Patches gather up to this, in bytes, so that they compress well.
+const PATCH: usize = 256 << 10;
+/// How long an answer takes, in seconds, as long as none has come.
+const FIRST_GUESS: f64 = 2e-3;
+/// What a byte costs on the fastest link that there is, in seconds: ssh encrypts it
+/// and decrypts it.
+const FASTEST: f64 = 2e-9;
+
+/// Tells of one file after the other.
+pub(crate) struct Describer<'a, W: Write> {
+    shared: &'a Shared<'a, W>,
+    link: Link,
+    compressor: Compressor,
+    questions: Questions,
+    /// Blocks to keep that the receiver was not told of yet.
+    keep: u64,
+    /// Blocks to be asked about that it was not told of yet.
+    differ: Differ,
+    /// Blocks that it was or will be asked about.
+    asked: VecDeque<Asked>,
+    /// Bytes in those.
+    held: usize,
+    /// What it lacks of blocks that it has answered for.
+    patch: Patch,
+}
+
+/// A block that waits for an answer.
+struct Asked {
+    index: u64,
+    since: Instant,
+    data: PageMask,
+    /// Its pages of data, packed.
+    bytes: Vec<u8>,
+}
+
+impl<'a, W: Write> Describer<'a, W> {
+    /// For a connection.
+    pub fn new(shared: &'a Shared<'a, W>) -> Describer<'a, W> {
+        Describer {
+            shared,
+            link: Link::default(),
+            compressor: Compressor::new(shared.options),
+            questions: Questions::new(),
+            keep: 0,
+            differ: Differ::default(),
+            asked: VecDeque::new(),
+            held: 0,
+            patch: Patch::default(),
+        }
+    }
+
+    /// A new file begins.
+    pub fn begin(&mut self) {
+        self.keep = 0;
+        self.differ = Differ::default();
+        self.asked.clear();
+        self.held = 0;
+        self.patch = Patch::default();
+        self.questions.unasked = 0;
+    }
+
+    /// So many blocks stay.
+    pub fn keep(&mut self, blocks: u64) -> Result<()> {
+        self.ask()?;
+        self.keep += blocks;
+        Ok(())
+    }
+
+    /// So many blocks become zero.
+    pub fn zero(&mut self, blocks: u64) -> Result<()> {
+        self.say()?;
+        self.shared.send(&Message::Zero { blocks })
+    }
+
+    /// Adjoining blocks are sent whole.
+    pub fn send(&mut self, grid: &Grid, batch: &Batch, blocks: &[(u64, Block)]) -> Result<u64> {
+        self.say()?;
+        let mut sent = 0;
+        for (first, count) in frames_of(grid, blocks) {
+            sent += self.send_frame(grid, batch, &blocks[first..first + count])?;
+        }
+        Ok(sent)
+    }
+
+    fn send_frame(&mut self, grid: &Grid, batch: &Batch, blocks: &[(u64, Block)]) -> Result<u64> {
+        let Some((first, _)) = blocks.first() else { return Ok(0) };
+        let masks: Vec<_> = blocks.iter().map(|(_, block)| block.data).collect();
+        let parts: Vec<&[u8]> =
+            blocks.iter().flat_map(|(index, block)| batch.data_of(grid, *index, block)).collect();
+        let len = parts.iter().map(|part| part.len()).sum::<usize>();
+        let packed = self.compressor.compress(&parts, &self.link);
+        let written = packed.as_ref().map_or(len, Vec::len) as u64;
+        let shared = self.shared;
+        self.link.watch(written, || match &packed {
+            Some(packed) => shared.lock_output().data_zstd(*first, &masks, len, packed),
+            None => shared.lock_output().data(*first, &masks, &parts),
+        })?;
+        Ok(len as u64)
+    }
+
+    /// Whether the next of these adjoining blocks, which differ, are asked about or
+    /// sent whole, and how many.
+    pub fn decide(&mut self, grid: &Grid, blocks: &[(u64, Block)]) -> (usize, bool) {
+        let leaf = self.shared.options.leaf_size.bytes();
+        let count = blocks.len().min((MAX_DATA as u64 / grid.block.bytes()) as usize);
+        let bytes = blocks[..count].iter().map(|(index, block)| grid.masked_bytes(*index, block.data)).sum();
+        (count, leaf < grid.block.bytes() && self.questions.pay(bytes, &self.link))
+    }
+
+    /// Whether an answer has to come before more can be asked.
+    pub fn is_full(&self) -> bool {
+        self.held >= MAX_HELD || self.asked.len() + self.patch.masks.len() >= MAX_ASKED
+    }
+
+    /// Asks about a block that differs.
+    pub fn wonder(&mut self, grid: &Grid, batch: &Batch, index: u64, block: &Block) -> Result<()> {
+        let follows = self.differ.first + self.differ.hashes.len() as u64 == index;
+        if self.keep > 0 || !follows || self.differ.hashes.len() >= MAX_DIFFER {
+            self.say()?;
+            self.differ.first = index;
+        }
+        self.differ.hashes.push(block.hash);
+        let bytes = batch.data_of(grid, index, block).collect::<Vec<_>>().concat();
+        self.held += bytes.len();
+        self.asked.push_back(Asked { index, since: Instant::now(), data: block.data, bytes });
+        Ok(())
+    }
+
+    /// Whether answers are still to come.
+    pub fn awaits_answers(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
+    /// Takes an answer, and sends what the receiver lacks. Returns how many bytes
+    /// that is, and how many it has.
+    pub fn take_answer(&mut self, grid: &Grid, answer: Answer) -> Result<(u64, u64)> {
+        let (mut lacking, mut had) = (0, 0);
+        for leaves in answer.blocks {
+            let Some(Asked { index, since, data, bytes }) = self.asked.pop_front() else {
+                return Err(self.unexpected("leaves that it was not asked for"));
+            };
+            self.held -= bytes.len();
+            let start = Instant::now();
+            self.questions.answered_after((start - since).as_secs_f64());
+            let sent = leaves.differing(self.shared.options.leaf_size, grid, index, data, &bytes);
+            let lacks = grid.masked_bytes(index, sent);
+            self.questions.learn(bytes.len(), lacks, start.elapsed().as_secs_f64());
+            self.add_to_patch(grid, index, data, sent, &bytes)?;
+            lacking += lacks;
+            had += bytes.len() as u64 - lacks;
+        }
+        Ok((lacking, had))
+    }
+
+    fn add_to_patch(
+        &mut self,
+        grid: &Grid,
+        index: u64,
+        data: PageMask,
+        sent: PageMask,
+        bytes: &[u8],
+    ) -> Result<()> {
+        if self.patch.bytes.len() >= PATCH || self.patch.masks.len() >= MAX_DATA_BLOCKS {
+            self.send_patch()?;
+        }
+        if self.patch.masks.is_empty() {
+            self.patch.first = index;
+        }
+        self.patch.masks.push(data);
+        self.patch.sent.push(sent);
+        let block = Block { hash: Hash::default(), data: sent, read: data, at: 0 };
+        block.data_in(grid, index, bytes).for_each(|part| self.patch.bytes.extend(part));
+        Ok(())
+    }
+
+    fn send_patch(&mut self) -> Result<()> {
+        let patch = std::mem::take(&mut self.patch);
+        if patch.masks.is_empty() {
+            return Ok(());
+        }
+        let packed = self.compressor.compress(&[&patch.bytes], &self.link);
+        let written = packed.as_ref().map_or(patch.bytes.len(), Vec::len) as u64;
+        let shared = self.shared;
+        self.link.watch(written, || shared.lock_output().patch(&patch, packed.as_deref()))
+    }
+
+    /// Says what was held back: the receiver waits for it, or something else follows.
+    pub fn say(&mut self) -> Result<()> {
+        let blocks = std::mem::take(&mut self.keep);
+        if blocks > 0 {
+            self.shared.send(&Message::Keep { blocks })?;
+        }
+        self.ask()
+    }
+
+    fn ask(&mut self) -> Result<()> {
+        let differ = std::mem::take(&mut self.differ);
+        if differ.hashes.is_empty() { Ok(()) } else { self.shared.lock_output().differ(&differ) }
+    }
+
+    /// Says what is left of a file.
+    pub fn finish(&mut self) -> Result<()> {
+        self.say()?;
+        self.send_patch()
+    }
+
+    /// Says all there is to say, and has it leave.
+    pub fn flush(&mut self) -> Result<()> {
+        self.finish()?;
+        self.shared.lock_output().flush()
+    }
+
+    fn unexpected(&self, what: &str) -> Error {
+        Error::Protocol { peer: "the receiver".into(), what: what.into() }
+    }
+}
+
+/// The frames for these adjoining blocks: index of the first, and how many.
+fn frames_of(grid: &Grid, blocks: &[(u64, Block)]) -> Vec<(usize, usize)> {
+    let mut frames: Vec<(usize, usize)> = Vec::new();
+    let mut bytes = 0;
+    for (at, (index, block)) in blocks.iter().enumerate() {
+        let more = grid.masked_bytes(*index, block.data) as usize;
+        match frames.last_mut() {
+            Some((_, count)) if bytes + more <= MAX_DATA && *count < MAX_DATA_BLOCKS => {
+                *count += 1;
+                bytes += more;
+            }
+            _ => {
+                frames.push((at, 1));
+                bytes = more;
+            }
+        }
+    }
+    frames
+}
+
+/// Whether it pays to ask what the receiver has of blocks that differ: a question
+/// costs hashing at both ends, at the same time, and saves bytes.
+struct Questions {
+    /// Of what was asked about, how much did not have to travel lately: 0 to 1.
+    saved: f64,
+    /// What hashing leaves costs, in seconds a byte.
+    cost: f64,
+    /// How long the quickest answer took, in seconds.
+    delay: f64,
+    /// Bytes of this file that differ and were not asked about.
+    unasked: u64,
+    /// Decisions since the last question.
+    idle: u32,
+}
+
+impl Questions {
+    /// Every so often it is tried whether it pays again.
+    const TRY_AGAIN: u32 = 8;
+
+    fn new() -> Questions {
+        Questions { saved: 1.0, cost: 0.0, delay: f64::MAX, unasked: 0, idle: 0 }
+    }
+
+    fn pay(&mut self, bytes: u64, link: &Link) -> bool {
+        let per_byte = link.seconds_per_byte().unwrap_or(FASTEST).max(FASTEST);
+        // The first blocks of a file are sent sooner than an answer comes.
+        let delay = if self.delay == f64::MAX { FIRST_GUESS } else { self.delay };
+        if (self.unasked + bytes) as f64 * per_byte < delay {
+            self.unasked += bytes;
+            return false;
+        }
+        self.idle += 1;
+        let pay = self.saved * per_byte > self.cost || self.idle >= Questions::TRY_AGAIN;
+        if pay {
+            self.idle = 0;
+        }
+        pay
+    }
+
+    fn answered_after(&mut self, seconds: f64) {
+        self.delay = self.delay.min(seconds);
+    }
+
+    /// Learns from an answer for a block.
+    fn learn(&mut self, bytes: usize, sent: u64, seconds: f64) {
+        const WEIGHT: f64 = 1.0 / 16.0;
+        let bytes = bytes.max(1) as f64;
+        self.saved += (1.0 - sent as f64 / bytes - self.saved) * WEIGHT;
+        self.cost += (seconds / bytes - self.cost) * WEIGHT;
+    }
+}
