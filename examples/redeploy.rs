@@ -106,6 +106,7 @@ fn deploy(step: &str, source: &Path, copy: &Path, options: &Options, umask: u32)
         rsh: Some(r#"sh -c 'shift; exec sh -c "$*"' sh"#.into()),
         remote_path: Some(this_program.into()),
         umask,
+        ..Reach::default()
     };
     let (from, to) = (Location::Local(source.into()), Location::Remote(host, copy.into()));
     let totals = Totals::default();

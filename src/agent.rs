@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use crate::cipher;
 use crate::error::{Error, Result};
 use crate::frames::{FrameReader, FrameWriter};
 use crate::hashmap::{self, Grid, Hash};
@@ -31,7 +32,7 @@ const PEER: &str = "the initiator";
 pub fn serve<R: Read + Send + 'static, W: Write + Send>(input: R, output: W, umask: u32) -> Result<()> {
     let mut input = FrameReader::new(input, PEER);
     let mut output = FrameWriter::new(output, PEER);
-    output.greet()?;
+    output.greet(cipher::aes_here())?;
     // Before it may come what was meant for a shell: here there is none.
     input.await_greeting(MAX_NOISE)?;
     let (options, request) = match input.read()? {

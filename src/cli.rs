@@ -98,6 +98,17 @@ pub struct ReachArgs {
     /// The holesync to run there [default: holesync]
     #[arg(long, value_name = "PATH")]
     pub remote_path: Option<String>,
+    /// Who chooses the cipher of a connection without --rsh
+    #[arg(long, value_enum, default_value_t = CipherArg::Auto)]
+    pub cipher: CipherArg,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum CipherArg {
+    /// AES-GCM where processors have instructions for it and ssh's configuration names no ciphers
+    Auto,
+    /// ssh and its configuration
+    Ssh,
 }
 
 /// `holesync [OPTIONS] SRC... DEST`.

@@ -11,8 +11,8 @@ use crate::leaves::{LeafHash, Leaves};
 use crate::plain::Plain;
 use crate::plan::Run;
 use crate::protocol::{
-    Answer, Data, Differ, Frame, MAGIC, MAX_CONTROL, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS,
-    MAX_MAP_RUNS, Message, OLDEST, Patch, VERSION,
+    Answer, Data, Differ, FEATURE_AES, Frame, MAGIC, MAX_CONTROL, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER,
+    MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST, Patch, VERSION,
 };
 
 const TYPE_CONTROL: u8 = 1;
@@ -57,10 +57,12 @@ impl<W: Write> FrameWriter<W> {
     }
 
     /// Writes the greeting: magic, oldest and newest version (2 bytes each,
-    /// little-endian), 4 bytes kept for features.
-    pub fn greet(&mut self) -> Result<()> {
+    /// little-endian), features (4 bytes): whether this processor has instructions for
+    /// AES.
+    pub fn greet(&mut self, aes: bool) -> Result<()> {
         let [old, new] = [OLDEST.to_le_bytes(), VERSION.to_le_bytes()];
-        self.put(&[&MAGIC, &old, &new, &[0; 4]])?;
+        let features = if aes { FEATURE_AES } else { 0 };
+        self.put(&[&MAGIC, &old, &new, &features.to_le_bytes()])?;
         self.flush()
     }
 
@@ -227,6 +229,15 @@ fn link_error(peer: &str, doing: &'static str, source: io::Error) -> Error {
     }
 }
 
+/// What the other side's greeting says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Greeting {
+    /// The version that both speak.
+    pub version: u16,
+    /// Whether the processor there has instructions for AES.
+    pub aes: bool,
+}
+
 /// Reads frames, bounds everything, counts bytes.
 #[derive(Debug)]
 pub struct FrameReader<R: Read> {
@@ -275,7 +286,7 @@ impl<R: Read> FrameReader<R> {
     ///
     /// [`Error::Start`] with the noise when the greeting never comes,
     /// [`Error::Version`] when no version is common.
-    pub fn await_greeting(&mut self, noise: usize) -> Result<u16> {
+    pub fn await_greeting(&mut self, noise: usize) -> Result<Greeting> {
         self.skip_to(&[&MAGIC], noise)?;
         self.greeted()
     }
@@ -286,7 +297,7 @@ impl<R: Read> FrameReader<R> {
     /// # Errors
     ///
     /// Those of [`FrameReader::await_greeting`].
-    pub fn await_greeting_or(&mut self, mark: &[u8], noise: usize) -> Result<Option<u16>> {
+    pub fn await_greeting_or(&mut self, mark: &[u8], noise: usize) -> Result<Option<Greeting>> {
         match self.skip_to(&[&MAGIC, mark], noise)? {
             0 => self.greeted().map(Some),
             _ => Ok(None),
@@ -310,17 +321,18 @@ impl<R: Read> FrameReader<R> {
         }
     }
 
-    fn greeted(&mut self) -> Result<u16> {
+    fn greeted(&mut self) -> Result<Greeting> {
         let mut rest = [0; 8];
         self.fill(&mut rest)?;
         let [oldest, newest] = [[rest[0], rest[1]], [rest[2], rest[3]]].map(u16::from_le_bytes);
+        let features = u32::from_le_bytes([rest[4], rest[5], rest[6], rest[7]]);
         let version = newest.min(VERSION);
         if version < OLDEST || version < oldest {
             let span = |a: u16, b: u16| if a == b { format!("{a}") } else { format!("{a} to {b}") };
             let (theirs, ours) = (span(oldest, newest), span(OLDEST, VERSION));
             return Err(Error::Version { peer: self.input.peer().into(), theirs, ours });
         }
-        Ok(version)
+        Ok(Greeting { version, aes: features & FEATURE_AES != 0 })
     }
 
     fn next_byte(&mut self) -> Result<Option<u8>> {

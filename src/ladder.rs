@@ -5,8 +5,9 @@ use std::process::{ChildStdin, ChildStdout};
 
 use sha2::{Digest, Sha256};
 
+use crate::cipher::{self, Cipher};
 use crate::error::{Error, Result, escape};
-use crate::frames::{FrameReader, FrameWriter};
+use crate::frames::{FrameReader, FrameWriter, Greeting};
 use crate::location::Host;
 use crate::protocol::MAX_NOISE;
 use crate::report::{Event, Reporter, human};
@@ -51,11 +52,22 @@ pub struct Reach {
     pub remote_path: Option<String>,
     /// What has to run there.
     pub agent: Agent,
+    /// Who chooses the cipher.
+    pub cipher: Cipher,
     /// The umask of this process.
     pub umask: u32,
 }
 
 /// What was found at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Who answered.
+    pub far: Far,
+    /// Whether the processor there has instructions for AES, if that is known.
+    pub aes: Option<bool>,
+}
+
+/// Who answered at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Far {
     /// A holesync, which has greeted and was greeted.
@@ -94,8 +106,9 @@ pub fn climb(
     host: &Host,
     reach: &Reach,
     reporter: &dyn Reporter,
-) -> Result<Far> {
-    let version = if reach.agent == Agent::Require {
+) -> Result<Found> {
+    let mut aes = None;
+    let greeting = if reach.agent == Agent::Require {
         Some(input.await_greeting(MAX_NOISE)?)
     } else {
         let program = match reach.agent {
@@ -105,18 +118,22 @@ pub fn climb(
         output.plain(&script(&[("program", program), ("version", VERSION)], &[LADDER])?)?;
         output.flush()?;
         match input.await_greeting_or(MARK, MAX_NOISE)? {
-            Some(version) => Some(version),
-            None => push(input, output, host, reach, reporter)?,
+            Some(greeting) => Some(greeting),
+            None => {
+                let shell = Shell::read(input)?;
+                aes = shell.aes;
+                push(&shell, input, output, host, reach, reporter)?
+            }
         }
     };
-    let Some(version) = version else {
+    let Some(Greeting { version, aes }) = greeting else {
         reporter
             .event(Event::Note(&format!("the shell answered on {host}, and takes part without a holesync")));
-        return Ok(Far::Shell);
+        return Ok(Found { far: Far::Shell, aes });
     };
     reporter.event(Event::Note(&format!("holesync answered on {host}, protocol {version}")));
-    output.greet()?;
-    Ok(Far::Agent)
+    output.greet(cipher::aes_here())?;
+    Ok(Found { far: Far::Agent, aes: Some(aes) })
 }
 
 /// A script as the shell at the other end loads it, of several texts, with variables
@@ -141,19 +158,43 @@ pub fn script(variables: &[(&str, &str)], texts: &[&str]) -> Result<Vec<u8>> {
     Ok(script.into_bytes())
 }
 
+/// What the shell says of itself behind [`MARK`].
+struct Shell {
+    /// Whether a program of this version was left there earlier.
+    pushed: bool,
+    /// Whether the processor has instructions for AES, if it could tell.
+    aes: Option<bool>,
+    /// What `uname -sm` says.
+    system: String,
+}
+
+impl Shell {
+    fn read(input: &mut Input) -> Result<Shell> {
+        let line = String::from_utf8_lossy(&input.plain().line()?).into_owned();
+        let mut words = line.splitn(3, ' ');
+        let mut word = || words.next().unwrap_or_default();
+        let pushed = word() == "yes";
+        let aes = match word() {
+            "yes" => Some(true),
+            "no" => Some(false),
+            _ => None,
+        };
+        Ok(Shell { pushed, aes, system: word().into() })
+    }
+}
+
 /// Runs the agent that was brought to the other end before, or brings it there:
-/// the version that it speaks. `None`: the shell has to do.
+/// its greeting. `None`: the shell has to do.
 fn push(
+    shell: &Shell,
     input: &mut Input,
     output: &mut Output,
     host: &Host,
     reach: &Reach,
     reporter: &dyn Reporter,
-) -> Result<Option<u16>> {
-    let mark = String::from_utf8_lossy(&input.plain().line()?).into_owned();
-    let (pushed, system) = mark.split_once(' ').unwrap_or(("no", ""));
+) -> Result<Option<Greeting>> {
     let wanted = reach.agent == Agent::Push;
-    if !wanted && (reach.agent == Agent::None || pushed != "yes") {
+    if !wanted && (reach.agent == Agent::None || !shell.pushed) {
         return Ok(None);
     }
     let cannot = |why: &str| {
@@ -161,10 +202,10 @@ fn push(
         reporter.event(Event::Warning(&what));
         Ok(None)
     };
-    if !fits(system) {
+    if !fits(&shell.system) {
         return cannot(&format!(
             "it is \"{}\", and this is a program for another",
-            escape(system.as_bytes())
+            escape(shell.system.as_bytes())
         ));
     }
     let program = match std::fs::read("/proc/self/exe") {

@@ -29,6 +29,16 @@ load() {
     exit 1
 }
 
+# Whether this processor has instructions for AES, where there is a way to know.
+aes() {
+    grep -qw aes /proc/cpuinfo 2>/dev/null
+    case $? in
+    0) echo yes ;;
+    1) echo no ;;
+    *) echo unknown ;;
+    esac
+}
+
 climb() {
     case $program in
     '') ;;
@@ -40,7 +50,7 @@ climb() {
         [ -f "$file" ] && pushed=yes
     done
     # The mark begins a line, whatever login scripts have printed.
-    printf '\nholesync shell 1 %s %s\n' "$pushed" "$(uname -sm)"
+    printf '\nholesync shell 1 %s %s %s\n' "$pushed" "$(aes)" "$(uname -sm)"
     while load; do
         eval "$script"
     done

@@ -27,8 +27,8 @@
 //!   parts of a block that differs
 //! - [`hashmap`]: files as blocks, hashed in parallel
 //! - [`scan`]: data extents, and the test for zeros
-//! - [`transport`]: a child process as a pair of streams; [`report`]: what the
-//!   user is told; [`sys`]: system calls
+//! - [`cipher`]: which cipher ssh is asked for; [`transport`]: a child process as a
+//!   pair of streams; [`report`]: what the user is told; [`sys`]: system calls
 //! - [`location`], [`options`], [`error`]
 
 pub mod agent;
@@ -37,6 +37,7 @@ pub mod apply;
 mod asked;
 mod assemble;
 mod base;
+pub mod cipher;
 mod commit;
 pub mod compress;
 mod describe;

@@ -7,6 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::agent;
+use crate::cipher;
+pub use crate::cipher::Cipher;
 use crate::download;
 use crate::error::{Error, Result, code};
 use crate::frames::{FrameReader, FrameWriter};
@@ -246,17 +248,24 @@ fn with_far<T>(
     role: impl FnOnce(Far, Input, Output) -> Result<T>,
 ) -> Result<Ends<T>> {
     let (command, program) = ladder::command(reach)?;
-    let (connection, stdout, stdin) = transport::connect(host, reach.rsh.as_deref(), &command, program)?;
+    // A command that was given is left as it is.
+    let choose = reach.rsh.is_none() && reach.cipher == Cipher::Auto;
+    let ciphers = if choose { cipher::choose(host, reporter) } else { None };
+    let (connection, stdout, stdin) =
+        transport::connect(host, reach.rsh.as_deref(), ciphers.as_deref(), &command, program)?;
     let peer = host.to_string();
     let mut input = FrameReader::new(stdout, &peer);
     let mut output = FrameWriter::new(stdin, &peer);
     let (sent, received) = (output.sent(), input.received());
     let mut route = Route::Agent;
-    let result = ladder::climb(&mut input, &mut output, host, reach, reporter).and_then(|far| {
-        if far == Far::Shell {
+    let result = ladder::climb(&mut input, &mut output, host, reach, reporter).and_then(|found| {
+        if let (true, Some(aes)) = (choose, found.aes) {
+            cipher::learn(host, aes);
+        }
+        if found.far == Far::Shell {
             route = Route::Shell;
         }
-        role(far, input, output)
+        role(found.far, input, output)
     });
     let value = connection.finish(result)?;
     Ok(Ends { value, route, wire: (sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed)) })

@@ -16,6 +16,8 @@ use crate::error::{Error, Result, escape};
 use crate::location::Host;
 use crate::sys;
 
+/// The program that reaches a host, unless a command is given.
+pub const SSH: &str = "ssh";
 /// How much of a child's stderr is kept for the error.
 const KEPT_STDERR: usize = 4096;
 /// How long a child may take to end by itself.
@@ -71,7 +73,8 @@ struct Stderr {
 ///
 /// `rsh` is the command that reaches a host, split like a shell splits words;
 /// it is given options, the host and the command, as ssh takes them. The login
-/// shell there, whichever it is, reads the command.
+/// shell there, whichever it is, reads the command. `ciphers` is ssh's option of that
+/// name, see ssh_config(5).
 ///
 /// # Errors
 ///
@@ -80,10 +83,11 @@ struct Stderr {
 pub fn connect(
     host: &Host,
     rsh: Option<&str>,
+    ciphers: Option<&str>,
     command: &str,
     program: &str,
 ) -> Result<(Connection, ChildStdout, ChildStdin)> {
-    let words = command_line(host, rsh, command)?;
+    let words = command_line(host, rsh, ciphers, command)?;
     let spawned = Command::new(&words[0])
         .args(&words[1..])
         .stdin(Stdio::piped())
@@ -109,22 +113,38 @@ pub fn connect(
     Ok((connection, stdout, stdin))
 }
 
-fn command_line(host: &Host, rsh: Option<&str>, command: &str) -> Result<Vec<OsString>> {
-    let rsh = rsh.unwrap_or("ssh");
+fn command_line(
+    host: &Host,
+    rsh: Option<&str>,
+    ciphers: Option<&str>,
+    command: &str,
+) -> Result<Vec<OsString>> {
+    let rsh = rsh.unwrap_or(SSH);
     let mut words: Vec<OsString> = shlex::split(rsh)
         .filter(|words| !words.is_empty())
         .ok_or_else(|| Error::Usage(format!("--rsh {rsh:?} is no command")))?
         .into_iter()
         .map(OsString::from)
         .collect();
+    if let Some(ciphers) = ciphers {
+        words.extend(["-o".into(), format!("Ciphers={ciphers}").into()]);
+    }
+    words.extend(destination(host));
+    words.push(command.into());
+    Ok(words)
+}
+
+/// A host as words for ssh.
+pub fn destination(host: &Host) -> Vec<OsString> {
+    let mut words: Vec<OsString> = Vec::new();
     if let Some(port) = host.port {
         words.extend(["-p".into(), port.to_string().into()]);
     }
     if let Some(user) = &host.user {
         words.extend(["-l".into(), user.into()]);
     }
-    words.extend([OsString::from(&host.name), command.into()]);
-    Ok(words)
+    words.push(OsString::from(&host.name));
+    words
 }
 
 /// Shows what a child says, line by line and disarmed; keeps the end of it.

@@ -18,11 +18,11 @@ use holesync::report::{JsonLines, Reporter, Silent, Terminal};
 use holesync::scan::{FileImage, Image};
 use holesync::settle::{self, Settled};
 use holesync::stream::Outgoing;
-use holesync::sync::{self, Agent, Reach};
+use holesync::sync::{self, Agent, Cipher, Reach};
 use holesync::{agent, sys, transport, tree};
 use serde_json::json;
 
-use crate::cli::{self, AgentArg, Cli, Job, ReachArgs, Verb};
+use crate::cli::{self, AgentArg, CipherArg, Cli, Job, ReachArgs, Verb};
 
 /// Runs what the command line asks for.
 ///
@@ -92,7 +92,11 @@ fn reach_of(args: ReachArgs, agent: AgentArg, umask: u32) -> Reach {
         AgentArg::Push => Agent::Push,
         AgentArg::None => Agent::None,
     };
-    Reach { rsh: args.rsh.or_else(from_environment), remote_path: args.remote_path, agent, umask }
+    let cipher = match args.cipher {
+        CipherArg::Auto => Cipher::Auto,
+        CipherArg::Ssh => Cipher::Ssh,
+    };
+    Reach { rsh: args.rsh.or_else(from_environment), remote_path: args.remote_path, agent, cipher, umask }
 }
 
 /// Whether a signal asked to stop.

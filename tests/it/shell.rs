@@ -748,7 +748,7 @@ fn what_the_far_side_says_out_of_turn_ends_the_run() {
     let dir = lab::scratch();
     let source = image(dir.path().join("source"), 26);
     let to = dir.path().join("to");
-    let mark = r"\nholesync shell 1 no Linux x86_64\n";
+    let mark = r"\nholesync shell 1 no unknown Linux x86_64\n";
     for (says, code) in [
         ("base directory 0022 0 nanoseconds yes no no no\\nlisted\\nnonsense\\n", 12),
         ("base directory 0022\\n", 12),

@@ -248,10 +248,10 @@ fn paths_from_the_other_side_are_plain_names() {
 
 #[test]
 fn noise_before_the_greeting_is_skipped_up_to_its_limit() {
-    let greeting = written(|writer| writer.greet().expect("memory"));
+    let greeting = written(|writer| writer.greet(false).expect("memory"));
     let settle = |noise: usize, limit: usize| {
         let bytes = [vec![b'.'; noise], greeting.clone()].concat();
-        FrameReader::new(bytes.as_slice(), "the test").await_greeting(limit)
+        FrameReader::new(bytes.as_slice(), "the test").await_greeting(limit).map(|greeting| greeting.version)
     };
     assert_eq!(settle(0, 0).ok(), Some(VERSION));
     assert_eq!(settle(MAX_NOISE, MAX_NOISE).ok(), Some(VERSION));
@@ -264,10 +264,24 @@ fn the_newest_common_version_is_spoken_or_none() {
     for (oldest, newest, common) in [(1, 1, Some(1)), (0, 9, Some(VERSION)), (2, 9, None), (0, 0, None)] {
         let versions = [u16::to_le_bytes(oldest), u16::to_le_bytes(newest)].concat();
         let bytes = [&MAGIC[..], &versions, &[0; 4]].concat();
-        let spoken = FrameReader::new(bytes.as_slice(), "the test").await_greeting(0);
+        let spoken =
+            FrameReader::new(bytes.as_slice(), "the test").await_greeting(0).map(|greeting| greeting.version);
         match common {
             Some(version) => assert_eq!(spoken.ok(), Some(version)),
             None => assert!(matches!(spoken, Err(Error::Version { .. })), "{oldest} to {newest}"),
         }
+    }
+}
+
+#[test]
+fn a_greeting_tells_of_instructions_for_aes() {
+    for aes in [false, true] {
+        let bytes = written(|writer| writer.greet(aes).expect("memory"));
+        let greeting = FrameReader::new(bytes.as_slice(), "the test").await_greeting(0).expect("a greeting");
+        assert_eq!(greeting.aes, aes);
+        // Bits that are not known yet say nothing.
+        let bytes = [&bytes[..12], &(0xffff_fffe | u32::from(aes)).to_le_bytes()].concat();
+        let greeting = FrameReader::new(bytes.as_slice(), "the test").await_greeting(0).expect("a greeting");
+        assert_eq!(greeting.aes, aes);
     }
 }
