@@ -2,6 +2,7 @@
 //! somebody else has chosen, or a processor is slow at it.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -199,6 +200,10 @@ fn a_host_without_instructions_for_aes_is_remembered_until_it_has_them() {
     let shell = || client.push(&host, &to, &["-I", "--agent=none"]);
     assert_eq!(cipher(&shell()), FAST, "nothing is known yet");
     assert_eq!(client.remembered(), 1);
+    let cache = client.cache().join("holesync");
+    let note = fs::read_dir(&cache).expect("list").next().expect("a file").expect("list").path();
+    let mode = |path: &Path| fs::metadata(path).expect("stat").mode() & 0o777;
+    assert_eq!((mode(&cache), mode(&note)), (0o700, 0o600), "for nobody else");
     for _ in 0..2 {
         let again = shell().says(&["had no instructions for AES"]);
         assert_ne!(cipher(&again), FAST, "{again}");
