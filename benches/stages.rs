@@ -12,6 +12,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use blake3::hazmat::{
+    ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
+};
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use holesync::apply::{Destination, Request};
@@ -71,7 +74,8 @@ fn zeros(criterion: &mut Criterion) {
     }
 }
 
-/// Reading and hashing an image block by block, beside hashing the bytes alone.
+/// Reading and hashing an image block by block, beside hashing the bytes alone:
+/// block by block, and as one long hash, which is what b3sum computes.
 fn mapping(criterion: &mut Criterion) {
     let dir = directory();
     let mut group = criterion.benchmark_group("map");
@@ -90,6 +94,29 @@ fn mapping(criterion: &mut Criterion) {
     group.bench_function("blake3 alone, all threads", |bencher| {
         bencher.iter(|| bytes.par_chunks(MIB).for_each(hash_blocks));
     });
+    group.bench_function("one long blake3, one thread", |bencher| bencher.iter(|| blake3::hash(&bytes)));
+    group.bench_function("one long blake3, all threads", |bencher| {
+        let (left, right) = bytes.split_at(left_subtree_len(DATA as u64) as usize);
+        let hash = || {
+            let start = left.len() as u64;
+            let (left, right) = rayon::join(|| subtree(left, 0), || subtree(right, start));
+            merge_subtrees_root(&left, &right, Mode::Hash)
+        };
+        assert_eq!(hash(), blake3::hash(&bytes));
+        bencher.iter(hash);
+    });
+}
+
+/// The hash of a part of a longer input that begins at `start`, as a subtree of
+/// the whole hash, computed on all threads.
+fn subtree(bytes: &[u8], start: u64) -> ChainingValue {
+    if bytes.len() <= MIB {
+        return blake3::Hasher::new().set_input_offset(start).update(bytes).finalize_non_root();
+    }
+    let (left, right) = bytes.split_at(left_subtree_len(bytes.len() as u64) as usize);
+    let middle = start + left.len() as u64;
+    let (left, right) = rayon::join(|| subtree(left, start), || subtree(right, middle));
+    merge_subtrees_non_root(&left, &right, Mode::Hash)
 }
 
 fn hash_blocks(bytes: &[u8]) {
@@ -151,7 +178,8 @@ fn frames(criterion: &mut Criterion) {
     group.bench_function("memcpy alone", |bencher| bencher.iter(|| copy.copy_from_slice(black_box(&bytes))));
 }
 
-/// Making a file, and changing a part of one, beside copying a file.
+/// Making a file, and changing a part of one, beside the system calls alone that
+/// write, copy or, where the file system can, clone a file.
 fn applying(criterion: &mut Criterion) {
     let dir = directory();
     let bytes = random(DATA);
@@ -168,6 +196,14 @@ fn applying(criterion: &mut Criterion) {
     group.bench_function("new file, std::fs::copy", |bencher| {
         bencher.iter_batched(absent, |()| std::fs::copy(&source, &copy).unwrap(), BatchSize::PerIteration);
     });
+    group.bench_function("new file, std::fs::write", |bencher| {
+        bencher.iter_batched(absent, |()| std::fs::write(&copy, &bytes).unwrap(), BatchSize::PerIteration);
+    });
+    if clone(&source, &copy) {
+        group.bench_function("new file, a clone", |bencher| {
+            bencher.iter_batched(absent, |()| assert!(clone(&source, &copy)), BatchSize::PerIteration);
+        });
+    }
     patching(&mut group, &changed, &bytes);
 }
 
@@ -175,6 +211,15 @@ fn patching(group: &mut BenchmarkGroup<WallTime>, path: &Path, bytes: &[u8]) {
     let part = DATA / 2..DATA / 2 + DATA / 8;
     group.throughput(Throughput::Bytes(part.len() as u64));
     group.bench_function("an eighth of a file", |bencher| bencher.iter(|| apply(path, bytes, part.clone())));
+    let file = File::options().write(true).open(path).unwrap();
+    group.bench_function("an eighth of a file, pwrite", |bencher| {
+        bencher.iter(|| file.write_all_at(&bytes[part.clone()], part.start as u64).unwrap());
+    });
+}
+
+/// False where the file system has no clones.
+fn clone(from: &Path, to: &Path) -> bool {
+    holesync::sys::clone_file(&File::open(from).unwrap(), &File::create(to).unwrap()).unwrap()
 }
 
 /// Writes a part of what a file shall hold, in pieces as large as frames.
