@@ -41,7 +41,7 @@ pub fn serve<R: Read + Send + 'static, W: Write + Send>(input: R, output: W, uma
     };
     let served = match request {
         Request::Receive { destination, directory } => {
-            let target = Target { path: home(&path_of(destination)), directory, umask };
+            let target = Target { path: home(&path_of(destination)), directory, umask, beside_source: false };
             receiver::run(input, output, target, &options, &Silent).map(drop)
         }
         Request::Send { sources } => {

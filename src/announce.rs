@@ -21,6 +21,16 @@ pub enum Side {
     Initiator,
     /// Failures are sent to the other end, to be reported there.
     Responder,
+    /// The receiver is in this process: failures are reported here, and it can open
+    /// sources itself.
+    Both,
+}
+
+impl Side {
+    /// Whether the user is here.
+    pub fn has_user(self) -> bool {
+        self != Side::Responder
+    }
 }
 
 /// What the threads of a sender share.
@@ -49,8 +59,8 @@ impl<W: Write> Shared<'_, W> {
         }
         lock(&self.stats).count_failure(failure.code);
         match self.side {
-            Side::Initiator => self.reporter.event(Event::Failed(&failure)),
             Side::Responder => self.send(&Message::SourceFailed(failure))?,
+            Side::Initiator | Side::Both => self.reporter.event(Event::Failed(&failure)),
         }
         Ok(())
     }
@@ -137,7 +147,7 @@ pub(crate) fn announce_all<W: Write>(shared: &Shared<W>, sources: &[PathBuf]) ->
     for found in tree::walk(sources, shared.options) {
         match found {
             Found::Failed(failure) => shared.source_failed(failure)?,
-            Found::Skipped(what) if shared.side == Side::Initiator => {
+            Found::Skipped(what) if shared.side.has_user() => {
                 shared.reporter.event(Event::Warning(&what));
             }
             Found::Skipped(what) => shared.send(&Message::Warning(what))?,

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
+use crate::copy::{CopyError, copy_data};
 use crate::error::{Error, Result};
 use crate::hashmap::PAGE;
 use crate::log::Identity;
@@ -325,6 +326,11 @@ impl Destination {
         self.basis.is_none() && !matches!(self.work, Work::InPlace)
     }
 
+    /// Whether all that will be in it is still to come: into a temp file of its own.
+    pub fn is_empty(&self) -> bool {
+        matches!(self.work, Work::Untouched(Begin::Empty))
+    }
+
     /// Puts data at its place.
     pub fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         self.begin()?;
@@ -336,6 +342,49 @@ impl Destination {
         result.map_err(|error| self.failed("write", error))?;
         self.written += bytes.len() as u64;
         self.push_out(at..at + bytes.len() as u64)
+    }
+
+    /// Fills a destination that [is empty](Destination::is_empty) with all that another
+    /// file on this machine has, zeros left out; shares it where the file system can.
+    /// `progress` is told bytes. Returns bytes of data.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] for a destination that is not empty; what reading and writing
+    /// report.
+    pub fn copy_from(
+        &mut self,
+        source: &File,
+        path: &Path,
+        hole_map: bool,
+        mut progress: impl FnMut(u64),
+    ) -> Result<u64> {
+        if !self.is_empty() {
+            return Err(Error::refused(&self.place.path, "there is something already"));
+        }
+        self.begin()?;
+        if sys::clone_file(source, self.target()?).map_err(|error| self.failed("clone into", error))? {
+            self.written = self.request.data;
+            progress(self.written);
+            return Ok(self.written);
+        }
+        self.grow()?;
+        let image = FileImage::new(source.try_clone().map_err(Error::file("read", path))?, hole_map);
+        let target = self.target()?;
+        let mut written = 0;
+        let copied = copy_data(&image, target, self.request.length, |range, bytes| {
+            written += bytes;
+            progress(bytes);
+            if self.options.fsync {
+                sys::start_writeback(target, range);
+            }
+        });
+        copied.map_err(|error| match error {
+            CopyError::Read(error) => Error::file("read", path)(error),
+            CopyError::Write(error) => self.failed("write", error),
+        })?;
+        self.written = written;
+        Ok(written)
     }
 
     /// Makes a range zero: a hole, unless zeros are to stay allocated.
@@ -447,7 +496,10 @@ impl Destination {
                             .map_err(|error| self.failed("create the temp file of", error))?,
                     };
                 let temp = place.locked_temp(temp)?;
-                temp.set_len(0).map_err(place.error("write"))?;
+                // ext4 writes back at its close what was emptied once (auto_da_alloc, ext4(5)).
+                if temp.metadata().map_err(place.error("look at"))?.len() > 0 {
+                    temp.set_len(0).map_err(place.error("write"))?;
+                }
                 if self.options.preallocate {
                     sys::allocate(&temp, 0..self.request.length)
                         .map_err(|error| self.failed("allocate", error))?;

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use crate::apply::{Basis, Destination};
@@ -12,6 +13,8 @@ use crate::leaves::Leaves;
 use crate::mapper::{Begun, Mapped};
 use crate::options::BlockSize;
 use crate::protocol::{Data, Differ, MAX_ASKED, Patch};
+use crate::scan::Seen;
+use crate::tree;
 
 /// What the basis has in the next blocks.
 enum Had {
@@ -397,6 +400,24 @@ impl OpenFile {
             *from = rest;
             bytes
         })
+    }
+
+    /// The destination, which is empty, becomes what a file on this machine is.
+    /// `false`: that file has changed meanwhile.
+    pub fn copy(
+        &mut self,
+        path: &Path,
+        hole_map: bool,
+        progress: impl FnMut(u64),
+    ) -> Result<bool, ApplyError> {
+        let (source, _) = tree::open_image(path)?;
+        let before = Seen::of(&source).map_err(Error::file("look at", path))?;
+        if before.length != self.grid.length {
+            return Ok(false);
+        }
+        self.received = self.destination.copy_from(&source, path, hole_map, progress)?;
+        self.at = self.grid.blocks();
+        Ok(before.is_still(&source))
     }
 
     /// The file is described to its end; what it hashes to. `None`: a patch did not

@@ -22,7 +22,8 @@
 //!   [`settle`]: what a crash left of it
 //! - [`stage`]: where changes gather beside it; [`log`]: which ranges those are;
 //!   [`overlay`]: both over the old file
-//! - [`place`]: a name in a directory; [`ranges`]: copying and zeroing
+//! - [`place`]: a name in a directory; [`copy`]: all of a file; [`ranges`]: copying
+//!   and zeroing
 //! - [`plan`]: block maps, and what turns one file into another; [`leaves`]: the
 //!   parts of a block that differs
 //! - [`hashmap`]: files as blocks, hashed in parallel
@@ -40,6 +41,7 @@ mod base;
 pub mod cipher;
 mod commit;
 pub mod compress;
+pub mod copy;
 mod describe;
 mod download;
 pub mod error;

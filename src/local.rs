@@ -20,6 +20,7 @@ pub fn run(sources: &[PathBuf], target: Target, options: &Options, reporter: &dy
     if options.recursive {
         sources.iter().try_for_each(|source| refuse_inside(source, &target.path))?;
     }
+    let target = Target { beside_source: true, ..target };
     // Nothing is saved where nothing travels.
     let leaf_size = options.block_size;
     let options = &Options { leaf_size, compress: Compress::None, ..options.clone() };
@@ -34,7 +35,7 @@ pub fn run(sources: &[PathBuf], target: Target, options: &Options, reporter: &dy
         });
         let input = FrameReader::new(to_sender_out, "the destination");
         let output = FrameWriter::new(to_receiver, "the destination");
-        let sent = sender::run(input, output, sources, options, Side::Initiator, reporter);
+        let sent = sender::run(input, output, sources, options, Side::Both, reporter);
         (sent, receiver.join())
     });
     match (sent, received) {

@@ -97,6 +97,8 @@ fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result
     let whole = request.whole;
     let destination = Destination::open(place.clone(), request, Arc::clone(options))?;
     let (basis, blank) = (destination.basis(), destination.is_blank());
+    // Where it shall be read back, or zeros are to be allocated, the long way is needed.
+    let is_empty = destination.is_empty() && !options.verify && !options.preallocate;
     let has_map = basis.is_some();
     let begun = Begun { id, entry, destination, grid, has_map, blank, whole, resized };
     // The applying thread may be gone only when the run is over.
@@ -107,6 +109,7 @@ fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result
     }
     Ok(match basis {
         Some(basis) => map_basis(shared, Answer { id, resized, place, grid }, &basis, pass_on),
+        None if shared.beside_source && is_empty => shared.tell(Message::Borrow { id }),
         None => shared.tell(Message::NoBasis { id, resized }),
     })
 }

@@ -119,6 +119,9 @@ impl<'a, W: Write> Merger<'a, W> {
                 Some(Frame::Message(Message::NoBasis { id, resized })) => {
                     self.describe(id, false, resized)?
                 }
+                Some(Frame::Message(Message::Borrow { id })) if self.shared.side == Side::Both => {
+                    self.lend(id)?
+                }
                 Some(frame) => self.take_note(frame)?,
                 None => {}
             }
@@ -254,9 +257,13 @@ impl<'a, W: Write> Merger<'a, W> {
                     self.report(&sent.source.target, outcome);
                 }
             }
-            Message::Again { id } => {
+            Message::Again { id, changed } => {
                 let Some(sent) = self.awaited.remove(&id) else { return Ok(()) };
-                self.try_again(sent.source, true)?;
+                self.try_again(sent.source, !changed)?;
+            }
+            Message::Copied(bytes) => {
+                lock(&self.shared.stats).sent_data_bytes += bytes;
+                self.shared.reporter.event(Event::Done(Phase::Sending, bytes));
             }
             Message::Busy(phase) => self.shared.reporter.event(Event::Phase(phase)),
             Message::Warning(text) => self.shared.reporter.event(Event::Warning(&text)),
@@ -273,7 +280,7 @@ impl<'a, W: Write> Merger<'a, W> {
     /// The receiver counts its failures, and shows them where it is the initiator.
     fn receiver_failed(&mut self, failure: &Failure) {
         self.heard.count_failure(failure.code);
-        if self.shared.side == Side::Initiator {
+        if self.shared.side.has_user() {
             self.shared.reporter.event(Event::Failed(failure));
         }
     }
@@ -300,6 +307,20 @@ impl<'a, W: Write> Merger<'a, W> {
         }
     }
 
+    /// Has the receiver copy a file itself.
+    fn lend(&mut self, id: u64) -> Result<()> {
+        self.count_answer();
+        let Some(source) = self.shared.files.take(id) else {
+            return Err(self.unexpected("an answer for no file"));
+        };
+        let Kind::File { allocated, .. } = source.kind else { return Ok(()) };
+        lock(&self.shared.stats).data_bytes += allocated;
+        self.shared.send(&Message::Content { id })?;
+        self.shared.send(&Message::Lend { path: source.path.as_os_str().as_bytes().to_vec() })?;
+        self.awaited.insert(id, Sent { source, bytes: allocated, changed: true });
+        Ok(())
+    }
+
     /// Describes one file to the receiver from its first block to its last.
     fn describe(&mut self, id: u64, has_map: bool, resized: bool) -> Result<()> {
         self.count_answer();
@@ -324,7 +345,7 @@ impl<'a, W: Write> Merger<'a, W> {
                 let outcome = if changed { Outcome::Sent(bytes) } else { Outcome::Unchanged };
                 lock(&self.shared.stats).files_sent += u64::from(changed);
                 self.report(&source.target, outcome);
-                if self.shared.side == Side::Initiator {
+                if self.shared.side.has_user() {
                     return Ok(());
                 }
                 let would_send = changed.then_some(bytes);

@@ -133,6 +133,8 @@ pub(crate) struct Shared<'a> {
     pub given_up: AtomicU64,
     pub options: Arc<Options>,
     pub umask: u32,
+    /// Sources can be opened here.
+    pub beside_source: bool,
     pub reporter: &'a dyn Reporter,
 }
 

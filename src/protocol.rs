@@ -121,6 +121,9 @@ pub enum Message {
     Again {
         /// The entry.
         id: u64,
+        /// It was lent and changed while it was copied; else something went wrong on
+        /// the way, and it shall come whole.
+        changed: bool,
     },
     /// Receiver: what it is busy with, so that the sender can show it.
     Busy(Phase),
@@ -144,6 +147,19 @@ pub enum Message {
         /// Bytes of data that would be sent; `None` if nothing differs.
         would_send: Option<u64>,
     },
+    /// Receiver, where both ends are in one process: nothing to compare with, and it
+    /// can copy the source itself.
+    Borrow {
+        /// The entry.
+        id: u64,
+    },
+    /// Sender, likewise, in the place of a description and its end: here it is.
+    Lend {
+        /// As this process opens it.
+        path: Vec<u8>,
+    },
+    /// Receiver: it has copied so much more of what was lent, in bytes.
+    Copied(u64),
 }
 
 impl Message {
@@ -165,6 +181,7 @@ impl Message {
             self,
             Message::Unchanged { .. }
                 | Message::NoBasis { .. }
+                | Message::Borrow { .. }
                 | Message::Map { .. }
                 | Message::Failed { answer: true, .. }
         )

@@ -63,6 +63,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
         given_up: AtomicU64::new(u64::MAX),
         options: Arc::new(options.clone()),
         umask: target.umask,
+        beside_source: target.beside_source,
         reporter,
     };
     std::thread::scope(|scope| {
@@ -198,6 +199,9 @@ impl Applier<'_> {
             Message::Keep { blocks } => self.describe(|maps, file| file.keep(maps, blocks)),
             Message::Zero { blocks } => self.describe(|maps, file| file.zero(maps, blocks)),
             Message::Finish { root } => self.finish(root),
+            Message::Lend { path } if self.shared.beside_source => {
+                self.copy(Path::new(OsStr::from_bytes(&path)))
+            }
             Message::Abandon => self.abandon(),
             Message::Warning(text) => {
                 self.shared.reporter.event(Event::Warning(&text));
@@ -371,7 +375,35 @@ impl Applier<'_> {
         let why = "did not arrive as it was sent; check memory and storage on both sides";
         let error = Error::refused(file.destination.path(), why);
         file.destination.keep();
-        if whole { self.shared.fail(id, &error, false) } else { self.shared.tell(Message::Again { id }) }
+        if whole {
+            self.shared.fail(id, &error, false)
+        } else {
+            self.shared.tell(Message::Again { id, changed: false })
+        }
+    }
+
+    /// Copies the source of the current file, which is on this machine.
+    fn copy(&mut self, source: &Path) -> Result<()> {
+        let (shared, mut same) = (self.shared, false);
+        self.describe(|_, file| {
+            same = file.copy(source, shared.options.hole_map, |bytes| {
+                // A connection that is gone is noticed when the copy is done.
+                let _ = shared.tell(Message::Copied(bytes));
+            })?;
+            Ok(0)
+        })?;
+        match std::mem::replace(&mut self.current, Current::None) {
+            Current::File(file) if same => {
+                // Nothing was hashed, and nothing will be read back. See `finish`.
+                let _ = self.finish.send(Complete { file, root: Hash::default() });
+                Ok(())
+            }
+            Current::File(file) => {
+                file.destination.discard();
+                shared.tell(Message::Again { id: file.id, changed: true })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn abandon(&mut self) -> Result<()> {

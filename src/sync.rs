@@ -229,7 +229,12 @@ fn origin(sources: &[Location]) -> Result<Origin> {
 
 fn target(path: &Path, sources: usize, reach: &Reach) -> Target {
     let slash = path.as_os_str().as_bytes().ends_with(b"/");
-    Target { path: path.to_path_buf(), directory: slash || sources > 1, umask: reach.umask }
+    Target {
+        path: path.to_path_buf(),
+        directory: slash || sources > 1,
+        umask: reach.umask,
+        beside_source: false,
+    }
 }
 
 /// What a conversation came to.

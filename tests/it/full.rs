@@ -151,6 +151,7 @@ fn a_stage_that_cannot_be_completed_is_written_in_place() {
     let ranges = (0..169).map(|n| n * BLOCK..n * BLOCK + BLOCK / 4 * 3);
     ranges.fold(old.clone(), |new, range| new.data(range, &mut rng)).write(&source);
     old.write(&image);
+    set_day(&image, 1);
     let inode = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&image).expect("stat"));
     let before = inode();
     small.leave(10);

@@ -187,7 +187,13 @@ fn start_receiver(
     start(move || {
         let input = FrameReader::new(input, "the sender");
         let output = FrameWriter::new(output, "the sender");
-        receiver::run(input, output, Target { path, directory: false, umask: 0o022 }, &options, &Silent)
+        receiver::run(
+            input,
+            output,
+            Target { path, directory: false, umask: 0o022, beside_source: false },
+            &options,
+            &Silent,
+        )
     })
 }
 

@@ -81,7 +81,7 @@ fn message() -> impl Strategy<Value = Message> {
             answer
         }),
         any::<u64>().prop_map(|id| Message::Done { id }),
-        any::<u64>().prop_map(|id| Message::Again { id }),
+        (any::<u64>(), any::<bool>()).prop_map(|(id, changed)| Message::Again { id, changed }),
         Just(Message::Busy(Phase::WritingBack)),
         ".{0,50}".prop_map(Message::Warning),
         failure().prop_map(Message::SourceFailed),
