@@ -80,6 +80,8 @@ struct Table {
     pending: HashMap<u64, Source>,
     unanswered: usize,
     next: u64,
+    /// Files up to this one have been hashed, or will not be.
+    wanted: Option<u64>,
     /// The way to the hasher; `None`: the run is over.
     jobs: Option<Sender<Source>>,
 }
@@ -87,7 +89,7 @@ struct Table {
 impl Files {
     /// None so far. Those that the receiver wants go to `jobs`.
     pub fn new(jobs: Sender<Source>) -> Files {
-        let table = Table { pending: HashMap::new(), unanswered: 0, next: 0, jobs: Some(jobs) };
+        let table = Table { pending: HashMap::new(), unanswered: 0, next: 0, wanted: None, jobs: Some(jobs) };
         Files { table: Mutex::new(table), room: Condvar::new() }
     }
 
@@ -120,13 +122,22 @@ impl Files {
         self.room.notify_all();
     }
 
-    /// Has a file hashed. An unknown id is the merging thread's to report, and a
+    /// Has a file hashed, once. An unknown id is the merging thread's to report, and a
     /// hasher that is gone needs no more work.
     pub fn want(&self, id: u64) {
-        let table = lock(&self.table);
+        let mut table = lock(&self.table);
+        if table.wanted.is_some_and(|last| id <= last) {
+            return;
+        }
+        table.wanted = Some(id);
         if let (Some(source), Some(jobs)) = (table.pending.get(&id), &table.jobs) {
             let _ = jobs.send(source.clone());
         }
+    }
+
+    /// Whether a file was announced and its answer is not taken yet.
+    pub fn is_pending(&self, id: u64) -> bool {
+        lock(&self.table).pending.contains_key(&id)
     }
 
     pub fn take(&self, id: u64) -> Option<Source> {

@@ -317,8 +317,9 @@ impl OpenFile {
         }
         let mut leaves = Vec::with_capacity(differ.hashes.len());
         for &hash in &differ.hashes {
-            let (_, Had::Block(had)) = maps.next(1)? else {
-                return rule("a question about a block that is not there");
+            let had = match maps.next(1)? {
+                (_, Had::Block(had)) if had.data != 0 => had,
+                _ => return rule("a question about a block without data"),
             };
             let bytes = self.old_bytes(self.at, had.data)?;
             leaves.push(Leaves::of(leaf, &self.grid, self.at, had.data, &bytes));
@@ -336,12 +337,14 @@ impl OpenFile {
         }
         let mut pending = Pending { at: 0, len: 0, bytes: &patch.bytes };
         let mut left = patch.bytes.as_slice();
+        let mut bytes = 0;
         for (&mask, &sent) in patch.masks.iter().zip(&patch.sent) {
             let Some(Asked { index, had, hash }) = self.asked.pop_front() else {
                 return rule("a patch for more blocks than were asked about");
             };
             let kept = mask & !sent;
-            if mask & !self.grid.all_pages(index) != 0 || sent & !mask != 0 || kept & !had.data != 0 {
+            let possible = mask != 0 && mask & !self.grid.all_pages(index) == 0 && sent & !mask == 0;
+            if !possible || kept & !had.data != 0 {
                 return rule("a patch with an impossible page mask");
             }
             let Some((new, behind)) = left.split_at_checked(self.grid.masked_bytes(index, sent) as usize)
@@ -358,13 +361,14 @@ impl OpenFile {
                 pending.add(self.grid.pages(index, &run), &mut self.destination)?;
             }
             self.kept += old.len() as u64;
+            bytes += (old.len() + new.len()) as u64;
         }
         if !left.is_empty() {
             return rule("a patch that is too long");
         }
         pending.write(&mut self.destination)?;
         self.received += patch.bytes.len() as u64;
-        Ok(patch.bytes.len() as u64)
+        Ok(bytes)
     }
 
     /// The bytes that the basis has in some pages of a block, packed.

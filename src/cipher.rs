@@ -6,7 +6,8 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::location::Host;
 use crate::report::{Event, Reporter};
@@ -14,8 +15,10 @@ use crate::transport::{SSH, destination};
 
 /// Among those that ssh allows by default since OpenSSH 6.2, but not its first.
 const FAST: &str = "aes128-gcm@openssh.com";
-/// What all ciphers end in that are as fast.
-const AS_FAST: &str = "-gcm@openssh.com";
+/// Its first: OpenSSH 6.9 to 9.9, ssh_config(5).
+const USUAL: &str = "chacha20-poly1305@openssh.com";
+/// How long ssh may take to tell of its configuration.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Who chooses the cipher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,21 +33,23 @@ pub enum Cipher {
 
 /// Whether this processor has the instructions that make AES-GCM fast, as far as
 /// that is known.
-pub fn aes_here() -> bool {
+pub fn aes_here() -> Option<bool> {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-    let has = std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
-    #[cfg(target_arch = "aarch64")]
     let has =
-        std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull");
+        Some(std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq"));
+    #[cfg(target_arch = "aarch64")]
+    let has = Some(
+        std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull"),
+    );
     #[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
-    let has = false;
+    let has = None;
     has
 }
 
 /// The ciphers to ask ssh for on the way to a host, as its option Ciphers takes them;
 /// `None` leaves them to it. What is chosen is told.
 pub fn choose(host: &Host, reporter: &dyn Reporter) -> Option<String> {
-    if !aes_here() {
+    if aes_here() != Some(true) {
         return None;
     }
     let note = |what: String| reporter.event(Event::Note(&what));
@@ -93,8 +98,10 @@ fn memory(host: &Host) -> Option<PathBuf> {
 
 /// Others take no notice of options that they do not know, and would connect.
 fn is_openssh() -> bool {
-    let version = Command::new(SSH).arg("-V").stdin(Stdio::null()).output();
-    version.is_ok_and(|output| output.stderr.starts_with(b"OpenSSH_"))
+    let mut command = Command::new(SSH);
+    command.arg("-V").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let version = command.spawn().ok().and_then(ended);
+    version.is_some_and(|output| output.stderr.starts_with(b"OpenSSH_"))
 }
 
 /// The ciphers that ssh tries by default, and on the way to a host, by `ssh -G`.
@@ -112,8 +119,24 @@ fn lists(host: &Host) -> Option<(String, String)> {
 }
 
 fn said(child: Child) -> Option<String> {
-    let output = child.wait_with_output().ok().filter(|output| output.status.success())?;
+    let output = ended(child).filter(|output| output.status.success())?;
     String::from_utf8(output.stdout).ok()
+}
+
+/// What a child came to that ends soon; one that does not is stopped. What it says
+/// fits a pipe, or it would not end.
+fn ended(mut child: Child) -> Option<Output> {
+    let start = Instant::now();
+    while child.try_wait().ok()?.is_none() {
+        if start.elapsed() > PATIENCE {
+            // What cannot be stopped is left to init.
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.wait_with_output().ok()
 }
 
 /// What `ssh -G` says of ciphers.
@@ -121,12 +144,12 @@ fn ciphers(config: &str) -> Option<String> {
     config.lines().find_map(|line| line.strip_prefix("ciphers ")).map(str::to_owned)
 }
 
-/// The same ciphers, the fast one first. `None` where it is not among them, or one as
-/// fast is first.
+/// The same ciphers, the fast one first. `None` where it is not among them, or another
+/// one is first than what OpenSSH takes if nobody has decided otherwise.
 fn fast_first(default: &str) -> Option<String> {
     let mut list: Vec<&str> = default.split(',').collect();
     let at = list.iter().position(|&cipher| cipher == FAST)?;
-    if list[0].ends_with(AS_FAST) {
+    if list[0] != USUAL {
         return None;
     }
     list[..=at].rotate_right(1);
@@ -148,7 +171,9 @@ mod tests {
 
     #[test]
     fn what_is_fast_already_or_has_no_fast_one_is_left_alone() {
-        for list in ["aes128-gcm@openssh.com,aes256-ctr", "aes256-gcm@openssh.com,aes128-gcm@openssh.com"] {
+        for list in
+            ["aes128-gcm@openssh.com,aes256-ctr", "chacha20-poly1305-mt@hpnssh.org,aes128-gcm@openssh.com"]
+        {
             assert_eq!(fast_first(list), None, "{list}");
         }
         for list in ["chacha20-poly1305@openssh.com,aes128-ctr", "", "aes128-gcm"] {

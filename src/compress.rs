@@ -1,6 +1,7 @@
 //! Whether and how the bytes of a frame are compressed, from what the link and the
 //! processor are seen to do. Knows nothing of files.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use crate::link::Link;
@@ -80,7 +81,10 @@ impl Compressor {
         if !on {
             return None;
         }
-        let bytes = parts.concat();
+        let bytes = match parts {
+            [whole] => Cow::Borrowed(*whole),
+            parts => Cow::Owned(parts.concat()),
+        };
         if !self.shrinks(&bytes) {
             return None;
         }
@@ -115,8 +119,7 @@ impl Compressor {
     fn would_pay(&mut self, parts: &[&[u8]], link: &Link) -> bool {
         self.since = 0;
         let Some(link) = link.seconds_per_byte() else { return false };
-        let bytes = parts.concat();
-        let Some((_, seen)) = self.measured(&bytes[..bytes.len().min(TRIED)]) else { return false };
+        let Some((_, seen)) = self.measured(&head_of(parts, TRIED)) else { return false };
         self.on = seen.pays(link);
         self.seen = seen;
         self.patience = if self.on { FIRST_TRY } else { (self.patience * 4).min(LAST_TRY) };
@@ -136,7 +139,7 @@ impl Compressor {
         self.since = 0;
         let writing = link * self.seen.ratio;
         let level = match self.seen.seconds_per_byte / writing {
-            _ if !self.seen.pays(link) && self.level == 1 => {
+            _ if !self.seen.pays(link) && (self.level == 1 || !self.adapts) => {
                 self.on = false;
                 return;
             }
@@ -150,6 +153,11 @@ impl Compressor {
             self.level = level;
         }
     }
+}
+
+/// The first bytes of some parts, at most so many.
+fn head_of(parts: &[&[u8]], limit: usize) -> Vec<u8> {
+    parts.iter().copied().flatten().copied().take(limit).collect()
 }
 
 impl Seen {

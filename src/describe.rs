@@ -108,20 +108,22 @@ impl<'a, W: Write> Describer<'a, W> {
         let packed = self.compressor.compress(&parts, &self.link);
         let written = packed.as_ref().map_or(len, Vec::len) as u64;
         let shared = self.shared;
+        let mut output = shared.lock_output();
         self.link.watch(written, || match &packed {
-            Some(packed) => shared.lock_output().data_zstd(*first, &masks, len, packed),
-            None => shared.lock_output().data(*first, &masks, &parts),
+            Some(packed) => output.data_zstd(*first, &masks, len, packed),
+            None => output.data(*first, &masks, &parts),
         })?;
         Ok(len as u64)
     }
 
     /// Whether the next of these adjoining blocks, which differ, are asked about or
     /// sent whole, and how many.
-    pub fn decide(&mut self, grid: &Grid, blocks: &[(u64, Block)]) -> (usize, bool) {
+    /// `rest`: about how many bytes of data follow in this file.
+    pub fn decide(&mut self, grid: &Grid, blocks: &[(u64, Block)], rest: u64) -> (usize, bool) {
         let leaf = self.shared.options.leaf_size.bytes();
         let count = blocks.len().min((MAX_DATA as u64 / grid.block.bytes()) as usize);
         let bytes = blocks[..count].iter().map(|(index, block)| grid.masked_bytes(*index, block.data)).sum();
-        (count, leaf < grid.block.bytes() && self.questions.pay(bytes, &self.link))
+        (count, leaf < grid.block.bytes() && self.questions.pay(bytes, rest, &self.link))
     }
 
     /// Whether an answer has to come before more can be asked.
@@ -198,7 +200,8 @@ impl<'a, W: Write> Describer<'a, W> {
         let packed = self.compressor.compress(&[&patch.bytes], &self.link);
         let written = packed.as_ref().map_or(patch.bytes.len(), Vec::len) as u64;
         let shared = self.shared;
-        self.link.watch(written, || shared.lock_output().patch(&patch, packed.as_deref()))
+        let mut output = shared.lock_output();
+        self.link.watch(written, || output.patch(&patch, packed.as_deref()))
     }
 
     /// Says what was held back: the receiver waits for it, or something else follows.
@@ -275,11 +278,12 @@ impl Questions {
         Questions { saved: 1.0, cost: 0.0, delay: f64::MAX, unasked: 0, idle: 0 }
     }
 
-    fn pay(&mut self, bytes: u64, link: &Link) -> bool {
+    fn pay(&mut self, bytes: u64, rest: u64, link: &Link) -> bool {
         let per_byte = link.seconds_per_byte().unwrap_or(FASTEST).max(FASTEST);
-        // The first blocks of a file are sent sooner than an answer comes.
+        // The first blocks of a file are sent sooner than an answer comes, and the last
+        // ones while the last answer is on its way.
         let delay = if self.delay == f64::MAX { FIRST_GUESS } else { self.delay };
-        if (self.unasked + bytes) as f64 * per_byte < delay {
+        if (self.unasked + bytes) as f64 * per_byte < delay || rest as f64 * per_byte < delay {
             self.unasked += bytes;
             return false;
         }

@@ -11,8 +11,8 @@ use crate::leaves::{LeafHash, Leaves};
 use crate::plain::Plain;
 use crate::plan::Run;
 use crate::protocol::{
-    Answer, Data, Differ, FEATURE_AES, Frame, MAGIC, MAX_CONTROL, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER,
-    MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST, Patch, VERSION,
+    Answer, Data, Differ, FEATURE_AES, FEATURE_NO_AES, Frame, MAGIC, MAX_CONTROL, MAX_DATA, MAX_DATA_BLOCKS,
+    MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST, Patch, VERSION,
 };
 
 const TYPE_CONTROL: u8 = 1;
@@ -58,10 +58,10 @@ impl<W: Write> FrameWriter<W> {
 
     /// Writes the greeting: magic, oldest and newest version (2 bytes each,
     /// little-endian), features (4 bytes): whether this processor has instructions for
-    /// AES.
-    pub fn greet(&mut self, aes: bool) -> Result<()> {
+    /// AES, if that is known.
+    pub fn greet(&mut self, aes: Option<bool>) -> Result<()> {
         let [old, new] = [OLDEST.to_le_bytes(), VERSION.to_le_bytes()];
-        let features = if aes { FEATURE_AES } else { 0 };
+        let features = aes.map_or(0, |aes| if aes { FEATURE_AES } else { FEATURE_NO_AES });
         self.put(&[&MAGIC, &old, &new, &features.to_le_bytes()])?;
         self.flush()
     }
@@ -234,8 +234,8 @@ fn link_error(peer: &str, doing: &'static str, source: io::Error) -> Error {
 pub struct Greeting {
     /// The version that both speak.
     pub version: u16,
-    /// Whether the processor there has instructions for AES.
-    pub aes: bool,
+    /// Whether the processor there has instructions for AES, if that is known.
+    pub aes: Option<bool>,
 }
 
 /// Reads frames, bounds everything, counts bytes.
@@ -332,7 +332,12 @@ impl<R: Read> FrameReader<R> {
             let (theirs, ours) = (span(oldest, newest), span(OLDEST, VERSION));
             return Err(Error::Version { peer: self.input.peer().into(), theirs, ours });
         }
-        Ok(Greeting { version, aes: features & FEATURE_AES != 0 })
+        let aes = match features & (FEATURE_AES | FEATURE_NO_AES) {
+            FEATURE_AES => Some(true),
+            FEATURE_NO_AES => Some(false),
+            _ => None,
+        };
+        Ok(Greeting { version, aes })
     }
 
     fn next_byte(&mut self) -> Result<Option<u8>> {
@@ -458,14 +463,16 @@ impl<R: Read> FrameReader<R> {
             let (id, mut left) = body.split_first_chunk()?;
             let mut blocks = Vec::new();
             while let Some((data, rest)) = left.split_first_chunk() {
-                let (&count, rest) = rest.split_first()?;
-                let (hashes, rest) = rest.split_at_checked(usize::from(count) * size_of::<LeafHash>())?;
                 let data = PageMask::from_le_bytes(*data);
+                let (&count, rest) = rest.split_first()?;
+                if blocks.len() >= MAX_DIFFER || u32::from(count) > data.count_ones() {
+                    return None;
+                }
+                let (hashes, rest) = rest.split_at_checked(usize::from(count) * size_of::<LeafHash>())?;
                 blocks.push(Leaves { data, hashes: hashes.as_chunks().0.to_vec() });
                 left = rest;
             }
-            let whole = left.is_empty() && blocks.len() <= MAX_DIFFER;
-            whole.then_some(Frame::Leaves(Answer { id: u64::from_le_bytes(*id), blocks }))
+            Some(Frame::Leaves(Answer { id: u64::from_le_bytes(*id), blocks }))
         };
         decode(body).ok_or_else(|| self.bad("leaves that cannot be read"))
     }

@@ -133,7 +133,7 @@ pub fn climb(
     };
     reporter.event(Event::Note(&format!("holesync answered on {host}, protocol {version}")));
     output.greet(cipher::aes_here())?;
-    Ok(Found { far: Far::Agent, aes: Some(aes) })
+    Ok(Found { far: Far::Agent, aes })
 }
 
 /// A script as the shell at the other end loads it, of several texts, with variables

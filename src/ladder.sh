@@ -31,12 +31,13 @@ load() {
 
 # Whether this processor has instructions for AES, where there is a way to know.
 aes() {
-    grep -qw aes /proc/cpuinfo 2>/dev/null
-    case $? in
-    0) echo yes ;;
-    1) echo no ;;
-    *) echo unknown ;;
-    esac
+    if ! grep -qi -e ^flags -e ^features /proc/cpuinfo 2>/dev/null; then
+        echo unknown
+    elif grep -qw aes /proc/cpuinfo; then
+        echo yes
+    else
+        echo no
+    fi
 }
 
 climb() {

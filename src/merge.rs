@@ -13,7 +13,7 @@ use crate::announce::{Shared, Side, announce, lock};
 use crate::describe::Describer;
 use crate::error::{Error, Failure, Result};
 use crate::hasher::Hashed;
-use crate::hashmap::{self, Batch, Block, Grid, Hash, Item, RootHasher};
+use crate::hashmap::{self, Batch, Block, Grid, Hash, Item, Key, RootHasher};
 use crate::plan::{Action, Planner, Run};
 use crate::protocol::{Frame, Kind, MAX_UNANSWERED, Message};
 use crate::report::{Event, Outcome, Phase, Stats};
@@ -50,8 +50,8 @@ pub(crate) struct Merger<'a, W: Write> {
     again: VecDeque<Source>,
     /// Answers for the files after the one that is described.
     later: VecDeque<Frame>,
-    /// Keys in those.
-    later_keys: usize,
+    /// What those take in memory, in keys.
+    later_weight: usize,
     awaited: HashMap<u64, Sent>,
     /// Failures that the receiver told of.
     heard: Stats,
@@ -70,6 +70,8 @@ struct Description {
     map: bool,
     /// More is to come from the hasher.
     hashes: bool,
+    /// About how many bytes of data are still to be described.
+    rest: u64,
     /// Bytes of data that were sent.
     bytes: u64,
     changed: bool,
@@ -104,7 +106,7 @@ impl<'a, W: Write> Merger<'a, W> {
             answered: 0,
             again: VecDeque::new(),
             later: VecDeque::new(),
-            later_keys: 0,
+            later_weight: 0,
             awaited: HashMap::new(),
             heard: Stats::default(),
             closed: false,
@@ -327,14 +329,14 @@ impl<'a, W: Write> Merger<'a, W> {
         let Some(source) = self.shared.files.take(id) else {
             return Err(self.unexpected("an answer for no file"));
         };
-        let Kind::File { length, .. } = source.kind else { return Ok(()) };
+        let Kind::File { length, allocated, .. } = source.kind else { return Ok(()) };
         let grid = Grid { length, block: self.shared.options.block_size };
         let dry_run = self.shared.options.dry_run;
         if !dry_run {
             self.shared.send(&Message::Content { id })?;
         }
         self.describer.begin();
-        let mut file = Description::new(id, grid, has_map, resized);
+        let mut file = Description { rest: allocated, ..Description::new(id, grid, has_map, resized) };
         let described = self.merge(&mut file)?;
         let Description { bytes, changed, .. } = file;
         if !matches!(described, Described::Whole(_)) {
@@ -433,7 +435,7 @@ impl<'a, W: Write> Merger<'a, W> {
 
     /// Takes what has come already, so that answers do not wait behind the map.
     fn hear_what_came(&mut self, file: &mut Description) -> Result<()> {
-        while file.map && file.planner.basis_ahead() < MAX_AHEAD || self.describer.awaits_answers() {
+        while (file.map && file.planner.basis_ahead() < MAX_AHEAD) || self.describer.awaits_answers() {
             let stored = if file.map { self.take_later() } else { None };
             let frame = match stored {
                 Some(frame) => Some(frame),
@@ -480,6 +482,10 @@ impl<'a, W: Write> Merger<'a, W> {
                 file.failed = Some(failure);
                 Ok(())
             }
+            // It failed while it was mapped, and its answer waits to be taken.
+            Frame::Message(Message::Failed { id, answer: false, .. }) if self.shared.files.is_pending(id) => {
+                self.put_off(frame)
+            }
             Frame::Message(message) if !message.is_about_later() => self.take_note(Frame::Message(message)),
             Frame::Leaves(_) => Ok(()),
             later if !file.map => self.put_off(later),
@@ -489,9 +495,9 @@ impl<'a, W: Write> Merger<'a, W> {
 
     /// Keeps what is about a file that comes later.
     fn put_off(&mut self, frame: Frame) -> Result<()> {
-        self.later_keys += keys_in(&frame);
+        self.later_weight += weight_of(&frame);
         self.later.push_back(frame);
-        if self.later_keys > 2 * MAX_AHEAD {
+        if self.later_weight > 2 * MAX_AHEAD {
             return Err(self.unexpected("a map that runs ahead"));
         }
         Ok(())
@@ -499,7 +505,7 @@ impl<'a, W: Write> Merger<'a, W> {
 
     fn take_later(&mut self) -> Option<Frame> {
         let frame = self.later.pop_front()?;
-        self.later_keys -= keys_in(&frame);
+        self.later_weight -= weight_of(&frame);
         Some(frame)
     }
 
@@ -526,6 +532,7 @@ impl<'a, W: Write> Merger<'a, W> {
         let phase = if sends { Phase::Sending } else { Phase::Mapping };
         self.shared.reporter.event(Event::Done(phase, read));
         file.changed |= action != Action::Keep;
+        file.rest = file.rest.saturating_sub(read);
         if action == Action::Keep {
             lock(&self.shared.stats).matched_bytes += bytes;
         }
@@ -548,7 +555,7 @@ impl<'a, W: Write> Merger<'a, W> {
     /// Sends what the receiver lacks of adjoining blocks that differ.
     fn update(&mut self, file: &mut Description, mut blocks: &[(u64, Block)]) -> Result<()> {
         while !blocks.is_empty() {
-            let (count, ask) = self.describer.decide(&file.grid, blocks);
+            let (count, ask) = self.describer.decide(&file.grid, blocks, file.rest);
             let (now, later) = blocks.split_at(count);
             blocks = later;
             if !ask {
@@ -571,8 +578,13 @@ impl<'a, W: Write> Merger<'a, W> {
 }
 
 /// What a frame takes in memory, in keys.
-fn keys_in(frame: &Frame) -> usize {
-    if let Frame::Map(runs) = frame { runs.iter().map(Run::entries).sum() } else { 1 }
+fn weight_of(frame: &Frame) -> usize {
+    const FRAME: usize = 16;
+    match frame {
+        Frame::Map(runs) => FRAME + runs.iter().map(|run| 2 + run.entries()).sum::<usize>(),
+        Frame::Message(Message::Failed { failure, .. }) => FRAME + failure.message.len() / size_of::<Key>(),
+        _ => FRAME,
+    }
 }
 
 impl Description {
@@ -582,7 +594,19 @@ impl Description {
             planner.without_basis();
         }
         let (root, walk) = (RootHasher::new(&grid), BatchWalk::default());
-        Description { id, grid, planner, root, walk, map, hashes: true, bytes: 0, changed, failed: None }
+        Description {
+            id,
+            grid,
+            planner,
+            root,
+            walk,
+            map,
+            hashes: true,
+            rest: 0,
+            bytes: 0,
+            changed,
+            failed: None,
+        }
     }
 
     /// Counts data that was sent.

@@ -55,8 +55,8 @@ impl Outbox {
         self.put(Out::Message(message))
     }
 
-    /// Queues what is there of blocks that were asked about. The sender may ask for no
-    /// more than it patches, so these are bounded, too.
+    /// Queues what is there of blocks that were asked about. There are no more of these
+    /// than blocks in maps that were sent, and maps wait for room.
     pub fn leaves(&self, answer: Answer) -> Result<()> {
         self.put(Out::Leaves(answer))
     }

@@ -17,8 +17,11 @@ pub const MAGIC: [u8; 8] = *b"\x89hole\xff\r\n";
 pub const VERSION: u16 = 1;
 /// The oldest version this program speaks.
 pub const OLDEST: u16 = 1;
-/// The bit among the features of a greeting that tells of instructions for AES.
+/// The bits among the features of a greeting that tell whether the processor has
+/// instructions for AES; neither is set where that is not known.
 pub const FEATURE_AES: u32 = 1;
+/// See [`FEATURE_AES`].
+pub const FEATURE_NO_AES: u32 = 2;
 
 /// Bytes that may come before the responder's magic: login scripts talk.
 pub const MAX_NOISE: usize = 64 << 10;

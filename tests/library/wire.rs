@@ -248,7 +248,7 @@ fn paths_from_the_other_side_are_plain_names() {
 
 #[test]
 fn noise_before_the_greeting_is_skipped_up_to_its_limit() {
-    let greeting = written(|writer| writer.greet(false).expect("memory"));
+    let greeting = written(|writer| writer.greet(None).expect("memory"));
     let settle = |noise: usize, limit: usize| {
         let bytes = [vec![b'.'; noise], greeting.clone()].concat();
         FrameReader::new(bytes.as_slice(), "the test").await_greeting(limit).map(|greeting| greeting.version)
@@ -275,12 +275,12 @@ fn the_newest_common_version_is_spoken_or_none() {
 
 #[test]
 fn a_greeting_tells_of_instructions_for_aes() {
-    for aes in [false, true] {
+    for (aes, bits) in [(None, 0), (Some(true), 1), (Some(false), 2)] {
         let bytes = written(|writer| writer.greet(aes).expect("memory"));
         let greeting = FrameReader::new(bytes.as_slice(), "the test").await_greeting(0).expect("a greeting");
         assert_eq!(greeting.aes, aes);
         // Bits that are not known yet say nothing.
-        let bytes = [&bytes[..12], &(0xffff_fffe | u32::from(aes)).to_le_bytes()].concat();
+        let bytes = [&bytes[..12], &(0xffff_fffc_u32 | bits).to_le_bytes()].concat();
         let greeting = FrameReader::new(bytes.as_slice(), "the test").await_greeting(0).expect("a greeting");
         assert_eq!(greeting.aes, aes);
     }
