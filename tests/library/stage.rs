@@ -119,7 +119,7 @@ fn bytes_of(image: &dyn Image, length: usize) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn an_overlay_and_a_replay_are_what_was_written(

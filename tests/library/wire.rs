@@ -5,11 +5,13 @@ use std::io::Write;
 use holesync::error::{Error, Failure};
 use holesync::frames::{FrameReader, FrameWriter};
 use holesync::hashmap::Key;
+use holesync::leaves::Leaves;
 use holesync::options::{Compress, Options};
 use holesync::plan::Run;
 use holesync::protocol::{
-    Data, Entry, Frame, Kind, MAGIC, MAX_DATA, MAX_DATA_BLOCKS, MAX_MAP_KEYS, MAX_MAP_RUNS, MAX_NAME,
-    MAX_NOISE, MAX_PATH, Message, Metadata, Owner, Request, VERSION, check_path,
+    Answer, Data, Differ, Entry, Frame, Kind, MAGIC, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS,
+    MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, Metadata, Owner, Patch, Request, VERSION,
+    check_path,
 };
 use holesync::report::{Phase, Stats};
 use proptest::prelude::*;
@@ -103,12 +105,36 @@ fn runs() -> impl Strategy<Value = Vec<Run>> {
     prop::collection::vec(prop_oneof![any::<u64>().prop_map(Run::Zero), keys], 0..20)
 }
 
+fn differ() -> impl Strategy<Value = Differ> {
+    (any::<u64>(), prop::collection::vec(any::<[u8; 32]>(), 1..9))
+        .prop_map(|(first, hashes)| Differ { first, hashes })
+}
+
+fn answer() -> impl Strategy<Value = Answer> {
+    let leaves = (any::<u64>(), prop::collection::vec(any::<[u8; 8]>(), 0..65))
+        .prop_map(|(data, hashes)| Leaves { data, hashes });
+    (any::<u64>(), prop::collection::vec(leaves, 0..6)).prop_map(|(id, blocks)| Answer { id, blocks })
+}
+
+/// Patches without a byte among them.
+fn patch() -> impl Strategy<Value = Patch> {
+    let masks = prop::collection::vec((any::<u64>(), any::<u64>()), 1..9);
+    let bytes = prop_oneof![Just(Vec::new()), prop::collection::vec(any::<u8>(), 0..5000)];
+    (any::<u64>(), masks, bytes).prop_map(|(first, masks, bytes)| {
+        let (masks, sent) = masks.into_iter().unzip();
+        Patch { first, masks, sent, bytes }
+    })
+}
+
 /// One frame of any kind, and how to write it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Any {
     Message(Message),
     Data(Data, bool),
     Map(Vec<Run>),
+    Differ(Differ),
+    Leaves(Answer),
+    Patch(Patch, bool),
 }
 
 fn any_frame() -> impl Strategy<Value = Any> {
@@ -116,7 +142,17 @@ fn any_frame() -> impl Strategy<Value = Any> {
         message().prop_map(Any::Message),
         (data(), any::<bool>()).prop_map(|(data, packed)| Any::Data(data, packed)),
         runs().prop_map(Any::Map),
+        differ().prop_map(Any::Differ),
+        answer().prop_map(Any::Leaves),
+        (patch(), any::<bool>()).prop_map(|(patch, packed)| Any::Patch(patch, packed)),
     ]
+}
+
+/// Frames whose bodies have a check of their own.
+fn checked_frame() -> impl Strategy<Value = Any> {
+    any_frame().prop_filter("data is checked by its hashes", |frame| {
+        !matches!(frame, Any::Data(..) | Any::Patch(..))
+    })
 }
 
 fn write(writer: &mut FrameWriter<impl Write>, frame: &Any) {
@@ -128,6 +164,13 @@ fn write(writer: &mut FrameWriter<impl Write>, frame: &Any) {
             let packed = zstd::bulk::compress(&data.bytes, 1).expect("compress");
             writer.data_zstd(data.first, &data.masks, data.bytes.len(), &packed)
         }
+        Any::Differ(differ) => writer.differ(differ),
+        Any::Leaves(answer) => writer.leaves(answer),
+        Any::Patch(patch, false) => writer.patch(patch, None),
+        Any::Patch(patch, true) => {
+            let packed = zstd::bulk::compress(&patch.bytes, 1).expect("compress");
+            writer.patch(patch, Some(&packed))
+        }
     };
     result.expect("memory takes everything");
 }
@@ -137,11 +180,61 @@ fn expected(frame: Any) -> Frame {
         Any::Message(message) => Frame::Message(message),
         Any::Data(data, _) => Frame::Data(data),
         Any::Map(runs) => Frame::Map(runs),
+        Any::Differ(differ) => Frame::Differ(differ),
+        Any::Leaves(answer) => Frame::Leaves(answer),
+        Any::Patch(patch, _) => Frame::Patch(patch),
+    }
+}
+
+/// The first frame of a stream: this body behind a header that is right, and with the
+/// check of the body where there is one.
+fn framed(kind: u8, body: &[u8]) -> Vec<u8> {
+    let head = [&[kind][..], &(body.len() as u32).to_le_bytes()].concat();
+    let check = |bytes: &[u8]| blake3::hash(bytes).as_bytes()[..4].to_vec();
+    let behind = if [2, 3, 7, 8].contains(&kind) { Vec::new() } else { check(body) };
+    [&head, &check(&[&0u64.to_le_bytes(), &head[..]].concat()), body, &behind].concat()
+}
+
+/// Kind and body of a frame that is all of `bytes`.
+fn unframed(bytes: &[u8]) -> (u8, &[u8]) {
+    let len = u32::from_le_bytes(bytes[1..5].try_into().expect("a header")) as usize;
+    (bytes[0], &bytes[9..9 + len])
+}
+
+/// Whether what was read stays within all limits.
+fn is_bounded(frame: &Frame) -> bool {
+    let masks = |masks: &[u64]| (1..=MAX_DATA_BLOCKS).contains(&masks.len());
+    match frame {
+        Frame::Message(_) => true,
+        Frame::Data(data) => masks(&data.masks) && data.bytes.len() <= MAX_DATA,
+        Frame::Map(runs) => {
+            let keys = runs.iter().map(|run| if let Run::Keys(keys) = run { keys.len() } else { 0 });
+            runs.len() <= MAX_MAP_RUNS && keys.sum::<usize>() <= MAX_MAP_KEYS
+        }
+        Frame::Differ(differ) => (1..=MAX_DIFFER).contains(&differ.hashes.len()),
+        Frame::Leaves(answer) => answer.blocks.len() <= MAX_DIFFER,
+        Frame::Patch(patch) => {
+            masks(&patch.masks) && patch.sent.len() == patch.masks.len() && patch.bytes.len() <= MAX_DATA
+        }
+    }
+}
+
+/// What a body of any content may come to: one frame within the limits, or a broken
+/// rule, or the other side's farewell.
+fn assert_fine_or_refused(kind: u8, body: &[u8]) {
+    let (frames, end) = read(&framed(kind, body));
+    match frames.as_slice() {
+        [] => assert!(matches!(end, Error::Protocol { .. } | Error::Remote { .. }), "{kind}: {end}"),
+        [frame] => {
+            assert!(matches!(end, Error::Closed { .. }), "{kind}: {end}");
+            assert!(is_bounded(frame), "{kind}: a frame beyond its limits");
+        }
+        _ => panic!("{kind}: two frames in one"),
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_written_is_read_back(frames in prop::collection::vec(any_frame(), 1..6)) {
@@ -170,18 +263,44 @@ proptest! {
     }
 
     #[test]
-    fn a_flipped_bit_in_a_message_or_map_is_found(
-        message in message(), runs in runs(), at in any::<prop::sample::Index>(), bit in 0..8u8,
+    fn a_flipped_bit_in_anything_but_data_is_found(
+        first in checked_frame(), second in checked_frame(), at in any::<prop::sample::Index>(), bit in 0..8u8,
     ) {
         let mut bytes = written(|writer| {
-            write(writer, &Any::Message(message.clone()));
-            write(writer, &Any::Map(runs.clone()));
+            write(writer, &first);
+            write(writer, &second);
         });
         let at = at.index(bytes.len());
         bytes[at] ^= 1 << bit;
         let (found, _) = read(&bytes);
         prop_assert!(found.len() < 2, "{found:?}");
-        prop_assert!(found.is_empty() || found[0] == Frame::Message(message));
+        prop_assert!(found.is_empty() || found[0] == expected(first));
+    }
+
+    #[test]
+    fn any_body_behind_a_right_header_is_taken_within_limits_or_refused(
+        kind in 0..10u8, body in prop::collection::vec(any::<u8>(), 0..3000),
+    ) {
+        assert_fine_or_refused(kind, &body);
+    }
+
+    #[test]
+    fn a_body_that_is_almost_right_is_taken_within_limits_or_refused(
+        frame in any_frame(), kind in prop::option::weighted(0.2, 1..9u8), len in any::<prop::sample::Index>(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), head in any::<bool>(),
+    ) {
+        let bytes = written(|writer| write(writer, &frame));
+        let (own, body) = unframed(&bytes);
+        let mut body = body.to_vec();
+        // Counts and lengths are near the start.
+        let reach = if head { body.len().min(24) } else { body.len() };
+        if reach > 0 {
+            changes.iter().for_each(|(at, byte)| body[at.index(reach)] = *byte);
+        }
+        if changes.len() % 2 == 1 {
+            body.truncate(len.index(body.len() + 1));
+        }
+        assert_fine_or_refused(kind.unwrap_or(own), &body);
     }
 
     #[test]
@@ -199,7 +318,7 @@ proptest! {
 
 #[test]
 fn a_header_that_claims_too_much_is_refused_before_anything_is_allocated() {
-    for kind in [1u8, 2, 3, 4, 5, 0, 255] {
+    for kind in [1u8, 2, 3, 4, 5, 6, 7, 8, 9, 0, 255] {
         let head = [&[kind], &u32::MAX.to_le_bytes()[..]].concat();
         let check = blake3::hash(&[&0u64.to_le_bytes()[..], &head].concat());
         let (frames, error) = read(&[&head[..], &check.as_bytes()[..4], &[0; 10]].concat());
@@ -227,9 +346,87 @@ fn every_limit_holds_and_one_more_is_refused() {
     assert!(refused(map(MAX_MAP_RUNS + 1, 1)) && refused(map(1, MAX_MAP_KEYS + 1)));
     let halves = [MAX_MAP_KEYS / 2, MAX_MAP_KEYS / 2 + 1].map(|keys| Run::Keys(vec![[3; 16]; keys]));
     assert!(refused(written(|writer| writer.map(&halves).expect("memory"))), "too many keys in two runs");
+    let differ = |blocks: usize| {
+        let differ = Differ { first: 7, hashes: vec![[3; 32]; blocks] };
+        written(|writer| writer.differ(&differ).expect("memory"))
+    };
+    assert!(taken(differ(1)) && taken(differ(MAX_DIFFER)));
+    assert!(refused(differ(0)) && refused(differ(MAX_DIFFER + 1)));
+    let leaves = |blocks: usize, hashes: usize| {
+        let blocks = vec![Leaves { data: u64::MAX, hashes: vec![[3; 8]; hashes] }; blocks];
+        written(|writer| writer.leaves(&Answer { id: 7, blocks }).expect("memory"))
+    };
+    assert!(taken(leaves(0, 0)) && taken(leaves(MAX_DIFFER, 64)));
+    assert!(refused(leaves(MAX_DIFFER + 1, 0)) && refused(leaves(MAX_DIFFER, 65)));
+    let patch = |blocks: usize, len: usize, packed: bool| {
+        let masks = vec![u64::MAX; blocks];
+        let patch = Patch { first: 7, sent: masks.clone(), masks, bytes: vec![7; len] };
+        let packed = packed.then(|| zstd::bulk::compress(&patch.bytes, 1).expect("compress"));
+        written(|writer| writer.patch(&patch, packed.as_deref()).expect("memory"))
+    };
+    for packed in [false, true] {
+        assert!(taken(patch(MAX_DATA_BLOCKS, MAX_DATA, packed)) && taken(patch(1, 0, packed)));
+        assert!(refused(patch(MAX_DATA_BLOCKS + 1, 1, packed)) && refused(patch(1, MAX_DATA + 1, packed)));
+        assert!(refused(patch(0, 0, packed)));
+    }
     let warning =
         |len: usize| written(|writer| writer.message(&Message::Warning("x".repeat(len))).expect("memory"));
     assert!(taken(warning(60_000)) && refused(warning(70_000)));
+}
+
+/// Head of a frame of data or of a patch: first block, blocks, width of a mask, bytes.
+fn data_head(blocks: u32, width: u8, bytes: u32) -> Vec<u8> {
+    [&0u64.to_le_bytes()[..], &blocks.to_le_bytes(), &[width], &bytes.to_le_bytes()].concat()
+}
+
+#[test]
+fn lists_that_run_over_their_frame_are_refused() {
+    let refused = |kind: u8, parts: &[&[u8]]| {
+        let (frames, error) = read(&framed(kind, &parts.concat()));
+        assert!(frames.is_empty() && matches!(error, Error::Protocol { .. }), "{kind}: {error}");
+    };
+    for kind in [2, 3, 7, 8] {
+        let lists = if kind < 7 { 1 } else { 2 };
+        // One byte of masks is missing, then all of them; widths that are none.
+        refused(kind, &[&data_head(3, 8, 0), &vec![1; 3 * 8 * lists - 1]]);
+        refused(kind, &[&data_head(4096, 8, 0)]);
+        refused(kind, &[&data_head(u32::MAX, 8, 0), &[1; 99]]);
+        refused(kind, &[&data_head(1, 0, 0), &[1; 99]]);
+        refused(kind, &[&data_head(1, 9, 0), &[1; 99]]);
+        refused(kind, &[&data_head(1, 1, u32::MAX), &[1; 99]]);
+        refused(kind, &[&data_head(1, 1, 0)[..16]]);
+        // More bytes than are said, or fewer.
+        refused(kind, &[&data_head(1, 1, 4), &vec![1; lists + 3]]);
+        refused(kind, &[&data_head(1, 1, 4), &vec![1; lists + 5]]);
+    }
+    // Hashes with something behind them, and with half of one.
+    refused(5, &[&[0; 8], &[3; 33]]);
+    refused(5, &[&[0; 8], &[3; 31]]);
+    refused(5, &[&[0; 7]]);
+    // More leaves than there are bytes; a mask without a count; half a mask; no id.
+    refused(6, &[&[0; 8], &[1; 8], &[2], &[3; 15]]);
+    refused(6, &[&[0; 8], &[1; 8], &[255], &[3; 64 * 8]]);
+    refused(6, &[&[0; 8], &[1; 8]]);
+    refused(6, &[&[0; 8], &[1; 7]]);
+    refused(6, &[&[0; 7]]);
+}
+
+#[test]
+fn compressed_bytes_unpack_to_what_they_are_said_to_be_or_not_at_all() {
+    let packed = zstd::bulk::compress(&vec![0; 64 << 20], 1).expect("compress");
+    for kind in [3, 8] {
+        let masks: &[u8] = if kind == 3 { &[1] } else { &[1, 1] };
+        for said in [0, 1, 4096, MAX_DATA] {
+            let bomb = framed(kind, &[&data_head(1, 1, said as u32), masks, &packed].concat());
+            let (frames, error) = read(&bomb);
+            assert!(frames.is_empty() && matches!(error, Error::Protocol { .. }), "{said}: {error}");
+        }
+        let right = zstd::bulk::compress(&[7; 4096], 1).expect("compress");
+        for (said, fits) in [(4095, false), (4096, true), (4097, false)] {
+            let (frames, _) = read(&framed(kind, &[&data_head(1, 1, said), masks, &right].concat()));
+            assert_eq!(frames.len(), usize::from(fits), "{said}");
+        }
+    }
 }
 
 #[test]
