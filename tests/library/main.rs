@@ -2,6 +2,7 @@
 //! models, the wire against damage, and both roles over two pipes.
 
 mod apply;
+mod leaves;
 mod pipes;
 mod plan;
 mod replay;

@@ -11,8 +11,11 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 const HEADER: usize = 9;
 /// Bytes behind the body of one that is not data.
 const CHECK: usize = 4;
-/// The type of a frame of plain file data; nothing here is compressed.
-const DATA: u8 = 2;
+/// Types of frames.
+pub const DATA: u8 = 2;
+pub const DIFFER: u8 = 5;
+pub const LEAVES: u8 = 6;
+pub const PATCH: u8 = 7;
 
 /// Where in a stream something happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,10 +26,10 @@ pub enum Spot {
     Inside(usize),
     /// Before its last byte.
     AlmostBehind(usize),
-    /// At the last byte of the first data frame.
-    FirstData,
-    /// At the last byte of every data frame.
-    EveryData,
+    /// At the last byte of the first frame of this type.
+    First(u8),
+    /// At the last byte of every frame of this type.
+    Every(u8),
 }
 
 /// What happens there.
@@ -47,7 +50,8 @@ struct Cursor {
     offset: usize,
     size: usize,
     kind: u8,
-    data_frames: usize,
+    /// Types that came, a bit each.
+    seen: u16,
     len: [u8; 4],
 }
 
@@ -59,8 +63,8 @@ impl Cursor {
             Spot::Before(frame) => self.frame == frame && self.offset == 0,
             Spot::Inside(frame) => self.frame == frame && self.offset == 1,
             Spot::AlmostBehind(frame) => self.frame == frame && last,
-            Spot::FirstData => last && self.kind == DATA && self.data_frames == 0,
-            Spot::EveryData => last && self.kind == DATA,
+            Spot::First(kind) => last && self.kind == kind && self.seen >> kind & 1 == 0,
+            Spot::Every(kind) => last && self.kind == kind,
         }
     }
 
@@ -72,11 +76,12 @@ impl Cursor {
         }
         self.offset += 1;
         if self.offset == HEADER {
-            let behind = if self.kind == DATA { 0 } else { CHECK };
+            // Data and patches, compressed or not, have no check of their own.
+            let behind = if matches!(self.kind, 2 | 3 | 7 | 8) { 0 } else { CHECK };
             self.size = HEADER + u32::from_le_bytes(self.len) as usize + behind;
         }
         if self.offset == self.size {
-            self.data_frames += usize::from(self.kind == DATA);
+            self.seen |= 1 << self.kind;
             (self.frame, self.offset, self.size) = (self.frame + 1, 0, 0);
         }
     }
@@ -164,6 +169,8 @@ pub enum Pace {
     Short(usize),
     /// Any number of bytes, now and then a pause; from this seed.
     Uneven(u64),
+    /// The first large piece takes so long that the link counts as slow.
+    Stalled,
 }
 
 /// A reader or writer at a slower pace.
@@ -171,6 +178,7 @@ pub struct Slow<T> {
     inner: T,
     pace: Pace,
     rng: TestRng,
+    has_stalled: bool,
 }
 
 impl<T> Slow<T> {
@@ -178,7 +186,7 @@ impl<T> Slow<T> {
         let seed = if let Pace::Uneven(seed) = pace { seed } else { 0 };
         let mut bytes = [7; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        Slow { inner, pace, rng: TestRng::from_seed(RngAlgorithm::ChaCha, &bytes) }
+        Slow { inner, pace, rng: TestRng::from_seed(RngAlgorithm::ChaCha, &bytes), has_stalled: false }
     }
 
     /// How many of `len` bytes to pass now.
@@ -191,6 +199,13 @@ impl<T> Slow<T> {
                     std::thread::sleep(Duration::from_micros(random as u64 >> 8 & 511));
                 }
                 len.min(1 + (random >> 8) % 20_000)
+            }
+            Pace::Stalled => {
+                if len >= 8 << 10 && !self.has_stalled {
+                    self.has_stalled = true;
+                    std::thread::sleep(Duration::from_millis(300));
+                }
+                len
             }
         }
     }

@@ -23,11 +23,11 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use walkdir::WalkDir;
 
-use crate::pipes::{Fault, Faulty, Pace, Slow, Spot, Tape, tiny_pipe};
+use crate::pipes::{DATA, Fault, Faulty, PATCH, Pace, Slow, Spot, Tape, tiny_pipe};
 use crate::support::{Kind, Sparse, versions};
 
 /// Ends a hang; nothing here takes a tenth of it.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A source tree and a destination that has an older version of it.
 struct Trees {
@@ -76,6 +76,24 @@ impl Trees {
         symlink("same", target.join("link")).unwrap();
         let (old, new) = (snapshot(&target), snapshot(&source));
         Trees { dir, old, new }
+    }
+
+    /// Two files of which so much differs that the receiver is asked what it has.
+    fn asking() -> Trees {
+        let trees = Trees::new();
+        for name in ["asked", "sub/asked"] {
+            // A page of each block of 8 KiB, and of some more.
+            let mut bytes = vec![0; (1 << 20) + 50_000];
+            crate::support::fill(&mut bytes, 0, 1);
+            bytes.iter_mut().for_each(|byte| *byte |= 1);
+            fs::write(trees.source().join(name), &bytes).unwrap();
+            bytes.iter_mut().skip(4096 + 100).step_by(8192).for_each(|byte| *byte ^= 2);
+            bytes[40_960..49_152].fill(0);
+            bytes.truncate((1 << 20) + 30_000);
+            fs::write(trees.target().join(name), &bytes).unwrap();
+        }
+        let (old, new) = (snapshot(&trees.target()), snapshot(&trees.source()));
+        Trees { old, new, ..trees }
     }
 
     fn source(&self) -> PathBuf {
@@ -141,31 +159,31 @@ fn snapshot(root: &Path) -> Snapshot {
         .collect()
 }
 
-fn options(commit: Commit) -> Options {
+pub(super) fn options(commit: Commit) -> Options {
     // Small blocks for many frames; no sync, for no test here cuts the power.
     Options { commit, fsync: false, block_size: BlockSize::new(8 << 10).unwrap(), ..Options::default() }
 }
 
 /// How both roles ended.
-struct Ended {
-    sent: Result<Stats>,
-    received: Result<Stats>,
+pub(super) struct Ended {
+    pub sent: Result<Stats>,
+    pub received: Result<Stats>,
 }
 
 impl Ended {
     /// Whether the sender says that all is well.
-    fn is_success(&self) -> bool {
+    pub fn is_success(&self) -> bool {
         self.sent.as_ref().is_ok_and(|stats| stats.files_failed == 0)
     }
 }
 
-fn start<T: Send + 'static>(role: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
+pub(super) fn start<T: Send + 'static>(role: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
     let (result_in, result) = channel();
     std::thread::spawn(move || result_in.send(role()));
     result
 }
 
-fn start_sender(
+pub(super) fn start_sender(
     input: impl Read + Send + 'static,
     output: impl Write + Send + 'static,
     source: PathBuf,
@@ -178,7 +196,7 @@ fn start_sender(
     })
 }
 
-fn start_receiver(
+pub(super) fn start_receiver(
     input: impl Read + Send + 'static,
     output: impl Write + Send + 'static,
     path: PathBuf,
@@ -197,7 +215,7 @@ fn start_receiver(
     })
 }
 
-fn wait<T>(result: &Receiver<T>, who: &str, what: &str) -> T {
+pub(super) fn wait<T>(result: &Receiver<T>, who: &str, what: &str) -> T {
     result.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{what}: the {who} hangs"))
 }
 
@@ -251,21 +269,26 @@ fn run_undisturbed(trees: &Trees, options: &Options, what: &str) -> (Ended, Tape
 /// Strikes with `faults` at every frame in one direction, for each way to commit.
 fn damage_everywhere(direction: Direction, faults: &[Fault]) {
     for commit in [Commit::Auto, Commit::Atomic] {
-        let options = options(commit);
-        let (_, forth, back) = run_undisturbed(&Trees::new(), &options, "the first run");
-        let frames = if direction == Direction::Forth { forth.frames } else { back.frames };
-        assert!(frames > 5, "only {frames} frames");
-        for frame in 0..frames {
-            for spot in [Spot::Before(frame), Spot::Inside(frame), Spot::AlmostBehind(frame)] {
-                faults.iter().for_each(|&fault| damage_once(&options, direction, spot, fault));
-            }
+        damage_all(Trees::new, commit, direction, faults);
+    }
+    damage_all(Trees::asking, Commit::Auto, direction, &faults[..1]);
+}
+
+fn damage_all(trees: fn() -> Trees, commit: Commit, direction: Direction, faults: &[Fault]) {
+    let options = options(commit);
+    let (_, forth, back) = run_undisturbed(&trees(), &options, "the first run");
+    let frames = if direction == Direction::Forth { forth.frames } else { back.frames };
+    assert!(frames > 5, "only {frames} frames");
+    for frame in 0..frames {
+        for spot in [Spot::Before(frame), Spot::Inside(frame), Spot::AlmostBehind(frame)] {
+            faults.iter().for_each(|&fault| damage_once(trees, &options, direction, spot, fault));
         }
     }
 }
 
-fn damage_once(options: &Options, direction: Direction, spot: Spot, fault: Fault) {
+fn damage_once(trees: fn() -> Trees, options: &Options, direction: Direction, spot: Spot, fault: Fault) {
     let what = format!("{:?}, {direction:?}, {fault:?} {spot:?}", options.commit);
-    let trees = Trees::new();
+    let trees = trees();
     let (ended, forth, back) = run_with(&trees, options, Some((direction, spot, fault)), &what);
     let struck = if direction == Direction::Forth { forth.struck } else { back.struck };
     if ended.is_success() {
@@ -315,7 +338,7 @@ fn count_again(tape: &Tape) -> usize {
 fn content_that_arrives_damaged_once_is_asked_for_again() {
     for commit in [Commit::Auto, Commit::Atomic] {
         let trees = Trees::new();
-        let fault = (Direction::Forth, Spot::FirstData, Fault::Flip(3));
+        let fault = (Direction::Forth, Spot::First(DATA), Fault::Flip(3));
         let (ended, forth, back) = run_with(&trees, &options(commit), Some(fault), "once");
         assert!(forth.struck && ended.is_success(), "{:?}", ended.sent);
         assert_eq!(count_again(&back), 1);
@@ -325,10 +348,26 @@ fn content_that_arrives_damaged_once_is_asked_for_again() {
 }
 
 #[test]
+fn patches_that_arrive_damaged_are_asked_for_again_and_sent_whole() {
+    // Whether the second file is patched, too, depends on how quick the first answer was.
+    for (spot, most) in [(Spot::First(PATCH), 1), (Spot::Every(PATCH), 2)] {
+        for commit in [Commit::Auto, Commit::Atomic] {
+            let trees = Trees::asking();
+            let fault = (Direction::Forth, spot, Fault::Flip(3));
+            let (ended, forth, back) = run_with(&trees, &options(commit), Some(fault), "patches");
+            assert!(forth.struck && ended.is_success(), "{:?}", ended.sent);
+            assert!((1..=most).contains(&count_again(&back)), "{spot:?}");
+            trees.assert_new("patches");
+            trees.assert_nothing_left("patches");
+        }
+    }
+}
+
+#[test]
 fn content_that_arrives_damaged_twice_fails_and_leaves_the_old_file() {
     for commit in [Commit::Auto, Commit::Atomic] {
         let trees = Trees::new();
-        let fault = (Direction::Forth, Spot::EveryData, Fault::Flip(3));
+        let fault = (Direction::Forth, Spot::Every(DATA), Fault::Flip(3));
         let (ended, _, back) = run_with(&trees, &options(commit), Some(fault), "always");
         let stats = ended.sent.unwrap();
         assert_eq!((stats.files_failed, count_again(&back)), (3, 3));
@@ -343,17 +382,22 @@ fn content_that_arrives_damaged_twice_fails_and_leaves_the_old_file() {
 #[test]
 fn slow_short_and_tiny_pipes_make_no_difference() {
     let paces = [Pace::Short(1), Pace::Short(7), Pace::Uneven(1), Pace::Uneven(2), Pace::Uneven(3)];
-    for pace in paces {
-        for tiny in [false, true] {
-            let what = format!("{pace:?}, tiny: {tiny}");
-            let pipe = || if tiny { tiny_pipe() } else { io::pipe().unwrap() };
-            let slow = |(input, output)| (Slow::new(input, pace), Slow::new(output, pace));
-            let trees = Trees::new();
-            let ended = run_over(&trees, &options(Commit::Auto), slow(pipe()), slow(pipe()), &what);
-            assert!(ended.is_success(), "{what}: {:?}, {:?}", ended.sent, ended.received);
-            trees.assert_new(&what);
-            trees.assert_nothing_left(&what);
-        }
+    paces.into_iter().for_each(|pace| run_at(pace, Trees::new));
+    [Pace::Short(100), Pace::Uneven(1), Pace::Uneven(2)]
+        .into_iter()
+        .for_each(|pace| run_at(pace, Trees::asking));
+}
+
+fn run_at(pace: Pace, trees: fn() -> Trees) {
+    for tiny in [false, true] {
+        let what = format!("{pace:?}, tiny: {tiny}");
+        let pipe = || if tiny { tiny_pipe() } else { io::pipe().unwrap() };
+        let slow = |(input, output)| (Slow::new(input, pace), Slow::new(output, pace));
+        let trees = trees();
+        let ended = run_over(&trees, &options(Commit::Auto), slow(pipe()), slow(pipe()), &what);
+        assert!(ended.is_success(), "{what}: {:?}, {:?}", ended.sent, ended.received);
+        trees.assert_new(&what);
+        trees.assert_nothing_left(&what);
     }
 }
 
