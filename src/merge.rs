@@ -570,6 +570,10 @@ impl<'a, W: Write> Merger<'a, W> {
                         self.hear(file)?;
                     }
                 }
+                // It is abandoned next, and more questions than may be open break a rule.
+                if file.failed.is_some() {
+                    return Ok(());
+                }
                 self.describer.wonder(&file.grid, &file.walk.batch, *index, block)?;
             }
         }

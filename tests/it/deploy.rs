@@ -257,6 +257,79 @@ fn compressed_data_arrives_equal_and_costs_less() {
 }
 
 #[test]
+fn data_that_does_not_shrink_costs_no_more_when_it_is_to_be_compressed() {
+    for flags in [&["-z"][..], &["--compress=zstd", "--compress-level=19"], &["--compress=auto"]] {
+        let pair = Pair::new(lab::scratch(), &dense(1));
+        pair.source(&dense(80), 2);
+        let outcome = pair.push(flags);
+        let (wire, data) = (outcome.count("wire_bytes_sent"), dense(80).len() as u64);
+        assert!(wire <= data + data / 100, "{flags:?}: {outcome}");
+    }
+}
+
+#[test]
+fn of_scattered_changes_little_more_than_their_pages_travels_over_ssh() {
+    let (blocks, changed) = (160, 100);
+    let old = Layout::dense("image", blocks * BLOCK, &mut Rng(8));
+    let changes = (0..changed).map(|nth| (nth * blocks / changed) * BLOCK + nth * 601);
+    let new = changes.fold(old.clone(), |layout, at| layout.data(at..at + 4, &mut Rng(at as u64 + 1)));
+    let whole = (changed * BLOCK) as u64;
+    for (fs, way, flags) in [
+        (Fs::Ext4, Way::Push, &["--commit=auto"][..]),
+        (Fs::Ext4, Way::Pull, &["--commit=auto"]),
+        (Fs::Ext4, Way::Push, &["--commit=atomic", "-z"]),
+        (Fs::Xfs, Way::Push, &["--commit=auto"]),
+        (Fs::Btrfs, Way::Pull, &["--commit=auto"]),
+        (Fs::Tmpfs, Way::Push, &["--inplace"]),
+    ] {
+        let (Some(there), Some(peer)) = (lab::dir(fs), Peer::sshd()) else { return };
+        let here = lab::scratch();
+        let paths = [here.path().join("image"), there.path().join("image")];
+        let deploy = |layout: &Layout, flags: &[&str], day: u64| {
+            layout.write(&paths[0]);
+            set_day(&paths[0], day);
+            let [from, to] = paths.each_ref().map(|path| path.to_str().expect("a plain path"));
+            let outcome = way.run(&peer, flags, from, to);
+            assert_same(&paths[0], &paths[1]);
+            assert_no_leftovers(there.path());
+            outcome
+        };
+        let wire =
+            |outcome: &Outcome| outcome.count("wire_bytes_sent") + outcome.count("wire_bytes_received");
+        deploy(&old, flags, 1);
+        let outcome = deploy(&new, flags, 2);
+        // The first changes, about 1 MB, are sent whole; and so are more when this machine is busy.
+        assert!(wire(&outcome) < whole / 2, "{fs:?} {way:?} {flags:?}: {outcome}");
+        let outcome = deploy(&old, &[flags, &["--leaf-size=64K"]].concat(), 3);
+        assert_eq!(outcome.count("sent_data_bytes"), whole, "{fs:?} {way:?} {flags:?}: {outcome}");
+        assert!(wire(&outcome) > whole * 99 / 100 && wire(&outcome) < whole + whole / 50, "{outcome}");
+    }
+}
+
+#[test]
+fn compressible_data_travels_as_less_than_half_over_ssh_and_changes_to_it_as_less_than_that() {
+    let Some(peer) = Peer::sshd() else { return };
+    let (here, there) = (lab::scratch(), lab::scratch());
+    let paths = [here.path().join("image"), there.path().join("image")];
+    let mut text: Vec<u8> = (0..10 * MIB).map(|i| b"the quick brown fox "[i * i / 7 % 20]).collect();
+    for (way, day) in [(Way::Push, 1), (Way::Pull, 2)] {
+        let _ = fs::remove_file(&paths[1]);
+        for change in [false, true] {
+            if change {
+                text.iter_mut().step_by(BLOCK).for_each(|byte| *byte ^= 1);
+            }
+            fs::write(&paths[0], &text).expect("write");
+            set_day(&paths[0], day * 2 + u64::from(change));
+            let [from, to] = paths.each_ref().map(|path| path.to_str().expect("a plain path"));
+            let outcome = way.run(&peer, &["-z"], from, to);
+            assert_same(&paths[0], &paths[1]);
+            let wire = outcome.count("wire_bytes_sent") + outcome.count("wire_bytes_received");
+            assert!(wire < outcome.count("sent_data_bytes") / 2, "{way:?} {change}: {outcome}");
+        }
+    }
+}
+
+#[test]
 fn zeros_are_freed_unless_they_are_to_stay_allocated() {
     let source = dense(64).punch(8 * BLOCK..60 * BLOCK);
     let zeros = dense(64).zeros(8 * BLOCK..60 * BLOCK);
