@@ -22,6 +22,9 @@ const FIRST_GUESS: f64 = 2e-3;
 /// What a byte costs on the fastest link that there is, in seconds: ssh encrypts it
 /// and decrypts it.
 const FASTEST: f64 = 2e-9;
+/// What hashing costs at the most, in seconds a byte: what took longer was held up by
+/// something else, and a single such time would outweigh all others.
+const SLOWEST: f64 = 8e-9;
 
 /// Tells of one file after the other.
 pub(crate) struct Describer<'a, W: Write> {
@@ -73,7 +76,7 @@ impl<'a, W: Write> Describer<'a, W> {
         self.asked.clear();
         self.held = 0;
         self.patch = Patch::default();
-        self.questions.unasked = 0;
+        self.questions.begin();
     }
 
     /// So many blocks stay.
@@ -264,8 +267,10 @@ struct Questions {
     cost: f64,
     /// How long the quickest answer took, in seconds.
     delay: f64,
-    /// Bytes of this file that differ and were not asked about.
+    /// Bytes of this file that differ and were sent before the first question.
     unasked: u64,
+    /// There was a question about this file: the wait for an answer is worth it.
+    begun: bool,
     /// Decisions since the last question.
     idle: u32,
 }
@@ -275,7 +280,11 @@ impl Questions {
     const TRY_AGAIN: u32 = 8;
 
     fn new() -> Questions {
-        Questions { saved: 1.0, cost: 0.0, delay: f64::MAX, unasked: 0, idle: 0 }
+        Questions { saved: 1.0, cost: 0.0, delay: f64::MAX, unasked: 0, begun: false, idle: 0 }
+    }
+
+    fn begin(&mut self) {
+        (self.unasked, self.begun) = (0, false);
     }
 
     fn pay(&mut self, bytes: u64, rest: u64, link: &Link) -> bool {
@@ -283,10 +292,12 @@ impl Questions {
         // The first blocks of a file are sent sooner than an answer comes, and the last
         // ones while the last answer is on its way.
         let delay = if self.delay == f64::MAX { FIRST_GUESS } else { self.delay };
-        if (self.unasked + bytes) as f64 * per_byte < delay || rest as f64 * per_byte < delay {
+        let few = !self.begun && (self.unasked + bytes) as f64 * per_byte < delay;
+        if few || rest as f64 * per_byte < delay {
             self.unasked += bytes;
             return false;
         }
+        self.begun = true;
         self.idle += 1;
         let pay = self.saved * per_byte > self.cost || self.idle >= Questions::TRY_AGAIN;
         if pay {
@@ -304,6 +315,52 @@ impl Questions {
         const WEIGHT: f64 = 1.0 / 16.0;
         let bytes = bytes.max(1) as f64;
         self.saved += (1.0 - sent as f64 / bytes - self.saved) * WEIGHT;
-        self.cost += (seconds / bytes - self.cost) * WEIGHT;
+        self.cost += ((seconds / bytes).min(SLOWEST) - self.cost) * WEIGHT;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: usize = 64 << 10;
+
+    /// After the first blocks of a file, and some answers that saved most of a block.
+    fn questions(seconds_per_byte: f64) -> Questions {
+        let mut questions = Questions { unasked: 1 << 20, ..Questions::new() };
+        (0..50).for_each(|_| questions.learn(BLOCK, 4096, seconds_per_byte * BLOCK as f64));
+        questions
+    }
+
+    /// How many of these decisions were for asking.
+    fn asked(questions: &mut Questions, decisions: usize) -> usize {
+        (0..decisions).filter(|_| questions.pay(BLOCK as u64, &Link::default())).count()
+    }
+
+    #[test]
+    fn the_first_blocks_of_a_file_are_not_asked_about() {
+        let mut questions = Questions::new();
+        assert_eq!(asked(&mut questions, 15), 0);
+        assert_eq!(asked(&mut questions, 15), 15);
+        // Nor does a slow answer stop what has begun; the next file is another matter.
+        questions.answered_after(0.02);
+        assert_eq!(asked(&mut questions, 15), 15);
+        questions.begin();
+        assert_eq!(asked(&mut questions, 15), 0);
+    }
+
+    #[test]
+    fn an_answer_that_was_held_up_ends_no_questions() {
+        let mut questions = questions(0.5e-9);
+        questions.learn(BLOCK, 4096, 0.05);
+        assert_eq!(asked(&mut questions, 16), 16);
+    }
+
+    #[test]
+    fn where_hashing_costs_more_than_it_saves_it_is_only_tried() {
+        assert_eq!(asked(&mut questions(3e-9), 16), 2);
+        let mut useless = questions(0.5e-9);
+        (0..50).for_each(|_| useless.learn(BLOCK, BLOCK as u64, 0.5e-9 * BLOCK as f64));
+        assert_eq!(asked(&mut useless, 16), 2);
     }
 }

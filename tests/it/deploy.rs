@@ -298,8 +298,8 @@ fn of_scattered_changes_little_more_than_their_pages_travels_over_ssh() {
             |outcome: &Outcome| outcome.count("wire_bytes_sent") + outcome.count("wire_bytes_received");
         deploy(&old, flags, 1);
         let outcome = deploy(&new, flags, 2);
-        // The first changes, about 1 MB, are sent whole; and so are more when this machine is busy.
-        assert!(wire(&outcome) < whole / 2, "{fs:?} {way:?} {flags:?}: {outcome}");
+        // The first changes, about 1 MB, are sent whole.
+        assert!(wire(&outcome) < whole / 3, "{fs:?} {way:?} {flags:?}: {outcome}");
         let outcome = deploy(&old, &[flags, &["--leaf-size=64K"]].concat(), 3);
         assert_eq!(outcome.count("sent_data_bytes"), whole, "{fs:?} {way:?} {flags:?}: {outcome}");
         assert!(wire(&outcome) > whole * 99 / 100 && wire(&outcome) < whole + whole / 50, "{outcome}");

@@ -120,7 +120,7 @@ impl Pair {
         let (source, basis) = self.block(size, index);
         let end = self.basis.len();
         let cut = end < self.source.len()
-            && end % PAGE != 0
+            && !end.is_multiple_of(PAGE)
             && end / size == index
             && !is_zero(&self.basis[end / PAGE * PAGE..]);
         !is_zero(source) && !is_zero(&basis) && (source != basis || cut)
