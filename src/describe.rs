@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::hashmap::{Batch, Block, Grid, Hash, PageMask};
 use crate::link::Link;
 use crate::protocol::{Answer, Differ, MAX_ASKED, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, Message, Patch};
+use crate::sys;
 
 /// Data that waits for an answer, in bytes. What a long link carries meanwhile
 /// should fit in here.
@@ -22,9 +23,6 @@ const FIRST_GUESS: f64 = 2e-3;
 /// What a byte costs on the fastest link that there is, in seconds: ssh encrypts it
 /// and decrypts it.
 const FASTEST: f64 = 2e-9;
-/// What hashing costs at the most, in seconds a byte: what took longer was held up by
-/// something else, and a single such time would outweigh all others.
-const SLOWEST: f64 = 8e-9;
 
 /// Tells of one file after the other.
 pub(crate) struct Describer<'a, W: Write> {
@@ -162,11 +160,13 @@ impl<'a, W: Write> Describer<'a, W> {
                 return Err(self.unexpected("leaves that it was not asked for"));
             };
             self.held -= bytes.len();
-            let start = Instant::now();
-            self.questions.answered_after((start - since).as_secs_f64());
+            self.questions.answered_after(since.elapsed().as_secs_f64());
+            // Time that something else took shall not count.
+            let start = sys::thread_time();
             let sent = leaves.differing(self.shared.options.leaf_size, grid, index, data, &bytes);
             let lacks = grid.masked_bytes(index, sent);
-            self.questions.learn(bytes.len(), lacks, start.elapsed().as_secs_f64());
+            let took = sys::thread_time().saturating_sub(start);
+            self.questions.learn(bytes.len(), lacks, took.as_secs_f64());
             self.add_to_patch(grid, index, data, sent, &bytes)?;
             lacking += lacks;
             had += bytes.len() as u64 - lacks;
@@ -263,7 +263,7 @@ fn frames_of(grid: &Grid, blocks: &[(u64, Block)]) -> Vec<(usize, usize)> {
 struct Questions {
     /// Of what was asked about, how much did not have to travel lately: 0 to 1.
     saved: f64,
-    /// What hashing leaves costs, in seconds a byte.
+    /// What hashing leaves costs, in seconds of a processor a byte.
     cost: f64,
     /// How long the quickest answer took, in seconds.
     delay: f64,
@@ -315,7 +315,7 @@ impl Questions {
         const WEIGHT: f64 = 1.0 / 16.0;
         let bytes = bytes.max(1) as f64;
         self.saved += (1.0 - sent as f64 / bytes - self.saved) * WEIGHT;
-        self.cost += ((seconds / bytes).min(SLOWEST) - self.cost) * WEIGHT;
+        self.cost += (seconds / bytes - self.cost) * WEIGHT;
     }
 }
 
@@ -334,7 +334,7 @@ mod tests {
 
     /// How many of these decisions were for asking.
     fn asked(questions: &mut Questions, decisions: usize) -> usize {
-        (0..decisions).filter(|_| questions.pay(BLOCK as u64, &Link::default())).count()
+        (0..decisions).filter(|_| questions.pay(BLOCK as u64, 1 << 30, &Link::default())).count()
     }
 
     #[test]
@@ -350,10 +350,10 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_was_held_up_ends_no_questions() {
+    fn the_last_blocks_of_a_file_wait_for_no_answer() {
         let mut questions = questions(0.5e-9);
-        questions.learn(BLOCK, 4096, 0.05);
-        assert_eq!(asked(&mut questions, 16), 16);
+        assert!(questions.pay(BLOCK as u64, 2 << 20, &Link::default()));
+        assert!(!questions.pay(BLOCK as u64, 1 << 19, &Link::default()));
     }
 
     #[test]

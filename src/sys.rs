@@ -9,6 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FallocateFlags, OFlag, OpenHow, PosixFadviseAdvice, ResolveFlag};
@@ -297,6 +298,12 @@ pub fn umask() -> u32 {
     let mask = nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
     nix::sys::stat::umask(mask);
     mask.bits()
+}
+
+/// How long a processor has worked for this thread; zero where nobody knows.
+pub fn thread_time() -> Duration {
+    let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
+    nix::time::clock_gettime(clock).map_or(Duration::ZERO, Duration::from)
 }
 
 /// Asks for a larger pipe, so that a writer sleeps less often; only a hint.
