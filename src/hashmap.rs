@@ -115,8 +115,10 @@ pub enum Item {
 pub struct Batch {
     /// In file order, without gaps.
     pub items: Vec<Item>,
-    /// The read pages of all blocks, one after the other.
+    /// The read pages of all blocks, one after the other; empty if they are not wanted.
     pub buffer: Vec<u8>,
+    /// How many bytes were read for it.
+    pub bytes_read: usize,
 }
 
 impl Block {
@@ -169,9 +171,33 @@ const TASK: usize = 256 << 10;
 pub fn map_image<E: From<io::Error>>(
     image: &dyn Image,
     grid: &Grid,
+    sink: impl FnMut(&mut Batch) -> Result<bool, E>,
+) -> Result<(), E> {
+    map(image, grid, true, sink)
+}
+
+/// The same for who wants the hashes alone: batches come without bytes, which are
+/// read into room that stays in the cache of a processor.
+///
+/// # Errors
+///
+/// Those of [`map_image`].
+pub fn hash_image<E: From<io::Error>>(
+    image: &dyn Image,
+    grid: &Grid,
+    sink: impl FnMut(&mut Batch) -> Result<bool, E>,
+) -> Result<(), E> {
+    map(image, grid, false, sink)
+}
+
+fn map<E: From<io::Error>>(
+    image: &dyn Image,
+    grid: &Grid,
+    keeps_bytes: bool,
     mut sink: impl FnMut(&mut Batch) -> Result<bool, E>,
 ) -> Result<(), E> {
-    let mut gather = Gather { grid, next: 0, batch: Batch::default(), reads: Vec::new(), bytes: 0 };
+    let mut gather =
+        Gather { grid, keeps_bytes, next: 0, batch: Batch::default(), reads: Vec::new(), bytes: 0 };
     for extent in image.extents(0..grid.length) {
         let extent = extent?;
         let mut at = extent.start;
@@ -190,6 +216,7 @@ pub fn map_image<E: From<io::Error>>(
 /// A batch in the making.
 struct Gather<'a> {
     grid: &'a Grid,
+    keeps_bytes: bool,
     /// The block after the last one in the batch.
     next: u64,
     batch: Batch,
@@ -246,7 +273,8 @@ impl Gather<'_> {
             _ => None,
         };
         let bytes = held.map_or(self.bytes, |(block, _)| block.at);
-        self.batch.buffer.resize(bytes, 0);
+        self.batch.bytes_read = bytes;
+        self.batch.buffer.resize(if self.keeps_bytes { bytes } else { 0 }, 0);
         read_and_hash(image, self.grid, &mut self.batch, &self.reads)?;
         let go_on = self.batch.items.is_empty() || sink(&mut self.batch)?;
         self.batch.items.clear();
@@ -262,14 +290,15 @@ impl Gather<'_> {
     }
 }
 
-/// One block of a batch and the room for its bytes.
+/// One block of a batch and the room for its bytes, if they are kept.
 struct Work<'a> {
     index: u64,
     block: &'a mut Block,
-    bytes: &'a mut [u8],
+    bytes: Option<&'a mut [u8]>,
 }
 
 fn read_and_hash(image: &dyn Image, grid: &Grid, batch: &mut Batch, reads: &[u64]) -> io::Result<()> {
+    let keeps_bytes = !batch.buffer.is_empty();
     let mut room = batch.buffer.as_mut_slice();
     let blocks = batch.items.iter_mut().filter_map(|item| match item {
         Item::Block(block) => Some(block),
@@ -278,30 +307,42 @@ fn read_and_hash(image: &dyn Image, grid: &Grid, batch: &mut Batch, reads: &[u64
     let mut work: Vec<Work> = blocks
         .zip(reads)
         .map(|(block, &index)| {
-            let len = grid.masked_bytes(index, block.read) as usize;
-            let (bytes, rest) = std::mem::take(&mut room).split_at_mut(len);
-            room = rest;
+            let bytes = keeps_bytes.then(|| {
+                let len = grid.masked_bytes(index, block.read) as usize;
+                let (bytes, rest) = std::mem::take(&mut room).split_at_mut(len);
+                room = rest;
+                bytes
+            });
             Work { index, block, bytes }
         })
         .collect();
     let per_task = (TASK / grid.block.bytes() as usize).max(1);
     if work.len() <= per_task {
-        return hash_task(image, grid, &mut work);
+        return hash_task(image, grid, &mut work, &mut Vec::new());
     }
-    work.par_chunks_mut(per_task).try_for_each(|task| hash_task(image, grid, task))
+    work.par_chunks_mut(per_task)
+        .map_init(Vec::new, |scratch, task| hash_task(image, grid, task, scratch))
+        .collect()
 }
 
-fn hash_task(image: &dyn Image, grid: &Grid, task: &mut [Work]) -> io::Result<()> {
+fn hash_task(image: &dyn Image, grid: &Grid, task: &mut [Work], scratch: &mut Vec<u8>) -> io::Result<()> {
     for work in task {
+        let bytes = match &mut work.bytes {
+            Some(bytes) => &mut **bytes,
+            None => {
+                scratch.resize(grid.masked_bytes(work.index, work.block.read) as usize, 0);
+                scratch.as_mut_slice()
+            }
+        };
         let mut at = 0;
         for run in page_runs(work.block.read) {
             let range = grid.pages(work.index, &run);
             let len = (range.end - range.start) as usize;
-            image.read_at(&mut work.bytes[at..at + len], range.start)?;
+            image.read_at(&mut bytes[at..at + len], range.start)?;
             at += len;
         }
-        work.block.data = nonzero_pages(work.block.read, work.bytes);
-        work.block.hash = hash_read(work.block, work.bytes);
+        work.block.data = nonzero_pages(work.block.read, bytes);
+        work.block.hash = hash_read(work.block, bytes);
     }
     Ok(())
 }
@@ -381,7 +422,7 @@ pub fn root_of(
 ) -> io::Result<Option<Hash>> {
     let mut root = RootHasher::new(grid);
     let (mut index, mut stopped) = (0, false);
-    map_image(image, grid, |batch| {
+    hash_image(image, grid, |batch| {
         for item in &batch.items {
             match item {
                 Item::Hole(blocks) => index += blocks,
@@ -393,7 +434,7 @@ pub fn root_of(
                 }
             }
         }
-        stopped = !progress(batch.buffer.len() as u64);
+        stopped = !progress(batch.bytes_read as u64);
         Ok::<_, io::Error>(!stopped)
     })?;
     Ok((!stopped).then(|| root.finish()))

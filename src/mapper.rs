@@ -168,11 +168,11 @@ fn map_basis(shared: &Shared, answer: Answer, basis: &Basis, pass_on: impl Fn(Ma
     let Answer { id, resized, place, grid } = answer;
     let grid = Grid { length: grid.length.min(basis.length), ..grid };
     shared.tell(Message::Map { id, resized })?;
-    let result = hashmap::map_image(basis.image.as_ref(), &grid, |batch| {
+    let result = hashmap::hash_image(basis.image.as_ref(), &grid, |batch| {
         if shared.is_given_up(id) {
             return Ok(false);
         }
-        shared.lock_stats().basis_hashed_bytes += batch.buffer.len() as u64;
+        shared.lock_stats().basis_hashed_bytes += batch.bytes_read as u64;
         for runs in runs_of(&batch.items) {
             shared.outbox.map(runs).map_err(MapError::Link)?;
         }

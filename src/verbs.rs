@@ -211,7 +211,7 @@ fn map_hashes(
         let bytes = grid.bytes(range);
         (bytes.start, bytes.end - bytes.start)
     };
-    hashmap::map_image(image, &grid, |batch| {
+    hashmap::hash_image(image, &grid, |batch| {
         for item in &batch.items {
             let (count, hash) = match item {
                 Item::Hole(count) => (*count, None),

@@ -588,7 +588,7 @@ fn a_block_that_is_not_what_was_promised_is_asked_for_again() {
         victim.patch(0, &[(3, 1)], noise(8, PAGE));
         victim.hand.say(&Message::Keep { blocks: 7 });
         victim.hand.say(&Message::Finish { root });
-        victim.hand.message(|message| *message == Message::Again { id: 0 });
+        victim.hand.message(|message| *message == Message::Again { id: 0, changed: false });
         assert!(fs::read(victim.pair.to()).unwrap() == basis);
         victim.announce(1, true);
         victim.hand.message(|message| matches!(message, Message::NoBasis { .. }));
