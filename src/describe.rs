@@ -265,8 +265,8 @@ struct Questions {
     saved: f64,
     /// What hashing leaves costs, in seconds of a processor a byte.
     cost: f64,
-    /// How long the quickest answer took, in seconds.
-    delay: f64,
+    /// How long the quickest answer took, in seconds, if one has come.
+    delay: Option<f64>,
     /// Bytes of this file that differ and were sent before the first question.
     unasked: u64,
     /// There was a question about this file: the wait for an answer is worth it.
@@ -280,7 +280,7 @@ impl Questions {
     const TRY_AGAIN: u32 = 8;
 
     fn new() -> Questions {
-        Questions { saved: 1.0, cost: 0.0, delay: f64::MAX, unasked: 0, begun: false, idle: 0 }
+        Questions { saved: 1.0, cost: 0.0, delay: None, unasked: 0, begun: false, idle: 0 }
     }
 
     fn begin(&mut self) {
@@ -288,12 +288,13 @@ impl Questions {
     }
 
     fn pay(&mut self, bytes: u64, rest: u64, link: &Link) -> bool {
-        let per_byte = link.seconds_per_byte().unwrap_or(FASTEST).max(FASTEST);
+        let seen = link.seconds_per_byte();
+        let per_byte = seen.unwrap_or(FASTEST).max(FASTEST);
         // The first blocks of a file are sent sooner than an answer comes, and the last
         // ones while the last answer is on its way.
-        let delay = if self.delay == f64::MAX { FIRST_GUESS } else { self.delay };
-        let few = !self.begun && (self.unasked + bytes) as f64 * per_byte < delay;
-        if few || rest as f64 * per_byte < delay {
+        let few = (self.unasked + bytes) as f64 * per_byte < self.delay.unwrap_or(FIRST_GUESS);
+        let late = self.delay.zip(seen).is_some_and(|(delay, _)| rest as f64 * per_byte < delay);
+        if few && !self.begun || late {
             self.unasked += bytes;
             return false;
         }
@@ -307,7 +308,7 @@ impl Questions {
     }
 
     fn answered_after(&mut self, seconds: f64) {
-        self.delay = self.delay.min(seconds);
+        self.delay = Some(self.delay.map_or(seconds, |delay| delay.min(seconds)));
     }
 
     /// Learns from an answer for a block.
@@ -352,8 +353,11 @@ mod tests {
     #[test]
     fn the_last_blocks_of_a_file_wait_for_no_answer() {
         let mut questions = questions(0.5e-9);
-        assert!(questions.pay(BLOCK as u64, 2 << 20, &Link::default()));
-        assert!(!questions.pay(BLOCK as u64, 1 << 19, &Link::default()));
+        questions.answered_after(2e-3);
+        let mut link = Link::default();
+        link.took(64 << 20, std::time::Duration::from_millis(64 * 10));
+        assert!(questions.pay(BLOCK as u64, 1 << 20, &link));
+        assert!(!questions.pay(BLOCK as u64, 1 << 17, &link));
     }
 
     #[test]

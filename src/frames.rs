@@ -472,7 +472,7 @@ impl<R: Read> FrameReader<R> {
                 blocks.push(Leaves { data, hashes: hashes.as_chunks().0.to_vec() });
                 left = rest;
             }
-            Some(Frame::Leaves(Answer { id: u64::from_le_bytes(*id), blocks }))
+            left.is_empty().then_some(Frame::Leaves(Answer { id: u64::from_le_bytes(*id), blocks }))
         };
         decode(body).ok_or_else(|| self.bad("leaves that cannot be read"))
     }

@@ -111,8 +111,11 @@ fn differ() -> impl Strategy<Value = Differ> {
 }
 
 fn answer() -> impl Strategy<Value = Answer> {
-    let leaves = (any::<u64>(), prop::collection::vec(any::<[u8; 8]>(), 0..65))
-        .prop_map(|(data, hashes)| Leaves { data, hashes });
+    let leaves =
+        (any::<u64>(), prop::collection::vec(any::<[u8; 8]>(), 0..65)).prop_map(|(data, mut hashes)| {
+            hashes.truncate(u64::count_ones(data) as usize);
+            Leaves { data, hashes }
+        });
     (any::<u64>(), prop::collection::vec(leaves, 0..6)).prop_map(|(id, blocks)| Answer { id, blocks })
 }
 
@@ -358,6 +361,9 @@ fn every_limit_holds_and_one_more_is_refused() {
     };
     assert!(taken(leaves(0, 0)) && taken(leaves(MAX_DIFFER, 64)));
     assert!(refused(leaves(MAX_DIFFER + 1, 0)) && refused(leaves(MAX_DIFFER, 65)));
+    let blocks = vec![Leaves { data: 0b101, hashes: vec![[3; 8]; 3] }];
+    let more = written(|writer| writer.leaves(&Answer { id: 7, blocks }).expect("memory"));
+    assert!(refused(more), "more leaves than pages");
     let patch = |blocks: usize, len: usize, packed: bool| {
         let masks = vec![u64::MAX; blocks];
         let patch = Patch { first: 7, sent: masks.clone(), masks, bytes: vec![7; len] };
