@@ -65,12 +65,19 @@ pub struct Destination {
     pub(crate) work: Work,
     pub(crate) written: u64,
     pub(crate) punched: u64,
-    /// Written and not yet on its way to storage.
-    pub(crate) dirty: Range<u64>,
+    dirty: Dirty,
     /// The log is sealed: it is needed until the file is finished from it.
     pub(crate) sealed: bool,
     /// The file system gives ranges back; found out when it is first asked to.
     pub(crate) frees: Option<bool>,
+}
+
+/// Written and not yet on its way to storage.
+#[derive(Default)]
+struct Dirty {
+    /// It lies in here.
+    span: Range<u64>,
+    bytes: u64,
 }
 
 /// The file that was there, locked.
@@ -283,7 +290,7 @@ impl Destination {
             work,
             written: 0,
             punched: 0,
-            dirty: 0..0,
+            dirty: Dirty::default(),
             sealed: false,
             frees: None,
         }
@@ -527,14 +534,16 @@ impl Destination {
 
     /// Starts writing back early, so that the sync at the end is short.
     fn push_out(&mut self, range: Range<u64>) -> Result<()> {
-        if range.start == self.dirty.end {
-            self.dirty.end = range.end;
+        let bytes = self.dirty.bytes + (range.end - range.start);
+        let span = if self.dirty.bytes == 0 {
+            range
         } else {
-            self.dirty = range;
-        }
-        if self.options.fsync && self.dirty.end - self.dirty.start >= WRITEBACK {
-            sys::start_writeback(self.target()?, self.dirty.clone());
-            self.dirty = self.dirty.end..self.dirty.end;
+            self.dirty.span.start.min(range.start)..self.dirty.span.end.max(range.end)
+        };
+        self.dirty = Dirty { span, bytes };
+        if self.options.fsync && bytes >= WRITEBACK {
+            let Dirty { span, .. } = std::mem::take(&mut self.dirty);
+            sys::start_writeback(self.target()?, span);
         }
         Ok(())
     }

@@ -40,3 +40,27 @@ impl Link {
         self.seconds_per_byte
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_said_before_enough_was_seen() {
+        let mut link = Link::default();
+        link.took(1 << 20, Duration::from_millis(100));
+        assert_eq!(link.seconds_per_byte(), None);
+        link.took(1 << 20, Duration::from_millis(150));
+        assert_eq!(link.seconds_per_byte(), Some(0.25 / f64::from(2 << 20)));
+    }
+
+    #[test]
+    fn what_is_new_outweighs_what_is_old() {
+        let mut link = Link::default();
+        let second = Duration::from_secs(1);
+        (0..10).for_each(|_| link.took(8 << 20, second));
+        (0..10).for_each(|_| link.took(8 << 20, second / 100));
+        let rate = link.seconds_per_byte().unwrap() * f64::from(8 << 20);
+        assert!((0.01..0.02).contains(&rate), "{rate}");
+    }
+}

@@ -72,7 +72,7 @@ impl Default for Options {
             fsync: true,
             block_size: BlockSize::default(),
             leaf_size: BlockSize::SMALLEST,
-            compress: Compress::None,
+            compress: Compress::Auto,
             compress_level: None,
         }
     }

@@ -829,6 +829,23 @@ fn a_file_that_fails_while_answers_are_awaited_is_abandoned() {
     }
 }
 
+/// What it says of the next file comes before its answer, and waits to be looked at.
+#[test]
+fn a_file_that_fails_while_its_map_waits_fails_alone() {
+    let mut asker = Asker::new(2, 40);
+    asker.map(0, 40, false);
+    let differ = asker.question();
+    asker.map(1, 20, true);
+    let failure = Failure { code: code::FILE_IO, message: "cannot be read".into() };
+    let id = asker.id(1);
+    asker.hand.say(&Message::Failed { id, failure, answer: false });
+    asker.hand.say(&Message::MapEnd);
+    assert!(asker.serve(0, vec![differ]) > 0);
+    asker.hand.message(|message| *message == Message::Abandon);
+    let stats = asker.end();
+    assert_eq!((stats.files_sent, stats.files_failed), (1, 1));
+}
+
 #[test]
 fn a_source_that_changes_while_answers_are_awaited_is_described_again() {
     let mut asker = Asker::new(1, 400);
