@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sys::{self, Sought};
 
@@ -27,12 +28,21 @@ pub trait Image: Sync {
 pub struct FileImage {
     file: File,
     hole_map: bool,
+    /// What is read leaves the page cache as it was, if the system can do that.
+    spares_cache: AtomicBool,
 }
 
 impl FileImage {
     /// `hole_map` false: do not ask for holes, read everything.
     pub fn new(file: File, hole_map: bool) -> FileImage {
-        FileImage { file, hole_map }
+        FileImage { file, hole_map, spares_cache: AtomicBool::new(false) }
+    }
+
+    /// Reads without leaving in the page cache what was not there before. For who reads
+    /// more than the cache can hold, once.
+    pub fn sparing_cache(mut self) -> FileImage {
+        *self.spares_cache.get_mut() = true;
+        self
     }
 
     /// The file itself.
@@ -51,7 +61,15 @@ impl Image for FileImage {
     }
 
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
-        read_or_zeros(&self.file, buffer, at)
+        fill(buffer, at, |rest, at| {
+            if self.spares_cache.load(Ordering::Relaxed) {
+                match sys::read_uncached(&self.file, rest, at)? {
+                    Some(read) => return Ok(read),
+                    None => self.spares_cache.store(false, Ordering::Relaxed),
+                }
+            }
+            self.file.read_at(rest, at)
+        })
     }
 }
 
@@ -107,9 +125,13 @@ impl Extents<'_> {
 
 /// Reads until `buffer` is full or the file ends, and fills the rest with zeros.
 pub fn read_or_zeros(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
+    fill(buffer, at, |rest, at| file.read_at(rest, at))
+}
+
+fn fill(buffer: &mut [u8], at: u64, read: impl Fn(&mut [u8], u64) -> io::Result<usize>) -> io::Result<()> {
     let mut done = 0;
     while done < buffer.len() {
-        match file.read_at(&mut buffer[done..], at + done as u64) {
+        match read(&mut buffer[done..], at + done as u64) {
             Ok(0) => break,
             Ok(n) => done += n,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -132,12 +154,19 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     strides.into_iter().all(clear) && clear(tail)
 }
 
-/// What tells that a file was changed. A device's times say nothing.
+/// Whether this many bytes take more of the page cache than one file should.
+pub fn exceeds_cache(bytes: u64) -> bool {
+    sys::memory().is_some_and(|memory| bytes > memory / 2)
+}
+
+/// What tells that a file was changed, or is another. A device's times say nothing.
 #[derive(Debug, PartialEq)]
 pub struct Seen {
     /// Its length in bytes.
     pub length: u64,
     times: Option<[i64; 4]>,
+    device: u64,
+    inode: u64,
 }
 
 impl Seen {
@@ -148,11 +177,12 @@ impl Seen {
     /// When the system cannot tell.
     pub fn of(file: &File) -> io::Result<Seen> {
         let metadata = file.metadata()?;
+        let (device, inode) = (metadata.dev(), metadata.ino());
         if !metadata.is_file() {
-            return Ok(Seen { length: sys::device_size(file)?, times: None });
+            return Ok(Seen { length: sys::device_size(file)?, times: None, device, inode });
         }
         let times = [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];
-        Ok(Seen { length: metadata.len(), times: Some(times) })
+        Ok(Seen { length: metadata.len(), times: Some(times), device, inode })
     }
 
     /// Whether a file is still in this state. One that cannot be looked at is not.

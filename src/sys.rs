@@ -155,6 +155,21 @@ pub fn zero_out_device(file: &File, range: Range<u64>) -> io::Result<bool> {
     }
 }
 
+/// Reads some bytes at `at`, and leaves no more of them in the page cache than was
+/// there before; preadv2(2) with `RWF_DONTCACHE`, Linux 6.14. `None`: this kernel or
+/// this file system cannot.
+pub fn read_uncached(file: &File, buffer: &mut [u8], at: u64) -> io::Result<Option<usize>> {
+    let at = offset(at)?;
+    let room = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: the descriptor is open, and `room` is all of `buffer`, which outlives the call.
+    let read = unsafe { libc::preadv2(file.as_raw_fd(), &room, 1, at, libc::RWF_DONTCACHE) };
+    match Errno::result(read) {
+        Ok(read) => Ok(Some(read as usize)),
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Starts to write a range back without waiting for it, so that a later `fsync`
 /// is short; sync_file_range(2). Only a hint: failure is of no consequence.
 pub fn start_writeback(file: &File, range: Range<u64>) {
@@ -304,6 +319,14 @@ pub fn umask() -> u32 {
 pub fn thread_time() -> Duration {
     let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
     nix::time::clock_gettime(clock).map_or(Duration::ZERO, Duration::from)
+}
+
+/// How much memory this machine has, in bytes; `None` where nobody knows.
+pub fn memory() -> Option<u64> {
+    use nix::unistd::{SysconfVar, sysconf};
+    let [pages, size] =
+        [SysconfVar::_PHYS_PAGES, SysconfVar::PAGE_SIZE].map(|var| sysconf(var).ok().flatten());
+    u64::try_from(pages?).ok()?.checked_mul(u64::try_from(size?).ok()?)
 }
 
 /// Asks for a larger pipe, so that a writer sleeps less often; only a hint.
