@@ -49,7 +49,7 @@ pub fn serve<R: Read + Send + 'static, W: Write + Send>(input: R, output: W, uma
                 return Err(input.bad("too many sources"));
             }
             let sources: Vec<PathBuf> = sources.into_iter().map(|path| home(&path_of(path))).collect();
-            sender::run(input, output, &sources, &options, Side::Responder, &Silent).map(drop)
+            sender::run(input, output, &sources, None, &options, Side::Responder, &Silent).map(drop)
         }
         Request::Through { command, destination, size } => {
             let (command, destination) = (OsString::from_vec(command), home(&path_of(destination)));

@@ -70,6 +70,13 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+/// A file that the receiver wants.
+pub(crate) struct Wanted {
+    pub source: Source,
+    /// The receiver has something to compare it with.
+    pub compared: bool,
+}
+
 /// Files announced and not yet settled, and room for more.
 pub(crate) struct Files {
     table: Mutex<Table>,
@@ -83,12 +90,12 @@ struct Table {
     /// Files up to this one have been hashed, or will not be.
     wanted: Option<u64>,
     /// The way to the hasher; `None`: the run is over.
-    jobs: Option<Sender<Source>>,
+    jobs: Option<Sender<Wanted>>,
 }
 
 impl Files {
     /// None so far. Those that the receiver wants go to `jobs`.
-    pub fn new(jobs: Sender<Source>) -> Files {
+    pub fn new(jobs: Sender<Wanted>) -> Files {
         let table = Table { pending: HashMap::new(), unanswered: 0, next: 0, wanted: None, jobs: Some(jobs) };
         Files { table: Mutex::new(table), room: Condvar::new() }
     }
@@ -124,14 +131,14 @@ impl Files {
 
     /// Has a file hashed, once. An unknown id is the merging thread's to report, and a
     /// hasher that is gone needs no more work.
-    pub fn want(&self, id: u64) {
+    pub fn want(&self, id: u64, compared: bool) {
         let mut table = lock(&self.table);
         if table.wanted.is_some_and(|last| id <= last) {
             return;
         }
         table.wanted = Some(id);
         if let (Some(source), Some(jobs)) = (table.pending.get(&id), &table.jobs) {
-            let _ = jobs.send(source.clone());
+            let _ = jobs.send(Wanted { source: source.clone(), compared });
         }
     }
 

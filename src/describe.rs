@@ -42,6 +42,15 @@ pub(crate) struct Describer<'a, W: Write> {
     patch: Patch,
 }
 
+/// What is done with blocks that differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// They are sent whole.
+    Send,
+    /// The receiver is asked what it has of them.
+    Ask,
+}
+
 /// A block that waits for an answer.
 struct Asked {
     index: u64,
@@ -117,14 +126,13 @@ impl<'a, W: Write> Describer<'a, W> {
         Ok(len as u64)
     }
 
-    /// Whether the next of these adjoining blocks, which differ, are asked about or
-    /// sent whole, and how many.
+    /// What to do with adjoining blocks that differ.
     /// `rest`: about how many bytes of data follow in this file.
-    pub fn decide(&mut self, grid: &Grid, blocks: &[(u64, Block)], rest: u64) -> (usize, bool) {
+    pub fn decide(&mut self, grid: &Grid, blocks: &[(u64, Block)], rest: u64) -> Step {
         let leaf = self.shared.options.leaf_size.bytes();
-        let count = blocks.len().min((MAX_DATA as u64 / grid.block.bytes()) as usize);
-        let bytes = blocks[..count].iter().map(|(index, block)| grid.masked_bytes(*index, block.data)).sum();
-        (count, leaf < grid.block.bytes() && self.questions.pay(bytes, rest, &self.link))
+        let bytes = blocks.iter().map(|(index, block)| grid.masked_bytes(*index, block.data)).sum();
+        let asks = leaf < grid.block.bytes() && self.questions.pay(bytes, rest, &self.link);
+        if asks { Step::Ask } else { Step::Send }
     }
 
     /// Whether an answer has to come before more can be asked.
@@ -236,6 +244,11 @@ impl<'a, W: Write> Describer<'a, W> {
     fn unexpected(&self, what: &str) -> Error {
         Error::Protocol { peer: "the receiver".into(), what: what.into() }
     }
+}
+
+/// Of how many of these adjoining blocks it is decided at once.
+pub(crate) fn at_once(grid: &Grid, blocks: &[(u64, Block)]) -> usize {
+    blocks.len().min((MAX_DATA as u64 / grid.block.bytes()) as usize)
 }
 
 /// The frames for these adjoining blocks: index of the first, and how many.

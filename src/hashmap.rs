@@ -110,6 +110,16 @@ pub enum Item {
     Block(Block),
 }
 
+impl Item {
+    /// How many blocks it stands for.
+    pub fn blocks(&self) -> u64 {
+        match self {
+            Item::Hole(blocks) => *blocks,
+            Item::Block(_) => 1,
+        }
+    }
+}
+
 /// Consecutive blocks of a file and the bytes that were read for them.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -141,6 +151,16 @@ impl Block {
 }
 
 impl Batch {
+    /// The blocks among items, each with its index, if the first item has the index `first`.
+    pub fn blocks_of(items: &mut [Item], first: u64) -> impl Iterator<Item = (u64, &mut Block)> {
+        let mut next = first;
+        items.iter_mut().filter_map(move |item| {
+            let index = next;
+            next += item.blocks();
+            if let Item::Block(block) = item { Some((index, block)) } else { None }
+        })
+    }
+
     /// The non-zero pages of a block as slices of the buffer, in file order.
     pub fn data_of<'a>(
         &'a self,
@@ -152,9 +172,37 @@ impl Batch {
     }
 }
 
+/// Reads the bytes of blocks that were hashed without keeping them into `buffer`, from
+/// its start on; what else is in it stays.
+///
+/// # Errors
+///
+/// What reading reports.
+pub fn read_blocks<'a>(
+    image: &dyn Image,
+    grid: &Grid,
+    blocks: impl Iterator<Item = (u64, &'a mut Block)>,
+    buffer: &mut Vec<u8>,
+) -> io::Result<()> {
+    let mut at = 0;
+    for (index, block) in blocks {
+        block.at = at;
+        for run in page_runs(block.read) {
+            let range = grid.pages(index, &run);
+            let end = at + (range.end - range.start) as usize;
+            if buffer.len() < end {
+                buffer.resize(end, 0);
+            }
+            image.read_at(&mut buffer[at..end], range.start)?;
+            at = end;
+        }
+    }
+    Ok(())
+}
+
 /// How much is read before a batch is handed on. Several are in flight, so this
 /// bounds memory; it is large enough to keep every core busy.
-const BATCH: usize = 4 << 20;
+pub(crate) const BATCH: usize = 4 << 20;
 
 /// How much of a batch one task reads and hashes.
 const TASK: usize = 256 << 10;
@@ -173,7 +221,21 @@ pub fn map_image<E: From<io::Error>>(
     grid: &Grid,
     sink: impl FnMut(&mut Batch) -> Result<bool, E>,
 ) -> Result<(), E> {
-    map(image, grid, true, sink)
+    map_rest(image, grid, 0, sink)
+}
+
+/// The same from the block `first` on.
+///
+/// # Errors
+///
+/// Those of [`map_image`].
+pub fn map_rest<E: From<io::Error>>(
+    image: &dyn Image,
+    grid: &Grid,
+    first: u64,
+    sink: impl FnMut(&mut Batch) -> Result<bool, E>,
+) -> Result<(), E> {
+    map(image, grid, first, true, sink)
 }
 
 /// The same for who wants the hashes alone: batches come without bytes, which are
@@ -187,18 +249,19 @@ pub fn hash_image<E: From<io::Error>>(
     grid: &Grid,
     sink: impl FnMut(&mut Batch) -> Result<bool, E>,
 ) -> Result<(), E> {
-    map(image, grid, false, sink)
+    map(image, grid, 0, false, sink)
 }
 
 fn map<E: From<io::Error>>(
     image: &dyn Image,
     grid: &Grid,
+    first: u64,
     keeps_bytes: bool,
     mut sink: impl FnMut(&mut Batch) -> Result<bool, E>,
 ) -> Result<(), E> {
-    let mut gather =
-        Gather { grid, keeps_bytes, next: 0, batch: Batch::default(), reads: Vec::new(), bytes: 0 };
-    for extent in image.extents(0..grid.length) {
+    let (batch, reads) = (Batch::default(), Vec::new());
+    let mut gather = Gather { grid, keeps_bytes, next: first, batch, reads, bytes: 0 };
+    for extent in image.extents(grid.bytes(&(first..grid.blocks()))) {
         let extent = extent?;
         let mut at = extent.start;
         while at < extent.end {

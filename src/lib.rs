@@ -10,7 +10,8 @@
 //!   both say and hear; [`ladder`]: agent, pushed agent or shell
 //! - `through`: a command in the place of a destination
 //! - [`sender`]: the sending role, over any pair of streams, made of `merge`
-//!   (what differs), `describe` (how it is told), `hasher` (reading) and `announce` (entries)
+//!   (what differs; with `later`), `describe` (how it is told; with `description`),
+//!   `hasher` (reading; with `early`) and `announce` (entries)
 //! - [`receiver`]: the receiving role, made of `assemble` (one file), `mapper`
 //!   (answers), `inbox` and `outbox` (both ways of the connection) and `base` (where it
 //!   all goes)
@@ -43,13 +44,16 @@ mod commit;
 pub mod compress;
 pub mod copy;
 mod describe;
+mod description;
 mod download;
+mod early;
 pub mod error;
 pub mod frames;
 mod hasher;
 pub mod hashmap;
 mod inbox;
 pub mod ladder;
+mod later;
 pub mod leaves;
 pub mod link;
 pub mod local;

@@ -35,7 +35,7 @@ pub fn run(sources: &[PathBuf], target: Target, options: &Options, reporter: &dy
         });
         let input = FrameReader::new(to_sender_out, "the destination");
         let output = FrameWriter::new(to_receiver, "the destination");
-        let sent = sender::run(input, output, sources, options, Side::Both, reporter);
+        let sent = sender::run(input, output, sources, None, options, Side::Both, reporter);
         (sent, receiver.join())
     });
     match (sent, received) {

@@ -3,18 +3,21 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
-use std::io::Write;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
 use crate::announce::{Shared, Side, announce, lock};
-use crate::describe::Describer;
+use crate::describe::{self, Describer, Step};
+use crate::description::Description;
 use crate::error::{Error, Failure, Result};
-use crate::hasher::Hashed;
-use crate::hashmap::{self, Batch, Block, Grid, Hash, Item, Key, RootHasher};
-use crate::plan::{Action, Planner, Run};
+use crate::hasher::{Hashed, Opened};
+use crate::hashmap::{Batch, Block, Grid, Hash};
+use crate::later::Later;
+use crate::plan::Action;
 use crate::protocol::{Frame, Kind, MAX_UNANSWERED, Message};
 use crate::report::{Event, Outcome, Phase, Stats};
 use crate::tree::{self, Source};
@@ -49,9 +52,7 @@ pub(crate) struct Merger<'a, W: Write> {
     answered: u64,
     again: VecDeque<Source>,
     /// Answers for the files after the one that is described.
-    later: VecDeque<Frame>,
-    /// What those take in memory, in keys.
-    later_weight: usize,
+    later: Later,
     awaited: HashMap<u64, Sent>,
     /// Failures that the receiver told of.
     heard: Stats,
@@ -59,31 +60,12 @@ pub(crate) struct Merger<'a, W: Write> {
     closed: bool,
 }
 
-/// A file that is being described.
-struct Description {
-    id: u64,
-    grid: Grid,
-    planner: Planner,
-    root: RootHasher,
-    walk: BatchWalk,
-    /// More of the receiver's map is to come.
-    map: bool,
-    /// More is to come from the hasher.
-    hashes: bool,
-    /// About how many bytes of data are still to be described.
-    rest: u64,
-    /// Bytes of data that were sent.
-    bytes: u64,
-    changed: bool,
-    /// The receiver has given up.
-    failed: Option<Failure>,
-}
-
 /// How describing a file to the receiver ended.
 enum Described {
     Whole(Hash),
     SourceChanged,
     SourceFailed(Error),
+    SourceUnread(io::Error),
     ReceiverFailed(Failure),
 }
 
@@ -105,8 +87,7 @@ impl<'a, W: Write> Merger<'a, W> {
             announced: None,
             answered: 0,
             again: VecDeque::new(),
-            later: VecDeque::new(),
-            later_weight: 0,
+            later: Later::default(),
             awaited: HashMap::new(),
             heard: Stats::default(),
             closed: false,
@@ -124,7 +105,7 @@ impl<'a, W: Write> Merger<'a, W> {
                 Some(Frame::Message(Message::Borrow { id })) if self.shared.side == Side::Both => {
                     self.lend(id)?
                 }
-                Some(frame) => self.take_note(frame)?,
+                Some(frame) => self.note(frame)?,
                 None => {}
             }
         }
@@ -160,7 +141,7 @@ impl<'a, W: Write> Merger<'a, W> {
                     stats.add_receiver(&theirs);
                     return Ok(stats);
                 }
-                Some(frame) => self.take_note(frame)?,
+                Some(frame) => self.note(frame)?,
                 None => {}
             }
         }
@@ -168,14 +149,14 @@ impl<'a, W: Write> Merger<'a, W> {
 
     /// The next frame that was not handled yet.
     fn next_frame(&mut self) -> Result<Option<Frame>> {
-        match self.take_later() {
+        match self.later.pop() {
             Some(frame) => Ok(Some(frame)),
-            None => self.next_event(),
+            None => self.await_frame(),
         }
     }
 
     /// What arrives next, after everything written so far is on its way.
-    fn next_event(&mut self) -> Result<Option<Frame>> {
+    fn await_frame(&mut self) -> Result<Option<Frame>> {
         let event = match self.events.try_recv() {
             Ok(event) => event,
             Err(_) => {
@@ -227,7 +208,7 @@ impl<'a, W: Write> Merger<'a, W> {
     }
 
     /// Deals with what belongs to no file being described.
-    fn take_note(&mut self, frame: Frame) -> Result<()> {
+    fn note(&mut self, frame: Frame) -> Result<()> {
         let message = match frame {
             Frame::Message(message) => message,
             // An answer for a file that was abandoned meanwhile.
@@ -336,7 +317,7 @@ impl<'a, W: Write> Merger<'a, W> {
             self.shared.send(&Message::Content { id })?;
         }
         self.describer.begin();
-        let mut file = Description { rest: allocated, ..Description::new(id, grid, has_map, resized) };
+        let mut file = Description::new(id, grid, has_map, resized, allocated);
         let described = self.merge(&mut file)?;
         let Description { bytes, changed, .. } = file;
         if !matches!(described, Described::Whole(_)) {
@@ -360,6 +341,9 @@ impl<'a, W: Write> Merger<'a, W> {
             }
             Described::SourceChanged => self.try_again(source, false),
             Described::SourceFailed(error) => self.shared.source_failed(tree::lost(&error)),
+            Described::SourceUnread(error) => {
+                self.shared.source_failed(tree::lost(&Error::file("read", &source.path)(error)))
+            }
             Described::ReceiverFailed(failure) => {
                 self.receiver_failed(&failure);
                 Ok(())
@@ -381,7 +365,7 @@ impl<'a, W: Write> Merger<'a, W> {
                 Some(Frame::Message(Message::Failed { id, failure, answer: false })) if id == file.id => {
                     self.receiver_failed(&failure);
                 }
-                Some(frame) => self.take_note(frame)?,
+                Some(frame) => self.note(frame)?,
             }
         }
         if file.hashes { self.drain_hasher() } else { Ok(()) }
@@ -390,8 +374,9 @@ impl<'a, W: Write> Merger<'a, W> {
     /// Merges the source's blocks with the arriving map, and sends what differs.
     fn merge(&mut self, file: &mut Description) -> Result<Described> {
         loop {
-            self.hear_what_came(file)?;
+            self.hear_arrived(file)?;
             while file.failed.is_none()
+                && file.unread.is_none()
                 && let Some((blocks, action)) = file.planner.step()
             {
                 self.act(file, blocks, action)?;
@@ -399,15 +384,13 @@ impl<'a, W: Write> Merger<'a, W> {
             if let Some(failure) = file.failed.take() {
                 return Ok(Described::ReceiverFailed(failure));
             }
+            if let Some(error) = file.unread.take() {
+                return Ok(Described::SourceUnread(error));
+            }
             if file.hashes && !file.planner.wants_basis() {
                 match self.batches.recv().map_err(|_| self.unexpected("the hasher ended"))? {
-                    Hashed::Batch(batch) => {
-                        let Description { walk, grid, planner, root, .. } = file;
-                        self.recycle(walk.begin(batch, grid, planner, root));
-                        let mut stats = lock(&self.shared.stats);
-                        stats.hashed_bytes += walk.batch.buffer.len() as u64;
-                        stats.data_bytes += walk.batch.buffer.len() as u64;
-                    }
+                    Hashed::Batch(batch) => self.begin_batch(file, batch, None),
+                    Hashed::Early(batch, source) => self.begin_batch(file, batch, Some(source)),
                     Hashed::End(same) => {
                         file.hashes = false;
                         if !same {
@@ -420,10 +403,12 @@ impl<'a, W: Write> Merger<'a, W> {
                     }
                 }
             } else if file.map {
-                self.hear(file)?;
+                self.hear_next(file)?;
             } else if self.describer.awaits_answers() {
                 self.describer.flush()?;
-                self.hear(file)?;
+                self.hear_next(file)?;
+            } else if file.walk.is_stale() {
+                return Ok(Described::SourceChanged);
             } else {
                 if !self.shared.options.dry_run {
                     self.describer.finish()?;
@@ -433,10 +418,18 @@ impl<'a, W: Write> Merger<'a, W> {
         }
     }
 
+    fn begin_batch(&self, file: &mut Description, batch: Batch, source: Option<Arc<Opened>>) {
+        let mut stats = lock(&self.shared.stats);
+        stats.hashed_bytes += batch.bytes_read as u64;
+        stats.data_bytes += batch.bytes_read as u64;
+        let Description { walk, grid, planner, root, .. } = file;
+        self.recycle(walk.begin(batch, source, grid, planner, root));
+    }
+
     /// Takes what has come already, so that answers do not wait behind the map.
-    fn hear_what_came(&mut self, file: &mut Description) -> Result<()> {
+    fn hear_arrived(&mut self, file: &mut Description) -> Result<()> {
         while (file.map && file.planner.basis_ahead() < MAX_AHEAD) || self.describer.awaits_answers() {
-            let stored = if file.map { self.take_later() } else { None };
+            let stored = if file.map { self.later.pop() } else { None };
             let frame = match stored {
                 Some(frame) => Some(frame),
                 None => match self.events.try_recv() {
@@ -444,19 +437,19 @@ impl<'a, W: Write> Merger<'a, W> {
                     Err(_) => return Ok(()),
                 },
             };
-            frame.map_or(Ok(()), |frame| self.hear_frame(file, frame))?;
+            frame.map_or(Ok(()), |frame| self.hear(file, frame))?;
         }
         Ok(())
     }
 
     /// Waits for the next thing that the receiver says while a file is described.
-    fn hear(&mut self, file: &mut Description) -> Result<()> {
+    fn hear_next(&mut self, file: &mut Description) -> Result<()> {
         // When its map has ended, what was put off is about files that come later.
-        let frame = if file.map { self.next_frame()? } else { self.next_event()? };
-        frame.map_or(Ok(()), |frame| self.hear_frame(file, frame))
+        let frame = if file.map { self.next_frame()? } else { self.await_frame()? };
+        frame.map_or(Ok(()), |frame| self.hear(file, frame))
     }
 
-    fn hear_frame(&mut self, file: &mut Description, frame: Frame) -> Result<()> {
+    fn hear(&mut self, file: &mut Description, frame: Frame) -> Result<()> {
         match frame {
             Frame::Map(runs) if file.map => {
                 runs.into_iter().for_each(|run| file.planner.push_basis(run));
@@ -486,46 +479,42 @@ impl<'a, W: Write> Merger<'a, W> {
             Frame::Message(Message::Failed { id, answer: false, .. }) if self.shared.files.is_pending(id) => {
                 self.put_off(frame)
             }
-            Frame::Message(message) if !message.is_about_later() => self.take_note(Frame::Message(message)),
+            Frame::Message(message) if !message.is_about_later() => self.note(Frame::Message(message)),
             Frame::Leaves(_) => Ok(()),
             later if !file.map => self.put_off(later),
-            other => self.take_note(other),
+            other => self.note(other),
         }
     }
 
     /// Keeps what is about a file that comes later.
     fn put_off(&mut self, frame: Frame) -> Result<()> {
-        self.later_weight += weight_of(&frame);
-        self.later.push_back(frame);
-        if self.later_weight > 2 * MAX_AHEAD {
+        self.later.push(frame);
+        if self.later.weight() > 2 * MAX_AHEAD {
             return Err(self.unexpected("a map that runs ahead"));
         }
         Ok(())
     }
 
-    fn take_later(&mut self) -> Option<Frame> {
-        let frame = self.later.pop_front()?;
-        self.later_weight -= weight_of(&frame);
-        Some(frame)
-    }
-
     fn drain_hasher(&mut self) -> Result<()> {
         loop {
             match self.batches.recv().map_err(|_| self.unexpected("the hasher ended"))? {
-                Hashed::Batch(batch) => self.recycle(batch.buffer),
+                Hashed::Batch(batch) | Hashed::Early(batch, _) => self.recycle(batch.buffer),
                 Hashed::End(_) | Hashed::Failed(_) => return Ok(()),
             }
         }
     }
 
     fn recycle(&self, buffer: Vec<u8>) {
-        // A hasher that is gone needs no buffers.
-        let _ = self.buffers.send(buffer);
+        // That of a batch without bytes is no room for another.
+        if buffer.capacity() > 0 {
+            // A hasher that is gone needs none.
+            let _ = self.buffers.send(buffer);
+        }
     }
 
     /// Does one step of the plan.
     fn act(&mut self, file: &mut Description, blocks: Range<u64>, action: Action) -> Result<()> {
-        let (found, read) = file.walk.take(blocks.end);
+        let (mut found, read) = file.walk.take(blocks.end);
         let bytes =
             found.iter().map(|(index, block)| file.grid.masked_bytes(*index, block.data)).sum::<u64>();
         let sends = matches!(action, Action::Data | Action::Update);
@@ -535,6 +524,13 @@ impl<'a, W: Write> Merger<'a, W> {
         file.rest = file.rest.saturating_sub(read);
         if action == Action::Keep {
             lock(&self.shared.stats).matched_bytes += bytes;
+        }
+        if sends
+            && !self.shared.options.dry_run
+            && let Err(error) = file.walk.fetch(&file.grid, &mut found)
+        {
+            file.unread = Some(error);
+            return Ok(());
         }
         match action {
             _ if self.shared.options.dry_run => {
@@ -555,10 +551,9 @@ impl<'a, W: Write> Merger<'a, W> {
     /// Sends what the receiver lacks of adjoining blocks that differ.
     fn update(&mut self, file: &mut Description, mut blocks: &[(u64, Block)]) -> Result<()> {
         while !blocks.is_empty() {
-            let (count, ask) = self.describer.decide(&file.grid, blocks, file.rest);
-            let (now, later) = blocks.split_at(count);
+            let (now, later) = blocks.split_at(describe::at_once(&file.grid, blocks));
             blocks = later;
-            if !ask {
+            if self.describer.decide(&file.grid, now, file.rest) == Step::Send {
                 let sent = self.describer.send(&file.grid, &file.walk.batch, now)?;
                 file.sent(self.shared, sent);
                 continue;
@@ -567,7 +562,7 @@ impl<'a, W: Write> Merger<'a, W> {
                 while self.describer.is_full() && file.failed.is_none() {
                     self.describer.flush()?;
                     if self.describer.awaits_answers() {
-                        self.hear(file)?;
+                        self.hear_next(file)?;
                     }
                 }
                 // It is abandoned next, and more questions than may be open break a rule.
@@ -578,107 +573,5 @@ impl<'a, W: Write> Merger<'a, W> {
             }
         }
         Ok(())
-    }
-}
-
-/// What a frame takes in memory, in keys.
-fn weight_of(frame: &Frame) -> usize {
-    const FRAME: usize = 16;
-    match frame {
-        Frame::Map(runs) => FRAME + runs.iter().map(|run| 2 + run.entries()).sum::<usize>(),
-        Frame::Message(Message::Failed { failure, .. }) => FRAME + failure.message.len() / size_of::<Key>(),
-        _ => FRAME,
-    }
-}
-
-impl Description {
-    fn new(id: u64, grid: Grid, map: bool, changed: bool) -> Description {
-        let mut planner = Planner::default();
-        if !map {
-            planner.without_basis();
-        }
-        let (root, walk) = (RootHasher::new(&grid), BatchWalk::default());
-        Description {
-            id,
-            grid,
-            planner,
-            root,
-            walk,
-            map,
-            hashes: true,
-            rest: 0,
-            bytes: 0,
-            changed,
-            failed: None,
-        }
-    }
-
-    /// Counts data that was sent.
-    fn sent<W: Write>(&mut self, shared: &Shared<W>, bytes: u64) {
-        self.bytes += bytes;
-        lock(&shared.stats).sent_data_bytes += bytes;
-    }
-}
-
-/// The batch that is being merged, and how far.
-#[derive(Default)]
-struct BatchWalk {
-    batch: Batch,
-    item: usize,
-    at: u64,
-    used: u64,
-}
-
-impl BatchWalk {
-    /// Takes the next batch and tells the planner and the root hash of it; hands
-    /// back the old one's buffer.
-    fn begin(&mut self, batch: Batch, grid: &Grid, planner: &mut Planner, root: &mut RootHasher) -> Vec<u8> {
-        let old = std::mem::replace(&mut self.batch, batch);
-        (self.item, self.used) = (0, 0);
-        let mut index = self.at;
-        for item in &self.batch.items {
-            match item {
-                Item::Hole(blocks) => {
-                    planner.push_source(Run::Zero(*blocks));
-                    index += blocks;
-                }
-                Item::Block(block) if block.data == 0 => {
-                    planner.push_source(Run::Zero(1));
-                    index += 1;
-                }
-                Item::Block(block) => {
-                    planner.push_source(Run::Keys(vec![hashmap::key(&block.hash)]));
-                    root.add(index, &block.hash);
-                    index += 1;
-                }
-            }
-        }
-        debug_assert!(index <= grid.blocks());
-        old.buffer
-    }
-
-    /// The blocks that were read, up to the block `end`, and how many bytes they have.
-    fn take(&mut self, end: u64) -> (Vec<(u64, Block)>, u64) {
-        let mut found = Vec::new();
-        let mut read = 0;
-        while self.at < end {
-            let (left, block) = match self.batch.items.get(self.item) {
-                Some(Item::Hole(blocks)) => (blocks - self.used, None),
-                Some(Item::Block(block)) => (1, Some(*block)),
-                None => break,
-            };
-            if let Some(block) = block {
-                found.push((self.at, block));
-                read += u64::from(block.read.count_ones()) * hashmap::PAGE;
-            }
-            let step = left.min(end - self.at);
-            self.at += step;
-            self.used += step;
-            if step == left {
-                self.item += 1;
-                self.used = 0;
-            }
-        }
-        (found, read)
     }
 }

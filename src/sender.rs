@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 
 pub use crate::announce::Side;
 use crate::announce::{Files, Shared, announce_all};
+pub use crate::early::EarlyStart;
 use crate::error::Result;
 use crate::frames::{FrameReader, FrameWriter};
 use crate::hasher::hash_files;
@@ -26,7 +27,8 @@ const QUEUED_FRAMES: usize = 64;
 
 const QUEUED_BATCHES: usize = 2;
 
-/// Sends everything below `sources` and waits until the receiver has it.
+/// Sends everything below `sources` and waits until the receiver has it. `early`: what
+/// was begun already.
 /// Returns what both ends did; failed files are counted there, not errors.
 ///
 /// # Errors
@@ -36,6 +38,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
     input: FrameReader<R>,
     output: FrameWriter<W>,
     sources: &[PathBuf],
+    early: Option<EarlyStart>,
     options: &Options,
     side: Side,
     reporter: &dyn Reporter,
@@ -61,7 +64,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
             // Only the end of the run closes this channel.
             let _ = events_in.send(Incoming::Walked(count));
         });
-        scope.spawn(|| hash_files(options, jobs, batches_in, buffers));
+        scope.spawn(|| hash_files(options, early, jobs, batches_in, buffers));
         let mut merger = Merger::new(&shared, events, batches, buffers_in);
         let result = merger.run();
         shared.files.close();
@@ -86,11 +89,11 @@ fn read_frames<R: Read + Send + 'static>(
                 Ok(frame) => Incoming::Frame(frame),
                 Err(error) => Incoming::Closed(error),
             };
-            if let Incoming::Frame(Frame::Message(Message::Map { id, .. } | Message::NoBasis { id, .. })) =
-                &event
-            {
-                // Here, before the merging thread can take it.
-                files.want(*id);
+            // Here, before the merging thread can take it.
+            match &event {
+                Incoming::Frame(Frame::Message(Message::Map { id, .. })) => files.want(*id, true),
+                Incoming::Frame(Frame::Message(Message::NoBasis { id, .. })) => files.want(*id, false),
+                _ => {}
             }
             let last =
                 matches!(event, Incoming::Closed(_) | Incoming::Frame(Frame::Message(Message::End(_))));

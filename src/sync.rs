@@ -10,6 +10,7 @@ use crate::agent;
 use crate::cipher;
 pub use crate::cipher::Cipher;
 use crate::download;
+use crate::early::EarlyStart;
 use crate::error::{Error, Result, code};
 use crate::frames::{FrameReader, FrameWriter};
 use crate::hashmap::Hash;
@@ -53,12 +54,14 @@ pub fn run(
             let target = target(path, sources.len(), reach);
             let destination = path.as_os_str().as_bytes().to_vec();
             let request = Request::Receive { destination, directory: target.directory };
+            let early = EarlyStart::begin(&sources, options);
             let ends = with_far(host, reach, reporter, |far, input, mut output| match far {
                 Far::Agent => {
                     ask(&mut output, options, request)?;
-                    sender::run(input, output, &sources, options, Side::Initiator, reporter)
+                    sender::run(input, output, &sources, early, options, Side::Initiator, reporter)
                 }
                 Far::Shell => {
+                    drop(early);
                     let host = host.to_string();
                     upload::run(input, output, &sources, &target, options, &host, reporter)
                 }

@@ -192,7 +192,7 @@ pub(super) fn start_sender(
     start(move || {
         let input = FrameReader::new(input, "the receiver");
         let output = FrameWriter::new(output, "the receiver");
-        sender::run(input, output, &[source], &options, Side::Initiator, &Silent)
+        sender::run(input, output, &[source], None, &options, Side::Initiator, &Silent)
     })
 }
 
