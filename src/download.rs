@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::apply::{self, Destination};
+use crate::approach;
 use crate::base::{Base, Target, attributes_of, make_directory, make_symlink, names_working_file};
 use crate::error::{Error, Failure, Result, code, escape, printable};
 use crate::ladder::{Input, Output};
@@ -272,7 +273,7 @@ impl Download<'_> {
     /// What a run would do with a file.
     fn foretell(&mut self, entry: &Entry, place: Option<&Place>) {
         let request = self.request(entry);
-        if let Some(Err(error)) = place.map(|place| apply::preview(place, &request)) {
+        if let Some(Err(error)) = place.map(|place| approach::preview(place, &request)) {
             return self.fail(&error);
         }
         let stats = &mut self.stats;

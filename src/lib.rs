@@ -19,7 +19,8 @@
 //! - [`tree`]: what to send; [`compress`]: whether to compress it; [`link`]: how fast
 //!   it goes
 //! - [`frames`]: frames on the wire; [`plain`]: bytes in none; [`protocol`]: messages and their limits
-//! - [`apply`]: the destination of one file, and how it is completed (`commit`);
+//! - [`approach`]: what is at a destination, and how to go about it; [`apply`]: where
+//!   its new content gathers, and how it is completed (`commit`);
 //!   [`settle`]: what a crash left of it
 //! - [`stage`]: where changes gather beside it; [`log`]: which ranges those are;
 //!   [`overlay`]: both over the old file
@@ -36,6 +37,7 @@
 pub mod agent;
 mod announce;
 pub mod apply;
+pub mod approach;
 mod asked;
 mod assemble;
 mod base;

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use nix::sys::stat::SFlag;
 
 use crate::apply::{self, Basis, Destination};
+use crate::approach;
 use crate::base::Base;
 use crate::error::{Error, Result, printable};
 use crate::hashmap::{self, Grid, Item};
@@ -88,7 +89,7 @@ fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result
     }
     let grid = Grid { length: job.request.length, block: options.block_size };
     if options.dry_run {
-        return Ok(match apply::preview(&place, &job.request)? {
+        return Ok(match approach::preview(&place, &job.request)? {
             Some(basis) => map_basis(shared, Answer { id, resized, place, grid }, &basis, |_| true),
             None => shared.tell(Message::NoBasis { id, resized }),
         });
