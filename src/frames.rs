@@ -399,6 +399,15 @@ impl<R: Read> FrameReader<R> {
         frame
     }
 
+    /// Whether the next frame is all here, so that reading it waits for nothing.
+    pub fn has_arrived(&self) -> bool {
+        let arrived = self.input.arrived();
+        let Some((header, body)) = arrived.split_first_chunk::<HEADER>() else { return false };
+        let [kind, len @ .., _, _, _, _] = *header;
+        let check = if is_data(kind) { 0 } else { CHECK };
+        body.len() as u64 >= u64::from(u32::from_le_bytes(len)) + check as u64
+    }
+
     fn next_data(&mut self, kind: u8, len: usize) -> Result<Frame> {
         let is_patch = matches!(kind, TYPE_PATCH | TYPE_PATCH_ZSTD);
         let mut head = [0; DATA_HEAD];

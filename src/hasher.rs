@@ -35,36 +35,76 @@ pub(crate) fn hash_files(
     options: &Options,
     mut early: Option<EarlyStart>,
     jobs: Receiver<Wanted>,
-    batches: SyncSender<Hashed>,
+    queue: SyncSender<Vec<Hashed>>,
     buffers: Receiver<Vec<u8>>,
 ) {
-    for wanted in jobs {
+    let mut hand = Hand { queue, held: Vec::new(), bytes: 0 };
+    while let Some(wanted) = hand.next_job(&jobs) {
         let early = early.take().and_then(EarlyStart::end);
-        let last = match hash_file(options, &wanted, early, &batches, &buffers) {
-            Ok(Some(same)) => Hashed::End(same),
-            Ok(None) => return,
+        let last = match hash_file(options, &wanted, early, &mut hand, &buffers) {
+            Ok(true) => continue,
+            Ok(false) => return,
             Err(error) => Hashed::Failed(error),
         };
-        if batches.send(last).is_err() {
+        if !hand.give(last) {
             return;
         }
     }
 }
 
-/// `None`: nobody listens any more.
+/// Bytes of small files that go to the merging thread together, so that it wakes less
+/// often.
+const HANDFUL: usize = 256 << 10;
+/// What a file counts for at least.
+const LEAST: usize = 4 << 10;
+
+/// What was hashed, on its way to the merging thread.
+struct Hand {
+    queue: SyncSender<Vec<Hashed>>,
+    held: Vec<Hashed>,
+    bytes: usize,
+}
+
+impl Hand {
+    /// Adds something; `false`: nobody listens any more.
+    fn give(&mut self, hashed: Hashed) -> bool {
+        self.bytes += match &hashed {
+            Hashed::Batch(batch) | Hashed::Early(batch, _) => batch.bytes_read,
+            Hashed::End(_) | Hashed::Failed(_) => LEAST,
+        };
+        self.held.push(hashed);
+        self.bytes < HANDFUL || self.hand_on()
+    }
+
+    fn hand_on(&mut self) -> bool {
+        self.bytes = 0;
+        self.queue.send(std::mem::take(&mut self.held)).is_ok()
+    }
+
+    /// The next file. What is held goes on before this waits for one.
+    fn next_job(&mut self, jobs: &Receiver<Wanted>) -> Option<Wanted> {
+        match jobs.try_recv() {
+            Ok(job) => Some(job),
+            Err(_) if self.held.is_empty() || self.hand_on() => jobs.recv().ok(),
+            Err(_) => None,
+        }
+    }
+}
+
+/// `false`: nobody listens any more.
 fn hash_file(
     options: &Options,
     Wanted { source, compared }: &Wanted,
     early: Option<EarlyHashes>,
-    batches: &SyncSender<Hashed>,
+    hand: &mut Hand,
     buffers: &Receiver<Vec<u8>>,
-) -> Result<Option<bool>> {
-    let Kind::File { length, allocated, .. } = source.kind else { return Ok(Some(true)) };
+) -> Result<bool> {
+    let Kind::File { length, allocated, .. } = source.kind else { return Ok(hand.give(Hashed::End(true))) };
     let io = |doing| Error::file(doing, &source.path);
     let (file, _) = tree::open_image(&source.path)?;
     let seen = Seen::of(&file).map_err(io("look at"))?;
     if seen.length != length {
-        return Ok(Some(false));
+        return Ok(hand.give(Hashed::End(false)));
     }
     let grid = Grid { length, block: options.block_size };
     let image = FileImage::new(file, options.hole_map);
@@ -84,17 +124,17 @@ fn hash_file(
                 hashmap::read_blocks(image, &grid, blocks, &mut batch.buffer).map_err(io("read"))?;
                 Hashed::Batch(batch)
             };
-            if batches.send(hashed).is_err() {
-                return Ok(None);
+            if !hand.give(hashed) {
+                return Ok(false);
             }
         }
     }
     let mut heard = true;
     hashmap::map_rest(image, &grid, first, |batch| {
-        heard = batches.send(Hashed::Batch(std::mem::take(batch))).is_ok();
+        heard = hand.give(Hashed::Batch(std::mem::take(batch)));
         batch.buffer = buffers.try_recv().unwrap_or_default();
         Ok::<_, std::io::Error>(heard)
     })
     .map_err(io("read"))?;
-    Ok(heard.then(|| seen.is_still(image.file())))
+    Ok(heard && hand.give(Hashed::End(seen.is_still(image.file()))))
 }

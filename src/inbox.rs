@@ -1,6 +1,7 @@
 //! What arrives from the sender, read ahead by a thread of its own: the
 //! connection goes on while a frame is hashed and written.
 
+use std::collections::VecDeque;
 use std::io::Read;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 
@@ -8,12 +9,16 @@ use crate::error::{Error, Result};
 use crate::frames::FrameReader;
 use crate::protocol::{Data, Frame, Message};
 
-/// Frames that are read and not yet handled.
-const QUEUED_FRAMES: usize = 4;
+/// Handfuls of frames that are read and not yet handled.
+const QUEUED: usize = 4;
+/// Bytes of data in frames after which a handful is full. Small frames that have
+/// arrived together are handed on together, so that the threads wake less often.
+const HANDFUL: usize = 64 << 10;
 
 /// Frames in the order in which they arrive.
 pub(crate) struct Inbox {
-    frames: Receiver<Result<Frame>>,
+    queue: Receiver<Vec<Result<Frame>>>,
+    frames: VecDeque<Result<Frame>>,
     used: Sender<Data>,
     peer: String,
 }
@@ -22,25 +27,28 @@ impl Inbox {
     /// Reads until the stream ends, or the sender's totals have come. The thread
     /// outlives the role when that fails: it ends with the connection.
     pub fn open<R: Read + Send + 'static>(mut input: FrameReader<R>) -> Inbox {
-        let (frames_in, frames) = sync_channel(QUEUED_FRAMES);
+        let (queue_in, queue) = sync_channel(QUEUED);
         let (used, used_out) = channel();
         let peer = input.peer().to_string();
         std::thread::spawn(move || {
             loop {
                 used_out.try_iter().for_each(|data| input.reuse(data));
-                let frame = input.read();
-                let last = matches!(frame, Err(_) | Ok(Frame::Message(Message::End(_))));
-                if frames_in.send(frame).is_err() || last {
+                let frames = handful(&mut input);
+                let last = matches!(frames.last(), Some(Err(_) | Ok(Frame::Message(Message::End(_)))));
+                if queue_in.send(frames).is_err() || last {
                     return;
                 }
             }
         });
-        Inbox { frames, used, peer }
+        Inbox { queue, frames: VecDeque::new(), used, peer }
     }
 
     /// The next frame.
-    pub fn next(&self) -> Result<Frame> {
-        self.frames.recv().unwrap_or_else(|_| Err(self.bad("something behind its end")))
+    pub fn next(&mut self) -> Result<Frame> {
+        if self.frames.is_empty() {
+            self.frames.extend(self.queue.recv().unwrap_or_default());
+        }
+        self.frames.pop_front().unwrap_or_else(|| Err(self.bad("something behind its end")))
     }
 
     /// Takes the room of a data frame back, for another one.
@@ -52,5 +60,26 @@ impl Inbox {
     /// An error that blames the sender.
     pub fn bad(&self, what: impl Into<String>) -> Error {
         Error::Protocol { peer: self.peer.clone(), what: what.into() }
+    }
+}
+
+/// The next frame, and those behind it that are here already. An error or the
+/// sender's totals come last.
+fn handful<R: Read>(input: &mut FrameReader<R>) -> Vec<Result<Frame>> {
+    let mut frames = Vec::new();
+    let mut bytes = 0;
+    loop {
+        let frame = input.read();
+        bytes += match &frame {
+            Ok(Frame::Data(data)) => data.bytes.len(),
+            Ok(Frame::Patch(patch)) => patch.bytes.len(),
+            Ok(_) => 0,
+            Err(_) => HANDFUL,
+        };
+        let last = matches!(frame, Ok(Frame::Message(Message::End(_))));
+        frames.push(frame);
+        if last || bytes >= HANDFUL || !input.has_arrived() {
+            return frames;
+        }
     }
 }

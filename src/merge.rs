@@ -45,7 +45,9 @@ struct Sent {
 pub(crate) struct Merger<'a, W: Write> {
     shared: &'a Shared<'a, W>,
     events: Receiver<Incoming>,
-    batches: Receiver<Hashed>,
+    hashed: Receiver<Vec<Hashed>>,
+    /// Taken from there.
+    in_hand: VecDeque<Hashed>,
     buffers: Sender<Vec<u8>>,
     describer: Describer<'a, W>,
     announced: Option<u64>,
@@ -70,18 +72,19 @@ enum Described {
 }
 
 impl<'a, W: Write> Merger<'a, W> {
-    /// Fed by a reader through `events` and by the hasher through `batches`, whose
+    /// Fed by a reader through `events` and by the hasher through `hashed`, whose
     /// buffers go back to it.
     pub fn new(
         shared: &'a Shared<'a, W>,
         events: Receiver<Incoming>,
-        batches: Receiver<Hashed>,
+        hashed: Receiver<Vec<Hashed>>,
         buffers: Sender<Vec<u8>>,
     ) -> Merger<'a, W> {
         Merger {
             shared,
             events,
-            batches,
+            hashed,
+            in_hand: VecDeque::new(),
             buffers,
             describer: Describer::new(shared),
             announced: None,
@@ -388,7 +391,7 @@ impl<'a, W: Write> Merger<'a, W> {
                 return Ok(Described::SourceUnread(error));
             }
             if file.hashes && !file.planner.wants_basis() {
-                match self.batches.recv().map_err(|_| self.unexpected("the hasher ended"))? {
+                match self.next_hashed()? {
                     Hashed::Batch(batch) => self.begin_batch(file, batch, None),
                     Hashed::Early(batch, source) => self.begin_batch(file, batch, Some(source)),
                     Hashed::End(same) => {
@@ -495,9 +498,18 @@ impl<'a, W: Write> Merger<'a, W> {
         Ok(())
     }
 
+    fn next_hashed(&mut self) -> Result<Hashed> {
+        loop {
+            if let Some(next) = self.in_hand.pop_front() {
+                return Ok(next);
+            }
+            self.in_hand.extend(self.hashed.recv().map_err(|_| self.unexpected("the hasher ended"))?);
+        }
+    }
+
     fn drain_hasher(&mut self) -> Result<()> {
         loop {
-            match self.batches.recv().map_err(|_| self.unexpected("the hasher ended"))? {
+            match self.next_hashed()? {
                 Hashed::Batch(batch) | Hashed::Early(batch, _) => self.recycle(batch.buffer),
                 Hashed::End(_) | Hashed::Failed(_) => return Ok(()),
             }

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::frames::FrameWriter;
@@ -22,6 +23,8 @@ use crate::report::{Event, Outcome, Reporter, Stats};
 
 /// Map frames that wait to be written.
 const QUEUED_MAPS: usize = 16;
+/// How long a message waits for others to go with.
+const LINGER: Duration = Duration::from_millis(1);
 
 /// The queue of what goes to the sender.
 pub(crate) struct Outbox {
@@ -90,11 +93,18 @@ fn gone() -> Error {
 
 impl Outgoing {
     /// Writes until the queue is closed; sends off what is there whenever
-    /// nothing more waits. Only what is written counts as answered, so that a
+    /// nothing more waits. News of files may wait a moment for more: each that leaves by
+    /// itself is a packet, and wakes half a dozen threads on its way. Only what is written counts as answered, so that a
     /// sender that does not read cannot have answers pile up.
     pub fn write_to<W: Write>(self, mut output: FrameWriter<W>, unanswered: &AtomicUsize) -> Result<()> {
+        let mut patient = false;
         loop {
-            let next = match self.queue.try_recv() {
+            let mut next = self.queue.try_recv();
+            if patient && next.is_err() {
+                std::thread::sleep(LINGER);
+                next = self.queue.try_recv();
+            }
+            let next = match next {
                 Ok(next) => next,
                 Err(_) => {
                     output.flush()?;
@@ -102,6 +112,7 @@ impl Outgoing {
                     next
                 }
             };
+            patient = matches!(next, Out::Message(_));
             match next {
                 Out::Message(message) => {
                     unanswered.fetch_sub(usize::from(message.is_answer()), Ordering::Relaxed);

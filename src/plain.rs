@@ -44,6 +44,11 @@ impl<R: Read> Plain<R> {
         }
     }
 
+    /// What has arrived and was not read yet.
+    pub fn arrived(&self) -> &[u8] {
+        self.input.buffer()
+    }
+
     /// Who the other side is.
     pub fn peer(&self) -> &str {
         &self.peer

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sys::{self, Sought};
@@ -156,7 +157,8 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 
 /// Whether this many bytes take more of the page cache than one file should.
 pub fn exceeds_cache(bytes: u64) -> bool {
-    sys::memory().is_some_and(|memory| bytes > memory / 2)
+    static MEMORY: OnceLock<Option<u64>> = OnceLock::new();
+    MEMORY.get_or_init(sys::memory).is_some_and(|memory| bytes > memory / 2)
 }
 
 /// What tells that a file was changed, or is another. A device's times say nothing.

@@ -53,7 +53,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
         reporter,
     };
     let (events_in, events) = sync_channel(QUEUED_FRAMES);
-    let (batches_in, batches) = sync_channel(QUEUED_BATCHES);
+    let (hashed_in, hashed) = sync_channel(QUEUED_BATCHES);
     let (buffers_in, buffers) = channel();
     read_frames(input, Arc::clone(&shared.files), events_in.clone());
     let result = std::thread::scope(|scope| {
@@ -64,8 +64,8 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
             // Only the end of the run closes this channel.
             let _ = events_in.send(Incoming::Walked(count));
         });
-        scope.spawn(|| hash_files(options, early, jobs, batches_in, buffers));
-        let mut merger = Merger::new(&shared, events, batches, buffers_in);
+        scope.spawn(|| hash_files(options, early, jobs, hashed_in, buffers));
+        let mut merger = Merger::new(&shared, events, hashed, buffers_in);
         let result = merger.run();
         shared.files.close();
         result.map_err(|error| merger.reason(error))

@@ -483,46 +483,6 @@ fn listing(dir: &Path) -> String {
     lines.join("\n")
 }
 
-/// An image, what is left of an older one at the other end, and a connection that
-/// takes a second, in which something happens.
-fn connect_slowly(dir: &Path, meanwhile: &str) -> Outcome {
-    let mut rng = Rng(77);
-    let image = Layout::dense("image", 40 * MIB, &mut rng);
-    image.write(&dir.join("old"));
-    let page = 21 * MIB + PAGE;
-    image.data(page..page + PAGE, &mut rng).write(&dir.join("source"));
-    let peer = Peer::script(dir, &format!("sleep 1; cd {}; {meanwhile}\nagent", dir.display()));
-    let mut command = peer.holesync();
-    let outcome = run(command.arg("--json").arg(dir.join("source")).arg(at(dir.join("old")))).ok();
-    assert_same(&dir.join("source"), &dir.join("old"));
-    outcome
-}
-
-#[test]
-fn what_is_hashed_while_connecting_is_not_hashed_again() {
-    let dir = lab::scratch();
-    let outcome = connect_slowly(dir.path(), "");
-    assert_eq!(outcome.count("hashed_bytes"), 80 * MIB as u64, "{outcome}");
-    assert!((1..=BLOCK as u64).contains(&outcome.count("sent_data_bytes")), "{outcome}");
-}
-
-#[test]
-fn what_changes_while_connecting_is_hashed_again() {
-    let dir = lab::scratch();
-    let outcome = connect_slowly(
-        dir.path(),
-        "printf changed | dd of=source conv=notrunc bs=1 seek=5000000 2>/dev/null",
-    );
-    assert!(outcome.stderr.is_empty(), "{outcome}");
-    assert!((1..=2 * BLOCK as u64).contains(&outcome.count("sent_data_bytes")), "{outcome}");
-    // Another one takes its place.
-    let outcome = connect_slowly(
-        dir.path(),
-        "cp source other; printf new | dd of=other conv=notrunc bs=1 seek=9000000 2>/dev/null; mv other source",
-    );
-    assert!((1..=2 * BLOCK as u64).contains(&outcome.count("sent_data_bytes")), "{outcome}");
-}
-
 /// How much of a file the page cache holds, in bytes.
 fn cached(path: &Path) -> u64 {
     let output = Command::new("fincore").args(["-nb", "-o", "RES"]).arg(path).output().expect("run fincore");

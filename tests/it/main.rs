@@ -11,6 +11,7 @@ mod crash;
 mod damage;
 mod deploy;
 mod devices;
+mod early;
 mod errors;
 mod every_call;
 mod full;

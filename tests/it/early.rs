@@ -1,0 +1,128 @@
+//! What is hashed while the connection is still being made.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::common::check::assert_same;
+use crate::common::faults::can_trace;
+use crate::common::lab;
+use crate::common::layout::{Layout, Rng};
+use crate::common::peer::{Peer, at};
+use crate::common::process::{Outcome, run, start, wait_until};
+
+const MIB: usize = 1 << 20;
+const BLOCK: usize = 64 << 10;
+const PAGE: usize = 4 << 10;
+/// Of the image.
+const SIZE: usize = 40 * MIB;
+
+/// An image, an older one at the other end, which differs in a page near the end, and a
+/// connection that takes a second. `meanwhile` happens before that is made, in the
+/// directory of both; then a file `met` is there.
+struct Slow {
+    dir: tempfile::TempDir,
+    command: Command,
+}
+
+impl Slow {
+    fn new(meanwhile: &str) -> Slow {
+        let dir = lab::scratch();
+        let mut rng = Rng(77);
+        let image = Layout::dense("image", SIZE, &mut rng);
+        image.write(&dir.path().join("old"));
+        let page = SIZE - MIB + PAGE;
+        image.data(page..page + PAGE, &mut rng).write(&dir.path().join("source"));
+        let script = format!("cd {}; sleep 1; {meanwhile}\ntouch met; agent", dir.path().display());
+        let mut command = Peer::script(dir.path(), &script).holesync();
+        command.arg("--json").arg(dir.path().join("source")).arg(at(dir.path().join("old")));
+        Slow { dir, command }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The same run, in which something happens to reads of the source by the thread that
+    /// merges, which is the first one: it reads again what was hashed by others.
+    fn traced(&self, inject: &str) -> Command {
+        let mut traced = Command::new("strace");
+        traced.args(["-qq", "-o", "/dev/null", "-e", "trace=pread64", "-e", inject, "-P"]);
+        traced.arg(self.at("source")).arg(self.command.get_program()).args(self.command.get_args());
+        traced.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        traced
+    }
+
+    #[track_caller]
+    fn run(mut self) -> Outcome {
+        let outcome = run(&mut self.command).ok();
+        assert_same(&self.at("source"), &self.at("old"));
+        outcome
+    }
+}
+
+#[test]
+fn it_is_not_hashed_again() {
+    let outcome = Slow::new("").run();
+    assert_eq!(outcome.count("hashed_bytes"), 2 * SIZE as u64, "{outcome}");
+    assert!((1..=BLOCK as u64).contains(&outcome.count("sent_data_bytes")), "{outcome}");
+}
+
+#[test]
+fn it_is_hashed_again_if_it_changes_meanwhile() {
+    let changes = [
+        "printf changed | dd of=source conv=notrunc bs=1 seek=5000000 2>/dev/null",
+        // Another one takes its place.
+        "cp source other; printf new | dd of=other conv=notrunc bs=1 seek=9000000 2>/dev/null; mv other source",
+    ];
+    for change in changes {
+        let outcome = Slow::new(change).run();
+        assert!((1..=2 * BLOCK as u64).contains(&outcome.count("sent_data_bytes")), "{outcome}");
+    }
+}
+
+#[test]
+fn it_is_as_good_for_a_first_copy() {
+    let outcome = Slow::new("rm old").run();
+    assert_eq!(outcome.count("sent_data_bytes"), SIZE as u64, "{outcome}");
+}
+
+#[test]
+fn a_block_that_cannot_be_read_again_fails_the_file() {
+    if !can_trace() {
+        return;
+    }
+    let slow = Slow::new("");
+    let before = fs::read(slow.at("old")).expect("read");
+    let outcome = run(&mut slow.traced("inject=pread64:error=EIO"));
+    let outcome = outcome.code(11);
+    for part in ["cannot read", "source", "Input/output error"] {
+        assert!(outcome.stdout.contains(part), "no {part} in {outcome}");
+    }
+    assert!(fs::read(slow.at("old")).expect("read") == before, "the old file was touched");
+}
+
+/// Waits for the connection, and then until all has been hashed.
+fn await_hashes(dir: &Path) {
+    assert!(wait_until(Duration::from_secs(60), || dir.join("met").exists()), "no connection");
+    std::thread::sleep(Duration::from_secs(1));
+}
+
+#[test]
+fn a_block_that_changes_before_it_is_read_again_is_not_taken_for_what_was_hashed() {
+    if !can_trace() {
+        return;
+    }
+    let slow = Slow::new("");
+    let running = start(&mut slow.traced("inject=pread64:delay_enter=4000000"));
+    await_hashes(slow.dir.path());
+    let source = fs::File::options().write(true).open(slow.at("source")).expect("open");
+    source.write_all_at(b"late", (SIZE - MIB + PAGE) as u64).expect("write");
+    let outcome = running.finish();
+    assert_eq!(outcome.code, 0, "{outcome}");
+    assert_same(&slow.at("source"), &slow.at("old"));
+    // Compared once more, not sent as a whole.
+    assert!(outcome.count("sent_data_bytes") <= 4 * BLOCK as u64, "{outcome}");
+}
