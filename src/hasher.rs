@@ -78,14 +78,14 @@ impl Hand {
 
     fn hand_on(&mut self) -> bool {
         self.bytes = 0;
-        self.queue.send(std::mem::take(&mut self.held)).is_ok()
+        self.held.is_empty() || self.queue.send(std::mem::take(&mut self.held)).is_ok()
     }
 
     /// The next file. What is held goes on before this waits for one.
     fn next_job(&mut self, jobs: &Receiver<Wanted>) -> Option<Wanted> {
         match jobs.try_recv() {
             Ok(job) => Some(job),
-            Err(_) if self.held.is_empty() || self.hand_on() => jobs.recv().ok(),
+            Err(_) if self.hand_on() => jobs.recv().ok(),
             Err(_) => None,
         }
     }
@@ -100,6 +100,10 @@ fn hash_file(
     buffers: &Receiver<Vec<u8>>,
 ) -> Result<bool> {
     let Kind::File { length, allocated, .. } = source.kind else { return Ok(hand.give(Hashed::End(true))) };
+    // Small files do not wait for a large one.
+    if allocated >= HANDFUL as u64 && !hand.hand_on() {
+        return Ok(false);
+    }
     let io = |doing| Error::file(doing, &source.path);
     let (file, _) = tree::open_image(&source.path)?;
     let seen = Seen::of(&file).map_err(io("look at"))?;
@@ -111,18 +115,18 @@ fn hash_file(
     let image = if scan::exceeds_cache(allocated) { image.sparing_cache() } else { image };
     let opened = Arc::new(Opened { image, seen });
     let Opened { image, seen } = opened.as_ref();
+    let all_is_sent = !compared && !options.dry_run;
     let mut first = 0;
     if let Some(early) = early.filter(|early| early.fit(&source.path, seen, &grid)) {
         first = early.blocks;
         for (index, mut batch) in early.into_batches() {
-            let hashed = if *compared {
-                Hashed::Early(batch, Arc::clone(&opened))
-            } else {
-                // All of it will be sent.
+            let hashed = if all_is_sent {
                 batch.buffer = buffers.try_recv().unwrap_or_default();
                 let blocks = Batch::blocks_of(&mut batch.items, index);
                 hashmap::read_blocks(image, &grid, blocks, &mut batch.buffer).map_err(io("read"))?;
                 Hashed::Batch(batch)
+            } else {
+                Hashed::Early(batch, Arc::clone(&opened))
             };
             if !hand.give(hashed) {
                 return Ok(false);

@@ -23,7 +23,7 @@ use crate::report::{Event, Outcome, Reporter, Stats};
 
 /// Map frames that wait to be written.
 const QUEUED_MAPS: usize = 16;
-/// How long a message waits for others to go with.
+/// How long a message may wait for others to go with.
 const LINGER: Duration = Duration::from_millis(1);
 
 /// The queue of what goes to the sender.
@@ -93,26 +93,30 @@ fn gone() -> Error {
 
 impl Outgoing {
     /// Writes until the queue is closed; sends off what is there whenever
-    /// nothing more waits. News of files may wait a moment for more: each that leaves by
-    /// itself is a packet, and wakes half a dozen threads on its way. Only what is written counts as answered, so that a
-    /// sender that does not read cannot have answers pile up.
+    /// nothing more waits. News of files waits a moment for more, once: each that
+    /// leaves by itself is a packet, and wakes half a dozen threads on its way. Only
+    /// what is written counts as answered, so that a sender that does not read cannot
+    /// have answers pile up.
     pub fn write_to<W: Write>(self, mut output: FrameWriter<W>, unanswered: &AtomicUsize) -> Result<()> {
+        // All that waits to be sent off is news of files, and it has not lingered yet.
         let mut patient = false;
         loop {
             let mut next = self.queue.try_recv();
             if patient && next.is_err() {
                 std::thread::sleep(LINGER);
+                patient = false;
                 next = self.queue.try_recv();
             }
             let next = match next {
                 Ok(next) => next,
                 Err(_) => {
                     output.flush()?;
+                    patient = true;
                     let Ok(next) = self.queue.recv() else { return Ok(()) };
                     next
                 }
             };
-            patient = matches!(next, Out::Message(_));
+            patient &= matches!(next, Out::Message(_));
             match next {
                 Out::Message(message) => {
                     unanswered.fetch_sub(usize::from(message.is_answer()), Ordering::Relaxed);
