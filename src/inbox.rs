@@ -11,7 +11,7 @@ use crate::protocol::{Data, Frame, Message};
 
 /// Handfuls of frames that are read and not yet handled.
 const QUEUED: usize = 4;
-/// Bytes of data in frames after which a handful is full. Small frames that have
+/// Bytes after which a handful of frames is full. Small frames that have
 /// arrived together are handed on together, so that the threads wake less often.
 const HANDFUL: usize = 64 << 10;
 
@@ -70,13 +70,13 @@ fn handful<R: Read>(input: &mut FrameReader<R>) -> Vec<Result<Frame>> {
     let mut bytes = 0;
     loop {
         let frame = input.read();
-        bytes += match &frame {
-            Ok(Frame::Data(data)) => data.bytes.len(),
-            Ok(Frame::Patch(patch)) => patch.bytes.len(),
-            Ok(_) => 0,
-            Err(_) => HANDFUL,
-        };
-        let last = matches!(frame, Ok(Frame::Message(Message::End(_))));
+        let last = matches!(frame, Err(_) | Ok(Frame::Message(Message::End(_))));
+        bytes += size_of_val(&frame)
+            + match &frame {
+                Ok(Frame::Data(data)) => data.bytes.len() + size_of_val(&data.masks[..]),
+                Ok(Frame::Patch(patch)) => patch.bytes.len() + 2 * size_of_val(&patch.masks[..]),
+                _ => 0,
+            };
         frames.push(frame);
         if last || bytes >= HANDFUL || !input.has_arrived() {
             return frames;

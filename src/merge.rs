@@ -15,7 +15,7 @@ use crate::describe::{self, Describer, Step};
 use crate::description::Description;
 use crate::error::{Error, Failure, Result};
 use crate::hasher::{Hashed, Opened};
-use crate::hashmap::{Batch, Block, Grid, Hash};
+use crate::hashmap::{BATCH, Batch, Block, Grid, Hash};
 use crate::later::Later;
 use crate::plan::Action;
 use crate::protocol::{Frame, Kind, MAX_UNANSWERED, Message};
@@ -517,8 +517,9 @@ impl<'a, W: Write> Merger<'a, W> {
     }
 
     fn recycle(&self, buffer: Vec<u8>) {
-        // That of a batch without bytes is no room for another.
-        if buffer.capacity() > 0 {
+        // Only that of a full batch is room for another: those of small files, of
+        // which many are under way, would all grow to that size.
+        if buffer.capacity() >= BATCH {
             // A hasher that is gone needs none.
             let _ = self.buffers.send(buffer);
         }
