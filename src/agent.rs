@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -29,9 +30,13 @@ const PEER: &str = "the initiator";
 ///
 /// [`Error::Told`] when what was asked for fails: the initiator was told, if it
 /// could be. Others when nothing was asked for yet.
-pub fn serve<R: Read + Send + 'static, W: Write + Send>(input: R, output: W, umask: u32) -> Result<()> {
+pub fn serve<R: Read + Send + 'static, W: Write + AsFd + Send>(
+    input: R,
+    output: W,
+    umask: u32,
+) -> Result<()> {
     let mut input = FrameReader::new(input, PEER);
-    let mut output = FrameWriter::new(output, PEER);
+    let mut output = FrameWriter::direct(output, PEER);
     output.greet(cipher::aes_here())?;
     // Before it may come what was meant for a shell: here there is none.
     input.await_greeting(MAX_NOISE)?;

@@ -70,15 +70,24 @@ impl Compressor {
         }
     }
 
+    /// Whether a frame of so many bytes goes as it is, whatever is in it.
+    pub fn skips(&mut self, len: usize) -> bool {
+        let since = self.since + len as u64;
+        let skips = len < SMALL || self.zstd.is_none() || !self.on && since < self.patience;
+        if skips {
+            self.since = since;
+        }
+        skips
+    }
+
     /// The frame's bytes compressed, if that pays and saves at least a sixteenth.
     pub fn compress(&mut self, parts: &[&[u8]], link: &Link) -> Option<Vec<u8>> {
         let len = parts.iter().map(|part| part.len()).sum::<usize>();
-        if len < SMALL || self.zstd.is_none() {
+        if self.skips(len) {
             return None;
         }
         self.since += len as u64;
-        let on = self.on || self.since >= self.patience && self.would_pay(parts, link);
-        if !on {
+        if !self.on && !self.would_pay(parts, link) {
             return None;
         }
         let bytes = match parts {

@@ -2,13 +2,15 @@
 //! zero, what is new, and of what differs only the parts that it lacks.
 
 use std::collections::VecDeque;
-use std::io::Write;
+use std::io::{self, Write};
+use std::ops::Range;
 use std::time::Instant;
 
 use crate::announce::Shared;
 use crate::compress::Compressor;
+use crate::description::BatchWalk;
 use crate::error::{Error, Result};
-use crate::hashmap::{Batch, Block, Grid, Hash, PageMask};
+use crate::hashmap::{Batch, Block, Grid, Hash, PageMask, page_runs};
 use crate::link::Link;
 use crate::protocol::{Answer, Differ, MAX_ASKED, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, Message, Patch};
 use crate::sys;
@@ -18,6 +20,8 @@ use crate::sys;
 const MAX_HELD: usize = 16 << 20;
 /// Patches gather up to this, in bytes, so that they compress well.
 const PATCH: usize = 256 << 10;
+/// Bytes that a range of a file has on average, for the way past us to be worth it.
+const LEAST_DIRECT: u64 = 32 << 10;
 /// How long an answer takes, in seconds, as long as none has come.
 const FIRST_GUESS: f64 = 2e-3;
 /// What a byte costs on the fastest link that there is, in seconds: ssh encrypts it
@@ -99,19 +103,48 @@ impl<'a, W: Write> Describer<'a, W> {
         self.shared.send(&Message::Zero { blocks })
     }
 
-    /// Adjoining blocks are sent whole.
-    pub fn send(&mut self, grid: &Grid, batch: &Batch, blocks: &[(u64, Block)]) -> Result<u64> {
+    /// Adjoining blocks are sent whole; how many bytes that was. The inner error is the
+    /// source's.
+    pub fn send(
+        &mut self,
+        grid: &Grid,
+        walk: &mut BatchWalk,
+        blocks: &mut [(u64, Block)],
+    ) -> Result<io::Result<u64>> {
         self.say()?;
         let mut sent = 0;
         for (first, count) in frames_of(grid, blocks) {
-            sent += self.send_frame(grid, batch, &blocks[first..first + count])?;
+            match self.send_frame(grid, walk, &mut blocks[first..first + count])? {
+                Ok(bytes) => sent += bytes,
+                Err(error) => return Ok(Err(error)),
+            }
         }
-        Ok(sent)
+        Ok(Ok(sent))
     }
 
-    fn send_frame(&mut self, grid: &Grid, batch: &Batch, blocks: &[(u64, Block)]) -> Result<u64> {
-        let Some((first, _)) = blocks.first() else { return Ok(0) };
+    fn send_frame(
+        &mut self,
+        grid: &Grid,
+        walk: &mut BatchWalk,
+        blocks: &mut [(u64, Block)],
+    ) -> Result<io::Result<u64>> {
+        let Some(&(first, _)) = blocks.first() else { return Ok(Ok(0)) };
         let masks: Vec<_> = blocks.iter().map(|(_, block)| block.data).collect();
+        if let Some(source) = walk.source() {
+            let ranges = ranges_of(grid, blocks);
+            let len = ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+            let shared = self.shared;
+            let mut output = shared.lock_output();
+            let pays = len >= LEAST_DIRECT * ranges.len() as u64 && output.is_direct();
+            if pays && self.compressor.skips(len as usize) {
+                let write = || output.data_of_file(first, &masks, source.image.file(), &ranges);
+                return Ok(self.link.watch(len, write)?.map(|()| len));
+            }
+        }
+        if let Err(error) = walk.fetch(grid, blocks) {
+            return Ok(Err(error));
+        }
+        let batch = &walk.batch;
         let parts: Vec<&[u8]> =
             blocks.iter().flat_map(|(index, block)| batch.data_of(grid, *index, block)).collect();
         let len = parts.iter().map(|part| part.len()).sum::<usize>();
@@ -120,10 +153,10 @@ impl<'a, W: Write> Describer<'a, W> {
         let shared = self.shared;
         let mut output = shared.lock_output();
         self.link.watch(written, || match &packed {
-            Some(packed) => output.data_zstd(*first, &masks, len, packed),
-            None => output.data(*first, &masks, &parts),
+            Some(packed) => output.data_zstd(first, &masks, len, packed),
+            None => output.data(first, &masks, &parts),
         })?;
-        Ok(len as u64)
+        Ok(Ok(len as u64))
     }
 
     /// What to do with adjoining blocks that differ.
@@ -269,6 +302,20 @@ fn frames_of(grid: &Grid, blocks: &[(u64, Block)]) -> Vec<(usize, usize)> {
         }
     }
     frames
+}
+
+/// Where in the file the data of these adjoining blocks is.
+fn ranges_of(grid: &Grid, blocks: &[(u64, Block)]) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for (index, block) in blocks {
+        for range in page_runs(block.data).map(|run| grid.pages(*index, &run)) {
+            match ranges.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ => ranges.push(range),
+            }
+        }
+    }
+    ranges
 }
 
 /// Whether it pays to ask what the receiver has of blocks that differ: a question

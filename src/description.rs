@@ -140,17 +140,21 @@ impl BatchWalk {
         (found, read)
     }
 
+    /// The file in which its bytes are to be had, if it came without.
+    pub fn source(&mut self) -> Option<Arc<Opened>> {
+        self.read_again = self.source.clone().or(self.read_again.take());
+        self.source.clone()
+    }
+
     /// Reads the bytes of some of its blocks, if it came without.
     ///
     /// # Errors
     ///
     /// What reading reports.
     pub fn fetch(&mut self, grid: &Grid, found: &mut [(u64, Block)]) -> io::Result<()> {
-        let Some(source) = &self.source else { return Ok(()) };
+        let Some(source) = self.source() else { return Ok(()) };
         let blocks = found.iter_mut().map(|(index, block)| (*index, block));
-        hashmap::read_blocks(&source.image, grid, blocks, &mut self.batch.buffer)?;
-        self.read_again = Some(Arc::clone(source));
-        Ok(())
+        hashmap::read_blocks(&source.image, grid, blocks, &mut self.batch.buffer)
     }
 
     /// Whether bytes may be others than were hashed.

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use crate::hashmap::{self, BATCH, Batch, Grid, Item};
 use crate::options::Options;
 use crate::scan::{self, FileImage, Seen};
-use crate::tree;
+use crate::{sys, tree};
 
 /// More is not kept in memory: 4 GiB of dense data at the usual block size.
 const MAX_ITEMS: usize = 1 << 16;
@@ -59,11 +59,14 @@ impl EarlyHashes {
     /// read in earnest, and is reported then. A device does not show that it changed.
     fn of(path: &Path, options: &Options, stop: &AtomicBool) -> Option<EarlyHashes> {
         let metadata = path.metadata().ok()?;
-        // What does not fit in the cache is to be read once, and opening a fifo is felt.
+        // What the cache does not keep is to be read once, and opening a fifo is felt.
         if !metadata.is_file() || scan::exceeds_cache(512 * metadata.blocks()) {
             return None;
         }
         let (file, length) = tree::open_image(path).ok()?;
+        if !sys::is_cached(&file) {
+            return None;
+        }
         let seen = Seen::of(&file).ok()?;
         let grid = Grid { length, block: options.block_size };
         let image = FileImage::new(file, options.hole_map);

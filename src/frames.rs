@@ -1,7 +1,10 @@
 //! Frames on the wire: writes them, reads them, and bounds every length and
 //! count before it is used or allocated for.
 
+use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,6 +17,7 @@ use crate::protocol::{
     Answer, Data, Differ, FEATURE_AES, FEATURE_NO_AES, Frame, MAGIC, MAX_CONTROL, MAX_DATA, MAX_DATA_BLOCKS,
     MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST, Patch, VERSION,
 };
+use crate::{scan, sys};
 
 const TYPE_CONTROL: u8 = 1;
 const TYPE_DATA: u8 = 2;
@@ -42,13 +46,29 @@ pub struct FrameWriter<W: Write> {
     peer: String,
     sent: Arc<AtomicU64>,
     frames: u64,
+    /// Where `out` leads, if bytes of files can go there without passing through us.
+    direct: Option<OwnedFd>,
+}
+
+impl<W: Write + AsFd> FrameWriter<W> {
+    /// Has bytes of files go to the descriptor of a pipe or socket without being copied,
+    /// where the system can do that.
+    pub fn direct(out: W, peer: &str) -> FrameWriter<W> {
+        let direct = out.as_fd().try_clone_to_owned().ok();
+        FrameWriter { direct, ..FrameWriter::new(out, peer) }
+    }
 }
 
 impl<W: Write> FrameWriter<W> {
     /// `peer` names the other side in errors.
     pub fn new(out: W, peer: &str) -> FrameWriter<W> {
         let out = BufWriter::with_capacity(32 << 10, out);
-        FrameWriter { out, peer: peer.into(), sent: Arc::default(), frames: 0 }
+        FrameWriter { out, peer: peer.into(), sent: Arc::default(), frames: 0, direct: None }
+    }
+
+    /// Whether bytes of files need not be read to be sent.
+    pub fn is_direct(&self) -> bool {
+        self.direct.is_some()
     }
 
     /// Bytes written so far; stays readable when the writer is given away.
@@ -82,6 +102,58 @@ impl<W: Write> FrameWriter<W> {
     /// may lie in several places. At most [`MAX_DATA`] bytes, [`MAX_DATA_BLOCKS`] blocks.
     pub fn data(&mut self, first: u64, masks: &[PageMask], bytes: &[&[u8]]) -> Result<()> {
         self.pages(TYPE_DATA, first, &[masks], len_of(bytes), bytes)
+    }
+
+    /// Like [`FrameWriter::data`], for bytes that lie in these ranges of a file. What
+    /// cannot be read of them goes as zeros: then the inner result is an error.
+    pub fn data_of_file(
+        &mut self,
+        first: u64,
+        masks: &[PageMask],
+        file: &File,
+        ranges: &[Range<u64>],
+    ) -> Result<io::Result<()>> {
+        let len = ranges.iter().map(|range| range.end - range.start).sum::<u64>() as usize;
+        let head = data_head(first, &[masks], len);
+        self.put(&[&header_of(self.frames, TYPE_DATA, (head.len() + len) as u32), &head])?;
+        self.frames += 1;
+        let mut result = Ok(());
+        for range in ranges {
+            let read = self.put_range(file, range)?;
+            result = result.and(read);
+        }
+        Ok(result)
+    }
+
+    /// Writes a range of a file, as far as possible without a copy.
+    fn put_range(&mut self, file: &File, range: &Range<u64>) -> Result<io::Result<()>> {
+        // What was written before must not be overtaken.
+        self.flush()?;
+        let mut at = range.start;
+        while at < range.end
+            && let Some(direct) = &self.direct
+        {
+            match sys::send_file(file, at, direct, (range.end - at) as usize) {
+                Ok(Some(sent)) if sent > 0 => {
+                    at += sent as u64;
+                    self.sent.fetch_add(sent as u64, Ordering::Relaxed);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The file is shorter now, or which end fails shows below.
+                Ok(_) | Err(_) => break,
+            }
+        }
+        let mut result = Ok(());
+        while at < range.end {
+            let mut chunk = [0; 16 << 10];
+            let len = (range.end - at).min(chunk.len() as u64) as usize;
+            if result.is_ok() {
+                result = scan::read_or_zeros(file, &mut chunk[..len], at);
+            }
+            self.put(&[&chunk[..len]])?;
+            at += len as u64;
+        }
+        Ok(result)
     }
 
     /// Like [`FrameWriter::data`], for `len` bytes that zstd made into `compressed`.

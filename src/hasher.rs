@@ -1,6 +1,7 @@
 //! Reads and hashes the sender's files, one after the other, as the receiver
 //! asks for them.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 
@@ -8,16 +9,16 @@ use crate::announce::Wanted;
 use crate::early::{EarlyHashes, EarlyStart};
 use crate::error::{Error, Result};
 use crate::hashmap::{self, Batch, Grid};
-use crate::options::Options;
+use crate::options::{Compress, Options};
 use crate::protocol::Kind;
 use crate::scan::{self, FileImage, Seen};
-use crate::tree;
+use crate::{sys, tree};
 
 /// What the hasher hands to the merging thread.
 pub(crate) enum Hashed {
     Batch(Batch),
     /// One without its bytes, which are to be had from the file.
-    Early(Batch, Arc<Opened>),
+    Bare(Batch, Arc<Opened>),
     /// The file is through; whether it stayed the same meanwhile.
     End(bool),
     Failed(Error),
@@ -30,23 +31,25 @@ pub(crate) struct Opened {
 }
 
 /// Reads and hashes files one after the other, as the receiver asks for them. `early`:
-/// one may have been begun.
+/// one may have been begun. `direct`: bytes of files need not be read to be sent.
 pub(crate) fn hash_files(
     options: &Options,
+    direct: bool,
     mut early: Option<EarlyStart>,
     jobs: Receiver<Wanted>,
     queue: SyncSender<Vec<Hashed>>,
     buffers: Receiver<Vec<u8>>,
 ) {
-    let mut hand = Hand { queue, held: Vec::new(), bytes: 0 };
-    while let Some(wanted) = hand.next_job(&jobs) {
+    let hand = Hand { queue, held: Vec::new(), bytes: 0 };
+    let mut hasher = Hasher { options, direct, buffers, hand };
+    while let Some(wanted) = hasher.hand.next_job(&jobs) {
         let early = early.take().and_then(EarlyStart::end);
-        let last = match hash_file(options, &wanted, early, &mut hand, &buffers) {
+        let last = match hasher.file(&wanted, early) {
             Ok(true) => continue,
             Ok(false) => return,
             Err(error) => Hashed::Failed(error),
         };
-        if !hand.give(last) {
+        if !hasher.hand.give(last) {
             return;
         }
     }
@@ -69,7 +72,7 @@ impl Hand {
     /// Adds something; `false`: nobody listens any more.
     fn give(&mut self, hashed: Hashed) -> bool {
         self.bytes += match &hashed {
-            Hashed::Batch(batch) | Hashed::Early(batch, _) => batch.bytes_read,
+            Hashed::Batch(batch) | Hashed::Bare(batch, _) => batch.bytes_read,
             Hashed::End(_) | Hashed::Failed(_) => LEAST,
         };
         self.held.push(hashed);
@@ -91,54 +94,81 @@ impl Hand {
     }
 }
 
-/// `false`: nobody listens any more.
-fn hash_file(
-    options: &Options,
-    Wanted { source, compared }: &Wanted,
-    early: Option<EarlyHashes>,
-    hand: &mut Hand,
-    buffers: &Receiver<Vec<u8>>,
-) -> Result<bool> {
-    let Kind::File { length, allocated, .. } = source.kind else { return Ok(hand.give(Hashed::End(true))) };
-    // Small files do not wait for a large one.
-    if allocated >= HANDFUL as u64 && !hand.hand_on() {
-        return Ok(false);
-    }
-    let io = |doing| Error::file(doing, &source.path);
-    let (file, _) = tree::open_image(&source.path)?;
-    let seen = Seen::of(&file).map_err(io("look at"))?;
-    if seen.length != length {
-        return Ok(hand.give(Hashed::End(false)));
-    }
-    let grid = Grid { length, block: options.block_size };
-    let image = FileImage::new(file, options.hole_map);
-    let image = if scan::exceeds_cache(allocated) { image.sparing_cache() } else { image };
-    let opened = Arc::new(Opened { image, seen });
-    let Opened { image, seen } = opened.as_ref();
-    let all_is_sent = !compared && !options.dry_run;
-    let mut first = 0;
-    if let Some(early) = early.filter(|early| early.fit(&source.path, seen, &grid)) {
-        first = early.blocks;
-        for (index, mut batch) in early.into_batches() {
-            let hashed = if all_is_sent {
-                batch.buffer = buffers.try_recv().unwrap_or_default();
-                let blocks = Batch::blocks_of(&mut batch.items, index);
-                hashmap::read_blocks(image, &grid, blocks, &mut batch.buffer).map_err(io("read"))?;
-                Hashed::Batch(batch)
-            } else {
-                Hashed::Early(batch, Arc::clone(&opened))
-            };
-            if !hand.give(hashed) {
-                return Ok(false);
+struct Hasher<'a> {
+    options: &'a Options,
+    direct: bool,
+    /// Room that the merging thread is done with.
+    buffers: Receiver<Vec<u8>>,
+    hand: Hand,
+}
+
+impl Hasher<'_> {
+    /// Hashes a file; `false`: nobody listens any more.
+    fn file(&mut self, Wanted { source, compared }: &Wanted, early: Option<EarlyHashes>) -> Result<bool> {
+        let Kind::File { length, allocated, retry, .. } = source.kind else {
+            return Ok(self.hand.give(Hashed::End(true)));
+        };
+        // Small files do not wait for a large one.
+        let is_small = allocated < HANDFUL as u64;
+        if !is_small && !self.hand.hand_on() {
+            return Ok(false);
+        }
+        let io = |doing| Error::file(doing, &source.path);
+        let (file, _) = tree::open_image(&source.path)?;
+        let seen = Seen::of(&file).map_err(io("look at"))?;
+        if seen.length != length {
+            return Ok(self.hand.give(Hashed::End(false)));
+        }
+        let grid = Grid { length, block: self.options.block_size };
+        let image = FileImage::new(file, self.options.hole_map);
+        let exceeds_cache = scan::exceeds_cache(allocated);
+        let image = if exceeds_cache { image.sparing_cache() } else { image };
+        let opened = Arc::new(Opened { image, seen });
+        let Opened { image, seen } = opened.as_ref();
+        // One that changed unseen before may do so again.
+        let is_read_once = is_small || exceeds_cache || retry || !seen.shows_changes();
+        let keeps_bytes = is_read_once || !sys::is_cached(image.file()) || self.wants_bytes(*compared);
+        let mut first = 0;
+        if let Some(early) = early.filter(|early| early.fit(&source.path, seen, &grid)) {
+            first = early.blocks;
+            for (index, batch) in early.into_batches() {
+                let hashed = if keeps_bytes && !*compared {
+                    Hashed::Batch(self.read(&opened, &grid, index, batch).map_err(io("read"))?)
+                } else {
+                    Hashed::Bare(batch, Arc::clone(&opened))
+                };
+                if !self.hand.give(hashed) {
+                    return Ok(false);
+                }
             }
         }
+        let mut heard = true;
+        hashmap::map_rest(image, &grid, first, keeps_bytes, |batch| {
+            let hashed = std::mem::take(batch);
+            if keeps_bytes {
+                heard = self.hand.give(Hashed::Batch(hashed));
+                batch.buffer = self.buffers.try_recv().unwrap_or_default();
+            } else {
+                heard = self.hand.give(Hashed::Bare(hashed, Arc::clone(&opened)));
+            }
+            Ok::<_, io::Error>(heard)
+        })
+        .map_err(io("read"))?;
+        Ok(heard && self.hand.give(Hashed::End(seen.is_still(image.file()))))
     }
-    let mut heard = true;
-    hashmap::map_rest(image, &grid, first, |batch| {
-        heard = hand.give(Hashed::Batch(std::mem::take(batch)));
-        batch.buffer = buffers.try_recv().unwrap_or_default();
-        Ok::<_, std::io::Error>(heard)
-    })
-    .map_err(io("read"))?;
-    Ok(heard && hand.give(Hashed::End(seen.is_still(image.file()))))
+
+    /// Whether the merging thread needs all bytes: most are sent, and not past us.
+    /// Otherwise what is only hashed stays in the cache of a processor.
+    fn wants_bytes(&self, compared: bool) -> bool {
+        let passes_them_by = self.direct && self.options.compress != Compress::Zstd;
+        !compared && !self.options.dry_run && !passes_them_by
+    }
+
+    /// Reads the bytes of a batch whose first block is the one with this index.
+    fn read(&self, opened: &Opened, grid: &Grid, index: u64, mut batch: Batch) -> io::Result<Batch> {
+        batch.buffer = self.buffers.try_recv().unwrap_or_default();
+        let blocks = Batch::blocks_of(&mut batch.items, index);
+        hashmap::read_blocks(&opened.image, grid, blocks, &mut batch.buffer)?;
+        Ok(batch)
+    }
 }

@@ -221,21 +221,7 @@ pub fn map_image<E: From<io::Error>>(
     grid: &Grid,
     sink: impl FnMut(&mut Batch) -> Result<bool, E>,
 ) -> Result<(), E> {
-    map_rest(image, grid, 0, sink)
-}
-
-/// The same from the block `first` on.
-///
-/// # Errors
-///
-/// Those of [`map_image`].
-pub fn map_rest<E: From<io::Error>>(
-    image: &dyn Image,
-    grid: &Grid,
-    first: u64,
-    sink: impl FnMut(&mut Batch) -> Result<bool, E>,
-) -> Result<(), E> {
-    map(image, grid, first, true, sink)
+    map_rest(image, grid, 0, true, sink)
 }
 
 /// The same for who wants the hashes alone: batches come without bytes, which are
@@ -249,10 +235,15 @@ pub fn hash_image<E: From<io::Error>>(
     grid: &Grid,
     sink: impl FnMut(&mut Batch) -> Result<bool, E>,
 ) -> Result<(), E> {
-    map(image, grid, 0, false, sink)
+    map_rest(image, grid, 0, false, sink)
 }
 
-fn map<E: From<io::Error>>(
+/// Either of them from the block `first` on.
+///
+/// # Errors
+///
+/// Those of [`map_image`].
+pub fn map_rest<E: From<io::Error>>(
     image: &dyn Image,
     grid: &Grid,
     first: u64,

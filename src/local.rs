@@ -34,7 +34,7 @@ pub fn run(sources: &[PathBuf], target: Target, options: &Options, reporter: &dy
             receiver::run(input, FrameWriter::new(to_sender, "the sender"), target, options, &Silent)
         });
         let input = FrameReader::new(to_sender_out, "the destination");
-        let output = FrameWriter::new(to_receiver, "the destination");
+        let output = FrameWriter::direct(to_receiver, "the destination");
         let sent = sender::run(input, output, sources, None, options, Side::Both, reporter);
         (sent, receiver.join())
     });

@@ -393,7 +393,7 @@ impl<'a, W: Write> Merger<'a, W> {
             if file.hashes && !file.planner.wants_basis() {
                 match self.next_hashed()? {
                     Hashed::Batch(batch) => self.begin_batch(file, batch, None),
-                    Hashed::Early(batch, source) => self.begin_batch(file, batch, Some(source)),
+                    Hashed::Bare(batch, source) => self.begin_batch(file, batch, Some(source)),
                     Hashed::End(same) => {
                         file.hashes = false;
                         if !same {
@@ -510,7 +510,7 @@ impl<'a, W: Write> Merger<'a, W> {
     fn drain_hasher(&mut self) -> Result<()> {
         loop {
             match self.next_hashed()? {
-                Hashed::Batch(batch) | Hashed::Early(batch, _) => self.recycle(batch.buffer),
+                Hashed::Batch(batch) | Hashed::Bare(batch, _) => self.recycle(batch.buffer),
                 Hashed::End(_) | Hashed::Failed(_) => return Ok(()),
             }
         }
@@ -538,13 +538,6 @@ impl<'a, W: Write> Merger<'a, W> {
         if action == Action::Keep {
             lock(&self.shared.stats).matched_bytes += bytes;
         }
-        if sends
-            && !self.shared.options.dry_run
-            && let Err(error) = file.walk.fetch(&file.grid, &mut found)
-        {
-            file.unread = Some(error);
-            return Ok(());
-        }
         match action {
             _ if self.shared.options.dry_run => {
                 file.sent(self.shared, if sends { bytes } else { 0 });
@@ -552,24 +545,31 @@ impl<'a, W: Write> Merger<'a, W> {
             }
             Action::Keep => self.describer.keep(blocks.end - blocks.start),
             Action::Zero => self.describer.zero(blocks.end - blocks.start),
-            Action::Data => {
-                let sent = self.describer.send(&file.grid, &file.walk.batch, &found)?;
-                file.sent(self.shared, sent);
-                Ok(())
-            }
-            Action::Update => self.update(file, &found),
+            Action::Data => self.send(file, &mut found),
+            Action::Update => self.update(file, &mut found),
         }
     }
 
+    fn send(&mut self, file: &mut Description, blocks: &mut [(u64, Block)]) -> Result<()> {
+        match self.describer.send(&file.grid, &mut file.walk, blocks)? {
+            Ok(sent) => file.sent(self.shared, sent),
+            Err(error) => file.unread = Some(error),
+        }
+        Ok(())
+    }
+
     /// Sends what the receiver lacks of adjoining blocks that differ.
-    fn update(&mut self, file: &mut Description, mut blocks: &[(u64, Block)]) -> Result<()> {
-        while !blocks.is_empty() {
-            let (now, later) = blocks.split_at(describe::at_once(&file.grid, blocks));
+    fn update(&mut self, file: &mut Description, mut blocks: &mut [(u64, Block)]) -> Result<()> {
+        while !blocks.is_empty() && file.unread.is_none() {
+            let (now, later) = blocks.split_at_mut(describe::at_once(&file.grid, blocks));
             blocks = later;
             if self.describer.decide(&file.grid, now, file.rest) == Step::Send {
-                let sent = self.describer.send(&file.grid, &file.walk.batch, now)?;
-                file.sent(self.shared, sent);
+                self.send(file, now)?;
                 continue;
+            }
+            if let Err(error) = file.walk.fetch(&file.grid, now) {
+                file.unread = Some(error);
+                return Ok(());
             }
             for (index, block) in now {
                 while self.describer.is_full() && file.failed.is_none() {

@@ -187,6 +187,11 @@ impl Seen {
         Ok(Seen { length: metadata.len(), times: Some(times), device, inode })
     }
 
+    /// Whether it shows when the file is changed.
+    pub fn shows_changes(&self) -> bool {
+        self.times.is_some()
+    }
+
     /// Whether a file is still in this state. One that cannot be looked at is not.
     pub fn is_still(&self, file: &File) -> bool {
         Seen::of(file).is_ok_and(|now| now == *self)

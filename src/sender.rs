@@ -44,6 +44,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
     reporter: &dyn Reporter,
 ) -> Result<Stats> {
     let (jobs_in, jobs) = channel();
+    let direct = output.is_direct();
     let shared = Shared {
         files: Arc::new(Files::new(jobs_in)),
         output: Mutex::new(output),
@@ -64,7 +65,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
             // Only the end of the run closes this channel.
             let _ = events_in.send(Incoming::Walked(count));
         });
-        scope.spawn(|| hash_files(options, early, jobs, hashed_in, buffers));
+        scope.spawn(|| hash_files(options, direct, early, jobs, hashed_in, buffers));
         let mut merger = Merger::new(&shared, events, hashed, buffers_in);
         let result = merger.run();
         shared.files.close();

@@ -263,7 +263,7 @@ fn with_far<T>(
         transport::connect(host, reach.rsh.as_deref(), ciphers.as_deref(), &command, program)?;
     let peer = host.to_string();
     let mut input = FrameReader::new(stdout, &peer);
-    let mut output = FrameWriter::new(stdin, &peer);
+    let mut output = FrameWriter::direct(stdin, &peer);
     let (sent, received) = (output.sent(), input.received());
     let mut route = Route::Agent;
     let result = ladder::climb(&mut input, &mut output, host, reach, reporter).and_then(|found| {

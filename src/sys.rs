@@ -195,6 +195,33 @@ pub fn copy_range(from: &File, to: &File, at: u64, len: usize) -> io::Result<Opt
     }
 }
 
+/// Sends up to `len` bytes at `at` of a file to a pipe or socket without copying them;
+/// sendfile(2). `None`: these two cannot.
+pub fn send_file(from: &File, at: u64, to: impl AsFd, len: usize) -> io::Result<Option<usize>> {
+    let mut source = offset(at)?;
+    match nix::sys::sendfile::sendfile64(to, from, Some(&mut source), len) {
+        Ok(sent) => Ok(Some(sent)),
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Whether a file lies on a file system of this machine that keeps pages in the cache:
+/// what was just read can be had again at once.
+pub fn is_cached(file: &File) -> bool {
+    use nix::sys::statfs as fs;
+    // ext2 to ext4 have one number.
+    let known = [
+        fs::EXT4_SUPER_MAGIC,
+        fs::XFS_SUPER_MAGIC,
+        fs::BTRFS_SUPER_MAGIC,
+        fs::F2FS_SUPER_MAGIC,
+        fs::TMPFS_MAGIC,
+        fs::OVERLAYFS_SUPER_MAGIC,
+    ];
+    fs::fstatfs(file).is_ok_and(|found| known.contains(&found.filesystem_type()))
+}
+
 /// Opens `path` below `dir`: no component may be a symlink or lead out of
 /// `dir` (openat2(2); where the kernel lacks it, one component at a time).
 /// `path` must hold plain names only; an empty one is `dir` itself.

@@ -45,12 +45,14 @@ impl Slow {
         self.dir.path().join(name)
     }
 
-    /// The same run, in which something happens to reads of the source by the thread that
-    /// merges, which is the first one: it reads again what was hashed by others.
-    fn traced(&self, inject: &str) -> Command {
+    /// The same run, in which something happens to some system calls on the source by the
+    /// thread that merges, which is the first one: it reads again what was hashed by
+    /// others, or has it sent unread.
+    fn traced(&self, calls: &str, what: &str) -> Command {
         let mut traced = Command::new("strace");
-        traced.args(["-qq", "-o", "/dev/null", "-e", "trace=pread64", "-e", inject, "-P"]);
-        traced.arg(self.at("source")).arg(self.command.get_program()).args(self.command.get_args());
+        let [trace, inject] = [format!("trace={calls}"), format!("inject={calls}:{what}")];
+        traced.args(["-qq", "-e", &trace, "-e", &inject, "-o"]).arg(self.at("trace"));
+        traced.arg("-P").arg(self.at("source")).arg(self.command.get_program()).args(self.command.get_args());
         traced.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         traced
     }
@@ -96,12 +98,52 @@ fn a_block_that_cannot_be_read_again_fails_the_file() {
     }
     let slow = Slow::new("");
     let before = fs::read(slow.at("old")).expect("read");
-    let outcome = run(&mut slow.traced("inject=pread64:error=EIO"));
+    let outcome = run(&mut slow.traced("pread64,sendfile", "error=EIO"));
     let outcome = outcome.code(11);
     for part in ["cannot read", "source", "Input/output error"] {
         assert!(outcome.stdout.contains(part), "no {part} in {outcome}");
     }
     assert!(fs::read(slow.at("old")).expect("read") == before, "the old file was touched");
+}
+
+#[test]
+fn a_first_copy_is_sent_unread() {
+    if !can_trace() {
+        return;
+    }
+    let slow = Slow::new("rm old");
+    run(&mut slow.traced("pread64,sendfile", "delay_enter=1")).ok();
+    assert_same(&slow.at("source"), &slow.at("old"));
+    let calls = fs::read_to_string(slow.at("trace")).expect("read");
+    // All but the few frames with which compressing is tried.
+    assert!(calls.matches("sendfile(").count() >= SIZE / MIB * 3 / 4, "{calls}");
+}
+
+#[test]
+fn a_block_that_cannot_be_sent_unread_is_read() {
+    if !can_trace() {
+        return;
+    }
+    for meanwhile in ["", "rm old"] {
+        for what in ["error=EIO:when=1", "error=EINVAL", "retval=0:when=1", "error=EINTR:when=1"] {
+            let slow = Slow::new(meanwhile);
+            run(&mut slow.traced("sendfile", what)).ok();
+            assert_same(&slow.at("source"), &slow.at("old"));
+            let calls = fs::read_to_string(slow.at("trace")).expect("read");
+            assert!(calls.contains("(INJECTED)"), "{calls}");
+        }
+    }
+}
+
+#[test]
+fn a_first_copy_that_cannot_be_read_leaves_nothing() {
+    if !can_trace() {
+        return;
+    }
+    let slow = Slow::new("rm old");
+    let outcome = run(&mut slow.traced("pread64,sendfile", "error=EIO:when=20+")).code(11);
+    assert!(outcome.stdout.contains("Input/output error"), "{outcome}");
+    assert!(!slow.at("old").exists(), "half a copy is there");
 }
 
 /// Waits for the connection, and then until all has been hashed.
@@ -116,7 +158,7 @@ fn a_block_that_changes_before_it_is_read_again_is_not_taken_for_what_was_hashed
         return;
     }
     let slow = Slow::new("");
-    let running = start(&mut slow.traced("inject=pread64:delay_enter=4000000"));
+    let running = start(&mut slow.traced("pread64,sendfile", "delay_enter=4000000"));
     await_hashes(slow.dir.path());
     let source = fs::File::options().write(true).open(slow.at("source")).expect("open");
     source.write_all_at(b"late", (SIZE - MIB + PAGE) as u64).expect("write");

@@ -1,6 +1,9 @@
 //! Frames: what is written is read back, and nothing else is ever read.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 use holesync::error::{Error, Failure};
 use holesync::frames::{FrameReader, FrameWriter};
@@ -487,4 +490,46 @@ fn a_greeting_tells_of_instructions_for_aes() {
         let greeting = FrameReader::new(bytes.as_slice(), "the test").await_greeting(0).expect("a greeting");
         assert_eq!(greeting.aes, aes);
     }
+}
+
+/// What is read of a data frame for these ranges of a file, written to a pipe with
+/// another frame behind it, and whether the file could be read.
+fn through_a_pipe(file: &File, ranges: &[Range<u64>]) -> (Data, io::Result<()>) {
+    let (from, to) = io::pipe().expect("pipe");
+    let reading = std::thread::spawn(move || {
+        let mut reader = FrameReader::new(from, "the test");
+        [reader.read(), reader.read()]
+    });
+    let mut writer = FrameWriter::direct(to, "the test");
+    let read = writer.data_of_file(7, &[3, 1], file, ranges).expect("written");
+    writer.message(&Message::Abandon).expect("written");
+    writer.flush().expect("written");
+    drop(writer);
+    match reading.join().expect("no panic") {
+        [Ok(Frame::Data(data)), Ok(Frame::Message(Message::Abandon))] => (data, read),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn bytes_of_a_file_go_to_a_pipe_as_they_are() {
+    let bytes: Vec<u8> = (0..300_000u32).map(|at| (at / 7) as u8).collect();
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(&bytes).expect("written");
+    let (data, read) = through_a_pipe(&file, &[4096..12288, 16384..300_000]);
+    read.expect("all was read");
+    assert_eq!((data.first, data.masks), (7, vec![3, 1]));
+    assert!(data.bytes == [&bytes[4096..12288], &bytes[16384..]].concat());
+}
+
+#[test]
+fn a_file_that_cannot_be_read_does_not_break_the_stream() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    file.as_file().write_all_at(&[1; 5000], 0).expect("written");
+    let (data, read) = through_a_pipe(file.as_file(), &[4096..8192, 0..4096]);
+    read.expect("what is not there is zeros");
+    assert!(data.bytes == [[1; 904].as_slice(), &[0; 3192], &[1; 4096]].concat());
+    let blind = File::options().write(true).open(file.path()).expect("open");
+    let (data, read) = through_a_pipe(&blind, &[0..4096, 4096..8192]);
+    assert!(read.is_err() && data.bytes == [0; 8192]);
 }
