@@ -164,6 +164,7 @@ pub(crate) struct OpenFile {
     asked: VecDeque<Asked>,
     /// A patched block is not what it was to be.
     spoiled: bool,
+    likeness: Likeness,
     zeros: Zeros,
 }
 
@@ -174,6 +175,30 @@ struct Asked {
     had: hashmap::Block,
     /// What it is to be.
     hash: Hash,
+}
+
+/// How often blocks that came whole had pages that stay. Those need not be written, at
+/// the price of reading the old ones.
+#[derive(Default)]
+struct Likeness {
+    blocks: u64,
+    looked: u64,
+    found: u64,
+}
+
+impl Likeness {
+    /// Where one block in eight is like that, and now and then to see whether that changes.
+    fn is_worth_a_look(&mut self) -> bool {
+        self.blocks += 1;
+        // What is older counts less and less.
+        if self.looked >= 256 {
+            self.looked /= 2;
+            self.found /= 2;
+        }
+        let looks = (self.found + 2) * 8 > self.looked || self.blocks.is_multiple_of(16);
+        self.looked += u64::from(looks);
+        looks
+    }
 }
 
 /// Zeros that are still to be made, gathered over blocks so that each hole is
@@ -202,6 +227,7 @@ impl OpenFile {
             at: 0,
             asked: VecDeque::new(),
             spoiled: false,
+            likeness: Likeness::default(),
             zeros: Zeros::default(),
         }
     }
@@ -286,21 +312,50 @@ impl OpenFile {
     ) -> Result<(), ApplyError> {
         // What adjoins in the file and in the frame is written at once.
         let mut pending = Pending { at: 0, len: 0, bytes };
-        for &(mask, _) in blocks {
+        for &(mask, new) in blocks {
             let (_, had) = maps.next(1)?;
-            let (there, zero) = match had {
-                Had::Hole => (0, 0),
-                Had::Block(block) => (block.data, block.read & !block.data),
-                Had::Unknown => (self.grid.all_pages(self.at), 0),
+            let (there, zero, known) = match had {
+                Had::Hole => (0, 0, 0),
+                Had::Block(block) => (block.data, block.read & !block.data, block.data),
+                Had::Unknown => (self.grid.all_pages(self.at), 0, 0),
             };
             self.zero_pages(self.at, there & !mask, false)?;
             self.zero_pages(self.at, zero & !mask, true)?;
-            for run in hashmap::page_runs(mask) {
-                pending.add(self.grid.pages(self.at, &run), &mut self.destination)?;
+            let same = self.same_pages(known, (mask, new))?;
+            for page in hashmap::page_runs(mask).flatten() {
+                let range = self.grid.pages(self.at, &(page..page + 1));
+                if same >> page & 1 == 1 {
+                    pending.skip((range.end - range.start) as usize, &mut self.destination)?;
+                } else {
+                    pending.add(range, &mut self.destination)?;
+                }
             }
             self.at += 1;
         }
         pending.write(&mut self.destination)
+    }
+
+    /// Which pages of the next block stay as they are, of those that the basis is known
+    /// to have; `new`: the pages that it is to have, and their bytes.
+    fn same_pages(&mut self, known: PageMask, new: (PageMask, &[u8])) -> Result<PageMask, ApplyError> {
+        let (mask, mut new) = new;
+        let common = known & mask;
+        if common == 0 || !self.likeness.is_worth_a_look() {
+            return Ok(0);
+        }
+        let bytes = self.old_bytes(self.at, common)?;
+        let mut old = bytes.as_slice();
+        let mut same = 0;
+        for page in hashmap::page_runs(mask).flatten() {
+            let len = self.grid.masked_bytes(self.at, 1 << page) as usize;
+            let new = take(&mut new, len);
+            if common >> page & 1 == 1 && take(&mut old, len) == new {
+                same |= 1 << page;
+            }
+        }
+        self.likeness.found += u64::from(same != 0);
+        self.kept += self.grid.masked_bytes(self.at, same);
+        Ok(same)
     }
 
     /// The next blocks get new data in place of what the basis has of them, which is
@@ -400,9 +455,7 @@ impl OpenFile {
         hashmap::page_runs(one.0 | other.0).flatten().map(move |page| {
             let range = grid.pages(block, &(page..page + 1));
             let from = if one.0 >> page & 1 == 1 { &mut ones } else { &mut others };
-            let (bytes, rest) = from.split_at((range.end - range.start) as usize);
-            *from = rest;
-            bytes
+            take(from, (range.end - range.start) as usize)
         })
     }
 
@@ -487,6 +540,13 @@ fn while_hashing<T>(blocks: &[(PageMask, &[u8])], bytes: usize, work: impl FnOnc
     (hashes, done)
 }
 
+/// Splits off the first bytes.
+fn take<'a>(bytes: &mut &'a [u8], len: usize) -> &'a [u8] {
+    let (first, rest) = bytes.split_at(len);
+    *bytes = rest;
+    first
+}
+
 fn hashes_of(blocks: &[(PageMask, &[u8])]) -> Vec<Hash> {
     blocks.iter().map(|(mask, bytes)| hashmap::hash_block(*mask, std::iter::once(*bytes))).collect()
 }
@@ -507,6 +567,13 @@ impl Pending<'_> {
             self.at = range.start;
         }
         self.len += (range.end - range.start) as usize;
+        Ok(())
+    }
+
+    /// Leaves out the next bytes of the frame.
+    fn skip(&mut self, len: usize, destination: &mut Destination) -> Result<(), ApplyError> {
+        self.write(destination)?;
+        take(&mut self.bytes, len);
         Ok(())
     }
 

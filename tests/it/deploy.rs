@@ -231,6 +231,24 @@ fn one_changed_byte_costs_one_block() {
 }
 
 #[test]
+fn of_a_block_that_comes_whole_only_the_pages_that_differ_are_written() {
+    for fs in [Fs::Ext4, Fs::Xfs, Fs::Btrfs, Fs::Tmpfs] {
+        for mode in ["--commit=auto", "--commit=atomic", "--inplace"] {
+            let Some(dir) = lab::dir(fs) else { continue };
+            let pair = Pair::new(dir, &dense(64).zeros(21 * BLOCK..21 * BLOCK + PAGE));
+            // Pages change, become zero, and are data where there was a hole.
+            let layout = dense(64)
+                .data(17 * BLOCK + 3 * PAGE..17 * BLOCK + 5 * PAGE, &mut Rng(3))
+                .data(18 * BLOCK..18 * BLOCK + 1, &mut Rng(4))
+                .zeros(19 * BLOCK + PAGE..19 * BLOCK + 2 * PAGE);
+            pair.source(&layout, 2);
+            let outcome = pair.push(&["--leaf-size=64K", mode]);
+            assert_eq!(outcome.count("written_bytes"), 4 * PAGE as u64, "{mode} on {fs:?}: {outcome}");
+        }
+    }
+}
+
+#[test]
 fn one_page_in_a_block_travels_alone() {
     let hole = Layout::hole("image", 64 * BLOCK);
     let pair = Pair::new(lab::scratch(), &hole);
