@@ -140,7 +140,8 @@ impl BatchWalk {
         (found, read)
     }
 
-    /// The file in which its bytes are to be had, if it came without.
+    /// The file in which its bytes are to be had, if it came without. From now on it
+    /// counts as read again.
     pub fn source(&mut self) -> Option<Arc<Opened>> {
         self.read_again = self.source.clone().or(self.read_again.take());
         self.source.clone()
