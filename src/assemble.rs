@@ -586,3 +586,30 @@ impl Pending<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many of so many blocks are looked at; `alike`: each has pages that stay.
+    fn looks(likeness: &mut Likeness, blocks: u64, alike: bool) -> u64 {
+        (0..blocks)
+            .filter(|_| {
+                let looks = likeness.is_worth_a_look();
+                likeness.found += u64::from(looks && alike);
+                looks
+            })
+            .count() as u64
+    }
+
+    #[test]
+    fn old_pages_are_read_where_some_of_them_stay() {
+        let mut likeness = Likeness::default();
+        assert_eq!(looks(&mut likeness, 1000, true), 1000);
+        // After a while one in sixteen, however long it lasts, and soon all again.
+        looks(&mut likeness, 10_000, false);
+        assert!((600..=700).contains(&looks(&mut likeness, 10_000, false)));
+        looks(&mut likeness, 1_000, true);
+        assert_eq!(looks(&mut likeness, 100, true), 100);
+    }
+}

@@ -134,12 +134,12 @@ impl<W: Write> FrameWriter<W> {
             && let Some(direct) = &self.direct
         {
             match sys::send_file(file, at, direct, (range.end - at) as usize) {
-                Ok(Some(sent)) if sent > 0 => {
+                Ok(sent) if sent > 0 => {
                     at += sent as u64;
                     self.sent.fetch_add(sent as u64, Ordering::Relaxed);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The file is shorter now, or which end fails shows below.
+                // The file is shorter now, or these two cannot; what fails shows below.
                 Ok(_) | Err(_) => break,
             }
         }

@@ -517,9 +517,9 @@ impl<'a, W: Write> Merger<'a, W> {
     }
 
     fn recycle(&self, buffer: Vec<u8>) {
-        // Only that of a full batch is room for another: those of small files, of
-        // which many are under way, would all grow to that size.
-        if buffer.capacity() >= BATCH {
+        // Only that of a batch that was about full is room for another: those of small
+        // files, of which many are under way, would all grow to that size.
+        if buffer.capacity() >= BATCH / 2 {
             // A hasher that is gone needs none.
             let _ = self.buffers.send(buffer);
         }

@@ -196,14 +196,10 @@ pub fn copy_range(from: &File, to: &File, at: u64, len: usize) -> io::Result<Opt
 }
 
 /// Sends up to `len` bytes at `at` of a file to a pipe or socket without copying them;
-/// sendfile(2). `None`: these two cannot.
-pub fn send_file(from: &File, at: u64, to: impl AsFd, len: usize) -> io::Result<Option<usize>> {
+/// sendfile(2). How many were sent; 0 at the end of the file.
+pub fn send_file(from: &File, at: u64, to: impl AsFd, len: usize) -> io::Result<usize> {
     let mut source = offset(at)?;
-    match nix::sys::sendfile::sendfile64(to, from, Some(&mut source), len) {
-        Ok(sent) => Ok(Some(sent)),
-        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
+    Ok(nix::sys::sendfile::sendfile64(to, from, Some(&mut source), len)?)
 }
 
 /// Whether a file lies on a file system of this machine that keeps pages in the cache:
