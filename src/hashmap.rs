@@ -11,7 +11,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::options::BlockSize;
-use crate::scan::{self, Image};
+use crate::scan::{self, Extent, Image};
 
 /// The grain in which zeros are told from data: the block size of every common
 /// file system, and the page size of the cache.
@@ -250,97 +250,120 @@ pub fn map_rest<E: From<io::Error>>(
     keeps_bytes: bool,
     mut sink: impl FnMut(&mut Batch) -> Result<bool, E>,
 ) -> Result<(), E> {
-    let (batch, reads) = (Batch::default(), Vec::new());
-    let mut gather = Gather { grid, keeps_bytes, next: first, batch, reads, bytes: 0 };
-    for extent in image.extents(grid.bytes(&(first..grid.blocks()))) {
-        let extent = extent?;
-        let mut at = extent.start;
-        while at < extent.end {
-            at = gather.add(at..extent.end);
-            if gather.bytes >= BATCH && !gather.pass_on(image, false, &mut sink)? {
-                return Ok(());
-            }
+    let mut gather = Gather::new(image, grid, first);
+    let mut spare = Vec::new();
+    let mut gathered = gather.batch()?;
+    while let Some(Gathered { first, mut batch }) = gathered {
+        batch.buffer = std::mem::take(&mut spare);
+        batch.buffer.resize(if keeps_bytes { batch.bytes_read } else { 0 }, 0);
+        let mut hash = || read_and_hash(image, grid, first, &mut batch);
+        let (next, hashed) =
+            if gather.is_through() { (Ok(None), hash()) } else { rayon::join(|| gather.batch(), hash) };
+        hashed?;
+        if !sink(&mut batch)? {
+            return Ok(());
         }
+        spare = batch.buffer;
+        gathered = next?;
     }
-    gather.hole_until(grid.blocks());
-    gather.pass_on(image, true, &mut sink)?;
     Ok(())
 }
 
-/// A batch in the making.
+/// What is to be read, gathered from the data extents of an image: many short ones take
+/// as long to find as to hash.
 struct Gather<'a> {
     grid: &'a Grid,
-    keeps_bytes: bool,
-    /// The block after the last one in the batch.
+    extents: Box<dyn Iterator<Item = io::Result<Extent>> + Send + 'a>,
+    /// What is left of the current extent.
+    extent: Extent,
+    /// The block after the last one that was gathered.
     next: u64,
-    batch: Batch,
-    /// The index of each block to read, in the order of the batch.
-    reads: Vec<u64>,
-    bytes: usize,
+    /// The last block of the batch before: this extent, or the next, can add pages to it.
+    held: Option<(u64, Block)>,
+    through: bool,
 }
 
-impl Gather<'_> {
-    /// Adds the part of an extent that lies in its first block; where it ended.
-    fn add(&mut self, extent: Range<u64>) -> u64 {
+/// A batch that was not read yet, and the index of the first block in it.
+struct Gathered {
+    first: u64,
+    batch: Batch,
+}
+
+impl<'a> Gather<'a> {
+    /// From the block `first` on.
+    fn new(image: &'a dyn Image, grid: &'a Grid, first: u64) -> Gather<'a> {
+        let extents = image.extents(grid.bytes(&(first..grid.blocks())));
+        Gather { grid, extents, extent: 0..0, next: first, held: None, through: false }
+    }
+
+    /// Whether there are no more batches.
+    fn is_through(&self) -> bool {
+        self.through
+    }
+
+    /// The next batch, if there is one.
+    fn batch(&mut self) -> io::Result<Option<Gathered>> {
+        let mut batch = Batch::default();
+        let mut first = self.next;
+        if let Some((index, block)) = self.held.take() {
+            first = index;
+            batch.bytes_read = self.grid.masked_bytes(index, block.read) as usize;
+            batch.items.push(Item::Block(Block { at: 0, ..block }));
+        }
+        while batch.bytes_read < BATCH && self.find_extent()? {
+            self.add_block(&mut batch);
+        }
+        if self.through {
+            self.hole_until(self.grid.blocks(), &mut batch);
+        } else if let Some(&Item::Block(block)) = batch.items.last() {
+            batch.items.pop();
+            batch.bytes_read = block.at;
+            self.held = Some((self.next - 1, block));
+        }
+        Ok((!batch.items.is_empty()).then_some(Gathered { first, batch }))
+    }
+
+    /// Whether there is an extent to go on with.
+    fn find_extent(&mut self) -> io::Result<bool> {
+        while self.extent.is_empty() {
+            match self.extents.next() {
+                Some(extent) => self.extent = extent?,
+                None => {
+                    self.through = true;
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Adds the part of the current extent that lies in its first block.
+    fn add_block(&mut self, batch: &mut Batch) {
         let size = self.grid.block.bytes();
-        let index = extent.start / size;
-        let end = extent.end.min((index + 1) * size);
-        let first = (extent.start % size / PAGE) as u32;
+        let index = self.extent.start / size;
+        let end = self.extent.end.min((index + 1) * size);
+        let first = (self.extent.start % size / PAGE) as u32;
         let last = ((end - index * size).div_ceil(PAGE)) as u32;
         let pages = (PageMask::MAX >> (64 - (last - first))) << first;
         if index >= self.next {
-            self.hole_until(index);
-            let block = Block { hash: [0; 32], data: 0, read: 0, at: self.bytes };
-            self.batch.items.push(Item::Block(block));
-            self.reads.push(index);
+            self.hole_until(index, batch);
+            let block = Block { hash: [0; 32], data: 0, read: 0, at: batch.bytes_read };
+            batch.items.push(Item::Block(block));
             self.next = index + 1;
         }
-        if let Some(Item::Block(block)) = self.batch.items.last_mut() {
+        if let Some(Item::Block(block)) = batch.items.last_mut() {
             let new = pages & !block.read;
             block.read |= new;
-            self.bytes += self.grid.masked_bytes(index, new) as usize;
+            batch.bytes_read += self.grid.masked_bytes(index, new) as usize;
         }
-        end
+        self.extent.start = end;
     }
 
-    fn hole_until(&mut self, index: u64) {
+    fn hole_until(&mut self, index: u64, batch: &mut Batch) {
         if index > self.next {
-            self.batch.items.push(Item::Hole(index - self.next));
+            batch.items.push(Item::Hole(index - self.next));
             self.next = index;
         }
-    }
-
-    /// Reads, hashes and hands out what was gathered. Unless that was all, the
-    /// last block is held back: a later extent can add pages to it.
-    fn pass_on<E: From<io::Error>>(
-        &mut self,
-        image: &dyn Image,
-        all: bool,
-        sink: &mut impl FnMut(&mut Batch) -> Result<bool, E>,
-    ) -> Result<bool, E> {
-        let held = match self.batch.items.last() {
-            Some(Item::Block(block)) if !all => {
-                let held = *block;
-                self.batch.items.pop();
-                Some((held, self.reads.pop().unwrap_or(self.next - 1)))
-            }
-            _ => None,
-        };
-        let bytes = held.map_or(self.bytes, |(block, _)| block.at);
-        self.batch.bytes_read = bytes;
-        self.batch.buffer.resize(if self.keeps_bytes { bytes } else { 0 }, 0);
-        read_and_hash(image, self.grid, &mut self.batch, &self.reads)?;
-        let go_on = self.batch.items.is_empty() || sink(&mut self.batch)?;
-        self.batch.items.clear();
-        self.reads.clear();
-        self.bytes = 0;
-        if let Some((mut block, index)) = held {
-            block.at = 0;
-            self.bytes = self.grid.masked_bytes(index, block.read) as usize;
-            self.batch.items.push(Item::Block(block));
-            self.reads.push(index);
-        }
-        Ok(go_on)
     }
 }
 
@@ -351,16 +374,12 @@ struct Work<'a> {
     bytes: Option<&'a mut [u8]>,
 }
 
-fn read_and_hash(image: &dyn Image, grid: &Grid, batch: &mut Batch, reads: &[u64]) -> io::Result<()> {
+/// `first`: the index of the first block in the batch.
+fn read_and_hash(image: &dyn Image, grid: &Grid, first: u64, batch: &mut Batch) -> io::Result<()> {
     let keeps_bytes = !batch.buffer.is_empty();
     let mut room = batch.buffer.as_mut_slice();
-    let blocks = batch.items.iter_mut().filter_map(|item| match item {
-        Item::Block(block) => Some(block),
-        Item::Hole(_) => None,
-    });
-    let mut work: Vec<Work> = blocks
-        .zip(reads)
-        .map(|(block, &index)| {
+    let mut work: Vec<Work> = Batch::blocks_of(&mut batch.items, first)
+        .map(|(index, block)| {
             let bytes = keeps_bytes.then(|| {
                 let len = grid.masked_bytes(index, block.read) as usize;
                 let (bytes, rest) = std::mem::take(&mut room).split_at_mut(len);

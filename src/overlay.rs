@@ -136,7 +136,7 @@ impl Overlay {
 }
 
 impl Image for Overlay {
-    fn extents<'a>(&'a self, range: Range<u64>) -> Box<dyn Iterator<Item = io::Result<Extent>> + 'a> {
+    fn extents<'a>(&'a self, range: Range<u64>) -> Box<dyn Iterator<Item = io::Result<Extent>> + Send + 'a> {
         let clip = move |run: Range<u64>| run.start.max(range.start)..run.end.min(range.end);
         let new = self.runs.iter().filter(|(_, new)| *new == New::Data).map(move |(run, _)| clip(run));
         let new = new.filter(|run| run.start < run.end).map(Ok);

@@ -18,7 +18,7 @@ pub type Extent = Range<u64>;
 pub trait Image: Sync {
     /// The data extents within `range`, ascending, not empty, not overlapping,
     /// clipped to `range`.
-    fn extents<'a>(&'a self, range: Range<u64>) -> Box<dyn Iterator<Item = io::Result<Extent>> + 'a>;
+    fn extents<'a>(&'a self, range: Range<u64>) -> Box<dyn Iterator<Item = io::Result<Extent>> + Send + 'a>;
 
     /// Fills `buffer` from `at`; what lies beyond the end reads as zeros.
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()>;
@@ -53,7 +53,7 @@ impl FileImage {
 }
 
 impl Image for FileImage {
-    fn extents<'a>(&'a self, range: Range<u64>) -> Box<dyn Iterator<Item = io::Result<Extent>> + 'a> {
+    fn extents<'a>(&'a self, range: Range<u64>) -> Box<dyn Iterator<Item = io::Result<Extent>> + Send + 'a> {
         if self.hole_map {
             Box::new(data_extents(&self.file, range))
         } else {

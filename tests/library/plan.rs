@@ -6,7 +6,7 @@ use std::ops::Range;
 use holesync::hashmap::{Block, Grid, Hash, Item, PAGE, hash_block, key, map_image, root_of};
 use holesync::options::BlockSize;
 use holesync::plan::{Action, BlockMap, Planner, Run, plan};
-use holesync::scan::Image;
+use holesync::scan::{Extent, Image};
 use proptest::prelude::*;
 
 use crate::support::{Kind, Sparse, sparse, versions};
@@ -294,4 +294,32 @@ fn a_sink_that_has_enough_ends_the_reading() {
     .unwrap();
     assert_eq!(batches, 1);
     assert_eq!(root_of(&image, &grid, |_| false).unwrap(), None);
+}
+
+/// An image of which no more can be found out behind a place.
+struct Broken(Sparse, u64);
+
+impl Image for Broken {
+    fn extents<'a>(&'a self, range: Range<u64>) -> Box<dyn Iterator<Item = io::Result<Extent>> + Send + 'a> {
+        let known = self.0.extents(range.start..range.end.min(self.1));
+        Box::new(known.chain(std::iter::once(Err(io::Error::other("no map")))))
+    }
+
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        self.0.read_at(buffer, at)
+    }
+}
+
+#[test]
+fn what_lies_before_a_failing_seek_is_handed_out_first() {
+    let image = Broken(Sparse::of(&[(Kind::Data(1), 12 << 20)]), 10 << 20);
+    let grid = Grid { length: 12 << 20, block: BlockSize::default() };
+    let mut bytes = 0;
+    let result = map_image(&image, &grid, |batch| {
+        bytes += batch.bytes_read;
+        Ok::<_, io::Error>(true)
+    });
+    assert_eq!(result.unwrap_err().to_string(), "no map");
+    // Full batches, each but for the block that the next one begins with.
+    assert_eq!(bytes, (8 << 20) - (128 << 10));
 }

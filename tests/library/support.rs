@@ -65,7 +65,7 @@ impl Sparse {
 }
 
 impl Image for Sparse {
-    fn extents<'a>(&'a self, range: Range<u64>) -> Box<dyn Iterator<Item = io::Result<Extent>> + 'a> {
+    fn extents<'a>(&'a self, range: Range<u64>) -> Box<dyn Iterator<Item = io::Result<Extent>> + Send + 'a> {
         let clip = move |extent: &Extent| extent.start.max(range.start)..extent.end.min(range.end);
         Box::new(self.extents.iter().map(clip).filter(|extent| !extent.is_empty()).map(Ok))
     }
