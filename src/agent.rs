@@ -47,7 +47,7 @@ pub fn serve<R: Read + Send + 'static, W: Write + AsFd + Send>(
     let served = match request {
         Request::Receive { destination, directory } => {
             let target = Target { path: home(&path_of(destination)), directory, umask, beside_source: false };
-            receiver::run(input, output, target, &options, &Silent).map(drop)
+            receiver::run(input, output, target, None, &options, &Silent).map(drop)
         }
         Request::Send { sources } => {
             if sources.len() > MAX_SOURCES {

@@ -25,7 +25,7 @@ use crate::options::{Commit, Options};
 use crate::place::{Attributes, Place, Working};
 use crate::ranges;
 use crate::report::human;
-use crate::scan::{FileImage, Image};
+use crate::scan::{FileImage, Image, Seen};
 use crate::stage::Stage;
 use crate::sys;
 
@@ -49,6 +49,8 @@ pub struct Basis {
     pub image: Arc<dyn Image + Send + Sync>,
     /// Its length.
     pub length: u64,
+    /// The state it is in, if it is a file as it is.
+    pub seen: Option<Seen>,
 }
 
 /// One file that is being made equal.

@@ -15,7 +15,7 @@ use crate::log::Identity;
 use crate::options::{Commit, Options};
 use crate::overlay::Overlay;
 use crate::place::{Access, Place, Working};
-use crate::scan::FileImage;
+use crate::scan::{FileImage, Seen};
 use crate::settle::forget_stage;
 use crate::stage::Stage;
 use crate::sys;
@@ -140,7 +140,7 @@ impl Destination {
                 };
                 let overlay = Overlay::new(FileImage::new(old.file.try_clone()?, true), over, runs);
                 let length = overlay.length()?;
-                Ok(Some((stage, Basis { image: Arc::new(overlay), length })))
+                Ok(Some((stage, Basis { image: Arc::new(overlay), length, seen: None })))
             };
             if let Some((stage, over)) = resume().map_err(place.error("resume the stage of"))? {
                 work = Work::Stage(stage);
@@ -170,9 +170,9 @@ impl Destination {
 }
 
 fn basis_of(file: &File) -> io::Result<Basis> {
-    let metadata = file.metadata()?;
-    let length = if metadata.is_file() { metadata.len() } else { sys::device_size(file)? };
-    Ok(Basis { image: Arc::new(FileImage::new(file.try_clone()?, true)), length })
+    let seen = Seen::of(file)?;
+    let image = Arc::new(FileImage::new(file.try_clone()?, true));
+    Ok(Basis { image, length: seen.length, seen: Some(seen) })
 }
 
 /// Whether a clone of this file can be made beside it, found out with an

@@ -1,14 +1,15 @@
 //! Hashing begins while the connection is still being made, when the processors have
-//! little else to do. It ends when the receiver has answered.
+//! little else to do: a file that is to be sent, or one that is to be compared with what
+//! comes. It ends when that file's turn comes.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use crate::hashmap::{self, BATCH, Batch, Grid, Item};
-use crate::options::Options;
+use crate::options::BlockSize;
 use crate::scan::{self, FileImage, Seen};
 use crate::{sys, tree};
 
@@ -23,7 +24,6 @@ pub struct EarlyStart {
 
 /// The blocks of a file from its first one on, as far as they were hashed.
 pub(crate) struct EarlyHashes {
-    path: PathBuf,
     seen: Seen,
     grid: Grid,
     items: Vec<Item>,
@@ -32,13 +32,12 @@ pub(crate) struct EarlyHashes {
 }
 
 impl EarlyStart {
-    /// Begins where one file is all there is to send.
-    pub fn begin(sources: &[PathBuf], options: &Options) -> Option<EarlyStart> {
-        let [path] = sources else { return None };
+    /// Begins with a file. `hole_map` false: do not ask for holes, read everything.
+    pub fn begin(path: &Path, block: BlockSize, hole_map: bool) -> EarlyStart {
         let stop = Arc::new(AtomicBool::new(false));
-        let (path, options, stopped) = (path.clone(), options.clone(), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || EarlyHashes::of(&path, &options, &stopped));
-        Some(EarlyStart { stop, thread: Some(thread) })
+        let (path, stopped) = (path.to_path_buf(), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || EarlyHashes::of(&path, block, hole_map, &stopped));
+        EarlyStart { stop, thread: Some(thread) }
     }
 
     /// What was hashed by now, if anything. Waits for the batch that is in work.
@@ -57,7 +56,7 @@ impl Drop for EarlyStart {
 impl EarlyHashes {
     /// Hashes until told to stop. What goes wrong goes wrong again when the file is
     /// read in earnest, and is reported then. A device does not show that it changed.
-    fn of(path: &Path, options: &Options, stop: &AtomicBool) -> Option<EarlyHashes> {
+    fn of(path: &Path, block: BlockSize, hole_map: bool, stop: &AtomicBool) -> Option<EarlyHashes> {
         let metadata = path.metadata().ok()?;
         // What the cache does not keep is to be read once, and opening a fifo is felt.
         if !metadata.is_file() || scan::exceeds_cache(512 * metadata.blocks()) {
@@ -68,8 +67,11 @@ impl EarlyHashes {
             return None;
         }
         let seen = Seen::of(&file).ok()?;
-        let grid = Grid { length, block: options.block_size };
-        let image = FileImage::new(file, options.hole_map);
+        if !seen.will_show_changes() {
+            return None;
+        }
+        let grid = Grid { length, block };
+        let image = FileImage::new(file, hole_map);
         let mut items = Vec::new();
         let hashed = hashmap::hash_image(&image, &grid, |batch| {
             items.append(&mut batch.items);
@@ -77,12 +79,12 @@ impl EarlyHashes {
         });
         hashed.ok()?;
         let blocks = items.iter().map(Item::blocks).sum();
-        Some(EarlyHashes { path: path.to_path_buf(), seen, grid, items, blocks })
+        Some(EarlyHashes { seen, grid, items, blocks })
     }
 
     /// Whether they are those of a file that is in this state.
-    pub fn fit(&self, path: &Path, seen: &Seen, grid: &Grid) -> bool {
-        self.path == path && self.seen == *seen && self.grid == *grid
+    pub fn fit(&self, seen: &Seen, grid: &Grid) -> bool {
+        self.seen == *seen && self.grid == *grid
     }
 
     /// Batches without bytes, each with the index of its first block.
@@ -109,10 +111,9 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
-    use crate::options::BlockSize;
 
     fn hashes(path: &Path, stop: bool) -> EarlyHashes {
-        EarlyHashes::of(path, &Options::default(), &AtomicBool::new(stop)).unwrap()
+        EarlyHashes::of(path, BlockSize::default(), true, &AtomicBool::new(stop)).unwrap()
     }
 
     #[test]
@@ -127,7 +128,7 @@ mod tests {
         assert!((1..grid.blocks()).contains(&head.blocks), "{}", head.blocks);
         assert_eq!(whole.items[..head.items.len()], head.items);
         let seen = Seen::of(file.as_file()).unwrap();
-        assert!(whole.fit(file.path(), &seen, &grid));
+        assert!(whole.fit(&seen, &grid));
         let items = whole.items.clone();
         let batches: Vec<_> = whole.into_batches().into_iter().map(|(_, batch)| batch).collect();
         assert!(batches.iter().all(|batch| batch.buffer.is_empty() && batch.bytes_read <= 5 << 20));
@@ -142,6 +143,6 @@ mod tests {
         let early = hashes(file.path(), false);
         file.as_file().write_all_at(&[2; 8192], 0).unwrap();
         let seen = Seen::of(file.as_file()).unwrap();
-        assert!(!early.fit(file.path(), &seen, &early.grid));
+        assert!(!early.fit(&seen, &early.grid));
     }
 }

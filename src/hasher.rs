@@ -129,7 +129,7 @@ impl Hasher<'_> {
         let is_read_once = is_small || exceeds_cache || retry || !seen.shows_changes();
         let keeps_bytes = is_read_once || !sys::is_cached(image.file()) || self.wants_bytes(*compared);
         let mut first = 0;
-        if let Some(early) = early.filter(|early| early.fit(&source.path, seen, &grid)) {
+        if let Some(early) = early.filter(|early| early.fit(seen, &grid)) {
             first = early.blocks;
             for (index, batch) in early.into_batches() {
                 let hashed = if keeps_bytes && !*compared {

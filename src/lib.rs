@@ -11,12 +11,12 @@
 //! - `through`: a command in the place of a destination
 //! - [`sender`]: the sending role, over any pair of streams, made of `merge`
 //!   (what differs; with `later`), `describe` (how it is told; with `description`),
-//!   `hasher` (reading; with `early`) and `announce` (entries)
+//!   `hasher` (reading) and `announce` (entries)
 //! - [`receiver`]: the receiving role, made of `assemble` (one file), `mapper`
 //!   (answers), `inbox` and `outbox` (both ways of the connection) and `base` (where it
 //!   all goes)
 //! - [`stream`]: an image as text records
-//! - [`tree`]: what to send; [`compress`]: whether to compress it; [`link`]: how fast
+//! - [`early`]: a file hashed ahead; [`tree`]: what to send; [`compress`]: whether to compress it; [`link`]: how fast
 //!   it goes
 //! - [`frames`]: frames on the wire; [`plain`]: bytes in none; [`protocol`]: messages and their limits
 //! - [`approach`]: what is at a destination, and how to go about it; [`apply`]: where
@@ -48,7 +48,7 @@ pub mod copy;
 mod describe;
 mod description;
 mod download;
-mod early;
+pub mod early;
 pub mod error;
 pub mod frames;
 mod hasher;

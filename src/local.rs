@@ -31,7 +31,7 @@ pub fn run(sources: &[PathBuf], target: Target, options: &Options, reporter: &dy
     let (sent, received) = std::thread::scope(|scope| {
         let receiver = scope.spawn(|| {
             let input = FrameReader::new(to_receiver_out, "the sender");
-            receiver::run(input, FrameWriter::new(to_sender, "the sender"), target, options, &Silent)
+            receiver::run(input, FrameWriter::new(to_sender, "the sender"), target, None, options, &Silent)
         });
         let input = FrameReader::new(to_sender_out, "the destination");
         let output = FrameWriter::direct(to_receiver, "the destination");

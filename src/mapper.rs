@@ -10,8 +10,9 @@ use nix::sys::stat::SFlag;
 use crate::apply::{self, Basis, Destination};
 use crate::approach;
 use crate::base::Base;
+use crate::early::{EarlyHashes, EarlyStart};
 use crate::error::{Error, Result, printable};
-use crate::hashmap::{self, Grid, Item};
+use crate::hashmap::{self, Batch, Grid, Item};
 use crate::outbox::Shared;
 use crate::place::{self, Place};
 use crate::plan::Run;
@@ -49,14 +50,21 @@ pub(crate) struct Begun {
     pub resized: bool,
 }
 
-/// Answers files in the order in which they were announced.
-pub(crate) fn answer_files(shared: &Shared, jobs: Receiver<Job>, maps: SyncSender<Mapped>) {
+/// Answers files in the order in which they were announced. `early`: what is there in
+/// the place of the first one may have been begun.
+pub(crate) fn answer_files(
+    shared: &Shared,
+    mut early: Option<EarlyStart>,
+    jobs: Receiver<Job>,
+    maps: SyncSender<Mapped>,
+) {
     for job in jobs {
         if shared.stopped.load(Ordering::Relaxed) {
             return;
         }
         let id = job.id;
-        let answered = answer(shared, job, &maps).unwrap_or_else(|error| shared.fail(id, &error, true));
+        let answered =
+            answer(shared, job, early.take(), &maps).unwrap_or_else(|error| shared.fail(id, &error, true));
         // A connection that is gone ends the applying thread, too; it says so.
         if answered.is_err() {
             return;
@@ -65,7 +73,12 @@ pub(crate) fn answer_files(shared: &Shared, jobs: Receiver<Job>, maps: SyncSende
 }
 
 /// The inner result is the connection's, the outer one the file's.
-fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result<()>> {
+fn answer(
+    shared: &Shared,
+    job: Job,
+    early: Option<EarlyStart>,
+    maps: &SyncSender<Mapped>,
+) -> Result<Result<()>> {
     let options = &shared.options;
     let id = job.id;
     let Some(place) = job.base.place(&job.entry, options.dry_run)? else {
@@ -90,7 +103,7 @@ fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result
     let grid = Grid { length: job.request.length, block: options.block_size };
     if options.dry_run {
         return Ok(match approach::preview(&place, &job.request)? {
-            Some(basis) => map_basis(shared, Answer { id, resized, place, grid }, &basis, |_| true),
+            Some(basis) => map_basis(shared, Answer { id, resized, place, grid, early }, &basis, |_| true),
             None => shared.tell(Message::NoBasis { id, resized }),
         });
     }
@@ -109,7 +122,7 @@ fn answer(shared: &Shared, job: Job, maps: &SyncSender<Mapped>) -> Result<Result
         return Ok(Ok(()));
     }
     Ok(match basis {
-        Some(basis) => map_basis(shared, Answer { id, resized, place, grid }, &basis, pass_on),
+        Some(basis) => map_basis(shared, Answer { id, resized, place, grid, early }, &basis, pass_on),
         None if shared.beside_source && is_empty => shared.tell(Message::Borrow { id }),
         None => shared.tell(Message::NoBasis { id, resized }),
     })
@@ -162,14 +175,15 @@ struct Answer {
     resized: bool,
     place: Place,
     grid: Grid,
+    early: Option<EarlyStart>,
 }
 
 /// Answers with what is there, block by block, and passes it on.
 fn map_basis(shared: &Shared, answer: Answer, basis: &Basis, pass_on: impl Fn(Mapped) -> bool) -> Result<()> {
-    let Answer { id, resized, place, grid } = answer;
+    let Answer { id, resized, place, grid, early } = answer;
     let grid = Grid { length: grid.length.min(basis.length), ..grid };
     shared.tell(Message::Map { id, resized })?;
-    let result = hashmap::hash_image(basis.image.as_ref(), &grid, |batch| {
+    let tell = |batch: &mut Batch| {
         if shared.is_given_up(id) {
             return Ok(false);
         }
@@ -178,7 +192,15 @@ fn map_basis(shared: &Shared, answer: Answer, basis: &Basis, pass_on: impl Fn(Ma
             shared.outbox.map(runs).map_err(MapError::Link)?;
         }
         Ok(pass_on(Mapped::Items(std::mem::take(&mut batch.items))))
-    });
+    };
+    let early = basis.seen.as_ref().and_then(|seen| early?.end().filter(|early| early.fit(seen, &grid)));
+    let first = early.as_ref().map_or(0, |early| early.blocks);
+    let mut batches = early.into_iter().flat_map(EarlyHashes::into_batches);
+    let told = batches.try_fold(true, |go_on, (_, mut batch)| Ok(go_on && tell(&mut batch)?));
+    let result = match told {
+        Ok(true) => hashmap::map_rest(basis.image.as_ref(), &grid, first, false, tell),
+        other => other.map(drop),
+    };
     match result {
         Ok(()) => {
             pass_on(Mapped::End);

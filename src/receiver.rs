@@ -20,6 +20,7 @@ use crate::apply;
 use crate::assemble::{ApplyError, Maps, OpenFile};
 pub use crate::base::Target;
 use crate::base::{Base, attributes_of, make_directory, make_symlink, names_working_file};
+use crate::early::EarlyStart;
 use crate::error::{Error, Result};
 use crate::frames::{FrameReader, FrameWriter};
 use crate::hashmap::Hash;
@@ -39,7 +40,8 @@ const FINISHERS: usize = 4;
 /// A file of which more than this arrived takes a moment to be written back.
 const WORTH_TELLING: u64 = 8 << 20;
 
-/// Receives into `target` until the sender is through, and answers with totals.
+/// Receives into `target` until the sender is through, and answers with totals. `early`:
+/// what was begun already of what is there.
 /// Returns what both ends did; failed files are counted there, not errors.
 ///
 /// # Errors
@@ -50,6 +52,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
     input: FrameReader<R>,
     output: FrameWriter<W>,
     target: Target,
+    early: Option<EarlyStart>,
     options: &Options,
     reporter: &dyn Reporter,
 ) -> Result<Stats> {
@@ -68,7 +71,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
     };
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| outgoing.write_to(output, &shared.unanswered));
-        let received = receive(&shared, Inbox::open(input), target);
+        let received = receive(&shared, Inbox::open(input), target, early);
         let ours = shared.lock_stats().clone();
         let told = match &received {
             Ok(_) => shared.tell(Message::End(Box::new(ours.clone()))),
@@ -87,13 +90,13 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
 }
 
 /// Everything up to the sender's totals, and what has to wait for them.
-fn receive(shared: &Shared, inbox: Inbox, target: Target) -> Result<Stats> {
+fn receive(shared: &Shared, inbox: Inbox, target: Target, early: Option<EarlyStart>) -> Result<Stats> {
     let (jobs_in, jobs) = sync_channel(MAX_UNANSWERED);
     let (maps_in, maps) = sync_channel(QUEUED_MAPS);
     let (finish_in, finish) = sync_channel(FINISHERS);
     let finish = Mutex::new(finish);
     let (result, directories, base) = std::thread::scope(|scope| {
-        scope.spawn(|| answer_files(shared, jobs, maps_in));
+        scope.spawn(|| answer_files(shared, early, jobs, maps_in));
         for _ in 0..FINISHERS {
             scope.spawn(|| finish_files(shared, &finish));
         }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::sys::{self, Sought};
 
@@ -162,7 +163,7 @@ pub fn exceeds_cache(bytes: u64) -> bool {
 }
 
 /// What tells that a file was changed, or is another. A device's times say nothing.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Seen {
     /// Its length in bytes.
     pub length: u64,
@@ -190,6 +191,23 @@ impl Seen {
     /// Whether it shows when the file is changed.
     pub fn shows_changes(&self) -> bool {
         self.times.is_some()
+    }
+
+    /// Whether it shows when the file is changed from now on. Times advance in ticks of
+    /// the clock: a change within the tick of the last one leaves them as they are. Waits
+    /// for the end of that tick; where it is too long, as in file systems with times in
+    /// seconds, the answer is no.
+    pub fn will_show_changes(&self) -> bool {
+        // The longest that Linux has, with CONFIG_HZ=100.
+        const TICK: Duration = Duration::from_millis(10);
+        let Some([_, _, seconds, nanoseconds]) = self.times else { return false };
+        let changed = UNIX_EPOCH + Duration::new(seconds.max(0) as u64, nanoseconds as u32);
+        let age = SystemTime::now().duration_since(changed).unwrap_or_default();
+        if nanoseconds == 0 {
+            return age > Duration::from_secs(2);
+        }
+        std::thread::sleep(TICK.saturating_sub(age));
+        true
     }
 
     /// Whether a file is still in this state. One that cannot be looked at is not.
@@ -287,5 +305,29 @@ mod tests {
                 bytes[at] = 0;
             }
         }
+    }
+
+    #[test]
+    fn a_change_shows_after_it_was_said_to() {
+        let file = tempfile::tempfile().unwrap();
+        for byte in 0..50 {
+            file.write_all_at(&[byte], 0).unwrap();
+            let seen = Seen::of(&file).unwrap();
+            assert!(seen.will_show_changes());
+            file.write_all_at(&[byte + 1], 0).unwrap();
+            assert!(!seen.is_still(&file));
+        }
+    }
+
+    #[test]
+    fn whole_seconds_tell_nothing_of_what_happens_in_this_one() {
+        let changed = |age: u64| {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+            let times = Some([0, 0, (now - age) as i64, 0]);
+            Seen { length: 1, times, device: 1, inode: 1 }
+        };
+        assert!(!changed(1).will_show_changes());
+        assert!(changed(5).will_show_changes());
+        assert!(!Seen { times: None, ..changed(5) }.will_show_changes());
     }
 }

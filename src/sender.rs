@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 pub use crate::announce::Side;
 use crate::announce::{Files, Shared, announce_all};
-pub use crate::early::EarlyStart;
+use crate::early::EarlyStart;
 use crate::error::Result;
 use crate::frames::{FrameReader, FrameWriter};
 use crate::hasher::hash_files;

@@ -54,7 +54,13 @@ pub fn run(
             let target = target(path, sources.len(), reach);
             let destination = path.as_os_str().as_bytes().to_vec();
             let request = Request::Receive { destination, directory: target.directory };
-            let early = EarlyStart::begin(&sources, options);
+            let early = match &sources[..] {
+                // Of several, it is not known which the receiver wants.
+                [source] if reach.agent != Agent::None => {
+                    Some(EarlyStart::begin(source, options.block_size, options.hole_map))
+                }
+                _ => None,
+            };
             let ends = with_far(host, reach, reporter, |far, input, mut output| match far {
                 Far::Agent => {
                     ask(&mut output, options, request)?;
@@ -71,12 +77,16 @@ pub fn run(
         }
         (Origin::Remote(host, paths), Location::Local(path)) => {
             let target = target(path, paths.len(), reach);
+            let compares = reach.agent != Agent::None && !options.whole_file;
+            let old = if compares { file_below(path, &paths) } else { None };
+            let early = old.map(|old| EarlyStart::begin(&old, options.block_size, true));
             let ends = with_far(&host, reach, reporter, |far, input, mut output| match far {
                 Far::Agent => {
                     ask(&mut output, options, Request::Send { sources: paths })?;
-                    receiver::run(input, output, target, options, reporter)
+                    receiver::run(input, output, target, early, options, reporter)
                 }
                 Far::Shell => {
+                    drop(early);
                     download::run(input, output, &paths, &target, options, &host.to_string(), reporter)
                 }
             })?;
@@ -238,6 +248,14 @@ fn target(path: &Path, sources: usize, reach: &Reach) -> Target {
         umask: reach.umask,
         beside_source: false,
     }
+}
+
+/// The file that the only one of these sources becomes, if there is one.
+fn file_below(destination: &Path, sources: &[Vec<u8>]) -> Option<PathBuf> {
+    let [source] = sources else { return None };
+    let name = Path::new(OsStr::from_bytes(source)).file_name();
+    let path = if destination.is_dir() { destination.join(name?) } else { destination.to_path_buf() };
+    path.symlink_metadata().is_ok_and(|metadata| metadata.is_file()).then_some(path)
 }
 
 /// What a conversation came to.

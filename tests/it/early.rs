@@ -41,6 +41,19 @@ impl Slow {
         Slow { dir, command }
     }
 
+    /// The other way: the older one is here, in a directory `here`.
+    fn pull(meanwhile: &str) -> Slow {
+        let Slow { dir, .. } = Slow::new("");
+        let here = dir.path().join("here");
+        fs::create_dir(&here).expect("mkdir");
+        fs::rename(dir.path().join("old"), here.join("source")).expect("rename");
+        std::os::unix::fs::symlink("here/source", dir.path().join("old")).expect("symlink");
+        let script = format!("cd {}; sleep 1; {meanwhile}\ntouch met; agent", dir.path().display());
+        let mut command = Peer::script(dir.path(), &script).holesync();
+        command.arg("--json").arg(at(dir.path().join("source"))).arg(&here);
+        Slow { dir, command }
+    }
+
     fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -49,10 +62,14 @@ impl Slow {
     /// thread that merges, which is the first one: it reads again what was hashed by
     /// others, or has it sent unread.
     fn traced(&self, calls: &str, what: &str) -> Command {
+        self.strace("source", &["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{what}")])
+    }
+
+    /// The same run, whose system calls on a file are logged in `trace`.
+    fn strace(&self, file: &str, arguments: &[&str]) -> Command {
         let mut traced = Command::new("strace");
-        let [trace, inject] = [format!("trace={calls}"), format!("inject={calls}:{what}")];
-        traced.args(["-qq", "-e", &trace, "-e", &inject, "-o"]).arg(self.at("trace"));
-        traced.arg("-P").arg(self.at("source")).arg(self.command.get_program()).args(self.command.get_args());
+        traced.arg("-qq").args(arguments).arg("-o").arg(self.at("trace")).arg("-P").arg(self.at(file));
+        traced.arg(self.command.get_program()).args(self.command.get_args());
         traced.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         traced
     }
@@ -89,6 +106,52 @@ fn it_is_hashed_again_if_it_changes_meanwhile() {
 fn it_is_as_good_for_a_first_copy() {
     let outcome = Slow::new("rm old").run();
     assert_eq!(outcome.count("sent_data_bytes"), SIZE as u64, "{outcome}");
+}
+
+#[test]
+fn what_is_here_to_compare_with_is_hashed_once_and_before_the_connection_is_made() {
+    if !can_trace() {
+        return;
+    }
+    let slow = Slow::pull("cp trace before");
+    run(&mut slow.strace("here/source", &["-f", "-e", "trace=pread64"])).ok();
+    assert_same(&slow.at("source"), &slow.at("here/source"));
+    let reads = |trace: &str| fs::read_to_string(slow.at(trace)).expect("read").matches(" = 65536").count();
+    assert!(reads("before") > 0, "nothing was hashed while there was no connection");
+    // Blocks that differ are read again.
+    assert!(reads("trace") <= SIZE / BLOCK + 4, "{} reads", reads("trace"));
+}
+
+#[test]
+fn what_is_here_is_hashed_early_however_it_is_gone_about() {
+    for option in
+        ["--inplace", "--commit=atomic", "--verify", "--preallocate", "--whole-file", "--no-hole-map"]
+    {
+        let mut slow = Slow::pull("");
+        run(slow.command.arg(option)).ok();
+        assert_same(&slow.at("source"), &slow.at("here/source"));
+    }
+    let mut slow = Slow::pull("");
+    let before = fs::read(slow.at("old")).expect("read");
+    let outcome = run(slow.command.arg("--dry-run")).ok();
+    assert!((1..=BLOCK as u64).contains(&outcome.count("sent_data_bytes")), "{outcome}");
+    assert!(fs::read(slow.at("old")).expect("read") == before, "a dry run wrote");
+}
+
+#[test]
+fn what_is_here_is_hashed_again_if_it_changes_meanwhile() {
+    let changes = [
+        "printf changed | dd of=old conv=notrunc bs=1 seek=5000000 2>/dev/null",
+        "cp old other; printf new | dd of=other conv=notrunc bs=1 seek=9000000 2>/dev/null; mv other here/source",
+        "truncate -s 30000000 here/source",
+        "rm here/source",
+        "cp old here/.source.holesync.temp; truncate -s 10000000 here/.source.holesync.temp",
+    ];
+    for change in changes {
+        let mut slow = Slow::pull(change);
+        run(&mut slow.command).ok();
+        assert_same(&slow.at("source"), &slow.at("here/source"));
+    }
 }
 
 #[test]

@@ -61,13 +61,13 @@ fn interrupt(signal: Signal, has_old: bool, pull: bool) {
         true => (Direction::FromAgent, redeploy.pull("new")),
     };
     let peer = Fault::Stall(STALL as u64).peer(dir.path(), direction).with_program(&agent);
-    let running = start(peer.holesync().args(paths));
+    let running = start(peer.holesync().args(&paths));
     await_data(&dir.path().join("target"));
     running.signal(signal);
     running.finish_within(LIMIT).code(20).says(&["interrupted", "goes on from there"]);
     assert!(wait_until(LIMIT, || agents(&agent).is_empty()), "an agent outlives its connection");
     assert_eq!(redeploy.state(), State::Old);
-    let outcome = redeploy.finish(&Peer::pipe(dir.path()), &[], "new");
+    let outcome = redeploy.complete(Peer::pipe(dir.path()).holesync().args(paths), "new");
     let differs = (if has_old { BLOCKS / 2 } else { BLOCKS }) * BLOCK;
     // A frame and what was on its way may be lost.
     let most = (differs - STALL + 20 * BLOCK) as u64;

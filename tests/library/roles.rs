@@ -209,6 +209,7 @@ pub(super) fn start_receiver(
             input,
             output,
             Target { path, directory: false, umask: 0o022, beside_source: false },
+            None,
             &options,
             &Silent,
         )

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use super::check::{assert_no_leftovers, assert_same, leftovers, same};
@@ -113,7 +114,13 @@ impl Redeploy {
     /// Runs to the end, with nothing in the way.
     #[track_caller]
     pub fn finish(&self, peer: &Peer, flags: &[&str], name: &str) -> Outcome {
-        let outcome = run(peer.holesync().args(flags).arg("--json").args(self.push(name))).ok();
+        self.complete(peer.holesync().args(flags).args(self.push(name)), name)
+    }
+
+    /// The same with a command of its own.
+    #[track_caller]
+    pub fn complete(&self, command: &mut Command, name: &str) -> Outcome {
+        let outcome = run(command.arg("--json")).ok();
         assert_same(&self.image(), &self.version(name));
         assert_no_leftovers(&self.target);
         outcome
