@@ -40,6 +40,10 @@ pub(crate) struct Base {
     pub shown: PathBuf,
 }
 
+/// The directory below the base that the entry before lies in: mostly the next one does, too.
+#[derive(Default)]
+pub(crate) struct LastDirectory(Option<(PathBuf, Arc<OwnedFd>)>);
+
 impl Base {
     /// Finds, or makes, what the destination names.
     pub fn find(target: &Target, single: bool, dry_run: bool) -> Result<Base> {
@@ -91,6 +95,16 @@ impl Base {
 
     /// Where an entry goes. `None`: its directory is not there, in a dry run.
     pub fn place(&self, entry: &[u8], dry_run: bool) -> Result<Option<Place>> {
+        self.place_after(&mut LastDirectory::default(), entry, dry_run)
+    }
+
+    /// The same for one entry after the other.
+    pub fn place_after(
+        &self,
+        last: &mut LastDirectory,
+        entry: &[u8],
+        dry_run: bool,
+    ) -> Result<Option<Place>> {
         let relative = match &self.rename {
             Some(name) => Path::new(name),
             None => Path::new(OsStr::from_bytes(entry)),
@@ -106,9 +120,16 @@ impl Base {
         if parent.as_os_str().is_empty() {
             return Ok(Some(Place { dir: Arc::clone(base), name: name.to_owned(), path }));
         }
+        if let Some((_, dir)) = last.0.as_ref().filter(|(last, _)| last == parent) {
+            return Ok(Some(Place { dir: Arc::clone(dir), name: name.to_owned(), path }));
+        }
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         match sys::open_beneath(base.as_fd(), parent, flags, 0) {
-            Ok(dir) => Ok(Some(Place { dir: Arc::new(dir), name: name.to_owned(), path })),
+            Ok(dir) => {
+                let dir = Arc::new(dir);
+                last.0 = Some((parent.to_path_buf(), Arc::clone(&dir)));
+                Ok(Some(Place { dir, name: name.to_owned(), path }))
+            }
             Err(error) if dry_run && error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::file("open the directory of", &path)(error)),
         }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender};
 
-use nix::sys::stat::SFlag;
+use nix::sys::stat::{FileStat, SFlag};
 
 use crate::apply::{self, Basis, Destination};
 use crate::approach;
-use crate::base::Base;
+use crate::base::{Base, LastDirectory};
 use crate::early::{EarlyHashes, EarlyStart};
 use crate::error::{Error, Result, printable};
 use crate::hashmap::{self, Batch, Grid, Item};
@@ -58,13 +58,14 @@ pub(crate) fn answer_files(
     jobs: Receiver<Job>,
     maps: SyncSender<Mapped>,
 ) {
+    let mut last = LastDirectory::default();
     for job in jobs {
         if shared.stopped.load(Ordering::Relaxed) {
             return;
         }
         let id = job.id;
-        let answered =
-            answer(shared, job, early.take(), &maps).unwrap_or_else(|error| shared.fail(id, &error, true));
+        let answered = answer(shared, &mut last, job, early.take(), &maps)
+            .unwrap_or_else(|error| shared.fail(id, &error, true));
         // A connection that is gone ends the applying thread, too; it says so.
         if answered.is_err() {
             return;
@@ -75,13 +76,14 @@ pub(crate) fn answer_files(
 /// The inner result is the connection's, the outer one the file's.
 fn answer(
     shared: &Shared,
+    last: &mut LastDirectory,
     job: Job,
     early: Option<EarlyStart>,
     maps: &SyncSender<Mapped>,
 ) -> Result<Result<()>> {
     let options = &shared.options;
     let id = job.id;
-    let Some(place) = job.base.place(&job.entry, options.dry_run)? else {
+    let Some(place) = job.base.place_after(last, &job.entry, options.dry_run)? else {
         return Ok(shared.tell(Message::NoBasis { id, resized: true }));
     };
     let settled = if options.dry_run { Settled::Nothing } else { settle::settle(&place, options.fsync)? };
@@ -90,11 +92,14 @@ fn answer(
     {
         return Ok(Err(gone));
     }
-    let resized = is_resized(&place, &job.request)?;
+    let stat = place.stat()?;
+    let resized = is_resized(stat.as_ref(), &job.request);
     // A file that is half written may have any size and time.
-    if settled != Settled::Damaged && !resized && is_unchanged(shared, &place, &job)? {
+    if let Some(stat) = stat.filter(|stat| !resized && is_unchanged(shared, stat, &job))
+        && settled != Settled::Damaged
+    {
         if !options.dry_run {
-            place::touch(&place, &job.request.attributes)?;
+            place::touch_from(&place, &stat, &job.request.attributes)?;
             settle::tidy(&place)?;
         }
         shared.report(&job.entry, Outcome::Unchanged);
@@ -129,9 +134,8 @@ fn answer(
 }
 
 /// Whether there is nothing yet, or a file of another length. A device keeps its own.
-fn is_resized(place: &Place, request: &apply::Request) -> Result<bool> {
-    let Some(stat) = place.stat()? else { return Ok(true) };
-    Ok(match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
+fn is_resized(stat: Option<&FileStat>, request: &apply::Request) -> bool {
+    stat.is_none_or(|stat| match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
         SFlag::S_IFREG => stat.st_size as u64 != request.length,
         kind => kind != SFlag::S_IFBLK,
     })
@@ -152,18 +156,17 @@ fn warning_of(settled: Settled, place: &Place) -> Option<String> {
 }
 
 /// rsync's quick check, for a file of the right length.
-fn is_unchanged(shared: &Shared, place: &Place, job: &Job) -> Result<bool> {
+fn is_unchanged(shared: &Shared, stat: &FileStat, job: &Job) -> bool {
     let options = &shared.options;
     if options.checksum || options.ignore_times || options.verify || job.retry {
-        return Ok(false);
+        return false;
     }
-    let Some(stat) = place.stat()? else { return Ok(false) };
     let regular = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG;
-    Ok(regular && (options.size_only || same_time(job.request.attributes.mtime, &stat)))
+    regular && (options.size_only || same_time(job.request.attributes.mtime, stat))
 }
 
 /// Whether a file has this time; a file system without nanoseconds has it, too.
-fn same_time(mtime: Option<(i64, u32)>, stat: &nix::sys::stat::FileStat) -> bool {
+fn same_time(mtime: Option<(i64, u32)>, stat: &FileStat) -> bool {
     mtime.is_some_and(|(seconds, nanoseconds)| {
         stat.st_mtime == seconds && (stat.st_mtime_nsec == i64::from(nanoseconds) || stat.st_mtime_nsec == 0)
     })

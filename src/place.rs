@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
-use nix::sys::stat::SFlag;
+use nix::sys::stat::{FileStat, SFlag};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -180,7 +180,7 @@ impl Place {
     }
 
     /// What is there now, not following a symlink.
-    pub fn stat(&self) -> Result<Option<nix::sys::stat::FileStat>> {
+    pub fn stat(&self) -> Result<Option<FileStat>> {
         sys::stat_at(&self.dir, &self.name).map_err(self.error("look at"))
     }
 
@@ -225,7 +225,15 @@ pub struct Attributes {
 ///
 /// What the system calls report; that only root gives files away is none.
 pub fn touch(place: &Place, wanted: &Attributes) -> Result<()> {
-    let Some(now) = place.stat()? else { return Ok(()) };
+    place.stat()?.map_or(Ok(()), |now| touch_from(place, &now, wanted))
+}
+
+/// The same for who knows what there is `now`.
+///
+/// # Errors
+///
+/// Those of [`touch`].
+pub fn touch_from(place: &Place, now: &FileStat, wanted: &Attributes) -> Result<()> {
     let failed = || place.error("set the attributes of");
     let owner = (wanted.uid.filter(|&uid| uid != now.st_uid), wanted.gid.filter(|&gid| gid != now.st_gid));
     if owner != (None, None) {
