@@ -40,7 +40,8 @@ pub(crate) struct Base {
     pub shown: PathBuf,
 }
 
-/// The directory below the base that the entry before lies in: mostly the next one does, too.
+/// The directory below a base that was opened last: mostly the next entry lies in it,
+/// too. Of use with that base only.
 #[derive(Default)]
 pub(crate) struct LastDirectory(Option<(PathBuf, Arc<OwnedFd>)>);
 
@@ -98,7 +99,7 @@ impl Base {
         self.place_after(&mut LastDirectory::default(), entry, dry_run)
     }
 
-    /// The same for one entry after the other.
+    /// The same, for entries of one base, one after the other.
     pub fn place_after(
         &self,
         last: &mut LastDirectory,
@@ -117,22 +118,20 @@ impl Base {
             return Err(Error::refused(path, "there is a directory where a file must go; remove it first"));
         };
         let parent = relative.parent().unwrap_or(Path::new(""));
-        if parent.as_os_str().is_empty() {
-            return Ok(Some(Place { dir: Arc::clone(base), name: name.to_owned(), path }));
-        }
-        if let Some((_, dir)) = last.0.as_ref().filter(|(last, _)| last == parent) {
-            return Ok(Some(Place { dir: Arc::clone(dir), name: name.to_owned(), path }));
-        }
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-        match sys::open_beneath(base.as_fd(), parent, flags, 0) {
-            Ok(dir) => {
-                let dir = Arc::new(dir);
-                last.0 = Some((parent.to_path_buf(), Arc::clone(&dir)));
-                Ok(Some(Place { dir, name: name.to_owned(), path }))
-            }
-            Err(error) if dry_run && error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::file("open the directory of", &path)(error)),
-        }
+        let dir = match &last.0 {
+            _ if parent.as_os_str().is_empty() => Arc::clone(base),
+            Some((opened, dir)) if opened == parent => Arc::clone(dir),
+            _ => match sys::open_beneath(base.as_fd(), parent, OFlag::O_PATH | OFlag::O_DIRECTORY, 0) {
+                Ok(dir) => {
+                    let dir = Arc::new(dir);
+                    last.0 = Some((parent.to_path_buf(), Arc::clone(&dir)));
+                    dir
+                }
+                Err(error) if dry_run && error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(Error::file("open the directory of", &path)(error)),
+            },
+        };
+        Ok(Some(Place { dir, name: name.to_owned(), path }))
     }
 }
 

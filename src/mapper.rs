@@ -83,7 +83,9 @@ fn answer(
 ) -> Result<Result<()>> {
     let options = &shared.options;
     let id = job.id;
-    let Some(place) = job.base.place_after(last, &job.entry, options.dry_run)? else {
+    // It is kept as long as nothing is written: somebody may put another in its place.
+    let mut directory = std::mem::take(last);
+    let Some(place) = job.base.place_after(&mut directory, &job.entry, options.dry_run)? else {
         return Ok(shared.tell(Message::NoBasis { id, resized: true }));
     };
     let settled = if options.dry_run { Settled::Nothing } else { settle::settle(&place, options.fsync)? };
@@ -95,9 +97,11 @@ fn answer(
     let stat = place.stat()?;
     let resized = is_resized(stat.as_ref(), &job.request);
     // A file that is half written may have any size and time.
-    if let Some(stat) = stat.filter(|stat| !resized && is_unchanged(shared, stat, &job))
-        && settled != Settled::Damaged
+    if settled != Settled::Damaged
+        && !resized
+        && let Some(stat) = stat.filter(|stat| is_unchanged(shared, stat, &job))
     {
+        *last = directory;
         if !options.dry_run {
             place::touch_from(&place, &stat, &job.request.attributes)?;
             settle::tidy(&place)?;

@@ -236,8 +236,12 @@ pub fn touch(place: &Place, wanted: &Attributes) -> Result<()> {
 pub fn touch_from(place: &Place, now: &FileStat, wanted: &Attributes) -> Result<()> {
     let failed = || place.error("set the attributes of");
     let owner = (wanted.uid.filter(|&uid| uid != now.st_uid), wanted.gid.filter(|&gid| gid != now.st_gid));
+    let mut now = *now;
     if owner != (None, None) {
         forgive_owner(sys::chown_at(&place.dir, &place.name, owner.0, owner.1)).map_err(failed())?;
+        // Which clears the setuid and setgid bits of a program (chown(2)).
+        let Some(after) = place.stat()? else { return Ok(()) };
+        now = after;
     }
     let is_link = SFlag::from_bits_truncate(now.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK;
     if let Some(mode) = wanted.mode.filter(|&mode| mode != now.st_mode & 0o7777 && !is_link) {

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -434,6 +434,25 @@ fn what_its_own_owner_may_not_touch_follows_its_source_all_the_same() {
         as_nobody(program.as_os_str(), &[&source, names[0].as_os_str()]).ok();
         assert_trees(&names[0], &names[1], true, &format!("step {step}"));
     }
+}
+
+#[test]
+fn an_unchanged_program_that_gets_another_owner_keeps_its_setuid_bit() {
+    if !lab::is_root() {
+        return;
+    }
+    let dir = lab::scratch();
+    let [from, to] = ["from", "to"].map(|name| mkdir(dir.path().join(name)));
+    for (side, owner) in [(&from, 1001), (&to, 1002)] {
+        let path = small(side.join("program"), "content");
+        std::os::unix::fs::chown(&path, Some(owner), None).expect("chown");
+        set_mode(&path, 0o4755);
+        set_mtime(&path, 1_000, 3);
+    }
+    run(holesync().arg("-a").arg(slash(&from)).arg(&to)).ok();
+    assert_trees(&to, &from, true, "owner and mode");
+    let metadata = fs::metadata(to.join("program")).expect("look");
+    assert_eq!((metadata.uid(), metadata.mode() & 0o7777), (1001, 0o4755));
 }
 
 #[test]
