@@ -16,8 +16,8 @@
 //!   (answers), `inbox` and `outbox` (both ways of the connection) and `base` (where it
 //!   all goes)
 //! - [`stream`]: an image as text records
-//! - [`early`]: a file hashed ahead; [`tree`]: what to send; [`compress`]: whether to compress it; [`link`]: how fast
-//!   it goes
+//! - [`early`]: a file hashed ahead; [`tree`]: what to send; [`compress`]: whether to
+//!   compress it; [`link`]: how fast it goes
 //! - [`frames`]: frames on the wire; [`plain`]: bytes in none; [`protocol`]: messages and their limits
 //! - [`approach`]: what is at a destination, and how to go about it; [`apply`]: where
 //!   its new content gathers, and how it is completed (`commit`);
