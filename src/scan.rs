@@ -201,7 +201,8 @@ impl Seen {
         // The longest that Linux has, with CONFIG_HZ=100.
         const TICK: Duration = Duration::from_millis(10);
         let Some([_, _, seconds, nanoseconds]) = self.times else { return false };
-        let changed = UNIX_EPOCH + Duration::new(seconds.max(0) as u64, nanoseconds as u32);
+        let changed = Duration::new(seconds.max(0) as u64, nanoseconds as u32);
+        let Some(changed) = UNIX_EPOCH.checked_add(changed) else { return false };
         let age = SystemTime::now().duration_since(changed).unwrap_or_default();
         if nanoseconds == 0 {
             return age > Duration::from_secs(2);
@@ -317,6 +318,16 @@ mod tests {
             file.write_all_at(&[byte + 1], 0).unwrap();
             assert!(!seen.is_still(&file));
         }
+    }
+
+    #[test]
+    fn the_tick_of_the_last_change_is_waited_for() {
+        // Where times are finer than ticks, a real file would not show that it is.
+        let changed = SystemTime::now();
+        let age = changed.duration_since(UNIX_EPOCH).unwrap();
+        let times = Some([0, 0, age.as_secs() as i64, i64::from(age.subsec_nanos().max(1))]);
+        assert!(Seen { length: 1, times, device: 1, inode: 1 }.will_show_changes());
+        assert!(changed.elapsed().unwrap() >= Duration::from_millis(10));
     }
 
     #[test]

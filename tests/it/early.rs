@@ -123,7 +123,7 @@ fn what_is_here_to_compare_with_is_hashed_once_and_before_the_connection_is_made
 }
 
 #[test]
-fn what_is_here_is_hashed_early_however_it_is_gone_about() {
+fn a_pull_is_right_however_it_is_gone_about() {
     for option in
         ["--inplace", "--commit=atomic", "--verify", "--preallocate", "--whole-file", "--no-hole-map"]
     {
