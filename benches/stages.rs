@@ -17,12 +17,12 @@ use blake3::hazmat::{
 };
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use holesync::apply::place::{Attributes, Place};
 use holesync::apply::{Destination, Request};
-use holesync::frames::{FrameReader, FrameWriter};
+use holesync::hashmap::plan::{BlockMap, Run};
 use holesync::hashmap::{self, Grid, Key, PAGE};
 use holesync::options::{BlockSize, Options};
-use holesync::place::{Attributes, Place};
-use holesync::plan::{BlockMap, Run};
+use holesync::protocol::frame::{FrameReader, FrameWriter};
 use holesync::scan::{self, FileImage};
 
 use rayon::prelude::*;
@@ -145,7 +145,7 @@ fn planning(criterion: &mut Criterion) {
         let maps = || (source.clone(), basis.clone());
         bencher.iter_batched(
             maps,
-            |(source, basis)| holesync::plan::plan(source, basis),
+            |(source, basis)| holesync::hashmap::plan::plan(source, basis),
             BatchSize::LargeInput,
         );
     });

@@ -23,7 +23,7 @@ use holesync::location::{Host, Location};
 use holesync::options::{Compress, Options};
 use holesync::report::{Event, Reporter, Summary, human};
 use holesync::sync::{self, Agent, Reach};
-use holesync::{agent, ranges, sys, transport};
+use holesync::{apply::ranges, remote::child, sync::agent, sys};
 use nix::errno::Errno;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::{Whence, lseek};
@@ -268,7 +268,7 @@ fn remove_on_signal(dir: PathBuf) -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            transport::interrupt();
+            child::interrupt();
             if let Err(error) = std::fs::remove_dir_all(&dir) {
                 eprintln!("redeploy: cannot remove {}: {error}", dir.display());
             }

@@ -1,5 +1,5 @@
 //! The destination of one file: where new content gathers. What is there already is
-//! [`approach`](crate::approach)'s business, how it becomes the file that of `commit`.
+//! [`approach`](crate::apply::open)'s business, how it becomes the file that of `commit`.
 //! Knows no protocol.
 //!
 //! | there | how |
@@ -7,8 +7,19 @@
 //! | nothing | a temp file beside it, renamed |
 //! | a file, and the file system can clone | a clone, patched and renamed |
 //! | a file, `Commit::Atomic` | a copy, patched and renamed |
-//! | a file otherwise | a [stage](crate::stage): written in place from a sealed log, or completed and renamed, whichever costs less |
+//! | a file otherwise | a [`stage`]: written in place from a sealed log, or completed and renamed, whichever costs less |
 //! | a file and `Commit::InPlace`, a block device | written directly |
+
+pub(crate) mod commit;
+pub mod copy;
+pub mod open;
+pub mod overlay;
+pub mod place;
+pub mod ranges;
+pub mod recover;
+pub(crate) mod root;
+pub mod stage;
+pub mod stage_log;
 
 use std::fs::File;
 use std::io;
@@ -17,16 +28,15 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::copy::{CopyError, copy_data};
+use crate::apply::copy::{CopyError, copy_data};
+use crate::apply::place::{Attributes, Place, Working};
+use crate::apply::stage::Stage;
+use crate::apply::stage_log::Identity;
 use crate::error::{Error, Result};
 use crate::hashmap::PAGE;
-use crate::log::Identity;
 use crate::options::{Commit, Options};
-use crate::place::{Attributes, Place, Working};
-use crate::ranges;
 use crate::report::human;
 use crate::scan::{FileImage, Image, Seen};
-use crate::stage::Stage;
 use crate::sys;
 
 /// What is wanted of a destination.

@@ -1,6 +1,8 @@
 //! The command line: parsed with clap, turned into [`Options`] and the like.
 //! Knows every flag and nothing about how the work is done.
 
+pub(crate) mod verbs;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 

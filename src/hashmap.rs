@@ -5,6 +5,10 @@
 //! hash covers its non-zero pages and which pages those are, so a block costs
 //! what it holds: a hole inside it is neither read nor hashed.
 
+pub mod ahead;
+pub mod leaves;
+pub mod plan;
+
 use std::io;
 use std::ops::Range;
 

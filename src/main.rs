@@ -1,7 +1,6 @@
 //! The door: parse, pick the verb, exit code.
 
 mod cli;
-mod verbs;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -19,7 +18,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if failed { code::USAGE } else { 0 });
         }
     };
-    match verbs::run(cli) {
+    match cli::verbs::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !matches!(error, Error::Told { .. }) {

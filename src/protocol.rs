@@ -1,13 +1,18 @@
 //! The protocol: its messages, what travels beside them, and every limit.
 //! `docs/protocol.md` describes the same in tables.
 
+pub mod compress;
+pub mod frame;
+pub mod lines;
+pub mod link_speed;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Failure, Result, escape};
+use crate::hashmap::leaves::Leaves;
+use crate::hashmap::plan::Run;
 use crate::hashmap::{Hash, PageMask};
-use crate::leaves::Leaves;
 use crate::options::Options;
-use crate::plan::Run;
 use crate::report::{Phase, Stats};
 
 /// What both ends say first. Not text, and broken by anything that translates

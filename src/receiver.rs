@@ -7,6 +7,11 @@
 //! over a bounded queue, to the caller's thread. Finishers sync and rename, several at
 //! a time. A writer sends off what the others have to say.
 
+pub(crate) mod answer;
+pub(crate) mod assemble;
+pub(crate) mod inbox;
+pub(crate) mod outbox;
+
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -17,21 +22,21 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use crate::apply;
-use crate::assemble::{ApplyError, Maps, OpenFile};
-pub use crate::base::Target;
-use crate::base::{Base, attributes_of, make_directory, make_symlink, names_working_file};
-use crate::early::EarlyStart;
+use crate::apply::place::{self, Attributes};
+pub use crate::apply::root::Target;
+use crate::apply::root::{Base, attributes_of, make_directory, make_symlink, names_working_file};
 use crate::error::{Error, Result};
-use crate::frames::{FrameReader, FrameWriter};
 use crate::hashmap::Hash;
-use crate::inbox::Inbox;
-use crate::mapper::{Job, answer_files};
+use crate::hashmap::ahead::EarlyStart;
 use crate::options::Options;
-use crate::outbox::{self, Shared};
-use crate::place::{self, Attributes};
+use crate::protocol::frame::{FrameReader, FrameWriter};
 use crate::protocol::{self, Answer, Differ, Entry, Frame, Kind, MAX_LENGTH, MAX_UNANSWERED, Message};
+use crate::receiver::answer::{Job, answer_files};
+use crate::receiver::assemble::{ApplyError, Maps, OpenFile};
+use crate::receiver::inbox::Inbox;
+use crate::receiver::outbox::Shared;
 use crate::report::{Event, Outcome, Phase, Reporter, Stats};
-use crate::tree::Names;
+use crate::source::Names;
 
 /// Stretches of maps, and opened destinations, that wait to be applied.
 const QUEUED_MAPS: usize = 64;

@@ -6,21 +6,28 @@
 //! takes what arrives, and the caller's thread merges and sends. Incoming data
 //! is drained whatever the others do, so neither pipe can block the other.
 
+pub(crate) mod announce;
+pub(crate) mod deferred;
+pub(crate) mod describe;
+pub(crate) mod file_state;
+pub(crate) mod hasher;
+pub(crate) mod merge;
+
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::mpsc::{SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 
-pub use crate::announce::Side;
-use crate::announce::{Files, Shared, announce_all};
-use crate::early::EarlyStart;
 use crate::error::Result;
-use crate::frames::{FrameReader, FrameWriter};
-use crate::hasher::hash_files;
-use crate::merge::{Incoming, Merger};
+use crate::hashmap::ahead::EarlyStart;
 use crate::options::Options;
+use crate::protocol::frame::{FrameReader, FrameWriter};
 use crate::protocol::{Frame, Message};
 use crate::report::{Reporter, Stats};
+pub use crate::sender::announce::Side;
+use crate::sender::announce::{Files, Shared, announce_all};
+use crate::sender::hasher::hash_files;
+use crate::sender::merge::{Incoming, Merger};
 
 /// Frames and batches that wait for the merging thread.
 const QUEUED_FRAMES: usize = 64;

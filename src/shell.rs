@@ -1,18 +1,26 @@
 //! What a shell at the other end says, and what it is told: answers, records of a
 //! listing, words, times. `docs/remote.md` has the conversation.
 
+pub(crate) mod pending;
+pub(crate) mod pieces;
+pub(crate) mod receive;
+pub(crate) mod receiver;
+pub(crate) mod send;
+pub(crate) mod sender;
+pub(crate) mod sparse_tar;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use crate::apply::place::Working;
 use crate::error::{Error, Failure, Result, code, escape};
 use crate::options::{Compress, Options};
-use crate::place::Working;
 use crate::protocol::{Metadata, Owner};
 use crate::report::{Event, Reporter};
 
 /// What comes before each of the scripts that a shell at the other end runs.
-pub(crate) const WORDS: &str = include_str!("words.sh");
+pub(crate) const WORDS: &str = include_str!("shell/words.sh");
 
 /// Bytes in a record of a listing: a path, names and numbers.
 const MAX_RECORD: usize = 16 << 10;

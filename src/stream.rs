@@ -2,13 +2,16 @@
 //! bytes, `HOLE\n<n>\n`, and, where the end has to be told from a break,
 //! `END\n<size>\n`. Any shell can read it.
 
+pub mod receive;
+pub(crate) mod through;
+
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, escape};
 use crate::protocol::MAX_LENGTH;
 use crate::scan::{FileImage, Image, Seen};
-use crate::tree;
+use crate::source;
 
 /// Bytes read or written at a time.
 const CHUNK: usize = 1 << 20;
@@ -96,7 +99,7 @@ impl Outgoing {
     ///
     /// When it is neither, or cannot be opened.
     pub fn open(path: &Path, hole_map: bool) -> Result<Outgoing> {
-        let (file, length) = tree::open_image(path)?;
+        let (file, length) = source::open_image(path)?;
         let seen = Seen::of(&file).map_err(Error::file("look at", path))?;
         Ok(Outgoing { path: path.to_path_buf(), image: FileImage::new(file, hole_map), length, seen })
     }

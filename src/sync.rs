@@ -1,33 +1,32 @@
 //! The initiator: chooses the way to the other end and takes its role.
 
+pub mod agent;
+pub mod local;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::agent;
-use crate::cipher;
-pub use crate::cipher::Cipher;
-use crate::download;
-use crate::early::EarlyStart;
 use crate::error::{Error, Result, code};
-use crate::frames::{FrameReader, FrameWriter};
 use crate::hashmap::Hash;
-use crate::ladder::{self, Far, Input, Output};
-pub use crate::ladder::{Agent, Reach};
-use crate::local;
+use crate::hashmap::ahead::EarlyStart;
 use crate::location::{Host, Location};
 use crate::options::Options;
+use crate::protocol::frame::{FrameReader, FrameWriter};
 use crate::protocol::{Frame, Message, Request};
 use crate::receiver::{self, Target};
-use crate::receiving_shell;
+use crate::remote::bootstrap::{self, Far, Input, Output};
+pub use crate::remote::bootstrap::{Agent, Reach};
+use crate::remote::child;
+use crate::remote::cipher;
+pub use crate::remote::cipher::Cipher;
 use crate::report::{Event, Phase, Reporter, Route, Stats, Summary, human};
 use crate::sender::{self, Side};
+use crate::shell;
 use crate::stream::Outgoing;
-use crate::through;
-use crate::transport;
-use crate::upload;
+use crate::stream::through;
 
 /// Data that went to a shell and is worth a hint at something faster.
 const WORTH_A_HINT: u64 = 64 << 20;
@@ -69,7 +68,7 @@ pub fn run(
                 Far::Shell => {
                     drop(early);
                     let host = host.to_string();
-                    upload::run(input, output, &sources, &target, options, &host, reporter)
+                    shell::send::run(input, output, &sources, &target, options, &host, reporter)
                 }
             })?;
             hint(&ends, host, reach, reporter);
@@ -87,7 +86,7 @@ pub fn run(
                 }
                 Far::Shell => {
                     drop(early);
-                    download::run(input, output, &paths, &target, options, &host.to_string(), reporter)
+                    shell::receive::run(input, output, &paths, &target, options, &host.to_string(), reporter)
                 }
             })?;
             (ends.value, ends.route, ends.wire)
@@ -143,7 +142,7 @@ pub fn through(
         Location::Remote(host, path) => {
             let (command, destination) = (command.as_bytes(), path.as_os_str().as_bytes());
             let ends = with_far(host, reach, reporter, |far, mut input, mut output| match far {
-                Far::Shell => receiving_shell::through(
+                Far::Shell => shell::receiver::through(
                     input,
                     output,
                     &image,
@@ -273,18 +272,18 @@ fn with_far<T>(
     reporter: &dyn Reporter,
     role: impl FnOnce(Far, Input, Output) -> Result<T>,
 ) -> Result<Ends<T>> {
-    let (command, program) = ladder::command(reach)?;
+    let (command, program) = bootstrap::command(reach)?;
     // A command that was given is left as it is.
     let choose = reach.rsh.is_none() && reach.cipher == Cipher::Auto;
     let ciphers = if choose { cipher::choose(host, reporter) } else { None };
     let (connection, stdout, stdin) =
-        transport::connect(host, reach.rsh.as_deref(), ciphers.as_deref(), &command, program)?;
+        child::connect(host, reach.rsh.as_deref(), ciphers.as_deref(), &command, program)?;
     let peer = host.to_string();
     let mut input = FrameReader::new(stdout, &peer);
     let mut output = FrameWriter::direct(stdin, &peer);
     let (sent, received) = (output.sent(), input.received());
     let mut route = Route::Agent;
-    let result = ladder::climb(&mut input, &mut output, host, reach, reporter).and_then(|found| {
+    let result = bootstrap::climb(&mut input, &mut output, host, reach, reporter).and_then(|found| {
         if let (true, Some(aes)) = (choose, found.aes) {
             cipher::learn(host, aes);
         }

@@ -10,11 +10,11 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 
 use holesync::error::{Error, Failure, Result, code};
-use holesync::frames::{FrameReader, FrameWriter};
+use holesync::hashmap::leaves::Leaves;
+use holesync::hashmap::plan::Run;
 use holesync::hashmap::{Block, Grid, Hash, Item, key, map_image, root_of};
-use holesync::leaves::Leaves;
 use holesync::options::{BlockSize, Commit, Compress, Options};
-use holesync::plan::Run;
+use holesync::protocol::frame::{FrameReader, FrameWriter};
 use holesync::protocol::{
     Answer, Differ, Entry, Frame, Kind as EntryKind, MAX_ASKED, MAX_DIFFER, MAX_MAP_KEYS, Message, Metadata,
     Patch,

@@ -3,9 +3,9 @@
 use std::io;
 use std::ops::Range;
 
+use holesync::hashmap::plan::{Action, BlockMap, Planner, Run, plan};
 use holesync::hashmap::{Block, Grid, Hash, Item, PAGE, hash_block, key, map_image, root_of};
 use holesync::options::BlockSize;
-use holesync::plan::{Action, BlockMap, Planner, Run, plan};
 use holesync::scan::{Extent, Image};
 use proptest::prelude::*;
 

@@ -6,12 +6,12 @@ use std::fs::{self, File};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use holesync::log::{Identity, Seal};
-use holesync::overlay::Overlay;
-use holesync::place::Attributes;
-use holesync::ranges;
+use holesync::apply::overlay::Overlay;
+use holesync::apply::place::Attributes;
+use holesync::apply::ranges;
+use holesync::apply::stage::Stage;
+use holesync::apply::stage_log::{Identity, Seal};
 use holesync::scan::{FileImage, Image};
-use holesync::stage::Stage;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -128,7 +128,7 @@ impl Staged {
         wanted
     }
 
-    fn seal(&mut self, length: u64) -> holesync::stage::Sealed {
+    fn seal(&mut self, length: u64) -> holesync::apply::stage::Sealed {
         let attributes = Attributes { new_mode: 0o600, ..Attributes::default() };
         let seal = Seal { length, block_size: 65536, root: [7; 32], attributes, preallocate: false };
         self.stage.take().expect("a stage").seal(&seal, false).expect("seal")
@@ -248,7 +248,7 @@ fn no_damage_to_a_sealed_log_goes_unnoticed() {
     let seal = staged.seal(70_001).seal;
     let (log, whole, identity) = (staged.open("log"), staged.read("log"), staged.identity());
     let sealed = || {
-        let sealed = holesync::stage::Sealed::open(staged.open("stage"), staged.open("log"), identity);
+        let sealed = holesync::apply::stage::Sealed::open(staged.open("stage"), staged.open("log"), identity);
         sealed.expect("open").map(|sealed| sealed.seal)
     };
     assert_eq!(sealed(), Some(seal));

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, SystemTime};
 
+use holesync::apply::place::is_working_name;
 use holesync::error::{Error, Failure, Result, code};
-use holesync::frames::{FrameReader, FrameWriter};
 use holesync::options::{BlockSize, Commit, Compress, Options};
-use holesync::place::is_working_name;
+use holesync::protocol::frame::{FrameReader, FrameWriter};
 use holesync::protocol::{Entry, Frame, Kind as EntryKind, MAX_LENGTH, MAX_UNANSWERED, Message, Metadata};
 use holesync::receiver::{self, Target};
 use holesync::report::{Silent, Stats};

@@ -4,11 +4,11 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use holesync::log::{Identity, Seal};
-use holesync::overlay::{New, Overlay, Runs};
-use holesync::place::Attributes;
+use holesync::apply::overlay::{New, Overlay, Runs};
+use holesync::apply::place::Attributes;
+use holesync::apply::stage::{Sealed, Stage};
+use holesync::apply::stage_log::{Identity, Seal};
 use holesync::scan::{FileImage, Image};
-use holesync::stage::{Sealed, Stage};
 use proptest::prelude::*;
 use tempfile::TempDir;
 

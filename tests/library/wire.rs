@@ -6,11 +6,11 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use holesync::error::{Error, Failure};
-use holesync::frames::{FrameReader, FrameWriter};
 use holesync::hashmap::Key;
-use holesync::leaves::Leaves;
+use holesync::hashmap::leaves::Leaves;
+use holesync::hashmap::plan::Run;
 use holesync::options::{Compress, Options};
-use holesync::plan::Run;
+use holesync::protocol::frame::{FrameReader, FrameWriter};
 use holesync::protocol::{
     Answer, Data, Differ, Entry, Frame, Kind, MAGIC, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS,
     MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, Metadata, Owner, Patch, Request, VERSION,

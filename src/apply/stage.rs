@@ -1,0 +1,303 @@
+//! The stage of a destination whose file system cannot clone: new data gathers
+//! in a sparse file beside the old one, at its own offsets, and a
+//! [log](crate::apply::stage_log) says which ranges are new. Sealed, the two can be written
+//! into the old file, as often as it takes, without the source.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use crate::apply::overlay::{New, Overlay, Runs};
+use crate::apply::ranges::{self, copy_between, make_zero, set_length};
+use crate::apply::stage_log::{Identity, KIND_SEAL, LogReader, MAX_RUNS, Seal, digest_of, encode, kind_of};
+use crate::scan::{self, FileImage};
+use crate::sys;
+
+/// A stage that is being filled.
+#[derive(Debug)]
+pub struct Stage {
+    data: File,
+    log: BufWriter<File>,
+    /// The record that still grows.
+    open: Option<(Range<u64>, New)>,
+    bytes: u64,
+    records: usize,
+    /// There is nothing in it that the log does not know of.
+    clean: bool,
+    unflushed: u64,
+}
+
+/// Data bytes after which the log is flushed, so that a killed run loses little.
+const FLUSH_EVERY: u64 = 1 << 20;
+
+impl Stage {
+    /// Begins with two empty files.
+    pub fn begin(data: File, log: File, identity: Identity) -> io::Result<Stage> {
+        log.set_len(0)?;
+        log.write_all_at(&identity.header(), 0)?;
+        Stage::at_end(data, log)
+    }
+
+    /// Goes on with what an interrupted run left, if it fits this file and can
+    /// be used: the stage and what it holds already.
+    pub fn resume(data: File, log: File, identity: Identity) -> io::Result<Option<(Stage, Runs)>> {
+        let Some(mut reader) = LogReader::open(&log, identity)? else { return Ok(None) };
+        let Some(runs) = reader.load()? else { return Ok(None) };
+        log.set_len(reader.at)?;
+        // After a crash of the machine it may be shorter than the log says.
+        let end = runs.iter().last().map_or(0, |(range, _)| range.end);
+        if data.metadata()?.len() < end {
+            data.set_len(end)?;
+        }
+        let clean = trim(&data, &runs)?;
+        let (bytes, records) = (runs.data_bytes(), runs.len());
+        Ok(Some((Stage { bytes, records, clean, ..Stage::at_end(data, log)? }, runs)))
+    }
+
+    fn at_end(data: File, mut log: File) -> io::Result<Stage> {
+        log.seek(SeekFrom::End(0))?;
+        let log = BufWriter::with_capacity(32 << 10, log);
+        Ok(Stage { data, log, open: None, bytes: 0, records: 0, clean: true, unflushed: 0 })
+    }
+
+    /// Bytes of new data, those of earlier runs included.
+    pub fn data_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether it has more separate ranges than are looked at as a whole: see [`MAX_RUNS`].
+    pub fn is_scattered(&self) -> bool {
+        self.records > MAX_RUNS
+    }
+
+    /// The file that holds the data.
+    pub fn data(&self) -> &File {
+        &self.data
+    }
+
+    /// Stages new data.
+    pub fn write(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.data.write_all_at(bytes, at)?;
+        self.bytes += bytes.len() as u64;
+        self.unflushed += bytes.len() as u64;
+        self.record(at..at + bytes.len() as u64, New::Data)?;
+        if self.unflushed >= FLUSH_EVERY {
+            self.unflushed = 0;
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Notes that a range becomes zeros.
+    pub fn zero(&mut self, range: Range<u64>) -> io::Result<()> {
+        self.record(range, New::Zero)
+    }
+
+    /// Notes that a range of allocated zeros is to be given back.
+    pub fn free(&mut self, range: Range<u64>) -> io::Result<()> {
+        self.record(range, New::Free)
+    }
+
+    /// Has every record reach the log file, so that the next run finds it.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if let Some((range, new)) = self.open.take() {
+            self.put(range, kind_of(new))?;
+        }
+        self.log.flush()
+    }
+
+    fn record(&mut self, range: Range<u64>, new: New) -> io::Result<()> {
+        match &mut self.open {
+            Some((open, same)) if *same == new && open.end == range.start => open.end = range.end,
+            _ => {
+                if let Some((range, new)) = self.open.replace((range, new)) {
+                    self.put(range, kind_of(new))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, range: Range<u64>, kind: u32) -> io::Result<()> {
+        self.records += 1;
+        self.log.write_all(&encode(range, kind))
+    }
+
+    /// Makes old file, stage and log a unit that can be finished whatever
+    /// happens: everything is on storage when this returns (unless `sync` is
+    /// false: then only a crash of the machine can still undo it).
+    pub fn seal(mut self, seal: &Seal, sync: bool) -> io::Result<Sealed> {
+        self.flush()?;
+        let mut log = self.log.into_inner().map_err(|error| error.into_error())?;
+        if sync {
+            self.data.sync_data()?;
+        }
+        let body = postcard::to_stdvec(seal).map_err(io::Error::other)?;
+        log.write_all(&encode(0..body.len() as u64, KIND_SEAL))?;
+        log.write_all(&body)?;
+        let digest = digest_of(&log, log.metadata()?.len())?;
+        log.write_all(&digest)?;
+        if sync {
+            log.sync_data()?;
+        }
+        Ok(Sealed { data: self.data, log, seal: seal.clone() })
+    }
+
+    /// Allocates in the old file what replaying will need, so that a full disk
+    /// shows before the point of no return. `false`: the file system cannot. An
+    /// error gives back what was allocated.
+    pub fn reserve(&mut self, old: &File, length: u64) -> io::Result<bool> {
+        self.flush()?;
+        let result = self.each_data_range(old, length, |range| sys::allocate(old, range));
+        if result.is_err() {
+            // Where there is no data, nothing but this allocation can be lost.
+            self.each_data_range(old, length, |range| ranges::free_holes(old, range).map(|()| true))?;
+        }
+        result
+    }
+
+    /// Until `each` says `false`; whether it never did.
+    fn each_data_range(
+        &self,
+        old: &File,
+        length: u64,
+        each: impl Fn(Range<u64>) -> io::Result<bool>,
+    ) -> io::Result<bool> {
+        let Some(mut reader) = LogReader::open(self.log.get_ref(), Identity::of(old)?)? else {
+            return Ok(false);
+        };
+        while let Some((range, new)) = reader.next_record()? {
+            let range = range.start.min(length)..range.end.min(length);
+            if new == New::Data && !each(range)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes what is new into a copy of the old file.
+    pub fn write_into(
+        &mut self,
+        copy: &File,
+        identity: Identity,
+        length: u64,
+        keep_allocated: bool,
+    ) -> io::Result<()> {
+        self.flush()?;
+        write_ranges(&self.data, self.log.get_ref(), identity, copy, length, keep_allocated).map(drop)
+    }
+
+    /// Copies what is not new from the old file, so that the stage is all of
+    /// the new one. `None`, with the stage as it was: there are too many ranges,
+    /// or other things in it.
+    pub fn complete(&mut self, old: &File, length: u64, identity: Identity) -> io::Result<Option<u64>> {
+        self.flush()?;
+        let runs = match LogReader::open(self.log.get_ref(), identity)? {
+            Some(mut reader) if self.clean => reader.load()?,
+            _ => None,
+        };
+        let Some(runs) = runs else { return Ok(None) };
+        let mut copied = 0;
+        for extent in runs.kept_extents(scan::data_extents(old, 0..length)) {
+            let extent = extent?;
+            copied += extent.end - extent.start;
+            copy_between(old, &self.data, extent).or_else(|error| {
+                // Whoever goes on in place needs the room.
+                trim(&self.data, &runs)?;
+                Err(error)
+            })?;
+        }
+        for (range, new) in runs.iter() {
+            if new != New::Data && range.start < self.data.metadata()?.len() {
+                make_zero(&self.data, range, false)?;
+            }
+        }
+        Ok(Some(copied))
+    }
+}
+
+/// Leaves nothing in a stage but the data that its log knows of. `false`: the
+/// file system cannot.
+fn trim(data: &File, runs: &Runs) -> io::Result<bool> {
+    for gap in runs.gaps_in_data(data.metadata()?.len()) {
+        if !sys::punch_hole(data, gap)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A stage whose log is sealed.
+#[derive(Debug)]
+pub struct Sealed {
+    data: File,
+    log: File,
+    /// What the log says about the finished file.
+    pub seal: Seal,
+}
+
+impl Sealed {
+    /// The sealed log that belongs to a file, if it is whole.
+    pub fn open(data: File, log: File, identity: Identity) -> io::Result<Option<Sealed>> {
+        let Some(mut reader) = LogReader::open(&log, identity)? else { return Ok(None) };
+        while reader.next_record()?.is_some() {}
+        let Some(seal) = reader.seal()? else { return Ok(None) };
+        Ok(Some(Sealed { data, log, seal }))
+    }
+
+    /// What the old file is with the stage over it, however much of the stage it
+    /// has already. `None`: there are too many ranges.
+    pub fn overlay(&self, old: &File) -> io::Result<Option<Overlay>> {
+        let Some(mut reader) = LogReader::open(&self.log, Identity::of(old)?)? else { return Ok(None) };
+        let Some(runs) = reader.load()? else { return Ok(None) };
+        Ok(Some(Overlay::new(FileImage::new(old.try_clone()?, true), self.data.try_clone()?, runs)))
+    }
+
+    /// Has everything on storage that finishing needs, whoever sealed it.
+    pub fn sync(&self) -> io::Result<()> {
+        self.data.sync_data()?;
+        self.log.sync_data()
+    }
+
+    /// Writes the stage into the old file. Doing it twice does no harm. Returns
+    /// bytes written and bytes made zero.
+    pub fn replay(&self, old: &File) -> io::Result<(u64, u64)> {
+        let Seal { length, preallocate, .. } = self.seal;
+        write_ranges(&self.data, &self.log, Identity::of(old)?, old, length, preallocate)
+    }
+}
+
+/// Writes what a log says of a stage into a file and gives it its length.
+fn write_ranges(
+    data: &File,
+    log: &File,
+    identity: Identity,
+    target: &File,
+    length: u64,
+    keep_allocated: bool,
+) -> io::Result<(u64, u64)> {
+    let (mut written, mut zeroed) = (0, 0);
+    let mut reader = LogReader::open(log, identity)?.ok_or_else(|| io::Error::other("the log is damaged"))?;
+    while let Some((range, new)) = reader.next_record()? {
+        let range = range.start.min(length)..range.end.min(length);
+        let bytes = range.end - range.start;
+        match new {
+            New::Data => {
+                written += bytes;
+                copy_between(data, target, range)?;
+            }
+            New::Zero => {
+                zeroed += bytes;
+                make_zero(target, range, keep_allocated)?;
+            }
+            New::Free => {
+                zeroed += bytes;
+                // They are zeros, whether or not the file system takes them.
+                sys::punch_hole(target, range)?;
+            }
+        }
+    }
+    set_length(target, length, keep_allocated)?;
+    Ok((written, zeroed))
+}

@@ -1,0 +1,195 @@
+//! The log beside a stage: which ranges of it are new, and, once it is sealed,
+//! everything that finishing the file needs.
+//!
+//! It is a header (magic, then what identifies the old file), records of 24
+//! bytes (start, end, kind, check) and, once sealed, a record whose body is the
+//! [`Seal`], followed by the BLAKE3 of everything before it. All numbers are
+//! little-endian. A torn record ends the log; everything before it counts.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::UNIX_EPOCH;
+
+use serde::{Deserialize, Serialize};
+
+use crate::apply::overlay::{New, Runs};
+use crate::apply::place::Attributes;
+use crate::hashmap::Hash;
+use crate::scan;
+
+const MAGIC: &[u8; 16] = b"holesync log 1\r\n";
+pub(crate) const HEADER: usize = 32;
+pub(crate) const RECORD: usize = 24;
+const KIND_DATA: u32 = 1;
+const KIND_ZERO: u32 = 2;
+const KIND_FREE: u32 = 3;
+pub(crate) const KIND_SEAL: u32 = 4;
+const MAX_SEAL: u64 = 4096;
+
+/// Separate ranges that are kept in memory when a log is read back; a log with
+/// more of them is replayed as a stream or given up, never loaded.
+pub const MAX_RUNS: usize = 1 << 20;
+
+/// Everything that finishing needs besides the ranges.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seal {
+    /// The new length of the file.
+    pub length: u64,
+    /// The block size of the root hash.
+    pub block_size: u32,
+    /// What the finished file must hash to.
+    pub root: Hash,
+    /// The attributes it ends with.
+    pub attributes: Attributes,
+    /// Zeros stay allocated.
+    pub preallocate: bool,
+}
+
+/// The old file that a log belongs to: its inode and when that was made, which
+/// outlive a reboot (device numbers need not) and which a file that takes its
+/// place does not share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    inode: u64,
+    /// Nanoseconds since 1970; 0 where the file system does not tell (statx(2)).
+    born: u64,
+}
+
+impl Identity {
+    /// Of an open file.
+    pub fn of(file: &File) -> io::Result<Identity> {
+        let metadata = file.metadata()?;
+        let since_1970 = metadata.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+        Ok(Identity { inode: metadata.ino(), born: since_1970.map_or(0, |age| age.as_nanos() as u64) })
+    }
+
+    /// The header of a log of this file.
+    pub(crate) fn header(self) -> [u8; HEADER] {
+        let mut header = [0; HEADER];
+        header[..16].copy_from_slice(MAGIC);
+        header[16..24].copy_from_slice(&self.inode.to_le_bytes());
+        header[24..].copy_from_slice(&self.born.to_le_bytes());
+        header
+    }
+}
+
+/// The number of a kind of range.
+pub(crate) fn kind_of(new: New) -> u32 {
+    match new {
+        New::Data => KIND_DATA,
+        New::Zero => KIND_ZERO,
+        New::Free => KIND_FREE,
+    }
+}
+
+/// A record of a range, or the head of a seal whose body is as long as its end says.
+pub(crate) fn encode(range: Range<u64>, kind: u32) -> [u8; RECORD] {
+    let mut record = [0; RECORD];
+    record[..8].copy_from_slice(&range.start.to_le_bytes());
+    record[8..16].copy_from_slice(&range.end.to_le_bytes());
+    record[16..20].copy_from_slice(&kind.to_le_bytes());
+    let check = blake3::hash(&record[..20]);
+    record[20..].copy_from_slice(&check.as_bytes()[..4]);
+    record
+}
+
+fn decode(record: &[u8; RECORD]) -> Option<(Range<u64>, u32)> {
+    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| record[at + i]));
+    let range = word(0)..word(8);
+    let kind = word(16) as u32;
+    (encode(range.clone(), kind) == *record && range.start < range.end).then_some((range, kind))
+}
+
+/// BLAKE3 of the first `len` bytes of a file.
+pub(crate) fn digest_of(file: &File, len: u64) -> io::Result<Hash> {
+    let mut hasher = blake3::Hasher::new();
+    let mut reader = At { file, at: 0 }.take(len);
+    if io::copy(&mut reader, &mut hasher)? < len {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
+
+/// Reads a file from some place on, without touching its position.
+struct At<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for At<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read_at(buffer, self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+/// Reads a log as far as it is whole.
+pub(crate) struct LogReader<'a> {
+    log: &'a File,
+    input: BufReader<At<'a>>,
+    /// The end of the last good record.
+    pub at: u64,
+    /// The length of the seal, if the records end with one.
+    seal: Option<u64>,
+}
+
+impl<'a> LogReader<'a> {
+    /// `None`: this is no log of that file.
+    pub fn open(log: &'a File, identity: Identity) -> io::Result<Option<LogReader<'a>>> {
+        let mut header = [0; HEADER];
+        scan::read_or_zeros(log, &mut header, 0)?;
+        let at = HEADER as u64;
+        let input = BufReader::with_capacity(24 << 10, At { file: log, at });
+        Ok((header == identity.header()).then_some(LogReader { log, input, at, seal: None }))
+    }
+
+    /// The next range; `None` at the end, wherever that is.
+    pub fn next_record(&mut self) -> io::Result<Option<(Range<u64>, New)>> {
+        let mut record = [0; RECORD];
+        match self.input.read_exact(&mut record) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            other => other?,
+        }
+        let Some((range, kind)) = decode(&record) else { return Ok(None) };
+        let new = match kind {
+            KIND_DATA => New::Data,
+            KIND_ZERO => New::Zero,
+            KIND_FREE => New::Free,
+            _ => {
+                self.seal = (kind == KIND_SEAL && range.end <= MAX_SEAL).then_some(range.end);
+                return Ok(None);
+            }
+        };
+        self.at += RECORD as u64;
+        Ok(Some((range, new)))
+    }
+
+    /// All records as ranges; `None`: too many to keep.
+    pub fn load(&mut self) -> io::Result<Option<Runs>> {
+        let mut runs = Runs::default();
+        while let Some((range, new)) = self.next_record()? {
+            runs.insert(range, new);
+            if runs.len() > MAX_RUNS {
+                return Ok(None);
+            }
+        }
+        Ok(Some(runs))
+    }
+
+    /// After the last record: the seal, if it and everything before it is whole.
+    pub fn seal(&mut self) -> io::Result<Option<Seal>> {
+        let Some(len) = self.seal else { return Ok(None) };
+        let mut body = vec![0; len as usize];
+        let mut digest = Hash::default();
+        let start = self.at + RECORD as u64;
+        scan::read_or_zeros(self.log, &mut body, start)?;
+        scan::read_or_zeros(self.log, &mut digest, start + len)?;
+        if self.log.metadata()?.len() < start + len || digest_of(self.log, start + len)? != digest {
+            return Ok(None);
+        }
+        Ok(postcard::from_bytes(&body).ok())
+    }
+}

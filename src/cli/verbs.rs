@@ -1,0 +1,307 @@
+//! What each verb of the command line does.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use holesync::apply::place::{Place, Working};
+use holesync::apply::recover::{self, Settled};
+use holesync::error::{Error, Result, escape, printable};
+use holesync::hashmap::{self, Grid, Item};
+use holesync::location::Location;
+use holesync::options::{BlockSize, Options};
+use holesync::report::{JsonLines, Reporter, Silent, Terminal};
+use holesync::scan::{FileImage, Image};
+use holesync::stream::Outgoing;
+use holesync::stream::receive;
+use holesync::sync::{self, Agent, Cipher, Reach};
+use holesync::{remote::child, source, sync::agent, sys};
+use serde_json::json;
+
+use crate::cli::{self, AgentArg, CipherArg, Cli, Job, ReachArgs, Verb};
+
+/// Runs what the command line asks for.
+///
+/// # Errors
+///
+/// What decides the exit code.
+pub fn run(cli: Cli) -> Result<()> {
+    let umask = sys::umask();
+    match cli.verb {
+        None => transfer(cli.transfer.into_job()?, umask),
+        Some(Verb::Agent) => {
+            end_the_command_on_signals()?;
+            let (input, output) = (own(std::io::stdin())?, own(std::io::stdout())?);
+            [&input, &output].into_iter().for_each(sys::grow_pipe);
+            agent::serve(File::from(input), File::from(output), umask)
+        }
+        Some(Verb::Map { image, hashes, json, block_size }) => {
+            map(&image, hashes, json, cli::block_size(block_size)?)
+        }
+        Some(Verb::Digest { files, block_size, reach }) => {
+            let options = Options { block_size: cli::block_size(block_size)?, ..Options::default() };
+            let reach = reach_of(reach, AgentArg::Require, umask);
+            let files = files.iter().map(|file| Ok((file, Location::parse(file)?)));
+            let files = files.collect::<Result<Vec<_>>>()?;
+            each(&files, |(file, location)| {
+                let root = sync::digest(location, &options, &reach, &Silent)?;
+                say(&format!("{}  {}", hex(&root), printable(Path::new(file))))
+            })
+        }
+        Some(Verb::Send { image, end }) => send(&image, end),
+        Some(Verb::Recv { file, size, no_fsync }) => {
+            let options = Options { fsync: !no_fsync, ..Options::default() };
+            let input = File::from(own(std::io::stdin())?);
+            if file == Path::new("-") {
+                receive::expand(input, File::from(own(std::io::stdout())?), size)
+            } else {
+                receive::run(input, &file, size, options, umask)
+            }
+        }
+        Some(Verb::Recover { paths, no_fsync }) => each(&paths, |path| recover(path, !no_fsync)),
+    }
+}
+
+/// Does the same for each, also after one that failed: the last failure is the
+/// run's, those before it are told here.
+fn each<T>(items: &[T], mut work: impl FnMut(&T) -> Result<()>) -> Result<()> {
+    let mut result = Ok(());
+    for error in items.iter().filter_map(|item| work(item).err()) {
+        if let Err(earlier) = std::mem::replace(&mut result, Err(error)) {
+            // There is nowhere else to say it.
+            let _ = writeln!(std::io::stderr(), "holesync: {}", escape(earlier.to_string().as_bytes()));
+        }
+    }
+    result
+}
+
+/// Stdin or stdout without the buffer and the lock that std puts around it.
+fn own(stream: impl std::os::fd::AsFd) -> Result<OwnedFd> {
+    stream.as_fd().try_clone_to_owned().map_err(Error::file("use", "stdin and stdout"))
+}
+
+fn reach_of(args: ReachArgs, agent: AgentArg, umask: u32) -> Reach {
+    let from_environment = || std::env::var("RSYNC_RSH").ok().filter(|command| !command.is_empty());
+    let agent = match agent {
+        AgentArg::Auto => Agent::Auto,
+        AgentArg::Require => Agent::Require,
+        AgentArg::Push => Agent::Push,
+        AgentArg::None => Agent::None,
+    };
+    let cipher = match args.cipher {
+        CipherArg::Auto => Cipher::Auto,
+        CipherArg::Ssh => Cipher::Ssh,
+    };
+    Reach { rsh: args.rsh.or_else(from_environment), remote_path: args.remote_path, agent, cipher, umask }
+}
+
+/// Whether a signal asked to stop.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+fn transfer(job: Job, umask: u32) -> Result<()> {
+    stop_on_signals()?;
+    if let Some(threads) = job.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
+        pool.map_err(|error| Error::Usage(format!("cannot start {threads} threads: {error}")))?;
+    }
+    let reporter: Box<dyn Reporter> =
+        if job.json { Box::new(JsonLines::default()) } else { Box::new(Terminal::new(job.show)) };
+    let reach = reach_of(job.reach, job.agent, umask);
+    let reporter = reporter.as_ref();
+    let result = match (&job.through, job.sources.as_slice()) {
+        (Some(command), [source]) => {
+            sync::through(source, &job.destination, command, &job.options, &reach, reporter)
+        }
+        (Some(_), _) => Err(Error::Usage("--through wants one source: the command reads one image".into())),
+        (None, sources) => sync::run(sources, &job.destination, &job.options, &reach, reporter),
+    };
+    result.map_err(|error| if STOP.load(Ordering::Relaxed) { Error::Interrupted } else { error })
+}
+
+/// On the first signal the connection is closed, which ends the run by itself.
+/// What does not end soon is ended: the next run goes on from any point.
+fn stop_on_signals() -> Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    const GRACE: Duration = Duration::from_millis(700);
+    let signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]);
+    let mut signals = signals.map_err(Error::file("listen for", "signals"))?;
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            STOP.store(true, Ordering::Relaxed);
+            child::interrupt();
+            std::thread::sleep(GRACE);
+            let error = Error::Interrupted;
+            let _ = writeln!(std::io::stderr(), "holesync: {error} (code {})", error.exit_code());
+            std::process::exit(error.exit_code().into());
+        }
+    });
+    Ok(())
+}
+
+/// An agent that is stopped must not leave a command that takes the end of its
+/// image for the whole.
+fn end_the_command_on_signals() -> Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]);
+    let mut signals = signals.map_err(Error::file("listen for", "signals"))?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            child::interrupt();
+            // It ends this process.
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+    });
+    Ok(())
+}
+
+/// Writes an image to stdout as a stream of records.
+fn send(image: &Path, end: bool) -> Result<()> {
+    let mut out = File::from(own(std::io::stdout())?);
+    let image = Outgoing::open(image, true)?;
+    let sent = image.send(end, |bytes| out.write_all(bytes).map_err(Error::file("write to", "stdout")));
+    sent.map(drop)
+}
+
+/// Prints the extents of an image, or its blocks.
+fn map(path: &Path, hashes: bool, as_json: bool, block: BlockSize) -> Result<()> {
+    let (file, length) = source::open_image(path)?;
+    let image = FileImage::new(file, true);
+    let row = |offset: u64, len: u64, kind: &str, hash: Option<&str>| {
+        say(&match (as_json, hash) {
+            (true, None) => json!({"offset": offset, "length": len, "kind": kind}).to_string(),
+            (true, Some(hash)) => {
+                json!({"offset": offset, "length": len, "kind": kind, "hash": hash}).to_string()
+            }
+            (false, hash) => {
+                format!("{offset:>16} {len:>16} {kind}{}{}", hash.map_or("", |_| " "), hash.unwrap_or(""))
+            }
+        })
+    };
+    if !as_json {
+        say(&format!("{:>16} {:>16} kind", "offset", "length"))?;
+    }
+    if hashes {
+        return map_hashes(path, &image, Grid { length, block }, row);
+    }
+    let mut at = 0;
+    for extent in image.extents(0..length) {
+        let extent = extent.map_err(Error::file("map", path))?;
+        if extent.start > at {
+            row(at, extent.start - at, "hole", None)?;
+        }
+        row(extent.start, extent.end - extent.start, "data", None)?;
+        at = extent.end;
+    }
+    if at < length { row(at, length - at, "hole", None) } else { Ok(()) }
+}
+
+fn map_hashes(
+    path: &Path,
+    image: &FileImage,
+    grid: Grid,
+    row: impl Fn(u64, u64, &str, Option<&str>) -> Result<()>,
+) -> Result<()> {
+    let mut index = 0;
+    let mut hole = 0..0;
+    let blocks = |range: &std::ops::Range<u64>| {
+        let bytes = grid.bytes(range);
+        (bytes.start, bytes.end - bytes.start)
+    };
+    hashmap::hash_image(image, &grid, |batch| {
+        for item in &batch.items {
+            let (count, hash) = match item {
+                Item::Hole(count) => (*count, None),
+                Item::Block(block) => (1, (block.data != 0).then(|| hex(&block.hash))),
+            };
+            if hash.is_none() && hole.end == index {
+                hole.end += count;
+            } else if hash.is_none() {
+                hole = index..index + count;
+            } else {
+                if !hole.is_empty() {
+                    let (at, len) = blocks(&hole);
+                    row(at, len, "zero", None)?;
+                    hole = 0..0;
+                }
+                let (at, len) = blocks(&(index..index + 1));
+                row(at, len, "data", hash.as_deref())?;
+            }
+            index += count;
+        }
+        Ok(true)
+    })
+    .map_err(|error: MapError| error.0.unwrap_or_else(|source| Error::file("map", path)(source)))?;
+    if hole.is_empty() {
+        return Ok(());
+    }
+    let (at, len) = blocks(&hole);
+    row(at, len, "zero", None)
+}
+
+/// What ends a map: an error of ours, or of reading.
+struct MapError(std::result::Result<Error, std::io::Error>);
+
+impl From<std::io::Error> for MapError {
+    fn from(error: std::io::Error) -> MapError {
+        MapError(Err(error))
+    }
+}
+
+impl From<Error> for MapError {
+    fn from(error: Error) -> MapError {
+        MapError(Ok(error))
+    }
+}
+
+/// Finishes what is sealed beside a file, or anywhere below a directory.
+fn recover(path: &Path, sync: bool) -> Result<()> {
+    if !path.is_dir() {
+        return recover_file(path, sync);
+    }
+    let mut found = Vec::new();
+    for entry in walkdir::WalkDir::new(path).sort_by_file_name() {
+        let entry = entry.map_err(|error| {
+            let path = error.path().unwrap_or(path).to_path_buf();
+            Error::file("read", path)(error.into())
+        })?;
+        if entry.file_type().is_file() && place_of(entry.path())?.has(Working::Log).unwrap_or(false) {
+            found.push(entry.into_path());
+        }
+    }
+    each(&found, |path| recover_file(path, sync))
+}
+
+fn place_of(path: &Path) -> Result<Place> {
+    let Some(name) = path.file_name() else { return Err(Error::refused(path, "names no file")) };
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = File::open(parent).map_err(Error::file("open", parent))?;
+    Ok(Place { dir: Arc::new(dir.into()), name: name.to_owned(), path: PathBuf::from(path) })
+}
+
+fn recover_file(path: &Path, sync: bool) -> Result<()> {
+    let place = place_of(path)?;
+    let shown = printable(path);
+    match recover::settle(&place, sync)? {
+        Settled::Finished(root) => {
+            say(&format!("{shown}: finished from its log and verified, root hash {}", hex(&root)))
+        }
+        Settled::Nothing => say(&format!("{shown}: nothing to finish")),
+        Settled::Damaged => Err(Error::refused(
+            path,
+            "what an interrupted run left to finish it from is damaged and was not applied; send the image again",
+        )),
+    }
+}
+
+fn hex(hash: &hashmap::Hash) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Prints a line; a reader that is gone is an error, as for any filter.
+fn say(line: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}").map_err(Error::file("write to", "stdout"))
+}

@@ -1,0 +1,288 @@
+//! What to send: the sources on this machine in walk order, with their
+//! metadata. Knows nothing of destinations or of the wire beyond its entries.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File, Metadata as FileMetadata};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use walkdir::WalkDir;
+
+use crate::apply::place::is_working_name;
+use crate::error::{Error, Failure, Result, code, printable};
+use crate::options::Options;
+use crate::protocol::{Kind, Metadata, Owner};
+use crate::sys;
+
+/// Something to send.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Where it goes, relative to the destination.
+    pub target: Vec<u8>,
+    /// What it is.
+    pub kind: Kind,
+    /// Its metadata.
+    pub metadata: Metadata,
+}
+
+/// What a walk comes upon.
+#[derive(Debug)]
+pub enum Found {
+    /// Something to send.
+    Source(Source),
+    /// Something that cannot be read.
+    Failed(Failure),
+    /// Something that is left out on purpose.
+    Skipped(String),
+}
+
+/// Whether there is a single source and it is no directory: then the
+/// destination may name the file itself.
+pub fn is_single(sources: &[PathBuf]) -> bool {
+    let look =
+        |path: &Path| if names_contents(path) { fs::metadata(path) } else { fs::symlink_metadata(path) };
+    matches!(sources, [one] if !look(one).is_ok_and(|metadata| metadata.is_dir()))
+}
+
+/// Everything below the sources, parents before children, names in order. A
+/// symlink that is named as a source is followed to a file or device.
+pub fn walk<'a>(sources: &'a [PathBuf], options: &'a Options) -> impl Iterator<Item = Found> + 'a {
+    let mut names = Names::default();
+    let mut taken = HashSet::new();
+    let several = sources.len() > 1;
+    sources.iter().flat_map(|path| walk_one(path, options)).filter_map(move |found| match found {
+        // As with rsync, the first source that has a name is the one that counts.
+        Found::Source(source) if several && !taken.insert(source.target.clone()) => None,
+        Found::Source(mut source) => {
+            if let Some(owner) = &mut source.metadata.owner {
+                names.fill(owner);
+            }
+            Some(Found::Source(source))
+        }
+        other => Some(other),
+    })
+}
+
+fn walk_one<'a>(path: &'a Path, options: &'a Options) -> Box<dyn Iterator<Item = Found> + 'a> {
+    let one = |found| Box::new(std::iter::once(found));
+    let contents = names_contents(path);
+    let named = fs::symlink_metadata(path).and_then(|metadata| {
+        let target = if metadata.is_symlink() { fs::metadata(path) } else { Ok(metadata.clone()) };
+        match target {
+            Ok(target) if target.is_dir() && metadata.is_symlink() && !contents => Ok(metadata),
+            other => other,
+        }
+    });
+    let metadata = match named {
+        Ok(metadata) => metadata,
+        Err(error) => return one(Found::Failed(Error::file("read", path)(error).to_failure())),
+    };
+    let prefix = if contents { Vec::new() } else { base_name(path) };
+    if !metadata.is_dir() {
+        return one(describe(path, prefix, &metadata, options));
+    }
+    if !options.recursive {
+        return one(skipped("directory", path));
+    }
+    // The slash follows a symlink, as what is in its directory is meant.
+    let root = if contents { path.join("") } else { path.to_path_buf() };
+    let entries = WalkDir::new(root).sort_by_file_name().into_iter();
+    let entries = entries.filter_entry(|entry| !(entry.depth() > 0 && is_working_name(entry.file_name())));
+    Box::new(entries.map(move |entry| {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => return unreadable(error, path),
+        };
+        let below = entry.path().components().rev().take(entry.depth()).collect::<Vec<_>>();
+        let mut target = prefix.clone();
+        for name in below.iter().rev() {
+            if !target.is_empty() {
+                target.push(b'/');
+            }
+            target.extend(name.as_os_str().as_bytes());
+        }
+        match entry.metadata() {
+            // Only a device that is named itself is read, as one reads an image.
+            Ok(metadata) if metadata.file_type().is_block_device() => skipped("special file", entry.path()),
+            Ok(metadata) => describe(entry.path(), target, &metadata, options),
+            Err(error) => unreadable(error, path),
+        }
+    }))
+}
+
+/// rsync's rule: `dir/`, `.` and `..` mean what is in the directory.
+pub fn names_contents(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    bytes.ends_with(b"/") || matches!(bytes.rsplit(|&b| b == b'/').next(), Some(b"." | b".."))
+}
+
+/// The names directly below the destination that a source goes to; none for one
+/// that cannot be read.
+pub fn top_names(source: &Path) -> Vec<Vec<u8>> {
+    if !names_contents(source) {
+        return vec![base_name(source)];
+    }
+    let entries = fs::read_dir(source).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().into_vec()).collect()
+}
+
+fn base_name(path: &Path) -> Vec<u8> {
+    path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default()
+}
+
+fn unreadable(error: walkdir::Error, root: &Path) -> Found {
+    let path = error.path().unwrap_or(root).to_path_buf();
+    let source = error.into_io_error().unwrap_or_else(|| io::Error::other("a loop of links"));
+    Found::Failed(lost(&Error::file("read", path)(source)))
+}
+
+/// How a source failed that was there before: one that is gone has vanished.
+pub fn lost(error: &Error) -> Failure {
+    let failure = error.to_failure();
+    match error {
+        Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            Failure { code: code::VANISHED, ..failure }
+        }
+        _ => failure,
+    }
+}
+
+fn skipped(what: &str, path: &Path) -> Found {
+    Found::Skipped(format!("skipping {what} {}", printable(path)))
+}
+
+fn describe(path: &Path, target: Vec<u8>, metadata: &FileMetadata, options: &Options) -> Found {
+    let kind = metadata.file_type();
+    let kind = if kind.is_dir() {
+        Ok(Kind::Directory)
+    } else if kind.is_symlink() && options.links {
+        fs::read_link(path).map(|target| Kind::Symlink(target.into_os_string().into_vec()))
+    } else if kind.is_file() {
+        let allocated = metadata.blocks().saturating_mul(512).min(metadata.len());
+        Ok(Kind::File { length: metadata.len(), allocated, whole: false, retry: false })
+    } else if kind.is_block_device() {
+        let size = File::open(path).and_then(|device| sys::device_size(&device));
+        size.map(|length| Kind::File { length, allocated: length, whole: false, retry: false })
+    } else {
+        let what = if kind.is_symlink() { "symlink" } else { "special file" };
+        return skipped(what, path);
+    };
+    match kind {
+        Ok(kind) => {
+            Found::Source(Source { path: path.to_path_buf(), target, kind, metadata: metadata_of(metadata) })
+        }
+        Err(error) => Found::Failed(Error::file("read", path)(error).to_failure()),
+    }
+}
+
+/// A device's mode and times say nothing about its content.
+fn metadata_of(metadata: &FileMetadata) -> Metadata {
+    if metadata.file_type().is_block_device() {
+        return Metadata::default();
+    }
+    Metadata {
+        mode: Some(metadata.mode() & 0o7777),
+        mtime: Some((metadata.mtime(), metadata.mtime_nsec() as u32)),
+        owner: Some(Owner { uid: metadata.uid(), gid: metadata.gid(), ..Owner::default() }),
+    }
+}
+
+/// Opens a regular file or block device; also returns its length.
+///
+/// # Errors
+///
+/// [`Error::Refused`] for anything else.
+pub fn open_image(path: &Path) -> Result<(File, u64)> {
+    // Without waiting: opening a fifo would, for its other end.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = file.map_err(Error::file("open", path))?;
+    let metadata = file.metadata().map_err(Error::file("look at", path))?;
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        return Ok((file, metadata.len()));
+    }
+    if !kind.is_block_device() {
+        let what = if kind.is_dir() { "is a directory" } else { "is neither a file nor a block device" };
+        return Err(Error::refused(path, what));
+    }
+    let length = sys::device_size(&file).map_err(Error::file("find the size of", path))?;
+    Ok((file, length))
+}
+
+/// Looks at one source again, after it changed under our hands.
+///
+/// # Errors
+///
+/// When it is gone, or no longer something that can be sent.
+pub fn look_again(source: &Source) -> Result<Source> {
+    let metadata = fs::metadata(&source.path).map_err(Error::file("read", &source.path))?;
+    match describe(&source.path, source.target.clone(), &metadata, &Options::default()) {
+        Found::Source(mut found) if matches!(found.kind, Kind::File { .. }) => {
+            // The names go with the numbers, which are what they were, or nearly always.
+            let same = |a: &Owner, b: &Owner| (a.uid, a.gid) == (b.uid, b.gid);
+            if let (Some(now), Some(before)) = (&mut found.metadata.owner, &source.metadata.owner)
+                && same(now, before)
+            {
+                now.clone_from(before);
+            }
+            Ok(found)
+        }
+        _ => Err(Error::refused(&source.path, "changed into something else while it was read")),
+    }
+}
+
+/// User and group names by number, and back, from `/etc/passwd` and
+/// `/etc/group`: a static program has no other name service.
+#[derive(Debug, Default)]
+pub struct Names {
+    users: Option<Table>,
+    groups: Option<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    names: HashMap<u32, String>,
+    numbers: HashMap<String, u32>,
+}
+
+impl Names {
+    fn users(&mut self) -> &Table {
+        self.users.get_or_insert_with(|| Table::read("/etc/passwd"))
+    }
+
+    fn groups(&mut self) -> &Table {
+        self.groups.get_or_insert_with(|| Table::read("/etc/group"))
+    }
+
+    /// Adds the names for the numbers of an owner.
+    fn fill(&mut self, owner: &mut Owner) {
+        owner.user = self.users().names.get(&owner.uid).cloned().unwrap_or_default();
+        owner.group = self.groups().names.get(&owner.gid).cloned().unwrap_or_default();
+    }
+
+    /// The numbers that an owner has here: by name where there is that name.
+    pub fn numbers_of(&mut self, owner: &Owner) -> (u32, u32) {
+        let uid = self.users().numbers.get(&owner.user).copied().unwrap_or(owner.uid);
+        let gid = self.groups().numbers.get(&owner.group).copied().unwrap_or(owner.gid);
+        (uid, gid)
+    }
+}
+
+impl Table {
+    /// Lines of `name:password:number:…`; passwd(5), group(5).
+    fn read(path: &str) -> Table {
+        let mut table = Table::default();
+        for line in fs::read_to_string(path).unwrap_or_default().lines() {
+            let mut fields = line.split(':');
+            if let (Some(name), Some(Ok(number))) = (fields.next(), fields.nth(1).map(str::parse)) {
+                table.names.entry(number).or_insert_with(|| name.into());
+                table.numbers.entry(name.into()).or_insert(number);
+            }
+        }
+        table
+    }
+}

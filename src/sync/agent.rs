@@ -1,0 +1,119 @@
+//! The responder: greets, learns what is wanted, and takes the other role. Over
+//! any pair of streams; `holesync agent` gives it stdin and stdout.
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::hashmap::{self, Grid, Hash};
+use crate::options::Options;
+use crate::protocol::frame::{FrameReader, FrameWriter};
+use crate::protocol::{Frame, MAX_NOISE, MAX_SOURCES, Message, Request};
+use crate::receiver::{self, Target};
+use crate::remote::cipher;
+use crate::report::Silent;
+use crate::scan::FileImage;
+use crate::sender::{self, Side};
+use crate::source;
+use crate::stream;
+use crate::stream::through;
+
+/// Who the other side is, in errors.
+const PEER: &str = "the initiator";
+
+/// Serves one request.
+///
+/// # Errors
+///
+/// [`Error::Told`] when what was asked for fails: the initiator was told, if it
+/// could be. Others when nothing was asked for yet.
+pub fn serve<R: Read + Send + 'static, W: Write + AsFd + Send>(
+    input: R,
+    output: W,
+    umask: u32,
+) -> Result<()> {
+    let mut input = FrameReader::new(input, PEER);
+    let mut output = FrameWriter::direct(output, PEER);
+    output.greet(cipher::aes_here())?;
+    // Before it may come what was meant for a shell: here there is none.
+    input.await_greeting(MAX_NOISE)?;
+    let (options, request) = match input.read()? {
+        Frame::Message(Message::Start(options, request)) => (options, request),
+        _ => return Err(input.bad("something else than a request")),
+    };
+    let served = match request {
+        Request::Receive { destination, directory } => {
+            let target = Target { path: home(&path_of(destination)), directory, umask, beside_source: false };
+            receiver::run(input, output, target, None, &options, &Silent).map(drop)
+        }
+        Request::Send { sources } => {
+            if sources.len() > MAX_SOURCES {
+                return Err(input.bad("too many sources"));
+            }
+            let sources: Vec<PathBuf> = sources.into_iter().map(|path| home(&path_of(path))).collect();
+            sender::run(input, output, &sources, None, &options, Side::Responder, &Silent).map(drop)
+        }
+        Request::Through { command, destination, size } => {
+            let (command, destination) = (OsString::from_vec(command), home(&path_of(destination)));
+            let mut input = input.into_plain();
+            let served = through::run(&command, &destination, size, |sink| {
+                let (_, ended) = stream::receive(&mut input, PEER, Some(size), sink)?;
+                let broken = || Error::Closed { peer: PEER.into(), detail: String::new() };
+                if ended { Ok(()) } else { Err(broken()) }
+            });
+            match served {
+                Ok(()) => output.message(&Message::End(Box::default())).and_then(|()| output.flush()),
+                Err(error) => {
+                    output.give_up(&error);
+                    Err(error)
+                }
+            }
+        }
+        Request::Digest { paths } => answer_digests(paths, &options, &mut output),
+    };
+    served.map_err(|error| Error::Told { code: error.exit_code() })
+}
+
+fn answer_digests<W: Write>(
+    paths: Vec<Vec<u8>>,
+    options: &Options,
+    output: &mut FrameWriter<W>,
+) -> Result<()> {
+    for path in paths {
+        let root = digest(&home(&path_of(path)), options).inspect_err(|error| output.give_up(error))?;
+        output.message(&Message::Digest { root })?;
+    }
+    output.flush()
+}
+
+/// The root hash of a file or device.
+///
+/// # Errors
+///
+/// When it cannot be opened or read.
+pub fn digest(path: &Path, options: &Options) -> Result<Hash> {
+    let (file, length) = source::open_image(path)?;
+    let grid = Grid { length, block: options.block_size };
+    let image = FileImage::new(file, options.hole_map);
+    let root = hashmap::root_of(&image, &grid, |_| true).map_err(Error::file("read", path))?;
+    root.ok_or(Error::Interrupted)
+}
+
+fn path_of(bytes: Vec<u8>) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// `~/…` as a remote shell would read it.
+fn home(path: &Path) -> PathBuf {
+    match path.strip_prefix("~") {
+        Ok(rest) => {
+            let slash = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+            let home = std::env::home_dir().unwrap_or_default().join(rest);
+            if slash { home.join("") } else { home }
+        }
+        Err(_) => path.to_path_buf(),
+    }
+}
