@@ -29,7 +29,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::apply::copy::{CopyError, copy_data};
-use crate::apply::place::{Attributes, Place, Working};
+use crate::apply::place::{Attributes, Place};
 use crate::apply::stage::Stage;
 use crate::apply::stage_log::Identity;
 use crate::error::{Error, Result};
@@ -38,6 +38,7 @@ use crate::options::{Commit, Options};
 use crate::report::human;
 use crate::scan::{FileImage, Image, Seen};
 use crate::sys;
+use crate::working::Working;
 
 /// What is wanted of a destination.
 #[derive(Debug, Clone)]

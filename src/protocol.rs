@@ -14,6 +14,7 @@ use crate::hashmap::plan::Run;
 use crate::hashmap::{Hash, PageMask};
 use crate::options::Options;
 use crate::report::{Phase, Stats};
+use crate::source::{Kind, Metadata};
 
 /// What both ends say first. Not text, and broken by anything that translates
 /// line ends or strips the eighth bit.
@@ -238,50 +239,6 @@ pub struct Entry {
     pub kind: Kind,
     /// Its metadata.
     pub metadata: Metadata,
-}
-
-/// What an entry is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kind {
-    /// A regular file, or a block device read as one.
-    File {
-        /// Its length.
-        length: u64,
-        /// Bytes it occupies.
-        allocated: u64,
-        /// Do not compare with what is there.
-        whole: bool,
-        /// It is a second try: do not skip it by size and time.
-        retry: bool,
-    },
-    /// A directory.
-    Directory,
-    /// A symlink with this target.
-    Symlink(Vec<u8>),
-}
-
-/// Metadata of an entry; the receiver's options say what of it is used.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Metadata {
-    /// Permission bits, `07777`. `None`: the source has none worth keeping (a device).
-    pub mode: Option<u32>,
-    /// Modification time, seconds and nanoseconds; `None` likewise.
-    pub mtime: Option<(i64, u32)>,
-    /// Owner and group, by number and, where known, by name.
-    pub owner: Option<Owner>,
-}
-
-/// Who owns an entry.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owner {
-    /// User number.
-    pub uid: u32,
-    /// Group number.
-    pub gid: u32,
-    /// User name, empty if unknown.
-    pub user: String,
-    /// Group name, empty if unknown.
-    pub group: String,
 }
 
 /// Data of consecutive blocks: for each the pages that are not zero, and their

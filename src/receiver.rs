@@ -24,19 +24,21 @@ use std::sync::{Arc, Mutex};
 use crate::apply;
 use crate::apply::place::{self, Attributes};
 pub use crate::apply::root::Target;
-use crate::apply::root::{Base, attributes_of, make_directory, make_symlink, names_working_file};
+use crate::apply::root::{Base, attributes_of, make_directory, make_symlink};
 use crate::error::{Error, Result};
 use crate::hashmap::Hash;
 use crate::hashmap::ahead::EarlyStart;
 use crate::options::Options;
 use crate::protocol::frame::{FrameReader, FrameWriter};
-use crate::protocol::{self, Answer, Differ, Entry, Frame, Kind, MAX_LENGTH, MAX_UNANSWERED, Message};
+use crate::protocol::{self, Answer, Differ, Entry, Frame, MAX_LENGTH, MAX_UNANSWERED, Message};
 use crate::receiver::answer::{Job, answer_files};
 use crate::receiver::assemble::{ApplyError, Maps, OpenFile};
 use crate::receiver::inbox::Inbox;
 use crate::receiver::outbox::Shared;
 use crate::report::{Event, Outcome, Phase, Reporter, Stats};
-use crate::source::Names;
+use crate::source::Kind;
+use crate::source::owners::Names;
+use crate::working::names_working_file;
 
 /// Stretches of maps, and opened destinations, that wait to be applied.
 const QUEUED_MAPS: usize = 64;

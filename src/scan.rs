@@ -4,11 +4,13 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::error::{Error, Result};
 use crate::sys::{self, Sought};
 
 /// A run of bytes of which some may be data; everything between two of them
@@ -73,6 +75,28 @@ impl Image for FileImage {
             self.file.read_at(rest, at)
         })
     }
+}
+
+/// Opens a regular file or block device; also returns its length.
+///
+/// # Errors
+///
+/// [`Error::Refused`] for anything else.
+pub fn open_image(path: &Path) -> Result<(File, u64)> {
+    // Without waiting: opening a fifo would, for its other end.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = file.map_err(Error::file("open", path))?;
+    let metadata = file.metadata().map_err(Error::file("look at", path))?;
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        return Ok((file, metadata.len()));
+    }
+    if !kind.is_block_device() {
+        let what = if kind.is_dir() { "is a directory" } else { "is neither a file nor a block device" };
+        return Err(Error::refused(path, what));
+    }
+    let length = sys::device_size(&file).map_err(Error::file("find the size of", path))?;
+    Ok((file, length))
 }
 
 /// The data extents of `file` within `range`, from SEEK_DATA and SEEK_HOLE.

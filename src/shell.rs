@@ -13,11 +13,12 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::apply::place::Working;
 use crate::error::{Error, Failure, Result, code, escape};
 use crate::options::{Compress, Options};
-use crate::protocol::{Metadata, Owner};
 use crate::report::{Event, Reporter};
+use crate::source::Metadata;
+use crate::source::Owner;
+use crate::working::Working;
 
 /// What comes before each of the scripts that a shell at the other end runs.
 pub(crate) const WORDS: &str = include_str!("shell/words.sh");

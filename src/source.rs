@@ -1,20 +1,67 @@
 //! What to send: the sources on this machine in walk order, with their
 //! metadata. Knows nothing of destinations or of the wire beyond its entries.
 
-use std::collections::{HashMap, HashSet};
+pub mod owners;
+
+use std::collections::HashSet;
 use std::fs::{self, File, Metadata as FileMetadata};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use walkdir::WalkDir;
 
-use crate::apply::place::is_working_name;
 use crate::error::{Error, Failure, Result, code, printable};
 use crate::options::Options;
-use crate::protocol::{Kind, Metadata, Owner};
+use crate::source::owners::Names;
 use crate::sys;
+use crate::working::is_working_name;
+
+/// What an entry is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// A regular file, or a block device read as one.
+    File {
+        /// Its length.
+        length: u64,
+        /// Bytes it occupies.
+        allocated: u64,
+        /// Do not compare with what is there.
+        whole: bool,
+        /// It is a second try: do not skip it by size and time.
+        retry: bool,
+    },
+    /// A directory.
+    Directory,
+    /// A symlink with this target.
+    Symlink(Vec<u8>),
+}
+
+/// Metadata of an entry; the receiver's options say what of it is used.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Permission bits, `07777`. `None`: the source has none worth keeping (a device).
+    pub mode: Option<u32>,
+    /// Modification time, seconds and nanoseconds; `None` likewise.
+    pub mtime: Option<(i64, u32)>,
+    /// Owner and group, by number and, where known, by name.
+    pub owner: Option<Owner>,
+}
+
+/// Who owns an entry.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// User number.
+    pub uid: u32,
+    /// Group number.
+    pub gid: u32,
+    /// User name, empty if unknown.
+    pub user: String,
+    /// Group name, empty if unknown.
+    pub group: String,
+}
 
 /// Something to send.
 #[derive(Debug, Clone)]
@@ -191,28 +238,6 @@ fn metadata_of(metadata: &FileMetadata) -> Metadata {
     }
 }
 
-/// Opens a regular file or block device; also returns its length.
-///
-/// # Errors
-///
-/// [`Error::Refused`] for anything else.
-pub fn open_image(path: &Path) -> Result<(File, u64)> {
-    // Without waiting: opening a fifo would, for its other end.
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let file = file.map_err(Error::file("open", path))?;
-    let metadata = file.metadata().map_err(Error::file("look at", path))?;
-    let kind = metadata.file_type();
-    if kind.is_file() {
-        return Ok((file, metadata.len()));
-    }
-    if !kind.is_block_device() {
-        let what = if kind.is_dir() { "is a directory" } else { "is neither a file nor a block device" };
-        return Err(Error::refused(path, what));
-    }
-    let length = sys::device_size(&file).map_err(Error::file("find the size of", path))?;
-    Ok((file, length))
-}
-
 /// Looks at one source again, after it changed under our hands.
 ///
 /// # Errors
@@ -232,57 +257,5 @@ pub fn look_again(source: &Source) -> Result<Source> {
             Ok(found)
         }
         _ => Err(Error::refused(&source.path, "changed into something else while it was read")),
-    }
-}
-
-/// User and group names by number, and back, from `/etc/passwd` and
-/// `/etc/group`: a static program has no other name service.
-#[derive(Debug, Default)]
-pub struct Names {
-    users: Option<Table>,
-    groups: Option<Table>,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    names: HashMap<u32, String>,
-    numbers: HashMap<String, u32>,
-}
-
-impl Names {
-    fn users(&mut self) -> &Table {
-        self.users.get_or_insert_with(|| Table::read("/etc/passwd"))
-    }
-
-    fn groups(&mut self) -> &Table {
-        self.groups.get_or_insert_with(|| Table::read("/etc/group"))
-    }
-
-    /// Adds the names for the numbers of an owner.
-    fn fill(&mut self, owner: &mut Owner) {
-        owner.user = self.users().names.get(&owner.uid).cloned().unwrap_or_default();
-        owner.group = self.groups().names.get(&owner.gid).cloned().unwrap_or_default();
-    }
-
-    /// The numbers that an owner has here: by name where there is that name.
-    pub fn numbers_of(&mut self, owner: &Owner) -> (u32, u32) {
-        let uid = self.users().numbers.get(&owner.user).copied().unwrap_or(owner.uid);
-        let gid = self.groups().numbers.get(&owner.group).copied().unwrap_or(owner.gid);
-        (uid, gid)
-    }
-}
-
-impl Table {
-    /// Lines of `name:password:number:…`; passwd(5), group(5).
-    fn read(path: &str) -> Table {
-        let mut table = Table::default();
-        for line in fs::read_to_string(path).unwrap_or_default().lines() {
-            let mut fields = line.split(':');
-            if let (Some(name), Some(Ok(number))) = (fields.next(), fields.nth(1).map(str::parse)) {
-                table.names.entry(number).or_insert_with(|| name.into());
-                table.numbers.entry(name.into()).or_insert(number);
-            }
-        }
-        table
     }
 }

@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, escape};
 use crate::protocol::MAX_LENGTH;
-use crate::scan::{FileImage, Image, Seen};
-use crate::source;
+use crate::scan::{self, FileImage, Image, Seen};
 
 /// Bytes read or written at a time.
 const CHUNK: usize = 1 << 20;
@@ -99,7 +98,7 @@ impl Outgoing {
     ///
     /// When it is neither, or cannot be opened.
     pub fn open(path: &Path, hole_map: bool) -> Result<Outgoing> {
-        let (file, length) = source::open_image(path)?;
+        let (file, length) = scan::open_image(path)?;
         let seen = Seen::of(&file).map_err(Error::file("look at", path))?;
         Ok(Outgoing { path: path.to_path_buf(), image: FileImage::new(file, hole_map), length, seen })
     }

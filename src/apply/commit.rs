@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 
 use nix::sys::stat::SFlag;
 
-use crate::apply::place::{Working, set_attributes};
+use crate::apply::place::set_attributes;
 use crate::apply::ranges;
 use crate::apply::recover::{check_root, forget_stage, replay};
 use crate::apply::stage::Stage;
@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::hashmap::{Grid, Hash};
 use crate::scan;
 use crate::sys;
+use crate::working::Working;
 
 impl Destination {
     /// Makes what was put together the file. `root` is what it must hash to

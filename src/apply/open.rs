@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
 use crate::apply::overlay::Overlay;
-use crate::apply::place::{Access, Place, Working};
+use crate::apply::place::{Access, Place};
 use crate::apply::recover::forget_stage;
 use crate::apply::stage::Stage;
 use crate::apply::stage_log::Identity;
@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::options::{Commit, Options};
 use crate::scan::{FileImage, Seen};
 use crate::sys;
+use crate::working::Working;
 
 /// What is there to compare with, for a run that changes nothing.
 ///

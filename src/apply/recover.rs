@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 
 use nix::fcntl::OFlag;
 
-use crate::apply::place::{Access, Place, Working, set_attributes};
+use crate::apply::place::{Access, Place, set_attributes};
 use crate::apply::stage::Sealed;
 use crate::apply::stage_log::Identity;
 use crate::error::{Error, Result};
@@ -15,6 +15,7 @@ use crate::hashmap::{self, Grid, Hash};
 use crate::options::BlockSize;
 use crate::scan::FileImage;
 use crate::sys;
+use crate::working::Working;
 
 /// What there was to finish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

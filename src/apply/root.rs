@@ -13,8 +13,8 @@ use nix::sys::stat::SFlag;
 use crate::apply::place::{self, Attributes, Place};
 use crate::error::{Error, Result, escape};
 use crate::options::Options;
-use crate::protocol::Metadata;
-use crate::source::Names;
+use crate::source::Metadata;
+use crate::source::owners::Names;
 use crate::sys;
 
 /// Where everything goes.
@@ -191,9 +191,4 @@ pub(crate) fn attributes_of(
         uid: numbers.filter(|_| options.owner).map(|(uid, _)| uid),
         gid: numbers.filter(|_| options.group).map(|(_, gid)| gid),
     }
-}
-
-/// Whether a path leads to or through a working file, which is nobody's data.
-pub(crate) fn names_working_file(path: &[u8]) -> bool {
-    path.split(|&byte| byte == b'/').any(|name| place::is_working_name(OsStr::from_bytes(name)))
 }

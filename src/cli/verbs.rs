@@ -8,18 +8,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use holesync::apply::place::{Place, Working};
+use holesync::apply::place::Place;
 use holesync::apply::recover::{self, Settled};
 use holesync::error::{Error, Result, escape, printable};
 use holesync::hashmap::{self, Grid, Item};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Options};
+use holesync::remote::child;
 use holesync::report::{JsonLines, Reporter, Silent, Terminal};
-use holesync::scan::{FileImage, Image};
+use holesync::scan::{self, FileImage, Image};
 use holesync::stream::Outgoing;
 use holesync::stream::receive;
+use holesync::sync::agent;
 use holesync::sync::{self, Agent, Cipher, Reach};
-use holesync::{remote::child, source, sync::agent, sys};
+use holesync::sys;
+use holesync::working::Working;
 use serde_json::json;
 
 use crate::cli::{self, AgentArg, CipherArg, Cli, Job, ReachArgs, Verb};
@@ -168,7 +171,7 @@ fn send(image: &Path, end: bool) -> Result<()> {
 
 /// Prints the extents of an image, or its blocks.
 fn map(path: &Path, hashes: bool, as_json: bool, block: BlockSize) -> Result<()> {
-    let (file, length) = source::open_image(path)?;
+    let (file, length) = scan::open_image(path)?;
     let image = FileImage::new(file, true);
     let row = |offset: u64, len: u64, kind: &str, hash: Option<&str>| {
         say(&match (as_json, hash) {

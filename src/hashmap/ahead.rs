@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use crate::hashmap::{self, BATCH, Batch, Grid, Item};
 use crate::options::BlockSize;
 use crate::scan::{self, FileImage, Seen};
-use crate::{source, sys};
+use crate::sys;
 
 /// More is not kept in memory: 4 GiB of dense data at the usual block size.
 const MAX_ITEMS: usize = 1 << 16;
@@ -62,7 +62,7 @@ impl EarlyHashes {
         if !metadata.is_file() || scan::exceeds_cache(512 * metadata.blocks()) {
             return None;
         }
-        let (file, length) = source::open_image(path).ok()?;
+        let (file, length) = scan::open_image(path).ok()?;
         if !sys::is_cached(&file) {
             return None;
         }

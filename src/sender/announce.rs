@@ -10,8 +10,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use crate::error::{Failure, Result, code};
 use crate::options::Options;
 use crate::protocol::frame::FrameWriter;
-use crate::protocol::{Entry, Kind, MAX_UNANSWERED, Message};
+use crate::protocol::{Entry, MAX_UNANSWERED, Message};
 use crate::report::{Event, Reporter, Stats};
+use crate::source::Kind;
 use crate::source::{self, Found, Source};
 
 /// Whose user the sender serves.

@@ -9,10 +9,10 @@ use crate::error::{Error, Result};
 use crate::hashmap::ahead::{EarlyHashes, EarlyStart};
 use crate::hashmap::{self, Batch, Grid};
 use crate::options::{Compress, Options};
-use crate::protocol::Kind;
 use crate::scan::{self, FileImage, Seen};
 use crate::sender::announce::Wanted;
-use crate::{source, sys};
+use crate::source::Kind;
+use crate::sys;
 
 /// What the hasher hands to the merging thread.
 pub(crate) enum Hashed {
@@ -114,7 +114,7 @@ impl Hasher<'_> {
             return Ok(false);
         }
         let io = |doing| Error::file(doing, &source.path);
-        let (file, _) = source::open_image(&source.path)?;
+        let (file, _) = scan::open_image(&source.path)?;
         let seen = Seen::of(&file).map_err(io("look at"))?;
         if seen.length != length {
             return Ok(self.hand.give(Hashed::End(false)));

@@ -13,13 +13,14 @@ use std::sync::mpsc::{Receiver, Sender};
 use crate::error::{Error, Failure, Result};
 use crate::hashmap::plan::Action;
 use crate::hashmap::{BATCH, Batch, Block, Grid, Hash};
-use crate::protocol::{Frame, Kind, MAX_UNANSWERED, Message};
+use crate::protocol::{Frame, MAX_UNANSWERED, Message};
 use crate::report::{Event, Outcome, Phase, Stats};
 use crate::sender::announce::{Shared, Side, announce, lock};
 use crate::sender::deferred::Later;
 use crate::sender::describe::{self, Describer, Step};
 use crate::sender::file_state::Description;
 use crate::sender::hasher::{Hashed, Opened};
+use crate::source::Kind;
 use crate::source::{self, Source};
 
 /// Keys that may be known ahead of the source. A receiver that waits for what is

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::apply::open;
 use crate::apply::place::{self, Attributes, Place};
-use crate::apply::root::{Base, Target, attributes_of, make_directory, make_symlink, names_working_file};
+use crate::apply::root::{Base, Target, attributes_of, make_directory, make_symlink};
 use crate::apply::{self, Destination};
 use crate::error::{Error, Failure, Result, code, escape, printable};
 use crate::options::Options;
@@ -20,7 +20,9 @@ use crate::remote::bootstrap::{Input, Output};
 use crate::report::{Event, Outcome, Reporter, Stats};
 use crate::shell::sender::{ArrivingFile, Entry, How, LARGE_FACTOR, SendingShell, Type, read_entry};
 use crate::shell::{self, below};
-use crate::source::{Names, names_contents};
+use crate::source::names_contents;
+use crate::source::owners::Names;
+use crate::working::names_working_file;
 
 /// Bytes of requests that may wait at the other end, which reads them while it
 /// sends: less than a pipe holds.

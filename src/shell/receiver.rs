@@ -9,11 +9,11 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 
 use crate::error::{Error, Failure, Result, code, escape};
 use crate::options::{Commit, Options};
-use crate::protocol::Metadata;
 use crate::protocol::lines::Plain;
 use crate::remote::bootstrap::{self, Input, Output};
 use crate::shell::pieces::{BLOCK, Sum};
 use crate::shell::{self, Answer, Listing, There, Times, below};
+use crate::source::Metadata;
 use crate::stream::Outgoing;
 
 /// Bytes of answers that may wait to be taken.

@@ -8,19 +8,21 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use crate::apply::root::{Target, names_working_file};
+use crate::apply::root::Target;
 use crate::error::{Error, Result, code, printable};
 use crate::options::{Commit, Options};
-use crate::protocol::{Kind, Metadata};
 use crate::remote::bootstrap::{Input, Output};
 use crate::report::{Event, Outcome, Phase, Reporter, Stats};
-use crate::scan::{FileImage, Seen};
+use crate::scan::{self, FileImage, Seen};
 use crate::shell::pending::Asked;
 use crate::shell::pieces::{self, CutError, Cutter, Kept, Piece, Run, SHORT};
 use crate::shell::receiver::{Base, BaseKind, ReceivingShell};
 use crate::shell::{self, TempNames, There, Times, below};
+use crate::source::Kind;
+use crate::source::Metadata;
 use crate::source::{self, Found, Source};
 use crate::stream::Record;
+use crate::working::names_working_file;
 
 /// Names that are looked at one by one; beyond, all that is there.
 const MAX_ROOTS: usize = 1000;
@@ -270,7 +272,7 @@ impl Upload<'_> {
     /// Sends one file. `false`: it changed while it was read.
     fn send(&mut self, source: &Source, there: Option<&There>) -> Result<bool> {
         let Kind::File { length, .. } = source.kind else { return Ok(true) };
-        let (file, _) = source::open_image(&source.path)?;
+        let (file, _) = scan::open_image(&source.path)?;
         let before = Seen::of(&file).map_err(Error::file("look at", &source.path))?;
         if before.length != length {
             return Ok(false);

@@ -13,12 +13,14 @@ use crate::apply::Destination;
 use crate::error::{Error, Result, escape};
 use crate::hashmap::{Hash, PAGE};
 use crate::protocol::lines::Plain;
-use crate::protocol::{MAX_LENGTH, MAX_PATH, Metadata, Owner};
+use crate::protocol::{MAX_LENGTH, MAX_PATH};
 use crate::remote::bootstrap::{self, Input, Output};
 use crate::report::{Event, Phase, Reporter};
 use crate::scan::is_zero;
 use crate::shell::sparse_tar;
 use crate::shell::{self, Answer, Listing};
+use crate::source::Metadata;
+use crate::source::Owner;
 use crate::stream::Sink;
 
 /// Tar sends in blocks of so many times 512 bytes: small files, and those of at

@@ -15,9 +15,8 @@ use crate::protocol::{Frame, MAX_NOISE, MAX_SOURCES, Message, Request};
 use crate::receiver::{self, Target};
 use crate::remote::cipher;
 use crate::report::Silent;
-use crate::scan::FileImage;
+use crate::scan::{self, FileImage};
 use crate::sender::{self, Side};
-use crate::source;
 use crate::stream;
 use crate::stream::through;
 
@@ -95,7 +94,7 @@ fn answer_digests<W: Write>(
 ///
 /// When it cannot be opened or read.
 pub fn digest(path: &Path, options: &Options) -> Result<Hash> {
-    let (file, length) = source::open_image(path)?;
+    let (file, length) = scan::open_image(path)?;
     let grid = Grid { length, block: options.block_size };
     let image = FileImage::new(file, options.hole_map);
     let root = hashmap::root_of(&image, &grid, |_| true).map_err(Error::file("read", path))?;

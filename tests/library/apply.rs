@@ -8,10 +8,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use holesync::apply::place::{Attributes, Place, is_working_name};
+use holesync::apply::place::{Attributes, Place};
 use holesync::apply::{Destination, Request};
 use holesync::hashmap::{Grid, Hash, root_of};
 use holesync::options::{BlockSize, Commit, Options};
+use holesync::working::is_working_name;
 use proptest::prelude::*;
 use tempfile::TempDir;
 

@@ -15,11 +15,10 @@ use holesync::hashmap::plan::Run;
 use holesync::hashmap::{Block, Grid, Hash, Item, key, map_image, root_of};
 use holesync::options::{BlockSize, Commit, Compress, Options};
 use holesync::protocol::frame::{FrameReader, FrameWriter};
-use holesync::protocol::{
-    Answer, Differ, Entry, Frame, Kind as EntryKind, MAX_ASKED, MAX_DIFFER, MAX_MAP_KEYS, Message, Metadata,
-    Patch,
-};
+use holesync::protocol::{Answer, Differ, Entry, Frame, MAX_ASKED, MAX_DIFFER, MAX_MAP_KEYS, Message, Patch};
 use holesync::report::Stats;
+use holesync::source::Kind as EntryKind;
+use holesync::source::Metadata;
 use proptest::prelude::*;
 use tempfile::TempDir;
 

@@ -12,11 +12,13 @@ use holesync::hashmap::plan::Run;
 use holesync::options::{Compress, Options};
 use holesync::protocol::frame::{FrameReader, FrameWriter};
 use holesync::protocol::{
-    Answer, Data, Differ, Entry, Frame, Kind, MAGIC, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS,
-    MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, Metadata, Owner, Patch, Request, VERSION,
-    check_path,
+    Answer, Data, Differ, Entry, Frame, MAGIC, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS,
+    MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, Patch, Request, VERSION, check_path,
 };
 use holesync::report::{Phase, Stats};
+use holesync::source::Kind;
+use holesync::source::Metadata;
+use holesync::source::Owner;
 use proptest::prelude::*;
 
 /// What `write` writes, as bytes.
