@@ -17,9 +17,9 @@ pub mod overlay;
 pub mod place;
 pub mod ranges;
 pub mod recover;
-pub(crate) mod root;
 pub mod stage;
 pub mod stage_log;
+pub(crate) mod tree;
 
 use std::fs::File;
 use std::io;

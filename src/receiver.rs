@@ -14,7 +14,6 @@ pub(crate) mod outbox;
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -22,9 +21,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use crate::apply;
-use crate::apply::place::{self, Attributes};
-pub use crate::apply::root::Target;
-use crate::apply::root::{Base, attributes_of, make_directory, make_symlink};
+use crate::apply::tree::DestinationTree;
+pub use crate::apply::tree::Target;
 use crate::error::{Error, Result};
 use crate::hashmap::Hash;
 use crate::hashmap::ahead::EarlyStart;
@@ -37,7 +35,6 @@ use crate::receiver::inbox::Inbox;
 use crate::receiver::outbox::Shared;
 use crate::report::{Event, Outcome, Phase, Reporter, Stats};
 use crate::source::Kind;
-use crate::source::owners::Names;
 use crate::working::names_working_file;
 
 /// Stretches of maps, and opened destinations, that wait to be applied.
@@ -72,7 +69,6 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
         stopped: AtomicBool::new(false),
         given_up: AtomicU64::new(u64::MAX),
         options: Arc::new(options.clone()),
-        umask: target.umask,
         beside_source: target.beside_source,
         reporter,
     };
@@ -102,7 +98,7 @@ fn receive(shared: &Shared, inbox: Inbox, target: Target, early: Option<EarlySta
     let (maps_in, maps) = sync_channel(QUEUED_MAPS);
     let (finish_in, finish) = sync_channel(FINISHERS);
     let finish = Mutex::new(finish);
-    let (result, directories, base) = std::thread::scope(|scope| {
+    let (result, tree) = std::thread::scope(|scope| {
         scope.spawn(|| answer_files(shared, early, jobs, maps_in));
         for _ in 0..FINISHERS {
             scope.spawn(|| finish_files(shared, &finish));
@@ -110,27 +106,25 @@ fn receive(shared: &Shared, inbox: Inbox, target: Target, early: Option<EarlySta
         let mut applier = Applier {
             shared,
             inbox,
-            base: None,
+            tree: None,
             target,
             jobs: jobs_in,
             maps: Maps::new(maps),
             finish: finish_in,
-            names: Names::default(),
             current: Current::None,
-            directories: Vec::new(),
             only: None,
         };
         let result = applier.run();
         shared.stopped.store(result.is_err(), Ordering::Relaxed);
         applier.fail();
         // The other threads end when there can be no more work for them.
-        let Applier { jobs, maps, finish, directories, base, .. } = applier;
+        let Applier { jobs, maps, finish, tree, .. } = applier;
         drop((jobs, maps, finish));
-        (result, directories, base)
+        (result, tree)
     });
     let theirs = result?;
-    if let Some(dir) = base.as_ref().and_then(|base| base.dir.as_ref()) {
-        finish_directories(shared, dir.as_fd(), directories)?;
+    for (id, error) in tree.map(DestinationTree::finish).unwrap_or_default() {
+        shared.fail(id, &error, false)?;
     }
     Ok(theirs)
 }
@@ -149,25 +143,16 @@ struct Complete {
     root: Hash,
 }
 
-/// A directory that is given its attributes when everything is in it.
-struct Directory {
-    id: u64,
-    path: Vec<u8>,
-    attributes: Attributes,
-}
-
 /// The caller's thread.
 struct Applier<'a> {
     shared: &'a Shared<'a>,
     inbox: Inbox,
     target: Target,
-    base: Option<Base>,
+    tree: Option<DestinationTree>,
     jobs: SyncSender<Job>,
     maps: Maps,
     finish: SyncSender<Complete>,
-    names: Names,
     current: Current,
-    directories: Vec<Directory>,
     /// The entry that goes under the destination's own name, where there is only one.
     only: Option<Vec<u8>>,
 }
@@ -200,8 +185,9 @@ impl Applier<'_> {
 
     fn message(&mut self, message: Message) -> Result<()> {
         match message {
-            Message::Layout { single } if self.base.is_none() => {
-                self.base = Some(Base::find(&self.target, single, self.shared.options.dry_run)?);
+            Message::Layout { single } if self.tree.is_none() => {
+                let options = Arc::clone(&self.shared.options);
+                self.tree = Some(DestinationTree::open(&self.target, single, options)?);
                 Ok(())
             }
             Message::Entry(entry) => self.entry(entry),
@@ -231,8 +217,8 @@ impl Applier<'_> {
 
     fn entry(&mut self, entry: Entry) -> Result<()> {
         protocol::check_path(&entry.path).map_err(|what| self.inbox.bad(what))?;
-        let Some(base) = self.base.clone() else { return Err(self.inbox.bad("an entry before the layout")) };
-        if base.rename.is_some() {
+        let Some(tree) = &mut self.tree else { return Err(self.inbox.bad("an entry before the layout")) };
+        if tree.root().is_file() {
             // There is one name to write to, and its directory is not ours to change.
             let only = self.only.get_or_insert_with(|| entry.path.clone());
             if *only != entry.path || matches!(entry.kind, Kind::Directory) {
@@ -243,8 +229,6 @@ impl Applier<'_> {
             // It could plant a sealed log there, which the next run would finish.
             return Err(self.inbox.bad("it names a working file"));
         }
-        let attributes =
-            attributes_of(&entry.metadata, &self.shared.options, self.shared.umask, &mut self.names);
         match entry.kind {
             Kind::File { length, allocated, whole, retry } => {
                 let unanswered = self.shared.unanswered.fetch_add(1, Ordering::Relaxed);
@@ -253,24 +237,21 @@ impl Applier<'_> {
                 }
                 self.shared.reporter.event(Event::Found(allocated));
                 let whole = whole || self.shared.options.whole_file;
+                let attributes = tree.attributes(&entry.metadata);
                 let request = apply::Request { length, data: allocated, whole, attributes };
-                let job = Job { id: entry.id, entry: entry.path, base, request, retry };
+                let root = tree.root().clone();
+                let job = Job { id: entry.id, entry: entry.path, root, request, retry };
                 // A mapper that is gone took the connection with it; the next read says so.
                 let _ = self.jobs.send(job);
                 Ok(())
             }
-            _ if self.shared.options.dry_run => Ok(()),
             Kind::Directory => {
-                let made = make_directory(&base, &entry.path, attributes.new_mode);
-                if let Ok(mode) = made {
-                    let attributes = Attributes { mode: attributes.mode.or(mode), ..attributes };
-                    self.directories.push(Directory { id: entry.id, path: entry.path, attributes });
-                }
-                self.settle_entry(entry.id, made.map(drop))
+                let made = tree.make_directory(entry.id, &entry.path, &entry.metadata);
+                self.settle_entry(entry.id, made)
             }
             Kind::Symlink(link) => {
-                let result = make_symlink(&base, &entry.path, &link, &attributes);
-                self.settle_entry(entry.id, result)
+                let made = tree.make_symlink(&entry.path, &link, &entry.metadata);
+                self.settle_entry(entry.id, made)
             }
         }
     }
@@ -451,20 +432,4 @@ fn finish_files(shared: &Shared, queue: &Mutex<Receiver<Complete>>) {
             Err(error) => shared.fail(id, &error, false),
         };
     }
-}
-
-/// Directories get their attributes last: making files in them changes times,
-/// and their permissions may forbid it.
-fn finish_directories(
-    shared: &Shared,
-    base: std::os::fd::BorrowedFd,
-    directories: Vec<Directory>,
-) -> Result<()> {
-    for Directory { id, path, attributes } in directories.into_iter().rev() {
-        let path = Path::new(OsStr::from_bytes(&path));
-        if let Err(error) = place::finish_directory(base, path, &attributes) {
-            shared.fail(id, &Error::file("set the attributes of", path)(error), false)?;
-        }
-    }
-    Ok(())
 }

@@ -10,7 +10,7 @@ use nix::sys::stat::{FileStat, SFlag};
 use crate::apply::open;
 use crate::apply::place::{self, Place};
 use crate::apply::recover::{self, Settled};
-use crate::apply::root::{Base, LastDirectory};
+use crate::apply::tree::{DestinationRoot, LastDirectory};
 use crate::apply::{self, Basis, Destination};
 use crate::error::{Error, Result, printable};
 use crate::hashmap::ahead::{EarlyHashes, EarlyStart};
@@ -24,7 +24,7 @@ use crate::report::Outcome;
 pub(crate) struct Job {
     pub id: u64,
     pub entry: Vec<u8>,
-    pub base: Base,
+    pub root: DestinationRoot,
     pub request: apply::Request,
     pub retry: bool,
 }
@@ -85,7 +85,7 @@ fn answer(
     let id = job.id;
     // It is kept as long as nothing is written: somebody may put another in its place.
     let mut directory = std::mem::take(last);
-    let Some(place) = job.base.place_after(&mut directory, &job.entry, options.dry_run)? else {
+    let Some(place) = job.root.place_after(&mut directory, &job.entry, options.dry_run)? else {
         return Ok(shared.tell(Message::NoBasis { id, resized: true }));
     };
     let settled = if options.dry_run { Settled::Nothing } else { recover::settle(&place, options.fsync)? };

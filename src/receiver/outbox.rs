@@ -147,7 +147,6 @@ pub(crate) struct Shared<'a> {
     /// The file, by id, whose map nobody needs any more.
     pub given_up: AtomicU64,
     pub options: Arc<Options>,
-    pub umask: u32,
     /// Sources can be opened here.
     pub beside_source: bool,
     pub reporter: &'a dyn Reporter,

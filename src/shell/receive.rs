@@ -4,14 +4,13 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::apply::open;
-use crate::apply::place::{self, Attributes, Place};
-use crate::apply::root::{Base, Target, attributes_of, make_directory, make_symlink};
+use crate::apply::place::{self, Place};
+use crate::apply::tree::{DestinationTree, Target};
 use crate::apply::{self, Destination};
 use crate::error::{Error, Failure, Result, code, escape, printable};
 use crate::options::Options;
@@ -21,7 +20,6 @@ use crate::report::{Event, Outcome, Reporter, Stats};
 use crate::shell::sender::{ArrivingFile, Entry, How, LARGE_FACTOR, SendingShell, Type, read_entry};
 use crate::shell::{self, below};
 use crate::source::names_contents;
-use crate::source::owners::Names;
 use crate::working::names_working_file;
 
 /// Bytes of requests that may wait at the other end, which reads them while it
@@ -52,31 +50,23 @@ pub fn run(
     let mut download = Download {
         far: SendingShell::begin(input, output, host)?,
         options: Arc::new(options.clone()),
-        umask: target.umask,
         reporter,
         stats: Stats::default(),
-        names: Names::default(),
         taken: HashSet::new(),
-        directories: Vec::new(),
     };
-    let mut base = None;
+    let mut tree = None;
     for source in sources {
         let found = download.list(source)?;
         let single =
             sources.len() == 1 && !matches!(found.first(), Some(entry) if entry.kind == Type::Directory);
-        let base = match &base {
-            Some(base) => base,
-            None => base.insert(Base::find(target, single, options.dry_run)?),
+        let tree = match &mut tree {
+            Some(tree) => tree,
+            None => tree.insert(DestinationTree::open(target, single, Arc::clone(&download.options))?),
         };
-        download.receive(source, found, base)?;
+        download.receive(source, found, tree)?;
     }
-    if let Some(dir) = base.as_ref().and_then(|base| base.dir.as_ref()) {
-        for (path, attributes) in std::mem::take(&mut download.directories).into_iter().rev() {
-            let path = Path::new(OsStr::from_bytes(&path));
-            if let Err(error) = place::finish_directory(dir.as_fd(), path, &attributes) {
-                download.fail(&Error::file("set the attributes of", path)(error));
-            }
-        }
+    for (_, error) in tree.map(DestinationTree::finish).unwrap_or_default() {
+        download.fail(&error);
     }
     download.far.end()?;
     Ok(download.stats)
@@ -86,14 +76,10 @@ pub fn run(
 struct Download<'a> {
     far: SendingShell,
     options: Arc<Options>,
-    umask: u32,
     reporter: &'a dyn Reporter,
     stats: Stats,
-    names: Names,
     /// What has come already: the first source that has a name is the one that counts.
     taken: HashSet<Vec<u8>>,
-    /// To be given their attributes when everything is in them.
-    directories: Vec<(Vec<u8>, Attributes)>,
 }
 
 /// What is to be done with a file that was asked for.
@@ -135,7 +121,7 @@ impl Download<'_> {
     }
 
     /// Makes what a source has; its files in the order in which they were listed.
-    fn receive(&mut self, source: &[u8], found: Vec<Entry>, base: &Base) -> Result<()> {
+    fn receive(&mut self, source: &[u8], found: Vec<Entry>, tree: &mut DestinationTree) -> Result<()> {
         let is_single =
             found.first().is_some_and(|entry| entry.name.is_empty() && entry.kind != Type::Directory);
         if found.is_empty() {
@@ -170,16 +156,16 @@ impl Download<'_> {
                 Type::Other => self.skip("special file", &entry),
                 Type::Device if !is_single => self.skip("special file", &entry),
                 Type::Symlink if !self.options.links => self.skip("symlink", &entry),
-                Type::Directory if !self.options.dry_run => self.directory(entry, base),
+                Type::Directory => self.directory(entry, tree),
                 Type::Symlink if !self.options.dry_run => {
                     self.far.command(&[b"link", &name])?;
-                    self.wait_for(&mut asked, base)?;
+                    self.wait_for(&mut asked, tree)?;
                     requested = 0;
-                    self.symlink(entry, base)?;
+                    self.symlink(entry, tree)?;
                 }
-                Type::Directory | Type::Symlink => {}
+                Type::Symlink => {}
                 Type::File | Type::Device => {
-                    let Some(how) = self.wanted(&entry, base) else { continue };
+                    let Some(how) = self.wanted(&entry, tree) else { continue };
                     let factor = if let How::Tar(factor) = how { factor } else { 0 };
                     let (length, factor) = (entry.length.to_string(), factor.to_string());
                     let words: [&[u8]; 5] = [b"get", how.word(), length.as_bytes(), factor.as_bytes(), &name];
@@ -189,17 +175,17 @@ impl Download<'_> {
                     while requested > REQUESTED {
                         let Some(next) = asked.pop_front() else { break };
                         requested -= next.bytes;
-                        self.file(next, base)?;
+                        self.file(next, tree)?;
                     }
                 }
             }
         }
-        self.wait_for(&mut asked, base)
+        self.wait_for(&mut asked, tree)
     }
 
-    fn wait_for(&mut self, asked: &mut VecDeque<Asked>, base: &Base) -> Result<()> {
+    fn wait_for(&mut self, asked: &mut VecDeque<Asked>, tree: &mut DestinationTree) -> Result<()> {
         while let Some(next) = asked.pop_front() {
-            self.file(next, base)?;
+            self.file(next, tree)?;
         }
         Ok(())
     }
@@ -208,18 +194,13 @@ impl Download<'_> {
         self.reporter.event(Event::Warning(&format!("skipping {what} {}", printable(&entry.source))));
     }
 
-    fn directory(&mut self, entry: Entry, base: &Base) {
-        let attributes = attributes_of(&entry.metadata, &self.options, self.umask, &mut self.names);
-        match make_directory(base, &entry.target, attributes.new_mode) {
-            Ok(mode) => {
-                let attributes = Attributes { mode: attributes.mode.or(mode), ..attributes };
-                self.directories.push((entry.target, attributes));
-            }
-            Err(error) => self.fail(&error),
+    fn directory(&mut self, entry: Entry, tree: &mut DestinationTree) {
+        if let Err(error) = tree.make_directory(0, &entry.target, &entry.metadata) {
+            self.fail(&error);
         }
     }
 
-    fn symlink(&mut self, entry: Entry, base: &Base) -> Result<()> {
+    fn symlink(&mut self, entry: Entry, tree: &mut DestinationTree) -> Result<()> {
         let link = match self.far.link()? {
             Ok(link) => link,
             Err(why) => {
@@ -227,19 +208,18 @@ impl Download<'_> {
                 return Ok(());
             }
         };
-        let attributes = attributes_of(&entry.metadata, &self.options, self.umask, &mut self.names);
-        if let Err(error) = make_symlink(base, &entry.target, &link, &attributes) {
+        if let Err(error) = tree.make_symlink(&entry.target, &link, &entry.metadata) {
             self.fail(&error);
         }
         Ok(())
     }
 
     /// Whether a file has to be sent, and how.
-    fn wanted(&mut self, entry: &Entry, base: &Base) -> Option<How> {
+    fn wanted(&mut self, entry: &Entry, tree: &mut DestinationTree) -> Option<How> {
         self.stats.files_total += 1;
         self.stats.apparent_bytes = self.stats.apparent_bytes.saturating_add(entry.length);
         self.reporter.event(Event::Found(entry.allocated));
-        let place = match base.place(&entry.target, self.options.dry_run) {
+        let place = match tree.root().place(&entry.target, self.options.dry_run) {
             Ok(place) => place,
             Err(error) => {
                 self.fail(&error);
@@ -251,7 +231,7 @@ impl Download<'_> {
         {
             self.stats.data_bytes = self.stats.data_bytes.saturating_add(entry.allocated);
             self.report(entry, Outcome::Unchanged);
-            let attributes = attributes_of(&entry.metadata, &self.options, self.umask, &mut self.names);
+            let attributes = tree.attributes(&entry.metadata);
             if !self.options.dry_run
                 && let Err(error) = place::touch(place, &attributes)
             {
@@ -260,7 +240,7 @@ impl Download<'_> {
             return None;
         }
         if self.options.dry_run {
-            self.foretell(entry, place.as_ref());
+            self.foretell(entry, place.as_ref(), tree);
             return None;
         }
         let is_sparse = entry.kind == Type::Device || entry.allocated < entry.length;
@@ -273,8 +253,8 @@ impl Download<'_> {
     }
 
     /// What a run would do with a file.
-    fn foretell(&mut self, entry: &Entry, place: Option<&Place>) {
-        let request = self.request(entry);
+    fn foretell(&mut self, entry: &Entry, place: Option<&Place>, tree: &mut DestinationTree) {
+        let request = self.request(entry, tree);
         if let Some(Err(error)) = place.map(|place| open::preview(place, &request)) {
             return self.fail(&error);
         }
@@ -285,8 +265,8 @@ impl Download<'_> {
         self.report(entry, Outcome::Sent(entry.allocated));
     }
 
-    fn request(&mut self, entry: &Entry) -> apply::Request {
-        let attributes = attributes_of(&entry.metadata, &self.options, self.umask, &mut self.names);
+    fn request(&self, entry: &Entry, tree: &mut DestinationTree) -> apply::Request {
+        let attributes = tree.attributes(&entry.metadata);
         apply::Request { length: entry.length, data: entry.allocated, whole: true, attributes }
     }
 
@@ -306,13 +286,13 @@ impl Download<'_> {
     }
 
     /// Takes the answer to a request: the file, or why there is none.
-    fn file(&mut self, asked: Asked, base: &Base) -> Result<()> {
+    fn file(&mut self, asked: Asked, tree: &mut DestinationTree) -> Result<()> {
         let Asked { entry, how, .. } = asked;
         if let Err(why) = self.far.answer(b"sent")? {
             self.failed_there(&entry, &why);
             return Ok(());
         }
-        let destination = self.open(&entry, base);
+        let destination = self.open(&entry, tree);
         let mut sink = ArrivingFile::new(destination, self.reporter);
         let sent = match self.far.content(&entry, how, &mut sink).and_then(|()| self.far.answer(b"done")) {
             Ok(sent) => sent,
@@ -339,9 +319,9 @@ impl Download<'_> {
         Ok(())
     }
 
-    fn open(&mut self, entry: &Entry, base: &Base) -> Result<Destination> {
-        let request = self.request(entry);
-        let Some(place) = base.place(&entry.target, false)? else {
+    fn open(&mut self, entry: &Entry, tree: &mut DestinationTree) -> Result<Destination> {
+        let request = self.request(entry, tree);
+        let Some(place) = tree.root().place(&entry.target, false)? else {
             return Err(Error::refused(entry.path(), "has no directory"));
         };
         Destination::open(place, request, Arc::clone(&self.options))

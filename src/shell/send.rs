@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use crate::apply::root::Target;
+use crate::apply::tree::Target;
 use crate::error::{Error, Result, code, printable};
 use crate::options::{Commit, Options};
 use crate::remote::bootstrap::{Input, Output};

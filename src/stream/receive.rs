@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::apply::place::Attributes;
-use crate::apply::root::{Base, Target};
+use crate::apply::tree::{DestinationRoot, Target};
 use crate::apply::{Destination, Request};
 use crate::error::{Error, Result};
 use crate::hashmap::Hash;
@@ -27,12 +27,12 @@ const BUFFER: usize = 1 << 20;
 /// Then there is no new file.
 pub fn run(input: File, path: &Path, size: Option<u64>, options: Options, umask: u32) -> Result<()> {
     let target = Target { path: path.to_path_buf(), directory: false, umask, beside_source: false };
-    let base = Base::find(&target, true, false)?;
+    let root = DestinationRoot::find(&target, true, false)?;
     let directory = || Error::refused(path, "is a directory: name the file that is to be written");
-    if base.rename.is_none() {
+    if !root.is_file() {
         return Err(directory());
     }
-    let place = base.place(b"", false)?.ok_or_else(directory)?;
+    let place = root.place(b"", false)?.ok_or_else(directory)?;
     let attributes = Attributes { new_mode: 0o666 & !umask, ..Attributes::default() };
     let request = Request { length: size.unwrap_or(0), data: 0, whole: true, attributes };
     // Whoever was to write it is more likely to have died than to mean an empty image.

@@ -1,0 +1,283 @@
+//! The directory that everything is received into, and what a tree needs there beside
+//! the content of its files: directories, symlinks, attributes. Called by whoever takes
+//! entries: from a connection, from a shell, or from a walk on this machine.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::SFlag;
+
+use crate::apply::place::{self, Attributes, Place};
+use crate::error::{Error, Result, escape};
+use crate::options::Options;
+use crate::source::Metadata;
+use crate::source::owners::Names;
+use crate::sys;
+
+/// The destination of a run.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The destination as the user wrote it.
+    pub path: PathBuf,
+    /// It must be a directory: trailing slash, or several sources.
+    pub directory: bool,
+    /// The umask of this process.
+    pub umask: u32,
+    /// The sender is in this process: sources can be opened here.
+    pub beside_source: bool,
+}
+
+/// The directory that entries are relative to.
+#[derive(Clone)]
+pub struct DestinationRoot {
+    /// `None`: a dry run, and it is not there.
+    dir: Option<Arc<OwnedFd>>,
+    /// The single file goes under this name.
+    rename: Option<OsString>,
+    shown: PathBuf,
+}
+
+/// The directory below a root that was opened last: mostly the next entry lies in it,
+/// too. It belongs to that root.
+#[derive(Default)]
+pub struct LastDirectory(Option<(PathBuf, Arc<OwnedFd>)>);
+
+impl DestinationRoot {
+    /// Finds, or makes, what the destination names. `single`: there is one source, and it
+    /// is no directory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Destination`] when it cannot be had.
+    pub fn find(target: &Target, single: bool, dry_run: bool) -> Result<DestinationRoot> {
+        let path = target.path.clone();
+        let there = std::fs::metadata(&path);
+        if there.as_ref().is_ok_and(|metadata| metadata.is_dir()) {
+            return DestinationRoot::open(&path, None);
+        }
+        let shown = escape(path.as_os_str().as_bytes());
+        if single && !target.directory {
+            let device = there.is_ok_and(|metadata| !metadata.is_file());
+            let path = if device { path.canonicalize().unwrap_or(path) } else { path };
+            let Some(name) = path.file_name() else {
+                return Err(Error::Destination(format!("{shown} names no file")));
+            };
+            let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            return DestinationRoot::open(parent, Some(name.to_owned()));
+        }
+        match there {
+            Ok(_) => Err(Error::Destination(format!(
+                "{shown} is not a directory, and more than one file is to go there"
+            ))),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::Destination(format!("cannot open the directory {shown}: {error}")))
+            }
+            Err(_) if dry_run => Ok(DestinationRoot { dir: None, rename: None, shown: path }),
+            Err(_) => {
+                std::fs::create_dir(&path).map_err(|error| {
+                    Error::Destination(format!(
+                        "cannot create the directory {shown}: {error}; create its parent first"
+                    ))
+                })?;
+                DestinationRoot::open(&path, None)
+            }
+        }
+    }
+
+    fn open(path: &Path, rename: Option<OsString>) -> Result<DestinationRoot> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let dir = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty()).map_err(|errno| {
+            let shown = escape(path.as_os_str().as_bytes());
+            Error::Destination(format!(
+                "cannot open the directory {shown}: {}; create it first",
+                errno.desc()
+            ))
+        })?;
+        Ok(DestinationRoot { dir: Some(Arc::new(dir)), rename, shown: path.to_path_buf() })
+    }
+
+    /// Whether the destination names the single file itself, and not a directory.
+    pub fn is_file(&self) -> bool {
+        self.rename.is_some()
+    }
+
+    /// Where an entry goes. `None`: its directory is not there, in a dry run.
+    ///
+    /// # Errors
+    ///
+    /// When its directory cannot be opened.
+    pub fn place(&self, entry: &[u8], dry_run: bool) -> Result<Option<Place>> {
+        self.place_after(&mut LastDirectory::default(), entry, dry_run)
+    }
+
+    /// Where an entry goes, for callers that place the entries of one root one after the
+    /// other: `last` spares them the lookup of a directory that was just opened.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`DestinationRoot::place`].
+    pub fn place_after(
+        &self,
+        last: &mut LastDirectory,
+        entry: &[u8],
+        dry_run: bool,
+    ) -> Result<Option<Place>> {
+        let relative = match &self.rename {
+            Some(name) => Path::new(name),
+            None => Path::new(OsStr::from_bytes(entry)),
+        };
+        let path = self.shown.join(relative);
+        let (Some(root), Some(name)) = (&self.dir, relative.file_name()) else {
+            if dry_run {
+                return Ok(None);
+            }
+            return Err(Error::refused(path, "there is a directory where a file must go; remove it first"));
+        };
+        let parent = relative.parent().unwrap_or(Path::new(""));
+        let dir = match &last.0 {
+            _ if parent.as_os_str().is_empty() => Arc::clone(root),
+            Some((opened, dir)) if opened == parent => Arc::clone(dir),
+            _ => match sys::open_beneath(root.as_fd(), parent, OFlag::O_PATH | OFlag::O_DIRECTORY, 0) {
+                Ok(dir) => {
+                    let dir = Arc::new(dir);
+                    last.0 = Some((parent.to_path_buf(), Arc::clone(&dir)));
+                    dir
+                }
+                Err(error) if dry_run && error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(Error::file("open the directory of", &path)(error)),
+            },
+        };
+        Ok(Some(Place { dir, name: name.to_owned(), path }))
+    }
+}
+
+/// A tree that is being received.
+pub struct DestinationTree {
+    root: DestinationRoot,
+    options: Arc<Options>,
+    umask: u32,
+    names: Names,
+    /// Directories that get their attributes when everything is in them.
+    directories: Vec<Directory>,
+}
+
+struct Directory {
+    id: u64,
+    path: Vec<u8>,
+    attributes: Attributes,
+}
+
+impl DestinationTree {
+    /// Finds, or makes, what the destination names. `single`: there is one source, and it
+    /// is no directory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Destination`] when it cannot be had.
+    pub fn open(target: &Target, single: bool, options: Arc<Options>) -> Result<DestinationTree> {
+        let root = DestinationRoot::find(target, single, options.dry_run)?;
+        let (umask, names) = (target.umask, Names::default());
+        Ok(DestinationTree { root, options, umask, names, directories: Vec::new() })
+    }
+
+    /// The directory that entries are relative to.
+    pub fn root(&self) -> &DestinationRoot {
+        &self.root
+    }
+
+    /// What an entry is to carry, as the options want it.
+    pub fn attributes(&mut self, metadata: &Metadata) -> Attributes {
+        let Metadata { mode, mtime, owner } = metadata;
+        let options = &self.options;
+        let mode = mode.map(|mode| mode & 0o7777);
+        let numbers = owner.as_ref().filter(|_| options.owner || options.group);
+        let numbers = numbers.map(|owner| self.names.numbers_of(owner));
+        Attributes {
+            mode: mode.filter(|_| options.perms),
+            new_mode: mode.unwrap_or(0o666) & 0o777 & !self.umask,
+            mtime: mtime.filter(|_| options.times).map(|(s, ns)| (s, ns.min(999_999_999))),
+            uid: numbers.filter(|_| options.owner).map(|(uid, _)| uid),
+            gid: numbers.filter(|_| options.group).map(|(_, gid)| gid),
+        }
+    }
+
+    /// Makes a directory that its owner can fill meanwhile. It gets its attributes from
+    /// [`DestinationTree::finish`]; `id` is the caller's number for it. A dry run makes none.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made, or something else is in its place.
+    pub fn make_directory(&mut self, id: u64, path: &[u8], metadata: &Metadata) -> Result<()> {
+        if self.options.dry_run {
+            return Ok(());
+        }
+        let attributes = self.attributes(metadata);
+        let mode = make_directory(&self.root, path, attributes.new_mode)?;
+        let attributes = Attributes { mode: attributes.mode.or(mode), ..attributes };
+        self.directories.push(Directory { id, path: path.to_vec(), attributes });
+        Ok(())
+    }
+
+    /// Makes or replaces a symlink to `link`; a temporary one is renamed over the old. A
+    /// dry run makes none.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made, or a directory is in its place.
+    pub fn make_symlink(&mut self, path: &[u8], link: &[u8], metadata: &Metadata) -> Result<()> {
+        if self.options.dry_run {
+            return Ok(());
+        }
+        let attributes = self.attributes(metadata);
+        let Some(place) = self.root.place(path, false)? else { return Ok(()) };
+        let link = OsStr::from_bytes(link);
+        if !sys::read_link_at(&place.dir, &place.name).is_ok_and(|now| now == link) {
+            place::put_symlink(&place, link)?;
+        }
+        place::touch(&place, &attributes)
+    }
+
+    /// Gives directories their attributes, the deepest first: files that are made in a
+    /// directory change its time, and its permissions may forbid to make them. Returns
+    /// the numbers of those that failed, and why.
+    pub fn finish(self) -> Vec<(u64, Error)> {
+        let Some(root) = &self.root.dir else { return Vec::new() };
+        let finish = |Directory { id, path, attributes }| {
+            let path = Path::new(OsStr::from_bytes(&path));
+            let failed = place::finish_directory(root.as_fd(), path, &attributes).err()?;
+            Some((id, Error::file("set the attributes of", path)(failed)))
+        };
+        self.directories.into_iter().rev().filter_map(finish).collect()
+    }
+}
+
+/// Makes a directory that its owner can fill meanwhile. Returns the permissions
+/// that it is to have at the end, if they are not those that it has now.
+fn make_directory(root: &DestinationRoot, path: &[u8], mode: u32) -> Result<Option<u32>> {
+    const OWNER: u32 = 0o700;
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let Some(place) = root.place(path, false)? else { return Ok(None) };
+    let made = sys::make_dir_at(&place.dir, &place.name, mode | OWNER);
+    if made.map_err(Error::file("create the directory", &place.path))? {
+        return Ok(Some(mode));
+    }
+    let stat = place
+        .stat()?
+        .filter(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR);
+    let Some(stat) = stat else {
+        return Err(Error::refused(&place.path, "is in the way of a directory; remove it first"));
+    };
+    let mode = stat.st_mode & 0o7777;
+    if mode & OWNER == OWNER || nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    // It may be somebody else's, and writable all the same.
+    let opened = sys::set_mode_at(&place.dir, &place.name, mode | OWNER).is_ok();
+    Ok(opened.then_some(mode))
+}
