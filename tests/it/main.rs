@@ -15,6 +15,7 @@ mod early;
 mod errors;
 mod every_call;
 mod full;
+mod images;
 mod interrupt;
 mod meddling;
 mod power;
