@@ -1,8 +1,10 @@
 //! The one error type: what was being done, to which path or host, and why it
-//! failed. Exit codes follow rsync(1), section "EXIT VALUES".
+//! failed. Exit codes follow rsync(1), section "EXIT VALUES". Beside it, what every
+//! layer needs where something fails: [`Stop`], [`lock`], text made safe to show.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
@@ -120,6 +122,43 @@ pub enum Error {
         /// The exit code that fits the worst of them.
         code: u8,
     },
+}
+
+/// Why something was not read to its end, where what is read is handed on part by part.
+#[derive(Debug)]
+pub enum Stop<E = Error> {
+    /// Reading failed.
+    Read(io::Error),
+    /// What takes the parts failed.
+    Taken(E),
+}
+
+impl<E> From<io::Error> for Stop<E> {
+    fn from(error: io::Error) -> Stop<E> {
+        Stop::Read(error)
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Taken(error)
+    }
+}
+
+impl Stop {
+    /// The error as a whole, with `read` made of a failure to read.
+    pub fn or_read(self, read: impl FnOnce(io::Error) -> Error) -> Error {
+        match self {
+            Stop::Read(source) => read(source),
+            Stop::Taken(error) => error,
+        }
+    }
+}
+
+/// Locks a mutex. A thread that panicked while it held the lock takes the run down by
+/// itself; what the mutex holds is in order all the same.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// An error in the form in which it travels to the other end.

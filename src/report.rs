@@ -11,7 +11,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::error::{Failure, printable};
+use crate::error::{Failure, lock, printable};
 
 /// What a run did, in bytes unless said otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,7 +215,7 @@ impl Terminal {
     }
 
     fn progress(&self, phase: Option<Phase>, found: u64, done: u64) {
-        let mut shown = self.phase.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut shown = lock(&self.phase);
         if let Some(phase) = phase
             && shown.turns_to(phase)
         {
@@ -313,7 +313,7 @@ impl Ticker {
 
     /// Adds to the counts; hands them out when it is time to tell them.
     fn add(&self, found: u64, done: u64) -> Option<Progress> {
-        let mut progress = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut progress = lock(&self.0);
         progress.found = progress.found.saturating_add(found);
         progress.done = progress.done.saturating_add(done);
         if progress.told.elapsed() < Ticker::PAUSE {
@@ -360,6 +360,11 @@ fn size(bytes: u64) -> String {
 /// A size for a message, in units people read.
 pub fn human(bytes: u64) -> String {
     HumanBytes(bytes).to_string()
+}
+
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// For programs: one JSON object a line on stdout, `summary` last. Progress is

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use holesync::apply::place::Place;
 use holesync::apply::recover::{self, Settled};
-use holesync::error::{Error, Result, escape, printable};
+use holesync::error::{Error, Result, Stop, escape, printable};
 use holesync::hashmap::{self, Grid, Item};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Options};
 use holesync::remote::child;
-use holesync::report::{JsonLines, Reporter, Silent, Terminal};
+use holesync::report::{JsonLines, Reporter, Silent, Terminal, hex};
 use holesync::scan::{self, FileImage, Image};
 use holesync::stream::Outgoing;
 use holesync::stream::receive;
@@ -237,27 +237,12 @@ fn map_hashes(
         }
         Ok(true)
     })
-    .map_err(|error: MapError| error.0.unwrap_or_else(|source| Error::file("map", path)(source)))?;
+    .map_err(|stop: Stop| stop.or_read(Error::file("map", path)))?;
     if hole.is_empty() {
         return Ok(());
     }
     let (at, len) = blocks(&hole);
     row(at, len, "zero", None)
-}
-
-/// What ends a map: an error of ours, or of reading.
-struct MapError(std::result::Result<Error, std::io::Error>);
-
-impl From<std::io::Error> for MapError {
-    fn from(error: std::io::Error) -> MapError {
-        MapError(Err(error))
-    }
-}
-
-impl From<Error> for MapError {
-    fn from(error: Error) -> MapError {
-        MapError(Ok(error))
-    }
 }
 
 /// Finishes what is sealed beside a file, or anywhere below a directory.
@@ -298,10 +283,6 @@ fn recover_file(path: &Path, sync: bool) -> Result<()> {
             "what an interrupted run left to finish it from is damaged and was not applied; send the image again",
         )),
     }
-}
-
-fn hex(hash: &hashmap::Hash) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Prints a line; a reader that is gone is an error, as for any filter.

@@ -10,7 +10,7 @@ use crate::location::Host;
 use crate::protocol::MAX_NOISE;
 use crate::protocol::frame::{FrameReader, FrameWriter, Greeting};
 use crate::remote::cipher::{self, Cipher};
-use crate::report::{Event, Reporter, human};
+use crate::report::{Event, Reporter, hex, human};
 
 /// What a login shell is given, whichever it is (bash, dash, zsh, fish, tcsh,
 /// ash): has a plain sh read a script, up to a line with a dot, and run it.
@@ -256,8 +256,4 @@ fn fits(system: &str) -> bool {
         other => &[other],
     };
     system.strip_prefix("Linux ").is_some_and(|found| machine.contains(&found))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

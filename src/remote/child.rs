@@ -5,14 +5,14 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use crate::error::{Error, Result, escape};
+use crate::error::{Error, Result, escape, lock};
 use crate::location::Host;
 use crate::sys;
 
@@ -163,10 +163,6 @@ fn show_stderr(mut input: impl BufRead, kept: &Mutex<Vec<u8>>) {
         kept.drain(..excess);
         line.clear();
     }
-}
-
-fn lock(kept: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
-    kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 impl Stderr {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::{Result, Stop};
 use crate::hashmap::PAGE;
 use crate::scan::{Extent, Image, is_zero};
 use crate::stream::Record;
@@ -152,26 +152,6 @@ impl Run {
     }
 }
 
-/// What ends the cutting of a file.
-pub(crate) enum CutError {
-    /// It cannot be read.
-    Source(io::Error),
-    /// Who takes the pieces cannot go on.
-    Taker(Error),
-}
-
-impl From<io::Error> for CutError {
-    fn from(error: io::Error) -> CutError {
-        CutError::Source(error)
-    }
-}
-
-impl From<Error> for CutError {
-    fn from(error: Error) -> CutError {
-        CutError::Taker(error)
-    }
-}
-
 /// Cuts a file into pieces. In a file that is written in place, a block that is
 /// kept stays as it is, its holes too.
 pub(crate) struct Cutter {
@@ -201,7 +181,7 @@ impl Cutter {
         length: u64,
         kept: &Kept,
         mut take: impl FnMut(Piece) -> Result<bool>,
-    ) -> Result<bool, CutError> {
+    ) -> Result<bool, Stop> {
         for (part, is_kept) in kept.parts(length) {
             let going = match (is_kept, self.in_place) {
                 (true, true) => take(Piece::Keep(part.end - part.start))?,
@@ -236,7 +216,7 @@ impl Cutter {
         image: &impl Image,
         range: Range<u64>,
         take: &mut impl FnMut(Piece) -> Result<bool>,
-    ) -> Result<bool, CutError> {
+    ) -> Result<bool, Stop> {
         let mut at = range.start;
         while at < range.end {
             let len = (range.end - at).min(CHUNK) as usize;
@@ -259,8 +239,8 @@ impl Cutter {
 fn each_extent(
     extents: impl Iterator<Item = io::Result<Extent>>,
     part: Range<u64>,
-    mut take: impl FnMut(bool, Range<u64>) -> Result<bool, CutError>,
-) -> Result<bool, CutError> {
+    mut take: impl FnMut(bool, Range<u64>) -> Result<bool, Stop>,
+) -> Result<bool, Stop> {
     let mut at = part.start;
     for extent in extents {
         let extent = extent?;

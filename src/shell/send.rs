@@ -9,13 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use crate::apply::root::Target;
-use crate::error::{Error, Result, code, printable};
+use crate::error::{Error, Result, Stop, code, printable};
 use crate::options::{Commit, Options};
 use crate::remote::bootstrap::{Input, Output};
 use crate::report::{Event, Outcome, Phase, Reporter, Stats};
 use crate::scan::{self, FileImage, Seen};
 use crate::shell::pending::Asked;
-use crate::shell::pieces::{self, CutError, Cutter, Kept, Piece, Run, SHORT};
+use crate::shell::pieces::{self, Cutter, Kept, Piece, Run, SHORT};
 use crate::shell::receiver::{Base, BaseKind, ReceivingShell};
 use crate::shell::{self, TempNames, There, Times, below};
 use crate::source::Kind;
@@ -406,8 +406,8 @@ impl Upload<'_> {
                 self.asked.shell.write(STOP)?;
                 Ok(Described::Refused)
             }
-            Err(CutError::Source(error)) => Ok(Described::Unreadable(error)),
-            Err(CutError::Taker(error)) => Err(error),
+            Err(Stop::Read(error)) => Ok(Described::Unreadable(error)),
+            Err(Stop::Taken(error)) => Err(error),
         }
     }
 
