@@ -37,7 +37,7 @@ use crate::receiver::inbox::Inbox;
 use crate::receiver::outbox::Shared;
 use crate::report::{Event, Outcome, Phase, Reporter, Stats};
 use crate::source::Kind;
-use crate::source::owners::Names;
+use crate::source::Names;
 use crate::working::names_working_file;
 
 /// Stretches of maps, and opened destinations, that wait to be applied.

@@ -1,7 +1,7 @@
 //! What to send: the sources on this machine in walk order, with their
 //! metadata. Knows nothing of destinations or of the wire beyond its entries.
 
-pub mod owners;
+mod owners;
 
 use std::collections::HashSet;
 use std::fs::{self, File, Metadata as FileMetadata};
@@ -15,9 +15,10 @@ use walkdir::WalkDir;
 
 use crate::error::{Error, Failure, Result, code, printable};
 use crate::options::Options;
-use crate::source::owners::Names;
 use crate::sys;
 use crate::working::is_working_name;
+
+pub use owners::Names;
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,7 +131,7 @@ fn walk_one<'a>(path: &'a Path, options: &'a Options) -> Box<dyn Iterator<Item =
     };
     let prefix = if contents { Vec::new() } else { base_name(path) };
     if !metadata.is_dir() {
-        return one(describe(path, prefix, &metadata, options));
+        return one(inspect(path, prefix, &metadata, options));
     }
     if !options.recursive {
         return one(skipped("directory", path));
@@ -155,7 +156,7 @@ fn walk_one<'a>(path: &'a Path, options: &'a Options) -> Box<dyn Iterator<Item =
         match entry.metadata() {
             // Only a device that is named itself is read, as one reads an image.
             Ok(metadata) if metadata.file_type().is_block_device() => skipped("special file", entry.path()),
-            Ok(metadata) => describe(entry.path(), target, &metadata, options),
+            Ok(metadata) => inspect(entry.path(), target, &metadata, options),
             Err(error) => unreadable(error, path),
         }
     }))
@@ -202,7 +203,7 @@ fn skipped(what: &str, path: &Path) -> Found {
     Found::Skipped(format!("skipping {what} {}", printable(path)))
 }
 
-fn describe(path: &Path, target: Vec<u8>, metadata: &FileMetadata, options: &Options) -> Found {
+fn inspect(path: &Path, target: Vec<u8>, metadata: &FileMetadata, options: &Options) -> Found {
     let kind = metadata.file_type();
     let kind = if kind.is_dir() {
         Ok(Kind::Directory)
@@ -245,7 +246,7 @@ fn metadata_of(metadata: &FileMetadata) -> Metadata {
 /// When it is gone, or no longer something that can be sent.
 pub fn look_again(source: &Source) -> Result<Source> {
     let metadata = fs::metadata(&source.path).map_err(Error::file("read", &source.path))?;
-    match describe(&source.path, source.target.clone(), &metadata, &Options::default()) {
+    match inspect(&source.path, source.target.clone(), &metadata, &Options::default()) {
         Found::Source(mut found) if matches!(found.kind, Kind::File { .. }) => {
             // The names go with the numbers, which are what they were, or nearly always.
             let same = |a: &Owner, b: &Owner| (a.uid, a.gid) == (b.uid, b.gid);

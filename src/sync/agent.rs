@@ -13,12 +13,11 @@ use crate::options::Options;
 use crate::protocol::frame::{FrameReader, FrameWriter};
 use crate::protocol::{Frame, MAX_NOISE, MAX_SOURCES, Message, Request};
 use crate::receiver::{self, Target};
-use crate::remote::cipher;
+use crate::remote;
 use crate::report::Silent;
 use crate::scan::{self, FileImage};
 use crate::sender::{self, Side};
 use crate::stream;
-use crate::stream::through;
 
 /// Who the other side is, in errors.
 const PEER: &str = "the initiator";
@@ -36,7 +35,7 @@ pub fn serve<R: Read + Send + 'static, W: Write + AsFd + Send>(
 ) -> Result<()> {
     let mut input = FrameReader::new(input, PEER);
     let mut output = FrameWriter::direct(output, PEER);
-    output.greet(cipher::aes_here())?;
+    output.greet(remote::aes_here())?;
     // Before it may come what was meant for a shell: here there is none.
     input.await_greeting(MAX_NOISE)?;
     let (options, request) = match input.read()? {
@@ -58,8 +57,8 @@ pub fn serve<R: Read + Send + 'static, W: Write + AsFd + Send>(
         Request::Through { command, destination, size } => {
             let (command, destination) = (OsString::from_vec(command), home(&path_of(destination)));
             let mut input = input.into_plain();
-            let served = through::run(&command, &destination, size, |sink| {
-                let (_, ended) = stream::receive(&mut input, PEER, Some(size), sink)?;
+            let served = stream::run_command(&command, &destination, size, |sink| {
+                let (_, ended) = stream::read_records(&mut input, PEER, Some(size), sink)?;
                 let broken = || Error::Closed { peer: PEER.into(), detail: String::new() };
                 if ended { Ok(()) } else { Err(broken()) }
             });
