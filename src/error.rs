@@ -42,7 +42,7 @@ pub enum Error {
         doing: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The file system of the destination is full.
@@ -52,7 +52,7 @@ pub enum Error {
         path: PathBuf,
         /// How much was needed, in words.
         needed: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// A file as a whole cannot be transferred; nothing was done to it.
@@ -70,7 +70,7 @@ pub enum Error {
         doing: &'static str,
         /// Who the peer is, for people.
         peer: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The other end closed the connection, or died, before it was done.
@@ -78,7 +78,7 @@ pub enum Error {
     Closed {
         /// Who the peer is, for people.
         peer: String,
-        /// How its process ended, and what it said last; empty if unknown.
+        /// How its process ended, and the end of its stderr; empty if unknown.
         detail: String,
     },
     /// The other end sent something that the protocol forbids.
@@ -97,10 +97,10 @@ pub enum Error {
         /// What it reported.
         failure: Failure,
     },
-    /// An agent failed, and has told its initiator, which shows it.
-    #[error("the initiator was told")]
-    Told {
-        /// The exit code that goes with what it was told.
+    /// An agent failed, and has reported that to its initiator, which shows it.
+    #[error("the failure was reported to the initiator")]
+    Reported {
+        /// The exit code that goes with the failure.
         code: u8,
     },
     /// ssh itself failed (exit status 255).
@@ -108,7 +108,7 @@ pub enum Error {
     Ssh {
         /// The host.
         host: String,
-        /// What ssh said last; empty if nothing.
+        /// The end of the stderr of ssh; empty if there was nothing.
         detail: String,
     },
     /// A signal asked to stop.
@@ -223,7 +223,7 @@ impl Error {
             Error::Remote { failure, .. } => failure.code,
             Error::Ssh { .. } => code::SSH,
             Error::Interrupted => code::INTERRUPTED,
-            Error::Partial { code, .. } | Error::Told { code } => *code,
+            Error::Partial { code, .. } | Error::Reported { code } => *code,
         }
     }
 

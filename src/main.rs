@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     match cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            if !matches!(error, Error::Told { .. }) {
+            if !matches!(error, Error::Reported { .. }) {
                 // A stderr that is closed is no reason to panic, as eprintln would.
                 let _ = writeln!(std::io::stderr(), "holesync: {}", escape(message(&error).as_bytes()));
             }

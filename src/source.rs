@@ -1,5 +1,5 @@
 //! What to send: the sources on this machine in walk order, with their
-//! metadata. Knows nothing of destinations or of the wire beyond its entries.
+//! metadata. Knows nothing of destinations, and of the wire only its entries.
 
 mod owners;
 
@@ -31,7 +31,7 @@ pub enum Kind {
         allocated: u64,
         /// Do not compare with what is there.
         whole: bool,
-        /// It is a second try: do not skip it by size and time.
+        /// This is a second try: do not skip it by size and time.
         retry: bool,
     },
     /// A directory.
@@ -64,27 +64,27 @@ pub struct Owner {
     pub group: String,
 }
 
-/// Something to send.
+/// A file, directory or symlink to send.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// Where it is.
+    /// Its path on this machine.
     pub path: PathBuf,
-    /// Where it goes, relative to the destination.
+    /// Its path below the destination.
     pub target: Vec<u8>,
-    /// What it is.
+    /// Whether it is a file, a directory or a symlink.
     pub kind: Kind,
-    /// Its metadata.
+    /// Mode, time and owner.
     pub metadata: Metadata,
 }
 
-/// What a walk comes upon.
+/// What a walk finds.
 #[derive(Debug)]
 pub enum Found {
-    /// Something to send.
+    /// An entry to send.
     Source(Source),
-    /// Something that cannot be read.
+    /// An entry that cannot be read.
     Failed(Failure),
-    /// Something that is left out on purpose.
+    /// An entry that is left out on purpose.
     Skipped(String),
 }
 
@@ -103,7 +103,7 @@ pub fn walk<'a>(sources: &'a [PathBuf], options: &'a Options) -> impl Iterator<I
     let mut taken = HashSet::new();
     let several = sources.len() > 1;
     sources.iter().flat_map(|path| walk_one(path, options)).filter_map(move |found| match found {
-        // As with rsync, the first source that has a name is the one that counts.
+        // As with rsync, of several sources with one name the first counts.
         Found::Source(source) if several && !taken.insert(source.target.clone()) => None,
         Found::Source(mut source) => {
             if let Some(owner) = &mut source.metadata.owner {
@@ -136,7 +136,7 @@ fn walk_one<'a>(path: &'a Path, options: &'a Options) -> Box<dyn Iterator<Item =
     if !options.recursive {
         return one(skipped("directory", path));
     }
-    // The slash follows a symlink, as what is in its directory is meant.
+    // The slash follows a symlink, since the contents of its directory are meant.
     let root = if contents { path.join("") } else { path.to_path_buf() };
     let entries = WalkDir::new(root).sort_by_file_name().into_iter();
     let entries = entries.filter_entry(|entry| !(entry.depth() > 0 && is_working_name(entry.file_name())));
@@ -168,7 +168,7 @@ pub fn names_contents(path: &Path) -> bool {
     bytes.ends_with(b"/") || matches!(bytes.rsplit(|&b| b == b'/').next(), Some(b"." | b".."))
 }
 
-/// The names directly below the destination that a source goes to; none for one
+/// The names directly below the destination that a source goes to; none for a source
 /// that cannot be read.
 pub fn top_names(source: &Path) -> Vec<Vec<u8>> {
     if !names_contents(source) {
@@ -188,7 +188,7 @@ fn unreadable(error: walkdir::Error, root: &Path) -> Found {
     Found::Failed(lost(&Error::file("read", path)(source)))
 }
 
-/// How a source failed that was there before: one that is gone has vanished.
+/// The failure of a source that was there before: a source that is gone has vanished.
 pub fn lost(error: &Error) -> Failure {
     let failure = error.to_failure();
     match error {
@@ -239,7 +239,7 @@ fn metadata_of(metadata: &FileMetadata) -> Metadata {
     }
 }
 
-/// Looks at one source again, after it changed under our hands.
+/// Looks at a source again, after it changed while it was read.
 ///
 /// # Errors
 ///

@@ -20,20 +20,20 @@ pub use through::run_command;
 
 /// Bytes read or written at a time.
 const CHUNK: usize = 1 << 20;
-/// What a stream is turned into.
+/// Takes the content of a stream, in order.
 pub trait Sink {
-    /// The next bytes.
+    /// Takes the next bytes.
     ///
     /// # Errors
     ///
-    /// When they cannot be taken.
+    /// When they cannot be written.
     fn data(&mut self, bytes: &[u8]) -> Result<()>;
 
-    /// This many zeros.
+    /// Takes this many zeros.
     ///
     /// # Errors
     ///
-    /// When they cannot be taken.
+    /// When they cannot be written.
     fn hole(&mut self, len: u64) -> Result<()>;
 }
 
@@ -157,7 +157,7 @@ enum Part<'a> {
 
 /// Reads a stream up to its END record, or up to its end if it has none, and
 /// returns the size of the image and whether there was such a record. With a
-/// `size`, that is what it must be. `peer` names the other side in errors.
+/// `size`, that is what it must be. `peer` names the other end in errors.
 ///
 /// # Errors
 ///
@@ -211,9 +211,9 @@ fn copy(input: &mut impl BufRead, peer: &str, mut left: u64, sink: &mut impl Sin
 /// The next bytes, as many as are in the buffer or are read at once; none at the end.
 pub(crate) fn fill<'a>(input: &'a mut impl BufRead, peer: &str) -> Result<&'a [u8]> {
     loop {
-        // Twice, as the borrow of the bytes lasts as long as they do.
+        // The buffer is asked for twice: a borrow that is returned cannot end in a loop.
         match input.fill_buf() {
-            // The end is not asked for again: a terminal would wait for another.
+            // The end is not read again: a terminal would wait for more.
             Ok([]) => return Ok(&[]),
             Ok(_) => break,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

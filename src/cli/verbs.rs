@@ -29,7 +29,7 @@ use crate::cli::{self, AgentArg, CipherArg, Cli, RemoteArgs, Transfer, Verb};
 ///
 /// # Errors
 ///
-/// What decides the exit code.
+/// Those that decide the exit code.
 pub fn run(cli: Cli) -> Result<()> {
     let umask = sys::umask();
     match cli.verb {
@@ -249,7 +249,7 @@ fn map_hashes(
     print_row(at, len, "zero", None)
 }
 
-/// Finishes what is sealed beside a file, or anywhere below a directory.
+/// Finishes a file from its sealed log, or every such file below a directory.
 fn recover(path: &Path, sync: bool) -> Result<()> {
     if !path.is_dir() {
         return recover_file(path, sync);
