@@ -22,8 +22,8 @@ use std::sync::Mutex;
 use holesync::location::{Host, Location};
 use holesync::options::{Compress, Options};
 use holesync::report::{Event, Reporter, Summary, human};
-use holesync::sync::{self, Agent, Reach};
-use holesync::{apply::ranges, remote::child, sync::agent, sys};
+use holesync::sync::{self, Agent, RemoteOptions};
+use holesync::{apply::ranges, remote, sys};
 use nix::errno::Errno;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::{Whence, lseek};
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
 /// The hidden half: what `holesync agent` does.
 fn be_the_agent(umask: u32) -> Result<()> {
     let output = File::from(stdout().as_fd().try_clone_to_owned()?);
-    Ok(agent::serve(stdin(), output, umask)?)
+    Ok(sync::serve(stdin(), output, umask)?)
 }
 
 fn demonstrate(place: &Path, umask: u32) -> Result<()> {
@@ -101,16 +101,16 @@ fn deploy(step: &str, source: &Path, copy: &Path, options: &Options, umask: u32)
     let this_program = this_program.to_str().ok_or("the path of this program is not UTF-8")?;
     let host = Host { user: None, name: "localhost".into(), port: None };
     // Called with a host and a command, as ssh would be; forgets the host.
-    let reach = Reach {
+    let remote = RemoteOptions {
         agent: Agent::Require,
         rsh: Some(r#"sh -c 'shift; exec sh -c "$*"' sh"#.into()),
         remote_path: Some(this_program.into()),
         umask,
-        ..Reach::default()
+        ..RemoteOptions::default()
     };
     let (from, to) = (Location::Local(source.into()), Location::Remote(host, copy.into()));
     let totals = Totals::default();
-    sync::run(&[from], &to, options, &reach, &totals)?;
+    sync::run(&[from], &to, options, &remote, &totals)?;
     let totals = totals.0.into_inner()?.ok_or("the run ended without totals")?;
     let equal = equal(source, copy)?;
     println!(
@@ -268,7 +268,7 @@ fn remove_on_signal(dir: PathBuf) -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            child::interrupt();
+            remote::interrupt();
             if let Err(error) = std::fs::remove_dir_all(&dir) {
                 eprintln!("redeploy: cannot remove {}: {error}", dir.display());
             }

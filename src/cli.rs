@@ -1,7 +1,7 @@
 //! The command line: parsed with clap, turned into [`Options`] and the like.
 //! Knows every flag and nothing about how the work is done.
 
-pub(crate) mod verbs;
+mod verbs;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,6 +11,8 @@ use holesync::error::{Error, Result};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Commit, Compress, Options};
 use holesync::report::Verbosity;
+
+pub use verbs::run;
 
 /// Make a disk image on one machine equal to one on another, at the cost of the
 /// data that is allocated and changed.
@@ -27,7 +29,7 @@ pub struct Cli {
     pub verb: Option<Verb>,
     /// The transfer.
     #[command(flatten)]
-    pub transfer: Transfer,
+    pub transfer: TransferArgs,
 }
 
 /// Everything that is not a transfer.
@@ -59,7 +61,7 @@ pub enum Verb {
         block_size: Option<u64>,
         /// How to reach a host
         #[command(flatten)]
-        reach: ReachArgs,
+        remote: RemoteArgs,
     },
     /// Write an image to stdout as a stream of DATA and HOLE records
     Send {
@@ -93,7 +95,7 @@ pub enum Verb {
 
 /// How to reach a host.
 #[derive(Debug, Args)]
-pub struct ReachArgs {
+pub struct RemoteArgs {
     /// The command that reaches a host [default: $RSYNC_RSH, or ssh]
     #[arg(short = 'e', long, value_name = "CMD")]
     pub rsh: Option<String>,
@@ -115,7 +117,7 @@ pub enum CipherArg {
 
 /// `holesync [OPTIONS] SRC... DEST`.
 #[derive(Debug, Args)]
-pub struct Transfer {
+pub struct TransferArgs {
     /// SRC... DEST, each a path, [user@]host:path or ssh://[user@]host[:port]/path
     #[arg(required = true, num_args = 2.., value_name = "SRC... DEST", hide = true)]
     paths: Vec<OsString>,
@@ -214,7 +216,7 @@ pub struct Transfer {
     #[arg(long, value_name = "CMD")]
     through: Option<OsString>,
     #[command(flatten)]
-    reach: ReachArgs,
+    remote: RemoteArgs,
     /// Show progress, also where there is no terminal
     #[arg(short = 'P', long)]
     progress: bool,
@@ -263,15 +265,11 @@ pub enum AgentArg {
 
 /// A transfer, ready to run.
 #[derive(Debug)]
-pub struct Job {
-    /// Where from.
+pub struct Transfer {
     pub sources: Vec<Location>,
-    /// Where to.
     pub destination: Location,
-    /// How.
     pub options: Options,
-    /// The command that reaches a host, and what to run there.
-    pub reach: ReachArgs,
+    pub remote: RemoteArgs,
     /// What has to run there.
     pub agent: AgentArg,
     /// A command in the place of the destination.
@@ -284,19 +282,19 @@ pub struct Job {
     pub threads: Option<u16>,
 }
 
-impl Transfer {
+impl TransferArgs {
     /// Turns flags into what the library takes.
     ///
     /// # Errors
     ///
     /// [`Error::Usage`] for what makes no sense.
-    pub fn into_job(mut self) -> Result<Job> {
-        if self.agent == AgentArg::Push && self.reach.remote_path.is_some() {
+    pub fn into_transfer(mut self) -> Result<Transfer> {
+        if self.agent == AgentArg::Push && self.remote.remote_path.is_some() {
             return Err(Error::Usage(
                 "--agent=push brings the program that runs: leave --remote-path out".into(),
             ));
         }
-        if self.agent == AgentArg::None && self.reach.remote_path.is_some() {
+        if self.agent == AgentArg::None && self.remote.remote_path.is_some() {
             return Err(Error::Usage("--agent=none runs no holesync there: leave --remote-path out".into()));
         }
         let compares = self.checksum || self.ignore_times || self.verify;
@@ -316,11 +314,11 @@ impl Transfer {
             progress: self.progress,
             stats: self.stats,
         };
-        Ok(Job {
+        Ok(Transfer {
             sources: self.paths.iter().map(|path| Location::parse(path)).collect::<Result<_>>()?,
             destination: Location::parse(&destination)?,
             options,
-            reach: self.reach,
+            remote: self.remote,
             agent: self.agent,
             through: self.through,
             show,
@@ -392,8 +390,8 @@ fn size(text: &str) -> Result<u64, String> {
 mod tests {
     use super::*;
 
-    fn job(args: &[&str]) -> Result<Job> {
-        Cli::try_parse_from([&["holesync"], args].concat()).expect("clap takes it").transfer.into_job()
+    fn transfer(args: &[&str]) -> Result<Transfer> {
+        Cli::try_parse_from([&["holesync"], args].concat()).expect("clap takes it").transfer.into_transfer()
     }
 
     #[test]
@@ -412,14 +410,14 @@ mod tests {
 
     #[test]
     fn rsync_habits() {
-        let plain = job(&["a", "b"]).unwrap().options;
+        let plain = transfer(&["a", "b"]).unwrap().options;
         assert_eq!(plain, Options::default());
-        let archive = job(&["-a", "--no-o", "--no-t", "a", "b"]).unwrap().options;
+        let archive = transfer(&["-a", "--no-o", "--no-t", "a", "b"]).unwrap().options;
         assert!(archive.group && !archive.owner && !archive.times && archive.perms);
-        assert_eq!(job(&["-z", "a", "b"]).unwrap().options.compress, Compress::Zstd);
-        assert_eq!(job(&["--compress=auto", "a", "b"]).unwrap().options.compress, Compress::Auto);
-        assert_eq!(job(&["--inplace", "a", "b"]).unwrap().options.commit, Commit::InPlace);
-        assert_eq!(job(&["-B", "5K", "a", "b"]).unwrap_err().exit_code(), 1);
-        assert_eq!(job(&["--agent=push", "--remote-path=x", "a", "h:b"]).unwrap_err().exit_code(), 1);
+        assert_eq!(transfer(&["-z", "a", "b"]).unwrap().options.compress, Compress::Zstd);
+        assert_eq!(transfer(&["--compress=auto", "a", "b"]).unwrap().options.compress, Compress::Auto);
+        assert_eq!(transfer(&["--inplace", "a", "b"]).unwrap().options.commit, Commit::InPlace);
+        assert_eq!(transfer(&["-B", "5K", "a", "b"]).unwrap_err().exit_code(), 1);
+        assert_eq!(transfer(&["--agent=push", "--remote-path=x", "a", "h:b"]).unwrap_err().exit_code(), 1);
     }
 }

@@ -1,8 +1,10 @@
 //! The one error type: what was being done, to which path or host, and why it
-//! failed. Exit codes follow rsync(1), section "EXIT VALUES".
+//! failed. Exit codes follow rsync(1), section "EXIT VALUES". Beside it, what every
+//! layer needs where something fails: [`Stop`], [`lock`], text made safe to show.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
@@ -40,7 +42,7 @@ pub enum Error {
         doing: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The file system of the destination is full.
@@ -50,7 +52,7 @@ pub enum Error {
         path: PathBuf,
         /// How much was needed, in words.
         needed: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// A file as a whole cannot be transferred; nothing was done to it.
@@ -68,7 +70,7 @@ pub enum Error {
         doing: &'static str,
         /// Who the peer is, for people.
         peer: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The other end closed the connection, or died, before it was done.
@@ -76,7 +78,7 @@ pub enum Error {
     Closed {
         /// Who the peer is, for people.
         peer: String,
-        /// How its process ended, and what it said last; empty if unknown.
+        /// How its process ended, and the end of its stderr; empty if unknown.
         detail: String,
     },
     /// The other end sent something that the protocol forbids.
@@ -95,10 +97,10 @@ pub enum Error {
         /// What it reported.
         failure: Failure,
     },
-    /// An agent failed, and has told its initiator, which shows it.
-    #[error("the initiator was told")]
-    Told {
-        /// The exit code that goes with what it was told.
+    /// An agent failed, and has reported that to its initiator, which shows it.
+    #[error("the failure was reported to the initiator")]
+    Reported {
+        /// The exit code that goes with the failure.
         code: u8,
     },
     /// ssh itself failed (exit status 255).
@@ -106,7 +108,7 @@ pub enum Error {
     Ssh {
         /// The host.
         host: String,
-        /// What ssh said last; empty if nothing.
+        /// The end of the stderr of ssh; empty if there was nothing.
         detail: String,
     },
     /// A signal asked to stop.
@@ -120,6 +122,43 @@ pub enum Error {
         /// The exit code that fits the worst of them.
         code: u8,
     },
+}
+
+/// Why something was not read to its end, where what is read is handed on part by part.
+#[derive(Debug)]
+pub enum Stop<E = Error> {
+    /// Reading failed.
+    Read(io::Error),
+    /// What takes the parts failed.
+    Taken(E),
+}
+
+impl<E> From<io::Error> for Stop<E> {
+    fn from(error: io::Error) -> Stop<E> {
+        Stop::Read(error)
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Taken(error)
+    }
+}
+
+impl Stop {
+    /// The error as a whole, with `read` made of a failure to read.
+    pub fn or_read(self, read: impl FnOnce(io::Error) -> Error) -> Error {
+        match self {
+            Stop::Read(source) => read(source),
+            Stop::Taken(error) => error,
+        }
+    }
+}
+
+/// Locks a mutex. A thread that panicked while it held the lock takes the run down by
+/// itself; what the mutex holds is in order all the same.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// An error in the form in which it travels to the other end.
@@ -184,7 +223,7 @@ impl Error {
             Error::Remote { failure, .. } => failure.code,
             Error::Ssh { .. } => code::SSH,
             Error::Interrupted => code::INTERRUPTED,
-            Error::Partial { code, .. } | Error::Told { code } => *code,
+            Error::Partial { code, .. } | Error::Reported { code } => *code,
         }
     }
 

@@ -31,3 +31,7 @@ pub mod stream;
 pub mod sync;
 pub mod sys;
 pub mod working;
+
+// For its tests, which are outside.
+#[doc(hidden)]
+pub use shell::sparse_tar;

@@ -1,4 +1,4 @@
-//! The door: parse, pick the verb, exit code.
+//! The entry point of the program: parse the command line, run its verb, exit code.
 
 mod cli;
 
@@ -18,19 +18,19 @@ fn main() -> ExitCode {
             return ExitCode::from(if failed { code::USAGE } else { 0 });
         }
     };
-    match cli::verbs::run(cli) {
+    match cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            if !matches!(error, Error::Told { .. }) {
+            if !matches!(error, Error::Reported { .. }) {
                 // A stderr that is closed is no reason to panic, as eprintln would.
-                let _ = writeln!(std::io::stderr(), "holesync: {}", escape(describe(&error).as_bytes()));
+                let _ = writeln!(std::io::stderr(), "holesync: {}", escape(message(&error).as_bytes()));
             }
             ExitCode::from(error.exit_code())
         }
     }
 }
 
-/// The error with the exit code, as rsync ends its last line.
-fn describe(error: &Error) -> String {
+/// The last line of a run that failed: the error with its exit code, as rsync has it.
+fn message(error: &Error) -> String {
     format!("{error} (code {})", error.exit_code())
 }

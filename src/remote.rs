@@ -1,6 +1,12 @@
 //! Getting to a host: a child process as a pair of streams, and in that one connection
-//! the best far side that there is: a holesync, one that is brought along, or a shell.
+//! the best far side that there is: a holesync that is installed there, this program
+//! brought along, or a shell.
 
-pub mod bootstrap;
-pub mod child;
-pub mod cipher;
+mod bootstrap;
+mod child;
+mod cipher;
+mod push;
+
+pub use bootstrap::{Agent, Bootstrapped, FarSide, Input, Output, RemoteOptions, bootstrap, command, script};
+pub use child::{Connection, connect, interrupt, watch_group};
+pub use cipher::{Cipher, aes_here, choose_ciphers, remember_aes};

@@ -1,13 +1,16 @@
-//! What a shell at the other end says, and what it is told: answers, records of a
-//! listing, words, times. `docs/remote.md` has the conversation.
+//! A far side without a holesync: a POSIX shell takes part, with the tools beside it.
+//! The roles here are `send` and `receive`; `receiver` and `sender` speak to the scripts
+//! that the shell runs. What all of them share is in this file: words, times, records
+//! of a listing, results of commands. `docs/remote.md` has the conversation.
 
-pub(crate) mod pending;
-pub(crate) mod pieces;
-pub(crate) mod receive;
-pub(crate) mod receiver;
-pub(crate) mod send;
-pub(crate) mod sender;
-pub(crate) mod sparse_tar;
+mod compare;
+mod pending;
+mod pieces;
+mod receive;
+mod receiver;
+mod send;
+mod sender;
+pub mod sparse_tar;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -15,25 +18,39 @@ use std::path::Path;
 
 use crate::error::{Error, Failure, Result, code, escape};
 use crate::options::{Compress, Options};
+use crate::remote::{Input, Output};
 use crate::report::{Event, Reporter};
-use crate::source::Metadata;
-use crate::source::Owner;
+use crate::source::{Metadata, Owner};
 use crate::working::Working;
 
-/// What comes before each of the scripts that a shell at the other end runs.
-pub(crate) const WORDS: &str = include_str!("shell/words.sh");
+pub use receive::run as receive;
+pub use receiver::run_command;
+pub use send::run as send;
 
-/// Bytes in a record of a listing: a path, names and numbers.
+/// What every conversation with a shell needs.
+pub struct Session<'a> {
+    pub input: Input,
+    pub output: Output,
+    pub options: &'a Options,
+    /// The host, for messages.
+    pub host: &'a str,
+    pub reporter: &'a dyn Reporter,
+}
+
+/// The script that comes before each of those that a shell at the other end runs.
+const COMMON_SCRIPT: &str = include_str!("shell/words.sh");
+
+/// The most bytes in a record of a listing: a path, names and numbers.
 const MAX_RECORD: usize = 16 << 10;
 
-/// Something that is there.
+/// A file, directory or symlink that the other end has.
 #[derive(Debug, Clone)]
-pub(crate) struct There {
+pub struct FarFile {
     /// Type and permissions, as stat(2) has them.
     pub mode: u32,
     pub size: u64,
     pub mtime: i64,
-    /// `None`: the tools there do not tell.
+    /// `None` where the tools there do not tell.
     pub nanoseconds: Option<u32>,
     pub uid: u32,
     pub gid: u32,
@@ -41,13 +58,24 @@ pub(crate) struct There {
     pub group: String,
 }
 
-impl There {
-    /// Whether it has all that is wanted of it besides its content.
+impl FarFile {
+    pub fn is_file(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFREG
+    }
+
+    pub fn is_directory(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFDIR
+    }
+
+    pub fn is_symlink(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFLNK
+    }
+
+    /// Whether mode, owner and time are what the options ask for.
     pub fn has_attributes(&self, metadata: &Metadata, options: &Options, times: Times) -> bool {
-        let is_link = self.mode & libc::S_IFMT == libc::S_IFLNK;
-        let mode = metadata.mode.filter(|_| options.perms && !is_link);
+        let mode = metadata.mode.filter(|_| options.perms && !self.is_symlink());
         let owner = metadata.owner.as_ref();
-        // By name where both ends have one; numbers may mean others there.
+        // By name where both ends have one: there, a number may mean another user.
         let same = |ours: &str, theirs: &str, our_number: u32, their_number: u32| {
             let named = !ours.is_empty() && !theirs.is_empty() && theirs != "UNKNOWN";
             if named { ours == theirs } else { our_number == their_number }
@@ -59,7 +87,8 @@ impl There {
             && (!options.times || self.has_time(metadata, times))
     }
 
-    /// What was set in whole seconds, or is kept so there, is compared in whole seconds.
+    /// Whether the time is that of the source. A time that was set in whole seconds, or
+    /// is kept so there, is compared in whole seconds.
     pub fn has_time(&self, metadata: &Metadata, times: Times) -> bool {
         let theirs = self.nanoseconds.filter(|&ns| ns != 0 && times == Times::Nanoseconds);
         metadata.mtime.is_some_and(|(seconds, nanoseconds)| {
@@ -68,28 +97,28 @@ impl There {
     }
 }
 
-/// How exactly times can be set.
+/// How exactly the tools at the other end can set times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Times {
+pub enum Times {
     No,
     Seconds,
     Nanoseconds,
 }
 
-/// What became of something that was asked for.
-pub(crate) type Answer = std::result::Result<(), String>;
+/// What became of a command: done, or why it failed.
+pub type CommandResult = std::result::Result<(), String>;
 
-/// Reads the answer that is `good`, or says why it failed.
-pub(crate) fn read_answer(line: &[u8], good: &[u8], host: &str) -> Result<Answer> {
+/// Reads an answer: `good`, or `failed` and why.
+pub fn read_result(line: &[u8], good: &[u8], host: &str) -> Result<CommandResult> {
     match line.strip_prefix(b"failed ") {
         Some(why) => Ok(Err(escape(why))),
         None if line == good => Ok(Ok(())),
-        None => Err(bad(line, host)),
+        None => Err(unexpected(line, host)),
     }
 }
 
-/// A line, unless it is one of those that end the run.
-pub(crate) fn check(line: Vec<u8>, host: &str) -> Result<Vec<u8>> {
+/// Passes a line on, unless it is one of those that end the run.
+pub fn check_line(line: Vec<u8>, host: &str) -> Result<Vec<u8>> {
     let (verb, rest) = line.split_at(line.iter().position(|&b| b == b' ').map_or(line.len(), |at| at + 1));
     let rest = escape(rest);
     let (code, message) = match verb {
@@ -107,24 +136,25 @@ pub(crate) fn check(line: Vec<u8>, host: &str) -> Result<Vec<u8>> {
     Err(Error::Remote { peer: host.into(), failure: Failure { code, message } })
 }
 
-/// What is no answer.
-pub(crate) fn bad(line: &[u8], host: &str) -> Error {
+/// The error for a line that is no answer.
+pub fn unexpected(line: &[u8], host: &str) -> Error {
     let what = format!("\"{}\" where an answer must be", escape(&line[..line.len().min(256)]));
     Error::Protocol { peer: host.into(), what }
 }
 
-/// Collects the lines of a record, which ends in two slashes: a name may have
+/// The lines of one record of a listing, which ends in two slashes: a name may have
 /// line ends in it, but no path that find prints has two slashes.
 #[derive(Default)]
-pub(crate) struct Listing(Vec<u8>);
+pub struct RecordLines(Vec<u8>);
 
-impl Listing {
-    /// Whether a line cannot be a part of one that is not complete.
+impl RecordLines {
+    /// Whether no record is open: then the next line begins one, or is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The record, when this line completes it; an empty one ends what was broken off.
+    /// Returns the record, when this line completes it. An empty one ends a record that
+    /// was broken off.
     pub fn add(&mut self, line: &[u8], host: &str) -> Result<Option<Vec<u8>>> {
         self.0.extend(line);
         if self.0.ends_with(b"//") {
@@ -132,16 +162,13 @@ impl Listing {
             return Ok(Some(std::mem::take(&mut self.0)).filter(|record| !record.is_empty()));
         }
         self.0.push(b'\n');
-        if self.0.len() > MAX_RECORD { Err(bad(&self.0, host)) } else { Ok(None) }
+        if self.0.len() > MAX_RECORD { Err(unexpected(&self.0, host)) } else { Ok(None) }
     }
 }
 
-/// What a shell cannot do is an error, or said; not left out in silence.
-pub(crate) fn refuse_what_needs_an_agent(
-    options: &Options,
-    host: &str,
-    reporter: &dyn Reporter,
-) -> Result<()> {
+/// Refuses the options that a shell cannot serve, or warns of them: none of them is left
+/// out in silence.
+pub fn refuse_what_needs_an_agent(options: &Options, host: &str, reporter: &dyn Reporter) -> Result<()> {
     if options.verify {
         return Err(Error::Usage(format!(
             "--verify needs a holesync on {host}: install it there, or bring it with --agent=push"
@@ -155,13 +182,13 @@ pub(crate) fn refuse_what_needs_an_agent(
     Ok(())
 }
 
-/// A path in the form that no tool takes for an option.
-pub(crate) fn below(path: &[u8]) -> Vec<u8> {
+/// A path below the root at the other end, in a form that no tool takes for an option.
+pub fn relative(path: &[u8]) -> Vec<u8> {
     if path.is_empty() { b".".to_vec() } else { [b"./", path].concat() }
 }
 
 /// The names of the temp files of one run, which no other run uses.
-pub(crate) struct TempNames(String);
+pub struct TempNames(String);
 
 impl Default for TempNames {
     fn default() -> TempNames {
@@ -171,18 +198,18 @@ impl Default for TempNames {
 }
 
 impl TempNames {
-    /// That of a file, beside it.
+    /// The temp file of a file, beside it.
     pub fn of(&self, target: &[u8]) -> Vec<u8> {
         let path = Path::new(OsStr::from_bytes(target));
         let mut name = path.file_name().unwrap_or_default().to_os_string();
         name.push(".");
         name.push(&self.0);
-        below(path.with_file_name(Working::Temp.name_for(&name)).as_os_str().as_bytes())
+        relative(path.with_file_name(Working::Temp.name_for(&name)).as_os_str().as_bytes())
     }
 }
 
-/// A verb and its words as a line.
-pub(crate) fn command_line(words: &[&[u8]]) -> Vec<u8> {
+/// A command as a line: a verb and its words.
+pub fn command_line(words: &[&[u8]]) -> Vec<u8> {
     let words: Vec<Vec<u8>> = words.iter().map(|word| encode(word)).collect();
     let mut line = words.join(&b' ');
     line.push(b'\n');
@@ -202,21 +229,21 @@ fn encode(word: &[u8]) -> Vec<u8> {
     encoded
 }
 
-/// `mode size mtime uid gid user/group/ ./name`, as stat prints it; the mode in hex.
-pub(crate) fn read_there(record: &[u8]) -> Option<(Vec<u8>, There)> {
+/// Reads `mode size mtime uid gid user/group/ ./name`, as stat prints it; the mode in hex.
+pub fn read_far_file(record: &[u8]) -> Option<(Vec<u8>, FarFile)> {
     let mut words = record.splitn(6, |&byte| byte == b' ');
     let mut word = || std::str::from_utf8(words.next()?).ok();
     let mode = u32::from_str_radix(word()?, 16).ok()?;
     let size = word()?.parse().ok()?;
-    let (mtime, nanoseconds) = read_stamp(word()?)?;
+    let (mtime, nanoseconds) = read_time(word()?)?;
     let (uid, gid) = (word()?.parse().ok()?, word()?.parse().ok()?);
     let (user, group, name) = read_names(words.next()?)?;
-    Some((name, There { mode, size, mtime, nanoseconds, uid, gid, user, group }))
+    Some((name, FarFile { mode, size, mtime, nanoseconds, uid, gid, user, group }))
 }
 
-/// `user/group/ ./name`: there is a slash in no name of a user or group, but there
-/// may be spaces. The path is relative, empty for what was looked at itself.
-pub(crate) fn read_names(text: &[u8]) -> Option<(String, String, Vec<u8>)> {
+/// Reads `user/group/ ./name`: there is a slash in no name of a user or group, but there
+/// may be spaces. The path is relative, and empty for the source itself.
+pub fn read_names(text: &[u8]) -> Option<(String, String, Vec<u8>)> {
     let mut parts = text.splitn(3, |&byte| byte == b'/');
     let mut name = || Some(String::from_utf8_lossy(parts.next()?).into_owned());
     let (user, group) = (name()?, name()?);
@@ -225,10 +252,10 @@ pub(crate) fn read_names(text: &[u8]) -> Option<(String, String, Vec<u8>)> {
     Some((user, group, path.to_vec()))
 }
 
-/// Seconds since 1970 as stat and touch write them: a decimal number, with a minus
+/// Reads seconds since 1970 as stat and touch write them: a decimal number, with a minus
 /// before all of it. Seconds are rounded down, as the system calls have them; no
 /// nanoseconds are given without nine digits for them.
-pub(crate) fn read_stamp(text: &str) -> Option<(i64, Option<u32>)> {
+pub fn read_time(text: &str) -> Option<(i64, Option<u32>)> {
     let (seconds, fraction) = text.split_once('.').map_or((text, None), |(s, f)| (s, Some(f)));
     let whole: i64 = seconds.parse().ok()?;
     let nanoseconds = fraction.filter(|digits| digits.len() == 9).and_then(|digits| digits.parse().ok());
@@ -240,8 +267,8 @@ pub(crate) fn read_stamp(text: &str) -> Option<(i64, Option<u32>)> {
     }
 }
 
-/// The same in the other direction.
-pub(crate) fn stamp(seconds: i64, nanoseconds: u32) -> String {
+/// Writes seconds since 1970 in the form that [`read_time`] reads.
+pub fn format_time(seconds: i64, nanoseconds: u32) -> String {
     match (seconds, nanoseconds) {
         (..0, 1..) => format!("-{}.{:09}", (seconds + 1).unsigned_abs(), 1_000_000_000 - nanoseconds),
         _ => format!("{seconds}.{nanoseconds:09}"),
@@ -256,12 +283,12 @@ mod tests {
     fn times_survive_their_way_through_text() {
         for time in [(0, 0), (-1, 999_999_999), (-1, 0), (-2, 1), (10, 1), (1_700_000_000, 999_999_999)] {
             let (seconds, nanoseconds) = time;
-            assert_eq!(read_stamp(&stamp(seconds, nanoseconds)), Some((seconds, Some(nanoseconds))));
+            assert_eq!(read_time(&format_time(seconds, nanoseconds)), Some((seconds, Some(nanoseconds))));
         }
-        assert_eq!(stamp(-1, 999_999_999), "-0.000000001");
-        assert_eq!(read_stamp("-5"), Some((-5, None)));
-        assert_eq!(read_stamp("7.5"), Some((7, None)));
-        assert_eq!(read_stamp("x"), None);
+        assert_eq!(format_time(-1, 999_999_999), "-0.000000001");
+        assert_eq!(read_time("-5"), Some((-5, None)));
+        assert_eq!(read_time("7.5"), Some((7, None)));
+        assert_eq!(read_time("x"), None);
     }
 
     #[test]
@@ -272,12 +299,12 @@ mod tests {
 
     #[test]
     fn a_name_with_line_ends_is_one_record() {
-        let mut record = Listing::default();
+        let mut record = RecordLines::default();
         assert_eq!(record.add(b"81a4 5 7.000000001 0 0 domain users/a b/ ./a", "h").unwrap(), None);
-        let found = record.add(b"b//", "h").unwrap().and_then(|record| read_there(&record));
-        let (name, there) = found.expect("a record");
-        assert_eq!((name.as_slice(), there.size, there.nanoseconds), (&b"a\nb"[..], 5, Some(1)));
-        assert_eq!((there.user.as_str(), there.group.as_str()), ("domain users", "a b"));
+        let found = record.add(b"b//", "h").unwrap().and_then(|record| read_far_file(&record));
+        let (name, far) = found.expect("a record");
+        assert_eq!((name.as_slice(), far.size, far.nanoseconds), (&b"a\nb"[..], 5, Some(1)));
+        assert_eq!((far.user.as_str(), far.group.as_str()), ("domain users", "a b"));
         assert!(record.is_empty());
         assert_eq!(record.add(b"//", "h").unwrap(), None);
     }

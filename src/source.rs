@@ -1,7 +1,7 @@
 //! What to send: the sources on this machine in walk order, with their
-//! metadata. Knows nothing of destinations or of the wire beyond its entries.
+//! metadata. Knows nothing of destinations, and of the wire only its entries.
 
-pub mod owners;
+mod owners;
 
 use std::collections::HashSet;
 use std::fs::{self, File, Metadata as FileMetadata};
@@ -15,9 +15,10 @@ use walkdir::WalkDir;
 
 use crate::error::{Error, Failure, Result, code, printable};
 use crate::options::Options;
-use crate::source::owners::Names;
 use crate::sys;
 use crate::working::is_working_name;
+
+pub use owners::Names;
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +31,7 @@ pub enum Kind {
         allocated: u64,
         /// Do not compare with what is there.
         whole: bool,
-        /// It is a second try: do not skip it by size and time.
+        /// This is a second try: do not skip it by size and time.
         retry: bool,
     },
     /// A directory.
@@ -63,27 +64,27 @@ pub struct Owner {
     pub group: String,
 }
 
-/// Something to send.
+/// A file, directory or symlink to send.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// Where it is.
+    /// Its path on this machine.
     pub path: PathBuf,
-    /// Where it goes, relative to the destination.
+    /// Its path below the destination.
     pub target: Vec<u8>,
-    /// What it is.
+    /// Whether it is a file, a directory or a symlink.
     pub kind: Kind,
-    /// Its metadata.
+    /// Mode, time and owner.
     pub metadata: Metadata,
 }
 
-/// What a walk comes upon.
+/// What a walk finds.
 #[derive(Debug)]
 pub enum Found {
-    /// Something to send.
+    /// An entry to send.
     Source(Source),
-    /// Something that cannot be read.
+    /// An entry that cannot be read.
     Failed(Failure),
-    /// Something that is left out on purpose.
+    /// An entry that is left out on purpose.
     Skipped(String),
 }
 
@@ -102,7 +103,7 @@ pub fn walk<'a>(sources: &'a [PathBuf], options: &'a Options) -> impl Iterator<I
     let mut taken = HashSet::new();
     let several = sources.len() > 1;
     sources.iter().flat_map(|path| walk_one(path, options)).filter_map(move |found| match found {
-        // As with rsync, the first source that has a name is the one that counts.
+        // As with rsync, of several sources with one name the first counts.
         Found::Source(source) if several && !taken.insert(source.target.clone()) => None,
         Found::Source(mut source) => {
             if let Some(owner) = &mut source.metadata.owner {
@@ -130,12 +131,12 @@ fn walk_one<'a>(path: &'a Path, options: &'a Options) -> Box<dyn Iterator<Item =
     };
     let prefix = if contents { Vec::new() } else { base_name(path) };
     if !metadata.is_dir() {
-        return one(describe(path, prefix, &metadata, options));
+        return one(inspect(path, prefix, &metadata, options));
     }
     if !options.recursive {
         return one(skipped("directory", path));
     }
-    // The slash follows a symlink, as what is in its directory is meant.
+    // The slash follows a symlink, since the contents of its directory are meant.
     let root = if contents { path.join("") } else { path.to_path_buf() };
     let entries = WalkDir::new(root).sort_by_file_name().into_iter();
     let entries = entries.filter_entry(|entry| !(entry.depth() > 0 && is_working_name(entry.file_name())));
@@ -155,7 +156,7 @@ fn walk_one<'a>(path: &'a Path, options: &'a Options) -> Box<dyn Iterator<Item =
         match entry.metadata() {
             // Only a device that is named itself is read, as one reads an image.
             Ok(metadata) if metadata.file_type().is_block_device() => skipped("special file", entry.path()),
-            Ok(metadata) => describe(entry.path(), target, &metadata, options),
+            Ok(metadata) => inspect(entry.path(), target, &metadata, options),
             Err(error) => unreadable(error, path),
         }
     }))
@@ -167,7 +168,7 @@ pub fn names_contents(path: &Path) -> bool {
     bytes.ends_with(b"/") || matches!(bytes.rsplit(|&b| b == b'/').next(), Some(b"." | b".."))
 }
 
-/// The names directly below the destination that a source goes to; none for one
+/// The names directly below the destination that a source goes to; none for a source
 /// that cannot be read.
 pub fn top_names(source: &Path) -> Vec<Vec<u8>> {
     if !names_contents(source) {
@@ -187,7 +188,7 @@ fn unreadable(error: walkdir::Error, root: &Path) -> Found {
     Found::Failed(lost(&Error::file("read", path)(source)))
 }
 
-/// How a source failed that was there before: one that is gone has vanished.
+/// The failure of a source that was there before: a source that is gone has vanished.
 pub fn lost(error: &Error) -> Failure {
     let failure = error.to_failure();
     match error {
@@ -202,7 +203,7 @@ fn skipped(what: &str, path: &Path) -> Found {
     Found::Skipped(format!("skipping {what} {}", printable(path)))
 }
 
-fn describe(path: &Path, target: Vec<u8>, metadata: &FileMetadata, options: &Options) -> Found {
+fn inspect(path: &Path, target: Vec<u8>, metadata: &FileMetadata, options: &Options) -> Found {
     let kind = metadata.file_type();
     let kind = if kind.is_dir() {
         Ok(Kind::Directory)
@@ -238,14 +239,14 @@ fn metadata_of(metadata: &FileMetadata) -> Metadata {
     }
 }
 
-/// Looks at one source again, after it changed under our hands.
+/// Looks at a source again, after it changed while it was read.
 ///
 /// # Errors
 ///
 /// When it is gone, or no longer something that can be sent.
 pub fn look_again(source: &Source) -> Result<Source> {
     let metadata = fs::metadata(&source.path).map_err(Error::file("read", &source.path))?;
-    match describe(&source.path, source.target.clone(), &metadata, &Options::default()) {
+    match inspect(&source.path, source.target.clone(), &metadata, &Options::default()) {
         Found::Source(mut found) if matches!(found.kind, Kind::File { .. }) => {
             // The names go with the numbers, which are what they were, or nearly always.
             let same = |a: &Owner, b: &Owner| (a.uid, a.gid) == (b.uid, b.gid);

@@ -1,66 +1,48 @@
 //! A sparse image as a stream of text records, in and out: `DATA\n<n>\n` and n
 //! bytes, `HOLE\n<n>\n`, and, where the end has to be told from a break,
-//! `END\n<size>\n`. Any shell can read it.
+//! `END\n<size>\n`. Any shell can read it. A stream becomes a file (`receive`) or the
+//! stdin of a command (`through`).
 
-pub mod receive;
-pub(crate) mod through;
+mod receive;
+mod record;
+mod through;
 
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result, escape};
+use crate::error::{Error, Result};
 use crate::protocol::MAX_LENGTH;
 use crate::scan::{self, FileImage, Image, Seen};
 
+pub use receive::{expand, receive_file};
+pub use record::Record;
+pub use through::run_command;
+
 /// Bytes read or written at a time.
 const CHUNK: usize = 1 << 20;
-/// The longest line: a number of 64 bits.
-const MAX_LINE: usize = 20;
-
-/// The head of a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Record {
-    /// So many bytes follow.
-    Data(u64),
-    /// So many bytes are zero.
-    Hole(u64),
-    /// The image has so many bytes, and all were described.
-    End(u64),
-}
-
-impl std::fmt::Display for Record {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Record::Data(count) => write!(f, "DATA\n{count}\n"),
-            Record::Hole(count) => write!(f, "HOLE\n{count}\n"),
-            Record::End(size) => write!(f, "END\n{size}\n"),
-        }
-    }
-}
-
-/// What a stream is turned into.
+/// Takes the content of a stream, in order.
 pub trait Sink {
-    /// The next bytes.
+    /// Takes the next bytes.
     ///
     /// # Errors
     ///
-    /// When they cannot be taken.
+    /// When they cannot be written.
     fn data(&mut self, bytes: &[u8]) -> Result<()>;
 
-    /// So many zeros.
+    /// Takes this many zeros.
     ///
     /// # Errors
     ///
-    /// When they cannot be taken.
+    /// When they cannot be written.
     fn hole(&mut self, len: u64) -> Result<()>;
 }
 
-/// The plain bytes of an image, zeros included.
+/// A sink that writes the plain bytes of an image, zeros included.
 #[derive(Debug)]
 pub struct Expand<W: Write> {
-    /// Where they go.
+    /// Where the bytes are written to.
     pub out: W,
-    /// What that is, for the error.
+    /// The name of `out`, for the error.
     pub what: String,
 }
 
@@ -81,9 +63,9 @@ impl<W: Write> Sink for Expand<W> {
     }
 }
 
-/// An image to be written as a stream.
+/// An image that is read to be written as a stream.
 #[derive(Debug)]
-pub struct Outgoing {
+pub struct ImageStream {
     path: PathBuf,
     image: FileImage,
     /// Its length in bytes.
@@ -91,19 +73,19 @@ pub struct Outgoing {
     seen: Seen,
 }
 
-impl Outgoing {
+impl ImageStream {
     /// Opens a regular file or block device. `hole_map` false: read its holes too.
     ///
     /// # Errors
     ///
     /// When it is neither, or cannot be opened.
-    pub fn open(path: &Path, hole_map: bool) -> Result<Outgoing> {
+    pub fn open(path: &Path, hole_map: bool) -> Result<ImageStream> {
         let (file, length) = scan::open_image(path)?;
         let seen = Seen::of(&file).map_err(Error::file("look at", path))?;
-        Ok(Outgoing { path: path.to_path_buf(), image: FileImage::new(file, hole_map), length, seen })
+        Ok(ImageStream { path: path.to_path_buf(), image: FileImage::new(file, hole_map), length, seen })
     }
 
-    /// Hands the records to `write`, piece by piece: one for each extent and each
+    /// Gives the records to `write`, in parts: one for each extent and each
     /// hole, and with `end` one for the end. Returns how many bytes of data that were.
     ///
     /// # Errors
@@ -122,12 +104,12 @@ impl Outgoing {
         Ok(sent)
     }
 
-    /// Puts it into a sink without a stream between. Returns how many bytes of data
+    /// Puts the image into a sink without a stream between. Returns how many bytes of data
     /// that were.
     ///
     /// # Errors
     ///
-    /// As for [`Outgoing::send`].
+    /// As for [`ImageStream::send`].
     pub fn pour(&self, sink: &mut impl Sink) -> Result<u64> {
         self.read(|part| match part {
             Part::Hole(len) => sink.hole(len),
@@ -165,23 +147,23 @@ impl Outgoing {
     }
 }
 
-/// A part of an image, in order.
+/// What reading an image comes upon, in order.
 enum Part<'a> {
     Hole(u64),
-    /// So many bytes come next, in pieces.
+    /// An extent of this length begins; its bytes follow in pieces.
     Data(u64),
     Bytes(&'a [u8]),
 }
 
 /// Reads a stream up to its END record, or up to its end if it has none, and
 /// returns the size of the image and whether there was such a record. With a
-/// `size`, that is what it must be. `peer` names the other side in errors.
+/// `size`, that is what it must be. `peer` names the other end in errors.
 ///
 /// # Errors
 ///
 /// [`Error::Closed`] when the stream breaks off, [`Error::Protocol`] for
-/// anything that is no such stream, and what the sink reports.
-pub fn receive(
+/// anything that is no such stream, and those of the sink.
+pub fn read_records(
     input: &mut impl BufRead,
     peer: &str,
     size: Option<u64>,
@@ -190,7 +172,7 @@ pub fn receive(
     let broken = |what: String| Error::Protocol { peer: peer.into(), what };
     let mut at: u64 = 0;
     loop {
-        let record = read_record(input, peer)?;
+        let record = Record::read(input, peer)?;
         let (Some(Record::Data(count) | Record::Hole(count)), limit) = (record, size.unwrap_or(MAX_LENGTH))
         else {
             let ends_well = |end| end == at && size.is_none_or(|size| size == at);
@@ -226,12 +208,12 @@ fn copy(input: &mut impl BufRead, peer: &str, mut left: u64, sink: &mut impl Sin
     Ok(())
 }
 
-/// The bytes that are there, or come next; none at the end.
+/// The next bytes, as many as are in the buffer or are read at once; none at the end.
 pub(crate) fn fill<'a>(input: &'a mut impl BufRead, peer: &str) -> Result<&'a [u8]> {
     loop {
-        // Twice, as the borrow of the bytes lasts as long as they do.
+        // The buffer is asked for twice: a borrow that is returned cannot end in a loop.
         match input.fill_buf() {
-            // The end is not asked for again: a terminal would wait for another.
+            // The end is not read again: a terminal would wait for more.
             Ok([]) => return Ok(&[]),
             Ok(_) => break,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -239,44 +221,6 @@ pub(crate) fn fill<'a>(input: &'a mut impl BufRead, peer: &str) -> Result<&'a [u
         }
     }
     input.fill_buf().map_err(|source| Error::Link { doing: "reading", peer: peer.into(), source })
-}
-
-/// The head of the next record. `None`: there is none, and the stream ends.
-fn read_record(input: &mut impl BufRead, peer: &str) -> Result<Option<Record>> {
-    let bad = |what: &str, line: &[u8]| Error::Protocol {
-        peer: peer.into(),
-        what: format!("{what} \"{}\"", escape(line)),
-    };
-    let Some(kind) = read_line(input, peer)? else { return Ok(None) };
-    let record: fn(u64) -> Record = match kind.as_slice() {
-        b"DATA" => Record::Data,
-        b"HOLE" => Record::Hole,
-        b"END" => Record::End,
-        other => return Err(bad("a record of the unknown kind", other)),
-    };
-    let count = read_line(input, peer)?.ok_or_else(|| closed(peer))?;
-    let digits = std::str::from_utf8(&count).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
-    let number = digits.and_then(|text| text.parse().ok()).filter(|&number| number <= MAX_LENGTH);
-    number.map(|number| Some(record(number))).ok_or_else(|| bad("a record whose size is", &count))
-}
-
-/// A short line without its end. `None`: the stream ends before it.
-fn read_line(input: &mut impl BufRead, peer: &str) -> Result<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    loop {
-        let Some(&byte) = fill(input, peer)?.first() else {
-            return if line.is_empty() { Ok(None) } else { Err(closed(peer)) };
-        };
-        input.consume(1);
-        if byte == b'\n' {
-            return Ok(Some(line));
-        }
-        line.push(byte);
-        if line.len() > MAX_LINE {
-            let what = format!("a line that begins with \"{}\" where a record must be", escape(&line));
-            return Err(Error::Protocol { peer: peer.into(), what });
-        }
-    }
 }
 
 fn closed(peer: &str) -> Error {

@@ -1,7 +1,8 @@
-//! The initiator: chooses the way to the other end and takes its role.
+//! The initiator: chooses the way to the other end and takes its role. The responder that
+//! it talks to is in `sync/agent.rs`, a run with both ends here in `sync/local.rs`.
 
-pub mod agent;
-pub mod local;
+mod agent;
+mod local;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -17,19 +18,17 @@ use crate::options::Options;
 use crate::protocol::frame::{FrameReader, FrameWriter};
 use crate::protocol::{Frame, Message, Request};
 use crate::receiver::{self, Target};
-use crate::remote::bootstrap::{self, Far, Input, Output};
-pub use crate::remote::bootstrap::{Agent, Reach};
-use crate::remote::child;
-use crate::remote::cipher;
-pub use crate::remote::cipher::Cipher;
+use crate::remote::{self, FarSide, Input, Output};
 use crate::report::{Event, Phase, Reporter, Route, Stats, Summary, human};
 use crate::sender::{self, Side};
 use crate::shell;
-use crate::stream::Outgoing;
-use crate::stream::through;
+use crate::stream::{self, ImageStream};
 
-/// Data that went to a shell and is worth a hint at something faster.
-const WORTH_A_HINT: u64 = 64 << 20;
+pub use crate::remote::{Agent, Cipher, RemoteOptions};
+pub use agent::serve;
+
+/// How much data has to go to a shell before an agent is suggested.
+const WORTH_AN_AGENT: u64 = 64 << 20;
 
 /// Makes `destination` equal to `sources` and reports it.
 ///
@@ -40,70 +39,28 @@ pub fn run(
     sources: &[Location],
     destination: &Location,
     options: &Options,
-    reach: &Reach,
+    remote: &RemoteOptions,
     reporter: &dyn Reporter,
 ) -> Result<()> {
     let start = Instant::now();
-    let (stats, route, wire) = match (origin(sources)?, destination) {
+    let initiator = Initiator { options, remote, reporter };
+    let completed = match (origin(sources)?, destination) {
         (Origin::Local(sources), Location::Local(path)) => {
-            let target = target(path, sources.len(), reach);
-            (local::run(&sources, target, options, reporter)?, Route::Local, (0, 0))
+            let target = initiator.target(path, sources.len());
+            Completed::here(local::run(&sources, target, options, reporter)?)
         }
-        (Origin::Local(sources), Location::Remote(host, path)) => {
-            let target = target(path, sources.len(), reach);
-            let destination = path.as_os_str().as_bytes().to_vec();
-            let request = Request::Receive { destination, directory: target.directory };
-            let early = match &sources[..] {
-                // Of several, it is not known which the receiver wants.
-                [source] if reach.agent != Agent::None => {
-                    Some(EarlyStart::begin(source, options.block_size, options.hole_map))
-                }
-                _ => None,
-            };
-            let ends = with_far(host, reach, reporter, |far, input, mut output| match far {
-                Far::Agent => {
-                    ask(&mut output, options, request)?;
-                    sender::run(input, output, &sources, early, options, Side::Initiator, reporter)
-                }
-                Far::Shell => {
-                    drop(early);
-                    let host = host.to_string();
-                    shell::send::run(input, output, &sources, &target, options, &host, reporter)
-                }
-            })?;
-            hint(&ends, host, reach, reporter);
-            (ends.value, ends.route, ends.wire)
-        }
-        (Origin::Remote(host, paths), Location::Local(path)) => {
-            let target = target(path, paths.len(), reach);
-            let compares = reach.agent != Agent::None && !options.whole_file;
-            let old = if compares { file_below(path, &paths) } else { None };
-            let early = old.map(|old| EarlyStart::begin(&old, options.block_size, true));
-            let ends = with_far(&host, reach, reporter, |far, input, mut output| match far {
-                Far::Agent => {
-                    ask(&mut output, options, Request::Send { sources: paths })?;
-                    receiver::run(input, output, target, early, options, reporter)
-                }
-                Far::Shell => {
-                    drop(early);
-                    shell::receive::run(input, output, &paths, &target, options, &host.to_string(), reporter)
-                }
-            })?;
-            (ends.value, ends.route, ends.wire)
-        }
+        (Origin::Local(sources), Location::Remote(host, path)) => initiator.send(&sources, host, path)?,
+        (Origin::Remote(host, paths), Location::Local(path)) => initiator.receive(&host, paths, path)?,
         (Origin::Remote(..), Location::Remote(..)) => {
             return Err(Error::Usage(
                 "source and destination cannot both be remote; run holesync on one of the two hosts".into(),
             ));
         }
     };
-    let (wire_sent, wire_received) = wire;
-    let elapsed = start.elapsed();
-    let dry_run = options.dry_run;
-    let failed = stats.files_failed;
-    // What failed there may not say how.
-    let code = if stats.worst_code == 0 { code::PARTIAL } else { stats.worst_code };
-    reporter.summary(&Summary { stats, wire_sent, wire_received, route, elapsed, dry_run });
+    let (failed, worst) = (completed.value.files_failed, completed.value.worst_code);
+    initiator.summarize(start, completed);
+    // An agent that reports failures may leave out their code.
+    let code = if worst == 0 { code::PARTIAL } else { worst };
     if failed > 0 { Err(Error::Partial { failed, code }) } else { Ok(()) }
 }
 
@@ -118,66 +75,38 @@ pub fn through(
     destination: &Location,
     command: &OsStr,
     options: &Options,
-    reach: &Reach,
+    remote: &RemoteOptions,
     reporter: &dyn Reporter,
 ) -> Result<()> {
     let start = Instant::now();
+    let initiator = Initiator { options, remote, reporter };
     let Location::Local(source) = source else {
         return Err(Error::Usage("--through wants a source on this machine".into()));
     };
     if options.dry_run {
         return Err(Error::Usage("--through and --dry-run exclude each other: the command would run".into()));
     }
-    let image = Outgoing::open(source, options.hole_map)?;
-    let watch = |bytes: &[u8]| reporter.event(Event::Done(Phase::Sending, bytes.len() as u64));
-    let (sent, route, wire) = match destination {
+    let image = ImageStream::open(source, options.hole_map)?;
+    let completed = match destination {
         Location::Local(path) => {
             let mut sent = 0;
-            through::run(command, path, image.length, |sink| {
+            stream::run_command(command, path, image.length, |sink| {
                 sent = image.pour(sink)?;
                 Ok(())
             })?;
-            (sent, Route::Local, (0, 0))
+            Completed::here(sent)
         }
-        Location::Remote(host, path) => {
-            let (command, destination) = (command.as_bytes(), path.as_os_str().as_bytes());
-            let ends = with_far(host, reach, reporter, |far, mut input, mut output| match far {
-                Far::Shell => shell::receiver::through(
-                    input,
-                    output,
-                    &image,
-                    command,
-                    destination,
-                    &host.to_string(),
-                    watch,
-                ),
-                Far::Agent => {
-                    let (command, destination) = (command.to_vec(), destination.to_vec());
-                    let request = Request::Through { command, destination, size: image.length };
-                    ask(&mut output, options, request)?;
-                    let write = |bytes: &[u8]| {
-                        watch(bytes);
-                        output.plain(bytes)
-                    };
-                    let sent = image.send(true, write).and_then(|sent| output.flush().map(|()| sent));
-                    drop(output);
-                    match input.read() {
-                        Ok(Frame::Message(Message::End(_))) => sent,
-                        Ok(_) => Err(input.bad("something else than the end")),
-                        // What the other end says is why nothing could be sent to it.
-                        Err(told @ Error::Remote { .. }) => Err(told),
-                        Err(error) => sent.and(Err(error)),
-                    }
-                }
-            })?;
-            (ends.value, ends.route, ends.wire)
-        }
+        Location::Remote(host, path) => initiator.send_through(&image, command, host, path)?,
     };
-    let stats = Stats { files_total: 1, files_sent: 1, apparent_bytes: image.length, ..Stats::default() };
-    let stats = Stats { data_bytes: sent, sent_data_bytes: sent, ..stats };
-    let (wire_sent, wire_received) = wire;
-    let elapsed = start.elapsed();
-    reporter.summary(&Summary { stats, wire_sent, wire_received, route, elapsed, dry_run: false });
+    let stats = Stats {
+        files_total: 1,
+        files_sent: 1,
+        apparent_bytes: image.length,
+        data_bytes: completed.value,
+        sent_data_bytes: completed.value,
+        ..Stats::default()
+    };
+    initiator.summarize(start, Completed { value: stats, route: completed.route, wire: completed.wire });
     Ok(())
 }
 
@@ -189,22 +118,23 @@ pub fn through(
 pub fn digest(
     location: &Location,
     options: &Options,
-    reach: &Reach,
+    remote: &RemoteOptions,
     reporter: &dyn Reporter,
 ) -> Result<Hash> {
     match location {
         Location::Local(path) => agent::digest(path, options),
         Location::Remote(host, path) => {
             let request = Request::Digest { paths: vec![path.as_os_str().as_bytes().to_vec()] };
-            let reach = Reach { agent: Agent::Require, ..reach.clone() };
-            let ends = with_far(host, &reach, reporter, |_, mut input, mut output| {
-                ask(&mut output, options, request)?;
+            let remote = &RemoteOptions { agent: Agent::Require, ..remote.clone() };
+            let initiator = Initiator { options, remote, reporter };
+            let completed = initiator.connect(host, |_, mut input, mut output| {
+                initiator.request(&mut output, request)?;
                 match input.read()? {
                     Frame::Message(Message::Digest { root }) => Ok(root),
                     _ => Err(input.bad("something else than a hash")),
                 }
             })?;
-            Ok(ends.value)
+            Ok(completed.value)
         }
     }
 }
@@ -239,16 +169,6 @@ fn origin(sources: &[Location]) -> Result<Origin> {
     }
 }
 
-fn target(path: &Path, sources: usize, reach: &Reach) -> Target {
-    let slash = path.as_os_str().as_bytes().ends_with(b"/");
-    Target {
-        path: path.to_path_buf(),
-        directory: slash || sources > 1,
-        umask: reach.umask,
-        beside_source: false,
-    }
-}
-
 /// The file that the only one of these sources becomes, if there is one.
 fn file_below(destination: &Path, sources: &[Vec<u8>]) -> Option<PathBuf> {
     let [source] = sources else { return None };
@@ -257,59 +177,181 @@ fn file_below(destination: &Path, sources: &[Vec<u8>]) -> Option<PathBuf> {
     path.symlink_metadata().is_ok_and(|metadata| metadata.is_file()).then_some(path)
 }
 
-/// What a conversation came to.
-struct Ends<T> {
+/// The result of a run that was completed, and the route that it took.
+struct Completed<T> {
     value: T,
     route: Route,
     /// Bytes sent and received.
     wire: (u64, u64),
 }
 
-/// Reaches the other end, takes part as `role` says, and takes leave.
-fn with_far<T>(
-    host: &Host,
-    reach: &Reach,
-    reporter: &dyn Reporter,
-    role: impl FnOnce(Far, Input, Output) -> Result<T>,
-) -> Result<Ends<T>> {
-    let (command, program) = bootstrap::command(reach)?;
-    // A command that was given is left as it is.
-    let choose = reach.rsh.is_none() && reach.cipher == Cipher::Auto;
-    let ciphers = if choose { cipher::choose(host, reporter) } else { None };
-    let (connection, stdout, stdin) =
-        child::connect(host, reach.rsh.as_deref(), ciphers.as_deref(), &command, program)?;
-    let peer = host.to_string();
-    let mut input = FrameReader::new(stdout, &peer);
-    let mut output = FrameWriter::direct(stdin, &peer);
-    let (sent, received) = (output.sent(), input.received());
-    let mut route = Route::Agent;
-    let result = bootstrap::climb(&mut input, &mut output, host, reach, reporter).and_then(|found| {
-        if let (true, Some(aes)) = (choose, found.aes) {
-            cipher::learn(host, aes);
-        }
-        if found.far == Far::Shell {
-            route = Route::Shell;
-        }
-        role(found.far, input, output)
-    });
-    let value = connection.finish(result)?;
-    Ok(Ends { value, route, wire: (sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed)) })
+impl<T> Completed<T> {
+    /// A run with both ends on this machine.
+    fn here(value: T) -> Completed<T> {
+        Completed { value, route: Route::Local, wire: (0, 0) }
+    }
 }
 
-/// Tells an agent what is wanted of it.
-fn ask(output: &mut Output, options: &Options, request: Request) -> Result<()> {
-    output.message(&Message::Start(Box::new(options.clone()), request))?;
-    output.flush()
+/// What every route has to know.
+#[derive(Clone, Copy)]
+struct Initiator<'a> {
+    options: &'a Options,
+    remote: &'a RemoteOptions,
+    reporter: &'a dyn Reporter,
 }
 
-/// A shell compares nothing by itself: one who sends much may want to know.
-fn hint(ends: &Ends<Stats>, host: &Host, reach: &Reach, reporter: &dyn Reporter) {
-    let sent = ends.value.sent_data_bytes;
-    if ends.route == Route::Shell && reach.agent == Agent::Auto && sent > WORTH_A_HINT {
-        let what = format!(
-            "{} went to the shell on {host}, which has no holesync: with --agent=push only what differs would travel",
-            human(sent)
-        );
-        reporter.event(Event::Warning(&what));
+impl Initiator<'_> {
+    fn send(self, sources: &[PathBuf], host: &Host, path: &Path) -> Result<Completed<Stats>> {
+        let Initiator { options, remote, reporter } = self;
+        let target = self.target(path, sources.len());
+        let destination = path.as_os_str().as_bytes().to_vec();
+        let request = Request::Receive { destination, directory: target.directory };
+        let early = match sources {
+            // Of several, it is not known which the receiver wants.
+            [source] if remote.agent != Agent::None => {
+                Some(EarlyStart::begin(source, options.block_size, options.hole_map))
+            }
+            _ => None,
+        };
+        let completed = self.connect(host, |far_side, input, mut output| match far_side {
+            FarSide::Agent => {
+                self.request(&mut output, request)?;
+                sender::run(input, output, sources, early, options, Side::Initiator, reporter)
+            }
+            FarSide::Shell => {
+                drop(early);
+                shell::send(self.shell_session(input, output, &host.to_string()), sources, &target)
+            }
+        })?;
+        self.suggest_agent(&completed, host);
+        Ok(completed)
+    }
+
+    fn receive(self, host: &Host, paths: Vec<Vec<u8>>, path: &Path) -> Result<Completed<Stats>> {
+        let Initiator { options, remote, reporter } = self;
+        let target = self.target(path, paths.len());
+        let compares = remote.agent != Agent::None && !options.whole_file;
+        let old = if compares { file_below(path, &paths) } else { None };
+        let early = old.map(|old| EarlyStart::begin(&old, options.block_size, true));
+        self.connect(host, |far_side, input, mut output| match far_side {
+            FarSide::Agent => {
+                self.request(&mut output, Request::Send { sources: paths })?;
+                receiver::run(input, output, target, early, options, reporter)
+            }
+            FarSide::Shell => {
+                drop(early);
+                shell::receive(self.shell_session(input, output, &host.to_string()), &paths, &target)
+            }
+        })
+    }
+
+    /// Sends an image to a command on a host. Returns how many bytes of data were sent.
+    fn send_through(
+        self,
+        image: &ImageStream,
+        command: &OsStr,
+        host: &Host,
+        path: &Path,
+    ) -> Result<Completed<u64>> {
+        let (command, destination) = (command.as_bytes(), path.as_os_str().as_bytes());
+        self.connect(host, |far_side, mut input, mut output| match far_side {
+            FarSide::Shell => {
+                let host = host.to_string();
+                shell::run_command(self.shell_session(input, output, &host), image, command, destination)
+            }
+            FarSide::Agent => {
+                let (command, destination) = (command.to_vec(), destination.to_vec());
+                self.request(&mut output, Request::Through { command, destination, size: image.length })?;
+                let write = |bytes: &[u8]| {
+                    self.reporter.event(Event::Done(Phase::Sending, bytes.len() as u64));
+                    output.plain(bytes)
+                };
+                let sent = image.send(true, write).and_then(|sent| output.flush().map(|()| sent));
+                drop(output);
+                match input.read() {
+                    Ok(Frame::Message(Message::End(_))) => sent,
+                    Ok(_) => Err(input.bad("something else than the end")),
+                    // The error that the other end reports is why nothing could be sent to it.
+                    Err(error @ Error::Remote { .. }) => Err(error),
+                    Err(error) => sent.and(Err(error)),
+                }
+            }
+        })
+    }
+
+    fn target(self, path: &Path, sources: usize) -> Target {
+        let slash = path.as_os_str().as_bytes().ends_with(b"/");
+        Target {
+            path: path.to_path_buf(),
+            directory: slash || sources > 1,
+            umask: self.remote.umask,
+            beside_source: false,
+        }
+    }
+
+    fn shell_session<'a>(&'a self, input: Input, output: Output, host: &'a str) -> shell::Session<'a> {
+        shell::Session { input, output, options: self.options, host, reporter: self.reporter }
+    }
+
+    /// Reaches the other end, takes part as `role` does, and ends the connection.
+    fn connect<T>(
+        self,
+        host: &Host,
+        role: impl FnOnce(FarSide, Input, Output) -> Result<T>,
+    ) -> Result<Completed<T>> {
+        let Initiator { remote, reporter, .. } = self;
+        let (command, program) = remote::command(remote)?;
+        // The user's own command is left as it is.
+        let choose = remote.rsh.is_none() && remote.cipher == Cipher::Auto;
+        let ciphers = if choose { remote::choose_ciphers(host, reporter) } else { None };
+        let (connection, stdout, stdin) =
+            remote::connect(host, remote.rsh.as_deref(), ciphers.as_deref(), &command, program)?;
+        let peer = host.to_string();
+        let mut input = FrameReader::new(stdout, &peer);
+        let mut output = FrameWriter::direct(stdin, &peer);
+        let (sent, received) = (output.sent(), input.received());
+        let mut route = Route::Agent;
+        let bootstrapped = remote::bootstrap(&mut input, &mut output, host, remote, reporter);
+        let result = bootstrapped.and_then(|found| {
+            if let (true, Some(aes)) = (choose, found.aes) {
+                remote::remember_aes(host, aes);
+            }
+            if found.far_side == FarSide::Shell {
+                route = Route::Shell;
+            }
+            role(found.far_side, input, output)
+        });
+        let value = connection.finish(result)?;
+        Ok(Completed { value, route, wire: (sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed)) })
+    }
+
+    /// Tells an agent what is wanted of it.
+    fn request(self, output: &mut Output, request: Request) -> Result<()> {
+        output.message(&Message::Start(Box::new(self.options.clone()), request))?;
+        output.flush()
+    }
+
+    /// Warns a user who sends much to a shell, which compares nothing by itself.
+    fn suggest_agent(self, completed: &Completed<Stats>, host: &Host) {
+        let sent = completed.value.sent_data_bytes;
+        if completed.route == Route::Shell && self.remote.agent == Agent::Auto && sent > WORTH_AN_AGENT {
+            let what = format!(
+                "{} went to the shell on {host}, which has no holesync: with --agent=push only what differs would travel",
+                human(sent)
+            );
+            self.reporter.event(Event::Warning(&what));
+        }
+    }
+
+    fn summarize(self, start: Instant, completed: Completed<Stats>) {
+        let (wire_sent, wire_received) = completed.wire;
+        self.reporter.summary(&Summary {
+            stats: completed.value,
+            wire_sent,
+            wire_received,
+            route: completed.route,
+            elapsed: start.elapsed(),
+            dry_run: self.options.dry_run,
+        });
     }
 }

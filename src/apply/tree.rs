@@ -15,7 +15,7 @@ use crate::apply::place::{self, Attributes, Place};
 use crate::error::{Error, Result, escape};
 use crate::options::Options;
 use crate::source::Metadata;
-use crate::source::owners::Names;
+use crate::source::Names;
 use crate::sys;
 
 /// The destination of a run.

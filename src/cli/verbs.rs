@@ -10,49 +10,47 @@ use std::time::Duration;
 
 use holesync::apply::place::Place;
 use holesync::apply::recover::{self, Settled};
-use holesync::error::{Error, Result, escape, printable};
+use holesync::error::{Error, Result, Stop, escape, printable};
 use holesync::hashmap::{self, Grid, Item};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Options};
-use holesync::remote::child;
-use holesync::report::{JsonLines, Reporter, Silent, Terminal};
+use holesync::remote;
+use holesync::report::{JsonLines, Reporter, Silent, Terminal, hex};
 use holesync::scan::{self, FileImage, Image};
-use holesync::stream::Outgoing;
-use holesync::stream::receive;
-use holesync::sync::agent;
-use holesync::sync::{self, Agent, Cipher, Reach};
+use holesync::stream::{self, ImageStream};
+use holesync::sync::{self, Agent, Cipher, RemoteOptions};
 use holesync::sys;
 use holesync::working::Working;
 use serde_json::json;
 
-use crate::cli::{self, AgentArg, CipherArg, Cli, Job, ReachArgs, Verb};
+use crate::cli::{self, AgentArg, CipherArg, Cli, RemoteArgs, Transfer, Verb};
 
 /// Runs what the command line asks for.
 ///
 /// # Errors
 ///
-/// What decides the exit code.
+/// Those that decide the exit code.
 pub fn run(cli: Cli) -> Result<()> {
     let umask = sys::umask();
     match cli.verb {
-        None => transfer(cli.transfer.into_job()?, umask),
+        None => transfer(cli.transfer.into_transfer()?, umask),
         Some(Verb::Agent) => {
             end_the_command_on_signals()?;
             let (input, output) = (own(std::io::stdin())?, own(std::io::stdout())?);
             [&input, &output].into_iter().for_each(sys::grow_pipe);
-            agent::serve(File::from(input), File::from(output), umask)
+            sync::serve(File::from(input), File::from(output), umask)
         }
         Some(Verb::Map { image, hashes, json, block_size }) => {
             map(&image, hashes, json, cli::block_size(block_size)?)
         }
-        Some(Verb::Digest { files, block_size, reach }) => {
+        Some(Verb::Digest { files, block_size, remote }) => {
             let options = Options { block_size: cli::block_size(block_size)?, ..Options::default() };
-            let reach = reach_of(reach, AgentArg::Require, umask);
+            let remote = remote_options(remote, AgentArg::Require, umask);
             let files = files.iter().map(|file| Ok((file, Location::parse(file)?)));
             let files = files.collect::<Result<Vec<_>>>()?;
             each(&files, |(file, location)| {
-                let root = sync::digest(location, &options, &reach, &Silent)?;
-                say(&format!("{}  {}", hex(&root), printable(Path::new(file))))
+                let root = sync::digest(location, &options, &remote, &Silent)?;
+                print_line(&format!("{}  {}", hex(&root), printable(Path::new(file))))
             })
         }
         Some(Verb::Send { image, end }) => send(&image, end),
@@ -60,22 +58,22 @@ pub fn run(cli: Cli) -> Result<()> {
             let options = Options { fsync: !no_fsync, ..Options::default() };
             let input = File::from(own(std::io::stdin())?);
             if file == Path::new("-") {
-                receive::expand(input, File::from(own(std::io::stdout())?), size)
+                stream::expand(input, File::from(own(std::io::stdout())?), size)
             } else {
-                receive::run(input, &file, size, options, umask)
+                stream::receive_file(input, &file, size, options, umask)
             }
         }
         Some(Verb::Recover { paths, no_fsync }) => each(&paths, |path| recover(path, !no_fsync)),
     }
 }
 
-/// Does the same for each, also after one that failed: the last failure is the
-/// run's, those before it are told here.
+/// Does `work` for each item, also after one that failed. The last failure is that of the
+/// run; those before it are shown here.
 fn each<T>(items: &[T], mut work: impl FnMut(&T) -> Result<()>) -> Result<()> {
     let mut result = Ok(());
     for error in items.iter().filter_map(|item| work(item).err()) {
         if let Err(earlier) = std::mem::replace(&mut result, Err(error)) {
-            // There is nowhere else to say it.
+            // A failure to write to stderr cannot be shown anywhere else.
             let _ = writeln!(std::io::stderr(), "holesync: {}", escape(earlier.to_string().as_bytes()));
         }
     }
@@ -87,7 +85,7 @@ fn own(stream: impl std::os::fd::AsFd) -> Result<OwnedFd> {
     stream.as_fd().try_clone_to_owned().map_err(Error::file("use", "stdin and stdout"))
 }
 
-fn reach_of(args: ReachArgs, agent: AgentArg, umask: u32) -> Reach {
+fn remote_options(args: RemoteArgs, agent: AgentArg, umask: u32) -> RemoteOptions {
     let from_environment = || std::env::var("RSYNC_RSH").ok().filter(|command| !command.is_empty());
     let agent = match agent {
         AgentArg::Auto => Agent::Auto,
@@ -99,34 +97,40 @@ fn reach_of(args: ReachArgs, agent: AgentArg, umask: u32) -> Reach {
         CipherArg::Auto => Cipher::Auto,
         CipherArg::Ssh => Cipher::Ssh,
     };
-    Reach { rsh: args.rsh.or_else(from_environment), remote_path: args.remote_path, agent, cipher, umask }
+    RemoteOptions {
+        rsh: args.rsh.or_else(from_environment),
+        remote_path: args.remote_path,
+        agent,
+        cipher,
+        umask,
+    }
 }
 
 /// Whether a signal asked to stop.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-fn transfer(job: Job, umask: u32) -> Result<()> {
+fn transfer(transfer: Transfer, umask: u32) -> Result<()> {
     stop_on_signals()?;
-    if let Some(threads) = job.threads {
+    if let Some(threads) = transfer.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
         pool.map_err(|error| Error::Usage(format!("cannot start {threads} threads: {error}")))?;
     }
     let reporter: Box<dyn Reporter> =
-        if job.json { Box::new(JsonLines::default()) } else { Box::new(Terminal::new(job.show)) };
-    let reach = reach_of(job.reach, job.agent, umask);
+        if transfer.json { Box::new(JsonLines::default()) } else { Box::new(Terminal::new(transfer.show)) };
+    let remote = remote_options(transfer.remote, transfer.agent, umask);
     let reporter = reporter.as_ref();
-    let result = match (&job.through, job.sources.as_slice()) {
+    let result = match (&transfer.through, transfer.sources.as_slice()) {
         (Some(command), [source]) => {
-            sync::through(source, &job.destination, command, &job.options, &reach, reporter)
+            sync::through(source, &transfer.destination, command, &transfer.options, &remote, reporter)
         }
         (Some(_), _) => Err(Error::Usage("--through wants one source: the command reads one image".into())),
-        (None, sources) => sync::run(sources, &job.destination, &job.options, &reach, reporter),
+        (None, sources) => sync::run(sources, &transfer.destination, &transfer.options, &remote, reporter),
     };
     result.map_err(|error| if STOP.load(Ordering::Relaxed) { Error::Interrupted } else { error })
 }
 
-/// On the first signal the connection is closed, which ends the run by itself.
-/// What does not end soon is ended: the next run goes on from any point.
+/// Closes the connection on the first signal, which ends the run by itself. A run that
+/// does not end soon is ended: the next one goes on from any point.
 fn stop_on_signals() -> Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     const GRACE: Duration = Duration::from_millis(700);
@@ -135,7 +139,7 @@ fn stop_on_signals() -> Result<()> {
     std::thread::spawn(move || {
         if signals.forever().next().is_some() {
             STOP.store(true, Ordering::Relaxed);
-            child::interrupt();
+            remote::interrupt();
             std::thread::sleep(GRACE);
             let error = Error::Interrupted;
             let _ = writeln!(std::io::stderr(), "holesync: {error} (code {})", error.exit_code());
@@ -145,16 +149,16 @@ fn stop_on_signals() -> Result<()> {
     Ok(())
 }
 
-/// An agent that is stopped must not leave a command that takes the end of its
-/// image for the whole.
+/// Stops the command of an agent that is stopped: it must not take the part of its image
+/// that came for the whole.
 fn end_the_command_on_signals() -> Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]);
     let mut signals = signals.map_err(Error::file("listen for", "signals"))?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            child::interrupt();
-            // It ends this process.
+            remote::interrupt();
+            // This ends the process.
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }
     });
@@ -164,7 +168,7 @@ fn end_the_command_on_signals() -> Result<()> {
 /// Writes an image to stdout as a stream of records.
 fn send(image: &Path, end: bool) -> Result<()> {
     let mut out = File::from(own(std::io::stdout())?);
-    let image = Outgoing::open(image, true)?;
+    let image = ImageStream::open(image, true)?;
     let sent = image.send(end, |bytes| out.write_all(bytes).map_err(Error::file("write to", "stdout")));
     sent.map(drop)
 }
@@ -173,8 +177,8 @@ fn send(image: &Path, end: bool) -> Result<()> {
 fn map(path: &Path, hashes: bool, as_json: bool, block: BlockSize) -> Result<()> {
     let (file, length) = scan::open_image(path)?;
     let image = FileImage::new(file, true);
-    let row = |offset: u64, len: u64, kind: &str, hash: Option<&str>| {
-        say(&match (as_json, hash) {
+    let print_row = |offset: u64, len: u64, kind: &str, hash: Option<&str>| {
+        print_line(&match (as_json, hash) {
             (true, None) => json!({"offset": offset, "length": len, "kind": kind}).to_string(),
             (true, Some(hash)) => {
                 json!({"offset": offset, "length": len, "kind": kind, "hash": hash}).to_string()
@@ -185,28 +189,28 @@ fn map(path: &Path, hashes: bool, as_json: bool, block: BlockSize) -> Result<()>
         })
     };
     if !as_json {
-        say(&format!("{:>16} {:>16} kind", "offset", "length"))?;
+        print_line(&format!("{:>16} {:>16} kind", "offset", "length"))?;
     }
     if hashes {
-        return map_hashes(path, &image, Grid { length, block }, row);
+        return map_hashes(path, &image, Grid { length, block }, print_row);
     }
     let mut at = 0;
     for extent in image.extents(0..length) {
         let extent = extent.map_err(Error::file("map", path))?;
         if extent.start > at {
-            row(at, extent.start - at, "hole", None)?;
+            print_row(at, extent.start - at, "hole", None)?;
         }
-        row(extent.start, extent.end - extent.start, "data", None)?;
+        print_row(extent.start, extent.end - extent.start, "data", None)?;
         at = extent.end;
     }
-    if at < length { row(at, length - at, "hole", None) } else { Ok(()) }
+    if at < length { print_row(at, length - at, "hole", None) } else { Ok(()) }
 }
 
 fn map_hashes(
     path: &Path,
     image: &FileImage,
     grid: Grid,
-    row: impl Fn(u64, u64, &str, Option<&str>) -> Result<()>,
+    print_row: impl Fn(u64, u64, &str, Option<&str>) -> Result<()>,
 ) -> Result<()> {
     let mut index = 0;
     let mut hole = 0..0;
@@ -227,40 +231,25 @@ fn map_hashes(
             } else {
                 if !hole.is_empty() {
                     let (at, len) = blocks(&hole);
-                    row(at, len, "zero", None)?;
+                    print_row(at, len, "zero", None)?;
                     hole = 0..0;
                 }
                 let (at, len) = blocks(&(index..index + 1));
-                row(at, len, "data", hash.as_deref())?;
+                print_row(at, len, "data", hash.as_deref())?;
             }
             index += count;
         }
         Ok(true)
     })
-    .map_err(|error: MapError| error.0.unwrap_or_else(|source| Error::file("map", path)(source)))?;
+    .map_err(|stop: Stop| stop.or_read(Error::file("map", path)))?;
     if hole.is_empty() {
         return Ok(());
     }
     let (at, len) = blocks(&hole);
-    row(at, len, "zero", None)
+    print_row(at, len, "zero", None)
 }
 
-/// What ends a map: an error of ours, or of reading.
-struct MapError(std::result::Result<Error, std::io::Error>);
-
-impl From<std::io::Error> for MapError {
-    fn from(error: std::io::Error) -> MapError {
-        MapError(Err(error))
-    }
-}
-
-impl From<Error> for MapError {
-    fn from(error: Error) -> MapError {
-        MapError(Ok(error))
-    }
-}
-
-/// Finishes what is sealed beside a file, or anywhere below a directory.
+/// Finishes a file from its sealed log, or every such file below a directory.
 fn recover(path: &Path, sync: bool) -> Result<()> {
     if !path.is_dir() {
         return recover_file(path, sync);
@@ -290,9 +279,9 @@ fn recover_file(path: &Path, sync: bool) -> Result<()> {
     let shown = printable(path);
     match recover::settle(&place, sync)? {
         Settled::Finished(root) => {
-            say(&format!("{shown}: finished from its log and verified, root hash {}", hex(&root)))
+            print_line(&format!("{shown}: finished from its log and verified, root hash {}", hex(&root)))
         }
-        Settled::Nothing => say(&format!("{shown}: nothing to finish")),
+        Settled::Nothing => print_line(&format!("{shown}: nothing to finish")),
         Settled::Damaged => Err(Error::refused(
             path,
             "what an interrupted run left to finish it from is damaged and was not applied; send the image again",
@@ -300,11 +289,7 @@ fn recover_file(path: &Path, sync: bool) -> Result<()> {
     }
 }
 
-fn hex(hash: &hashmap::Hash) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Prints a line; a reader that is gone is an error, as for any filter.
-fn say(line: &str) -> Result<()> {
+/// Prints a line. A reader that is gone is an error, as for any filter.
+fn print_line(line: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{line}").map_err(Error::file("write to", "stdout"))
 }

@@ -1,32 +1,32 @@
-//! Getting hold of the far side in one connection: of a holesync that is there,
-//! else of one that was brought there, else of its shell.
+//! Finds out who takes part at the other end of a connection that stands: a holesync
+//! that is installed there, else one that was brought there (`push.rs`), else the shell.
+//! `docs/remote.md` has the order.
 
 use std::process::{ChildStdin, ChildStdout};
 
-use sha2::{Digest, Sha256};
-
-use crate::error::{Error, Result, escape};
+use crate::error::{Error, Result};
 use crate::location::Host;
 use crate::protocol::MAX_NOISE;
 use crate::protocol::frame::{FrameReader, FrameWriter, Greeting};
 use crate::remote::cipher::{self, Cipher};
-use crate::report::{Event, Reporter, human};
+use crate::remote::push;
+use crate::report::{Event, Reporter};
 
-/// What a login shell is given, whichever it is (bash, dash, zsh, fish, tcsh,
-/// ash): has a plain sh read a script, up to a line with a dot, and run it.
-/// What follows stays in the pipe, as `read` takes one byte after the other.
+/// The command for a login shell, whichever it is (bash, dash, zsh, fish, tcsh, ash): it
+/// has a plain sh read a script, up to a line with a dot, and run it. What follows the
+/// script stays in the pipe, as `read` takes one byte after the other.
 const LOADER: &str = r#"exec sh -c 'n=$(printf "\n."); n=${n%.}; s=; while IFS= read -r l && [ "$l" != . ]; do s=$s$l$n; done; eval "$s"'"#;
-const LADDER: &str = include_str!("bootstrap.sh");
-const PUSHER: &str = include_str!("push.sh");
-/// What the shell says when it has become the far side.
+const SCRIPT: &str = include_str!("bootstrap.sh");
+/// What the shell prints when it is to be the far side.
 const MARK: &[u8] = b"\nholesync shell 1 ";
 /// The program to run at the other end, unless told otherwise.
 const PROGRAM: &str = "holesync";
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The version of this program, which a pushed one must have.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// What is read from the far side, and what is written to it.
+/// Where the frames and the plain bytes of the far side are read from.
 pub type Input = FrameReader<ChildStdout>;
-/// See [`Input`].
+/// Where frames and plain bytes for the far side are written to.
 pub type Output = FrameWriter<ChildStdin>;
 
 /// What has to run at the other end.
@@ -37,15 +37,15 @@ pub enum Agent {
     Auto,
     /// A holesync.
     Require,
-    /// This program, brought along; where that cannot be, the shell.
+    /// This program, brought along; where that is not possible, the shell.
     Push,
     /// The shell.
     None,
 }
 
-/// How to reach the other end.
+/// How to reach a host, and what has to run there.
 #[derive(Debug, Clone, Default)]
-pub struct Reach {
+pub struct RemoteOptions {
     /// The command that reaches a host; ssh unless given.
     pub rsh: Option<String>,
     /// What to run there; `holesync` in its PATH unless given.
@@ -58,18 +58,18 @@ pub struct Reach {
     pub umask: u32,
 }
 
-/// What was found at the other end.
+/// Who takes part at the other end, and what is known of its processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
+pub struct Bootstrapped {
     /// Who answered.
-    pub far: Far,
+    pub far_side: FarSide,
     /// Whether the processor there has instructions for AES, if that is known.
     pub aes: Option<bool>,
 }
 
 /// Who answered at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Far {
+pub enum FarSide {
     /// A holesync, which has greeted and was greeted.
     Agent,
     /// A shell that reads scripts; see [`script`].
@@ -82,62 +82,62 @@ pub enum Far {
 /// # Errors
 ///
 /// [`Error::Usage`] for a program that cannot be named.
-pub fn command(reach: &Reach) -> Result<(String, &str)> {
-    let program = reach.remote_path.as_deref().unwrap_or(PROGRAM);
+pub fn command(remote: &RemoteOptions) -> Result<(String, &str)> {
+    let program = remote.remote_path.as_deref().unwrap_or(PROGRAM);
     if program.contains(['\n', '\0']) {
         return Err(Error::Usage("--remote-path: a command of more than one line".into()));
     }
-    Ok(match reach.agent {
+    Ok(match remote.agent {
         Agent::Require => (format!("{program} agent"), program),
         Agent::Auto | Agent::Push | Agent::None => (LOADER.into(), "sh"),
     })
 }
 
-/// Learns who is at the other end of that command, and brings an agent along if
-/// that is wanted. What could not be done as wished is told.
+/// Finds out who answers at the other end of [`command`], and brings this program along
+/// if that is wanted. What could not be done as wished is reported.
 ///
 /// # Errors
 ///
 /// [`Error::Start`] when nobody answers, [`Error::Version`] when an agent speaks
 /// another version of the protocol.
-pub fn climb(
+pub fn bootstrap(
     input: &mut Input,
     output: &mut Output,
     host: &Host,
-    reach: &Reach,
+    remote: &RemoteOptions,
     reporter: &dyn Reporter,
-) -> Result<Found> {
+) -> Result<Bootstrapped> {
     let mut aes = None;
-    let greeting = if reach.agent == Agent::Require {
+    let greeting = if remote.agent == Agent::Require {
         Some(input.await_greeting(MAX_NOISE)?)
     } else {
-        let program = match reach.agent {
+        let program = match remote.agent {
             Agent::Push | Agent::None => "",
-            Agent::Auto | Agent::Require => reach.remote_path.as_deref().unwrap_or(PROGRAM),
+            Agent::Auto | Agent::Require => remote.remote_path.as_deref().unwrap_or(PROGRAM),
         };
-        output.plain(&script(&[("program", program), ("version", VERSION)], &[LADDER])?)?;
+        output.plain(&script(&[("program", program), ("version", VERSION)], &[SCRIPT])?)?;
         output.flush()?;
         match input.await_greeting_or(MARK, MAX_NOISE)? {
             Some(greeting) => Some(greeting),
             None => {
                 let shell = Shell::read(input)?;
                 aes = shell.aes;
-                push(&shell, input, output, host, reach, reporter)?
+                push::agent(&shell, input, output, host, remote, reporter)?
             }
         }
     };
     let Some(Greeting { version, aes }) = greeting else {
         reporter
             .event(Event::Note(&format!("the shell answered on {host}, and takes part without a holesync")));
-        return Ok(Found { far: Far::Shell, aes });
+        return Ok(Bootstrapped { far_side: FarSide::Shell, aes });
     };
     reporter.event(Event::Note(&format!("holesync answered on {host}, protocol {version}")));
     output.greet(cipher::aes_here())?;
-    Ok(Found { far: Far::Agent, aes })
+    Ok(Bootstrapped { far_side: FarSide::Agent, aes })
 }
 
-/// A script as the shell at the other end loads it, of several texts, with variables
-/// set before.
+/// Several texts as one script in the form that the shell at the other end loads,
+/// without their comments; `variables` are set before.
 ///
 /// # Errors
 ///
@@ -158,14 +158,14 @@ pub fn script(variables: &[(&str, &str)], texts: &[&str]) -> Result<Vec<u8>> {
     Ok(script.into_bytes())
 }
 
-/// What the shell says of itself behind [`MARK`].
-struct Shell {
+/// What the shell prints about its machine behind [`MARK`].
+pub struct Shell {
     /// Whether a program of this version was left there earlier.
-    pushed: bool,
-    /// Whether the processor has instructions for AES, if it could tell.
-    aes: Option<bool>,
-    /// What `uname -sm` says.
-    system: String,
+    pub pushed: bool,
+    /// Whether the processor has instructions for AES, if that could be found out.
+    pub aes: Option<bool>,
+    /// The output of `uname -sm`.
+    pub system: String,
 }
 
 impl Shell {
@@ -181,83 +181,4 @@ impl Shell {
         };
         Ok(Shell { pushed, aes, system: word().into() })
     }
-}
-
-/// Runs the agent that was brought to the other end before, or brings it there:
-/// its greeting. `None`: the shell has to do.
-fn push(
-    shell: &Shell,
-    input: &mut Input,
-    output: &mut Output,
-    host: &Host,
-    reach: &Reach,
-    reporter: &dyn Reporter,
-) -> Result<Option<Greeting>> {
-    let wanted = reach.agent == Agent::Push;
-    if !wanted && (reach.agent == Agent::None || !shell.pushed) {
-        return Ok(None);
-    }
-    let cannot = |why: &str| {
-        let what = format!("cannot bring holesync to {host}: {why}; its shell takes part instead");
-        reporter.event(Event::Warning(&what));
-        Ok(None)
-    };
-    if !fits(&shell.system) {
-        return cannot(&format!(
-            "it is \"{}\", and this is a program for another",
-            escape(shell.system.as_bytes())
-        ));
-    }
-    let program = match std::fs::read("/proc/self/exe") {
-        Ok(program) => program,
-        Err(error) => return cannot(&format!("this program cannot be read: {error}")),
-    };
-    let sum = hex(&Sha256::digest(&program));
-    let variables = [
-        ("name", &*format!("agent-{VERSION}-{}", &sum[..16])),
-        ("sum", &sum),
-        ("size", &program.len().to_string()),
-        ("send", if wanted { "yes" } else { "no" }),
-    ];
-    output.plain(&script(&variables, &[PUSHER])?)?;
-    output.flush()?;
-    let mut broken = None;
-    loop {
-        let line = input.plain().line().map_err(|error| broken.take().unwrap_or(error))?;
-        match line.as_slice() {
-            b"want" => {
-                reporter.event(Event::Note(&format!("bringing {} to {host}", human(program.len() as u64))));
-                // Where it cannot be written there, the next line says so.
-                if let Err(error) = output.plain(&program).and_then(|()| output.flush()) {
-                    broken = Some(error);
-                }
-            }
-            note if note.starts_with(b"note ") => {
-                reporter.event(Event::Warning(&format!("{host}: {}", escape(&note[5..]))));
-            }
-            b"have" => return input.await_greeting(0).map(Some),
-            other if other.starts_with(b"lost ") => {
-                let why = "this program did not arrive there whole: is there room in the cache directory?";
-                return Err(Error::Start(format!("{host}: {why}")));
-            }
-            other => {
-                let why = escape(other.strip_prefix(b"none ").unwrap_or(other));
-                return if wanted { cannot(&why) } else { Ok(None) };
-            }
-        }
-    }
-}
-
-/// Whether this program runs on what `uname -sm` said.
-fn fits(system: &str) -> bool {
-    let machine = match std::env::consts::ARCH {
-        "x86" => &["i386", "i486", "i586", "i686", "x86_64"][..],
-        "arm" => &["armv6l", "armv7l", "armv8l"],
-        other => &[other],
-    };
-    system.strip_prefix("Linux ").is_some_and(|found| machine.contains(&found))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

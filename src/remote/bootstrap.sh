@@ -1,13 +1,13 @@
 #!/bin/sh
-# What the far side's shell runs first: it becomes the agent where a holesync is
-# to be had, and otherwise says so and runs the next script that it is sent.
+# The first script for the shell at the other end: becomes the agent where there is a
+# holesync; otherwise prints a line about this machine and runs the scripts that follow.
 #
-# Set before it: program, how holesync is called here, empty to call none;
-# version, of the one that asks.
+# Variables that are set before: program, the command that is holesync here, empty for
+# none; version, that of the initiator.
 # shellcheck disable=SC2154
 
-# A command that is not there (127), or cannot be run (126), leaves the next
-# rung; one that ran has had its say.
+# Runs the agent. Returns only if there is no such command (127), or it cannot be run
+# (126): one that ran has taken part, or failed.
 try() {
     eval "$program agent"
     status=$?
@@ -17,8 +17,8 @@ try() {
     esac
 }
 
-# Reads a script, up to a line with a single dot. Its last line is what runs it,
-# so that one that was cut off does nothing.
+# Reads a script, up to a line with a single dot. The last line of a script is what
+# runs it, so a script that was cut off does nothing.
 load() {
     script=
     while IFS= read -r line; do
@@ -29,7 +29,7 @@ load() {
     exit 1
 }
 
-# Whether this processor has instructions for AES, where there is a way to know.
+# Whether this processor has instructions for AES, as far as that can be found out.
 aes() {
     if ! grep -qi -e ^flags -e ^features /proc/cpuinfo 2>/dev/null; then
         echo unknown
@@ -40,7 +40,7 @@ aes() {
     fi
 }
 
-climb() {
+bootstrap() {
     case $program in
     '') ;;
     holesync) if command -v holesync >/dev/null 2>&1; then try; fi ;;
@@ -57,4 +57,4 @@ climb() {
     done
 }
 
-climb
+bootstrap

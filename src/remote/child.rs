@@ -1,18 +1,19 @@
-//! A child process (ssh or another) as a pair of streams: its stderr is
-//! drained and shown, its exit status awaited and turned into the error.
+//! A child process (ssh or another program) as a pair of streams. Its stderr is drained
+//! and shown, its exit status is awaited and turned into the error. Knows nothing of what
+//! goes over the streams.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use crate::error::{Error, Result, escape};
+use crate::error::{Error, Result, escape, lock};
 use crate::location::Host;
 use crate::sys;
 
@@ -21,10 +22,10 @@ pub const SSH: &str = "ssh";
 /// How much of a child's stderr is kept for the error.
 const KEPT_STDERR: usize = 4096;
 /// How long a child may take to end by itself.
-const PATIENCE: Duration = Duration::from_secs(10);
+const EXIT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long its stderr may stay open after it: a connection that ssh keeps for
-/// later (ControlPersist), or a job left behind, holds it for as long as it lives.
+/// How long the stderr of a child may stay open after its end: a connection that ssh keeps
+/// for later (ControlPersist), or a job left behind, holds it for as long as it lives.
 const STDERR_PATIENCE: Duration = Duration::from_millis(300);
 
 /// The child that a signal has to stop, 0 if there is none.
@@ -33,8 +34,7 @@ static CHILD: AtomicI32 = AtomicI32::new(0);
 /// The process group that a signal has to stop, 0 if there is none.
 static GROUP: AtomicI32 = AtomicI32::new(0);
 
-/// Stops the connection that is open, and the group that is watched. For signal
-/// handling.
+/// Stops the child and the process group that are running. For signal handling.
 pub fn interrupt() {
     let (child, group) = (CHILD.load(Ordering::Relaxed), GROUP.load(Ordering::Relaxed));
     // Either may have ended by itself.
@@ -46,7 +46,7 @@ pub fn interrupt() {
     }
 }
 
-/// Has a process group, or none any more, stopped with this process.
+/// Has a process group stopped with this process; `None`: there is none any more.
 pub fn watch_group(group: Option<Pid>) {
     GROUP.store(group.map_or(0, Pid::as_raw), Ordering::Relaxed);
 }
@@ -60,20 +60,19 @@ pub struct Connection {
     program: String,
 }
 
-/// What a child says on stderr, shown as it comes.
+/// The stderr of a child, which a thread shows as it comes.
 #[derive(Debug)]
 struct Stderr {
     thread: JoinHandle<()>,
-    /// The end of it.
+    /// The last bytes that came.
     kept: Arc<Mutex<Vec<u8>>>,
 }
 
-/// Starts a command on a host. Returns the connection, what the command says
-/// and where to write to it.
+/// Starts a command on a host. Returns the connection, and the command's stdout and stdin.
 ///
 /// `rsh` is the command that reaches a host, split like a shell splits words;
-/// it is given options, the host and the command, as ssh takes them. The login
-/// shell there, whichever it is, reads the command. `ciphers` is ssh's option of that
+/// options, the host and the command follow these words, as ssh takes them. The login shell
+/// there, whichever it is, reads the command. `ciphers` is ssh's option of that
 /// name, see ssh_config(5).
 ///
 /// # Errors
@@ -129,13 +128,13 @@ fn command_line(
     if let Some(ciphers) = ciphers {
         words.extend(["-o".into(), format!("Ciphers={ciphers}").into()]);
     }
-    words.extend(destination(host));
+    words.extend(host_words(host));
     words.push(command.into());
     Ok(words)
 }
 
 /// A host as words for ssh.
-pub fn destination(host: &Host) -> Vec<OsString> {
+pub fn host_words(host: &Host) -> Vec<OsString> {
     let mut words: Vec<OsString> = Vec::new();
     if let Some(port) = host.port {
         words.extend(["-p".into(), port.to_string().into()]);
@@ -147,7 +146,7 @@ pub fn destination(host: &Host) -> Vec<OsString> {
     words
 }
 
-/// Shows what a child says, line by line and disarmed; keeps the end of it.
+/// Shows the stderr of a child line by line and escaped; keeps the last bytes.
 fn show_stderr(mut input: impl BufRead, kept: &Mutex<Vec<u8>>) {
     let mut line = Vec::new();
     while std::io::Read::take(&mut input, KEPT_STDERR as u64)
@@ -155,7 +154,7 @@ fn show_stderr(mut input: impl BufRead, kept: &Mutex<Vec<u8>>) {
         .is_ok_and(|n| n > 0)
     {
         let text = line.trim_ascii_end();
-        // There is nowhere else to say it.
+        // A failure to write to stderr cannot be shown anywhere else.
         let _ = writeln!(std::io::stderr(), "{}", escape(text));
         let mut kept = lock(kept);
         kept.extend(&line);
@@ -165,13 +164,9 @@ fn show_stderr(mut input: impl BufRead, kept: &Mutex<Vec<u8>>) {
     }
 }
 
-fn lock(kept: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
-    kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
 impl Stderr {
-    /// The end of what was said, when no more is to be expected.
-    fn said(&self) -> String {
+    /// The last bytes of stderr, when no more are to be expected.
+    fn last_words(&self) -> String {
         let start = Instant::now();
         while !self.thread.is_finished() && start.elapsed() < STDERR_PATIENCE {
             std::thread::sleep(Duration::from_millis(2));
@@ -181,18 +176,18 @@ impl Stderr {
 }
 
 impl Connection {
-    /// Waits for the child, whose streams are closed by now, and joins how it
-    /// ended with what the run came to.
+    /// Waits for the child, whose streams are closed by now, and combines how it ended with
+    /// the result of the run.
     ///
     /// # Errors
     ///
-    /// The run's own, made clearer by the child's; the child's if it failed by
-    /// itself.
+    /// The error of the run, with the child's last words; that of the child, if the run
+    /// itself had none.
     pub fn finish<T>(mut self, result: Result<T>) -> Result<T> {
-        let status = self.wait(if result.is_ok() { PATIENCE } else { Duration::from_secs(2) });
+        let status = self.wait(if result.is_ok() { EXIT_PATIENCE } else { Duration::from_secs(2) });
         CHILD.store(0, Ordering::Relaxed);
-        let said = self.stderr.said();
-        let detail = if said.is_empty() { String::new() } else { format!(": {said}") };
+        let words = self.stderr.last_words();
+        let detail = if words.is_empty() { String::new() } else { format!(": {words}") };
         let code = status.and_then(|status| status.code());
         let (host, program) = (self.host.to_string(), &self.program);
         match (result, code) {
@@ -219,7 +214,7 @@ impl Connection {
         }
     }
 
-    /// The child's status; one that does not end in time is stopped.
+    /// The child's status. A child that does not end in time is stopped.
     fn wait(&mut self, patience: Duration) -> Option<std::process::ExitStatus> {
         let start = Instant::now();
         loop {
@@ -229,7 +224,7 @@ impl Connection {
                 Ok(None) | Err(_) => break,
             }
         }
-        // What cannot be stopped is left to init.
+        // A child that cannot be stopped is left to init.
         let _ = self.child.kill();
         let _ = self.child.wait();
         None

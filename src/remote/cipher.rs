@@ -10,21 +10,21 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::location::Host;
-use crate::remote::child::{SSH, destination};
+use crate::remote::child::{SSH, host_words};
 use crate::report::{Event, Reporter};
 
 /// Among those that ssh allows by default since OpenSSH 6.2, but not its first.
 const FAST: &str = "aes128-gcm@openssh.com";
-/// Its first: OpenSSH 6.9 to 9.9, ssh_config(5).
+/// The first of those: OpenSSH 6.9 to 9.9, ssh_config(5).
 const USUAL: &str = "chacha20-poly1305@openssh.com";
-/// How long ssh may take to tell of its configuration.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long ssh may take to print its configuration.
+const QUERY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Who chooses the cipher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Cipher {
-    /// We do, if ssh is ours to call, its configuration names none, and processors
-    /// have instructions for AES.
+    /// holesync, if no other command reaches the host, the configuration of ssh names no
+    /// cipher, and processors have instructions for AES.
     #[default]
     Auto,
     /// ssh and its configuration.
@@ -47,20 +47,20 @@ pub fn aes_here() -> Option<bool> {
 }
 
 /// The ciphers to ask ssh for on the way to a host, as its option Ciphers takes them;
-/// `None` leaves them to it. What is chosen is told.
-pub fn choose(host: &Host, reporter: &dyn Reporter) -> Option<String> {
+/// `None` leaves them to ssh. What is chosen is reported.
+pub fn choose_ciphers(host: &Host, reporter: &dyn Reporter) -> Option<String> {
     if aes_here() != Some(true) {
         return None;
     }
     let note = |what: String| reporter.event(Event::Note(&what));
-    if memory(host).is_some_and(|path| path.exists()) {
+    if marker(host).is_some_and(|path| path.exists()) {
         note(format!("{host} had no instructions for AES: ssh chooses the cipher"));
         return None;
     }
     if !is_openssh() {
         return None;
     }
-    let (default, configured) = lists(host)?;
+    let (default, configured) = cipher_lists(host)?;
     if default != configured {
         note(format!("the configuration of ssh names ciphers for {host}: it chooses"));
         return None;
@@ -71,15 +71,15 @@ pub fn choose(host: &Host, reporter: &dyn Reporter) -> Option<String> {
 }
 
 /// Remembers whether the processor of a host has instructions for AES, for the next
-/// connection. Where that cannot be kept, the next one asks as if it had.
-pub fn learn(host: &Host, aes: bool) {
-    if let Some(path) = memory(host) {
-        let _ = if aes { fs::remove_file(path) } else { note_down(path, host) };
+/// connection. Where that cannot be kept, the next connection asks as if it had them.
+pub fn remember_aes(host: &Host, aes: bool) {
+    if let Some(path) = marker(host) {
+        let _ = if aes { fs::remove_file(path) } else { write_marker(path, host) };
     }
 }
 
-/// That the file is there is what counts: it is never half written.
-fn note_down(path: PathBuf, host: &Host) -> io::Result<()> {
+/// Writes the file of [`marker`]. Only that it exists counts, so it is never half written.
+fn write_marker(path: PathBuf, host: &Host) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
@@ -87,49 +87,50 @@ fn note_down(path: PathBuf, host: &Host) -> io::Result<()> {
     writeln!(file, "{host} has no instructions for AES.")
 }
 
-/// What is there if the processor of a host had no instructions for AES.
-fn memory(host: &Host) -> Option<PathBuf> {
-    // A relative one counts for none: XDG Base Directory Specification.
+/// The file that exists if the processor of a host had no instructions for AES.
+fn marker(host: &Host) -> Option<PathBuf> {
+    // A relative path counts for none: XDG Base Directory Specification.
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache")))?;
     let name = blake3::hash(host.to_string().as_bytes()).to_hex();
     Some(cache.join("holesync").join(format!("no-aes-{}", &name[..16])))
 }
 
-/// Others take no notice of options that they do not know, and would connect.
+/// Whether ssh is OpenSSH. Other programs of this name ignore options that they do not
+/// know, and would connect.
 fn is_openssh() -> bool {
     let mut command = Command::new(SSH);
     command.arg("-V").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let version = command.spawn().ok().and_then(ended);
+    let version = command.spawn().ok().and_then(output_in_time);
     version.is_some_and(|output| output.stderr.starts_with(b"OpenSSH_"))
 }
 
 /// The ciphers that ssh tries by default, and on the way to a host, by `ssh -G`.
-/// `None` where it does not say.
-fn lists(host: &Host) -> Option<(String, String)> {
+/// `None` where ssh does not print them.
+fn cipher_lists(host: &Host) -> Option<(String, String)> {
     let start = |config: &[&str]| {
         let mut command = Command::new(SSH);
-        command.args(config).arg("-G").args(destination(host));
+        command.args(config).arg("-G").args(host_words(host));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()
     };
-    // Both run at the same time. Of several -F the last one counts.
+    // The two commands run at the same time. Of several -F the last one counts.
     let both = [start(&["-F", "none"]), start(&[])];
-    let [default, configured] = both.map(|child| child.and_then(said).as_deref().and_then(ciphers));
+    let [default, configured] = both.map(|child| child.and_then(printed).as_deref().and_then(ciphers));
     default.zip(configured)
 }
 
-fn said(child: Child) -> Option<String> {
-    let output = ended(child).filter(|output| output.status.success())?;
+fn printed(child: Child) -> Option<String> {
+    let output = output_in_time(child).filter(|output| output.status.success())?;
     String::from_utf8(output.stdout).ok()
 }
 
-/// What a child came to that ends soon; one that does not is stopped. What it says
-/// fits a pipe, or it would not end.
-fn ended(mut child: Child) -> Option<Output> {
+/// The output of a child that ends soon. A child that does not is stopped: so is one whose
+/// output does not fit a pipe.
+fn output_in_time(mut child: Child) -> Option<Output> {
     let start = Instant::now();
     while child.try_wait().ok()?.is_none() {
-        if start.elapsed() > PATIENCE {
-            // What cannot be stopped is left to init.
+        if start.elapsed() > QUERY_PATIENCE {
+            // A child that cannot be stopped is left to init.
             let _ = child.kill();
             let _ = child.wait();
             return None;
@@ -139,13 +140,13 @@ fn ended(mut child: Child) -> Option<Output> {
     child.wait_with_output().ok()
 }
 
-/// What `ssh -G` says of ciphers.
+/// The ciphers in the output of `ssh -G`.
 fn ciphers(config: &str) -> Option<String> {
     config.lines().find_map(|line| line.strip_prefix("ciphers ")).map(str::to_owned)
 }
 
-/// The same ciphers, the fast one first. `None` where it is not among them, or another
-/// one is first than what OpenSSH takes if nobody has decided otherwise.
+/// The ciphers of a list with the fast one first. `None` where it is not among them, or
+/// where the first is another one than in OpenSSH as it is released.
 fn fast_first(default: &str) -> Option<String> {
     let mut list: Vec<&str> = default.split(',').collect();
     let at = list.iter().position(|&cipher| cipher == FAST)?;
@@ -191,7 +192,7 @@ mod tests {
     fn every_host_is_remembered_by_itself() {
         let host = |user: Option<&str>, port| Host { user: user.map(str::to_owned), name: "h".into(), port };
         let hosts = [host(None, None), host(Some("u"), None), host(None, Some(22)), host(None, Some(23))];
-        let paths: std::collections::HashSet<_> = hosts.iter().map(memory).collect();
+        let paths: std::collections::HashSet<_> = hosts.iter().map(marker).collect();
         assert_eq!(paths.len(), hosts.len());
     }
 }

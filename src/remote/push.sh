@@ -1,13 +1,14 @@
 #!/bin/sh
-# Keeps the program that asks in a private directory here, and becomes it.
+# Stores the program of the initiator in a private directory here, and runs it.
 #
-# Set before it: name, of its file; sum, its SHA-256; size, in bytes; send,
-# whether it may be sent, or only used if it is here already.
-# Says "want" (then the program has to follow), and "have" before it becomes the
-# agent, or "none" with a reason.
+# Variables that are set before: name, that of its file; sum, its SHA-256; size, in
+# bytes; send, whether the program may be sent, or only used if it is here already.
+# Prints "want" (then the program has to follow), and "have" before it runs the agent,
+# or "none" with a reason.
 # shellcheck disable=SC2154
 
-# A directory of ours alone. One that a link leads to may be somebody else's.
+# Makes a directory that is private to this user. One that a symlink leads to may be
+# another user's.
 private() {
     mkdir -p "${1%/*}" 2>/dev/null
     mkdir -m 700 "$1" 2>/dev/null
@@ -19,7 +20,7 @@ private() {
     esac
 }
 
-# Whether a file is the program, to the last bit.
+# Whether a file is the program, byte for byte.
 genuine() {
     [ -f "$1" ] && [ ! -L "$1" ] && [ "$(sha256sum <"$1" | { read -r found _ && echo "$found"; })" = "$sum" ]
 }
@@ -70,14 +71,14 @@ push() {
             exit 1
         fi
     fi
-    # A directory may be mounted so that nothing in it can be run.
+    # The file system may be mounted so that nothing can be run.
     if ! runs "$file" && [ -z "$temporary" ] && temporary=$(mktemp -d); then
         echo 'note nothing can be run in the cache directory (noexec?): the program is run from a temporary one'
         cp "$file" "$temporary/$name"
         file=$temporary/$name
     fi
     runs "$file" || { none 'it cannot be run here (noexec?)' && return; }
-    # Another run may be bringing it at this moment: only old ones of those.
+    # Another run may be storing the program at this moment: only old files go.
     if [ -n "$dir" ]; then
         for old in "$dir"/agent-*; do
             [ "$old" = "$dir/$name" ] || rm -f "$old"

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
+pub(crate) use crate::error::lock;
 use crate::error::{Failure, Result, code};
 use crate::options::Options;
 use crate::protocol::frame::FrameWriter;
@@ -65,10 +66,6 @@ impl<W: Write> Shared<'_, W> {
         }
         Ok(())
     }
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// A file that the receiver wants.

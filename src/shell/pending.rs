@@ -1,5 +1,5 @@
-//! What was asked of `receiver.sh` and is not answered yet. Answers come in order,
-//! and nobody waits for one before the next thing is asked.
+//! The commands that `receiver.sh` has not answered yet. Answers come in the order of
+//! the commands, and no command waits for the answer to the one before it.
 
 use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
@@ -8,16 +8,16 @@ use std::path::Path;
 
 use crate::error::{Failure, Result, code, printable};
 use crate::report::{Event, Outcome, Reporter, Stats};
-use crate::shell::Answer;
+use crate::shell::CommandResult;
 use crate::shell::receiver::ReceivingShell;
 
-/// A shell at the other end, with what it still owes.
-pub(crate) struct Asked<'a> {
+/// A shell at the other end, with the commands that it has still to answer.
+pub struct PendingCommands<'a> {
     pub shell: ReceivingShell,
     pub stats: Stats,
-    /// What failed at the other end.
+    /// The paths of the commands that failed at the other end.
     pub failed: HashSet<Vec<u8>>,
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<PendingCommand>,
     host: &'a str,
     root: &'a Path,
     /// The root is the only file, not a directory.
@@ -25,15 +25,22 @@ pub(crate) struct Asked<'a> {
     reporter: &'a dyn Reporter,
 }
 
-struct Waiting {
+struct PendingCommand {
     path: Vec<u8>,
-    /// A file of which so much was sent.
-    sent: Option<u64>,
-    /// Its description was broken off here.
-    stopped: bool,
+    /// What the answer is about.
+    about: About,
 }
 
-impl<'a> Asked<'a> {
+enum About {
+    /// A name or its attributes: only a failure is reported.
+    Name,
+    /// A file, of which so many bytes of data were sent.
+    File(u64),
+    /// A file that this end has stopped describing, and reports by itself.
+    StoppedFile,
+}
+
+impl<'a> PendingCommands<'a> {
     /// `root`: what paths are relative to, for messages.
     pub fn new(
         shell: ReceivingShell,
@@ -41,73 +48,87 @@ impl<'a> Asked<'a> {
         root: &'a Path,
         is_file: bool,
         reporter: &'a dyn Reporter,
-    ) -> Asked<'a> {
+    ) -> PendingCommands<'a> {
         let (stats, failed, waiting) = (Stats::default(), HashSet::new(), VecDeque::new());
-        Asked { shell, stats, failed, waiting, host, root, is_file, reporter }
+        PendingCommands { shell, stats, failed, waiting, host, root, is_file, reporter }
     }
 
-    /// Sends a command that is answered with how it went. `sent`: it is for a file.
-    pub fn ask(&mut self, command: &[&[u8]], path: &[u8], sent: Option<u64>) -> Result<()> {
+    /// Sends a command about a name, which is answered with how it went.
+    pub fn send(&mut self, command: &[&[u8]], path: &[u8]) -> Result<()> {
+        self.send_about(command, path, About::Name)
+    }
+
+    /// Sends the command for a file; its records follow, and it is answered after them.
+    pub fn send_file(&mut self, command: &[&[u8]], path: &[u8]) -> Result<()> {
+        self.send_about(command, path, About::File(0))
+    }
+
+    fn send_about(&mut self, command: &[&[u8]], path: &[u8], about: About) -> Result<()> {
         self.shell.command(command)?;
-        self.waiting.push_back(Waiting { path: path.to_vec(), sent, stopped: false });
-        self.take_what_came()
+        self.waiting.push_back(PendingCommand { path: path.to_vec(), about });
+        self.drain_answers()
     }
 
-    /// So much was sent of what was asked for last.
-    pub fn last_has(&mut self, sent: u64) {
-        self.waiting.back_mut().into_iter().for_each(|last| last.sent = Some(sent));
+    /// Keeps how many bytes of data were sent for the last command.
+    pub fn set_last_sent(&mut self, sent: u64) {
+        self.set_last(About::File(sent));
     }
 
-    /// What was asked for last was broken off: its answer is no news.
-    pub fn last_is_stopped(&mut self) {
-        self.waiting.back_mut().into_iter().for_each(|last| last.stopped = true);
+    /// Keeps that the file of the last command was not described to its end.
+    pub fn set_last_stopped(&mut self) {
+        self.set_last(About::StoppedFile);
     }
 
-    /// Whether the other end still wants the file that is being described: that is
-    /// the last that was asked for, and it is answered early only if it failed.
-    pub fn wants_the_last(&mut self) -> Result<bool> {
-        self.take_what_came()?;
+    fn set_last(&mut self, about: About) {
+        if let Some(last) = self.waiting.back_mut() {
+            last.about = about;
+        }
+    }
+
+    /// Whether the other end still wants the file that is being described. Its command is
+    /// the last one, and is answered before the file's end only if it failed.
+    pub fn last_is_live(&mut self) -> Result<bool> {
+        self.drain_answers()?;
         Ok(!self.waiting.is_empty())
     }
 
-    /// Waits until everything is answered.
-    pub fn settle(&mut self) -> Result<()> {
+    /// Waits until every command is answered.
+    pub fn wait_for_all(&mut self) -> Result<()> {
         while !self.waiting.is_empty() {
             let answer = self.shell.answer()?;
-            self.take(answer);
+            self.on_answer(answer);
         }
         Ok(())
     }
 
-    /// Takes note of the answers that have come already.
-    fn take_what_came(&mut self) -> Result<()> {
+    /// Deals with the answers that have come already.
+    fn drain_answers(&mut self) -> Result<()> {
         while !self.waiting.is_empty()
             && let Some(answer) = self.shell.answer_so_far()?
         {
-            self.take(answer);
+            self.on_answer(answer);
         }
         Ok(())
     }
 
-    /// Takes note of the answer to what was asked for first.
-    fn take(&mut self, answer: Answer) {
-        let Some(Waiting { path, sent, stopped }) = self.waiting.pop_front() else { return };
-        match (answer, sent) {
-            (Ok(()), Some(sent)) => {
+    /// Deals with the answer to the oldest command.
+    fn on_answer(&mut self, answer: CommandResult) {
+        let Some(PendingCommand { path, about }) = self.waiting.pop_front() else { return };
+        match (answer, about) {
+            (Ok(()), About::File(sent)) => {
                 self.stats.files_sent += 1;
                 self.report(&path, Outcome::Sent(sent));
             }
-            (Ok(()), None) => {}
-            (Err(_), _) if stopped => {}
-            (Err(why), _) => {
-                self.fail_there(&path, &why);
+            (Ok(()), About::Name) | (_, About::StoppedFile) => {}
+            (Err(why), About::Name | About::File(_)) => {
+                self.fail_far(&path, &why);
                 self.failed.insert(path);
             }
         }
     }
 
     /// Counts and shows what failed at the other end.
-    pub fn fail_there(&mut self, path: &[u8], why: &str) {
+    pub fn fail_far(&mut self, path: &[u8], why: &str) {
         let path = Path::new(OsStr::from_bytes(path));
         let path = if self.is_file { self.root.into() } else { self.root.join(path) };
         let message = format!("{}: {}: {why}", self.host, printable(&path));

@@ -1,135 +1,53 @@
-//! What a shell has to be told of a file: runs of data, of holes, and of blocks
-//! that it has already, as large as they can be, since each costs it a process.
+//! A file cut into the pieces that a shell is sent: runs of data, of holes, and of
+//! blocks that the shell has already. They are as long as they can be, since each one
+//! costs the shell a process. Knows nothing of the connection.
 
 use std::io;
 use std::ops::Range;
 
-use rayon::prelude::*;
-use sha2::{Digest, Sha256};
-
-use crate::error::{Error, Result};
+use crate::error::{Result, Stop};
 use crate::hashmap::PAGE;
 use crate::scan::{Extent, Image, is_zero};
+use crate::shell::compare::KeptBlocks;
 use crate::stream::Record;
-
-/// Bytes in a block that is compared by its SHA-256. Two processes there for each.
-pub(crate) const BLOCK: u64 = 1 << 20;
-/// The SHA-256 of a block.
-pub(crate) type Sum = [u8; 32];
 
 /// Where each record costs a process at the other end, and holes can be dug there,
 /// a hole shorter than this is sent as zeros. A process takes 0.6 ms, in which ssh
 /// carries 270 KiB at 450 MB/s, and 7 KiB at 12 MB/s. Zeros of at least this size
 /// in data become a hole.
-pub(crate) const SHORT: u64 = 64 << 10;
-/// The most that is read, and that one record holds.
-const CHUNK: u64 = 8 << 20;
+pub const SHORT_HOLE: u64 = 64 << 10;
+/// The most bytes that are read at once, and that one record holds.
+const MAX_DATA: u64 = 8 << 20;
+
+/// The last record of a file that cannot be described to its end.
+pub const STOP: &[u8] = b"STOP\n0\n";
+/// The record that has zeros dug out that were sent for short holes.
+pub const DIG: &[u8] = b"DIG\n0\n";
 
 /// A part of a file.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Piece<'a> {
+pub enum Piece<'a> {
     Data(&'a [u8]),
     Hole(u64),
-    /// So many bytes that the other end has.
+    /// Bytes that the other end has.
     Keep(u64),
 }
 
-/// The blocks of a file that are the same at both ends.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Kept {
-    /// Of these all, in order; not touching.
-    runs: Vec<Range<u64>>,
-}
-
-impl Kept {
-    /// Of the blocks that were hashed, those whose hashes agree.
-    pub fn new(blocks: &[Range<u64>], ours: &[Sum], theirs: &[Option<Sum>]) -> Kept {
-        let mut runs: Vec<Range<u64>> = Vec::new();
-        let hashes = ours.iter().zip(theirs.iter().chain(std::iter::repeat(&None)));
-        for (block, _) in blocks.iter().cloned().flatten().zip(hashes).filter(|(_, (a, b))| Some(**a) == **b)
-        {
-            match runs.last_mut() {
-                Some(run) if run.end == block => run.end += 1,
-                _ => runs.push(block..block + 1),
-            }
-        }
-        Kept { runs }
-    }
-
-    /// Whether that is the whole of a file.
-    pub fn is_everything(&self, length: u64) -> bool {
-        let blocks = length.div_ceil(BLOCK);
-        blocks == 0 || self.runs == [Range { start: 0, end: blocks }]
-    }
-
-    /// How many bytes of a file that is.
-    pub fn bytes(&self, length: u64) -> u64 {
-        bytes_in(&self.runs, length)
-    }
-
-    /// The parts of a file, in order, and whether they are kept.
-    fn parts(&self, length: u64) -> Vec<(Range<u64>, bool)> {
-        let mut parts = Vec::new();
-        let mut at = 0;
-        for run in &self.runs {
-            let kept = run.start * BLOCK..(run.end * BLOCK).min(length);
-            parts.push((at..kept.start, false));
-            at = kept.end;
-            parts.push((kept, true));
-        }
-        parts.push((at..length, false));
-        parts.retain(|(range, _)| !range.is_empty());
-        parts
-    }
-}
-
-/// The blocks that are worth hashing: those with data, or all, if they are not
-/// many more; then equal files can be told.
-pub(crate) fn candidates(image: &impl Image, length: u64) -> io::Result<Vec<Range<u64>>> {
-    let mut runs: Vec<Range<u64>> = Vec::new();
-    for extent in image.extents(0..length) {
-        let extent = extent?;
-        let blocks = extent.start / BLOCK..extent.end.div_ceil(BLOCK);
-        match runs.last_mut() {
-            Some(run) if run.end >= blocks.start => run.end = run.end.max(blocks.end),
-            _ => runs.push(blocks),
-        }
-    }
-    let (all, data) = (length.div_ceil(BLOCK), runs.iter().map(|run| run.end - run.start).sum::<u64>());
-    Ok(if all <= 2 * data { vec![Range { start: 0, end: all }] } else { runs })
-}
-
 /// Whether a file has no holes, as far as its first extent tells.
-pub(crate) fn is_dense(image: &impl Image, length: u64) -> bool {
+pub fn is_dense(image: &impl Image, length: u64) -> bool {
     image.extents(0..length).next().is_none_or(|first| first.is_ok_and(|extent| extent == (0..length)))
 }
 
-/// How many bytes of a file these blocks are.
-pub(crate) fn bytes_in(blocks: &[Range<u64>], length: u64) -> u64 {
-    blocks.iter().map(|run| (run.end * BLOCK).min(length) - (run.start * BLOCK).min(length)).sum()
-}
-
-/// The hashes of blocks, in order; the last one may be short.
-pub(crate) fn sums(image: &impl Image, length: u64, blocks: &[Range<u64>]) -> io::Result<Vec<Sum>> {
-    let blocks: Vec<u64> = blocks.iter().cloned().flatten().collect();
-    let sum = |buffer: &mut Vec<u8>, block: u64| {
-        let at = block * BLOCK;
-        buffer.resize((length - at).min(BLOCK) as usize, 0);
-        image.read_at(buffer, at)?;
-        Ok(Sum::from(Sha256::digest(&buffer)))
-    };
-    blocks.into_par_iter().map_init(Vec::new, sum).collect()
-}
-
-/// Joins what follows each other and holds no data to one record.
+/// Merges neighbouring holes, and neighbouring kept blocks, into one record each.
 #[derive(Default)]
-pub(crate) struct Run {
+pub struct RecordMerger {
     kind: &'static str,
     count: u64,
 }
 
-impl Run {
-    /// What has to be written before the bytes of a piece, if it has some.
+impl RecordMerger {
+    /// The records that are complete now. Those of data end with the head of the piece,
+    /// and its bytes have to follow.
     pub fn add(&mut self, piece: &Piece) -> String {
         let (kind, count) = match piece {
             Piece::Data(data) => return format!("{}{}", self.flush(), Record::Data(data.len() as u64)),
@@ -141,55 +59,35 @@ impl Run {
             return String::new();
         }
         let before = self.flush();
-        *self = Run { kind, count };
+        *self = RecordMerger { kind, count };
         before
     }
 
-    /// What is left to be written.
+    /// The record that is still open, if there is one.
     pub fn flush(&mut self) -> String {
-        let Run { kind, count } = std::mem::take(self);
+        let RecordMerger { kind, count } = std::mem::take(self);
         if count == 0 { String::new() } else { format!("{kind}\n{count}\n") }
     }
 }
 
-/// What ends the cutting of a file.
-pub(crate) enum CutError {
-    /// It cannot be read.
-    Source(io::Error),
-    /// Who takes the pieces cannot go on.
-    Taker(Error),
-}
-
-impl From<io::Error> for CutError {
-    fn from(error: io::Error) -> CutError {
-        CutError::Source(error)
-    }
-}
-
-impl From<Error> for CutError {
-    fn from(error: Error) -> CutError {
-        CutError::Taker(error)
-    }
-}
-
 /// Cuts a file into pieces. In a file that is written in place, a block that is
-/// kept stays as it is, its holes too.
-pub(crate) struct Cutter {
+/// kept stays as it is, with its holes.
+pub struct Cutter {
     buffer: Vec<u8>,
     in_place: bool,
     short: u64,
-    /// Bytes of holes that went as zeros.
+    /// Bytes of holes that were cut as data.
     pub filled: u64,
 }
 
 impl Cutter {
     /// `in_place`: the other end writes into the file that it has. `short`: holes
-    /// of fewer bytes go as zeros.
+    /// of fewer bytes are cut as data.
     pub fn new(in_place: bool, short: u64) -> Cutter {
         Cutter { buffer: Vec::new(), in_place, short, filled: 0 }
     }
 
-    /// Hands out the pieces in order, as long as `take` returns true; whether
+    /// Gives the pieces to `take` in order, as long as it returns true. Returns whether
     /// it always did.
     ///
     /// # Errors
@@ -199,9 +97,9 @@ impl Cutter {
         &mut self,
         image: &impl Image,
         length: u64,
-        kept: &Kept,
+        kept: &KeptBlocks,
         mut take: impl FnMut(Piece) -> Result<bool>,
-    ) -> Result<bool, CutError> {
+    ) -> Result<bool, Stop> {
         for (part, is_kept) in kept.parts(length) {
             let going = match (is_kept, self.in_place) {
                 (true, true) => take(Piece::Keep(part.end - part.start))?,
@@ -236,10 +134,10 @@ impl Cutter {
         image: &impl Image,
         range: Range<u64>,
         take: &mut impl FnMut(Piece) -> Result<bool>,
-    ) -> Result<bool, CutError> {
+    ) -> Result<bool, Stop> {
         let mut at = range.start;
         while at < range.end {
-            let len = (range.end - at).min(CHUNK) as usize;
+            let len = (range.end - at).min(MAX_DATA) as usize;
             self.buffer.resize(len, 0);
             image.read_at(&mut self.buffer, at)?;
             for (is_data, part) in split_zeros(&self.buffer) {
@@ -255,12 +153,12 @@ impl Cutter {
     }
 }
 
-/// Extents and what lies between them, in order.
+/// Gives extents and the holes between them to `take`, in order.
 fn each_extent(
     extents: impl Iterator<Item = io::Result<Extent>>,
     part: Range<u64>,
-    mut take: impl FnMut(bool, Range<u64>) -> Result<bool, CutError>,
-) -> Result<bool, CutError> {
+    mut take: impl FnMut(bool, Range<u64>) -> Result<bool, Stop>,
+) -> Result<bool, Stop> {
     let mut at = part.start;
     for extent in extents {
         let extent = extent?;
@@ -275,7 +173,7 @@ fn each_extent(
     if at < part.end { take(false, at..part.end) } else { Ok(true) }
 }
 
-/// Joins extents with less than `short` bytes between them, and adds those up.
+/// Joins extents with less than `short` bytes between them, and adds these bytes to `filled`.
 fn join(
     extents: impl Iterator<Item = io::Result<Extent>>,
     short: u64,
@@ -297,7 +195,7 @@ fn join(
     })
 }
 
-/// Data and runs of zero pages of at least [`SHORT`] bytes, in turn.
+/// Data and runs of zero pages of at least [`SHORT_HOLE`] bytes, in turn.
 fn split_zeros(bytes: &[u8]) -> Vec<(bool, Range<usize>)> {
     let mut parts: Vec<(bool, Range<usize>)> = Vec::new();
     for (nth, page) in bytes.chunks(PAGE as usize).enumerate() {
@@ -309,7 +207,7 @@ fn split_zeros(bytes: &[u8]) -> Vec<(bool, Range<usize>)> {
     }
     let mut merged: Vec<(bool, Range<usize>)> = Vec::new();
     for (is_data, range) in parts {
-        let counts_as_data = is_data || (range.len() as u64) < SHORT;
+        let counts_as_data = is_data || (range.len() as u64) < SHORT_HOLE;
         match merged.last_mut() {
             Some((kind, last)) if *kind == counts_as_data => last.end = range.end,
             _ => merged.push((counts_as_data, range)),
@@ -342,22 +240,8 @@ mod tests {
     fn extents_are_joined_over_short_holes() {
         let extents = [0..4096, 8192..12288, 200_000..300_000].map(Ok);
         let mut filled = 0;
-        let joined: Vec<_> = join(extents.into_iter(), SHORT, &mut filled).map(Result::unwrap).collect();
+        let joined: Vec<_> = join(extents.into_iter(), SHORT_HOLE, &mut filled).map(Result::unwrap).collect();
         assert_eq!(joined, [0..12288, 200_000..300_000]);
         assert_eq!(filled, 4096);
-    }
-
-    #[test]
-    fn a_block_is_kept_where_both_hashes_agree() {
-        let [a, b] = [[1; 32], [2; 32]];
-        let kept = Kept::new(&[0..2, 5..8], &[a, a, a, a, a], &[Some(a), Some(b), Some(a), Some(a), None]);
-        assert_eq!(kept.runs, [0..1, 5..7]);
-        let mib = BLOCK;
-        assert_eq!(
-            kept.parts(6 * mib + 5),
-            [(0..mib, true), (mib..5 * mib, false), (5 * mib..6 * mib + 5, true)]
-        );
-        assert!(!kept.is_everything(6 * mib + 5) && Kept::default().is_everything(0));
-        assert_eq!(kept.bytes(6 * mib + 5), 2 * mib + 5);
     }
 }

@@ -1,6 +1,6 @@
-//! The receiving role towards a shell: `sender.sh` tells what there is, and sends
-//! the files whose size or time differ. Holes come as they are where GNU tar is
-//! there; elsewhere zeros are found here, and travel compressed.
+//! The receiving role towards a shell: `sender.sh` lists what the sources have, and sends
+//! the files whose size or time differ. Where the shell has GNU tar, holes come as holes;
+//! elsewhere zeros travel compressed, and are found here.
 
 use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
@@ -15,39 +15,33 @@ use crate::apply::{self, Destination};
 use crate::error::{Error, Failure, Result, code, escape, printable};
 use crate::options::Options;
 use crate::protocol;
-use crate::remote::bootstrap::{Input, Output};
 use crate::report::{Event, Outcome, Reporter, Stats};
-use crate::shell::sender::{ArrivingFile, Entry, How, LARGE_FACTOR, SendingShell, Type, read_entry};
-use crate::shell::{self, below};
+use crate::shell::sender::{
+    ArrivingFile, Encoding, FileType, LARGE_FACTOR, ListedEntry, SendingShell, read_entry,
+};
+use crate::shell::{self, Session, relative};
 use crate::source::names_contents;
 use crate::working::names_working_file;
 
-/// Bytes of requests that may wait at the other end, which reads them while it
-/// sends: less than a pipe holds.
-const REQUESTED: usize = 16 << 10;
+/// The most bytes of requests that may wait at the other end, which does not read them
+/// while it sends: fewer than a pipe holds.
+const MAX_REQUESTED: usize = 16 << 10;
 /// Files with at least as much data are sent by tar in larger blocks.
-const LARGE: u64 = 16 << 20;
+const LARGE_FILE: u64 = 16 << 20;
 
 /// Receives `sources`, as the user named them, into `target`.
 ///
 /// # Errors
 ///
 /// What ends the run; files that fail are counted in what is returned.
-pub fn run(
-    input: Input,
-    output: Output,
-    sources: &[Vec<u8>],
-    target: &Target,
-    options: &Options,
-    host: &str,
-    reporter: &dyn Reporter,
-) -> Result<Stats> {
+pub fn run(session: Session, sources: &[Vec<u8>], target: &Target) -> Result<Stats> {
+    let Session { input, output, options, host, reporter } = session;
     shell::refuse_what_needs_an_agent(options, host, reporter)?;
     if options.checksum || options.ignore_times {
         let what = format!("{host} has no holesync to compare contents with: every file is sent whole");
         reporter.event(Event::Warning(&what));
     }
-    let mut download = Download {
+    let mut job = ReceiveJob {
         far: SendingShell::begin(input, output, host)?,
         options: Arc::new(options.clone()),
         reporter,
@@ -56,43 +50,77 @@ pub fn run(
     };
     let mut tree = None;
     for source in sources {
-        let found = download.list(source)?;
+        let found = job.list(source)?;
         let single =
-            sources.len() == 1 && !matches!(found.first(), Some(entry) if entry.kind == Type::Directory);
+            sources.len() == 1 && !matches!(found.first(), Some(entry) if entry.kind == FileType::Directory);
         let tree = match &mut tree {
             Some(tree) => tree,
-            None => tree.insert(DestinationTree::open(target, single, Arc::clone(&download.options))?),
+            None => tree.insert(DestinationTree::open(target, single, Arc::clone(&job.options))?),
         };
-        download.receive(source, found, tree)?;
+        job.receive(source, found, tree)?;
     }
     for (_, error) in tree.map(DestinationTree::finish).unwrap_or_default() {
-        download.fail(&error);
+        job.fail(&error);
     }
-    download.far.end()?;
-    Ok(download.stats)
+    job.far.end()?;
+    Ok(job.stats)
 }
 
-/// One run.
-struct Download<'a> {
+/// Everything that one run receives.
+struct ReceiveJob<'a> {
     far: SendingShell,
     options: Arc<Options>,
     reporter: &'a dyn Reporter,
     stats: Stats,
-    /// What has come already: the first source that has a name is the one that counts.
+    /// The targets that have come already: the first source that has a name is the one
+    /// that counts.
     taken: HashSet<Vec<u8>>,
 }
 
-/// What is to be done with a file that was asked for.
-struct Asked {
-    entry: Entry,
-    how: How,
+/// A file that was requested and has not come yet.
+struct Requested {
+    entry: ListedEntry,
+    encoding: Encoding,
     /// Bytes of the request.
     bytes: usize,
 }
 
-impl Download<'_> {
-    /// What a source is, and what is below it.
-    fn list(&mut self, source: &[u8]) -> Result<Vec<Entry>> {
+/// What a listing has to offer, and what of it was requested.
+struct Requests<'a> {
+    /// The source as the user named it.
+    source: &'a [u8],
+    /// The source is a file, not a directory.
+    is_single: bool,
+    /// The files that have not come yet, in the order in which they come.
+    waiting: VecDeque<Requested>,
+    /// Bytes of their requests.
+    bytes: usize,
+}
+
+impl Requests<'_> {
+    fn push(&mut self, requested: Requested) {
+        self.bytes += requested.bytes;
+        self.waiting.push_back(requested);
+    }
+
+    fn pop(&mut self) -> Option<Requested> {
+        let next = self.waiting.pop_front()?;
+        self.bytes -= next.bytes;
+        Some(next)
+    }
+}
+
+/// Whether an entry of a listing is received.
+enum Admission {
+    Receive,
+    Skip,
+    /// Neither this entry nor those after it.
+    SkipAll,
+}
+
+impl ReceiveJob<'_> {
+    /// Lists a source and what is below it.
+    fn list(&mut self, source: &[u8]) -> Result<Vec<ListedEntry>> {
         self.far.command(&[b"source", source])?;
         let path = Path::new(OsStr::from_bytes(source));
         let prefix = if names_contents(path) || path == Path::new("~") {
@@ -120,91 +148,120 @@ impl Download<'_> {
         Ok(found)
     }
 
-    /// Makes what a source has; its files in the order in which they were listed.
-    fn receive(&mut self, source: &[u8], found: Vec<Entry>, tree: &mut DestinationTree) -> Result<()> {
+    /// Receives everything that a source has, in the order of its listing.
+    fn receive(&mut self, source: &[u8], found: Vec<ListedEntry>, tree: &mut DestinationTree) -> Result<()> {
         let is_single =
-            found.first().is_some_and(|entry| entry.name.is_empty() && entry.kind != Type::Directory);
+            found.first().is_some_and(|entry| entry.name.is_empty() && entry.kind != FileType::Directory);
         if found.is_empty() {
             return Ok(());
         }
         if !is_single {
             self.far.command(&[b"enter", source])?;
         }
-        let mut asked = VecDeque::new();
-        let mut requested = 0;
+        let mut requests = Requests { source, is_single, waiting: VecDeque::new(), bytes: 0 };
         for entry in found {
-            if entry.kind == Type::Directory && !self.options.recursive {
-                self.skip("directory", &entry);
-                break;
+            match self.admit(&entry) {
+                Admission::Receive => self.entry(entry, &mut requests, tree)?,
+                Admission::Skip => {}
+                Admission::SkipAll => break,
             }
-            if names_working_file(&entry.target) {
-                if entry.name.is_empty() {
-                    self.failed_there(&entry, "is named like a working file: give it another name");
-                    break;
-                }
-                continue;
+        }
+        self.wait_for_all(&mut requests, tree)
+    }
+
+    fn admit(&mut self, entry: &ListedEntry) -> Admission {
+        if entry.kind == FileType::Directory && !self.options.recursive {
+            self.skip("directory", entry);
+            return Admission::SkipAll;
+        }
+        if names_working_file(&entry.target) {
+            if entry.name.is_empty() {
+                self.fail_far(entry, "is named like a working file: give it another name");
+                return Admission::SkipAll;
             }
-            if !self.taken.insert(entry.target.clone()) {
-                continue;
+            return Admission::Skip;
+        }
+        if !self.taken.insert(entry.target.clone()) {
+            return Admission::Skip;
+        }
+        if let Err(what) = protocol::check_path(&entry.target) {
+            self.fail_far(entry, &what);
+            return Admission::Skip;
+        }
+        Admission::Receive
+    }
+
+    fn entry(
+        &mut self,
+        entry: ListedEntry,
+        requests: &mut Requests,
+        tree: &mut DestinationTree,
+    ) -> Result<()> {
+        let is_single = requests.is_single;
+        let name = if is_single { requests.source.to_vec() } else { relative(&entry.name) };
+        match entry.kind {
+            FileType::Other => self.skip("special file", &entry),
+            FileType::Device if !is_single => self.skip("special file", &entry),
+            FileType::Symlink if !self.options.links => self.skip("symlink", &entry),
+            FileType::Directory => self.directory(entry, tree),
+            FileType::Symlink if !self.options.dry_run => {
+                self.far.command(&[b"link", &name])?;
+                self.wait_for_all(requests, tree)?;
+                self.symlink(entry, tree)?;
             }
-            if let Err(what) = protocol::check_path(&entry.target) {
-                self.failed_there(&entry, &what);
-                continue;
-            }
-            let name = if is_single { source.to_vec() } else { below(&entry.name) };
-            match entry.kind {
-                Type::Other => self.skip("special file", &entry),
-                Type::Device if !is_single => self.skip("special file", &entry),
-                Type::Symlink if !self.options.links => self.skip("symlink", &entry),
-                Type::Directory => self.directory(entry, tree),
-                Type::Symlink if !self.options.dry_run => {
-                    self.far.command(&[b"link", &name])?;
-                    self.wait_for(&mut asked, tree)?;
-                    requested = 0;
-                    self.symlink(entry, tree)?;
-                }
-                Type::Symlink => {}
-                Type::File | Type::Device => {
-                    let Some(how) = self.wanted(&entry, tree) else { continue };
-                    let factor = if let How::Tar(factor) = how { factor } else { 0 };
-                    let (length, factor) = (entry.length.to_string(), factor.to_string());
-                    let words: [&[u8]; 5] = [b"get", how.word(), length.as_bytes(), factor.as_bytes(), &name];
-                    let bytes = self.far.command(&words)?;
-                    asked.push_back(Asked { entry, how, bytes });
-                    requested += bytes;
-                    while requested > REQUESTED {
-                        let Some(next) = asked.pop_front() else { break };
-                        requested -= next.bytes;
-                        self.file(next, tree)?;
-                    }
+            FileType::Symlink => {}
+            FileType::File | FileType::Device => {
+                if let Some(encoding) = self.choose_encoding(&entry, tree) {
+                    self.request_file(entry, encoding, &name, requests, tree)?;
                 }
             }
         }
-        self.wait_for(&mut asked, tree)
+        Ok(())
     }
 
-    fn wait_for(&mut self, asked: &mut VecDeque<Asked>, tree: &mut DestinationTree) -> Result<()> {
-        while let Some(next) = asked.pop_front() {
+    /// Requests a file, and receives those before it if too many requests wait.
+    fn request_file(
+        &mut self,
+        entry: ListedEntry,
+        encoding: Encoding,
+        name: &[u8],
+        requests: &mut Requests,
+        tree: &mut DestinationTree,
+    ) -> Result<()> {
+        let factor = if let Encoding::Tar(factor) = encoding { factor } else { 0 };
+        let (length, factor) = (entry.length.to_string(), factor.to_string());
+        let words: [&[u8]; 5] = [b"get", encoding.word(), length.as_bytes(), factor.as_bytes(), name];
+        let bytes = self.far.command(&words)?;
+        requests.push(Requested { entry, encoding, bytes });
+        while requests.bytes > MAX_REQUESTED {
+            let Some(next) = requests.pop() else { break };
             self.file(next, tree)?;
         }
         Ok(())
     }
 
-    fn skip(&self, what: &str, entry: &Entry) {
+    fn wait_for_all(&mut self, requests: &mut Requests, tree: &mut DestinationTree) -> Result<()> {
+        while let Some(next) = requests.pop() {
+            self.file(next, tree)?;
+        }
+        Ok(())
+    }
+
+    fn skip(&self, what: &str, entry: &ListedEntry) {
         self.reporter.event(Event::Warning(&format!("skipping {what} {}", printable(&entry.source))));
     }
 
-    fn directory(&mut self, entry: Entry, tree: &mut DestinationTree) {
+    fn directory(&mut self, entry: ListedEntry, tree: &mut DestinationTree) {
         if let Err(error) = tree.make_directory(0, &entry.target, &entry.metadata) {
             self.fail(&error);
         }
     }
 
-    fn symlink(&mut self, entry: Entry, tree: &mut DestinationTree) -> Result<()> {
+    fn symlink(&mut self, entry: ListedEntry, tree: &mut DestinationTree) -> Result<()> {
         let link = match self.far.link()? {
             Ok(link) => link,
             Err(why) => {
-                self.failed_there(&entry, &why);
+                self.fail_far(&entry, &why);
                 return Ok(());
             }
         };
@@ -214,8 +271,8 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// Whether a file has to be sent, and how.
-    fn wanted(&mut self, entry: &Entry, tree: &mut DestinationTree) -> Option<How> {
+    /// How a file has to be sent; `None`: not at all.
+    fn choose_encoding(&mut self, entry: &ListedEntry, tree: &mut DestinationTree) -> Option<Encoding> {
         self.stats.files_total += 1;
         self.stats.apparent_bytes = self.stats.apparent_bytes.saturating_add(entry.length);
         self.reporter.event(Event::Found(entry.allocated));
@@ -240,21 +297,21 @@ impl Download<'_> {
             return None;
         }
         if self.options.dry_run {
-            self.foretell(entry, place.as_ref(), tree);
+            self.report_dry_run(entry, place.as_ref(), tree);
             return None;
         }
-        let is_sparse = entry.kind == Type::Device || entry.allocated < entry.length;
+        let is_sparse = entry.kind == FileType::Device || entry.allocated < entry.length;
         Some(match self.far.sparse {
-            _ if !is_sparse || !self.options.hole_map => How::Whole,
-            How::Tar(_) if entry.kind == Type::Device => How::Whole,
-            How::Tar(_) if entry.allocated >= LARGE => How::Tar(LARGE_FACTOR),
+            _ if !is_sparse || !self.options.hole_map => Encoding::Whole,
+            Encoding::Tar(_) if entry.kind == FileType::Device => Encoding::Whole,
+            Encoding::Tar(_) if entry.allocated >= LARGE_FILE => Encoding::Tar(LARGE_FACTOR),
             other => other,
         })
     }
 
-    /// What a run would do with a file.
-    fn foretell(&mut self, entry: &Entry, place: Option<&Place>, tree: &mut DestinationTree) {
-        let request = self.request(entry, tree);
+    /// Reports what a run would do with a file.
+    fn report_dry_run(&mut self, entry: &ListedEntry, place: Option<&Place>, tree: &mut DestinationTree) {
+        let request = request(entry, tree);
         if let Some(Err(error)) = place.map(|place| open::preview(place, &request)) {
             return self.fail(&error);
         }
@@ -265,15 +322,10 @@ impl Download<'_> {
         self.report(entry, Outcome::Sent(entry.allocated));
     }
 
-    fn request(&self, entry: &Entry, tree: &mut DestinationTree) -> apply::Request {
-        let attributes = tree.attributes(&entry.metadata);
-        apply::Request { length: entry.length, data: entry.allocated, whole: true, attributes }
-    }
-
-    fn is_unchanged(&self, place: &Place, entry: &Entry) -> bool {
+    fn is_unchanged(&self, place: &Place, entry: &ListedEntry) -> bool {
         let options = &self.options;
         let Ok(Some(stat)) = place.stat() else { return false };
-        // What is known, or kept, in whole seconds is compared in whole seconds.
+        // A time that is known, or kept, in whole seconds is compared in whole seconds.
         let exact = entry.is_exact && stat.st_mtime_nsec != 0;
         let same_time = options.times
             && entry.metadata.mtime.is_some_and(|(seconds, nanoseconds)| {
@@ -285,16 +337,17 @@ impl Download<'_> {
             && (options.size_only || same_time)
     }
 
-    /// Takes the answer to a request: the file, or why there is none.
-    fn file(&mut self, asked: Asked, tree: &mut DestinationTree) -> Result<()> {
-        let Asked { entry, how, .. } = asked;
+    /// Receives what answers a request: the file, or why there is none.
+    fn file(&mut self, requested: Requested, tree: &mut DestinationTree) -> Result<()> {
+        let Requested { entry, encoding, .. } = requested;
         if let Err(why) = self.far.answer(b"sent")? {
-            self.failed_there(&entry, &why);
+            self.fail_far(&entry, &why);
             return Ok(());
         }
         let destination = self.open(&entry, tree);
         let mut sink = ArrivingFile::new(destination, self.reporter);
-        let sent = match self.far.content(&entry, how, &mut sink).and_then(|()| self.far.answer(b"done")) {
+        let sent = match self.far.content(&entry, encoding, &mut sink).and_then(|()| self.far.answer(b"done"))
+        {
             Ok(sent) => sent,
             Err(error) => {
                 sink.discard();
@@ -304,7 +357,7 @@ impl Download<'_> {
         let data = sink.data;
         let finished = sink.finish(sent.is_ok());
         match (sent, finished) {
-            (Err(why), _) => self.failed_there(&entry, &why),
+            (Err(why), _) => self.fail_far(&entry, &why),
             (Ok(()), Err(error)) => self.fail(&error),
             (Ok(()), Ok((written, punched))) => {
                 let stats = &mut self.stats;
@@ -319,15 +372,15 @@ impl Download<'_> {
         Ok(())
     }
 
-    fn open(&mut self, entry: &Entry, tree: &mut DestinationTree) -> Result<Destination> {
-        let request = self.request(entry, tree);
+    fn open(&mut self, entry: &ListedEntry, tree: &mut DestinationTree) -> Result<Destination> {
+        let request = request(entry, tree);
         let Some(place) = tree.root().place(&entry.target, false)? else {
             return Err(Error::refused(entry.path(), "has no directory"));
         };
         Destination::open(place, request, Arc::clone(&self.options))
     }
 
-    fn failed_there(&mut self, entry: &Entry, why: &str) {
+    fn fail_far(&mut self, entry: &ListedEntry, why: &str) {
         let message = format!("{}: {}: {why}", self.far.host, printable(&entry.source));
         self.failed(Failure { code: code::PARTIAL, message });
     }
@@ -341,7 +394,12 @@ impl Download<'_> {
         self.reporter.event(Event::Failed(&failure));
     }
 
-    fn report(&self, entry: &Entry, outcome: Outcome) {
+    fn report(&self, entry: &ListedEntry, outcome: Outcome) {
         self.reporter.event(Event::File(entry.path(), outcome));
     }
+}
+
+fn request(entry: &ListedEntry, tree: &mut DestinationTree) -> apply::Request {
+    let attributes = tree.attributes(&entry.metadata);
+    apply::Request { length: entry.length, data: entry.allocated, whole: true, attributes }
 }

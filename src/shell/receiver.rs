@@ -10,53 +10,54 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use crate::error::{Error, Failure, Result, code, escape};
 use crate::options::{Commit, Options};
 use crate::protocol::lines::Plain;
-use crate::remote::bootstrap::{self, Input, Output};
-use crate::shell::pieces::{BLOCK, Sum};
-use crate::shell::{self, Answer, Listing, There, Times, below};
+use crate::remote::{self, Input, Output};
+use crate::report::{Event, Phase};
+use crate::shell::compare::{SUM_BLOCK, Sum};
+use crate::shell::{self, CommandResult, FarFile, RecordLines, Session, Times, relative};
 use crate::source::Metadata;
-use crate::stream::Outgoing;
+use crate::stream::ImageStream;
 
-/// Bytes of answers that may wait to be taken.
+/// The most bytes of answers that may wait to be read.
 const MAX_QUEUED: usize = 32 << 20;
 
 /// A shell at the other end that runs `receiver.sh`.
-pub(crate) struct ReceivingShell {
+pub struct ReceivingShell {
     output: Output,
     answers: Receiver<Result<Vec<u8>>>,
-    /// Bytes of answers that nobody has taken yet.
+    /// Bytes of answers that nobody has read yet.
     queued: Arc<AtomicUsize>,
     host: String,
 }
 
-/// What the tools at the other end can do, and where they are.
+/// Where everything goes at the other end, and what the tools there can do.
 #[derive(Debug, Clone)]
-pub(crate) struct Base {
-    /// A directory, the name of a file in one, or nothing yet (in a dry run).
-    pub kind: BaseKind,
+pub struct FarRoot {
+    pub kind: FarRootKind,
     pub umask: u32,
     pub is_root: bool,
     pub times: Times,
-    /// What is there can be looked at.
-    pub lists: bool,
-    /// Blocks can be hashed.
-    pub sums: bool,
-    /// Holes can be dug where zeros were sent for short ones.
-    pub digs: bool,
-    /// Many records cost no process each.
-    pub bulk: bool,
+    /// `find` and `stat` tell what the other end has.
+    pub can_list: bool,
+    /// `sha256sum` hashes blocks.
+    pub can_hash: bool,
+    /// `fallocate` digs holes where zeros were sent for short ones.
+    pub can_dig_holes: bool,
+    /// `perl` writes many records with one process.
+    pub has_bulk_writer: bool,
 }
 
-impl Base {
-    /// Mode, time, user and group (name, number) of something; `there` is what it replaces,
-    /// or is. Five digits: with fewer, chmod leaves a directory its setgid bit.
-    pub fn attributes(&self, metadata: &Metadata, there: Option<&There>, options: &Options) -> [String; 6] {
+impl FarRoot {
+    /// The words for mode, time, user and group (name, number) of an entry; `far` is what
+    /// the other end has in its place. The mode has five digits: with fewer, chmod leaves a
+    /// directory its setgid bit.
+    pub fn attributes(&self, metadata: &Metadata, far: Option<&FarFile>, options: &Options) -> [String; 6] {
         let none = || "-".to_string();
         let in_place = options.commit == Commit::InPlace;
-        let kept = there.filter(|_| !in_place);
+        let kept = far.filter(|_| !in_place);
         let mode = match (metadata.mode.filter(|_| options.perms), kept) {
             (Some(mode), _) => format!("{:05o}", mode & 0o7777),
-            (None, Some(there)) => format!("{:05o}", there.mode & 0o7777),
-            (None, None) if there.is_some() => none(),
+            (None, Some(kept)) => format!("{:05o}", kept.mode & 0o7777),
+            (None, None) if far.is_some() => none(),
             (None, None) => format!("{:05o}", metadata.mode.unwrap_or(0o666) & 0o777 & !self.umask),
         };
         let owner = metadata.owner.as_ref();
@@ -70,15 +71,15 @@ impl Base {
         };
         let user = owner.filter(|_| options.owner).map(|owner| (&owner.user, owner.uid));
         let group = owner.filter(|_| options.group).map(|owner| (&owner.group, owner.gid));
-        let [user, uid] = pair(user, kept.map(|there| there.uid));
-        let [group, gid] = pair(group, kept.map(|there| there.gid));
+        let [user, uid] = pair(user, kept.map(|far| far.uid));
+        let [group, gid] = pair(group, kept.map(|far| far.gid));
         [mode, self.time(metadata, options), user, uid, group, gid]
     }
 
     fn time(&self, metadata: &Metadata, options: &Options) -> String {
-        let mtime = metadata.mtime.filter(|_| options.times && self.can_set(metadata.mtime));
+        let mtime = metadata.mtime.filter(|_| options.times && self.can_set_time(metadata.mtime));
         match (mtime, self.times) {
-            (Some((seconds, nanoseconds)), Times::Nanoseconds) => shell::stamp(seconds, nanoseconds),
+            (Some((seconds, nanoseconds)), Times::Nanoseconds) => shell::format_time(seconds, nanoseconds),
             (Some((seconds, _)), Times::Seconds) => seconds.to_string(),
             (Some(_), Times::No) | (None, _) => "-".into(),
         }
@@ -86,22 +87,25 @@ impl Base {
 
     /// Whether touch there can set a time, as far as it can set any: one that sets
     /// whole seconds sets none before 1970.
-    pub fn can_set(&self, mtime: Option<(i64, u32)>) -> bool {
+    pub fn can_set_time(&self, mtime: Option<(i64, u32)>) -> bool {
         self.times != Times::Seconds || mtime.is_none_or(|(seconds, _)| seconds >= 0)
     }
 }
 
+/// What the root at the other end is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum BaseKind {
+pub enum FarRootKind {
     Directory,
+    /// The name of a file in a directory.
     Name,
+    /// Nothing yet, in a dry run.
     Absent,
 }
 
 impl ReceivingShell {
-    /// Has the shell read its script. `host` names it in errors.
+    /// Has the shell read its script. `host` names the shell in errors.
     pub fn begin(input: Input, mut output: Output, host: &str) -> Result<ReceivingShell> {
-        output.plain(&bootstrap::script(&[], &[shell::WORDS, include_str!("receiver.sh")])?)?;
+        output.plain(&remote::script(&[], &[shell::COMMON_SCRIPT, include_str!("receiver.sh")])?)?;
         let (answers_in, answers) = channel();
         let queued = Arc::default();
         let count = Arc::clone(&queued);
@@ -118,17 +122,17 @@ impl ReceivingShell {
 
     /// Sends bytes as they are.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.output.plain(bytes).map_err(|error| self.reason(error))
+        self.output.plain(bytes).map_err(|error| self.cause(error))
     }
 
-    /// The next answer to what is not answered with a list.
-    pub fn answer(&mut self) -> Result<Answer> {
+    /// Waits for the answer to a command that is answered with a single line.
+    pub fn answer(&mut self) -> Result<CommandResult> {
         let line = self.line()?;
         self.read_answer(&line)
     }
 
-    /// The same, if it has come already.
-    pub fn answer_so_far(&mut self) -> Result<Option<Answer>> {
+    /// The answer to such a command, if it has come already.
+    pub fn answer_so_far(&mut self) -> Result<Option<CommandResult>> {
         match self.answers.try_recv() {
             Ok(line) => {
                 let line = line?;
@@ -139,12 +143,12 @@ impl ReceivingShell {
         }
     }
 
-    fn read_answer(&self, line: &[u8]) -> Result<Answer> {
-        shell::read_answer(line, b"done", &self.host)
+    fn read_answer(&self, line: &[u8]) -> Result<CommandResult> {
+        shell::read_result(line, b"done", &self.host)
     }
 
     /// Finds, or makes, the directory that everything goes to.
-    pub fn base(&mut self, path: &[u8], is_file: bool, dry_run: bool) -> Result<Base> {
+    pub fn open_root(&mut self, path: &[u8], is_file: bool, dry_run: bool) -> Result<FarRoot> {
         let kind: &[u8] = if is_file { b"file" } else { b"directory" };
         self.command(&[b"base", kind, if dry_run { b"dry" } else { b"real" }, path])?;
         let line = self.line().map_err(|error| match error {
@@ -156,14 +160,16 @@ impl ReceivingShell {
         })?;
         let text = String::from_utf8_lossy(&line).into_owned();
         let words: Vec<&str> = text.split(' ').collect();
-        let ["base", kind, umask, user, times, lists, sums, digs, bulk] = words[..] else {
+        let ["base", kind, umask, user, times, can_list, can_hash, can_dig_holes, has_bulk_writer] =
+            words[..]
+        else {
             return Err(self.bad(&line));
         };
-        Ok(Base {
+        Ok(FarRoot {
             kind: match kind {
-                "directory" => BaseKind::Directory,
-                "yes" => BaseKind::Name,
-                _ => BaseKind::Absent,
+                "directory" => FarRootKind::Directory,
+                "yes" => FarRootKind::Name,
+                _ => FarRootKind::Absent,
             },
             umask: u32::from_str_radix(umask, 8).map_err(|_| self.bad(&line))?,
             is_root: user == "0",
@@ -172,36 +178,36 @@ impl ReceivingShell {
                 "seconds" => Times::Seconds,
                 _ => Times::No,
             },
-            lists: lists == "yes",
-            sums: sums == "yes",
-            digs: digs == "yes",
-            bulk: bulk == "yes",
+            can_list: can_list == "yes",
+            can_hash: can_hash == "yes",
+            can_dig_holes: can_dig_holes == "yes",
+            has_bulk_writer: has_bulk_writer == "yes",
         })
     }
 
-    /// What is there of these paths and below them.
-    pub fn list<'a>(&mut self, roots: impl Iterator<Item = &'a [u8]>) -> Result<HashMap<Vec<u8>, There>> {
+    /// Lists what the other end has of these paths, and below them.
+    pub fn list<'a>(&mut self, roots: impl Iterator<Item = &'a [u8]>) -> Result<HashMap<Vec<u8>, FarFile>> {
         self.command(&[b"list"])?;
         for root in roots {
-            self.command(&[&below(root)])?;
+            self.command(&[&relative(root)])?;
         }
         self.write(b"//\n")?;
         let mut found = HashMap::new();
-        let mut record = Listing::default();
+        let mut record = RecordLines::default();
         loop {
-            // In the middle of a name a line can say anything.
+            // A line in the middle of a name may be anything.
             let line = if record.is_empty() { self.line()? } else { self.next_line()? };
             if record.is_empty() && line == b"listed" {
                 return Ok(found);
             }
-            // What cannot be read is looked at as if it were not there.
-            found.extend(record.add(&line, &self.host)?.as_deref().and_then(shell::read_there));
+            // A record that cannot be read counts as if there were no such file.
+            found.extend(record.add(&line, &self.host)?.as_deref().and_then(shell::read_far_file));
         }
     }
 
-    /// Asks for the sums of blocks; [`ReceivingShell::sums`] gets them.
-    pub fn ask_sums(&mut self, path: &[u8], blocks: &[std::ops::Range<u64>]) -> Result<()> {
-        self.command(&[b"sums", BLOCK.to_string().as_bytes(), &below(path)])?;
+    /// Requests the hashes of blocks; [`ReceivingShell::read_sums`] gets them.
+    pub fn request_sums(&mut self, path: &[u8], blocks: &[std::ops::Range<u64>]) -> Result<()> {
+        self.command(&[b"sums", SUM_BLOCK.to_string().as_bytes(), &relative(path)])?;
         for run in blocks {
             self.write(format!("{} {}\n", run.start, run.end - run.start).as_bytes())?;
         }
@@ -209,8 +215,8 @@ impl ReceivingShell {
         self.flush()
     }
 
-    /// The sums that were asked for, so many. `None` for what could not be hashed.
-    pub fn sums(&mut self, count: usize) -> Result<Vec<Option<Sum>>> {
+    /// Reads the hashes of so many blocks. `None` for a block that could not be hashed.
+    pub fn read_sums(&mut self, count: usize) -> Result<Vec<Option<Sum>>> {
         let mut sums = Vec::new();
         loop {
             let line = self.line()?;
@@ -224,12 +230,12 @@ impl ReceivingShell {
         }
     }
 
-    /// Has everything that was written leave this process.
+    /// Sends what was written and is still in a buffer here.
     pub fn flush(&mut self) -> Result<()> {
-        self.output.flush().map_err(|error| self.reason(error))
+        self.output.flush().map_err(|error| self.cause(error))
     }
 
-    /// The shell has done all and leaves.
+    /// Ends the conversation.
     pub fn end(&mut self) -> Result<()> {
         self.command(&[b"end"])?;
         match self.line()?.as_slice() {
@@ -238,13 +244,13 @@ impl ReceivingShell {
         }
     }
 
-    /// The next line, when it comes.
+    /// Waits for the next line, which may be one that ends the run.
     fn line(&mut self) -> Result<Vec<u8>> {
         let line = self.next_line();
         self.checked(line)
     }
 
-    /// The same, whatever it says.
+    /// Waits for the next line, whatever is in it.
     fn next_line(&mut self) -> Result<Vec<u8>> {
         self.flush()?;
         let line = self.answers.recv().unwrap_or_else(|_| Err(self.closed()))?;
@@ -253,11 +259,11 @@ impl ReceivingShell {
     }
 
     fn checked(&self, line: Result<Vec<u8>>) -> Result<Vec<u8>> {
-        line.and_then(|line| shell::check(line, &self.host))
+        line.and_then(|line| shell::check_line(line, &self.host))
     }
 
-    /// Why nothing can be written any more, if the shell has said it.
-    fn reason(&self, error: Error) -> Error {
+    /// Why nothing can be written any more: the shell's last words, if there are any.
+    fn cause(&self, error: Error) -> Error {
         while let Ok(line) = self.answers.recv() {
             match self.checked(line) {
                 Err(told @ Error::Remote { .. }) => return told,
@@ -273,12 +279,12 @@ impl ReceivingShell {
     }
 
     fn bad(&self, line: &[u8]) -> Error {
-        shell::bad(line, &self.host)
+        shell::unexpected(line, &self.host)
     }
 }
 
-/// Takes lines as they come, whatever the caller's thread does: the shell must
-/// never have to wait to be heard. One that says far too much is not listened to.
+/// Reads lines as they come, whatever the caller's thread does: the shell must never
+/// have to wait until its answers are read. A shell that sends far too many is an error.
 fn read_answers(
     mut input: Plain<ChildStdout>,
     answers: &Sender<Result<Vec<u8>>>,
@@ -288,7 +294,7 @@ fn read_answers(
     loop {
         let line = input.line().and_then(|line| {
             let before = queued.fetch_add(line.len(), Ordering::Relaxed);
-            if before > MAX_QUEUED { Err(shell::bad(&line, host)) } else { Ok(line) }
+            if before > MAX_QUEUED { Err(shell::unexpected(&line, host)) } else { Ok(line) }
         });
         let last = line.is_err();
         if answers.send(line).is_err() || last {
@@ -305,23 +311,16 @@ fn read_sum(digits: &[u8]) -> Option<Sum> {
     Some(sum)
 }
 
-/// Has a command at the other end read an image; `watch` sees what is sent.
-/// Returns how many bytes of data that were.
+/// Has a command at the other end read an image. Returns how many bytes of data were
+/// sent.
 ///
 /// # Errors
 ///
 /// When either end fails.
-pub fn through(
-    input: Input,
-    output: Output,
-    image: &Outgoing,
-    command: &[u8],
-    destination: &[u8],
-    host: &str,
-    watch: impl Fn(&[u8]),
-) -> Result<u64> {
-    // That a command failed is no failure of a disk.
-    let told = |error| match error {
+pub fn run_command(session: Session, image: &ImageStream, command: &[u8], destination: &[u8]) -> Result<u64> {
+    let Session { input, output, host, reporter, .. } = session;
+    // A command that failed is no failure of a disk.
+    let partial = |error| match error {
         Error::Remote { peer, failure: Failure { code: code::FILE_IO, message } } => {
             Error::Remote { peer, failure: Failure { code: code::PARTIAL, message } }
         }
@@ -330,11 +329,11 @@ pub fn through(
     let mut shell = ReceivingShell::begin(input, output, host)?;
     shell.command(&[b"through", image.length.to_string().as_bytes(), destination, command])?;
     let sent = image.send(true, |bytes| {
-        watch(bytes);
+        reporter.event(Event::Done(Phase::Sending, bytes.len() as u64));
         shell.write(bytes)
     });
-    let sent = sent.map_err(told)?;
-    match shell.answer().map_err(told)? {
+    let sent = sent.map_err(partial)?;
+    match shell.answer().map_err(partial)? {
         Ok(()) => shell.end().map(|()| sent),
         Err(why) => {
             Err(Error::Remote { peer: host.into(), failure: Failure { code: code::PARTIAL, message: why } })

@@ -1,8 +1,7 @@
 #!/bin/sh
-# The receiving side where there is no holesync: takes commands and records on
-# stdin, a line each, and answers in order on stdout. docs/remote.md tells both.
-# What the tools themselves have to say goes to stderr, which the user sees.
-# words.sh comes before it.
+# The receiver where there is no holesync: reads commands and records from stdin, a
+# line each, and prints answers in order on stdout. docs/remote.md has both. What the
+# tools themselves print goes to stderr, which the user sees. words.sh comes first.
 # shellcheck disable=SC2154 # plain is what decode leaves
 
 main() {
@@ -34,7 +33,7 @@ main() {
     exit 12
 }
 
-# There is no going on: the stream has lost its order, or its reader.
+# Ends the run: the stream is out of order, or has no reader any more.
 fatal() {
     say "fatal $*"
     exit 11
@@ -45,7 +44,7 @@ clean() {
     [ -z "$temp" ] || rm -rf "$temp"
 }
 
-# --- what the tools here can do: tried out, not asked for ---------------------
+# --- what the tools here can do, which is tried out ---------------------------
 
 probe() {
     [ $((1 << 40)) = 1099511627776 ] || lacks 'sh that counts in 64 bits'
@@ -83,15 +82,16 @@ probe() {
     user=$(id -u)
 }
 
-# Nothing can be below that name, so the answer is about the time alone.
+# Whether touch takes a time. Nothing can be below the name of a device, so touch
+# fails in any case, and only its message tells.
 can_touch() {
     command -v touch >/dev/null 2>&1 && ! touch -m -d "$1" /dev/null/none 2>&1 | grep -q -i 'invalid\|option\|usage'
 }
 
 # --- names --------------------------------------------------------------------
 
-# The directory that everything is relative to. "file": a single file may go
-# under the name itself.
+# Enters the directory that everything is relative to. "file": the path may also be
+# the name of the single file that is sent.
 base() {
     decode_path "$3"
     named=
@@ -117,8 +117,8 @@ refuse() {
     exit 3
 }
 
-# What is there already below the names that follow: type and mode in hex, size,
-# time, owner, name. No name ends in two slashes.
+# Lists what is below the names that follow: type and mode in hex, size, time, owner,
+# name, and two slashes, in which no name ends.
 list() {
     set --
     while IFS= read -r word && [ "$word" != // ]; do
@@ -130,7 +130,7 @@ list() {
         }
     done
     [ $# = 0 ] || stat_all "$@"
-    # Ends a record that was broken off, too.
+    # This also ends a record that was broken off.
     say //
     say listed
 }
@@ -139,7 +139,7 @@ stat_all() {
     find "$@" -exec stat -c "%f %s $stamp %u %g %U/%G/ %n//" {} + 2>/dev/null
 }
 
-# Whether a symlink stands where a directory must be: nothing goes elsewhere instead.
+# Whether a symlink stands where a directory must be: nothing is written through it.
 is_blocked() {
     rest=${1#./}
     passed=.
@@ -154,7 +154,7 @@ is_blocked() {
 make_directory() {
     decode "$1"
     if ! is_blocked "$plain" && [ ! -L "$plain" ] && { [ -d "$plain" ] || mkdir "$plain"; }; then
-        # It is filled first, and given its permissions last.
+        # The directory is filled first, and given its permissions last.
         { [ -w "$plain" ] && [ -x "$plain" ]; } || chmod u+rwx "$plain"
         say 'done'
     else
@@ -162,8 +162,8 @@ make_directory() {
     fi
 }
 
-# Whether one that is right already has its attributes, time, user (name, number),
-# group (name, number), temp file, path, target.
+# Words: "same" where a symlink with this target has its attributes already, time,
+# user (name, number), group (name, number), temp file, path, target.
 make_link() {
     decode "$7"
     new=$plain
@@ -188,13 +188,13 @@ make_link() {
     fi
 }
 
-# Where the tools here cannot set the time of a symlink itself, it stays.
+# A touch that cannot set the time of a symlink itself is no failure.
 link_attributes() {
     give 'chown -h' "$2" "$3" "$6" && give 'chgrp -h' "$4" "$5" "$6" &&
         { [ "$1" = - ] || touch -h -m -d "@$1" "$6" 2>/dev/null || :; }
 }
 
-# The temp file becomes the destination: there is always the old one or the new.
+# Renames the temp file: at any time there is the old file or the new one.
 replace() {
     if [ "$move" = 'mv -f' ] && [ -L "$1" ] && [ -d "$1" ]; then
         rm -f "$1" || return 1
@@ -211,7 +211,8 @@ set_attributes() {
     fi
 }
 
-# Mode, time, user (name, number), group (name, number), path; "-": leave it.
+# Words: mode, time, user (name, number), group (name, number), path. "-" changes
+# nothing.
 attributes() {
     decode "$7"
     give chown "$3" "$4" "$plain" && give chgrp "$5" "$6" "$plain" &&
@@ -221,7 +222,8 @@ attributes() {
     return 1
 }
 
-# By name where the name exists here. That only root gives files away is no failure.
+# Changes user or group, by name where the name exists here. For others than root it
+# is no failure that they may not.
 give() {
     whose=$plain
     decode "$2"
@@ -232,13 +234,13 @@ give() {
 
 # --- content ------------------------------------------------------------------
 
-# The SHA-256 of blocks: of those in the ranges (first, count) that follow.
+# Prints the SHA-256 of the blocks in the ranges (first, count) that follow.
 sums() {
     decode "$2"
     seen=$(look_at "$plain")
     while read -r first count && [ "$first" != . ]; do
         while [ "$count" -gt 0 ]; do
-            # Each block is answered, also one that cannot be hashed.
+            # There is a line for each block, also for one that cannot be hashed.
             dd if="$plain" bs="$1" skip="$first" count=1 $mute | sha256sum || echo -
             first=$((first + 1))
             count=$((count - 1))
@@ -247,18 +249,18 @@ sums() {
     say summed
 }
 
-# What tells that a file was changed.
+# Prints what changes with a file.
 look_at() {
     stat -c '%d %i %s %y %z' "$1"
 }
 
-# The next record: its kind and its count of bytes.
+# Reads the head of the next record: its kind and its count of bytes.
 record() {
     IFS= read -r kind && IFS= read -r count || exit 12
     case $count in '' | *[!0-9]* | ???????????????????*) fatal "a record of \"$count\" bytes" ;; esac
 }
 
-# The words: fresh or inplace, sync or nosync, whether zeros become a hole or stay
+# Words: fresh or inplace, sync or nosync, whether zeros become a hole or stay
 # allocated (dense: there are none), size, attributes as above, temp file, path.
 file() {
     how=$1 sync=$2 zeros=$3 size=$4
@@ -295,7 +297,7 @@ file() {
     fi
 }
 
-# Decides where the content goes, $out: into a new temp file, or the file itself.
+# Sets $out, where the content goes: a new temp file, or the file itself.
 open() {
     device=
     out=$1
@@ -324,7 +326,7 @@ open() {
         }
         temp=$2
     fi
-    # First of all: some file systems allocate ahead of a file that grows.
+    # Before any data: some file systems allocate ahead of a file that grows.
     long=$device
     [ "$how:$zeros" = fresh:dense ] || make_long
     allocated=
@@ -333,7 +335,7 @@ open() {
     fi
 }
 
-# A new file, for its owner alone until it is complete.
+# Creates a file, for its owner alone until it is complete.
 create() {
     umask=$(umask)
     umask 077
@@ -345,7 +347,7 @@ create() {
     [ $status = 0 ] && [ -f "$1" ] && [ ! -L "$1" ]
 }
 
-# Gives it its length: dd cuts or lengthens a file to where it seeks, in whole
+# Gives the file its length: dd cuts or lengthens a file to where it seeks, in whole
 # blocks only, so the block is a byte. Nothing is copied.
 make_long() {
     [ -z "$long" ] || return 0
@@ -353,12 +355,12 @@ make_long() {
     long=yes
 }
 
-# The records of one file. Fails when the sender says that it cannot go on.
+# Reads the records of one file. Fails when the sender stops in the middle.
 receive() {
     at=0 synced='' dig='' records=0
     while record; do
         records=$((records + 1))
-        # For many of them a process that takes one after the other is worth its start.
+        # Where there are many records, one process of perl for all of them is faster.
         if [ $bulk:$records = yes:8 ]; then
             take_many
             records=0
@@ -379,7 +381,7 @@ receive() {
         dd if=/dev/null of="$out" conv=notrunc,fsync $mute || fatal 'it could not be synced'
     fi
     [ -n "$device" ] || [ -n "$(find "$out" -prune -size "${size}c")" ] || fatal 'its length came out wrong'
-    # Zeros that were sent for short holes: a file system that cannot keeps them.
+    # Zeros that were sent for short holes. Where no holes can be dug they stay.
     [ "$dig" != yes ] || fallocate -d "$out" || :
 }
 
@@ -391,8 +393,8 @@ put() {
     dd bs=1048576 count="$count" $exact of="$out" seek="$at" $seek conv=$conv $mute || fatal 'it could not be written'
 }
 
-# Puts data, and passes holes over where they need nothing done; leaves the first
-# record that is something else.
+# Writes the data of many records, and skips holes for which nothing has to be done.
+# Leaves the head of the first other record in $kind and $count.
 take_many() {
     passes=no
     needs_zeros || passes=yes
@@ -441,7 +443,7 @@ take_many() {
     at=${left#* }
 }
 
-# Bytes that the old file has already.
+# Copies bytes that the old file has already.
 keep() {
     [ "$how" = fresh ] || return 0
     kept=yes
@@ -454,7 +456,7 @@ hole() {
     ! needs_zeros || zero
 }
 
-# Whether zeros have to be made: a new file has them where nothing is written.
+# Whether zeros have to be written: a new file has them where nothing is written.
 needs_zeros() {
     [ "$how" = inplace ] || [ "$zeros:$allocated" = allocated: ]
 }
@@ -472,7 +474,7 @@ zero() {
         fatal 'it could not be written'
 }
 
-# The records of a file that nothing can be done with.
+# Reads the records of a file that failed.
 drain() {
     while record; do
         case $kind in
@@ -484,8 +486,8 @@ drain() {
 
 # --- a command in the place of the file ---------------------------------------
 
-# Size, destination, command. It reads the whole image; what it prints goes to
-# stderr, since stdout is for answers.
+# Words: size, destination, command. The command reads the whole image; what it prints
+# goes to stderr, since stdout is for answers.
 through() {
     HOLESYNC_SIZE=$1
     decode_path "$2"
@@ -498,8 +500,8 @@ through() {
     command -v setsid >/dev/null 2>&1 && group=setsid
     $group sh -c "$plain" <"$temp/image" >&2 &
     command=$!
-    # Kept open until the command is stopped: the end of a broken stream must not
-    # look to it like the end of the image.
+    # The pipe is open until the command is stopped: the command must not take the end
+    # of a broken stream for the end of the image.
     exec 9>"$temp/image"
     whole=
     if (expand) >&9; then whole=yes; else halt; fi
@@ -516,12 +518,12 @@ through() {
     temp=
 }
 
-# Ends the command and what it started. It may not have come to its group yet.
+# Kills the command and what it started. It may not be in its own group yet.
 halt() {
     { [ -n "$group" ] && kill -KILL -"$command"; } 2>/dev/null || kill -KILL "$command" 2>/dev/null
 }
 
-# The records as the plain bytes of the image.
+# Writes the plain bytes of the image that the records describe.
 expand() {
     at=0
     while record; do

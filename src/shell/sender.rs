@@ -1,5 +1,5 @@
-//! The conversation with `sender.sh` at the other end: what it has, and the bytes
-//! of files, however they travel. `docs/remote.md` has the commands.
+//! The conversation with `sender.sh` at the other end: listings, and the bytes of files in
+//! whichever encoding they travel. `docs/remote.md` has the commands.
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -14,24 +14,23 @@ use crate::error::{Error, Result, escape};
 use crate::hashmap::{Hash, PAGE};
 use crate::protocol::lines::Plain;
 use crate::protocol::{MAX_LENGTH, MAX_PATH};
-use crate::remote::bootstrap::{self, Input, Output};
+use crate::remote::{self, Input, Output};
 use crate::report::{Event, Phase, Reporter};
 use crate::scan::is_zero;
-use crate::shell::sparse_tar;
-use crate::shell::{self, Answer, Listing};
-use crate::source::Metadata;
-use crate::source::Owner;
+use crate::shell::{self, CommandResult, RecordLines, sparse_tar};
+use crate::source::{Metadata, Owner};
 use crate::stream::Sink;
 
-/// Tar sends in blocks of so many times 512 bytes: small files, and those of at
-/// least so many bytes.
-pub(crate) const SMALL_FACTOR: u64 = 20;
-pub(crate) const LARGE_FACTOR: u64 = 2048;
-/// Memory for what zstd looks back at, as a power of two. Level 1 wants less.
+/// The blocking factor of tar, in units of 512 bytes: for most files, and for large ones.
+const SMALL_FACTOR: u64 = 20;
+/// See [`SMALL_FACTOR`].
+pub const LARGE_FACTOR: u64 = 2048;
+/// The memory for the window of zstd, as a power of two. Level 1 needs less.
 const MAX_WINDOW: u32 = 23;
 
+/// What a listed entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Type {
+pub enum FileType {
     File,
     Directory,
     Symlink,
@@ -39,57 +38,57 @@ pub(crate) enum Type {
     Other,
 }
 
-/// Something that the other end has.
+/// An entry of a listing from the other end.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
-    /// Below its source.
+pub struct ListedEntry {
+    /// Its path below its source; empty for the source itself.
     pub name: Vec<u8>,
-    /// There, as the user wrote it.
+    /// Its path at the other end, beginning as the user wrote it.
     pub source: PathBuf,
-    /// Below the destination.
+    /// Its path below the destination.
     pub target: Vec<u8>,
-    pub kind: Type,
+    pub kind: FileType,
     pub length: u64,
     pub allocated: u64,
     pub metadata: Metadata,
-    /// The time has its nanoseconds.
+    /// Whether the time is known to the nanosecond.
     pub is_exact: bool,
 }
 
-impl Entry {
-    /// Below the destination.
+impl ListedEntry {
+    /// Its path below the destination.
     pub fn path(&self) -> &Path {
         Path::new(OsStr::from_bytes(&self.target))
     }
 }
 
-/// How the bytes of a file travel.
+/// The form in which the bytes of a file travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum How {
+pub enum Encoding {
     Whole,
     Gzip,
     Zstd,
     Tar(u64),
 }
 
-/// `mode size blocks mtime uid gid user/group/ ./name`, as stat prints it.
-pub(crate) fn read_entry(record: &[u8]) -> Option<Entry> {
+/// Reads `mode size blocks mtime uid gid user/group/ ./name`, as stat prints it.
+pub fn read_entry(record: &[u8]) -> Option<ListedEntry> {
     let mut words = record.splitn(7, |&byte| byte == b' ');
     let mut word = || std::str::from_utf8(words.next()?).ok();
     let mode = u32::from_str_radix(word()?, 16).ok()?;
     let length = word()?.parse().ok().filter(|&length| length <= MAX_LENGTH)?;
     let allocated = word()?.parse::<u64>().ok()?.saturating_mul(512).min(length);
-    let (seconds, nanoseconds) = shell::read_stamp(word()?)?;
+    let (seconds, nanoseconds) = shell::read_time(word()?)?;
     let (uid, gid) = (word()?.parse().ok()?, word()?.parse().ok()?);
     let (user, group, name) = shell::read_names(words.next()?)?;
     let kind = match mode & libc::S_IFMT {
-        libc::S_IFREG => Type::File,
-        libc::S_IFDIR => Type::Directory,
-        libc::S_IFLNK => Type::Symlink,
-        libc::S_IFBLK => Type::Device,
-        _ => Type::Other,
+        libc::S_IFREG => FileType::File,
+        libc::S_IFDIR => FileType::Directory,
+        libc::S_IFLNK => FileType::Symlink,
+        libc::S_IFBLK => FileType::Device,
+        _ => FileType::Other,
     };
-    let metadata = if kind == Type::Device {
+    let metadata = if kind == FileType::Device {
         Metadata::default()
     } else {
         Metadata {
@@ -98,7 +97,7 @@ pub(crate) fn read_entry(record: &[u8]) -> Option<Entry> {
             owner: Some(Owner { uid, gid, user, group }),
         }
     };
-    Some(Entry {
+    Some(ListedEntry {
         name,
         source: PathBuf::new(),
         target: Vec::new(),
@@ -110,43 +109,44 @@ pub(crate) fn read_entry(record: &[u8]) -> Option<Entry> {
     })
 }
 
-impl How {
+impl Encoding {
+    /// Its name in the command that requests a file.
     pub fn word(self) -> &'static [u8] {
         match self {
-            How::Whole => b"whole",
-            How::Gzip => b"gzip",
-            How::Zstd => b"zstd",
-            How::Tar(_) => b"tar",
+            Encoding::Whole => b"whole",
+            Encoding::Gzip => b"gzip",
+            Encoding::Zstd => b"zstd",
+            Encoding::Tar(_) => b"tar",
         }
     }
 }
 
 /// A shell at the other end that runs `sender.sh`.
-pub(crate) struct SendingShell {
+pub struct SendingShell {
     input: Plain<ChildStdout>,
     output: Output,
     pub host: String,
-    /// How files with holes are sent.
-    pub sparse: How,
+    /// The encoding for files with holes.
+    pub sparse: Encoding,
 }
 
 impl SendingShell {
-    /// Has the shell read its script.
+    /// Has the shell read its script. `host` names the shell in errors.
     pub fn begin(input: Input, mut output: Output, host: &str) -> Result<SendingShell> {
-        output.plain(&bootstrap::script(&[], &[shell::WORDS, include_str!("sender.sh")])?)?;
+        output.plain(&remote::script(&[], &[shell::COMMON_SCRIPT, include_str!("sender.sh")])?)?;
         let mut far =
-            SendingShell { input: input.into_plain(), output, host: host.into(), sparse: How::Whole };
+            SendingShell { input: input.into_plain(), output, host: host.into(), sparse: Encoding::Whole };
         far.sparse = match far.line()?.as_slice() {
-            b"sends tar" => How::Tar(SMALL_FACTOR),
-            b"sends zstd" => How::Zstd,
-            b"sends gzip" => How::Gzip,
-            b"sends no" => How::Whole,
-            other => return Err(shell::bad(other, host)),
+            b"sends tar" => Encoding::Tar(SMALL_FACTOR),
+            b"sends zstd" => Encoding::Zstd,
+            b"sends gzip" => Encoding::Gzip,
+            b"sends no" => Encoding::Whole,
+            other => return Err(shell::unexpected(other, host)),
         };
         Ok(far)
     }
 
-    /// Sends a command; how many bytes that were.
+    /// Sends a command, and returns how many bytes it had.
     pub fn command(&mut self, words: &[&[u8]]) -> Result<usize> {
         let line = shell::command_line(words);
         self.output.plain(&line)?;
@@ -155,7 +155,7 @@ impl SendingShell {
 
     fn line(&mut self) -> Result<Vec<u8>> {
         let line = self.next_line()?;
-        shell::check(line, &self.host)
+        shell::check_line(line, &self.host)
     }
 
     fn next_line(&mut self) -> Result<Vec<u8>> {
@@ -163,14 +163,14 @@ impl SendingShell {
         self.input.line()
     }
 
-    pub fn answer(&mut self, good: &[u8]) -> Result<Answer> {
+    pub fn answer(&mut self, good: &[u8]) -> Result<CommandResult> {
         let line = self.line()?;
-        shell::read_answer(&line, good, &self.host)
+        shell::read_result(&line, good, &self.host)
     }
 
-    /// What a source is made of; the exit status of what looked.
+    /// Reads a listing, and returns the exit status of the command that made it.
     pub fn list(&mut self, mut take: impl FnMut(&[u8]) -> Option<()>) -> Result<Vec<u8>> {
-        let mut record = Listing::default();
+        let mut record = RecordLines::default();
         loop {
             let line = self.next_line()?;
             if record.is_empty()
@@ -178,50 +178,55 @@ impl SendingShell {
             {
                 return Ok(status.to_vec());
             }
-            // In the middle of a name a line can say anything.
-            let line = if record.is_empty() { shell::check(line, &self.host)? } else { line };
+            // A line in the middle of a name may be anything.
+            let line = if record.is_empty() { shell::check_line(line, &self.host)? } else { line };
             if let Some(entry) = record.add(&line, &self.host)? {
-                take(&entry).ok_or_else(|| shell::bad(&entry, &self.host))?;
+                take(&entry).ok_or_else(|| shell::unexpected(&entry, &self.host))?;
             }
         }
     }
 
-    /// What a symlink says.
+    /// Reads the target of a symlink.
     pub fn link(&mut self) -> Result<std::result::Result<Vec<u8>, String>> {
         let line = self.line()?;
         let Some(length) = line.strip_prefix(b"link ") else {
-            return Ok(shell::read_answer(&line, b"", &self.host)?.map(|()| Vec::new()));
+            return Ok(shell::read_result(&line, b"", &self.host)?.map(|()| Vec::new()));
         };
         let length = std::str::from_utf8(length).ok().and_then(|text| text.parse().ok());
         let length = length.filter(|length| (1..=MAX_PATH).contains(length));
-        let mut link = vec![0; length.ok_or_else(|| shell::bad(&line, &self.host))? + 1];
+        let mut link = vec![0; length.ok_or_else(|| shell::unexpected(&line, &self.host))? + 1];
         let read = self.input.read_exact(&mut link);
         read.map_err(|_| Error::Closed { peer: self.host.clone(), detail: String::new() })?;
         match link.pop() {
             Some(b'\n') => Ok(Ok(link)),
-            _ => Err(shell::bad(&link, &self.host)),
+            _ => Err(shell::unexpected(&link, &self.host)),
         }
     }
 
-    /// The bytes of a file.
-    pub fn content(&mut self, entry: &Entry, how: How, sink: &mut ArrivingFile) -> Result<()> {
+    /// Reads the bytes of a file.
+    pub fn content(
+        &mut self,
+        entry: &ListedEntry,
+        encoding: Encoding,
+        sink: &mut ArrivingFile,
+    ) -> Result<()> {
         let SendingShell { input, host, .. } = self;
         let length = entry.length;
         let unpacked = |source| Error::Protocol {
             peer: host.clone(),
             what: format!("{}: {source}", escape(&entry.target)),
         };
-        match how {
-            How::Whole => pour(&mut input.take(length), length, sink).map_err(unpacked),
-            How::Gzip => pour(&mut GzDecoder::new(input), length, sink).map_err(unpacked),
-            How::Zstd => {
+        match encoding {
+            Encoding::Whole => pour(&mut input.take(length), length, sink).map_err(unpacked),
+            Encoding::Gzip => pour(&mut GzDecoder::new(input), length, sink).map_err(unpacked),
+            Encoding::Zstd => {
                 let decoder = zstd::stream::read::Decoder::with_buffer(input).and_then(|mut decoder| {
                     decoder.window_log_max(MAX_WINDOW)?;
                     Ok(decoder.single_frame())
                 });
                 pour(&mut decoder.map_err(unpacked)?, length, sink).map_err(unpacked)
             }
-            How::Tar(factor) => {
+            Encoding::Tar(factor) => {
                 if !sparse_tar::receive(input, host, length, factor, sink)? {
                     sink.destination = Err(Error::refused(entry.path(), "tar could not read it"));
                 }
@@ -234,12 +239,12 @@ impl SendingShell {
         self.command(&[b"end"])?;
         match self.line()?.as_slice() {
             b"end" => Ok(()),
-            other => Err(shell::bad(other, &self.host)),
+            other => Err(shell::unexpected(other, &self.host)),
         }
     }
 }
 
-/// All of what is read, which must be so many bytes.
+/// Puts everything that can be read into the sink; it must be `length` bytes.
 fn pour(from: &mut impl Read, length: u64, sink: &mut ArrivingFile) -> io::Result<()> {
     let mut buffer = vec![0; 256 << 10];
     let mut at = 0;
@@ -259,12 +264,12 @@ fn pour(from: &mut impl Read, length: u64, sink: &mut ArrivingFile) -> io::Resul
     }
 }
 
-/// Writes what comes, but for zeros. The stream goes on after a failure here:
-/// it is kept for later.
-pub(crate) struct ArrivingFile<'a> {
+/// A sink that writes the data that comes, and leaves zeros out. The stream goes on after
+/// a failure here: the failure is kept until the file has come.
+pub struct ArrivingFile<'a> {
     destination: Result<Destination>,
     at: u64,
-    /// Bytes that were no zeros.
+    /// Bytes of data, without zeros.
     pub data: u64,
     reporter: &'a dyn Reporter,
 }
@@ -289,7 +294,7 @@ impl<'a> ArrivingFile<'a> {
     fn put(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() {
-            let (is_data, len) = first_run(rest, self.at);
+            let (is_data, len) = first_stretch(rest, self.at);
             let (run, behind) = rest.split_at(len);
             if is_data {
                 let at = self.at;
@@ -318,7 +323,7 @@ impl<'a> ArrivingFile<'a> {
         }
     }
 
-    /// The file takes its place, if it arrived whole. Returns bytes written and punched.
+    /// Puts the file in its place, if it arrived whole. Returns bytes written and punched.
     pub fn finish(self, is_whole: bool) -> Result<(u64, u64)> {
         if is_whole {
             return self.destination?.finish(&Hash::default(), 0);
@@ -327,7 +332,7 @@ impl<'a> ArrivingFile<'a> {
         Ok((0, 0))
     }
 
-    /// What came of a part of it is of no use: nobody there can go on from it.
+    /// Discards what came of a file: a shell cannot go on from a part.
     pub fn discard(self) {
         if let Ok(destination) = self.destination {
             destination.discard();
@@ -335,9 +340,9 @@ impl<'a> ArrivingFile<'a> {
     }
 }
 
-/// How many bytes from here, which is at `at` in the file, are data, or zeros: in
-/// whole pages of the file, but for the first and the last.
-fn first_run(bytes: &[u8], at: u64) -> (bool, usize) {
+/// How many of these bytes, which begin at `at` in the file, are data, or zeros. They are
+/// looked at in pages of the file, of which the first and the last may be short.
+fn first_stretch(bytes: &[u8], at: u64) -> (bool, usize) {
     let to_page = (PAGE - at % PAGE) as usize;
     let pages = std::iter::once(&bytes[..to_page.min(bytes.len())])
         .chain(bytes.get(to_page..).unwrap_or_default().chunks(PAGE as usize));

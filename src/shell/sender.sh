@@ -1,7 +1,6 @@
 #!/bin/sh
-# The sending side where there is no holesync: tells what there is, and sends the
-# files that are asked for, each in a form that keeps its zeros cheap. words.sh
-# comes before it.
+# The sender where there is no holesync: lists the sources, and sends the files that
+# are requested, each in a form in which zeros cost little. words.sh comes first.
 # shellcheck disable=SC2154 # plain is what decode leaves
 
 main() {
@@ -45,8 +44,8 @@ probe() {
     say "sends $sparse"
 }
 
-# What a source is, and everything below it. A symlink that is named itself is
-# followed to a file, and to a directory if what is in it is meant.
+# Lists a source and everything below it. A symlink that is named itself is followed
+# to a file, and to a directory if its path means the contents.
 list() {
     cd -P "$start" || exit 12
     decode_path "$1"
@@ -61,20 +60,21 @@ list() {
     else
         stat -L -c "$format .//" "$plain"
     fi
-    # Whether all of it could be looked at; and a record that was broken off ends.
+    # The status tells whether all of it could be read. The slashes end a record that
+    # was broken off.
     status=$?
     say //
     say "listed $status"
 }
 
-# Names are relative to this source from here on; to nothing, if it is a file.
+# Makes the names that follow relative to this source, if it is a directory.
 enter() {
     cd -P "$start" || exit 12
     decode_path "$1"
     ! [ -d "$plain" ] || cd -P "$plain" || exit 12
 }
 
-# A symlink: so many bytes, and those.
+# Prints the target of a symlink: its number of bytes, and the bytes.
 follow() {
     decode_path "$1"
     if link=$(readlink "$plain" && echo .); then
@@ -85,8 +85,8 @@ follow() {
     fi
 }
 
-# A file: how, its size, the blocking factor of tar, its name. The answer is "sent"
-# and the bytes, and then how it went.
+# Sends a file. Words: how, its size, the blocking factor of tar, its name. The answer
+# is "sent" and the bytes, and then "done" or "failed".
 get() {
     decode_path "$4"
     if ! { [ -f "$plain" ] || [ -b "$plain" ]; } || ! [ -r "$plain" ]; then
@@ -105,8 +105,8 @@ get() {
         say 'done'
         return
     fi
-    # Nobody can tell where the bytes of a file end that is shorter than was said:
-    # there is no going on. What packs says itself where it ends.
+    # Where a file is shorter than announced, its reader cannot tell where its bytes end,
+    # and the run ends. Packed bytes have an end of their own.
     case $1:$status in
     tar:* | gzip:0 | zstd:0) say 'failed changed while it was read, or could not be read to its end' ;;
     *)
@@ -125,7 +125,7 @@ pour() {
     esac
 }
 
-# What tells that a file was changed.
+# Prints what changes with a file.
 look_at() {
     stat -L -c '%d %i %s %y %z' "$plain"
 }

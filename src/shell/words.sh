@@ -1,12 +1,11 @@
 #!/bin/sh
-# What both sides of a conversation need where there is no holesync: it is sent
-# before receiver.sh and sender.sh.
+# What receiver.sh and sender.sh have in common; it is sent before either of them.
 
 prepare() {
     LC_ALL=C
     export LC_ALL
     unset CDPATH
-    # What is for administrators serves others, too.
+    # Tools for administrators are of use to other users, too.
     PATH=$PATH:/usr/sbin:/sbin
 }
 
@@ -19,8 +18,8 @@ lacks() {
     exit 5
 }
 
-# Leaves the bytes that a word stands for in $plain. Words are escaped for
-# printf where a shell might take them apart.
+# Sets $plain to the bytes that a word stands for. Words are escaped for printf where
+# a shell might split or expand them.
 decode() {
     case $1 in
     *\\*)
@@ -31,7 +30,7 @@ decode() {
     esac
 }
 
-# The same for a path as the user wrote it.
+# Sets $plain to a path as the user wrote it.
 decode_path() {
     decode "$1"
     case $plain in

@@ -1,4 +1,4 @@
-//! A stream of records from anywhere, made into a file, or into plain bytes.
+//! A stream of records from stdin becomes a file, or plain bytes.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -13,7 +13,7 @@ use crate::hashmap::Hash;
 use crate::options::Options;
 use crate::stream::{self, Expand, Sink};
 
-/// Who writes the stream, in errors.
+/// The name of the stream in errors.
 const PEER: &str = "stdin";
 const BUFFER: usize = 1 << 20;
 
@@ -25,7 +25,7 @@ const BUFFER: usize = 1 << 20;
 ///
 /// When the stream breaks off or is none, and when the file cannot be written.
 /// Then there is no new file.
-pub fn run(input: File, path: &Path, size: Option<u64>, options: Options, umask: u32) -> Result<()> {
+pub fn receive_file(input: File, path: &Path, size: Option<u64>, options: Options, umask: u32) -> Result<()> {
     let target = Target { path: path.to_path_buf(), directory: false, umask, beside_source: false };
     let root = DestinationRoot::find(&target, true, false)?;
     let directory = || Error::refused(path, "is a directory: name the file that is to be written");
@@ -35,11 +35,12 @@ pub fn run(input: File, path: &Path, size: Option<u64>, options: Options, umask:
     let place = root.place(b"", false)?.ok_or_else(directory)?;
     let attributes = Attributes { new_mode: 0o666 & !umask, ..Attributes::default() };
     let request = Request { length: size.unwrap_or(0), data: 0, whole: true, attributes };
-    // Whoever was to write it is more likely to have died than to mean an empty image.
-    let keeps = size.is_none() && std::fs::metadata(path).is_ok_and(|old| !old.is_file() || old.len() > 0);
+    // An empty input where there is an image more likely means that its writer has died.
+    let refuse_empty =
+        size.is_none() && std::fs::metadata(path).is_ok_and(|old| !old.is_file() || old.len() > 0);
     let destination = Destination::open(place, request, Arc::new(options))?;
     let mut sink = GrowingFile { destination, at: 0 };
-    match receive(input, size, keeps, &mut sink) {
+    match receive(input, size, refuse_empty, &mut sink) {
         Ok(size) => {
             sink.destination.extend(size)?;
             sink.destination.finish(&Hash::default(), 0).map(drop)
@@ -61,21 +62,22 @@ pub fn expand(input: File, out: File, size: Option<u64>) -> Result<()> {
     receive(input, size, false, &mut sink).map(drop)
 }
 
-/// The whole of the input, which may have to be something; the size of the image.
-fn receive(input: File, size: Option<u64>, not_nothing: bool, sink: &mut impl Sink) -> Result<u64> {
+/// Reads the whole input and returns the size of the image. `refuse_empty`: an input without
+/// a single byte is an error.
+fn receive(input: File, size: Option<u64>, refuse_empty: bool, sink: &mut impl Sink) -> Result<u64> {
     let mut input = BufReader::with_capacity(BUFFER, input);
-    if not_nothing && stream::fill(&mut input, PEER)?.is_empty() {
+    if refuse_empty && stream::fill(&mut input, PEER)?.is_empty() {
         let what = "nothing at all, and the old file is not empty; --size 0 would make it so".into();
         return Err(Error::Protocol { peer: PEER.into(), what });
     }
-    let (size, ended) = stream::receive(&mut input, PEER, size, sink)?;
+    let (size, ended) = stream::read_records(&mut input, PEER, size, sink)?;
     if !ended || stream::fill(&mut input, PEER)?.is_empty() {
         return Ok(size);
     }
     Err(Error::Protocol { peer: PEER.into(), what: "something behind the end".into() })
 }
 
-/// A file that grows as the stream goes on.
+/// A sink that writes a file, which grows as the stream goes on.
 struct GrowingFile {
     destination: Destination,
     at: u64,

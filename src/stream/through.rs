@@ -12,18 +12,18 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
-use crate::remote::child;
+use crate::remote;
 use crate::stream::Expand;
 
 /// Runs `command` in a shell, has `feed` write the image to it, and waits for it.
-/// It finds `destination` in HOLESYNC_DEST and the image's size, in bytes, in
+/// The command finds `destination` in HOLESYNC_DEST and the image's size, in bytes, in
 /// HOLESYNC_SIZE. What it prints goes to stderr: stdout may be for other things.
 ///
 /// # Errors
 ///
-/// When it cannot be started, does not read all or does not end with 0; those of
-/// `feed`, after which it is killed: it must not take a part for the whole.
-pub fn run(
+/// When the command cannot be started, does not read all or does not end with 0; those of
+/// `feed`, after which the command is killed: it must not take a part for the whole.
+pub fn run_command(
     command: &OsStr,
     destination: &Path,
     size: u64,
@@ -42,13 +42,13 @@ pub fn run(
         .spawn();
     let mut child = spawned.map_err(Error::file("run", "sh"))?;
     let group = Pid::from_raw(child.id() as i32);
-    child::watch_group(Some(group));
-    let result = fed(&mut child, destination, command, feed, group);
-    child::watch_group(None);
+    remote::watch_group(Some(group));
+    let result = feed_child(&mut child, destination, command, feed, group);
+    remote::watch_group(None);
     result
 }
 
-fn fed(
+fn feed_child(
     child: &mut Child,
     destination: &Path,
     command: &OsStr,
@@ -61,11 +61,11 @@ fn fed(
     };
     let mut sink = Expand { out, what: what.clone() };
     let fed = feed(&mut sink);
-    // One that does not want to know the rest has closed its stdin.
+    // A command that does not read the rest has closed its stdin.
     let unread =
         matches!(&fed, Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe);
     if fed.is_err() && !unread {
-        // It may have ended by itself.
+        // The command may have ended by itself.
         let _ = killpg(group, Signal::SIGKILL);
     }
     drop(sink);

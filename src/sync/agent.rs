@@ -1,5 +1,5 @@
-//! The responder: greets, learns what is wanted, and takes the other role. Over
-//! any pair of streams; `holesync agent` gives it stdin and stdout.
+//! The responder: greets, reads a request, and takes the other role. It works over any
+//! pair of streams; `holesync agent` gives it stdin and stdout.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -13,22 +13,21 @@ use crate::options::Options;
 use crate::protocol::frame::{FrameReader, FrameWriter};
 use crate::protocol::{Frame, MAX_NOISE, MAX_SOURCES, Message, Request};
 use crate::receiver::{self, Target};
-use crate::remote::cipher;
+use crate::remote;
 use crate::report::Silent;
 use crate::scan::{self, FileImage};
 use crate::sender::{self, Side};
 use crate::stream;
-use crate::stream::through;
 
-/// Who the other side is, in errors.
+/// The name of the other end in errors.
 const PEER: &str = "the initiator";
 
 /// Serves one request.
 ///
 /// # Errors
 ///
-/// [`Error::Told`] when what was asked for fails: the initiator was told, if it
-/// could be. Others when nothing was asked for yet.
+/// [`Error::Reported`] when a request fails: that was reported to the initiator, if it could
+/// be. Other errors before there is a request.
 pub fn serve<R: Read + Send + 'static, W: Write + AsFd + Send>(
     input: R,
     output: W,
@@ -36,8 +35,8 @@ pub fn serve<R: Read + Send + 'static, W: Write + AsFd + Send>(
 ) -> Result<()> {
     let mut input = FrameReader::new(input, PEER);
     let mut output = FrameWriter::direct(output, PEER);
-    output.greet(cipher::aes_here())?;
-    // Before it may come what was meant for a shell: here there is none.
+    output.greet(remote::aes_here())?;
+    // What is meant for a shell may come before the greeting: here there is none.
     input.await_greeting(MAX_NOISE)?;
     let (options, request) = match input.read()? {
         Frame::Message(Message::Start(options, request)) => (options, request),
@@ -58,8 +57,8 @@ pub fn serve<R: Read + Send + 'static, W: Write + AsFd + Send>(
         Request::Through { command, destination, size } => {
             let (command, destination) = (OsString::from_vec(command), home(&path_of(destination)));
             let mut input = input.into_plain();
-            let served = through::run(&command, &destination, size, |sink| {
-                let (_, ended) = stream::receive(&mut input, PEER, Some(size), sink)?;
+            let served = stream::run_command(&command, &destination, size, |sink| {
+                let (_, ended) = stream::read_records(&mut input, PEER, Some(size), sink)?;
                 let broken = || Error::Closed { peer: PEER.into(), detail: String::new() };
                 if ended { Ok(()) } else { Err(broken()) }
             });
@@ -73,7 +72,7 @@ pub fn serve<R: Read + Send + 'static, W: Write + AsFd + Send>(
         }
         Request::Digest { paths } => answer_digests(paths, &options, &mut output),
     };
-    served.map_err(|error| Error::Told { code: error.exit_code() })
+    served.map_err(|error| Error::Reported { code: error.exit_code() })
 }
 
 fn answer_digests<W: Write>(
@@ -105,7 +104,7 @@ fn path_of(bytes: Vec<u8>) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-/// `~/…` as a remote shell would read it.
+/// A path with `~/` replaced, as a shell at this end would do it.
 fn home(path: &Path) -> PathBuf {
     match path.strip_prefix("~") {
         Ok(rest) => {

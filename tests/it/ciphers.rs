@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use holesync::remote::cipher::aes_here;
+use holesync::remote::aes_here;
 use tempfile::TempDir;
 
 use crate::common::account::{Account, on, which};

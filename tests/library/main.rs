@@ -7,6 +7,7 @@ mod pipes;
 mod plan;
 mod replay;
 mod roles;
+mod sparse_tar;
 mod stage;
 mod stream;
 mod support;

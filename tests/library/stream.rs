@@ -6,7 +6,7 @@ use std::io::{BufReader, Read};
 
 use holesync::error::{Error, Result};
 use holesync::protocol::MAX_LENGTH;
-use holesync::stream::{Expand, Outgoing, Record, Sink, receive};
+use holesync::stream::{Expand, ImageStream, Record, Sink, read_records};
 use proptest::prelude::*;
 
 use crate::support::{Kind, Sparse};
@@ -90,7 +90,7 @@ fn model(mut stream: &[u8], size: Option<u64>) -> Option<(Noted, bool)> {
 fn read(stream: &[u8], size: Option<u64>, step: usize) -> (Result<(u64, bool)>, Noted) {
     let dribble = Dribble { bytes: stream, step, interrupted: Cell::new(false) };
     let mut noted = Noted::default();
-    let read = receive(&mut BufReader::with_capacity(step, dribble), "the test", size, &mut noted);
+    let read = read_records(&mut BufReader::with_capacity(step, dribble), "the test", size, &mut noted);
     (read, noted)
 }
 
@@ -186,7 +186,7 @@ proptest! {
         for size in [None, Some(len)] {
             let dribble = Dribble { bytes: &stream, step, interrupted: Cell::new(false) };
             let mut sink = Expand { out: Vec::new(), what: "memory".into() };
-            let read = receive(&mut BufReader::with_capacity(step, dribble), "the test", size, &mut sink);
+            let read = read_records(&mut BufReader::with_capacity(step, dribble), "the test", size, &mut sink);
             prop_assert_eq!(read.map_err(|error| error.to_string()), Ok((len, end)));
             prop_assert_eq!(&sink.out, &plain);
         }
@@ -224,14 +224,14 @@ proptest! {
         let sparse = Sparse::of(&pieces);
         let file = tempfile::NamedTempFile::new().expect("create a file");
         sparse.write(file.path());
-        let image = Outgoing::open(file.path(), hole_map).expect("open");
+        let image = ImageStream::open(file.path(), hole_map).expect("open");
         let mut stream = Vec::new();
         let sent = image.send(end, |bytes| { stream.extend(bytes); Ok(()) }).expect("send");
         let (read, noted) = read(&stream, Some(sparse.len()), 4096);
         prop_assert_eq!(read.map_err(|error| error.to_string()), Ok((sparse.len(), end)));
         prop_assert_eq!(noted.data.len() as u64, sent);
         let mut plain = Expand { out: Vec::new(), what: "memory".into() };
-        receive(&mut stream.as_slice(), "the test", None, &mut plain).expect("receive");
+        read_records(&mut stream.as_slice(), "the test", None, &mut plain).expect("receive");
         prop_assert!(plain.out == sparse.bytes);
         let (mut poured, mut bytes) = (Noted::default(), Expand { out: Vec::new(), what: "memory".into() });
         prop_assert_eq!(image.pour(&mut poured).expect("pour"), sent);

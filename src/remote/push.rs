@@ -1,0 +1,111 @@
+//! Brings this program to the other end, or runs the one that was brought there before.
+//! `push.sh` is what the shell there does for it.
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result, escape};
+use crate::location::Host;
+use crate::protocol::frame::Greeting;
+use crate::remote::bootstrap::{self, Agent, Input, Output, RemoteOptions, Shell, VERSION};
+use crate::report::{Event, Reporter, hex, human};
+
+const SCRIPT: &str = include_str!("push.sh");
+
+/// This program as it is to run at the other end.
+struct Program {
+    bytes: Vec<u8>,
+    /// Its SHA-256 in hexadecimal digits.
+    sum: String,
+}
+
+/// Has the shell run a program that was brought to the other end before, or brings it
+/// there. Returns its greeting. `None`: the shell has to take part itself.
+///
+/// # Errors
+///
+/// When the connection fails, or the program arrives damaged.
+pub fn agent(
+    shell: &Shell,
+    input: &mut Input,
+    output: &mut Output,
+    host: &Host,
+    remote: &RemoteOptions,
+    reporter: &dyn Reporter,
+) -> Result<Option<Greeting>> {
+    let may_send = remote.agent == Agent::Push;
+    if !may_send && (remote.agent == Agent::None || !shell.pushed) {
+        return Ok(None);
+    }
+    let cannot = |why: &str| {
+        let what = format!("cannot bring holesync to {host}: {why}; its shell takes part instead");
+        reporter.event(Event::Warning(&what));
+        Ok(None)
+    };
+    let program = match Program::for_system(&shell.system) {
+        Ok(program) => program,
+        Err(why) => return cannot(&why),
+    };
+    output.plain(&program.script(may_send)?)?;
+    output.flush()?;
+    let mut broken = None;
+    loop {
+        let line = input.plain().line().map_err(|error| broken.take().unwrap_or(error))?;
+        match line.as_slice() {
+            b"want" => {
+                let size = human(program.bytes.len() as u64);
+                reporter.event(Event::Note(&format!("bringing {size} to {host}")));
+                // Where it cannot be written there, the next line tells why.
+                if let Err(error) = output.plain(&program.bytes).and_then(|()| output.flush()) {
+                    broken = Some(error);
+                }
+            }
+            note if note.starts_with(b"note ") => {
+                reporter.event(Event::Warning(&format!("{host}: {}", escape(&note[5..]))));
+            }
+            b"have" => return input.await_greeting(0).map(Some),
+            other if other.starts_with(b"lost ") => {
+                let why = "this program did not arrive there whole: is there room in the cache directory?";
+                return Err(Error::Start(format!("{host}: {why}")));
+            }
+            other => {
+                let why = escape(other.strip_prefix(b"none ").unwrap_or(other));
+                return if may_send { cannot(&why) } else { Ok(None) };
+            }
+        }
+    }
+}
+
+impl Program {
+    /// Reads this program, or tells why it cannot run on what `uname -sm` printed.
+    fn for_system(system: &str) -> Result<Program, String> {
+        if !runs_on(system) {
+            let system = escape(system.as_bytes());
+            return Err(format!("it is \"{system}\", and this is a program for another"));
+        }
+        let bytes = std::fs::read("/proc/self/exe");
+        let bytes = bytes.map_err(|error| format!("this program cannot be read: {error}"))?;
+        let sum = hex(&Sha256::digest(&bytes));
+        Ok(Program { bytes, sum })
+    }
+
+    /// The script that takes the program in, if `may_send`, and runs it.
+    fn script(&self, may_send: bool) -> Result<Vec<u8>> {
+        let variables = [
+            ("name", &*format!("agent-{VERSION}-{}", &self.sum[..16])),
+            ("sum", &self.sum),
+            ("size", &self.bytes.len().to_string()),
+            ("send", if may_send { "yes" } else { "no" }),
+        ];
+        bootstrap::script(&variables, &[SCRIPT])
+    }
+}
+
+/// Whether this program runs on what `uname -sm` printed.
+fn runs_on(system: &str) -> bool {
+    let machine = match std::env::consts::ARCH {
+        "x86" => &["i386", "i486", "i586", "i686", "x86_64"][..],
+        "arm" => &["armv6l", "armv7l", "armv8l"],
+        other => &[other],
+    };
+    system.strip_prefix("Linux ").is_some_and(|found| machine.contains(&found))
+}

@@ -1,0 +1,75 @@
+//! The reporter for programs: JSON lines on stdout.
+
+use std::io::Write;
+
+use serde_json::json;
+
+use crate::report::progress::{Ticker, phase_name};
+use crate::report::{Event, Outcome, Phase, Reporter, Route, Summary};
+
+/// Prints one JSON object a line, `summary` last, and progress at most twice a second.
+#[derive(Debug, Default)]
+pub struct JsonLines {
+    ticker: Ticker,
+}
+
+impl JsonLines {
+    fn print(&self, value: serde_json::Value) {
+        let _ = writeln!(std::io::stdout().lock(), "{value}");
+    }
+
+    fn progress(&self, phase: Phase, found: u64, done: u64) {
+        if let Some(progress) = self.ticker.add(found, done) {
+            self.print(json!({"event": "progress", "phase": phase_name(phase),
+                "done_bytes": progress.done, "data_bytes": progress.found}));
+        }
+    }
+}
+
+impl Reporter for JsonLines {
+    fn event(&self, event: Event) {
+        match event {
+            Event::Found(bytes) => self.progress(Phase::Mapping, bytes, 0),
+            Event::Done(phase, bytes) => self.progress(phase, 0, bytes),
+            Event::Phase(phase) => self.progress(phase, 0, 0),
+            Event::File(path, outcome) => {
+                let (action, sent) = match outcome {
+                    Outcome::Sent(bytes) => ("sent", bytes),
+                    Outcome::Unchanged => ("unchanged", 0),
+                };
+                self.print(json!({"event": "file", "path": path.to_string_lossy(), "action": action,
+                    "sent_data_bytes": sent}));
+            }
+            Event::Failed(f) => self.print(json!({"event": "error", "code": f.code, "message": f.message})),
+            Event::Warning(text) => self.print(json!({"event": "warning", "message": text})),
+            Event::Note(text) => self.print(json!({"event": "note", "message": text})),
+        }
+    }
+
+    fn summary(&self, summary: &Summary) {
+        let stats = &summary.stats;
+        self.print(json!({
+            "event": "summary",
+            "files_total": stats.files_total,
+            "files_sent": stats.files_sent,
+            "files_failed": stats.files_failed,
+            "apparent_bytes": stats.apparent_bytes,
+            "data_bytes": stats.data_bytes,
+            "hole_bytes": stats.apparent_bytes.saturating_sub(stats.data_bytes),
+            "matched_bytes": stats.matched_bytes,
+            "sent_data_bytes": stats.sent_data_bytes,
+            "wire_bytes_sent": summary.wire_sent,
+            "wire_bytes_received": summary.wire_received,
+            "hashed_bytes": stats.hashed_bytes.saturating_add(stats.basis_hashed_bytes),
+            "written_bytes": stats.written_bytes,
+            "punched_bytes": stats.punched_bytes,
+            "elapsed_seconds": summary.elapsed.as_secs_f64(),
+            "route": match summary.route {
+                Route::Local => "local",
+                Route::Agent => "agent",
+                Route::Shell => "shell",
+            },
+            "dry_run": summary.dry_run,
+        }));
+    }
+}

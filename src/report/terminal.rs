@@ -1,0 +1,174 @@
+//! The reporter for people: names and totals on stdout, errors, warnings and the progress
+//! bar on stderr.
+
+use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+use crate::error::{escape, lock, printable};
+use crate::report::progress::{Ticker, phase_name};
+use crate::report::{Event, Outcome, Phase, Reporter, Summary};
+
+/// What is shown.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Verbosity {
+    /// Names of files that were sent; with 2, of unchanged ones too.
+    pub names: u8,
+    /// Warnings are left out.
+    pub quiet: bool,
+    /// A progress bar even where there is no terminal.
+    pub progress: bool,
+    /// The table of counters at the end.
+    pub stats: bool,
+}
+
+/// Shows a run on a terminal, or in a log.
+#[derive(Debug)]
+pub struct Terminal {
+    show: Verbosity,
+    bar: ProgressBar,
+    phase: Mutex<ShownPhase>,
+    ticker: Option<Ticker>,
+}
+
+/// The phase that the bar shows. Mapping and sending go on together: the bar shows
+/// "sending" while data travels now and then, and does not flicker.
+#[derive(Debug)]
+struct ShownPhase {
+    phase: Phase,
+    last_sent: Option<Instant>,
+}
+
+impl ShownPhase {
+    /// Enters a phase. Returns whether the phase to show becomes another one.
+    fn enter(&mut self, phase: Phase) -> bool {
+        const LINGER: Duration = Duration::from_secs(1);
+        if phase == Phase::Sending {
+            self.last_sent = Some(Instant::now());
+        } else if phase == Phase::Mapping && self.last_sent.is_some_and(|sent| sent.elapsed() < LINGER) {
+            return false;
+        }
+        std::mem::replace(&mut self.phase, phase) != phase
+    }
+}
+
+impl Terminal {
+    /// The bar appears when stderr is a terminal; elsewhere `progress` gives plain lines.
+    pub fn new(show: Verbosity) -> Terminal {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = if terminal && !show.quiet { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        let template =
+            "{msg:>12} [{bar:30}] {bytes}/{total_bytes} of data, {binary_bytes_per_sec}, {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(phase_name(Phase::Mapping));
+        bar.enable_steady_tick(Duration::from_millis(250));
+        let ticker = (show.progress && !terminal).then(Ticker::default);
+        let phase = Mutex::new(ShownPhase { phase: Phase::Mapping, last_sent: None });
+        Terminal { show, bar, phase, ticker }
+    }
+
+    fn progress(&self, phase: Option<Phase>, found: u64, done: u64) {
+        let mut shown = lock(&self.phase);
+        if let Some(phase) = phase
+            && shown.enter(phase)
+        {
+            self.bar.set_message(phase_name(phase));
+        }
+        let phase = phase.map(|_| shown.phase);
+        drop(shown);
+        self.bar.inc_length(found);
+        self.bar.inc(done);
+        if let Some(progress) = self.ticker.as_ref().and_then(|ticker| ticker.add(found, done)) {
+            let phase = phase.map_or("", phase_name);
+            let (done, found) = (HumanBytes(progress.done), HumanBytes(progress.found));
+            let _ = writeln!(std::io::stderr(), "{phase:>12} {done}/{found} of data");
+        }
+    }
+
+    fn print(&self, line: &str) {
+        self.bar.suspend(|| {
+            // A closed stdout is no reason to leave a transfer half done.
+            let _ = writeln!(std::io::stdout(), "{line}");
+        });
+    }
+
+    fn warn(&self, line: &str) {
+        self.bar.suspend(|| {
+            // A closed stderr is no reason either: eprintln would panic on it.
+            let _ = writeln!(std::io::stderr(), "holesync: {line}");
+        });
+    }
+}
+
+impl Reporter for Terminal {
+    fn event(&self, event: Event) {
+        match event {
+            Event::Found(bytes) => self.progress(None, bytes, 0),
+            Event::Done(phase, bytes) => self.progress(Some(phase), 0, bytes),
+            Event::Phase(phase) => self.progress(Some(phase), 0, 0),
+            Event::File(path, Outcome::Sent(_)) if self.show.names > 0 => self.print(&printable(path)),
+            Event::File(path, Outcome::Unchanged) if self.show.names > 1 => {
+                self.print(&format!("{} is unchanged", printable(path)));
+            }
+            Event::File(..) => {}
+            Event::Failed(failure) => self.warn(&escape(failure.message.as_bytes())),
+            Event::Warning(text) if !self.show.quiet => self.warn(&escape(text.as_bytes())),
+            Event::Note(text) if self.show.names > 0 => self.warn(&escape(text.as_bytes())),
+            Event::Warning(_) | Event::Note(_) => {}
+        }
+    }
+
+    fn summary(&self, summary: &Summary) {
+        self.bar.finish_and_clear();
+        if self.show.stats {
+            self.print(&stats_table(summary));
+        } else if self.show.names > 0 {
+            let dry = if summary.dry_run { " (dry run)" } else { "" };
+            let (sent, received) = (HumanBytes(summary.wire_sent), HumanBytes(summary.wire_received));
+            let stats = &summary.stats;
+            self.print(&format!(
+                "{} of {} files sent, {sent} out, {received} in, {:.2} s{dry}",
+                stats.files_sent,
+                stats.files_total,
+                summary.elapsed.as_secs_f64()
+            ));
+        }
+    }
+}
+
+/// The table that `--stats` prints.
+pub fn stats_table(summary: &Summary) -> String {
+    let stats = &summary.stats;
+    let seconds = summary.elapsed.as_secs_f64().max(1e-6);
+    let wire = summary.wire_sent + summary.wire_received;
+    let rows = [
+        ("files", format!("{} ({} sent)", stats.files_total, stats.files_sent)),
+        ("apparent size", size(stats.apparent_bytes)),
+        ("data", size(stats.data_bytes)),
+        ("holes", size(stats.apparent_bytes.saturating_sub(stats.data_bytes))),
+        ("matched", size(stats.matched_bytes)),
+        ("sent", format!("{} of data, {} on the wire", size(stats.sent_data_bytes), size(summary.wire_sent))),
+        ("received", size(summary.wire_received)),
+        (
+            "hashed",
+            format!("{} here and there", size(stats.hashed_bytes.saturating_add(stats.basis_hashed_bytes))),
+        ),
+        ("written", size(stats.written_bytes)),
+        ("punched", size(stats.punched_bytes)),
+        ("time", format!("{seconds:.2} s")),
+        ("rate", format!("{}/s of data", HumanBytes((stats.data_bytes as f64 / seconds) as u64))),
+        (
+            "speed-up",
+            format!("{:.1} (apparent size / wire)", stats.apparent_bytes as f64 / wire.max(1) as f64),
+        ),
+    ];
+    rows.map(|(name, value)| format!("{name:<14} {value}")).join("\n")
+}
+
+fn size(bytes: u64) -> String {
+    if bytes < 1024 { format!("{bytes} B") } else { format!("{bytes} B ({})", HumanBytes(bytes)) }
+}
