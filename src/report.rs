@@ -17,7 +17,7 @@ use crate::error::Failure;
 pub use json::JsonLines;
 pub use terminal::{Terminal, Verbosity, stats_table};
 
-/// What a run did, in bytes unless said otherwise.
+/// What a run did, in bytes unless another unit is named.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Regular files and devices that were looked at (count).

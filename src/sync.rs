@@ -325,7 +325,7 @@ impl Initiator<'_> {
         Ok(Completed { value, route, wire: (sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed)) })
     }
 
-    /// Tells an agent what is wanted of it.
+    /// Sends an agent its request, with the options.
     fn request(self, output: &mut Output, request: Request) -> Result<()> {
         output.message(&Message::Start(Box::new(self.options.clone()), request))?;
         output.flush()

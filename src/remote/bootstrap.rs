@@ -19,7 +19,7 @@ const LOADER: &str = r#"exec sh -c 'n=$(printf "\n."); n=${n%.}; s=; while IFS= 
 const SCRIPT: &str = include_str!("bootstrap.sh");
 /// What the shell prints when it is to be the far side.
 const MARK: &[u8] = b"\nholesync shell 1 ";
-/// The program to run at the other end, unless told otherwise.
+/// The program to run at the other end, unless another one is named.
 const PROGRAM: &str = "holesync";
 /// The version of this program, which a pushed one must have.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -266,7 +266,7 @@ impl ReceivingShell {
     fn cause(&self, error: Error) -> Error {
         while let Ok(line) = self.answers.recv() {
             match self.checked(line) {
-                Err(told @ Error::Remote { .. }) => return told,
+                Err(reported @ Error::Remote { .. }) => return reported,
                 Ok(_) => {}
                 Err(_) => break,
             }
