@@ -36,7 +36,7 @@ use crate::error::{Error, Result};
 use crate::hashmap::PAGE;
 use crate::options::{Commit, Options};
 use crate::report::human;
-use crate::scan::{FileImage, Image, Seen};
+use crate::scan::{FileImage, FileState, Image};
 use crate::sys;
 use crate::working::Working;
 
@@ -61,7 +61,7 @@ pub struct Basis {
     /// Its length.
     pub length: u64,
     /// The state it is in, if it is a file as it is.
-    pub seen: Option<Seen>,
+    pub seen: Option<FileState>,
 }
 
 /// One file that is being made equal.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, escape};
 use crate::protocol::MAX_LENGTH;
-use crate::scan::{self, FileImage, Image, Seen};
+use crate::scan::{self, FileImage, FileState, Image};
 
 /// Bytes read or written at a time.
 const CHUNK: usize = 1 << 20;
@@ -88,7 +88,7 @@ pub struct Outgoing {
     image: FileImage,
     /// Its length in bytes.
     pub length: u64,
-    seen: Seen,
+    seen: FileState,
 }
 
 impl Outgoing {
@@ -99,7 +99,7 @@ impl Outgoing {
     /// When it is neither, or cannot be opened.
     pub fn open(path: &Path, hole_map: bool) -> Result<Outgoing> {
         let (file, length) = scan::open_image(path)?;
-        let seen = Seen::of(&file).map_err(Error::file("look at", path))?;
+        let seen = FileState::of(&file).map_err(Error::file("look at", path))?;
         Ok(Outgoing { path: path.to_path_buf(), image: FileImage::new(file, hole_map), length, seen })
     }
 
@@ -158,7 +158,7 @@ impl Outgoing {
         if at < self.length {
             take(Part::Hole(self.length - at))?;
         }
-        if Seen::of(self.image.file()).map_err(unread())? != self.seen {
+        if FileState::of(self.image.file()).map_err(unread())? != self.seen {
             return Err(Error::refused(&self.path, "changed while it was read; send a snapshot"));
         }
         Ok(sent)

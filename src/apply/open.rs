@@ -17,7 +17,7 @@ use crate::apply::stage_log::Identity;
 use crate::apply::{Basis, Begin, Destination, Old, Request, Work, check_device_size};
 use crate::error::{Error, Result};
 use crate::options::{Commit, Options};
-use crate::scan::{FileImage, Seen};
+use crate::scan::{FileImage, FileState};
 use crate::sys;
 use crate::working::Working;
 
@@ -171,7 +171,7 @@ impl Destination {
 }
 
 fn basis_of(file: &File) -> io::Result<Basis> {
-    let seen = Seen::of(file)?;
+    let seen = FileState::of(file)?;
     let image = Arc::new(FileImage::new(file.try_clone()?, true));
     Ok(Basis { image, length: seen.length, seen: Some(seen) })
 }

@@ -13,7 +13,7 @@ use crate::hashmap::{self, Grid, Hash, Item, PageMask, RootHasher};
 use crate::options::BlockSize;
 use crate::protocol::{Data, Differ, MAX_ASKED, Patch};
 use crate::receiver::answer::{Begun, Mapped};
-use crate::scan::{self, Seen};
+use crate::scan::{self, FileState};
 
 /// What the basis has in the next blocks.
 enum Had {
@@ -467,7 +467,7 @@ impl OpenFile {
         progress: impl FnMut(u64),
     ) -> Result<bool, ApplyError> {
         let (source, _) = scan::open_image(path)?;
-        let before = Seen::of(&source).map_err(Error::file("look at", path))?;
+        let before = FileState::of(&source).map_err(Error::file("look at", path))?;
         if before.length != self.grid.length {
             return Ok(false);
         }

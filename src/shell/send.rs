@@ -13,7 +13,7 @@ use crate::error::{Error, Result, code, printable};
 use crate::options::{Commit, Options};
 use crate::remote::bootstrap::{Input, Output};
 use crate::report::{Event, Outcome, Phase, Reporter, Stats};
-use crate::scan::{self, FileImage, Seen};
+use crate::scan::{self, FileImage, FileState};
 use crate::shell::pending::Asked;
 use crate::shell::pieces::{self, CutError, Cutter, Kept, Piece, Run, SHORT};
 use crate::shell::receiver::{Base, BaseKind, ReceivingShell};
@@ -273,7 +273,7 @@ impl Upload<'_> {
     fn send(&mut self, source: &Source, there: Option<&There>) -> Result<bool> {
         let Kind::File { length, .. } = source.kind else { return Ok(true) };
         let (file, _) = scan::open_image(&source.path)?;
-        let before = Seen::of(&file).map_err(Error::file("look at", &source.path))?;
+        let before = FileState::of(&file).map_err(Error::file("look at", &source.path))?;
         if before.length != length {
             return Ok(false);
         }
