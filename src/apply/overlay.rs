@@ -70,26 +70,26 @@ impl Runs {
     }
 
     /// The run at or after a place.
-    pub(crate) fn at_or_after(&self, at: u64) -> Option<(Range<u64>, New)> {
+    pub(super) fn at_or_after(&self, at: u64) -> Option<(Range<u64>, New)> {
         let before = self.0.range(..=at).next_back().filter(|(_, (end, _))| *end > at);
         before.or_else(|| self.0.range(at..).next()).map(|(&start, &(end, new))| (start..end, new))
     }
 
-    /// What lies between the data runs, up to `length`.
-    pub(crate) fn gaps_in_data(&self, length: u64) -> Vec<Range<u64>> {
+    /// What lies between the data runs within a stretch of the file.
+    pub(super) fn gaps_in_data(&self, stretch: Range<u64>) -> Vec<Range<u64>> {
         let mut gaps = Vec::new();
-        let mut at = 0;
+        let mut at = stretch.start;
         for (range, _) in self.iter().filter(|(_, new)| *new == New::Data) {
-            gaps.push(at..range.start.min(length));
+            gaps.push(at..range.start.min(stretch.end));
             at = range.end;
         }
-        gaps.push(at..length);
+        gaps.push(at..stretch.end);
         gaps.retain(|gap| gap.start < gap.end);
         gaps
     }
 
     /// The parts of ascending extents that no run covers.
-    pub(crate) fn kept_extents<'a>(
+    pub(super) fn kept_extents<'a>(
         &'a self,
         extents: impl Iterator<Item = io::Result<Extent>> + 'a,
     ) -> impl Iterator<Item = io::Result<Extent>> + 'a {

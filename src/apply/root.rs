@@ -10,7 +10,8 @@ use std::sync::Arc;
 use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
-use crate::apply::place::{self, Attributes, Place};
+use crate::apply::attributes::Attributes;
+use crate::apply::place::Place;
 use crate::error::{Error, Result, escape};
 use crate::options::Options;
 use crate::source::Metadata;
@@ -167,10 +168,10 @@ pub(crate) fn make_symlink(base: &Base, path: &[u8], link: &[u8], attributes: &A
     let Some(place) = base.place(path, false)? else { return Ok(()) };
     let link = OsStr::from_bytes(link);
     if sys::read_link_at(&place.dir, &place.name).is_ok_and(|now| now == link) {
-        return place::touch(&place, attributes);
+        return place.set_attributes(attributes);
     }
-    place::put_symlink(&place, link)?;
-    place::touch(&place, attributes)
+    place.put_symlink(link)?;
+    place.set_attributes(attributes)
 }
 
 /// What an entry is to carry, as the options want it.

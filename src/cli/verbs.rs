@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use holesync::apply::place::Place;
-use holesync::apply::recover::{self, Settled};
+use holesync::apply::Place;
+use holesync::apply::recover::{self, Recovered};
 use holesync::error::{Error, Result, escape, printable};
 use holesync::hashmap::{self, Grid, Item};
 use holesync::location::Location;
@@ -62,7 +62,7 @@ pub fn run(cli: Cli) -> Result<()> {
             if file == Path::new("-") {
                 receive::expand(input, File::from(own(std::io::stdout())?), size)
             } else {
-                receive::run(input, &file, size, options, umask)
+                receive::run(input, &file, size, options, umask, warn)
             }
         }
         Some(Verb::Recover { paths, no_fsync }) => each(&paths, |path| recover(path, !no_fsync)),
@@ -288,12 +288,12 @@ fn place_of(path: &Path) -> Result<Place> {
 fn recover_file(path: &Path, sync: bool) -> Result<()> {
     let place = place_of(path)?;
     let shown = printable(path);
-    match recover::settle(&place, sync)? {
-        Settled::Finished(root) => {
+    match recover::recover(&place, sync)? {
+        Recovered::Finished(root) => {
             say(&format!("{shown}: finished from its log and verified, root hash {}", hex(&root)))
         }
-        Settled::Nothing => say(&format!("{shown}: nothing to finish")),
-        Settled::Damaged => Err(Error::refused(
+        Recovered::Nothing => say(&format!("{shown}: nothing to finish")),
+        Recovered::Damaged => Err(Error::refused(
             path,
             "what an interrupted run left to finish it from is damaged and was not applied; send the image again",
         )),
@@ -302,6 +302,12 @@ fn recover_file(path: &Path, sync: bool) -> Result<()> {
 
 fn hex(hash: &hashmap::Hash) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Says something on stderr that is no failure.
+fn warn(text: &str) {
+    // There is nowhere else to say it.
+    let _ = writeln!(std::io::stderr(), "holesync: {}", escape(text.as_bytes()));
 }
 
 /// Prints a line; a reader that is gone is an error, as for any filter.

@@ -148,8 +148,6 @@ pub(crate) struct OpenFile {
     pub destination: Destination,
     /// Nothing was compared: all of it was asked for.
     pub whole: bool,
-    /// It changes even if every block stays.
-    pub resized: bool,
     /// Bytes of data that the basis had.
     pub kept: u64,
     /// Bytes of data that arrived.
@@ -211,14 +209,13 @@ struct Zeros {
 
 impl OpenFile {
     fn new(begun: Begun) -> OpenFile {
-        let Begun { id, entry, destination, grid, whole, resized, .. } = begun;
+        let Begun { id, entry, destination, grid, whole, .. } = begun;
         OpenFile {
             id,
             entry,
             basis: destination.basis(),
             destination,
             whole,
-            resized,
             kept: 0,
             received: 0,
             grid,

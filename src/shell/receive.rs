@@ -9,10 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::apply::open;
-use crate::apply::place::{self, Attributes, Place};
 use crate::apply::root::{Base, Target, attributes_of, make_directory, make_symlink};
-use crate::apply::{self, Destination};
+use crate::apply::{self, Attributes, Destination, Opened, Precision, QuickCheck, Setup, Wanted};
 use crate::error::{Error, Failure, Result, code, escape, printable};
 use crate::options::Options;
 use crate::protocol;
@@ -27,6 +25,8 @@ use crate::working::names_working_file;
 /// Bytes of requests that may wait at the other end, which reads them while it
 /// sends: less than a pipe holds.
 const REQUESTED: usize = 16 << 10;
+/// Files that may wait so, each with its destination open: up to three descriptors.
+const OPEN: usize = 200;
 /// Files with at least as much data are sent by tar in larger blocks.
 const LARGE: u64 = 16 << 20;
 
@@ -51,7 +51,8 @@ pub fn run(
     }
     let mut download = Download {
         far: SendingShell::begin(input, output, host)?,
-        options: Arc::new(options.clone()),
+        setup: Setup::new(Arc::new(options.clone())),
+        options,
         umask: target.umask,
         reporter,
         stats: Stats::default(),
@@ -73,7 +74,7 @@ pub fn run(
     if let Some(dir) = base.as_ref().and_then(|base| base.dir.as_ref()) {
         for (path, attributes) in std::mem::take(&mut download.directories).into_iter().rev() {
             let path = Path::new(OsStr::from_bytes(&path));
-            if let Err(error) = place::finish_directory(dir.as_fd(), path, &attributes) {
+            if let Err(error) = apply::finish_directory(dir.as_fd(), path, &attributes) {
                 download.fail(&Error::file("set the attributes of", path)(error));
             }
         }
@@ -85,7 +86,8 @@ pub fn run(
 /// One run.
 struct Download<'a> {
     far: SendingShell,
-    options: Arc<Options>,
+    options: &'a Options,
+    setup: Setup,
     umask: u32,
     reporter: &'a dyn Reporter,
     stats: Stats,
@@ -96,10 +98,11 @@ struct Download<'a> {
     directories: Vec<(Vec<u8>, Attributes)>,
 }
 
-/// What is to be done with a file that was asked for.
+/// A file that was asked for.
 struct Asked {
     entry: Entry,
     how: How,
+    destination: Box<Destination>,
     /// Bytes of the request.
     bytes: usize,
 }
@@ -173,33 +176,34 @@ impl Download<'_> {
                 Type::Directory if !self.options.dry_run => self.directory(entry, base),
                 Type::Symlink if !self.options.dry_run => {
                     self.far.command(&[b"link", &name])?;
-                    self.wait_for(&mut asked, base)?;
+                    self.wait_for(&mut asked)?;
                     requested = 0;
                     self.symlink(entry, base)?;
                 }
                 Type::Directory | Type::Symlink => {}
                 Type::File | Type::Device => {
-                    let Some(how) = self.wanted(&entry, base) else { continue };
+                    let Some(destination) = self.open(&entry, base) else { continue };
+                    let how = self.how(&entry);
                     let factor = if let How::Tar(factor) = how { factor } else { 0 };
                     let (length, factor) = (entry.length.to_string(), factor.to_string());
                     let words: [&[u8]; 5] = [b"get", how.word(), length.as_bytes(), factor.as_bytes(), &name];
                     let bytes = self.far.command(&words)?;
-                    asked.push_back(Asked { entry, how, bytes });
+                    asked.push_back(Asked { entry, how, destination, bytes });
                     requested += bytes;
-                    while requested > REQUESTED {
+                    while requested > REQUESTED || asked.len() > OPEN {
                         let Some(next) = asked.pop_front() else { break };
                         requested -= next.bytes;
-                        self.file(next, base)?;
+                        self.file(next)?;
                     }
                 }
             }
         }
-        self.wait_for(&mut asked, base)
+        self.wait_for(&mut asked)
     }
 
-    fn wait_for(&mut self, asked: &mut VecDeque<Asked>, base: &Base) -> Result<()> {
+    fn wait_for(&mut self, asked: &mut VecDeque<Asked>) -> Result<()> {
         while let Some(next) = asked.pop_front() {
-            self.file(next, base)?;
+            self.file(next)?;
         }
         Ok(())
     }
@@ -209,7 +213,7 @@ impl Download<'_> {
     }
 
     fn directory(&mut self, entry: Entry, base: &Base) {
-        let attributes = attributes_of(&entry.metadata, &self.options, self.umask, &mut self.names);
+        let attributes = attributes_of(&entry.metadata, self.options, self.umask, &mut self.names);
         match make_directory(base, &entry.target, attributes.new_mode) {
             Ok(mode) => {
                 let attributes = Attributes { mode: attributes.mode.or(mode), ..attributes };
@@ -227,93 +231,76 @@ impl Download<'_> {
                 return Ok(());
             }
         };
-        let attributes = attributes_of(&entry.metadata, &self.options, self.umask, &mut self.names);
+        let attributes = attributes_of(&entry.metadata, self.options, self.umask, &mut self.names);
         if let Err(error) = make_symlink(base, &entry.target, &link, &attributes) {
             self.fail(&error);
         }
         Ok(())
     }
 
-    /// Whether a file has to be sent, and how.
-    fn wanted(&mut self, entry: &Entry, base: &Base) -> Option<How> {
+    /// Where a file goes that has to be sent; `None`: it need not be, or failed.
+    fn open(&mut self, entry: &Entry, base: &Base) -> Option<Box<Destination>> {
         self.stats.files_total += 1;
         self.stats.apparent_bytes = self.stats.apparent_bytes.saturating_add(entry.length);
         self.reporter.event(Event::Found(entry.allocated));
-        let place = match base.place(&entry.target, self.options.dry_run) {
-            Ok(place) => place,
-            Err(error) => {
-                self.fail(&error);
-                return None;
+        match self.look(entry, base) {
+            Ok(Some(Opened::Different(destination))) => return Some(destination),
+            Ok(Some(Opened::Equal)) => {
+                self.stats.data_bytes = self.stats.data_bytes.saturating_add(entry.allocated);
+                self.report(entry, Outcome::Unchanged);
             }
+            Ok(Some(Opened::Preview(_)) | None) => self.count_sent(entry, entry.allocated),
+            Err(error) => self.fail(&error),
+        }
+        None
+    }
+
+    /// What is there; `None`: not even its directory, in a dry run.
+    fn look(&mut self, entry: &Entry, base: &Base) -> Result<Option<Opened>> {
+        let Some(place) = base.place(&entry.target, self.options.dry_run)? else { return Ok(None) };
+        let path = place.path.clone();
+        let precision = if entry.is_exact { Precision::Nanoseconds } else { Precision::Seconds };
+        let wanted = Wanted {
+            length: entry.length,
+            data: entry.allocated,
+            whole: true,
+            quick_check: QuickCheck::Time(precision),
+            attributes: attributes_of(&entry.metadata, self.options, self.umask, &mut self.names),
         };
-        if let Some(place) = &place
-            && self.is_unchanged(place, entry)
-        {
-            self.stats.data_bytes = self.stats.data_bytes.saturating_add(entry.allocated);
-            self.report(entry, Outcome::Unchanged);
-            let attributes = attributes_of(&entry.metadata, &self.options, self.umask, &mut self.names);
-            if !self.options.dry_run
-                && let Err(error) = place::touch(place, &attributes)
-            {
-                self.fail(&error);
-            }
-            return None;
+        let opening = Destination::open(place, wanted, &self.setup)?;
+        if let Some(warning) = opening.recovered.warning(&path) {
+            self.reporter.event(Event::Warning(&warning));
         }
-        if self.options.dry_run {
-            self.foretell(entry, place.as_ref());
-            return None;
-        }
+        Ok(Some(opening.opened))
+    }
+
+    /// How a file is to be sent.
+    fn how(&self, entry: &Entry) -> How {
         let is_sparse = entry.kind == Type::Device || entry.allocated < entry.length;
-        Some(match self.far.sparse {
+        match self.far.sparse {
             _ if !is_sparse || !self.options.hole_map => How::Whole,
             How::Tar(_) if entry.kind == Type::Device => How::Whole,
             How::Tar(_) if entry.allocated >= LARGE => How::Tar(LARGE_FACTOR),
             other => other,
-        })
+        }
     }
 
-    /// What a run would do with a file.
-    fn foretell(&mut self, entry: &Entry, place: Option<&Place>) {
-        let request = self.request(entry);
-        if let Some(Err(error)) = place.map(|place| open::preview(place, &request)) {
-            return self.fail(&error);
-        }
+    fn count_sent(&mut self, entry: &Entry, data: u64) {
         let stats = &mut self.stats;
         stats.files_sent += 1;
-        stats.data_bytes = stats.data_bytes.saturating_add(entry.allocated);
-        stats.sent_data_bytes = stats.sent_data_bytes.saturating_add(entry.allocated);
-        self.report(entry, Outcome::Sent(entry.allocated));
-    }
-
-    fn request(&mut self, entry: &Entry) -> apply::Request {
-        let attributes = attributes_of(&entry.metadata, &self.options, self.umask, &mut self.names);
-        apply::Request { length: entry.length, data: entry.allocated, whole: true, attributes }
-    }
-
-    fn is_unchanged(&self, place: &Place, entry: &Entry) -> bool {
-        let options = &self.options;
-        let Ok(Some(stat)) = place.stat() else { return false };
-        // What is known, or kept, in whole seconds is compared in whole seconds.
-        let exact = entry.is_exact && stat.st_mtime_nsec != 0;
-        let same_time = options.times
-            && entry.metadata.mtime.is_some_and(|(seconds, nanoseconds)| {
-                seconds == stat.st_mtime && (!exact || i64::from(nanoseconds) == stat.st_mtime_nsec)
-            });
-        stat.st_mode & libc::S_IFMT == libc::S_IFREG
-            && stat.st_size as u64 == entry.length
-            && !(options.checksum || options.ignore_times)
-            && (options.size_only || same_time)
+        stats.data_bytes = stats.data_bytes.saturating_add(data);
+        stats.sent_data_bytes = stats.sent_data_bytes.saturating_add(data);
+        self.report(entry, Outcome::Sent(data));
     }
 
     /// Takes the answer to a request: the file, or why there is none.
-    fn file(&mut self, asked: Asked, base: &Base) -> Result<()> {
-        let Asked { entry, how, .. } = asked;
+    fn file(&mut self, asked: Asked) -> Result<()> {
+        let Asked { entry, how, destination, .. } = asked;
         if let Err(why) = self.far.answer(b"sent")? {
             self.failed_there(&entry, &why);
             return Ok(());
         }
-        let destination = self.open(&entry, base);
-        let mut sink = ArrivingFile::new(destination, self.reporter);
+        let mut sink = ArrivingFile::new(*destination, self.reporter);
         let sent = match self.far.content(&entry, how, &mut sink).and_then(|()| self.far.answer(b"done")) {
             Ok(sent) => sent,
             Err(error) => {
@@ -326,25 +313,15 @@ impl Download<'_> {
         match (sent, finished) {
             (Err(why), _) => self.failed_there(&entry, &why),
             (Ok(()), Err(error)) => self.fail(&error),
-            (Ok(()), Ok((written, punched))) => {
+            (Ok(()), Ok(done)) => {
                 let stats = &mut self.stats;
-                stats.files_sent += 1;
-                stats.data_bytes = stats.data_bytes.saturating_add(data);
-                stats.sent_data_bytes += data;
-                stats.written_bytes += written;
+                stats.written_bytes += done.map_or(0, |done| done.written);
+                let punched = done.map_or(0, |done| done.punched);
                 stats.punched_bytes = stats.punched_bytes.saturating_add(punched);
-                self.report(&entry, Outcome::Sent(data));
+                self.count_sent(&entry, data);
             }
         }
         Ok(())
-    }
-
-    fn open(&mut self, entry: &Entry, base: &Base) -> Result<Destination> {
-        let request = self.request(entry);
-        let Some(place) = base.place(&entry.target, false)? else {
-            return Err(Error::refused(entry.path(), "has no directory"));
-        };
-        Destination::open(place, request, Arc::clone(&self.options))
     }
 
     fn failed_there(&mut self, entry: &Entry, why: &str) {
