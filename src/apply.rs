@@ -286,9 +286,6 @@ impl Destination {
         if self.basis_state() != BasisState::Blank || self.task.counts.written > 0 {
             return Err(Error::refused(self.path(), "there is something already"));
         }
-        if self.task.wanted.length == 0 {
-            return Ok(0);
-        }
         let Destination { task, way, .. } = self;
         let cloned = sys::clone_file(source, way.file(task)?);
         if cloned.map_err(|error| task.failed("clone into", error, OldFile::Whole))? {

@@ -295,3 +295,34 @@ impl Sealed {
         Ok((written, zeroed))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every other page of the old file is changed, some of them twice.
+    #[test]
+    fn a_log_of_more_ranges_than_fit_in_memory_is_completed_all_the_same() {
+        let file = || tempfile::tempfile().unwrap();
+        let (old, data, log, page) = (file(), file(), file(), 4096);
+        let mut wanted = vec![1; 64 * page];
+        old.write_all_at(&wanted, 0).unwrap();
+        let identity = Identity::of(&old).unwrap();
+        let mut stage = Stage::begin(data.try_clone().unwrap(), log, identity).unwrap();
+        for at in (0..64).step_by(2).rev().map(|index| index * page) {
+            stage.write(at as u64, &vec![2; page]).unwrap();
+            wanted[at..at + page].fill(2);
+        }
+        for at in (0..64).step_by(8).map(|index| index * page + 7) {
+            stage.zero(at as u64..(at + 99) as u64).unwrap();
+            wanted[at..at + 99].fill(0);
+        }
+        stage.flush().unwrap();
+        let length = wanted.len() as u64;
+        let copied = stage.complete_in_stretches(&old, length, identity, 5).unwrap();
+        assert_eq!(copied, length / 2);
+        let mut found = vec![0; wanted.len()];
+        data.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == wanted);
+    }
+}

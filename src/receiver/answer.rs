@@ -107,7 +107,7 @@ fn answer(
     };
     let (basis, blank) = (destination.basis(), destination.basis_state() == BasisState::Blank);
     // Where it shall be read back, or zeros are to be allocated, the long way is needed.
-    let can_borrow = shared.beside_source && blank && !options.verify && !options.preallocate;
+    let can_borrow = shared.beside_source && blank && length > 0 && !options.verify && !options.preallocate;
     let (has_map, resized) = (basis.is_some(), destination.changes_length());
     let begun = Begun { id, entry, destination, grid, has_map, blank, whole };
     // The applying thread may be gone only when the run is over.
