@@ -18,10 +18,10 @@
 //!
 //! | there | way | differs in step 7 |
 //! |---|---|---|
-//! | nothing, a symlink, nothing worth comparing | [`fresh`]: a temp file | |
-//! | a file, and the file system clones; `--commit=atomic`; a file that must not be written; a file system that cannot reserve or punch | [`mod@clone`]: a clone or copy is patched | |
-//! | a file otherwise | [`staged`]: a stage and its log | completed like the others, or sealed: the old file is still the one of step 4; room is reserved in it; sync of the stage; seal; sync of log and directory; replay; attributes; sync; removal of the log; reading back |
-//! | a file and `--inplace`, a block device | [`direct`]: itself | length; sync; reading back; attributes; sync |
+//! | nothing, a symlink, nothing worth comparing | `fresh`: a temp file | |
+//! | a file, and the file system clones; `--commit=atomic`; a file that must not be written; a file system that cannot reserve or punch | `clone`: a clone or copy is patched | |
+//! | a file otherwise | `staged`: a stage and its log | completed like the others, or sealed: the old file is still the one of step 4; room is reserved in it; sync of the stage; seal; sync of log and directory; replay; attributes; sync; removal of the log; reading back |
+//! | a file and `--inplace`, a block device | `direct`: itself | length; sync; reading back; attributes; sync |
 //!
 //! Guaranteed, but for the last row: the file is the old one until the new one is on
 //! storage, or a sealed log is from which it will be finished. What came is kept when a run
@@ -36,7 +36,7 @@
 mod attributes;
 mod clone;
 mod commit;
-pub mod copy;
+mod copy;
 mod direct;
 mod fresh;
 mod open;
@@ -57,20 +57,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use crate::apply::attributes::Attributes;
-use crate::apply::clone::Replica;
-use crate::apply::commit::{OldFile, Task};
+use crate::apply::commit::{OldFile, Task, Way};
 use crate::apply::copy::{CopyError, copy_data};
-use crate::apply::direct::Direct;
-use crate::apply::fresh::Fresh;
 pub use crate::apply::open::{Opened, Opening, Precision, Preview, Setup, is_same_time};
-use crate::apply::place::Old;
 pub use crate::apply::place::{Place, finish_directory};
-use crate::apply::staged::Staged;
 use crate::error::{Error, Result};
 use crate::hashmap::{Hash, PAGE};
 use crate::scan::{FileImage, FileState, Image};
 use crate::sys;
-use crate::working::Working;
 
 /// What is wanted of a destination.
 #[derive(Debug, Clone)]
@@ -137,14 +131,6 @@ pub struct Destination {
     unsynced: Unsynced,
 }
 
-/// How new content becomes the file.
-enum Way {
-    Fresh(Fresh),
-    Replica(Replica),
-    Staged(Staged),
-    Direct(Direct),
-}
-
 /// Written and not yet on its way to storage.
 #[derive(Default)]
 struct Unsynced {
@@ -163,47 +149,6 @@ fn check_device_size(place: &Place, size: u64, length: u64, state: &str) -> Resu
         return Err(Error::refused(&place.path, why));
     }
     Ok(())
-}
-
-impl Way {
-    /// The file that was there.
-    fn old(&self) -> Option<&Old> {
-        match self {
-            Way::Fresh(fresh) => fresh.old(),
-            Way::Replica(replica) => Some(replica.old()),
-            Way::Staged(staged) => Some(staged.old()),
-            Way::Direct(direct) => Some(direct.old()),
-        }
-    }
-
-    /// Whether working files were made, or what is there is written itself.
-    fn has_begun(&self) -> bool {
-        match self {
-            Way::Fresh(fresh) => fresh.has_begun(),
-            Way::Replica(replica) => replica.has_begun(),
-            Way::Staged(staged) => staged.has_begun(),
-            Way::Direct(_) => true,
-        }
-    }
-
-    /// The file that is written to.
-    fn file(&mut self, task: &Task) -> Result<&File> {
-        match self {
-            Way::Fresh(fresh) => fresh.file(task),
-            Way::Replica(replica) => replica.file(task),
-            Way::Staged(staged) => staged.file(task),
-            Way::Direct(direct) => Ok(direct.file()),
-        }
-    }
-
-    fn is_device(&self) -> bool {
-        matches!(self, Way::Direct(direct) if direct.old().is_device())
-    }
-
-    /// What an error before the end leaves of the old file.
-    fn old_file(&self) -> OldFile {
-        if matches!(self, Way::Direct(_)) { OldFile::PartlyWritten } else { OldFile::Whole }
-    }
 }
 
 impl Destination {
@@ -392,14 +337,8 @@ impl Destination {
     /// Removes what was gathered, which is of no use to anybody. After an error on a full
     /// disk, what earlier runs left goes, too: it would only be in the way.
     pub fn discard(&self, error: Option<&Error>) {
-        let kinds: &[Working] = match &self.way {
-            _ if !self.way.has_begun() => &[],
-            Way::Fresh(_) | Way::Replica(_) => &[Working::Temp, Working::Clone],
-            Way::Staged(_) => &[Working::Log, Working::Stage],
-            Way::Direct(_) => &[],
-        };
         // What cannot be removed is found by the next run.
-        let _ = self.task.place.remove(kinds);
+        let _ = self.task.place.remove(self.way.working_files());
         if let Some(error) = error {
             self.task.make_room_after(error);
         }

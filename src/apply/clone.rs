@@ -50,7 +50,6 @@ impl Replica {
 /// goes on from it; until then it is a clone in the making.
 fn begin(task: &Task, old: &Old) -> Result<File> {
     let place = &task.place;
-    place.remove(&[Working::Clone]).map_err(place.error("clean up after"))?;
     let temp = place.create(Working::Clone).map_err(place.error("create the temp file of"))?;
     let temp = place.locked(temp)?;
     ranges::copy_all(&old.file, &temp).map_err(|error| task.failed("copy", error, OldFile::Whole))?;

@@ -12,7 +12,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
 use crate::apply::clone::Replica;
-use crate::apply::commit::{Counts, Task};
+use crate::apply::commit::{Counts, Task, Way};
 use crate::apply::direct::Direct;
 use crate::apply::fresh::Fresh;
 use crate::apply::overlay::Overlay;
@@ -22,7 +22,7 @@ use crate::apply::recover::{self, Recovered};
 use crate::apply::stage::Stage;
 use crate::apply::stage_log::Identity;
 use crate::apply::staged::Staged;
-use crate::apply::{Basis, Destination, QuickCheck, Unsynced, Wanted, Way, check_device_size};
+use crate::apply::{Basis, Destination, QuickCheck, Unsynced, Wanted, check_device_size};
 use crate::error::{Error, Result};
 use crate::options::{Commit, Options};
 use crate::scan::{FileImage, FileState};
@@ -44,7 +44,7 @@ impl Setup {
         Setup { options, probed: Mutex::default() }
     }
 
-    /// What the file system of an old file can do, tried once with an unnamed file.
+    /// What the file system of an old file can do, tried once with an unnamed file: step 4.
     fn abilities(&self, place: &Place, old: &File, device: u64) -> Abilities {
         let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(&known) = probed.get(&device) {
@@ -139,7 +139,10 @@ impl Destination {
         let destination = match stat.as_ref().map(kind_of) {
             Some(SFlag::S_IFREG) => existing(task, setup),
             Some(SFlag::S_IFBLK) => device(task),
-            _ => fresh(task, setup, None),
+            _ => {
+                remove_drafts(&task, &[Working::Clone])?;
+                fresh(task, setup, None)
+            }
         };
         Ok(Opening { recovered, opened: Opened::Different(Box::new(destination?)) })
     }
@@ -150,7 +153,7 @@ impl Destination {
     }
 }
 
-/// What is there to compare with, without writing anything.
+/// Steps 1 and 3 of a dry run, which writes nothing.
 fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, options: &Options) -> Result<Opening> {
     let opening = |opened| Ok(Opening { recovered: Recovered::Nothing, opened });
     if stat.is_some_and(|stat| is_equal(&stat, wanted, options)) {
@@ -175,7 +178,7 @@ fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, options: &Opt
     opening(Opened::Preview(Preview { basis, changes_length }))
 }
 
-/// rsync's quick check.
+/// Step 3: rsync's quick check.
 fn is_equal(stat: &FileStat, wanted: &Wanted, options: &Options) -> bool {
     let QuickCheck::Time(precision) = wanted.quick_check else { return false };
     let there = (stat.st_mtime, stat.st_mtime_nsec as u32);
@@ -222,7 +225,6 @@ fn remove_drafts(task: &Task, kinds: &[Working]) -> Result<()> {
 /// Into a temp file that starts empty, or with what an earlier run left. Stage and log of an
 /// earlier run stay until it has taken its place.
 fn fresh(task: Task, setup: &Setup, old: Option<Old>) -> Result<Destination> {
-    remove_drafts(&task, &[Working::Clone])?;
     if !task.wanted.whole
         && let Some(temp) = resumable_temp(&task)?
     {
@@ -249,8 +251,10 @@ fn resumable_temp(task: &Task) -> Result<Option<File>> {
     leftover.map(|temp| place.locked_temp(temp)).transpose()
 }
 
+/// Steps 4 and 5 where there is a file.
 fn existing(mut task: Task, setup: &Setup) -> Result<Destination> {
     let old = task.place.open_old()?;
+    remove_drafts(&task, &[Working::Clone])?;
     let commit = task.options.commit;
     if commit == Commit::InPlace {
         return in_place(task, setup, old);
@@ -270,7 +274,6 @@ fn existing(mut task: Task, setup: &Setup) -> Result<Destination> {
     if commit == Commit::Auto && may_change && !task.can.clone {
         return staged(task, old);
     }
-    remove_drafts(&task, &[Working::Clone])?;
     if let Some(temp) = resumable_temp(&task)? {
         return resumed(task, setup, Some(old), temp);
     }
@@ -283,7 +286,7 @@ fn in_place(mut task: Task, setup: &Setup, old: Old) -> Result<Destination> {
     if old.access != Access::Write {
         return Err(Error::refused(&place.path, "cannot be written in place (read-only, or busy)"));
     }
-    remove_drafts(&task, &[Working::Temp, Working::Clone])?;
+    remove_drafts(&task, &[Working::Temp])?;
     let mut basis = None;
     if !task.wanted.whole {
         basis = Some(basis_of(&old.file).map_err(place.error("open"))?);
@@ -294,7 +297,7 @@ fn in_place(mut task: Task, setup: &Setup, old: Old) -> Result<Destination> {
 
 /// Beside the old file, going on with what an earlier run left.
 fn staged(task: Task, old: Old) -> Result<Destination> {
-    remove_drafts(&task, &[Working::Temp, Working::Clone])?;
+    remove_drafts(&task, &[Working::Temp])?;
     let place = &task.place;
     let resume = |data: File, log: File| -> io::Result<_> {
         let over = data.try_clone()?;

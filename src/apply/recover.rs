@@ -43,7 +43,7 @@ impl Recovered {
 }
 
 /// Finishes what a crash interrupted between sealing a log and the end of its
-/// replay.
+/// replay: step 2 of [`apply`](crate::apply).
 ///
 /// # Errors
 ///
@@ -72,7 +72,8 @@ pub fn recover(place: &Place, sync: bool) -> Result<Recovered> {
 fn open_sealed(place: &Place, old: &File) -> Result<Option<Sealed>> {
     let log = place.peek(Working::Log).map_err(place.error("open the log of"))?;
     let data = place.peek(Working::Stage).map_err(place.error("open the stage of"))?;
-    let Some(((log, log_owner), (data, data_owner))) = log.zip(data) else { return Ok(None) };
+    let Some((log, log_owner)) = log else { return Ok(None) };
+    let Some((data, data_owner)) = data else { return Ok(None) };
     let metadata = old.metadata().map_err(place.error("look at"))?;
     let trusted = [nix::unistd::geteuid().as_raw(), metadata.uid()];
     let identity = Identity::of(old).map_err(place.error("look at"))?;
@@ -97,16 +98,17 @@ fn finish(place: &Place, old: &Old, sealed: &Sealed, sync: bool) -> Result<Recov
     if hashmap::root_of(&overlay, &grid, |_| true).map_err(place.error("read the stage of"))? != Some(root) {
         return Ok(Recovered::Damaged);
     }
+    let mut attributes_set = Ok(());
     if old.access == Access::Write {
         if sync {
             sealed.sync().and_then(|()| place.sync_dir()).map_err(place.error("sync the log of"))?;
         }
-        replay(place, sealed, &old.file, sync)?;
+        attributes_set = replay(place, sealed, &old.file, sync)?;
     }
     // What may not be written may have been made so at the end of the replay.
     check_root(place, &old.file, &grid, &root)?;
     forget_stage(place, sync).map_err(place.error("remove the log of"))?;
-    Ok(Recovered::Finished(root))
+    attributes_set.map(|()| Recovered::Finished(root))
 }
 
 /// An error of reading a log; one of another version is named.
@@ -120,14 +122,15 @@ fn log_error(place: &Place, error: io::Error) -> Error {
     Error::refused(log, why)
 }
 
-/// Writes a sealed stage into the old file and has it on storage.
-pub(super) fn replay(place: &Place, sealed: &Sealed, old: &File, sync: bool) -> Result<(u64, u64)> {
-    let counts = sealed.replay(old).map_err(place.error("finish writing"))?;
-    sealed.seal.attributes.set(old).map_err(place.error("set the attributes of"))?;
+/// Writes a sealed stage into the old file and has it on storage. The inner result is that
+/// of the attributes: whatever becomes of them, the log is of no more use.
+pub(super) fn replay(place: &Place, sealed: &Sealed, old: &File, sync: bool) -> Result<Result<()>> {
+    sealed.replay(old).map_err(place.error("finish writing"))?;
+    let set = sealed.seal.attributes.set(old).map_err(place.error("set the attributes of"));
     if sync {
         old.sync_all().map_err(place.error("sync"))?;
     }
-    Ok(counts)
+    Ok(set)
 }
 
 /// Removes log and stage, in an order that never leaves a log alone.

@@ -8,7 +8,7 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use crate::apply::overlay::{New, Overlay, Runs};
+use crate::apply::overlay::{Overlay, RangeKind, Runs};
 use crate::apply::ranges::{self, copy_between, make_zero, set_length};
 use crate::apply::stage_log::{
     Identity, KIND_SEAL, LogReader, MAX_RUNS, Seal, digest_of, each_stretch, encode, kind_of,
@@ -22,7 +22,7 @@ pub struct Stage {
     data: File,
     log: BufWriter<File>,
     /// The record that still grows.
-    open: Option<(Range<u64>, New)>,
+    open: Option<(Range<u64>, RangeKind)>,
     bytes: u64,
     records: usize,
     unflushed: u64,
@@ -84,7 +84,7 @@ impl Stage {
         self.data.write_all_at(bytes, at)?;
         self.bytes += bytes.len() as u64;
         self.unflushed += bytes.len() as u64;
-        self.record(at..at + bytes.len() as u64, New::Data)?;
+        self.record(at..at + bytes.len() as u64, RangeKind::Data)?;
         if self.unflushed >= FLUSH_EVERY {
             self.unflushed = 0;
             self.flush()?;
@@ -94,12 +94,12 @@ impl Stage {
 
     /// Records that a range becomes zeros.
     pub fn zero(&mut self, range: Range<u64>) -> io::Result<()> {
-        self.record(range, New::Zero)
+        self.record(range, RangeKind::Zero)
     }
 
     /// Records that a range of allocated zeros is to be given back.
     pub fn free(&mut self, range: Range<u64>) -> io::Result<()> {
-        self.record(range, New::Free)
+        self.record(range, RangeKind::Free)
     }
 
     /// Has every record reach the log file, so that the next run finds it.
@@ -110,7 +110,7 @@ impl Stage {
         self.log.flush()
     }
 
-    fn record(&mut self, range: Range<u64>, new: New) -> io::Result<()> {
+    fn record(&mut self, range: Range<u64>, new: RangeKind) -> io::Result<()> {
         match &mut self.open {
             Some((open, same)) if *same == new && open.end == range.start => open.end = range.end,
             _ => {
@@ -172,7 +172,7 @@ impl Stage {
         };
         while let Some((range, new)) = reader.next_record()? {
             let range = range.start.min(length)..range.end.min(length);
-            if new == New::Data && !each(range)? {
+            if new == RangeKind::Data && !each(range)? {
                 return Ok(false);
             }
         }
@@ -206,7 +206,7 @@ impl Stage {
                 copy_between(old, data, extent)?;
             }
             for (range, new) in runs.iter() {
-                if new != New::Data && range.start < data.metadata()?.len() {
+                if new != RangeKind::Data && range.start < data.metadata()?.len() {
                     make_zero(data, range, false)?;
                 }
             }
@@ -276,15 +276,15 @@ impl Sealed {
             let range = range.start.min(length)..range.end.min(length);
             let bytes = range.end - range.start;
             match new {
-                New::Data => {
+                RangeKind::Data => {
                     written += bytes;
                     copy_between(&self.data, old, range)?;
                 }
-                New::Zero => {
+                RangeKind::Zero => {
                     zeroed += bytes;
                     make_zero(old, range, preallocate)?;
                 }
-                New::Free => {
+                RangeKind::Free => {
                     zeroed += bytes;
                     // They are zeros, whether or not the file system takes them.
                     sys::punch_hole(old, range)?;

@@ -17,7 +17,7 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 
 use crate::apply::attributes::Attributes;
-use crate::apply::overlay::{New, Runs};
+use crate::apply::overlay::{RangeKind, Runs};
 use crate::hashmap::Hash;
 use crate::scan;
 
@@ -136,11 +136,11 @@ impl Identity {
 }
 
 /// The number of a kind of range.
-pub(super) fn kind_of(new: New) -> u32 {
+pub(super) fn kind_of(new: RangeKind) -> u32 {
     match new {
-        New::Data => KIND_DATA,
-        New::Zero => KIND_ZERO,
-        New::Free => KIND_FREE,
+        RangeKind::Data => KIND_DATA,
+        RangeKind::Zero => KIND_ZERO,
+        RangeKind::Free => KIND_FREE,
     }
 }
 
@@ -210,7 +210,7 @@ impl<'a> LogReader<'a> {
     }
 
     /// The next range; `None` at the end, wherever that is.
-    pub fn next_record(&mut self) -> io::Result<Option<(Range<u64>, New)>> {
+    pub fn next_record(&mut self) -> io::Result<Option<(Range<u64>, RangeKind)>> {
         let mut record = [0; RECORD];
         match self.input.read_exact(&mut record) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -218,9 +218,9 @@ impl<'a> LogReader<'a> {
         }
         let Some((range, kind)) = decode(&record) else { return Ok(None) };
         let new = match kind {
-            KIND_DATA => New::Data,
-            KIND_ZERO => New::Zero,
-            KIND_FREE => New::Free,
+            KIND_DATA => RangeKind::Data,
+            KIND_ZERO => RangeKind::Zero,
+            KIND_FREE => RangeKind::Free,
             KIND_SEAL => {
                 self.seal = (range.end <= MAX_SEAL).then_some(range.end);
                 return Ok(None);

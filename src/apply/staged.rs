@@ -104,7 +104,9 @@ enum End {
 fn begin(task: &Task, old: &Old) -> Result<Stage> {
     let place = &task.place;
     let create = || -> io::Result<Stage> {
-        place.remove(&[Working::Stage, Working::Log])?;
+        if task.has_leftover_stage() {
+            place.remove(&[Working::Log, Working::Stage])?;
+        }
         let identity = Identity::of(&old.file)?;
         Stage::begin(place.create(Working::Stage)?, place.create(Working::Log)?, identity)
     };
@@ -160,8 +162,9 @@ fn seal(task: &Task, old: &Old, stage: Stage, root: &Hash) -> Result<()> {
     let sealed = stage.seal(&seal, fsync).map_err(|error| task.failed("seal", error, OldFile::Whole));
     let sealed = task.or_make_room(sealed)?;
     task.sync_dir()?;
-    replay(place, &sealed, &old.file, fsync)?;
+    let attributes_set = replay(place, &sealed, &old.file, fsync)?;
     forget_stage(place, fsync).map_err(place.error("clean up after"))?;
+    attributes_set?;
     task.free_excess(&old.file).map_err(place.error("punch holes into"))?;
     restore_mtime(task, &old.file)?;
     task.verify(&old.file, root)

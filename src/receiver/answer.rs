@@ -74,18 +74,16 @@ fn answer(
     maps: &SyncSender<Mapped>,
 ) -> Result<Result<()>> {
     let options = &shared.options;
-    let id = job.id;
+    let Job { id, entry, base, wanted } = job;
     // It is kept as long as nothing is written: somebody may put another in its place.
     let mut directory = std::mem::take(last);
-    let Some(place) = job.base.place_after(&mut directory, &job.entry, options.dry_run)? else {
+    let Some(place) = base.place_after(&mut directory, &entry, options.dry_run)? else {
         return Ok(shared.tell(Message::NoBasis { id, resized: true }));
     };
-    let Job { id, entry, wanted, .. } = job;
     let (length, whole) = (wanted.length, wanted.whole);
     let opening = Destination::open(place.clone(), wanted, &shared.setup)?;
-    if let Some(warning) = opening.recovered.warning(&place.path)
-        && let Err(gone) = shared.warn(warning)
-    {
+    let warning = opening.recovered.warning(&place.path);
+    if let Some(Err(gone)) = warning.map(|warning| shared.warn(warning)) {
         return Ok(Err(gone));
     }
     let grid = Grid { length, block: options.block_size };
@@ -105,14 +103,15 @@ fn answer(
         }
         Opened::Different(destination) => *destination,
     };
-    let (basis, blank) = (destination.basis(), destination.basis_state() == BasisState::Blank);
+    let basis = destination.basis();
+    let (has_map, blank) = (basis.is_some(), destination.basis_state() == BasisState::Blank);
     // Where it shall be read back, or zeros are to be allocated, the long way is needed.
     let can_borrow = shared.beside_source && blank && length > 0 && !options.verify && !options.preallocate;
-    let (has_map, resized) = (basis.is_some(), destination.changes_length());
+    let resized = destination.changes_length();
     let begun = Begun { id, entry, destination, grid, has_map, blank, whole };
+    shared.asked.fetch_add(1, Ordering::Relaxed);
     // The applying thread may be gone only when the run is over.
     let pass_on = |mapped| maps.send(mapped).is_ok();
-    shared.asked.fetch_add(1, Ordering::Relaxed);
     if !pass_on(Mapped::Begin(Box::new(begun))) {
         return Ok(Ok(()));
     }

@@ -21,13 +21,11 @@ const ACCEPT: &str = "HOLESYNC_TEST_ACCEPT";
 const CALLS: &str = "openat2,newfstatat,statx,flock,ioctl,fallocate,ftruncate,pwrite64,write,\
     copy_file_range,fchmod,?fchmodat2,fchownat,utimensat,fsync,fdatasync,renameat,unlinkat";
 
-/// An agent whose calls are recorded in `log`.
-fn traced(dir: &Path, log: &Path) -> Peer {
+/// An agent whose calls are recorded in `log`; `inject`: what strace does to some.
+fn traced(dir: &Path, log: &Path, inject: &str) -> Peer {
     let log = log.to_str().expect("a plain path");
-    Peer::script(
-        dir,
-        &format!("RAYON_NUM_THREADS=1 exec strace -f -qq -y -s 64 -o '{log}' -e 'trace={CALLS}' $command"),
-    )
+    let strace = format!("strace -f -qq -y -s 64 -o '{log}' -e 'trace={CALLS}' {inject}");
+    Peer::script(dir, &format!("RAYON_NUM_THREADS=1 exec {strace} $command"))
 }
 
 /// Calls on one destination.
@@ -152,6 +150,10 @@ fn compare(way: &str, found: &str) {
 
 /// A redeployment, and what it did; `changes`: every how many blocks one differs.
 fn redeploy(way: &str, fs: Fs, flags: &[&str], changes: Option<usize>) {
+    redeploy_with(way, fs, flags, changes, "");
+}
+
+fn redeploy_with(way: &str, fs: Fs, flags: &[&str], changes: Option<usize>, inject: &str) {
     let (Some(target), true) = (lab::dir(fs), can_trace()) else { return };
     let (sources, mut rng) = (lab::scratch(), Rng(29));
     let old = Layout::dense("old", 20 * BLOCK + 777, &mut rng).punch(8 * BLOCK..10 * BLOCK);
@@ -160,7 +162,7 @@ fn redeploy(way: &str, fs: Fs, flags: &[&str], changes: Option<usize>) {
     let log = sources.path().join("calls");
     // What is asked and what is packed follows the clock.
     let flags = &[flags, &["--leaf-size=64K", "--compress=none"]].concat();
-    redeploy.finish(&traced(sources.path(), &log), flags, "new");
+    redeploy.finish(&traced(sources.path(), &log, inject), flags, "new");
     compare(way, &Record::of(&redeploy.image()).lines(&std::fs::read_to_string(log).expect("read the log")));
 }
 
@@ -189,6 +191,19 @@ fn a_completed_stage() {
     redeploy("completed", Fs::Ext4, &[], Some(1));
 }
 
+/// What a file system cannot is found before data comes: a copy is patched from the start.
+#[test]
+fn a_copy_where_no_room_can_be_reserved() {
+    redeploy_with("no-reserve", Fs::Ext4, &[], Some(4), "-e inject=fallocate:error=EOPNOTSUPP");
+}
+
+/// A single file may lack what its file system has, which shows at the end.
+#[test]
+fn a_stage_of_a_file_in_which_no_room_can_be_reserved() {
+    let inject = "-e inject=fallocate:error=EOPNOTSUPP:when=4+";
+    redeploy_with("file-without-reserve", Fs::Ext4, &[], Some(4), inject);
+}
+
 #[test]
 fn in_place() {
     redeploy("in-place", Fs::Ext4, &["--inplace"], Some(4));
@@ -202,7 +217,7 @@ fn an_image_that_is_equal() {
     let redeploy = Redeploy::new(sources.path(), target.path(), None, &new, &new);
     redeploy.finish(&Peer::pipe(sources.path()), &[], "new");
     let log = sources.path().join("calls");
-    redeploy.finish(&traced(sources.path(), &log), &[], "new");
+    redeploy.finish(&traced(sources.path(), &log, ""), &[], "new");
     compare(
         "equal",
         &Record::of(&redeploy.image()).lines(&std::fs::read_to_string(log).expect("read the log")),
@@ -220,7 +235,7 @@ fn a_device() {
     old.write(&behind);
     every(4, &old, &mut Rng(34)).punch(14 * BLOCK..15 * BLOCK).write(&new);
     let device = Loop::over(&behind);
-    run(traced(dir.path(), &log).holesync().arg(&new).arg(at(&device.0))).ok();
+    run(traced(dir.path(), &log, "").holesync().arg(&new).arg(at(&device.0))).ok();
     assert_begins_with(&device.0, &new);
     compare("device", &Record::of(&device.0).lines(&std::fs::read_to_string(log).expect("read the log")));
 }

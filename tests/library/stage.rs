@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use holesync::apply::Attributes;
-use holesync::apply::overlay::{New, Overlay, Runs};
+use holesync::apply::overlay::{Overlay, RangeKind, Runs};
 use holesync::apply::stage::{Sealed, Stage};
 use holesync::apply::stage_log::{Identity, Seal};
 use holesync::scan::{FileImage, Image};
@@ -206,12 +206,12 @@ proptest! {
         let mut runs = Runs::default();
         let mut model = [None; 80];
         for &(start, len, data) in &inserts {
-            let new = if data { New::Data } else { New::Zero };
+            let new = if data { RangeKind::Data } else { RangeKind::Zero };
             runs.insert(start..start + len, new);
             model[start as usize..(start + len) as usize].fill(Some(new));
         }
         let mut found = [None; 80];
-        let mut last: Option<(u64, New)> = None;
+        let mut last: Option<(u64, RangeKind)> = None;
         for (range, new) in runs.iter() {
             prop_assert!(range.start < range.end);
             prop_assert!(last.is_none_or(|(end, kind)| end < range.start || end == range.start && kind != new));
