@@ -11,7 +11,7 @@ use crate::common::check::assert_begins_with;
 use crate::common::faults::can_trace;
 use crate::common::lab::{self, Fs, Loop};
 use crate::common::layout::{Layout, Rng};
-use crate::common::peer::{Peer, at};
+use crate::common::peer::{Peer, at, shell_word};
 use crate::common::process::{run, run_on};
 use crate::common::redeploy::{Redeploy, every};
 
@@ -162,7 +162,8 @@ fn redeploy_with(way: &str, fs: Fs, flags: &[&str], changes: Option<usize>, inje
     let log = sources.path().join("calls");
     // What is asked and what is packed follows the clock.
     let flags = &[flags, &["--leaf-size=64K", "--compress=none"]].concat();
-    redeploy.finish(&traced(sources.path(), &log, inject), flags, "new");
+    let inject = inject.replace("IMAGE", &shell_word(&redeploy.image()));
+    redeploy.finish(&traced(sources.path(), &log, &inject), flags, "new");
     compare(way, &Record::of(&redeploy.image()).lines(&std::fs::read_to_string(log).expect("read the log")));
 }
 
@@ -197,10 +198,11 @@ fn a_copy_where_no_room_can_be_reserved() {
     redeploy_with("no-reserve", Fs::Ext4, &[], Some(4), "-e inject=fallocate:error=EOPNOTSUPP");
 }
 
-/// A single file may lack what its file system has, which shows at the end.
+/// A single file may lack what its file system has, which shows at the end. Only calls on
+/// that file are recorded here.
 #[test]
 fn a_stage_of_a_file_in_which_no_room_can_be_reserved() {
-    let inject = "-e inject=fallocate:error=EOPNOTSUPP:when=4+";
+    let inject = "-P IMAGE -e inject=fallocate:error=EOPNOTSUPP";
     redeploy_with("file-without-reserve", Fs::Ext4, &[], Some(4), inject);
 }
 
