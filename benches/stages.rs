@@ -17,8 +17,7 @@ use blake3::hazmat::{
 };
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
-use holesync::apply::place::{Attributes, Place};
-use holesync::apply::{Destination, Request};
+use holesync::apply::{Attributes, Destination, Opened, Place, QuickCheck, Setup, Wanted};
 use holesync::hashmap::plan::{BlockMap, Run};
 use holesync::hashmap::{self, Grid, Key, PAGE};
 use holesync::options::{BlockSize, Options};
@@ -229,9 +228,11 @@ fn apply(path: &Path, bytes: &[u8], part: Range<usize>) {
     let place = Place { dir: Arc::new(dir.into()), name, path: path.to_path_buf() };
     let length = bytes.len() as u64;
     let attributes = Attributes { new_mode: 0o600, ..Attributes::default() };
-    let request = Request { length, data: length, whole: false, attributes };
-    let options = Options { fsync: false, ..Options::default() };
-    let mut destination = Destination::open(place, request, Arc::new(options)).unwrap();
+    let quick_check = QuickCheck::Never;
+    let wanted = Wanted { length, data: length, whole: false, quick_check, attributes };
+    let setup = Setup::new(Arc::new(Options { fsync: false, ..Options::default() }));
+    let opening = Destination::open(place, wanted, &setup).unwrap();
+    let Opened::Different(mut destination) = opening.opened else { unreachable!() };
     for start in part.clone().step_by(MIB) {
         destination.write(start as u64, &bytes[start..part.end.min(start + MIB)]).unwrap();
     }

@@ -20,9 +20,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
-use crate::apply;
 use crate::apply::tree::DestinationTree;
 pub use crate::apply::tree::Target;
+use crate::apply::{Precision, QuickCheck, Setup, Wanted};
 use crate::error::{Error, Result};
 use crate::hashmap::Hash;
 use crate::hashmap::ahead::EarlyStart;
@@ -61,6 +61,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
     reporter: &dyn Reporter,
 ) -> Result<Stats> {
     let (outbox, outgoing) = outbox::queue();
+    let shared_options = Arc::new(options.clone());
     let shared = Shared {
         outbox,
         stats: Mutex::default(),
@@ -68,7 +69,8 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
         asked: AtomicUsize::new(0),
         stopped: AtomicBool::new(false),
         given_up: AtomicU64::new(u64::MAX),
-        options: Arc::new(options.clone()),
+        setup: Setup::new(Arc::clone(&shared_options)),
+        options: shared_options,
         beside_source: target.beside_source,
         reporter,
     };
@@ -237,10 +239,12 @@ impl Applier<'_> {
                 }
                 self.shared.reporter.event(Event::Found(allocated));
                 let whole = whole || self.shared.options.whole_file;
+                let quick_check =
+                    if retry { QuickCheck::Never } else { QuickCheck::Time(Precision::Nanoseconds) };
                 let attributes = tree.attributes(&entry.metadata);
-                let request = apply::Request { length, data: allocated, whole, attributes };
+                let wanted = Wanted { length, data: allocated, whole, quick_check, attributes };
                 let root = tree.root().clone();
-                let job = Job { id: entry.id, entry: entry.path, root, request, retry };
+                let job = Job { id: entry.id, entry: entry.path, root, wanted };
                 // A mapper that is gone took the connection with it; the next read says so.
                 let _ = self.jobs.send(job);
                 Ok(())
@@ -322,7 +326,7 @@ impl Applier<'_> {
                 self.give_up(id);
                 match (&error, std::mem::replace(&mut self.current, Current::Failed)) {
                     // On a full disk it would only be in the way.
-                    (Error::Space { .. }, Current::File(file)) => file.destination.discard(),
+                    (Error::Space { .. }, Current::File(file)) => file.destination.discard(Some(&error)),
                     (_, Current::File(file)) => file.destination.keep(),
                     _ => {}
                 }
@@ -390,7 +394,7 @@ impl Applier<'_> {
                 Ok(())
             }
             Current::File(file) => {
-                file.destination.discard();
+                file.destination.discard(None);
                 shared.tell(Message::Again { id: file.id, changed: true })
             }
             _ => Ok(()),
@@ -412,8 +416,7 @@ fn finish_files(shared: &Shared, queue: &Mutex<Receiver<Complete>>) {
     loop {
         let next = queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).recv();
         let Ok(Complete { file, root }) = next else { return };
-        let OpenFile { id, entry, destination, kept, received, resized, .. } = *file;
-        let changed = resized || destination.is_changed();
+        let OpenFile { id, entry, destination, kept, received, .. } = *file;
         if received > WORTH_TELLING {
             shared.reporter.event(Event::Phase(Phase::WritingBack));
             // Only a hint for the other end; a broken connection shows below.
@@ -421,12 +424,13 @@ fn finish_files(shared: &Shared, queue: &Mutex<Receiver<Complete>>) {
         }
         // The file is complete even when nobody is left to hear it.
         let _ = match destination.finish(&root, kept) {
-            Ok((written, punched)) => {
+            Ok(done) => {
                 let mut stats = shared.lock_stats();
-                stats.written_bytes += written;
-                stats.punched_bytes = stats.punched_bytes.saturating_add(punched);
+                stats.written_bytes += done.written;
+                stats.punched_bytes = stats.punched_bytes.saturating_add(done.punched);
                 drop(stats);
-                shared.report(&entry, if changed { Outcome::Sent(received) } else { Outcome::Unchanged });
+                shared
+                    .report(&entry, if done.changed { Outcome::Sent(received) } else { Outcome::Unchanged });
                 shared.tell(Message::Done { id })
             }
             Err(error) => shared.fail(id, &error, false),

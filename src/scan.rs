@@ -188,7 +188,7 @@ pub fn exceeds_cache(bytes: u64) -> bool {
 
 /// What tells that a file was changed, or is another. A device's times say nothing.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Seen {
+pub struct FileState {
     /// Its length in bytes.
     pub length: u64,
     times: Option<[i64; 4]>,
@@ -196,20 +196,20 @@ pub struct Seen {
     inode: u64,
 }
 
-impl Seen {
+impl FileState {
     /// The state that an open file is in.
     ///
     /// # Errors
     ///
     /// When the system cannot tell.
-    pub fn of(file: &File) -> io::Result<Seen> {
+    pub fn of(file: &File) -> io::Result<FileState> {
         let metadata = file.metadata()?;
         let (device, inode) = (metadata.dev(), metadata.ino());
         if !metadata.is_file() {
-            return Ok(Seen { length: sys::device_size(file)?, times: None, device, inode });
+            return Ok(FileState { length: sys::device_size(file)?, times: None, device, inode });
         }
         let times = [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];
-        Ok(Seen { length: metadata.len(), times: Some(times), device, inode })
+        Ok(FileState { length: metadata.len(), times: Some(times), device, inode })
     }
 
     /// Whether it shows when the file is changed.
@@ -237,7 +237,7 @@ impl Seen {
 
     /// Whether a file is still in this state. One that cannot be looked at is not.
     pub fn is_still(&self, file: &File) -> bool {
-        Seen::of(file).is_ok_and(|now| now == *self)
+        FileState::of(file).is_ok_and(|now| now == *self)
     }
 }
 
@@ -337,7 +337,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         for byte in 0..50 {
             file.write_all_at(&[byte], 0).unwrap();
-            let seen = Seen::of(&file).unwrap();
+            let seen = FileState::of(&file).unwrap();
             assert!(seen.will_show_changes());
             file.write_all_at(&[byte + 1], 0).unwrap();
             assert!(!seen.is_still(&file));
@@ -350,7 +350,7 @@ mod tests {
         let changed = SystemTime::now();
         let age = changed.duration_since(UNIX_EPOCH).unwrap();
         let times = Some([0, 0, age.as_secs() as i64, i64::from(age.subsec_nanos().max(1))]);
-        assert!(Seen { length: 1, times, device: 1, inode: 1 }.will_show_changes());
+        assert!(FileState { length: 1, times, device: 1, inode: 1 }.will_show_changes());
         assert!(changed.elapsed().unwrap() >= Duration::from_millis(10));
     }
 
@@ -359,10 +359,10 @@ mod tests {
         let changed = |age: u64| {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
             let times = Some([0, 0, (now - age) as i64, 0]);
-            Seen { length: 1, times, device: 1, inode: 1 }
+            FileState { length: 1, times, device: 1, inode: 1 }
         };
         assert!(!changed(1).will_show_changes());
         assert!(changed(5).will_show_changes());
-        assert!(!Seen { times: None, ..changed(5) }.will_show_changes());
+        assert!(!FileState { times: None, ..changed(5) }.will_show_changes());
     }
 }

@@ -16,6 +16,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use crate::apply::{Precision, is_same_time};
 use crate::error::{Error, Failure, Result, code, escape};
 use crate::options::{Compress, Options};
 use crate::remote::{Input, Output};
@@ -90,10 +91,9 @@ impl FarFile {
     /// Whether the time is that of the source. A time that was set in whole seconds, or
     /// is kept so there, is compared in whole seconds.
     pub fn has_time(&self, metadata: &Metadata, times: Times) -> bool {
-        let theirs = self.nanoseconds.filter(|&ns| ns != 0 && times == Times::Nanoseconds);
-        metadata.mtime.is_some_and(|(seconds, nanoseconds)| {
-            seconds == self.mtime && theirs.is_none_or(|theirs| theirs == nanoseconds)
-        })
+        let precision = if times == Times::Nanoseconds { Precision::Nanoseconds } else { Precision::Seconds };
+        let there = (self.mtime, self.nanoseconds.unwrap_or(0));
+        metadata.mtime.is_some_and(|source| is_same_time(source, precision, there))
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::protocol::MAX_LENGTH;
-use crate::scan::{self, FileImage, Image, Seen};
+use crate::scan::{self, FileImage, FileState, Image};
 
 pub use receive::{expand, receive_file};
 pub use record::Record;
@@ -70,7 +70,7 @@ pub struct ImageStream {
     image: FileImage,
     /// Its length in bytes.
     pub length: u64,
-    seen: Seen,
+    seen: FileState,
 }
 
 impl ImageStream {
@@ -81,7 +81,7 @@ impl ImageStream {
     /// When it is neither, or cannot be opened.
     pub fn open(path: &Path, hole_map: bool) -> Result<ImageStream> {
         let (file, length) = scan::open_image(path)?;
-        let seen = Seen::of(&file).map_err(Error::file("look at", path))?;
+        let seen = FileState::of(&file).map_err(Error::file("look at", path))?;
         Ok(ImageStream { path: path.to_path_buf(), image: FileImage::new(file, hole_map), length, seen })
     }
 
@@ -140,7 +140,7 @@ impl ImageStream {
         if at < self.length {
             take(Part::Hole(self.length - at))?;
         }
-        if Seen::of(self.image.file()).map_err(unread())? != self.seen {
+        if FileState::of(self.image.file()).map_err(unread())? != self.seen {
             return Err(Error::refused(&self.path, "changed while it was read; send a snapshot"));
         }
         Ok(sent)

@@ -90,6 +90,7 @@ fn fallocate(file: &File, mode: FallocateFlags, range: Range<u64>) -> io::Result
 #[allow(missing_docs)] // the macros leave no place for a comment
 mod ioctl {
     nix::ioctl_write_int_bad!(ficlone, libc::FICLONE);
+    nix::ioctl_write_ptr!(ficlonerange, 0x94, 13, super::CloneRange);
     // BLKZEROOUT of linux/fs.h, `_IO(0x12, 127)`: start and length in bytes.
     nix::ioctl_write_ptr_bad!(blkzeroout, 0x127f, [u64; 2]);
     nix::ioctl_read!(fsgetxattr, b'X', 31, super::FsXattr);
@@ -100,13 +101,36 @@ mod ioctl {
 pub fn clone_file(from: &File, to: &File) -> io::Result<bool> {
     // SAFETY: both descriptors are open for the length of the call, and FICLONE
     // takes a descriptor by value and writes no memory of this process.
-    match unsafe { ioctl::ficlone(to.as_raw_fd(), from.as_raw_fd()) } {
+    cloned(unsafe { ioctl::ficlone(to.as_raw_fd(), from.as_raw_fd()) })
+}
+
+fn cloned(result: nix::Result<libc::c_int>) -> io::Result<bool> {
+    match result {
         Ok(_) => Ok(true),
         Err(
             Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EXDEV | Errno::EINVAL | Errno::ENOSYS | Errno::EPERM,
         ) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// `struct file_clone_range` of linux/fs.h.
+#[repr(C)]
+struct CloneRange {
+    source: i64,
+    source_offset: u64,
+    source_length: u64,
+    offset: u64,
+}
+
+/// Makes `to` share the first `len` bytes of `from`, whole blocks of the file system, or
+/// with 0 all of them; ioctl_ficlonerange(2). `false`: these two cannot.
+pub fn clone_start(from: &File, to: &File, len: u64) -> io::Result<bool> {
+    let range =
+        CloneRange { source: from.as_raw_fd().into(), source_offset: 0, source_length: len, offset: 0 };
+    // SAFETY: both descriptors are open for the length of the call, and the kernel only
+    // reads `range`, which outlives it.
+    cloned(unsafe { ioctl::ficlonerange(to.as_raw_fd(), &range) })
 }
 
 /// `struct fsxattr` of linux/fs.h.
@@ -294,28 +318,70 @@ pub fn read_link_at(dir: impl AsFd, name: &OsStr) -> io::Result<std::ffi::OsStri
     Ok(nix::fcntl::readlinkat(dir, name)?)
 }
 
-/// Sets the modification time of a name, not following a symlink.
-pub fn set_mtime_at(dir: impl AsFd, name: &OsStr, seconds: i64, nanoseconds: u32) -> io::Result<()> {
-    let mtime = TimeSpec::new(seconds, i64::from(nanoseconds));
-    let flag = UtimensatFlags::NoFollowSymlink;
-    Ok(nix::sys::stat::utimensat(dir, name, &TimeSpec::UTIME_OMIT, &mtime, flag)?)
-}
+// What follows sets attributes by descriptor, `O_PATH` descriptors included, which give
+// no access to content and which some of the older calls refuse with `EBADF`.
 
 /// Sets the modification time of an open file.
-pub fn set_mtime(file: impl AsFd, seconds: i64, nanoseconds: u32) -> io::Result<()> {
-    let mtime = TimeSpec::new(seconds, i64::from(nanoseconds));
-    Ok(nix::sys::stat::futimens(file, &TimeSpec::UTIME_OMIT, &mtime)?)
+pub fn set_mtime(file: &File, seconds: i64, nanoseconds: u32) -> io::Result<()> {
+    let (omit, mtime) = (TimeSpec::UTIME_OMIT, TimeSpec::new(seconds, i64::from(nanoseconds)));
+    let by_path = || {
+        let times = [*omit.as_ref(), *mtime.as_ref()];
+        // SAFETY: the descriptor is open; the path and the two times outlive the call.
+        let set =
+            unsafe { libc::utimensat(file.as_raw_fd(), c"".as_ptr(), times.as_ptr(), libc::AT_EMPTY_PATH) };
+        Errno::result(set).map(drop)
+    };
+    let by_proc = || {
+        let follow = UtimensatFlags::FollowSymlink;
+        nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, proc_path(file).as_str(), &omit, &mtime, follow)
+    };
+    match nix::sys::stat::futimens(file, &omit, &mtime) {
+        // Linux 5.8 takes an empty path.
+        Err(Errno::EBADF) => Ok(by_path().or_else(|errno| match errno {
+            Errno::EINVAL | Errno::ENOENT => by_proc(),
+            other => Err(other),
+        })?),
+        other => Ok(other?),
+    }
 }
 
-/// Sets the owner of a name, not following a symlink.
-pub fn chown_at(dir: impl AsFd, name: &OsStr, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+/// Sets user and group of an open file; `None` leaves either.
+pub fn set_owner(file: &File, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
     let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-    Ok(nix::unistd::fchownat(dir, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?)
+    Ok(nix::unistd::fchownat(file, "", uid, gid, AtFlags::AT_EMPTY_PATH)?)
 }
+
+/// fchmodat2(2), which has one number on all machines that Rust's std knows.
+const SYS_FCHMODAT2: libc::c_long = 452;
 
 /// Sets the permission bits of an open file (`07777`).
-pub fn set_mode(file: impl AsFd, mode: u32) -> io::Result<()> {
-    Ok(nix::sys::stat::fchmod(file, Mode::from_bits_truncate(mode))?)
+pub fn set_mode(file: &File, mode: u32) -> io::Result<()> {
+    let bits = Mode::from_bits_truncate(mode);
+    let by_path = || {
+        // SAFETY: the descriptor is open, and the path outlives the call.
+        let set = unsafe {
+            let (fd, path) = (file.as_raw_fd(), c"".as_ptr());
+            libc::syscall(SYS_FCHMODAT2, fd, path, bits.bits(), libc::AT_EMPTY_PATH)
+        };
+        Errno::result(set).map(drop)
+    };
+    let by_proc = || {
+        let follow = FchmodatFlags::FollowSymlink;
+        nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, proc_path(file).as_str(), bits, follow)
+    };
+    match nix::sys::stat::fchmod(file, bits) {
+        // Linux 6.6 has fchmodat2; a filter of system calls may say EPERM to what it does not know.
+        Err(Errno::EBADF) => Ok(by_path().or_else(|errno| match errno {
+            Errno::ENOSYS | Errno::EPERM | Errno::EINVAL => by_proc(),
+            other => Err(other),
+        })?),
+        other => Ok(other?),
+    }
+}
+
+/// Leads to an open file itself, whatever has its name now; proc_pid_fd(5).
+fn proc_path(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
 /// Sets the permission bits of a name that is no symlink, also where it may not be opened.

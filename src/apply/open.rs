@@ -1,48 +1,209 @@
-//! What is at a destination already, and how its new content is gone about: see the
-//! table in [`apply`](crate::apply).
+//! The one entry to a destination: what is there already, whether it is equal, what earlier
+//! runs left, and which way the new content goes. See steps 1 to 5 of
+//! [`apply`](crate::apply).
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::fcntl::OFlag;
-use nix::sys::stat::SFlag;
+use nix::sys::stat::{FileStat, SFlag};
 
+use crate::apply::clone::Replica;
+use crate::apply::commit::{Counts, Task, Way};
+use crate::apply::direct::Direct;
+use crate::apply::fresh::Fresh;
 use crate::apply::overlay::Overlay;
-use crate::apply::place::{Access, Place};
-use crate::apply::recover::forget_stage;
+use crate::apply::place::{Access, Old, Place, kind_of};
+use crate::apply::ranges::Abilities;
+use crate::apply::recover::{self, Recovered};
 use crate::apply::stage::Stage;
 use crate::apply::stage_log::Identity;
-use crate::apply::{Basis, Begin, Destination, Old, Request, Work, check_device_size};
+use crate::apply::staged::Staged;
+use crate::apply::{Basis, Destination, QuickCheck, Unsynced, Wanted, check_device_size};
 use crate::error::{Error, Result};
 use crate::options::{Commit, Options};
-use crate::scan::{FileImage, Seen};
+use crate::scan::{FileImage, FileState};
 use crate::sys;
 use crate::working::Working;
 
-/// What is there to compare with, for a run that changes nothing.
-///
-/// # Errors
-///
-/// Those of [`Destination::open`], as far as they show without writing.
-pub fn preview(place: &Place, request: &Request) -> Result<Option<Basis>> {
-    let file = match kind_of(place)? {
-        None | Some(SFlag::S_IFLNK) => return Ok(None),
-        Some(SFlag::S_IFREG | SFlag::S_IFBLK) => {
+/// What all destinations of one run share: what was asked for, and what the file systems
+/// can do that were met so far.
+#[derive(Debug)]
+pub struct Setup {
+    options: Arc<Options>,
+    /// By device number.
+    probed: Mutex<HashMap<u64, Abilities>>,
+}
+
+impl Setup {
+    /// For one run.
+    pub fn new(options: Arc<Options>) -> Setup {
+        Setup { options, probed: Mutex::default() }
+    }
+
+    /// What the file system of an old file can do, tried once with an unnamed file: step 4.
+    fn abilities(&self, place: &Place, old: &File, device: u64) -> Abilities {
+        let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&known) = probed.get(&device) {
+            return known;
+        }
+        match place.unnamed().and_then(|new| Abilities::of(old, &new)) {
+            Ok(found) => *probed.entry(device).or_insert(found),
+            // It may be this directory that is in the way, and nothing need be written to it.
+            Err(_) => Abilities { clone: false, reserve: true, punch: true },
+        }
+    }
+}
+
+/// What became of an attempt to open a destination.
+pub struct Opening {
+    /// What an interrupted run had left: the caller warns about it.
+    pub recovered: Recovered,
+    /// What there is now.
+    pub opened: Opened,
+}
+
+/// What there is at a destination.
+pub enum Opened {
+    /// What is wanted, attributes included.
+    Equal,
+    /// In a dry run, what there is to compare with.
+    Preview(Preview),
+    /// Something else.
+    Different(Box<Destination>),
+}
+
+/// What a dry run can tell of a destination.
+pub struct Preview {
+    /// What there is to compare with.
+    pub basis: Option<Basis>,
+    /// There is nothing yet, or a file of another length.
+    pub changes_length: bool,
+}
+
+/// How exactly the time of a source is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// As the source has it.
+    Nanoseconds,
+    /// In whole seconds.
+    Seconds,
+}
+
+/// Whether a file that was given the time of its source, seconds and nanoseconds, would
+/// have this time `there`. Nanoseconds that are 0 there agree with any: some file systems
+/// have no more.
+pub fn is_same_time(source: (i64, u32), precision: Precision, there: (i64, u32)) -> bool {
+    source.0 == there.0 && (precision == Precision::Seconds || there.1 == 0 || source.1 == there.1)
+}
+
+impl Destination {
+    /// Finishes what a crash left, looks whether what is there is equal already, and if not
+    /// locks it and decides how to go about it. A dry run changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] when a directory or something odd is there, when another run
+    /// holds it, when a device is too small, or when another version of this program left
+    /// a log.
+    pub fn open(place: Place, wanted: Wanted, setup: &Setup) -> Result<Opening> {
+        let options = &setup.options;
+        let mut stat = place.stat()?;
+        if options.dry_run {
+            return preview(&place, stat, &wanted, options);
+        }
+        let kind = stat.as_ref().map(kind_of);
+        if let Some(other) = kind.filter(|kind| !is_possible(*kind)) {
+            return Err(in_the_way(&place, other));
+        }
+        let mut leftovers = place.leftovers()?;
+        let mut recovered = Recovered::Nothing;
+        if leftovers.contains(&Working::Log) && kind != Some(SFlag::S_IFBLK) {
+            recovered = recover::recover(&place, options.fsync)?;
+            if matches!(recovered, Recovered::Finished(_)) {
+                (stat, leftovers) = (place.stat()?, place.leftovers()?);
+            }
+        }
+        if recovered != Recovered::Damaged
+            && let Some(stat) = stat.filter(|stat| is_equal(stat, &wanted, options))
+        {
+            place.set_attributes_of(&stat, &wanted.attributes)?;
+            remove_leftovers(&place, &leftovers)?;
+            return Ok(Opening { recovered, opened: Opened::Equal });
+        }
+        let (options, can) = (Arc::clone(options), Abilities::default());
+        let task = Task { place, wanted, options, can, leftovers, recovered, counts: Counts::default() };
+        let destination = match stat.as_ref().map(kind_of) {
+            Some(SFlag::S_IFREG) => existing(task, setup),
+            Some(SFlag::S_IFBLK) => device(task),
+            _ => {
+                remove_drafts(&task, &[Working::Clone])?;
+                fresh(task, setup, None)
+            }
+        };
+        Ok(Opening { recovered, opened: Opened::Different(Box::new(destination?)) })
+    }
+
+    fn new(task: Task, way: Way, basis: Option<Basis>) -> Destination {
+        let basis = basis.filter(|basis| basis.length > 0);
+        Destination { task, way, basis, unsynced: Unsynced::default() }
+    }
+}
+
+/// Steps 1 and 3 of a dry run, which writes nothing.
+fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, options: &Options) -> Result<Opening> {
+    let opening = |opened| Ok(Opening { recovered: Recovered::Nothing, opened });
+    if stat.is_some_and(|stat| is_equal(&stat, wanted, options)) {
+        return opening(Opened::Equal);
+    }
+    let file = match stat.as_ref().map(kind_of) {
+        None | Some(SFlag::S_IFLNK) => {
+            return opening(Opened::Preview(Preview { basis: None, changes_length: true }));
+        }
+        Some(kind) if is_possible(kind) => {
             place.open(&place.name, OFlag::O_RDONLY).map_err(place.error("open"))?
         }
         Some(other) => return Err(in_the_way(place, other)),
     };
     let basis = basis_of(&file).map_err(place.error("open"))?;
-    if !file.metadata().map_err(place.error("look at"))?.is_file() {
-        check_device_size(place, basis.length, request.length, "nothing was written")?;
+    let is_file = file.metadata().map_err(place.error("look at"))?.is_file();
+    if !is_file {
+        check_device_size(place, basis.length, wanted.length, "nothing was written")?;
     }
-    Ok(Some(basis).filter(|basis| basis.length > 0 && !request.whole))
+    let changes_length = is_file && basis.length != wanted.length;
+    let basis = Some(basis).filter(|basis| basis.length > 0 && !wanted.whole);
+    opening(Opened::Preview(Preview { basis, changes_length }))
 }
 
-fn kind_of(place: &Place) -> Result<Option<SFlag>> {
-    Ok(place.stat()?.map(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT))
+/// Step 3: rsync's quick check.
+fn is_equal(stat: &FileStat, wanted: &Wanted, options: &Options) -> bool {
+    let QuickCheck::Time(precision) = wanted.quick_check else { return false };
+    let there = (stat.st_mtime, stat.st_mtime_nsec as u32);
+    let mtime = wanted.attributes.mtime;
+    kind_of(stat) == SFlag::S_IFREG
+        && stat.st_size as u64 == wanted.length
+        && !(options.checksum || options.ignore_times || options.verify)
+        && (options.size_only || mtime.is_some_and(|source| is_same_time(source, precision, there)))
+}
+
+/// Removes what interrupted runs left beside a file that needs nothing, unless another run
+/// is at work there.
+fn remove_leftovers(place: &Place, leftovers: &[Working]) -> Result<()> {
+    if leftovers.is_empty() {
+        return Ok(());
+    }
+    // A file that is locked, or not ours to open, is another's to clean up after.
+    match place.open(&place.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK).map(|file| place.locked(file)) {
+        Ok(Ok(_lock)) => place.remove(leftovers).map_err(place.error("clean up after")),
+        _ => Ok(()),
+    }
+}
+
+fn is_possible(kind: SFlag) -> bool {
+    matches!(kind, SFlag::S_IFLNK | SFlag::S_IFREG | SFlag::S_IFBLK)
 }
 
 fn in_the_way(place: &Place, kind: SFlag) -> Error {
@@ -55,129 +216,130 @@ fn in_the_way(place: &Place, kind: SFlag) -> Error {
     )
 }
 
-impl Destination {
-    /// Looks at what is there, locks it and decides how to go about it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Refused`] when a directory or something odd is there, when
-    /// another run holds it, or when a device is too small.
-    pub fn open(place: Place, request: Request, options: Arc<Options>) -> Result<Destination> {
-        match kind_of(&place)? {
-            None | Some(SFlag::S_IFLNK) => Destination::fresh(place, request, options, None),
-            Some(SFlag::S_IFREG) => Destination::existing(place, request, options),
-            Some(SFlag::S_IFBLK) => Destination::device(place, request, options),
-            Some(other) => Err(in_the_way(&place, other)),
-        }
-    }
+/// Removes leftovers that no file can be finished from.
+fn remove_drafts(task: &Task, kinds: &[Working]) -> Result<()> {
+    let there = kinds.iter().copied().filter(|kind| task.leftovers.contains(kind)).collect::<Vec<_>>();
+    task.place.remove(&there).map_err(task.place.error("clean up after"))
+}
 
-    /// Into a temp file that starts empty, or with what an earlier run left.
-    fn fresh(place: Place, request: Request, options: Arc<Options>, old: Option<Old>) -> Result<Destination> {
-        let leftover = place.leftover(Working::Temp).map_err(place.error("open the temp file of"))?;
-        place
-            .remove(&[Working::Clone, Working::Log, Working::Stage])
-            .map_err(place.error("clean up after"))?;
-        let mut work = Work::Untouched(Begin::Empty);
-        let mut basis = None;
-        if let Some(file) = leftover
-            && !request.whole
-        {
-            let file = place.locked_temp(file)?;
-            basis = Some(basis_of(&file).map_err(place.error("open the temp file of"))?);
-            work = Work::Temp(file);
-        }
-        Ok(Destination::new(place, request, options, old, basis, work))
+/// Into a temp file that starts empty, or with what an earlier run left. Stage and log of an
+/// earlier run stay until it has taken its place.
+fn fresh(task: Task, setup: &Setup, old: Option<Old>) -> Result<Destination> {
+    if !task.wanted.whole
+        && let Some(temp) = resumable_temp(&task)?
+    {
+        return resumed(task, setup, old, temp);
     }
+    Ok(Destination::new(task, Way::Fresh(Fresh::new(old)), None))
+}
 
-    fn existing(place: Place, request: Request, options: Arc<Options>) -> Result<Destination> {
-        let (file, access) = place.open_old().map_err(place.error("open"))?;
-        let file = place.locked(file)?;
-        let seen = file.metadata().map_err(place.error("look at"))?;
-        let old = Old { file, seen };
-        let (in_place, writable) = (options.commit == Commit::InPlace, access == Access::Write);
-        if in_place && !writable {
-            return Err(Error::refused(&place.path, "cannot be written in place (read-only, or busy)"));
-        }
-        if (request.whole || access == Access::None) && !in_place {
-            return Destination::fresh(place, request, options, Some(old));
-        }
-        let basis =
-            if request.whole { None } else { Some(basis_of(&old.file).map_err(place.error("open"))?) };
-        if in_place {
-            place.remove(&[Working::Temp, Working::Clone]).map_err(place.error("clean up after"))?;
-            forget_stage(&place, options.fsync).map_err(place.error("clean up after"))?;
-            return Ok(Destination::new(place, request, options, Some(old), basis, Work::InPlace));
-        }
-        // What has another name elsewhere must not change there, too.
-        let shared = old.seen.nlink() > 1;
-        if options.commit == Commit::Atomic || !writable || shared || can_clone(&place, &old.file) {
-            let mut found = Destination::fresh(place, request, options, Some(old))?;
-            if matches!(found.work, Work::Untouched(_)) {
-                (found.work, found.basis) = (Work::Untouched(Begin::Copy), basis);
-            }
-            return Ok(found);
-        }
-        Destination::staged(place, request, options, old, basis)
+fn resumed(mut task: Task, setup: &Setup, old: Option<Old>, temp: File) -> Result<Destination> {
+    let error = || task.place.error("open the temp file of");
+    let basis = basis_of(&temp).map_err(error())?;
+    let device = temp.metadata().map_err(error())?.dev();
+    task.can = setup.abilities(&task.place, &temp, device);
+    Ok(Destination::new(task, Way::Fresh(Fresh::resumed(old, temp)), Some(basis)))
+}
+
+/// The temp file of an earlier run, locked, to go on from.
+fn resumable_temp(task: &Task) -> Result<Option<File>> {
+    let place = &task.place;
+    if !task.leftovers.contains(&Working::Temp) {
+        return Ok(None);
     }
+    let leftover = place.leftover(Working::Temp).map_err(place.error("open the temp file of"))?;
+    leftover.map(|temp| place.locked_temp(temp)).transpose()
+}
 
-    /// Beside the old file, going on with what an earlier run left.
-    fn staged(
-        place: Place,
-        request: Request,
-        options: Arc<Options>,
-        old: Old,
-        basis: Option<Basis>,
-    ) -> Result<Destination> {
-        place.remove(&[Working::Temp, Working::Clone]).map_err(place.error("clean up after"))?;
+/// Steps 4 and 5 where there is a file.
+fn existing(mut task: Task, setup: &Setup) -> Result<Destination> {
+    let old = task.place.open_old()?;
+    remove_drafts(&task, &[Working::Clone])?;
+    let commit = task.options.commit;
+    if commit == Commit::InPlace {
+        return in_place(task, setup, old);
+    }
+    if task.wanted.whole || old.access == Access::None || old.state.len() == 0 {
+        return fresh(task, setup, Some(old));
+    }
+    task.can = setup.abilities(&task.place, &old.file, old.state.dev());
+    // What has another name elsewhere must not change there, too; what a sealed log belongs
+    // to is left to it until it is replaced; and nothing may fail behind a seal.
+    let may_change = old.access == Access::Write
+        && old.state.nlink() == 1
+        && task.recovered != Recovered::Damaged
+        && task.wanted.attributes.may_be_set_on(&old.state)
+        && task.can.reserve
+        && task.can.punch;
+    if commit == Commit::Auto && may_change && !task.can.clone {
+        return staged(task, old);
+    }
+    if let Some(temp) = resumable_temp(&task)? {
+        return resumed(task, setup, Some(old), temp);
+    }
+    let basis = basis_of(&old.file).map_err(task.place.error("open"))?;
+    Ok(Destination::new(task, Way::Replica(Replica::new(old)), Some(basis)))
+}
+
+fn in_place(mut task: Task, setup: &Setup, old: Old) -> Result<Destination> {
+    let place = &task.place;
+    if old.access != Access::Write {
+        return Err(Error::refused(&place.path, "cannot be written in place (read-only, or busy)"));
+    }
+    remove_drafts(&task, &[Working::Temp])?;
+    let mut basis = None;
+    if !task.wanted.whole {
+        basis = Some(basis_of(&old.file).map_err(place.error("open"))?);
+        task.can = setup.abilities(place, &old.file, old.state.dev());
+    }
+    Ok(Destination::new(task, Way::Direct(Direct::new(old)), basis))
+}
+
+/// Beside the old file, going on with what an earlier run left.
+fn staged(task: Task, old: Old) -> Result<Destination> {
+    remove_drafts(&task, &[Working::Temp])?;
+    let place = &task.place;
+    let resume = |data: File, log: File| -> io::Result<_> {
+        let over = data.try_clone()?;
+        let Some((stage, runs)) = Stage::resume(data, log, Identity::of(&old.file)?)? else {
+            return Ok(None);
+        };
+        let overlay = Overlay::new(FileImage::new(old.file.try_clone()?, true), over, runs);
+        let length = overlay.length()?;
+        Ok(Some((stage, Basis { image: Arc::new(overlay), length, state: None })))
+    };
+    if [Working::Stage, Working::Log].iter().all(|kind| task.leftovers.contains(kind)) {
         let leftovers =
             || -> io::Result<_> { Ok(place.leftover(Working::Stage)?.zip(place.leftover(Working::Log)?)) };
-        let mut basis = basis;
-        let mut work = Work::Untouched(Begin::Stage);
-        if let Some((data, log)) = leftovers().map_err(place.error("open the stage of"))? {
-            let resume = || -> io::Result<_> {
-                let over = data.try_clone()?;
-                let Some((stage, runs)) = Stage::resume(data, log, Identity::of(&old.file)?)? else {
-                    return Ok(None);
-                };
-                let overlay = Overlay::new(FileImage::new(old.file.try_clone()?, true), over, runs);
-                let length = overlay.length()?;
-                Ok(Some((stage, Basis { image: Arc::new(overlay), length, seen: None })))
-            };
-            if let Some((stage, over)) = resume().map_err(place.error("resume the stage of"))? {
-                work = Work::Stage(stage);
-                basis = Some(over);
-            }
+        if let Some((data, log)) = leftovers().map_err(place.error("open the stage of"))?
+            && let Some((stage, over)) = resume(data, log).map_err(place.error("resume the stage of"))?
+        {
+            return Ok(Destination::new(task, Way::Staged(Staged::resumed(old, stage)), Some(over)));
         }
-        if matches!(work, Work::Untouched(_)) {
-            place.remove(&[Working::Log, Working::Stage]).map_err(place.error("clean up after"))?;
-        }
-        Ok(Destination::new(place, request, options, Some(old), basis, work))
     }
+    let basis = basis_of(&old.file).map_err(place.error("open"))?;
+    Ok(Destination::new(task, Way::Staged(Staged::new(old)), Some(basis)))
+}
 
-    fn device(place: Place, request: Request, options: Arc<Options>) -> Result<Destination> {
-        // O_EXCL without O_CREAT: fails when the device is mounted or otherwise held (open(2)).
-        let file = match place.open(&place.name, OFlag::O_RDWR | OFlag::O_EXCL) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                return Err(Error::refused(&place.path, "the device is in use (mounted?); free it first"));
-            }
-            other => place.locked(other.map_err(place.error("open"))?)?,
-        };
-        let size = sys::device_size(&file).map_err(place.error("find the size of"))?;
-        check_device_size(&place, size, request.length, "nothing was written")?;
-        let seen = file.metadata().map_err(place.error("look at"))?;
-        let basis = if request.whole { None } else { Some(basis_of(&file).map_err(place.error("open"))?) };
-        Ok(Destination::new(place, request, options, Some(Old { file, seen }), basis, Work::InPlace))
-    }
+fn device(task: Task) -> Result<Destination> {
+    let place = &task.place;
+    // O_EXCL without O_CREAT: fails when the device is mounted or otherwise held (open(2)).
+    let file = match place.open(&place.name, OFlag::O_RDWR | OFlag::O_EXCL) {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            return Err(Error::refused(&place.path, "the device is in use (mounted?); free it first"));
+        }
+        other => place.locked(other.map_err(place.error("open"))?)?,
+    };
+    let size = sys::device_size(&file).map_err(place.error("find the size of"))?;
+    check_device_size(place, size, task.wanted.length, "nothing was written")?;
+    let state = file.metadata().map_err(place.error("look at"))?;
+    let basis = if task.wanted.whole { None } else { Some(basis_of(&file).map_err(place.error("open"))?) };
+    let old = Old { file, state, access: Access::Write };
+    Ok(Destination::new(task, Way::Direct(Direct::new(old)), basis))
 }
 
 fn basis_of(file: &File) -> io::Result<Basis> {
-    let seen = Seen::of(file)?;
+    let state = FileState::of(file)?;
     let image = Arc::new(FileImage::new(file.try_clone()?, true));
-    Ok(Basis { image, length: seen.length, seen: Some(seen) })
-}
-
-/// Whether a clone of this file can be made beside it, found out with an
-/// unnamed file.
-fn can_clone(place: &Place, file: &File) -> bool {
-    place.unnamed().is_ok_and(|probe| sys::clone_file(file, &probe).unwrap_or(false))
+    Ok(Basis { image, length: state.length, state: Some(state) })
 }

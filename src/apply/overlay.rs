@@ -1,4 +1,4 @@
-//! New ranges over an old file: what an interrupted run has, as an image that
+//! RangeKind ranges over an old file: what an interrupted run has, as an image that
 //! can be compared.
 
 use std::fs::File;
@@ -9,7 +9,7 @@ use crate::scan::{self, Extent, FileImage, Image};
 
 /// What a logged range holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum New {
+pub enum RangeKind {
     /// The bytes that the stage has there.
     Data,
     /// Zeros, where there may have been data.
@@ -20,7 +20,7 @@ pub enum New {
 
 /// The ranges of a log, later ones over earlier ones, neighbours merged.
 #[derive(Debug, Clone, Default)]
-pub struct Runs(std::collections::BTreeMap<u64, (u64, New)>);
+pub struct Runs(std::collections::BTreeMap<u64, (u64, RangeKind)>);
 
 impl Runs {
     /// How many separate ranges there are.
@@ -34,12 +34,12 @@ impl Runs {
     }
 
     /// In ascending order.
-    pub fn iter(&self) -> impl Iterator<Item = (Range<u64>, New)> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = (Range<u64>, RangeKind)> + '_ {
         self.0.iter().map(|(&start, &(end, new))| (start..end, new))
     }
 
     /// Puts a range over what was there.
-    pub fn insert(&mut self, range: Range<u64>, new: New) {
+    pub fn insert(&mut self, range: Range<u64>, new: RangeKind) {
         let (mut start, mut end) = (range.start, range.end);
         let touched: Vec<u64> = self
             .0
@@ -66,30 +66,30 @@ impl Runs {
 
     /// Bytes of new data.
     pub fn data_bytes(&self) -> u64 {
-        self.iter().filter(|(_, new)| *new == New::Data).map(|(range, _)| range.end - range.start).sum()
+        self.iter().filter(|(_, new)| *new == RangeKind::Data).map(|(range, _)| range.end - range.start).sum()
     }
 
     /// The run at or after a place.
-    pub(crate) fn at_or_after(&self, at: u64) -> Option<(Range<u64>, New)> {
+    pub(super) fn at_or_after(&self, at: u64) -> Option<(Range<u64>, RangeKind)> {
         let before = self.0.range(..=at).next_back().filter(|(_, (end, _))| *end > at);
         before.or_else(|| self.0.range(at..).next()).map(|(&start, &(end, new))| (start..end, new))
     }
 
-    /// What lies between the data runs, up to `length`.
-    pub(crate) fn gaps_in_data(&self, length: u64) -> Vec<Range<u64>> {
+    /// What lies between the data runs within a stretch of the file.
+    pub(super) fn gaps_in_data(&self, stretch: Range<u64>) -> Vec<Range<u64>> {
         let mut gaps = Vec::new();
-        let mut at = 0;
-        for (range, _) in self.iter().filter(|(_, new)| *new == New::Data) {
-            gaps.push(at..range.start.min(length));
+        let mut at = stretch.start;
+        for (range, _) in self.iter().filter(|(_, new)| *new == RangeKind::Data) {
+            gaps.push(at..range.start.min(stretch.end));
             at = range.end;
         }
-        gaps.push(at..length);
+        gaps.push(at..stretch.end);
         gaps.retain(|gap| gap.start < gap.end);
         gaps
     }
 
     /// The parts of ascending extents that no run covers.
-    pub(crate) fn kept_extents<'a>(
+    pub(super) fn kept_extents<'a>(
         &'a self,
         extents: impl Iterator<Item = io::Result<Extent>> + 'a,
     ) -> impl Iterator<Item = io::Result<Extent>> + 'a {
@@ -138,7 +138,7 @@ impl Overlay {
 impl Image for Overlay {
     fn extents<'a>(&'a self, range: Range<u64>) -> Box<dyn Iterator<Item = io::Result<Extent>> + Send + 'a> {
         let clip = move |run: Range<u64>| run.start.max(range.start)..run.end.min(range.end);
-        let new = self.runs.iter().filter(|(_, new)| *new == New::Data).map(move |(run, _)| clip(run));
+        let new = self.runs.iter().filter(|(_, new)| *new == RangeKind::Data).map(move |(run, _)| clip(run));
         let new = new.filter(|run| run.start < run.end).map(Ok);
         let kept = self.runs.kept_extents(self.old.extents(range));
         Box::new(merge(kept.peekable(), new.peekable()))
@@ -158,8 +158,8 @@ impl Image for Overlay {
             let part = &mut buffer[done..done + len];
             match new {
                 None => self.old.read_at(part, here)?,
-                Some(New::Data) => scan::read_or_zeros(&self.stage, part, here)?,
-                Some(New::Zero | New::Free) => part.fill(0),
+                Some(RangeKind::Data) => scan::read_or_zeros(&self.stage, part, here)?,
+                Some(RangeKind::Zero | RangeKind::Free) => part.fill(0),
             }
             done += len;
         }

@@ -1,14 +1,47 @@
 //! Whole ranges of open files: copied, made zero, given back to the file system,
-//! each the cheapest way that works there.
+//! each the cheapest way that works there; and which ways a file system has.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use crate::hashmap::PAGE;
 use crate::scan;
 use crate::sys;
+
+/// What a file system can do, as far as a destination depends on it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Abilities {
+    /// Files there can share data with the old file.
+    pub clone: bool,
+    /// Room can be reserved in a file.
+    pub reserve: bool,
+    /// Room can be given back from within a file.
+    pub punch: bool,
+}
+
+impl Abilities {
+    /// Tries them on a new, empty file; `old` is only read.
+    pub fn of(old: &File, new: &File) -> io::Result<Abilities> {
+        let block = old.metadata()?.blksize().clamp(PAGE, MAX_UNIT);
+        let all = old.metadata()?.len() <= block;
+        Ok(Abilities {
+            clone: sys::clone_start(old, new, if all { 0 } else { block }).unwrap_or(false),
+            reserve: sys::allocate(new, 0..PAGE)
+                .or_else(|error| is_full(&error).then_some(true).ok_or(error))?,
+            punch: sys::punch_hole(new, 0..PAGE)?,
+        })
+    }
+}
+
+/// File systems that call more than this a block mean something else by it.
+pub(super) const MAX_UNIT: u64 = 1 << 20;
+
+/// Whether there is no room, as opposed to any other error.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
 
 /// Makes `to` equal to `from`: a clone if possible, else its data extents.
 pub fn copy_all(from: &File, to: &File) -> io::Result<()> {
@@ -32,13 +65,13 @@ pub fn copy_between(from: &File, to: &File, range: Range<u64>) -> io::Result<()>
         match sys::copy_range(from, to, at, len)? {
             Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Some(copied) => at += copied as u64,
-            None => return copy_by_hand(from, to, at..range.end),
+            None => return copy_through_memory(from, to, at..range.end),
         }
     }
     Ok(())
 }
 
-fn copy_by_hand(from: &File, to: &File, range: Range<u64>) -> io::Result<()> {
+fn copy_through_memory(from: &File, to: &File, range: Range<u64>) -> io::Result<()> {
     let mut buffer = vec![0; 1 << 20];
     let mut at = range.start;
     while at < range.end {

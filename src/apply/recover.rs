@@ -1,25 +1,23 @@
-//! Finishes what a crash interrupted between sealing a log and the end of its
-//! replay: without the source, as often as it takes.
+//! Finishes what a crash interrupted between sealing a log and the end of its replay:
+//! without the source, as often as it takes. Removes a log only when the file is whole.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
-use nix::fcntl::OFlag;
-
-use crate::apply::place::{Access, Place, set_attributes};
+use crate::apply::place::{Access, Old, Place};
 use crate::apply::stage::Sealed;
-use crate::apply::stage_log::Identity;
-use crate::error::{Error, Result};
+use crate::apply::stage_log::{self, Identity, UnknownFormat};
+use crate::error::{Error, Result, printable};
 use crate::hashmap::{self, Grid, Hash};
 use crate::options::BlockSize;
 use crate::scan::FileImage;
-use crate::sys;
 use crate::working::Working;
 
 /// What there was to finish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settled {
+pub enum Recovered {
     /// Nothing.
     Nothing,
     /// The file, which now has this root hash.
@@ -28,46 +26,45 @@ pub enum Settled {
     Damaged,
 }
 
+impl Recovered {
+    /// What the user should be told of it.
+    pub fn warning(&self, path: &Path) -> Option<String> {
+        let path = printable(path);
+        match self {
+            Recovered::Nothing => None,
+            Recovered::Finished(_) => {
+                Some(format!("finished what an interrupted run had begun to write into {path}"))
+            }
+            Recovered::Damaged => Some(format!(
+                "what an interrupted run left to finish {path} from is damaged; it is compared with the source instead"
+            )),
+        }
+    }
+}
+
 /// Finishes what a crash interrupted between sealing a log and the end of its
-/// replay.
+/// replay: step 2 of [`apply`](crate::apply).
 ///
 /// # Errors
 ///
-/// When the log is sealed and the file can't be finished from it: then both stay.
-pub fn settle(place: &Place, sync: bool) -> Result<Settled> {
-    if !place.has(Working::Log).map_err(place.error("look beside"))? {
-        return Ok(Settled::Nothing);
-    }
-    let (old, access) = match place.open_old() {
-        // Nothing is there, or a symlink, which no log belongs to.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ELOOP)) => {
-            return Ok(Settled::Nothing);
-        }
-        other => other.map_err(place.error("open"))?,
+/// When the log is sealed and the file can't be finished from it, or another version
+/// wrote it: then everything stays.
+pub fn recover(place: &Place, sync: bool) -> Result<Recovered> {
+    let Some((log, _)) = place.peek(Working::Log).map_err(place.error("open the log of"))? else {
+        return Ok(Recovered::Nothing);
     };
-    let old = place.locked(old)?;
-    let Some(sealed) = open_sealed(place, &old)? else { return Ok(Settled::Nothing) };
-    if access == Access::None {
-        return Ok(Settled::Damaged);
-    }
-    let root = sealed.seal.root;
-    let block = BlockSize::try_from(sealed.seal.block_size)?;
-    let grid = Grid { length: sealed.seal.length, block };
-    let overlay = sealed.overlay(&old).map_err(place.error("read the log of"))?;
-    let Some(overlay) = overlay else { return Ok(Settled::Damaged) };
-    if hashmap::root_of(&overlay, &grid, |_| true).map_err(place.error("read the stage of"))? != Some(root) {
-        return Ok(Settled::Damaged);
-    }
-    if access == Access::Write {
-        if sync {
-            sealed.sync().and_then(|()| place.sync_dir()).map_err(place.error("sync the log of"))?;
+    stage_log::read_header(&log).map_err(|error| log_error(place, error))?;
+    let old = match place.open_old() {
+        // Nothing is there, or a symlink, which no log belongs to.
+        Err(Error::File { source, .. })
+            if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ELOOP)) =>
+        {
+            return Ok(Recovered::Nothing);
         }
-        replay(place, &sealed, &old, sync)?;
-    }
-    // What may not be written may have been made so at the end of the replay.
-    check_root(place, &old, &grid, &root)?;
-    forget_stage(place, sync).map_err(place.error("remove the log of"))?;
-    Ok(Settled::Finished(root))
+        other => other?,
+    };
+    let Some(sealed) = open_sealed(place, &old.file)? else { return Ok(Recovered::Nothing) };
+    finish(place, &old, &sealed, sync)
 }
 
 /// The sealed log of a file, with its stage. Both must be ours, or its owner's,
@@ -75,11 +72,12 @@ pub fn settle(place: &Place, sync: bool) -> Result<Settled> {
 fn open_sealed(place: &Place, old: &File) -> Result<Option<Sealed>> {
     let log = place.peek(Working::Log).map_err(place.error("open the log of"))?;
     let data = place.peek(Working::Stage).map_err(place.error("open the stage of"))?;
-    let Some(((log, log_owner), (data, data_owner))) = log.zip(data) else { return Ok(None) };
+    let Some((log, log_owner)) = log else { return Ok(None) };
+    let Some((data, data_owner)) = data else { return Ok(None) };
     let metadata = old.metadata().map_err(place.error("look at"))?;
     let trusted = [nix::unistd::geteuid().as_raw(), metadata.uid()];
     let identity = Identity::of(old).map_err(place.error("look at"))?;
-    let sealed = Sealed::open(data, log, identity).map_err(place.error("read the log of"))?;
+    let sealed = Sealed::open(data, log, identity).map_err(|error| log_error(place, error))?;
     if sealed.is_some() && !(trusted.contains(&log_owner) && trusted.contains(&data_owner)) {
         let why = "an interrupted run of another user left a log to finish it from; run holesync recover as that \
                    user, or remove its .holesync. files";
@@ -88,38 +86,55 @@ fn open_sealed(place: &Place, old: &File) -> Result<Option<Sealed>> {
     Ok(sealed)
 }
 
-/// Removes what an interrupted run left beside a file that turned out to need
-/// nothing, unless another run is at work there.
-///
-/// # Errors
-///
-/// What the system calls report.
-pub fn tidy(place: &Place) -> Result<()> {
-    let left = |kind: &Working| sys::stat_at(&place.dir, &kind.name_for(&place.name));
-    let found = Working::ALL.iter().map(left).collect::<io::Result<Vec<_>>>();
-    if found.map_err(place.error("look beside"))?.iter().all(Option::is_none) {
-        return Ok(());
+fn finish(place: &Place, old: &Old, sealed: &Sealed, sync: bool) -> Result<Recovered> {
+    if old.access == Access::None {
+        return Ok(Recovered::Damaged);
     }
-    // A file that is locked, or not ours to open, is another's to clean up after.
-    match place.open(&place.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK).map(|file| place.locked(file)) {
-        Ok(Ok(_lock)) => place.remove(&Working::ALL).map_err(place.error("clean up after")),
-        _ => Ok(()),
+    let root = sealed.seal.root;
+    let block = BlockSize::try_from(sealed.seal.block_size)?;
+    let grid = Grid { length: sealed.seal.length, block };
+    let overlay = sealed.overlay(&old.file).map_err(place.error("read the log of"))?;
+    let Some(overlay) = overlay else { return Ok(Recovered::Damaged) };
+    if hashmap::root_of(&overlay, &grid, |_| true).map_err(place.error("read the stage of"))? != Some(root) {
+        return Ok(Recovered::Damaged);
     }
+    let mut attributes_set = Ok(());
+    if old.access == Access::Write {
+        if sync {
+            sealed.sync().and_then(|()| place.sync_dir()).map_err(place.error("sync the log of"))?;
+        }
+        attributes_set = replay(place, sealed, &old.file, sync)?;
+    }
+    // What may not be written may have been made so at the end of the replay.
+    check_root(place, &old.file, &grid, &root)?;
+    forget_stage(place, sync).map_err(place.error("remove the log of"))?;
+    attributes_set.map(|()| Recovered::Finished(root))
 }
 
-/// Writes a sealed stage into the old file and has it on storage.
-pub(crate) fn replay(place: &Place, sealed: &Sealed, old: &File, sync: bool) -> Result<(u64, u64)> {
-    let counts = sealed.replay(old).map_err(place.error("finish writing"))?;
-    let wanted = &sealed.seal.attributes;
-    set_attributes(old, wanted, wanted.mode).map_err(place.error("set the attributes of"))?;
+/// An error of reading a log; one of another version is named.
+fn log_error(place: &Place, error: io::Error) -> Error {
+    if !UnknownFormat::is_in(&error) {
+        return place.error("read the log of")(error);
+    }
+    let log = place.path.with_file_name(Working::Log.name_for(&place.name));
+    let why = "another version of holesync wrote this log, and its image may have to be finished from it: run \
+               holesync recover of that version, or remove it and the stage beside it";
+    Error::refused(log, why)
+}
+
+/// Writes a sealed stage into the old file and has it on storage. The inner result is that
+/// of the attributes: whatever becomes of them, the log is of no more use.
+pub(super) fn replay(place: &Place, sealed: &Sealed, old: &File, sync: bool) -> Result<Result<()>> {
+    sealed.replay(old).map_err(place.error("finish writing"))?;
+    let set = sealed.seal.attributes.set(old).map_err(place.error("set the attributes of"));
     if sync {
         old.sync_all().map_err(place.error("sync"))?;
     }
-    Ok(counts)
+    Ok(set)
 }
 
 /// Removes log and stage, in an order that never leaves a log alone.
-pub(crate) fn forget_stage(place: &Place, sync: bool) -> io::Result<()> {
+pub(super) fn forget_stage(place: &Place, sync: bool) -> io::Result<()> {
     if !place.has(Working::Log)? {
         return place.remove(&[Working::Stage]);
     }
@@ -130,7 +145,8 @@ pub(crate) fn forget_stage(place: &Place, sync: bool) -> io::Result<()> {
     place.remove(&[Working::Stage])
 }
 
-pub(crate) fn check_root(place: &Place, file: &File, grid: &Grid, root: &Hash) -> Result<()> {
+/// Demands that a file has this root hash.
+pub(super) fn check_root(place: &Place, file: &File, grid: &Grid, root: &Hash) -> Result<()> {
     let image = FileImage::new(file.try_clone().map_err(place.error("read"))?, true);
     let found = hashmap::root_of(&image, grid, |_| true).map_err(place.error("read back"))?;
     if found.as_ref() != Some(root) {

@@ -8,9 +8,11 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use crate::apply::overlay::{New, Overlay, Runs};
+use crate::apply::overlay::{Overlay, RangeKind, Runs};
 use crate::apply::ranges::{self, copy_between, make_zero, set_length};
-use crate::apply::stage_log::{Identity, KIND_SEAL, LogReader, MAX_RUNS, Seal, digest_of, encode, kind_of};
+use crate::apply::stage_log::{
+    Identity, KIND_SEAL, LogReader, MAX_RUNS, Seal, digest_of, each_stretch, encode, kind_of,
+};
 use crate::scan::{self, FileImage};
 use crate::sys;
 
@@ -20,11 +22,9 @@ pub struct Stage {
     data: File,
     log: BufWriter<File>,
     /// The record that still grows.
-    open: Option<(Range<u64>, New)>,
+    open: Option<(Range<u64>, RangeKind)>,
     bytes: u64,
     records: usize,
-    /// There is nothing in it that the log does not know of.
-    clean: bool,
     unflushed: u64,
 }
 
@@ -50,15 +50,18 @@ impl Stage {
         if data.metadata()?.len() < end {
             data.set_len(end)?;
         }
-        let clean = trim(&data, &runs)?;
+        // What the log does not know of must not become part of the file.
+        if !trim(&data, 0..data.metadata()?.len(), &runs)? {
+            return Ok(None);
+        }
         let (bytes, records) = (runs.data_bytes(), runs.len());
-        Ok(Some((Stage { bytes, records, clean, ..Stage::at_end(data, log)? }, runs)))
+        Ok(Some((Stage { bytes, records, ..Stage::at_end(data, log)? }, runs)))
     }
 
     fn at_end(data: File, mut log: File) -> io::Result<Stage> {
         log.seek(SeekFrom::End(0))?;
         let log = BufWriter::with_capacity(32 << 10, log);
-        Ok(Stage { data, log, open: None, bytes: 0, records: 0, clean: true, unflushed: 0 })
+        Ok(Stage { data, log, open: None, bytes: 0, records: 0, unflushed: 0 })
     }
 
     /// Bytes of new data, those of earlier runs included.
@@ -66,9 +69,9 @@ impl Stage {
         self.bytes
     }
 
-    /// Whether it has more separate ranges than are looked at as a whole: see [`MAX_RUNS`].
-    pub fn is_scattered(&self) -> bool {
-        self.records > MAX_RUNS
+    /// Whether its ranges can be looked at as a whole before a replay: see [`MAX_RUNS`].
+    pub fn can_be_sealed(&self) -> bool {
+        self.records <= MAX_RUNS
     }
 
     /// The file that holds the data.
@@ -81,7 +84,7 @@ impl Stage {
         self.data.write_all_at(bytes, at)?;
         self.bytes += bytes.len() as u64;
         self.unflushed += bytes.len() as u64;
-        self.record(at..at + bytes.len() as u64, New::Data)?;
+        self.record(at..at + bytes.len() as u64, RangeKind::Data)?;
         if self.unflushed >= FLUSH_EVERY {
             self.unflushed = 0;
             self.flush()?;
@@ -89,14 +92,14 @@ impl Stage {
         Ok(())
     }
 
-    /// Notes that a range becomes zeros.
+    /// Records that a range becomes zeros.
     pub fn zero(&mut self, range: Range<u64>) -> io::Result<()> {
-        self.record(range, New::Zero)
+        self.record(range, RangeKind::Zero)
     }
 
-    /// Notes that a range of allocated zeros is to be given back.
+    /// Records that a range of allocated zeros is to be given back.
     pub fn free(&mut self, range: Range<u64>) -> io::Result<()> {
-        self.record(range, New::Free)
+        self.record(range, RangeKind::Free)
     }
 
     /// Has every record reach the log file, so that the next run finds it.
@@ -107,7 +110,7 @@ impl Stage {
         self.log.flush()
     }
 
-    fn record(&mut self, range: Range<u64>, new: New) -> io::Result<()> {
+    fn record(&mut self, range: Range<u64>, new: RangeKind) -> io::Result<()> {
         match &mut self.open {
             Some((open, same)) if *same == new && open.end == range.start => open.end = range.end,
             _ => {
@@ -169,58 +172,60 @@ impl Stage {
         };
         while let Some((range, new)) = reader.next_record()? {
             let range = range.start.min(length)..range.end.min(length);
-            if new == New::Data && !each(range)? {
+            if new == RangeKind::Data && !each(range)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Writes what is new into a copy of the old file.
-    pub fn write_into(
-        &mut self,
-        copy: &File,
-        identity: Identity,
-        length: u64,
-        keep_allocated: bool,
-    ) -> io::Result<()> {
+    /// Copies what is not new from the old file, so that the stage is all of the new one.
+    /// Returns bytes copied.
+    ///
+    /// # Errors
+    ///
+    /// Then the stage is as it was, as far as the system allows it.
+    pub fn complete(&mut self, old: &File, length: u64, identity: Identity) -> io::Result<u64> {
         self.flush()?;
-        write_ranges(&self.data, self.log.get_ref(), identity, copy, length, keep_allocated).map(drop)
+        self.complete_in_stretches(old, length, identity, MAX_RUNS)
     }
 
-    /// Copies what is not new from the old file, so that the stage is all of
-    /// the new one. `None`, with the stage as it was: there are too many ranges,
-    /// or other things in it.
-    pub fn complete(&mut self, old: &File, length: u64, identity: Identity) -> io::Result<Option<u64>> {
-        self.flush()?;
-        let runs = match LogReader::open(self.log.get_ref(), identity)? {
-            Some(mut reader) if self.clean => reader.load()?,
-            _ => None,
-        };
-        let Some(runs) = runs else { return Ok(None) };
+    fn complete_in_stretches(
+        &self,
+        old: &File,
+        length: u64,
+        identity: Identity,
+        most: usize,
+    ) -> io::Result<u64> {
+        let (data, log) = (&self.data, self.log.get_ref());
         let mut copied = 0;
-        for extent in runs.kept_extents(scan::data_extents(old, 0..length)) {
-            let extent = extent?;
-            copied += extent.end - extent.start;
-            copy_between(old, &self.data, extent).or_else(|error| {
-                // Whoever goes on in place needs the room.
-                trim(&self.data, &runs)?;
-                Err(error)
-            })?;
-        }
-        for (range, new) in runs.iter() {
-            if new != New::Data && range.start < self.data.metadata()?.len() {
-                make_zero(&self.data, range, false)?;
+        let completed = each_stretch(log, identity, 0..length, most, &mut |stretch, runs| {
+            for extent in runs.kept_extents(scan::data_extents(old, stretch)) {
+                let extent = extent?;
+                copied += extent.end - extent.start;
+                copy_between(old, data, extent)?;
             }
-        }
-        Ok(Some(copied))
+            for (range, new) in runs.iter() {
+                if new != RangeKind::Data && range.start < data.metadata()?.len() {
+                    make_zero(data, range, false)?;
+                }
+            }
+            Ok(())
+        });
+        completed.or_else(|error| {
+            // Whoever goes on in place needs the room.
+            let all = 0..data.metadata()?.len();
+            each_stretch(log, identity, all, most, &mut |stretch, runs| trim(data, stretch, runs).map(drop))?;
+            Err(error)
+        })?;
+        Ok(copied)
     }
 }
 
-/// Leaves nothing in a stage but the data that its log knows of. `false`: the
+/// Leaves nothing in a stretch of a stage but the data that its log knows of. `false`: the
 /// file system cannot.
-fn trim(data: &File, runs: &Runs) -> io::Result<bool> {
-    for gap in runs.gaps_in_data(data.metadata()?.len()) {
+fn trim(data: &File, stretch: Range<u64>, runs: &Runs) -> io::Result<bool> {
+    for gap in runs.gaps_in_data(stretch) {
         if !sys::punch_hole(data, gap)? {
             return Ok(false);
         }
@@ -264,40 +269,60 @@ impl Sealed {
     /// bytes written and bytes made zero.
     pub fn replay(&self, old: &File) -> io::Result<(u64, u64)> {
         let Seal { length, preallocate, .. } = self.seal;
-        write_ranges(&self.data, &self.log, Identity::of(old)?, old, length, preallocate)
+        let (mut written, mut zeroed) = (0, 0);
+        let reader = LogReader::open(&self.log, Identity::of(old)?)?;
+        let mut reader = reader.ok_or_else(|| io::Error::other("the log is damaged"))?;
+        while let Some((range, new)) = reader.next_record()? {
+            let range = range.start.min(length)..range.end.min(length);
+            let bytes = range.end - range.start;
+            match new {
+                RangeKind::Data => {
+                    written += bytes;
+                    copy_between(&self.data, old, range)?;
+                }
+                RangeKind::Zero => {
+                    zeroed += bytes;
+                    make_zero(old, range, preallocate)?;
+                }
+                RangeKind::Free => {
+                    zeroed += bytes;
+                    // They are zeros, whether or not the file system takes them.
+                    sys::punch_hole(old, range)?;
+                }
+            }
+        }
+        set_length(old, length, preallocate)?;
+        Ok((written, zeroed))
     }
 }
 
-/// Writes what a log says of a stage into a file and gives it its length.
-fn write_ranges(
-    data: &File,
-    log: &File,
-    identity: Identity,
-    target: &File,
-    length: u64,
-    keep_allocated: bool,
-) -> io::Result<(u64, u64)> {
-    let (mut written, mut zeroed) = (0, 0);
-    let mut reader = LogReader::open(log, identity)?.ok_or_else(|| io::Error::other("the log is damaged"))?;
-    while let Some((range, new)) = reader.next_record()? {
-        let range = range.start.min(length)..range.end.min(length);
-        let bytes = range.end - range.start;
-        match new {
-            New::Data => {
-                written += bytes;
-                copy_between(data, target, range)?;
-            }
-            New::Zero => {
-                zeroed += bytes;
-                make_zero(target, range, keep_allocated)?;
-            }
-            New::Free => {
-                zeroed += bytes;
-                // They are zeros, whether or not the file system takes them.
-                sys::punch_hole(target, range)?;
-            }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every other page of the old file is changed, some of them twice.
+    #[test]
+    fn a_log_of_more_ranges_than_fit_in_memory_is_completed_all_the_same() {
+        let file = || tempfile::tempfile().unwrap();
+        let (old, data, log, page) = (file(), file(), file(), 4096);
+        let mut wanted = vec![1; 64 * page];
+        old.write_all_at(&wanted, 0).unwrap();
+        let identity = Identity::of(&old).unwrap();
+        let mut stage = Stage::begin(data.try_clone().unwrap(), log, identity).unwrap();
+        for at in (0..64).step_by(2).rev().map(|index| index * page) {
+            stage.write(at as u64, &vec![2; page]).unwrap();
+            wanted[at..at + page].fill(2);
         }
+        for at in (0..64).step_by(8).map(|index| index * page + 7) {
+            stage.zero(at as u64..(at + 99) as u64).unwrap();
+            wanted[at..at + 99].fill(0);
+        }
+        stage.flush().unwrap();
+        let length = wanted.len() as u64;
+        let copied = stage.complete_in_stretches(&old, length, identity, 5).unwrap();
+        assert_eq!(copied, length / 2);
+        let mut found = vec![0; wanted.len()];
+        data.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == wanted);
     }
-    set_length(target, length, keep_allocated)?;
-    Ok((written, zeroed))
 }

@@ -4,7 +4,9 @@
 //! It is a header (magic, then what identifies the old file), records of 24
 //! bytes (start, end, kind, check) and, once sealed, a record whose body is the
 //! [`Seal`], followed by the BLAKE3 of everything before it. All numbers are
-//! little-endian. A torn record ends the log; everything before it counts.
+//! little-endian. A torn record ends the log; everything before it counts. What
+//! another version of this program wrote is an error, [`UnknownFormat`]: it may
+//! be all that a half-written file can be finished from.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -14,23 +16,81 @@ use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
-use crate::apply::overlay::{New, Runs};
-use crate::apply::place::Attributes;
+use crate::apply::attributes::Attributes;
+use crate::apply::overlay::{RangeKind, Runs};
 use crate::hashmap::Hash;
 use crate::scan;
 
 const MAGIC: &[u8; 16] = b"holesync log 1\r\n";
-pub(crate) const HEADER: usize = 32;
-pub(crate) const RECORD: usize = 24;
+/// What the logs of all versions begin with; a number and a line end follow.
+const MAGIC_START: &[u8] = b"holesync log ";
+const VERSION: &str = "1";
+pub(super) const HEADER: usize = 32;
+pub(super) const RECORD: usize = 24;
 const KIND_DATA: u32 = 1;
 const KIND_ZERO: u32 = 2;
 const KIND_FREE: u32 = 3;
-pub(crate) const KIND_SEAL: u32 = 4;
+pub(super) const KIND_SEAL: u32 = 4;
 const MAX_SEAL: u64 = 4096;
 
-/// Separate ranges that are kept in memory when a log is read back; a log with
-/// more of them is replayed as a stream or given up, never loaded.
+/// Separate ranges that are kept in memory when a log is read back. A log with more of
+/// them is read for a stretch of the file at a time, and not sealed.
 pub const MAX_RUNS: usize = 1 << 20;
+
+/// Another version of this program wrote a log, or its seal.
+#[derive(Debug, thiserror::Error)]
+#[error("another version of holesync wrote it")]
+pub struct UnknownFormat;
+
+impl UnknownFormat {
+    /// Whether this is what an error of reading a log says.
+    pub fn is_in(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<UnknownFormat>())
+    }
+}
+
+/// The header of a log, or zeros where there is none.
+///
+/// # Errors
+///
+/// [`UnknownFormat`], and what reading reports.
+pub(super) fn read_header(log: &File) -> io::Result<[u8; HEADER]> {
+    let mut header = [0; HEADER];
+    scan::read_or_zeros(log, &mut header, 0)?;
+    if is_of_another_version(&header[..MAGIC.len()]) {
+        return Err(io::Error::other(UnknownFormat));
+    }
+    Ok(header)
+}
+
+/// Whether the first bytes of a log are those of another version. Damaged ones are not.
+fn is_of_another_version(magic: &[u8]) -> bool {
+    let Some(rest) = magic.strip_prefix(MAGIC_START) else { return false };
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    digits > 0 && &rest[..digits] != VERSION.as_bytes() && rest.get(digits).is_none_or(|&end| end == b'\r')
+}
+
+/// Has `each` told the ranges of a log, for one stretch of the file after the other, which
+/// together are `stretch`: as few of them as hold no more than `most` ranges each.
+pub(super) fn each_stretch(
+    log: &File,
+    identity: Identity,
+    stretch: Range<u64>,
+    most: usize,
+    each: &mut dyn FnMut(Range<u64>, &Runs) -> io::Result<()>,
+) -> io::Result<()> {
+    let damaged = || io::Error::other("the log is damaged");
+    let mut reader = LogReader::open(log, identity)?.ok_or_else(damaged)?;
+    if let Some(runs) = reader.load_within(&stretch, most)? {
+        return each(stretch, &runs);
+    }
+    let middle = stretch.start + (stretch.end - stretch.start) / 2;
+    if middle == stretch.start {
+        return Err(damaged());
+    }
+    each_stretch(log, identity, stretch.start..middle, most, each)?;
+    each_stretch(log, identity, middle..stretch.end, most, each)
+}
 
 /// Everything that finishing needs besides the ranges.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +126,7 @@ impl Identity {
     }
 
     /// The header of a log of this file.
-    pub(crate) fn header(self) -> [u8; HEADER] {
+    pub(super) fn header(self) -> [u8; HEADER] {
         let mut header = [0; HEADER];
         header[..16].copy_from_slice(MAGIC);
         header[16..24].copy_from_slice(&self.inode.to_le_bytes());
@@ -76,16 +136,16 @@ impl Identity {
 }
 
 /// The number of a kind of range.
-pub(crate) fn kind_of(new: New) -> u32 {
+pub(super) fn kind_of(new: RangeKind) -> u32 {
     match new {
-        New::Data => KIND_DATA,
-        New::Zero => KIND_ZERO,
-        New::Free => KIND_FREE,
+        RangeKind::Data => KIND_DATA,
+        RangeKind::Zero => KIND_ZERO,
+        RangeKind::Free => KIND_FREE,
     }
 }
 
 /// A record of a range, or the head of a seal whose body is as long as its end says.
-pub(crate) fn encode(range: Range<u64>, kind: u32) -> [u8; RECORD] {
+pub(super) fn encode(range: Range<u64>, kind: u32) -> [u8; RECORD] {
     let mut record = [0; RECORD];
     record[..8].copy_from_slice(&range.start.to_le_bytes());
     record[8..16].copy_from_slice(&range.end.to_le_bytes());
@@ -103,7 +163,7 @@ fn decode(record: &[u8; RECORD]) -> Option<(Range<u64>, u32)> {
 }
 
 /// BLAKE3 of the first `len` bytes of a file.
-pub(crate) fn digest_of(file: &File, len: u64) -> io::Result<Hash> {
+pub(super) fn digest_of(file: &File, len: u64) -> io::Result<Hash> {
     let mut hasher = blake3::Hasher::new();
     let mut reader = At { file, at: 0 }.take(len);
     if io::copy(&mut reader, &mut hasher)? < len {
@@ -127,7 +187,7 @@ impl Read for At<'_> {
 }
 
 /// Reads a log as far as it is whole.
-pub(crate) struct LogReader<'a> {
+pub(super) struct LogReader<'a> {
     log: &'a File,
     input: BufReader<At<'a>>,
     /// The end of the last good record.
@@ -138,16 +198,19 @@ pub(crate) struct LogReader<'a> {
 
 impl<'a> LogReader<'a> {
     /// `None`: this is no log of that file.
+    ///
+    /// # Errors
+    ///
+    /// [`UnknownFormat`], and what reading reports; so below.
     pub fn open(log: &'a File, identity: Identity) -> io::Result<Option<LogReader<'a>>> {
-        let mut header = [0; HEADER];
-        scan::read_or_zeros(log, &mut header, 0)?;
+        let header = read_header(log)?;
         let at = HEADER as u64;
         let input = BufReader::with_capacity(24 << 10, At { file: log, at });
         Ok((header == identity.header()).then_some(LogReader { log, input, at, seal: None }))
     }
 
     /// The next range; `None` at the end, wherever that is.
-    pub fn next_record(&mut self) -> io::Result<Option<(Range<u64>, New)>> {
+    pub fn next_record(&mut self) -> io::Result<Option<(Range<u64>, RangeKind)>> {
         let mut record = [0; RECORD];
         match self.input.read_exact(&mut record) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -155,13 +218,15 @@ impl<'a> LogReader<'a> {
         }
         let Some((range, kind)) = decode(&record) else { return Ok(None) };
         let new = match kind {
-            KIND_DATA => New::Data,
-            KIND_ZERO => New::Zero,
-            KIND_FREE => New::Free,
-            _ => {
-                self.seal = (kind == KIND_SEAL && range.end <= MAX_SEAL).then_some(range.end);
+            KIND_DATA => RangeKind::Data,
+            KIND_ZERO => RangeKind::Zero,
+            KIND_FREE => RangeKind::Free,
+            KIND_SEAL => {
+                self.seal = (range.end <= MAX_SEAL).then_some(range.end);
                 return Ok(None);
             }
+            // Its check is right, so it was written like this.
+            _ => return Err(io::Error::other(UnknownFormat)),
         };
         self.at += RECORD as u64;
         Ok(Some((range, new)))
@@ -169,10 +234,19 @@ impl<'a> LogReader<'a> {
 
     /// All records as ranges; `None`: too many to keep.
     pub fn load(&mut self) -> io::Result<Option<Runs>> {
+        self.load_within(&(0..u64::MAX), MAX_RUNS)
+    }
+
+    /// The parts of all records that lie in a stretch of the file; `None`: more than `most`.
+    pub fn load_within(&mut self, stretch: &Range<u64>, most: usize) -> io::Result<Option<Runs>> {
         let mut runs = Runs::default();
         while let Some((range, new)) = self.next_record()? {
+            let range = range.start.max(stretch.start)..range.end.min(stretch.end);
+            if range.start >= range.end {
+                continue;
+            }
             runs.insert(range, new);
-            if runs.len() > MAX_RUNS {
+            if runs.len() > most {
                 return Ok(None);
             }
         }
@@ -190,6 +264,7 @@ impl<'a> LogReader<'a> {
         if self.log.metadata()?.len() < start + len || digest_of(self.log, start + len)? != digest {
             return Ok(None);
         }
-        Ok(postcard::from_bytes(&body).ok())
+        let seal = postcard::from_bytes(&body).map_err(|_| io::Error::other(UnknownFormat))?;
+        Ok(Some(seal))
     }
 }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
-use crate::apply::place::{self, Attributes, Place};
+use crate::apply::attributes::Attributes;
+use crate::apply::place::{self, Place};
 use crate::error::{Error, Result, escape};
 use crate::options::Options;
 use crate::source::Metadata;
@@ -236,9 +237,9 @@ impl DestinationTree {
         let Some(place) = self.root.place(path, false)? else { return Ok(()) };
         let link = OsStr::from_bytes(link);
         if !sys::read_link_at(&place.dir, &place.name).is_ok_and(|now| now == link) {
-            place::put_symlink(&place, link)?;
+            place.put_symlink(link)?;
         }
-        place::touch(&place, &attributes)
+        place.set_attributes(&attributes)
     }
 
     /// Gives directories their attributes, the deepest first: files that are made in a

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use holesync::apply::place::Place;
-use holesync::apply::recover::{self, Settled};
+use holesync::apply::Place;
+use holesync::apply::recover::{self, Recovered};
 use holesync::error::{Error, Result, Stop, escape, printable};
 use holesync::hashmap::{self, Grid, Item};
 use holesync::location::Location;
@@ -60,7 +60,7 @@ pub fn run(cli: Cli) -> Result<()> {
             if file == Path::new("-") {
                 stream::expand(input, File::from(own(std::io::stdout())?), size)
             } else {
-                stream::receive_file(input, &file, size, options, umask)
+                stream::receive_file(input, &file, size, options, umask, warn)
             }
         }
         Some(Verb::Recover { paths, no_fsync }) => each(&paths, |path| recover(path, !no_fsync)),
@@ -277,16 +277,22 @@ fn place_of(path: &Path) -> Result<Place> {
 fn recover_file(path: &Path, sync: bool) -> Result<()> {
     let place = place_of(path)?;
     let shown = printable(path);
-    match recover::settle(&place, sync)? {
-        Settled::Finished(root) => {
+    match recover::recover(&place, sync)? {
+        Recovered::Finished(root) => {
             print_line(&format!("{shown}: finished from its log and verified, root hash {}", hex(&root)))
         }
-        Settled::Nothing => print_line(&format!("{shown}: nothing to finish")),
-        Settled::Damaged => Err(Error::refused(
+        Recovered::Nothing => print_line(&format!("{shown}: nothing to finish")),
+        Recovered::Damaged => Err(Error::refused(
             path,
             "what an interrupted run left to finish it from is damaged and was not applied; send the image again",
         )),
     }
+}
+
+/// Shows something on stderr that is no failure.
+fn warn(text: &str) {
+    // There is nowhere else to show it.
+    let _ = writeln!(std::io::stderr(), "holesync: {}", escape(text.as_bytes()));
 }
 
 /// Prints a line. A reader that is gone is an error, as for any filter.

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use crate::hashmap::{self, BATCH, Batch, Grid, Item};
 use crate::options::BlockSize;
-use crate::scan::{self, FileImage, Seen};
+use crate::scan::{self, FileImage, FileState};
 use crate::sys;
 
 /// More is not kept in memory: 4 GiB of dense data at the usual block size.
@@ -24,7 +24,7 @@ pub struct EarlyStart {
 
 /// The blocks of a file from its first one on, as far as they were hashed.
 pub(crate) struct EarlyHashes {
-    seen: Seen,
+    seen: FileState,
     grid: Grid,
     items: Vec<Item>,
     /// How many blocks they stand for.
@@ -66,7 +66,7 @@ impl EarlyHashes {
         if !sys::is_cached(&file) {
             return None;
         }
-        let seen = Seen::of(&file).ok()?;
+        let seen = FileState::of(&file).ok()?;
         if !seen.will_show_changes() {
             return None;
         }
@@ -83,7 +83,7 @@ impl EarlyHashes {
     }
 
     /// Whether they are those of a file that is in this state.
-    pub fn fit(&self, seen: &Seen, grid: &Grid) -> bool {
+    pub fn fit(&self, seen: &FileState, grid: &Grid) -> bool {
         self.seen == *seen && self.grid == *grid
     }
 
@@ -127,7 +127,7 @@ mod tests {
         let head = hashes(file.path(), true);
         assert!((1..grid.blocks()).contains(&head.blocks), "{}", head.blocks);
         assert_eq!(whole.items[..head.items.len()], head.items);
-        let seen = Seen::of(file.as_file()).unwrap();
+        let seen = FileState::of(file.as_file()).unwrap();
         assert!(whole.fit(&seen, &grid));
         let items = whole.items.clone();
         let batches: Vec<_> = whole.into_batches().into_iter().map(|(_, batch)| batch).collect();
@@ -142,7 +142,7 @@ mod tests {
         file.as_file().write_all_at(&[1; 4096], 0).unwrap();
         let early = hashes(file.path(), false);
         file.as_file().write_all_at(&[2; 8192], 0).unwrap();
-        let seen = Seen::of(file.as_file()).unwrap();
+        let seen = FileState::of(file.as_file()).unwrap();
         assert!(!early.fit(&seen, &early.grid));
     }
 }

@@ -1,18 +1,12 @@
 //! The receiver's answers: for each announced file whether it is equal already,
 //! or the map of what is there, hashed while it is sent.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender};
 
-use nix::sys::stat::{FileStat, SFlag};
-
-use crate::apply::open;
-use crate::apply::place::{self, Place};
-use crate::apply::recover::{self, Settled};
 use crate::apply::tree::{DestinationRoot, LastDirectory};
-use crate::apply::{self, Basis, Destination};
-use crate::error::{Error, Result, printable};
+use crate::apply::{Basis, BasisState, Destination, Opened, Place, Preview, Wanted};
+use crate::error::{Error, Result};
 use crate::hashmap::ahead::{EarlyHashes, EarlyStart};
 use crate::hashmap::plan::Run;
 use crate::hashmap::{self, Batch, Grid, Item};
@@ -25,8 +19,7 @@ pub(crate) struct Job {
     pub id: u64,
     pub entry: Vec<u8>,
     pub root: DestinationRoot,
-    pub request: apply::Request,
-    pub retry: bool,
+    pub wanted: Wanted,
 }
 
 /// What the mapper hands to the applying thread, per file in this order.
@@ -47,7 +40,6 @@ pub(crate) struct Begun {
     pub has_map: bool,
     pub blank: bool,
     pub whole: bool,
-    pub resized: bool,
 }
 
 /// Answers files in the order in which they were announced. `early`: what is there in
@@ -82,97 +74,51 @@ fn answer(
     maps: &SyncSender<Mapped>,
 ) -> Result<Result<()>> {
     let options = &shared.options;
-    let id = job.id;
+    let Job { id, entry, root, wanted } = job;
     // It is kept as long as nothing is written: somebody may put another in its place.
     let mut directory = std::mem::take(last);
-    let Some(place) = job.root.place_after(&mut directory, &job.entry, options.dry_run)? else {
+    let Some(place) = root.place_after(&mut directory, &entry, options.dry_run)? else {
         return Ok(shared.tell(Message::NoBasis { id, resized: true }));
     };
-    let settled = if options.dry_run { Settled::Nothing } else { recover::settle(&place, options.fsync)? };
-    if let Some(warning) = warning_of(settled, &place)
-        && let Err(gone) = shared.warn(warning)
-    {
+    let (length, whole) = (wanted.length, wanted.whole);
+    let opening = Destination::open(place.clone(), wanted, &shared.setup)?;
+    let warning = opening.recovered.warning(&place.path);
+    if let Some(Err(gone)) = warning.map(|warning| shared.warn(warning)) {
         return Ok(Err(gone));
     }
-    let stat = place.stat()?;
-    let resized = is_resized(stat.as_ref(), &job.request);
-    // A file that is half written may have any size and time.
-    if settled != Settled::Damaged
-        && !resized
-        && let Some(stat) = stat.filter(|stat| is_unchanged(shared, stat, &job))
-    {
-        *last = directory;
-        if !options.dry_run {
-            place::touch_from(&place, &stat, &job.request.attributes)?;
-            recover::tidy(&place)?;
+    let grid = Grid { length, block: options.block_size };
+    let destination = match opening.opened {
+        Opened::Equal => {
+            *last = directory;
+            shared.report(&entry, Outcome::Unchanged);
+            return Ok(shared.tell(Message::Unchanged { id }));
         }
-        shared.report(&job.entry, Outcome::Unchanged);
-        return Ok(shared.tell(Message::Unchanged { id }));
-    }
-    let grid = Grid { length: job.request.length, block: options.block_size };
-    if options.dry_run {
-        return Ok(match open::preview(&place, &job.request)? {
-            Some(basis) => map_basis(shared, Answer { id, resized, place, grid, early }, &basis, |_| true),
-            None => shared.tell(Message::NoBasis { id, resized }),
-        });
-    }
-    let Job { id, entry, request, .. } = job;
-    let whole = request.whole;
-    let destination = Destination::open(place.clone(), request, Arc::clone(options))?;
-    let (basis, blank) = (destination.basis(), destination.is_blank());
+        Opened::Preview(Preview { basis, changes_length: resized }) => {
+            return Ok(match basis {
+                Some(basis) => {
+                    map_basis(shared, Answer { id, resized, place, grid, early }, &basis, |_| true)
+                }
+                None => shared.tell(Message::NoBasis { id, resized }),
+            });
+        }
+        Opened::Different(destination) => *destination,
+    };
+    let basis = destination.basis();
+    let (has_map, blank) = (basis.is_some(), destination.basis_state() == BasisState::Blank);
     // Where it shall be read back, or zeros are to be allocated, the long way is needed.
-    let is_empty = destination.is_empty() && !options.verify && !options.preallocate;
-    let has_map = basis.is_some();
-    let begun = Begun { id, entry, destination, grid, has_map, blank, whole, resized };
+    let can_borrow = shared.beside_source && blank && length > 0 && !options.verify && !options.preallocate;
+    let resized = destination.changes_length();
+    let begun = Begun { id, entry, destination, grid, has_map, blank, whole };
+    shared.asked.fetch_add(1, Ordering::Relaxed);
     // The applying thread may be gone only when the run is over.
     let pass_on = |mapped| maps.send(mapped).is_ok();
-    shared.asked.fetch_add(1, Ordering::Relaxed);
     if !pass_on(Mapped::Begin(Box::new(begun))) {
         return Ok(Ok(()));
     }
     Ok(match basis {
         Some(basis) => map_basis(shared, Answer { id, resized, place, grid, early }, &basis, pass_on),
-        None if shared.beside_source && is_empty => shared.tell(Message::Borrow { id }),
+        None if can_borrow => shared.tell(Message::Borrow { id }),
         None => shared.tell(Message::NoBasis { id, resized }),
-    })
-}
-
-/// Whether there is nothing yet, or a file of another length. A device keeps its own.
-fn is_resized(stat: Option<&FileStat>, request: &apply::Request) -> bool {
-    stat.is_none_or(|stat| match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
-        SFlag::S_IFREG => stat.st_size as u64 != request.length,
-        kind => kind != SFlag::S_IFBLK,
-    })
-}
-
-/// What the user should know of an interrupted run.
-fn warning_of(settled: Settled, place: &Place) -> Option<String> {
-    let path = printable(&place.path);
-    match settled {
-        Settled::Nothing => None,
-        Settled::Finished(_) => {
-            Some(format!("finished what an interrupted run had begun to write into {path}"))
-        }
-        Settled::Damaged => Some(format!(
-            "what an interrupted run left to finish {path} from is damaged; it is compared with the source instead"
-        )),
-    }
-}
-
-/// rsync's quick check, for a file of the right length.
-fn is_unchanged(shared: &Shared, stat: &FileStat, job: &Job) -> bool {
-    let options = &shared.options;
-    if options.checksum || options.ignore_times || options.verify || job.retry {
-        return false;
-    }
-    let regular = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG;
-    regular && (options.size_only || same_time(job.request.attributes.mtime, stat))
-}
-
-/// Whether a file has this time; a file system without nanoseconds has it, too.
-fn same_time(mtime: Option<(i64, u32)>, stat: &FileStat) -> bool {
-    mtime.is_some_and(|(seconds, nanoseconds)| {
-        stat.st_mtime == seconds && (stat.st_mtime_nsec == i64::from(nanoseconds) || stat.st_mtime_nsec == 0)
     })
 }
 
@@ -200,7 +146,7 @@ fn map_basis(shared: &Shared, answer: Answer, basis: &Basis, pass_on: impl Fn(Ma
         }
         Ok(pass_on(Mapped::Items(std::mem::take(&mut batch.items))))
     };
-    let early = basis.seen.as_ref().and_then(|seen| early?.end().filter(|early| early.fit(seen, &grid)));
+    let early = basis.state.as_ref().and_then(|state| early?.end().filter(|early| early.fit(state, &grid)));
     let first = early.as_ref().map_or(0, |early| early.blocks);
     let mut batches = early.into_iter().flat_map(EarlyHashes::into_batches);
     let told = batches.try_fold(true, |go_on, (_, mut batch)| Ok(go_on && tell(&mut batch)?));

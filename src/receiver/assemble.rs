@@ -13,7 +13,7 @@ use crate::hashmap::{self, Grid, Hash, Item, PageMask, RootHasher};
 use crate::options::BlockSize;
 use crate::protocol::{Data, Differ, MAX_ASKED, Patch};
 use crate::receiver::answer::{Begun, Mapped};
-use crate::scan::{self, Seen};
+use crate::scan::{self, FileState};
 
 /// What the basis has in the next blocks.
 enum Had {
@@ -148,8 +148,6 @@ pub(crate) struct OpenFile {
     pub destination: Destination,
     /// Nothing was compared: all of it was asked for.
     pub whole: bool,
-    /// It changes even if every block stays.
-    pub resized: bool,
     /// Bytes of data that the basis had.
     pub kept: u64,
     /// Bytes of data that arrived.
@@ -211,14 +209,13 @@ struct Zeros {
 
 impl OpenFile {
     fn new(begun: Begun) -> OpenFile {
-        let Begun { id, entry, destination, grid, whole, resized, .. } = begun;
+        let Begun { id, entry, destination, grid, whole, .. } = begun;
         OpenFile {
             id,
             entry,
             basis: destination.basis(),
             destination,
             whole,
-            resized,
             kept: 0,
             received: 0,
             grid,
@@ -467,7 +464,7 @@ impl OpenFile {
         progress: impl FnMut(u64),
     ) -> Result<bool, ApplyError> {
         let (source, _) = scan::open_image(path)?;
-        let before = Seen::of(&source).map_err(Error::file("look at", path))?;
+        let before = FileState::of(&source).map_err(Error::file("look at", path))?;
         if before.length != self.grid.length {
             return Ok(false);
         }

@@ -14,6 +14,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::apply::Setup;
 use crate::error::{Error, Result};
 use crate::hashmap::plan::Run;
 use crate::options::Options;
@@ -147,6 +148,7 @@ pub(crate) struct Shared<'a> {
     /// The file, by id, whose map nobody needs any more.
     pub given_up: AtomicU64,
     pub options: Arc<Options>,
+    pub setup: Setup,
     /// Sources can be opened here.
     pub beside_source: bool,
     pub reporter: &'a dyn Reporter,

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::hashmap::ahead::{EarlyHashes, EarlyStart};
 use crate::hashmap::{self, Batch, Grid};
 use crate::options::{Compress, Options};
-use crate::scan::{self, FileImage, Seen};
+use crate::scan::{self, FileImage, FileState};
 use crate::sender::announce::Wanted;
 use crate::source::Kind;
 use crate::sys;
@@ -27,7 +27,7 @@ pub(crate) enum Hashed {
 /// A source and the state in which it was hashed.
 pub(crate) struct Opened {
     pub image: FileImage,
-    pub seen: Seen,
+    pub seen: FileState,
 }
 
 /// Reads and hashes files one after the other, as the receiver asks for them. `early`:
@@ -115,7 +115,7 @@ impl Hasher<'_> {
         }
         let io = |doing| Error::file(doing, &source.path);
         let (file, _) = scan::open_image(&source.path)?;
-        let seen = Seen::of(&file).map_err(io("look at"))?;
+        let seen = FileState::of(&file).map_err(io("look at"))?;
         if seen.length != length {
             return Ok(self.hand.give(Hashed::End(false)));
         }

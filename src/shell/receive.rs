@@ -8,10 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::apply::open;
-use crate::apply::place::{self, Place};
 use crate::apply::tree::{DestinationTree, Target};
-use crate::apply::{self, Destination};
+use crate::apply::{Destination, Opened, Precision, QuickCheck, Setup, Wanted};
 use crate::error::{Error, Failure, Result, code, escape, printable};
 use crate::options::Options;
 use crate::protocol;
@@ -26,6 +24,9 @@ use crate::working::names_working_file;
 /// The most bytes of requests that may wait at the other end, which does not read them
 /// while it sends: fewer than a pipe holds.
 const MAX_REQUESTED: usize = 16 << 10;
+/// The most files that may wait so, each with its destination open: up to three
+/// descriptors.
+const MAX_WAITING: usize = 200;
 /// Files with at least as much data are sent by tar in larger blocks.
 const LARGE_FILE: u64 = 16 << 20;
 
@@ -43,7 +44,8 @@ pub fn run(session: Session, sources: &[Vec<u8>], target: &Target) -> Result<Sta
     }
     let mut job = ReceiveJob {
         far: SendingShell::begin(input, output, host)?,
-        options: Arc::new(options.clone()),
+        setup: Setup::new(Arc::new(options.clone())),
+        options,
         reporter,
         stats: Stats::default(),
         taken: HashSet::new(),
@@ -55,7 +57,7 @@ pub fn run(session: Session, sources: &[Vec<u8>], target: &Target) -> Result<Sta
             sources.len() == 1 && !matches!(found.first(), Some(entry) if entry.kind == FileType::Directory);
         let tree = match &mut tree {
             Some(tree) => tree,
-            None => tree.insert(DestinationTree::open(target, single, Arc::clone(&job.options))?),
+            None => tree.insert(DestinationTree::open(target, single, Arc::new(options.clone()))?),
         };
         job.receive(source, found, tree)?;
     }
@@ -69,7 +71,8 @@ pub fn run(session: Session, sources: &[Vec<u8>], target: &Target) -> Result<Sta
 /// Everything that one run receives.
 struct ReceiveJob<'a> {
     far: SendingShell,
-    options: Arc<Options>,
+    options: &'a Options,
+    setup: Setup,
     reporter: &'a dyn Reporter,
     stats: Stats,
     /// The targets that have come already: the first source that has a name is the one
@@ -81,6 +84,7 @@ struct ReceiveJob<'a> {
 struct Requested {
     entry: ListedEntry,
     encoding: Encoding,
+    destination: Box<Destination>,
     /// Bytes of the request.
     bytes: usize,
 }
@@ -166,7 +170,7 @@ impl ReceiveJob<'_> {
                 Admission::SkipAll => break,
             }
         }
-        self.wait_for_all(&mut requests, tree)
+        self.wait_for_all(&mut requests)
     }
 
     fn admit(&mut self, entry: &ListedEntry) -> Admission {
@@ -206,13 +210,13 @@ impl ReceiveJob<'_> {
             FileType::Directory => self.directory(entry, tree),
             FileType::Symlink if !self.options.dry_run => {
                 self.far.command(&[b"link", &name])?;
-                self.wait_for_all(requests, tree)?;
+                self.wait_for_all(requests)?;
                 self.symlink(entry, tree)?;
             }
             FileType::Symlink => {}
             FileType::File | FileType::Device => {
-                if let Some(encoding) = self.choose_encoding(&entry, tree) {
-                    self.request_file(entry, encoding, &name, requests, tree)?;
+                if let Some(destination) = self.open(&entry, tree) {
+                    self.request_file(entry, destination, &name, requests)?;
                 }
             }
         }
@@ -223,26 +227,26 @@ impl ReceiveJob<'_> {
     fn request_file(
         &mut self,
         entry: ListedEntry,
-        encoding: Encoding,
+        destination: Box<Destination>,
         name: &[u8],
         requests: &mut Requests,
-        tree: &mut DestinationTree,
     ) -> Result<()> {
+        let encoding = self.choose_encoding(&entry);
         let factor = if let Encoding::Tar(factor) = encoding { factor } else { 0 };
         let (length, factor) = (entry.length.to_string(), factor.to_string());
         let words: [&[u8]; 5] = [b"get", encoding.word(), length.as_bytes(), factor.as_bytes(), name];
         let bytes = self.far.command(&words)?;
-        requests.push(Requested { entry, encoding, bytes });
-        while requests.bytes > MAX_REQUESTED {
+        requests.push(Requested { entry, encoding, destination, bytes });
+        while requests.bytes > MAX_REQUESTED || requests.waiting.len() > MAX_WAITING {
             let Some(next) = requests.pop() else { break };
-            self.file(next, tree)?;
+            self.file(next)?;
         }
         Ok(())
     }
 
-    fn wait_for_all(&mut self, requests: &mut Requests, tree: &mut DestinationTree) -> Result<()> {
+    fn wait_for_all(&mut self, requests: &mut Requests) -> Result<()> {
         while let Some(next) = requests.pop() {
-            self.file(next, tree)?;
+            self.file(next)?;
         }
         Ok(())
     }
@@ -271,81 +275,75 @@ impl ReceiveJob<'_> {
         Ok(())
     }
 
-    /// How a file has to be sent; `None`: not at all.
-    fn choose_encoding(&mut self, entry: &ListedEntry, tree: &mut DestinationTree) -> Option<Encoding> {
+    /// The destination of a file that has to be sent. `None`: it need not be, or its
+    /// destination failed.
+    fn open(&mut self, entry: &ListedEntry, tree: &mut DestinationTree) -> Option<Box<Destination>> {
         self.stats.files_total += 1;
         self.stats.apparent_bytes = self.stats.apparent_bytes.saturating_add(entry.length);
         self.reporter.event(Event::Found(entry.allocated));
-        let place = match tree.root().place(&entry.target, self.options.dry_run) {
-            Ok(place) => place,
-            Err(error) => {
-                self.fail(&error);
-                return None;
+        match self.open_destination(entry, tree) {
+            Ok(Some(Opened::Different(destination))) => return Some(destination),
+            Ok(Some(Opened::Equal)) => {
+                self.stats.data_bytes = self.stats.data_bytes.saturating_add(entry.allocated);
+                self.report(entry, Outcome::Unchanged);
             }
+            Ok(Some(Opened::Preview(_)) | None) => self.count_sent(entry, entry.allocated),
+            Err(error) => self.fail(&error),
+        }
+        None
+    }
+
+    /// What there is at the destination of a file. `None`: its directory is not there, in a
+    /// dry run.
+    fn open_destination(
+        &mut self,
+        entry: &ListedEntry,
+        tree: &mut DestinationTree,
+    ) -> Result<Option<Opened>> {
+        let Some(place) = tree.root().place(&entry.target, self.options.dry_run)? else { return Ok(None) };
+        let path = place.path.clone();
+        let precision = if entry.is_exact { Precision::Nanoseconds } else { Precision::Seconds };
+        let wanted = Wanted {
+            length: entry.length,
+            data: entry.allocated,
+            whole: true,
+            quick_check: QuickCheck::Time(precision),
+            attributes: tree.attributes(&entry.metadata),
         };
-        if let Some(place) = &place
-            && self.is_unchanged(place, entry)
-        {
-            self.stats.data_bytes = self.stats.data_bytes.saturating_add(entry.allocated);
-            self.report(entry, Outcome::Unchanged);
-            let attributes = tree.attributes(&entry.metadata);
-            if !self.options.dry_run
-                && let Err(error) = place::touch(place, &attributes)
-            {
-                self.fail(&error);
-            }
-            return None;
+        let opening = Destination::open(place, wanted, &self.setup)?;
+        if let Some(warning) = opening.recovered.warning(&path) {
+            self.reporter.event(Event::Warning(&warning));
         }
-        if self.options.dry_run {
-            self.report_dry_run(entry, place.as_ref(), tree);
-            return None;
-        }
+        Ok(Some(opening.opened))
+    }
+
+    /// How a file is to be sent.
+    fn choose_encoding(&self, entry: &ListedEntry) -> Encoding {
         let is_sparse = entry.kind == FileType::Device || entry.allocated < entry.length;
-        Some(match self.far.sparse {
+        match self.far.sparse {
             _ if !is_sparse || !self.options.hole_map => Encoding::Whole,
             Encoding::Tar(_) if entry.kind == FileType::Device => Encoding::Whole,
             Encoding::Tar(_) if entry.allocated >= LARGE_FILE => Encoding::Tar(LARGE_FACTOR),
             other => other,
-        })
+        }
     }
 
-    /// Reports what a run would do with a file.
-    fn report_dry_run(&mut self, entry: &ListedEntry, place: Option<&Place>, tree: &mut DestinationTree) {
-        let request = request(entry, tree);
-        if let Some(Err(error)) = place.map(|place| open::preview(place, &request)) {
-            return self.fail(&error);
-        }
+    fn count_sent(&mut self, entry: &ListedEntry, data: u64) {
         let stats = &mut self.stats;
         stats.files_sent += 1;
-        stats.data_bytes = stats.data_bytes.saturating_add(entry.allocated);
-        stats.sent_data_bytes = stats.sent_data_bytes.saturating_add(entry.allocated);
-        self.report(entry, Outcome::Sent(entry.allocated));
-    }
-
-    fn is_unchanged(&self, place: &Place, entry: &ListedEntry) -> bool {
-        let options = &self.options;
-        let Ok(Some(stat)) = place.stat() else { return false };
-        // A time that is known, or kept, in whole seconds is compared in whole seconds.
-        let exact = entry.is_exact && stat.st_mtime_nsec != 0;
-        let same_time = options.times
-            && entry.metadata.mtime.is_some_and(|(seconds, nanoseconds)| {
-                seconds == stat.st_mtime && (!exact || i64::from(nanoseconds) == stat.st_mtime_nsec)
-            });
-        stat.st_mode & libc::S_IFMT == libc::S_IFREG
-            && stat.st_size as u64 == entry.length
-            && !(options.checksum || options.ignore_times)
-            && (options.size_only || same_time)
+        stats.data_bytes = stats.data_bytes.saturating_add(data);
+        stats.sent_data_bytes = stats.sent_data_bytes.saturating_add(data);
+        self.report(entry, Outcome::Sent(data));
     }
 
     /// Receives what answers a request: the file, or why there is none.
-    fn file(&mut self, requested: Requested, tree: &mut DestinationTree) -> Result<()> {
-        let Requested { entry, encoding, .. } = requested;
+    fn file(&mut self, requested: Requested) -> Result<()> {
+        let Requested { entry, encoding, destination, .. } = requested;
         if let Err(why) = self.far.answer(b"sent")? {
             self.fail_far(&entry, &why);
             return Ok(());
         }
-        let destination = self.open(&entry, tree);
-        let mut sink = ArrivingFile::new(destination, self.reporter);
+        let mut sink = ArrivingFile::new(*destination, self.reporter);
         let sent = match self.far.content(&entry, encoding, &mut sink).and_then(|()| self.far.answer(b"done"))
         {
             Ok(sent) => sent,
@@ -359,25 +357,15 @@ impl ReceiveJob<'_> {
         match (sent, finished) {
             (Err(why), _) => self.fail_far(&entry, &why),
             (Ok(()), Err(error)) => self.fail(&error),
-            (Ok(()), Ok((written, punched))) => {
+            (Ok(()), Ok(finished)) => {
                 let stats = &mut self.stats;
-                stats.files_sent += 1;
-                stats.data_bytes = stats.data_bytes.saturating_add(data);
-                stats.sent_data_bytes += data;
-                stats.written_bytes += written;
+                stats.written_bytes += finished.map_or(0, |finished| finished.written);
+                let punched = finished.map_or(0, |finished| finished.punched);
                 stats.punched_bytes = stats.punched_bytes.saturating_add(punched);
-                self.report(&entry, Outcome::Sent(data));
+                self.count_sent(&entry, data);
             }
         }
         Ok(())
-    }
-
-    fn open(&mut self, entry: &ListedEntry, tree: &mut DestinationTree) -> Result<Destination> {
-        let request = request(entry, tree);
-        let Some(place) = tree.root().place(&entry.target, false)? else {
-            return Err(Error::refused(entry.path(), "has no directory"));
-        };
-        Destination::open(place, request, Arc::clone(&self.options))
     }
 
     fn fail_far(&mut self, entry: &ListedEntry, why: &str) {
@@ -397,9 +385,4 @@ impl ReceiveJob<'_> {
     fn report(&self, entry: &ListedEntry, outcome: Outcome) {
         self.reporter.event(Event::File(entry.path(), outcome));
     }
-}
-
-fn request(entry: &ListedEntry, tree: &mut DestinationTree) -> apply::Request {
-    let attributes = tree.attributes(&entry.metadata);
-    apply::Request { length: entry.length, data: entry.allocated, whole: true, attributes }
 }

@@ -9,7 +9,7 @@ use std::process::ChildStdout;
 
 use flate2::bufread::GzDecoder;
 
-use crate::apply::Destination;
+use crate::apply::{BasisState, Destination, Finished};
 use crate::error::{Error, Result, escape};
 use crate::hashmap::{Hash, PAGE};
 use crate::protocol::lines::Plain;
@@ -287,8 +287,8 @@ impl Sink for ArrivingFile<'_> {
 }
 
 impl<'a> ArrivingFile<'a> {
-    pub fn new(destination: Result<Destination>, reporter: &'a dyn Reporter) -> ArrivingFile<'a> {
-        ArrivingFile { destination, at: 0, data: 0, reporter }
+    pub fn new(destination: Destination, reporter: &'a dyn Reporter) -> ArrivingFile<'a> {
+        ArrivingFile { destination: Ok(destination), at: 0, data: 0, reporter }
     }
 
     fn put(&mut self, bytes: &[u8]) {
@@ -311,31 +311,34 @@ impl<'a> ArrivingFile<'a> {
 
     fn zeros(&mut self, len: u64) {
         let range = self.at..self.at + len;
-        self.with(|destination| if destination.is_blank() { Ok(()) } else { destination.zero(range) });
+        self.with(|destination| match destination.basis_state() {
+            BasisState::Blank => Ok(()),
+            BasisState::Mapped | BasisState::Unknown => destination.zero(range),
+        });
         self.at += len;
     }
 
     fn with(&mut self, write: impl FnOnce(&mut Destination) -> Result<()>) {
         let Ok(destination) = &mut self.destination else { return };
         if let Err(error) = write(destination) {
-            destination.discard();
+            destination.discard(Some(&error));
             self.destination = Err(error);
         }
     }
 
-    /// Puts the file in its place, if it arrived whole. Returns bytes written and punched.
-    pub fn finish(self, is_whole: bool) -> Result<(u64, u64)> {
+    /// Puts the file in its place, if it arrived whole.
+    pub fn finish(self, is_whole: bool) -> Result<Option<Finished>> {
         if is_whole {
-            return self.destination?.finish(&Hash::default(), 0);
+            return self.destination?.finish(&Hash::default(), 0).map(Some);
         }
         self.discard();
-        Ok((0, 0))
+        Ok(None)
     }
 
     /// Discards what came of a file: a shell cannot go on from a part.
     pub fn discard(self) {
         if let Ok(destination) = self.destination {
-            destination.discard();
+            destination.discard(None);
         }
     }
 }

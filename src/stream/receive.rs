@@ -5,9 +5,8 @@ use std::io::BufReader;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::apply::place::Attributes;
 use crate::apply::tree::{DestinationRoot, Target};
-use crate::apply::{Destination, Request};
+use crate::apply::{Attributes, BasisState, Destination, Opened, QuickCheck, Setup, Wanted};
 use crate::error::{Error, Result};
 use crate::hashmap::Hash;
 use crate::options::Options;
@@ -19,13 +18,21 @@ const BUFFER: usize = 1 << 20;
 
 /// Makes `path` the image that a stream describes. With a `size`, it must have so
 /// many bytes. A stream without an END record, and without a size, is taken to be
-/// whole where it ends.
+/// whole where it ends. What an interrupted run left half written is finished first;
+/// `warn` is told.
 ///
 /// # Errors
 ///
 /// When the stream breaks off or is none, and when the file cannot be written.
 /// Then there is no new file.
-pub fn receive_file(input: File, path: &Path, size: Option<u64>, options: Options, umask: u32) -> Result<()> {
+pub fn receive_file(
+    input: File,
+    path: &Path,
+    size: Option<u64>,
+    options: Options,
+    umask: u32,
+    warn: impl FnOnce(&str),
+) -> Result<()> {
     let target = Target { path: path.to_path_buf(), directory: false, umask, beside_source: false };
     let root = DestinationRoot::find(&target, true, false)?;
     let directory = || Error::refused(path, "is a directory: name the file that is to be written");
@@ -34,19 +41,25 @@ pub fn receive_file(input: File, path: &Path, size: Option<u64>, options: Option
     }
     let place = root.place(b"", false)?.ok_or_else(directory)?;
     let attributes = Attributes { new_mode: 0o666 & !umask, ..Attributes::default() };
-    let request = Request { length: size.unwrap_or(0), data: 0, whole: true, attributes };
+    let (length, quick_check) = (size.unwrap_or(0), QuickCheck::Never);
+    let wanted = Wanted { length, data: 0, whole: true, quick_check, attributes };
     // An empty input where there is an image more likely means that its writer has died.
     let refuse_empty =
         size.is_none() && std::fs::metadata(path).is_ok_and(|old| !old.is_file() || old.len() > 0);
-    let destination = Destination::open(place, request, Arc::new(options))?;
-    let mut sink = GrowingFile { destination, at: 0 };
+    let opening = Destination::open(place, wanted, &Setup::new(Arc::new(options)))?;
+    if let Some(warning) = opening.recovered.warning(path) {
+        warn(&warning);
+    }
+    // A stream is neither compared nor only tried.
+    let Opened::Different(destination) = opening.opened else { return Ok(()) };
+    let mut sink = GrowingFile { destination: *destination, at: 0 };
     match receive(input, size, refuse_empty, &mut sink) {
         Ok(size) => {
             sink.destination.extend(size)?;
             sink.destination.finish(&Hash::default(), 0).map(drop)
         }
         Err(error) => {
-            sink.destination.discard();
+            sink.destination.discard(Some(&error));
             Err(error)
         }
     }
@@ -87,7 +100,7 @@ impl Sink for GrowingFile {
     fn data(&mut self, bytes: &[u8]) -> Result<()> {
         let at = self.at;
         self.at += bytes.len() as u64;
-        if !self.destination.is_blank() {
+        if self.destination.basis_state() != BasisState::Blank {
             self.destination.extend(self.at)?;
         }
         self.destination.write(at, bytes)
@@ -98,6 +111,9 @@ impl Sink for GrowingFile {
         self.at = range.end;
         // Some file systems allocate ahead of a file that grows by writes.
         self.destination.extend(range.end)?;
-        if self.destination.is_blank() { Ok(()) } else { self.destination.zero(range) }
+        match self.destination.basis_state() {
+            BasisState::Blank => Ok(()),
+            BasisState::Mapped | BasisState::Unknown => self.destination.zero(range),
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -318,6 +318,26 @@ fn a_destination_that_may_not_be_written_stays_as_it_is() {
         run(&mut as_nobody(&program, &command)).ok();
         assert_same(&source, &old);
         assert_eq!(tree(&to).len(), 1, "{way:?}");
+    }
+}
+
+/// Only the owner of a file may set its times: what fails for that must not fail when the
+/// old image is written over already.
+#[test]
+fn a_file_that_belongs_to_another_is_replaced_where_the_group_may_write() {
+    let Some((dir, program)) = shared_place() else { return };
+    let source = image(&dir.path().join("source"), 1);
+    let to = mkdir(dir.path().join("to"));
+    let old = image(&to.join("old"), 1);
+    File::options().write(true).open(&old).and_then(|file| file.write_all_at(b"old", 5)).expect("change");
+    for (path, mode) in [(&source, 0o644), (&to, 0o2775), (&old, 0o664)] {
+        std::os::unix::fs::chown(path, None, Some(65534)).expect("chown");
+        fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmod");
+    }
+    for _ in 0..2 {
+        run(as_nobody(&program, holesync().arg("-c")).arg(&source).arg(&old)).ok();
+        assert_same(&source, &old);
+        assert_eq!(tree(&to).len(), 1);
     }
 }
 

@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::path::Path;
 
-use holesync::apply::overlay::{New, Overlay, Runs};
+use holesync::apply::overlay::{Overlay, RangeKind, Runs};
 use holesync::hashmap::{Grid, root_of};
 use holesync::options::BlockSize;
 use holesync::scan::{FileImage, Image};
@@ -96,7 +96,7 @@ impl Kind for Staged {
         let mut runs = Runs::default();
         for (page, chunk) in old.chunks_mut(PAGE).enumerate().filter(|(page, _)| page % 3 != 0) {
             let start = (page * PAGE) as u64;
-            let kind = if chunk.iter().all(|&byte| byte == 0) { New::Zero } else { New::Data };
+            let kind = if chunk.iter().all(|&byte| byte == 0) { RangeKind::Zero } else { RangeKind::Data };
             runs.insert(start..start + chunk.len() as u64, kind);
             chunk.fill(0x55);
         }

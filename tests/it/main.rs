@@ -4,6 +4,7 @@
 //! `tests/run` prepares the file systems and the sshd. Under a plain
 //! `cargo test` the tests that want them are skipped, and say so.
 
+mod calls;
 mod ciphers;
 mod cli;
 mod common;

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::common::check::{assert_no_leftovers, assert_same, leftovers};
-use crate::common::faults::{can_trace, killed_at};
+use crate::common::faults::{Direction, Fault, can_trace, killed_at};
 use crate::common::lab::{self, Fs};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::Peer;
-use crate::common::process::{Outcome, holesync, run};
+use crate::common::process::{Outcome, holesync, run, run_on};
 use crate::common::redeploy::{Redeploy, State, every};
 
 const BLOCK: usize = 64 << 10;
@@ -196,4 +196,95 @@ fn an_image_that_was_overwritten_after_the_crash_is_left_alone_and_can_be_redepl
     assert_same(&image, &third);
     std::fs::remove_file(&third).expect("remove");
     crashed.run_again();
+}
+
+/// The ways of a destination that compare nothing: a stream, and a shell that sends.
+#[test]
+fn whoever_opens_a_destination_finishes_a_sealed_log_first() {
+    let Some(crashed) = Crashed::replaying() else { return };
+    let image = crashed.redeploy.image();
+    let broken = run_on(holesync().arg("recv").arg(&image), b"DATA\n100\nabc");
+    broken.code(12).says(&["finished what an interrupted run had begun"]);
+    assert_eq!(crashed.redeploy.state(), State::New);
+    assert_no_leftovers(crashed.target.path());
+
+    let Some(crashed) = Crashed::replaying() else { return };
+    let cut = Fault::Cut(40_000).peer(crashed.sources.path(), Direction::FromAgent);
+    let outcome = run(cut.shell().args(crashed.redeploy.pull("third")));
+    assert_ne!(outcome.code, 0, "{outcome}");
+    assert!(outcome.stderr.contains("finished what an interrupted run had begun"), "{outcome}");
+    assert_eq!(crashed.redeploy.state(), State::New);
+    assert_no_leftovers(crashed.target.path());
+}
+
+#[test]
+fn a_torn_image_of_the_right_size_is_not_taken_for_equal() {
+    let Some(crashed) = Crashed::replaying() else { return };
+    let (image, old) = (crashed.redeploy.image(), crashed.redeploy.version("old"));
+    let size = |path: &Path| std::fs::metadata(path).expect("stat").len();
+    assert_eq!(size(&image), size(&old), "the length comes last");
+    let peer = Peer::pipe(crashed.sources.path());
+    run(peer.shell().arg("--size-only").args(crashed.redeploy.pull("old"))).ok();
+    assert_same(&image, &old);
+    assert_no_leftovers(crashed.target.path());
+}
+
+#[test]
+fn a_sealed_log_that_is_damaged_stays_until_the_image_was_replaced() {
+    let Some(crashed) = Crashed::replaying() else { return };
+    let (image, dir) = (crashed.redeploy.image(), crashed.target.path());
+    damage(&crashed.beside("stage"), 18 * BLOCK as u64 + 10);
+    let before = [crashed.beside("log"), crashed.beside("stage")].map(|path| std::fs::read(path).unwrap());
+    let unchanged = |what: &str| {
+        let now = [crashed.beside("log"), crashed.beside("stage")].map(|path| std::fs::read(path).ok());
+        assert!(now == before.clone().map(Some), "{what}: log or stage is not what it was");
+        assert_eq!(leftovers(dir).len(), 2, "{what}");
+    };
+    run_on(holesync().arg("recv").arg(&image), b"DATA\n100\nabc").code(12).says(&["damaged"]);
+    unchanged("a stream");
+    let cut = Fault::Cut(40_000).peer(crashed.sources.path(), Direction::FromAgent);
+    let outcome = run(cut.shell().args(crashed.redeploy.pull("new")));
+    assert_ne!(outcome.code, 0, "{outcome}");
+    unchanged("a shell");
+    for flags in [&[][..], &["-W"], &["--commit=atomic"]] {
+        // Killed before it has anything to put in the place of the old image.
+        let peer = killed_at(crashed.sources.path(), "renameat", 1);
+        let outcome = run(peer.holesync().args(flags).args(crashed.redeploy.push("third")));
+        assert_ne!(outcome.code, 0, "{outcome}");
+        for kind in ["temp", "clone"] {
+            let _ = std::fs::remove_file(crashed.beside(kind));
+        }
+        unchanged(&format!("an agent with {flags:?}"));
+    }
+    crashed.run_again();
+}
+
+#[test]
+fn a_log_of_another_version_is_an_error_that_names_it_and_stays() {
+    let Some(crashed) = Crashed::replaying() else { return };
+    let (image, log) = (crashed.redeploy.image(), crashed.beside("log"));
+    File::options().write(true).open(&log).unwrap().write_all_at(b"holesync log 27\r", 0).unwrap();
+    let files = || [&image, &log, &crashed.beside("stage")].map(|path| std::fs::read(path).ok());
+    let peer = Peer::pipe(crashed.sources.path());
+    let push = |flags: &[&str]| run(peer.holesync().args(flags).args(crashed.redeploy.push("new")));
+    for gone in [false, true] {
+        if gone {
+            std::fs::remove_file(&image).unwrap();
+        }
+        let before = files();
+        for outcome in [
+            push(&[]),
+            push(&["-W"]),
+            push(&["--inplace"]),
+            push(&["--size-only"]),
+            run(peer.shell().args(crashed.redeploy.pull("new"))),
+            run(holesync().args([crashed.redeploy.version("new"), image.clone()])),
+            run_on(holesync().arg("recv").arg(&image), b"DATA\n3\nabcEND\n3\n"),
+            recover(&image),
+        ] {
+            outcome.code(23).says(&[".image.holesync.log", "another version of holesync"]);
+            assert!(files() == before, "something was touched");
+            assert_eq!(leftovers(crashed.target.path()).len(), 2);
+        }
+    }
 }

@@ -8,8 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use holesync::apply::place::{Attributes, Place};
-use holesync::apply::{Destination, Request};
+use holesync::apply::{Attributes, Destination, Opened, Place, QuickCheck, Setup, Wanted};
 use holesync::hashmap::{Grid, Hash, root_of};
 use holesync::options::{BlockSize, Commit, Options};
 use holesync::working::is_working_name;
@@ -104,9 +103,14 @@ impl Lab {
         let dir = Arc::new(File::open(self.dir.path()).expect("open").into());
         let place = Place { dir, name: "image".into(), path: self.path() };
         let attributes = Attributes { mode: Some(0o604), mtime: Some((1000, 7)), ..Attributes::default() };
-        let request = Request { length: self.way.length, data: 0, whole, attributes };
+        let quick_check = QuickCheck::Never;
+        let wanted = Wanted { length: self.way.length, data: 0, whole, quick_check, attributes };
         let options = Options { commit, preallocate, verify, fsync: false, ..Options::default() };
-        Destination::open(place, request, Arc::new(options)).expect("open the destination")
+        let opening = Destination::open(place, wanted, &Setup::new(Arc::new(options)));
+        match opening.expect("open the destination").opened {
+            Opened::Different(destination) => *destination,
+            _ => panic!("not open"),
+        }
     }
 
     fn take(&mut self, destination: &mut Destination, step: &Step) {
@@ -212,7 +216,7 @@ proptest! {
         let mut lab = Lab::new(&way);
         let mut destination = lab.open(way.whole);
         steps.iter().for_each(|step| lab.take(&mut destination, step));
-        destination.discard();
+        destination.discard(None);
         drop(destination);
         prop_assert_eq!(lab.left(), Vec::<String>::new());
         lab.assert_old();
@@ -235,7 +239,8 @@ fn a_second_run_on_the_same_destination_is_refused() {
         let mut lab = Lab::new(&way);
         let mut first = lab.open(false);
         lab.take(&mut first, &Step::Write(0..u16::MAX, 3));
-        let second = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| lab.open(false).is_changed()));
+        let second =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| lab.open(false).changes_length()));
         assert!(second.is_err(), "two runs have the same destination");
         lab.finish(first);
     }

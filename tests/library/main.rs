@@ -3,6 +3,7 @@
 
 mod apply;
 mod leaves;
+mod open;
 mod pipes;
 mod plan;
 mod replay;

@@ -6,9 +6,8 @@ use std::fs::{self, File};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use holesync::apply::Attributes;
 use holesync::apply::overlay::Overlay;
-use holesync::apply::place::Attributes;
-use holesync::apply::ranges;
 use holesync::apply::stage::Stage;
 use holesync::apply::stage_log::{Identity, Seal};
 use holesync::scan::{FileImage, Image};
@@ -192,23 +191,10 @@ proptest! {
     fn a_stage_completed_from_the_old_file_is_the_new_one(old in sparse(5), steps in steps(), length in length()) {
         let mut staged = Staged::new(&old, &steps);
         let (file, identity) = (staged.open("old"), staged.identity());
-        let copied = staged.stage().complete(&file, length, identity).expect("complete");
-        prop_assert!(copied.is_some());
+        staged.stage().complete(&file, length, identity).expect("complete");
         let mut found = staged.read("stage");
         found.resize(length as usize, 0);
         prop_assert!(found == staged.wanted(length), "the stage differs");
-        prop_assert!(staged.read("old") == old.bytes, "the old file was touched");
-    }
-
-    #[test]
-    fn a_stage_written_into_a_copy_makes_it_the_new_file(
-        old in sparse(5), steps in steps(), length in length(), keep_allocated in any::<bool>(),
-    ) {
-        let mut staged = Staged::new(&old, &steps);
-        let (copy, identity) = (staged.open("copy"), staged.identity());
-        ranges::copy_all(&staged.old, &copy).expect("copy");
-        staged.stage().write_into(&copy, identity, length, keep_allocated).expect("write");
-        prop_assert!(staged.read("copy") == staged.wanted(length), "the copy differs");
         prop_assert!(staged.read("old") == old.bytes, "the old file was touched");
     }
 
@@ -249,20 +235,24 @@ fn no_damage_to_a_sealed_log_goes_unnoticed() {
     let (log, whole, identity) = (staged.open("log"), staged.read("log"), staged.identity());
     let sealed = || {
         let sealed = holesync::apply::stage::Sealed::open(staged.open("stage"), staged.open("log"), identity);
-        sealed.expect("open").map(|sealed| sealed.seal)
+        sealed.map(|sealed| sealed.map(|sealed| sealed.seal))
     };
-    assert_eq!(sealed(), Some(seal));
+    assert_eq!(sealed().expect("open"), Some(seal));
     for at in 0..whole.len() {
         for flip in [1, 0x80] {
             log.write_all_at(&[whole[at] ^ flip], at as u64).expect("write");
-            assert_eq!(sealed(), None, "byte {at} of {} damaged", whole.len());
+            match sealed() {
+                Ok(found) => assert_eq!(found, None, "byte {at} of {} damaged", whole.len()),
+                // The last digit of the version: what looks like another one is none of ours.
+                Err(error) => assert!(at == 13 && flip == 1, "byte {at}: {error}"),
+            }
         }
         log.write_all_at(&whole[at..=at], at as u64).expect("write");
     }
     for at in (0..whole.len()).rev() {
         // Going on from the last one has cut it further.
         log.set_len(0).and_then(|()| log.write_all_at(&whole[..at], 0)).expect("cut");
-        assert_eq!(sealed(), None, "cut at {at} of {}", whole.len());
+        assert_eq!(sealed().expect("open"), None, "cut at {at} of {}", whole.len());
         let resumed = Stage::resume(staged.open("stage"), staged.open("log"), identity).expect("resume");
         let runs = resumed.map(|(_, runs)| runs.len());
         let records = at.checked_sub(HEADER).map(|bytes| (bytes / RECORD).min(3));

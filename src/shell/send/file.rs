@@ -8,7 +8,7 @@ use super::SendJob;
 use crate::error::{Error, Result, Stop, code, printable};
 use crate::options::Commit;
 use crate::report::{Event, Outcome, Phase};
-use crate::scan::{self, FileImage, Seen};
+use crate::scan::{self, FileImage, FileState};
 use crate::shell::compare::{self, KeptBlocks};
 use crate::shell::pieces::{self, Cutter, DIG, Piece, RecordMerger, SHORT_HOLE, STOP};
 use crate::shell::{FarFile, relative};
@@ -127,7 +127,7 @@ impl SendJob<'_> {
     fn try_content(&mut self, source: &Source, far: Option<&FarFile>) -> Result<Attempt> {
         let Kind::File { length, .. } = source.kind else { return Ok(Attempt::Done) };
         let (file, _) = scan::open_image(&source.path)?;
-        let before = Seen::of(&file).map_err(Error::file("look at", &source.path))?;
+        let before = FileState::of(&file).map_err(Error::file("look at", &source.path))?;
         if before.length != length {
             return Ok(Attempt::Changed);
         }

@@ -1,0 +1,77 @@
+//! The way of a file of which nothing is there, or nothing worth comparing: into a temp
+//! file, which takes the name when it is whole. What an earlier run left in one is gone on
+//! from.
+
+use std::fs::File;
+use std::io;
+
+use crate::apply::commit::{OldFile, Task};
+use crate::apply::place::Old;
+use crate::error::Result;
+use crate::hashmap::Hash;
+use crate::sys;
+use crate::working::Working;
+
+pub(super) struct Fresh {
+    old: Option<Old>,
+    /// Made when there is something to write.
+    temp: Option<File>,
+}
+
+impl Fresh {
+    pub fn new(old: Option<Old>) -> Fresh {
+        Fresh { old, temp: None }
+    }
+
+    /// Goes on with the temp file of an earlier run, which is locked.
+    pub fn resumed(old: Option<Old>, temp: File) -> Fresh {
+        Fresh { old, temp: Some(temp) }
+    }
+
+    pub fn old(&self) -> Option<&Old> {
+        self.old.as_ref()
+    }
+
+    pub fn has_begun(&self) -> bool {
+        self.temp.is_some()
+    }
+
+    /// The temp file.
+    pub fn file(&mut self, task: &Task) -> Result<&File> {
+        match &mut self.temp {
+            Some(temp) => Ok(temp),
+            none => Ok(none.insert(begin(task)?)),
+        }
+    }
+
+    /// See step 7 of [`apply`](crate::apply).
+    pub fn finish(mut self, task: &Task, root: &Hash) -> Result<()> {
+        self.file(task)?;
+        let Fresh { old, temp: Some(temp) } = self else { return Err(task.place.replaced()) };
+        task.replace(&temp, Working::Temp, old.as_ref(), root)
+    }
+}
+
+fn begin(task: &Task) -> Result<File> {
+    let failed = |error| task.failed("create the temp file of", error, OldFile::Whole);
+    let place = &task.place;
+    let temp = match place.create(Working::Temp) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            match place.leftover(Working::Temp).map_err(place.error("open the temp file of"))? {
+                Some(leftover) => leftover,
+                None => place.create(Working::Temp).map_err(failed)?,
+            }
+        }
+        other => other.map_err(failed)?,
+    };
+    let temp = place.locked_temp(temp)?;
+    // ext4 writes back at its close what was emptied once (auto_da_alloc, ext4(5)).
+    if temp.metadata().map_err(place.error("look at"))?.len() > 0 {
+        temp.set_len(0).map_err(place.error("write"))?;
+    }
+    if task.options.preallocate {
+        sys::allocate(&temp, 0..task.wanted.length)
+            .map_err(|error| task.failed("allocate", error, OldFile::Whole))?;
+    }
+    Ok(temp)
+}

@@ -1,0 +1,177 @@
+//! The way of a file where the file system cannot clone: new content gathers in a
+//! [`Stage`] beside it. In the end either the stage gets the rest from the old file and takes
+//! its name, or its log is sealed and the old file is written from it: whichever writes less.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+use crate::apply::commit::{OldFile, Task};
+use crate::apply::place::Old;
+use crate::apply::ranges;
+use crate::apply::recover::{forget_stage, replay};
+use crate::apply::stage::Stage;
+use crate::apply::stage_log::{Identity, Seal};
+use crate::error::Result;
+use crate::hashmap::Hash;
+use crate::sys;
+use crate::working::Working;
+
+pub(super) struct Staged {
+    old: Old,
+    /// Made when there is something to change.
+    stage: Option<Stage>,
+}
+
+impl Staged {
+    pub fn new(old: Old) -> Staged {
+        Staged { old, stage: None }
+    }
+
+    /// Goes on with the stage of an earlier run.
+    pub fn resumed(old: Old, stage: Stage) -> Staged {
+        Staged { old, stage: Some(stage) }
+    }
+
+    pub fn old(&self) -> &Old {
+        &self.old
+    }
+
+    pub fn has_begun(&self) -> bool {
+        self.stage.is_some()
+    }
+
+    /// The file in which data gathers.
+    pub fn file(&mut self, task: &Task) -> Result<&File> {
+        Ok(self.stage(task)?.data())
+    }
+
+    pub fn write(&mut self, task: &Task, at: u64, bytes: &[u8]) -> Result<()> {
+        let written = self.stage(task)?.write(at, bytes);
+        written.map_err(|error| task.failed("write", error, OldFile::Whole))
+    }
+
+    pub fn zero(&mut self, task: &Task, range: Range<u64>) -> Result<()> {
+        let recorded = self.stage(task)?.zero(range);
+        recorded.map_err(|error| task.failed("punch holes into", error, OldFile::Whole))
+    }
+
+    pub fn free(&mut self, task: &Task, range: Range<u64>) -> Result<()> {
+        let recorded = self.stage(task)?.free(range);
+        recorded.map_err(|error| task.failed("punch holes into", error, OldFile::Whole))
+    }
+
+    /// Has all records reach the log, for the next run.
+    pub fn keep(&mut self) {
+        if let Some(stage) = &mut self.stage {
+            // Unflushed records only mean that their data is sent again.
+            let _ = stage.flush();
+        }
+    }
+
+    fn stage(&mut self, task: &Task) -> Result<&mut Stage> {
+        match &mut self.stage {
+            Some(stage) => Ok(stage),
+            none => Ok(none.insert(begin(task, &self.old)?)),
+        }
+    }
+
+    /// Step 7 of [`apply`](crate::apply): the cheaper of its two ends. `kept`: bytes of the
+    /// old file that stay.
+    pub fn finish(mut self, task: &Task, root: &Hash, kept: u64) -> Result<()> {
+        task.or_make_room(self.stage(task).map(drop))?;
+        let Staged { old, stage: Some(mut stage) } = self else { return Err(task.place.replaced()) };
+        match task.or_make_room(prepare(task, &old, &mut stage, kept))? {
+            End::Complete => {
+                // Until here the lock on the old file kept other runs away.
+                let data =
+                    task.place.locked(stage.data().try_clone().map_err(task.place.error("finish"))?)?;
+                task.or_make_room(task.replace(&data, Working::Stage, Some(&old), root))
+            }
+            End::Seal => seal(task, &old, stage, root),
+        }
+    }
+}
+
+/// How a stage becomes the file.
+enum End {
+    /// It is all of the new file.
+    Complete,
+    /// The old file has room for what is in it.
+    Seal,
+}
+
+fn begin(task: &Task, old: &Old) -> Result<Stage> {
+    let place = &task.place;
+    let create = || -> io::Result<Stage> {
+        if task.has_leftover_stage() {
+            place.remove(&[Working::Log, Working::Stage])?;
+        }
+        let identity = Identity::of(&old.file)?;
+        Stage::begin(place.create(Working::Stage)?, place.create(Working::Log)?, identity)
+    };
+    create().map_err(|error| task.failed("create the stage of", error, OldFile::Whole))
+}
+
+/// Completes the stage, or reserves room in the old file: both may fail, and nothing is
+/// decided by then.
+fn prepare(task: &Task, old: &Old, stage: &mut Stage, kept: u64) -> Result<End> {
+    task.check_old(Some(old))?;
+    let length = task.wanted.length;
+    let identity = Identity::of(&old.file).map_err(task.place.error("look at"))?;
+    let complete = |stage: &mut Stage| {
+        let completed = stage.complete(&old.file, length, identity);
+        completed.map(|_| End::Complete)
+    };
+    let failed = |doing| move |error| task.failed(doing, error, OldFile::Whole);
+    if !stage.can_be_sealed() {
+        return complete(stage).map_err(failed("copy"));
+    }
+    if stage.data_bytes() > kept {
+        match complete(stage) {
+            // A full disk is no failure yet: writing in place needs less.
+            Err(error) if ranges::is_full(&error) => {}
+            other => return other.map_err(failed("copy")),
+        }
+    }
+    if task.options.preallocate {
+        sys::allocate(&old.file, 0..length).map_err(|error| {
+            // The error to report is that there is no room.
+            let _ = ranges::free_holes(&old.file, 0..length.max(old.state.len()));
+            failed("allocate")(error)
+        })?;
+    }
+    // Single files may lack what their file system has: those of ext4 that ext3 made.
+    match stage.reserve(&old.file, length).map_err(failed("make room in"))? {
+        true => Ok(End::Seal),
+        false => complete(stage).map_err(failed("copy")),
+    }
+}
+
+/// From here on the file can be finished without the source, and nothing else may become
+/// of it: log and stage stay until it is.
+fn seal(task: &Task, old: &Old, stage: Stage, root: &Hash) -> Result<()> {
+    let (place, fsync) = (&task.place, task.options.fsync);
+    let seal = Seal {
+        length: task.wanted.length,
+        block_size: task.options.block_size.into(),
+        root: *root,
+        attributes: task.wanted.attributes.clone(),
+        preallocate: task.options.preallocate,
+    };
+    let sealed = stage.seal(&seal, fsync).map_err(|error| task.failed("seal", error, OldFile::Whole));
+    let sealed = task.or_make_room(sealed)?;
+    task.sync_dir()?;
+    let attributes_set = replay(place, &sealed, &old.file, fsync)?;
+    forget_stage(place, fsync).map_err(place.error("clean up after"))?;
+    attributes_set?;
+    task.free_excess(&old.file).map_err(place.error("punch holes into"))?;
+    restore_mtime(task, &old.file)?;
+    task.verify(&old.file, root)
+}
+
+/// Punching after the attributes were set moves the modification time.
+fn restore_mtime(task: &Task, file: &File) -> Result<()> {
+    let Some((seconds, nanoseconds)) = task.wanted.attributes.mtime else { return Ok(()) };
+    sys::set_mtime(file, seconds, nanoseconds).map_err(task.place.error("set the attributes of"))
+}
