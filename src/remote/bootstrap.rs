@@ -16,13 +16,13 @@ use crate::report::{Event, Reporter};
 /// has a plain sh read a script, up to a line with a dot, and run it. What follows the
 /// script stays in the pipe, as `read` takes one byte after the other.
 const LOADER: &str = r#"exec sh -c 'n=$(printf "\n."); n=${n%.}; s=; while IFS= read -r l && [ "$l" != . ]; do s=$s$l$n; done; eval "$s"'"#;
-const SCRIPT: &str = include_str!("bootstrap.sh");
+const BOOTSTRAP_SCRIPT: &str = include_str!("bootstrap.sh");
 /// What the shell prints when it is to be the far side.
 const MARK: &[u8] = b"\nholesync shell 1 ";
 /// The program to run at the other end, unless another one is named.
 const PROGRAM: &str = "holesync";
 /// The version of this program, which a pushed one must have.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Where the frames and the plain bytes of the far side are read from.
 pub type Input = FrameReader<ChildStdout>;
@@ -115,7 +115,7 @@ pub fn bootstrap(
             Agent::Push | Agent::None => "",
             Agent::Auto | Agent::Require => remote.remote_path.as_deref().unwrap_or(PROGRAM),
         };
-        output.plain(&script(&[("program", program), ("version", VERSION)], &[SCRIPT])?)?;
+        output.plain(&script(&[("program", program), ("version", PROGRAM_VERSION)], &[BOOTSTRAP_SCRIPT])?)?;
         output.flush()?;
         match input.await_greeting_or(MARK, MAX_NOISE)? {
             Some(greeting) => Some(greeting),

@@ -18,7 +18,7 @@ use crate::location::Host;
 use crate::sys;
 
 /// The program that reaches a host, unless a command is given.
-pub const SSH: &str = "ssh";
+pub const SSH_PROGRAM: &str = "ssh";
 /// How much of a child's stderr is kept for the error.
 const KEPT_STDERR: usize = 4096;
 /// How long a child may take to end by itself.
@@ -118,7 +118,7 @@ fn command_line(
     ciphers: Option<&str>,
     command: &str,
 ) -> Result<Vec<OsString>> {
-    let rsh = rsh.unwrap_or(SSH);
+    let rsh = rsh.unwrap_or(SSH_PROGRAM);
     let mut words: Vec<OsString> = shlex::split(rsh)
         .filter(|words| !words.is_empty())
         .ok_or_else(|| Error::Usage(format!("--rsh {rsh:?} is no command")))?

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::location::Host;
-use crate::remote::child::{SSH, host_words};
+use crate::remote::child::{SSH_PROGRAM, host_words};
 use crate::report::{Event, Reporter};
 
 /// Among those that ssh allows by default since OpenSSH 6.2, but not its first.
@@ -99,7 +99,7 @@ fn marker(host: &Host) -> Option<PathBuf> {
 /// Whether ssh is OpenSSH. Other programs of this name ignore options that they do not
 /// know, and would connect.
 fn is_openssh() -> bool {
-    let mut command = Command::new(SSH);
+    let mut command = Command::new(SSH_PROGRAM);
     command.arg("-V").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let version = command.spawn().ok().and_then(output_in_time);
     version.is_some_and(|output| output.stderr.starts_with(b"OpenSSH_"))
@@ -109,7 +109,7 @@ fn is_openssh() -> bool {
 /// `None` where ssh does not print them.
 fn cipher_lists(host: &Host) -> Option<(String, String)> {
     let start = |config: &[&str]| {
-        let mut command = Command::new(SSH);
+        let mut command = Command::new(SSH_PROGRAM);
         command.args(config).arg("-G").args(host_words(host));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()
     };

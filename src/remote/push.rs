@@ -6,10 +6,10 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result, escape};
 use crate::location::Host;
 use crate::protocol::frame::Greeting;
-use crate::remote::bootstrap::{self, Agent, Input, Output, RemoteOptions, Shell, VERSION};
+use crate::remote::bootstrap::{self, Agent, Input, Output, PROGRAM_VERSION, RemoteOptions, Shell};
 use crate::report::{Event, Reporter, hex, human};
 
-const SCRIPT: &str = include_str!("push.sh");
+const PUSH_SCRIPT: &str = include_str!("push.sh");
 
 /// This program as it is to run at the other end.
 struct Program {
@@ -91,12 +91,12 @@ impl Program {
     /// The script that takes the program in, if `may_send`, and runs it.
     fn script(&self, may_send: bool) -> Result<Vec<u8>> {
         let variables = [
-            ("name", &*format!("agent-{VERSION}-{}", &self.sum[..16])),
+            ("name", &*format!("agent-{PROGRAM_VERSION}-{}", &self.sum[..16])),
             ("sum", &self.sum),
             ("size", &self.bytes.len().to_string()),
             ("send", if may_send { "yes" } else { "no" }),
         ];
-        bootstrap::script(&variables, &[SCRIPT])
+        bootstrap::script(&variables, &[PUSH_SCRIPT])
     }
 }
 

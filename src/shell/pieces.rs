@@ -17,7 +17,7 @@ use crate::stream::Record;
 /// in data become a hole.
 pub const SHORT_HOLE: u64 = 64 << 10;
 /// The most bytes that are read at once, and that one record holds.
-const MAX_DATA: u64 = 8 << 20;
+const MAX_PIECE: u64 = 8 << 20;
 
 /// The last record of a file that cannot be described to its end.
 pub const STOP: &[u8] = b"STOP\n0\n";
@@ -137,7 +137,7 @@ impl Cutter {
     ) -> Result<bool, Stop> {
         let mut at = range.start;
         while at < range.end {
-            let len = (range.end - at).min(MAX_DATA) as usize;
+            let len = (range.end - at).min(MAX_PIECE) as usize;
             self.buffer.resize(len, 0);
             image.read_at(&mut self.buffer, at)?;
             for (is_data, part) in split_zeros(&self.buffer) {

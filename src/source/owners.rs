@@ -9,23 +9,23 @@ use crate::source::Owner;
 /// `/etc/group`: a static program has no other name service.
 #[derive(Debug, Default)]
 pub struct Names {
-    users: Option<Table>,
-    groups: Option<Table>,
+    users: Option<NameTable>,
+    groups: Option<NameTable>,
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct NameTable {
     names: HashMap<u32, String>,
     numbers: HashMap<String, u32>,
 }
 
 impl Names {
-    fn users(&mut self) -> &Table {
-        self.users.get_or_insert_with(|| Table::read("/etc/passwd"))
+    fn users(&mut self) -> &NameTable {
+        self.users.get_or_insert_with(|| NameTable::read("/etc/passwd"))
     }
 
-    fn groups(&mut self) -> &Table {
-        self.groups.get_or_insert_with(|| Table::read("/etc/group"))
+    fn groups(&mut self) -> &NameTable {
+        self.groups.get_or_insert_with(|| NameTable::read("/etc/group"))
     }
 
     /// Adds the names for the numbers of an owner.
@@ -42,10 +42,10 @@ impl Names {
     }
 }
 
-impl Table {
+impl NameTable {
     /// Lines of `name:password:number:…`; passwd(5), group(5).
-    fn read(path: &str) -> Table {
-        let mut table = Table::default();
+    fn read(path: &str) -> NameTable {
+        let mut table = NameTable::default();
         for line in fs::read_to_string(path).unwrap_or_default().lines() {
             let mut fields = line.split(':');
             if let (Some(name), Some(Ok(number))) = (fields.next(), fields.nth(1).map(str::parse)) {

@@ -23,8 +23,8 @@ enum Attempt {
     Changed,
 }
 
-/// How far the description of a file got.
-enum Description {
+/// How the records of a file ended.
+enum RecordsEnd {
     Complete,
     /// The other end has answered why it does not want the file.
     Refused,
@@ -158,25 +158,23 @@ impl SendJob<'_> {
         &mut self,
         source: &Source,
         length: u64,
-        described: Description,
+        described: RecordsEnd,
         same: bool,
     ) -> Result<Attempt> {
         match described {
-            Description::Refused => {}
-            Description::Complete if same => {
+            RecordsEnd::Refused => {}
+            RecordsEnd::Complete if same => {
                 self.pending.shell.write(Record::End(length).to_string().as_bytes())?;
             }
-            Description::Complete | Description::Unreadable(_) => {
+            RecordsEnd::Complete | RecordsEnd::Unreadable(_) => {
                 self.pending.shell.write(STOP)?;
                 self.pending.set_last_stopped();
             }
         }
         match described {
-            Description::Unreadable(error) => Err(Error::file("read", &source.path)(error)),
-            Description::Complete if !same => Ok(Attempt::Changed),
-            Description::Complete | Description::Refused => {
-                self.pending.shell.flush().map(|()| Attempt::Done)
-            }
+            RecordsEnd::Unreadable(error) => Err(Error::file("read", &source.path)(error)),
+            RecordsEnd::Complete if !same => Ok(Attempt::Changed),
+            RecordsEnd::Complete | RecordsEnd::Refused => self.pending.shell.flush().map(|()| Attempt::Done),
         }
     }
 
@@ -225,7 +223,7 @@ impl SendJob<'_> {
         length: u64,
         kept: &KeptBlocks,
         far: Option<&FarFile>,
-    ) -> Result<Description> {
+    ) -> Result<RecordsEnd> {
         self.mark_parent_changed(&source.target);
         self.send_file_command(source, image, length, far)?;
         let in_place = self.options.commit == Commit::InPlace && far.is_some();
@@ -255,13 +253,13 @@ impl SendJob<'_> {
                 }
                 self.pending.set_last_sent(sent);
                 self.count(matched, sent);
-                Ok(Description::Complete)
+                Ok(RecordsEnd::Complete)
             }
             Ok(false) => {
                 self.pending.shell.write(STOP)?;
-                Ok(Description::Refused)
+                Ok(RecordsEnd::Refused)
             }
-            Err(Stop::Read(error)) => Ok(Description::Unreadable(error)),
+            Err(Stop::Read(error)) => Ok(RecordsEnd::Unreadable(error)),
             Err(Stop::Taken(error)) => Err(error),
         }
     }
