@@ -50,7 +50,7 @@ impl Recovered {
 /// When the log is sealed and the file can't be finished from it, or another version
 /// wrote it: then everything stays.
 pub fn recover(place: &Place, sync: bool) -> Result<Recovered> {
-    let Some((log, _)) = place.peek(Working::Log).map_err(place.error("open the log of"))? else {
+    let Some((log, log_owner)) = place.peek(Working::Log).map_err(place.error("open the log of"))? else {
         return Ok(Recovered::Nothing);
     };
     stage_log::read_header(&log).map_err(|error| log_error(place, error))?;
@@ -63,27 +63,40 @@ pub fn recover(place: &Place, sync: bool) -> Result<Recovered> {
         }
         other => other?,
     };
-    let Some(sealed) = open_sealed(place, &old.file)? else { return Ok(Recovered::Nothing) };
-    finish(place, &old, &sealed, sync)
+    match look(place, &old.file, log, log_owner)? {
+        Left::Nothing => Ok(Recovered::Nothing),
+        Left::Incomplete => Ok(Recovered::Damaged),
+        Left::Whole(sealed) => finish(place, &old, &sealed, sync),
+    }
 }
 
-/// The sealed log of a file, with its stage. Both must be ours, or its owner's,
-/// who could write it anyway.
-fn open_sealed(place: &Place, old: &File) -> Result<Option<Sealed>> {
-    let log = place.peek(Working::Log).map_err(place.error("open the log of"))?;
+/// What an interrupted run left of a sealed log and its stage.
+enum Left {
+    /// There is no seal, or it is not this file's.
+    Nothing,
+    /// A log without its stage.
+    Incomplete,
+    Whole(Box<Sealed>),
+}
+
+/// Looks for the seal in a log. Log and stage must be ours, or the old file's owner's, who
+/// could write it anyway.
+fn look(place: &Place, old: &File, log: File, log_owner: u32) -> Result<Left> {
     let data = place.peek(Working::Stage).map_err(place.error("open the stage of"))?;
-    let Some((log, log_owner)) = log else { return Ok(None) };
-    let Some((data, data_owner)) = data else { return Ok(None) };
     let metadata = old.metadata().map_err(place.error("look at"))?;
-    let trusted = [nix::unistd::geteuid().as_raw(), metadata.uid()];
     let identity = Identity::of(old).map_err(place.error("look at"))?;
-    let sealed = Sealed::open(data, log, identity).map_err(|error| log_error(place, error))?;
-    if sealed.is_some() && !(trusted.contains(&log_owner) && trusted.contains(&data_owner)) {
+    let seal = stage_log::read_seal(&log, identity).map_err(|error| log_error(place, error))?;
+    let Some(seal) = seal else { return Ok(Left::Nothing) };
+    let trusted = [nix::unistd::geteuid().as_raw(), metadata.uid()];
+    if !trusted.contains(&log_owner) || data.as_ref().is_some_and(|(_, owner)| !trusted.contains(owner)) {
         let why = "an interrupted run of another user left a log to finish it from; run holesync recover as that \
                    user, or remove its .holesync. files";
         return Err(Error::refused(&place.path, why));
     }
-    Ok(sealed)
+    Ok(match data {
+        Some((data, _)) => Left::Whole(Box::new(Sealed::new(data, log, seal))),
+        None => Left::Incomplete,
+    })
 }
 
 fn finish(place: &Place, old: &Old, sealed: &Sealed, sync: bool) -> Result<Recovered> {

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use crate::apply::overlay::{Overlay, RangeKind, Runs};
 use crate::apply::ranges::{self, copy_between, make_zero, set_length};
 use crate::apply::stage_log::{
-    Identity, KIND_SEAL, LogReader, MAX_RUNS, Seal, digest_of, each_stretch, encode, kind_of,
+    Identity, KIND_SEAL, LogReader, MAX_RUNS, Seal, digest_of, each_stretch, encode, kind_of, read_seal,
 };
 use crate::scan::{self, FileImage};
 use crate::sys;
@@ -245,10 +245,13 @@ pub struct Sealed {
 impl Sealed {
     /// The sealed log that belongs to a file, if it is whole.
     pub fn open(data: File, log: File, identity: Identity) -> io::Result<Option<Sealed>> {
-        let Some(mut reader) = LogReader::open(&log, identity)? else { return Ok(None) };
-        while reader.next_record()?.is_some() {}
-        let Some(seal) = reader.seal()? else { return Ok(None) };
-        Ok(Some(Sealed { data, log, seal }))
+        let seal = read_seal(&log, identity)?;
+        Ok(seal.map(|seal| Sealed::new(data, log, seal)))
+    }
+
+    /// A stage and the log that this is the seal of.
+    pub(super) fn new(data: File, log: File, seal: Seal) -> Sealed {
+        Sealed { data, log, seal }
     }
 
     /// What the old file is with the stage over it, however much of the stage it

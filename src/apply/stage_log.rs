@@ -70,6 +70,13 @@ fn is_of_another_version(magic: &[u8]) -> bool {
     digits > 0 && &rest[..digits] != VERSION.as_bytes() && rest.get(digits).is_none_or(|&end| end == b'\r')
 }
 
+/// The seal of a log that belongs to a file, if it is whole.
+pub(super) fn read_seal(log: &File, identity: Identity) -> io::Result<Option<Seal>> {
+    let Some(mut reader) = LogReader::open(log, identity)? else { return Ok(None) };
+    while reader.next_record()?.is_some() {}
+    reader.seal()
+}
+
 /// Has `each` told the ranges of a log, for one stretch of the file after the other, which
 /// together are `stretch`: as few of them as hold no more than `most` ranges each.
 pub(super) fn each_stretch(

@@ -174,6 +174,22 @@ fn a_damaged_stage_is_never_applied() {
 }
 
 #[test]
+fn a_sealed_log_without_its_stage_is_damage() {
+    let Some(crashed) = Crashed::replaying() else { return };
+    let (image, old) = (crashed.redeploy.image(), crashed.redeploy.version("old"));
+    std::fs::remove_file(crashed.beside("stage")).expect("remove the stage");
+    recover(&image).code(23).says(&["image", "damaged"]);
+    assert_eq!(leftovers(crashed.target.path()).len(), 1);
+    let outcome = run(Peer::pipe(crashed.sources.path())
+        .holesync()
+        .arg("--size-only")
+        .args(crashed.redeploy.push("old")));
+    outcome.ok().says(&["damaged"]);
+    assert_same(&image, &old);
+    assert_no_leftovers(crashed.target.path());
+}
+
+#[test]
 fn an_image_that_was_replaced_after_the_crash_is_left_alone() {
     let Some(crashed) = Crashed::replaying() else { return };
     let (image, old) = (crashed.redeploy.image(), crashed.redeploy.version("old"));
