@@ -4,25 +4,25 @@
 //!
 //! 1. The blocks of both images are gathered side by side, as their extents tell them.
 //!    What is a hole in both costs nothing.
-//! 2. A batch of them is compared on all cores. A task reads one block of each image at a
-//!    time, into room that stays in the cache of a processor, compares it page by page, and
-//!    hashes the new one if hashes are wanted.
-//! 3. Meanwhile the batch before is handed on, with the bytes of the pages that the old
-//!    image lacks, and the next one is gathered.
+//! 2. Stretches of about 512 KiB are compared on all cores, up to 32 of them at once or
+//!    waiting. A task reads one block of each image at a time, into room that stays in the
+//!    cache of a processor, compares it page by page, and hashes the new one if hashes are
+//!    wanted.
+//! 3. The caller's thread hands on what was found, stretch by stretch, with the bytes of the
+//!    pages that the old image lacks. Nobody waits for a stretch that comes later.
 //!
-//! Guaranteed: batches come in file order and cover the file without gaps; a page of the
+//! Guaranteed: stretches come in file order and cover the file without gaps; a page of the
 //! new image is read once, so that what is handed on is what was compared and hashed.
-//! Memory: two batches, and two blocks a thread. Not guaranteed: anything about an image
-//! that somebody writes meanwhile.
+//! Memory: the bytes of pages that differ in 32 stretches, and two blocks a thread. Not
+//! guaranteed: anything about an image that somebody writes meanwhile.
 
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
-
-use rayon::prelude::*;
+use std::sync::mpsc::sync_channel;
 
 use crate::hashmap::gather::{Gather, Gathered};
-use crate::hashmap::{BATCH, Block, Grid, Hash, Item, PAGE, PageMask, TASK};
+use crate::hashmap::{Block, Grid, Hash, Item, PAGE, PageMask};
 use crate::hashmap::{hash_read, nonzero_pages, page_runs};
 use crate::scan::{self, Image};
 
@@ -82,25 +82,25 @@ impl BlockDiff {
     }
 }
 
-/// Some blocks, in file order.
+/// A stretch of a file.
 #[derive(Debug, Default)]
-pub struct DiffPiece {
-    /// The blocks; what lies between them is a hole in both images.
+pub struct Stretch {
+    /// The blocks that it covers.
+    pub range: Range<u64>,
+    /// Those in which either image has a data extent, in file order; the others are holes
+    /// in both.
     pub blocks: Vec<BlockDiff>,
     /// The bytes of their `new` pages, one after the other.
     pub bytes: Vec<u8>,
 }
 
-/// A stretch of a file.
-#[derive(Debug, Default)]
-pub struct DiffBatch {
-    /// The blocks that it covers; those that are in no piece are holes in both images.
-    pub range: Range<u64>,
-    /// What differs in it, and what does not.
-    pub pieces: Vec<DiffPiece>,
-}
+/// How much is compared by one task, in bytes of either image.
+const STRETCH: u64 = 512 << 10;
+/// How many stretches are compared, or wait to be handed on.
+const UNDER_WAY: usize = 32;
 
-/// Holds `new`, which lies on `grid`, against `old`, and hands out what it found.
+/// Holds `new`, which lies on `grid`, against `old`, and hands out what it found. Waits for
+/// threads of rayon's pool, so that it must not run on one of them.
 ///
 /// # Errors
 ///
@@ -110,30 +110,38 @@ pub fn compare<E: From<ReadError>>(
     old: OldContent,
     grid: &Grid,
     hashing: Hashing,
-    mut sink: impl FnMut(DiffBatch) -> Result<(), E>,
+    mut sink: impl FnMut(Stretch) -> Result<(), E>,
 ) -> Result<(), E> {
     let old_grid = match old {
         OldContent::Image(_, length) => Grid { length: length.min(grid.length), ..*grid },
         OldContent::Zeros | OldContent::Unknown => Grid { length: 0, ..*grid },
     };
-    let comparison = Comparison { new, old, grid, hashing };
-    let mut pairs = Pairs::new(&comparison, &old_grid);
-    let mut gathered = pairs.batch()?;
-    if pairs.is_through() {
-        return gathered.map_or(Ok(()), |batch| sink(comparison.batch(&batch)?));
+    let comparison = &Comparison { new, old, grid, hashing };
+    let mut gathered = Pairs::new(comparison, &old_grid);
+    let first = gathered.stretch()?;
+    if gathered.is_through() {
+        return first.map_or(Ok(()), |(range, pairs)| sink(comparison.stretch(range, &pairs)?));
     }
-    let mut compared: Option<DiffBatch> = None;
-    while let Some(batch) = gathered {
-        let mut result = Ok(DiffBatch::default());
-        let (next, taken) = rayon::in_place_scope(|scope| {
-            scope.spawn(|_| result = comparison.batch(&batch));
-            (pairs.batch(), compared.take().map_or(Ok(()), &mut sink))
-        });
-        taken?;
-        compared = Some(result?);
-        gathered = next?;
-    }
-    compared.map_or(Ok(()), sink)
+    rayon::in_place_scope(|scope| {
+        let mut next = first;
+        let mut under_way = VecDeque::new();
+        loop {
+            while under_way.len() < UNDER_WAY
+                && let Some((range, pairs)) = next.take()
+            {
+                let (result, compared) = sync_channel(1);
+                // Nobody waits for it when what came before failed.
+                scope.spawn(move |_| drop(result.send(comparison.stretch(range, &pairs))));
+                under_way.push_back(compared);
+                next = gathered.stretch()?;
+            }
+            // A task that panicked takes this thread along at the end of the scope.
+            let Some(Ok(compared)) = under_way.pop_front().map(|compared| compared.recv()) else {
+                return Ok(());
+            };
+            sink(compared?)?;
+        }
+    })
 }
 
 /// The pages that data extents of the two images cover in one block.
@@ -142,12 +150,6 @@ struct Pair {
     index: u64,
     new: PageMask,
     old: PageMask,
-}
-
-/// Consecutive blocks that have pages in one of the images at least.
-struct PairBatch {
-    range: Range<u64>,
-    pairs: Vec<Pair>,
 }
 
 /// The blocks of both images, side by side.
@@ -172,11 +174,12 @@ impl<'a> Pairs<'a> {
         self.next == self.grid.blocks()
     }
 
-    /// The next batch, if there is one. The last reaches to the end of the grid.
-    fn batch(&mut self) -> Result<Option<PairBatch>, ReadError> {
+    /// The next stretch, if there is one: its blocks, and what is to be compared of them. The
+    /// last one reaches to the end of the grid.
+    fn stretch(&mut self) -> Result<Option<(Range<u64>, Vec<Pair>)>, ReadError> {
         let start = self.next;
         let (mut pairs, mut bytes) = (Vec::new(), 0);
-        while bytes < BATCH as u64 {
+        while bytes < STRETCH {
             let new = self.new.peek().map_err(ReadError::New)?;
             let old = self.old.as_mut().map_or(Ok(None), Pages::peek).map_err(ReadError::Old)?;
             let Some(index) = new.iter().chain(&old).map(|&(index, _)| index).min() else {
@@ -196,7 +199,7 @@ impl<'a> Pairs<'a> {
             self.next = index + 1;
             pairs.push(pair);
         }
-        Ok((start < self.next).then_some(PairBatch { range: start..self.next, pairs }))
+        Ok((start < self.next).then_some((start..self.next, pairs)))
     }
 }
 
@@ -242,28 +245,18 @@ struct Room {
 }
 
 impl Comparison<'_> {
-    fn batch(&self, PairBatch { range, pairs }: &PairBatch) -> Result<DiffBatch, ReadError> {
-        let per_task = (TASK / self.grid.block.bytes() as usize).max(1);
-        let pieces = if pairs.len() <= per_task {
-            vec![self.piece(pairs, &mut Room::default())?]
-        } else {
-            let tasks = pairs.par_chunks(per_task);
-            tasks.map_init(Room::default, |room, task| self.piece(task, room)).collect::<Result<_, _>>()?
-        };
-        Ok(DiffBatch { range: range.clone(), pieces })
-    }
-
-    fn piece(&self, pairs: &[Pair], room: &mut Room) -> Result<DiffPiece, ReadError> {
-        let mut piece = DiffPiece::default();
+    fn stretch(&self, range: Range<u64>, pairs: &[Pair]) -> Result<Stretch, ReadError> {
+        let mut stretch = Stretch { range, ..Stretch::default() };
+        let mut room = Room::default();
         for pair in pairs {
-            let diff = self.block(pair, room)?;
+            let diff = self.block(pair, &mut room)?;
             for run in page_runs(diff.new) {
                 let (start, end) = (at_in(pair.new, run.start), at_in(pair.new, run.end));
-                piece.bytes.extend_from_slice(&room.new[start..end.min(room.new.len())]);
+                stretch.bytes.extend_from_slice(&room.new[start..end.min(room.new.len())]);
             }
-            piece.blocks.push(diff);
+            stretch.blocks.push(diff);
         }
-        Ok(piece)
+        Ok(stretch)
     }
 
     fn block(&self, pair: &Pair, room: &mut Room) -> Result<BlockDiff, ReadError> {

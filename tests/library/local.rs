@@ -345,7 +345,7 @@ proptest! {
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         new.write(&from);
         old.write(&to);
-        if leftover {
+        if leftover && new.len() > 0 {
             // What an interrupted run may have left.
             old.dense().write(&dir.path().join(".to.holesync.temp"));
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::apply::Destination;
 use crate::error::{Error, Result};
-use crate::hashmap::compare::{BlockDiff, DiffBatch, DiffPiece, Hashing, OldContent, ReadError, compare};
+use crate::hashmap::compare::{BlockDiff, Hashing, OldContent, ReadError, Stretch, compare};
 use crate::hashmap::{Grid, Hash, PageMask, RootHasher, page_runs};
 use crate::report::{Event, Phase};
 use crate::scan::Image;
@@ -104,7 +104,7 @@ impl<'a> Update<'a> {
         let is_unknown = matches!(old, OldContent::Unknown);
         // Without anything to compare with, all of it is new.
         self.counts.differs = grid.length > 0 && !matches!(old, OldContent::Image(..));
-        compare(source, old, &grid, hashing, |batch| Ok(self.batch(batch, is_unknown)?))
+        compare(source, old, &grid, hashing, |stretch| Ok(self.stretch(&stretch, is_unknown)?))
     }
 
     /// Everything is compared: the root hash of the source, if it was wanted.
@@ -113,33 +113,30 @@ impl<'a> Update<'a> {
         Ok((self.root.finish(), self.counts))
     }
 
-    fn batch(&mut self, batch: DiffBatch, is_unknown: bool) -> Result<()> {
-        self.count(&batch);
-        let mut at = batch.range.start;
-        for piece in &batch.pieces {
-            for block in &piece.blocks {
-                if block.data != 0 && self.hashing == Hashing::Wanted {
-                    self.root.add(block.index, &block.hash);
-                }
-                if is_unknown {
-                    self.zero(self.grid.bytes(&(at..block.index)), There::Data)?;
-                    at = block.index + 1;
-                }
-                self.zero_pages(block.index, block.zero, There::Data)?;
-                self.zero_pages(block.index, block.free, There::Zeros)?;
+    fn stretch(&mut self, stretch: &Stretch, is_unknown: bool) -> Result<()> {
+        self.count(stretch);
+        let mut at = stretch.range.start;
+        for block in &stretch.blocks {
+            if block.data != 0 && self.hashing == Hashing::Wanted {
+                self.root.add(block.index, &block.hash);
             }
-            self.write(piece)?;
+            if is_unknown {
+                self.zero(self.grid.bytes(&(at..block.index)), There::Data)?;
+                at = block.index + 1;
+            }
+            self.zero_pages(block.index, block.zero, There::Data)?;
+            self.zero_pages(block.index, block.free, There::Zeros)?;
         }
         if is_unknown {
-            self.zero(self.grid.bytes(&(at..batch.range.end)), There::Data)?;
+            self.zero(self.grid.bytes(&(at..stretch.range.end)), There::Data)?;
         }
-        Ok(())
+        self.write(stretch)
     }
 
-    fn count(&mut self, batch: &DiffBatch) {
+    fn count(&mut self, stretch: &Stretch) {
         let (mut same, mut differing) = (0, 0);
         let (mut matched, mut sent) = (0, 0);
-        for block in batch.pieces.iter().flat_map(|piece| &piece.blocks) {
+        for block in &stretch.blocks {
             let bytes = |mask| self.grid.masked_bytes(block.index, mask);
             if block.differs() {
                 (differing, sent) = (differing + bytes(block.read), sent + bytes(block.data));
@@ -165,12 +162,12 @@ impl<'a> Update<'a> {
         }
     }
 
-    /// Writes the new pages of a piece; what adjoins in the file is written at once.
-    fn write(&mut self, piece: &DiffPiece) -> Result<()> {
+    /// Writes the new pages of a stretch; what adjoins in the file is written at once.
+    fn write(&mut self, stretch: &Stretch) -> Result<()> {
         let Some(destination) = &mut self.destination else { return Ok(()) };
-        let mut bytes = piece.bytes.as_slice();
+        let mut bytes = stretch.bytes.as_slice();
         let mut pending = 0..0;
-        for range in piece.blocks.iter().flat_map(|block| new_ranges(&self.grid, block)) {
+        for range in stretch.blocks.iter().flat_map(|block| new_ranges(&self.grid, block)) {
             if pending.end == range.start {
                 pending.end = range.end;
                 continue;
