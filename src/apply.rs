@@ -57,7 +57,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use crate::apply::attributes::Attributes;
-use crate::apply::commit::{OldFile, Task, Way};
+use crate::apply::commit::{Counts, OldFile, Task, Way};
 use crate::apply::copy::{CopyError, copy_data};
 pub use crate::apply::open::{Opened, Opening, Precision, Preview, Setup, is_same_time};
 pub use crate::apply::place::{Place, finish_directory};
@@ -119,7 +119,8 @@ pub struct Finished {
     pub written: u64,
     /// Bytes that were made zero, or given back.
     pub punched: u64,
-    /// Whether the file is another one now, in content, length or room that it takes.
+    /// Whether content or length changed, as far as anybody compared: room that is given
+    /// back leaves both as they were.
     pub changed: bool,
 }
 
@@ -166,6 +167,12 @@ impl Destination {
         }
     }
 
+    /// Whether [`finish`](Destination::finish) takes a root hash that is right: a log may
+    /// be sealed, or what was written is read back.
+    pub fn needs_root(&self) -> bool {
+        self.task.options.verify || matches!(self.way, Way::Staged(_))
+    }
+
     /// How to name it to people.
     pub fn path(&self) -> &Path {
         &self.task.place.path
@@ -190,8 +197,8 @@ impl Destination {
         task.wanted.length = length;
         if is_device {
             let size = sys::device_size(file).map_err(task.place.error("find the size of"))?;
-            let untouched = task.counts.written + task.counts.punched == 0;
-            let state = if untouched { "nothing was written" } else { "it is partly written" };
+            let changes = task.counts.has_changes();
+            let state = if changes { "it is partly written" } else { "nothing was written" };
             return check_device_size(&task.place, size, length, state);
         }
         let extended = ranges::set_length(file, length, task.options.preallocate);
@@ -275,7 +282,7 @@ impl Destination {
             }
         };
         zeroed.map_err(|error| task.failed("punch holes into", error, old))?;
-        self.task.counts.punched = self.task.counts.punched.saturating_add(bytes);
+        self.task.counts.zeroed = self.task.counts.zeroed.saturating_add(bytes);
         Ok(())
     }
 
@@ -299,7 +306,7 @@ impl Destination {
                 freed.map_err(|error| task.failed("punch holes into", error, old))?;
             }
         }
-        self.task.counts.punched = self.task.counts.punched.saturating_add(bytes);
+        self.task.counts.freed = self.task.counts.freed.saturating_add(bytes);
         Ok(())
     }
 
@@ -312,6 +319,7 @@ impl Destination {
     /// Then the old file is as it was, except where it is written directly, or
     /// a sealed log is there to finish it.
     pub fn finish(self, root: &Hash, kept: u64) -> Result<Finished> {
+        let changes_length = self.changes_length();
         let Destination { task, way, basis, .. } = self;
         // Without a basis nobody has looked at what is there.
         let compared = basis.is_some() || task.wanted.length == 0;
@@ -323,15 +331,16 @@ impl Destination {
             task.leave(old, root)?;
             return Ok(Finished { written: 0, punched: 0, changed: false });
         }
-        let changed = match way {
-            Way::Fresh(fresh) => task.or_make_room(fresh.finish(&task, root)).map(|()| true),
-            Way::Replica(replica) => task.or_make_room(replica.finish(&task, root)).map(|()| true),
+        let changed = way.is_resumed() || !compared || changes_length || task.counts.has_changes();
+        match way {
+            Way::Fresh(fresh) => task.or_make_room(fresh.finish(&task, root)),
+            Way::Replica(replica) => task.or_make_room(replica.finish(&task, root)),
             Way::Direct(direct) => task.or_make_room(direct.finish(&task, root)),
             // It knows what is sealed.
-            Way::Staged(staged) => staged.finish(&task, root, kept).map(|()| true),
-        };
-        let counts = &task.counts;
-        Ok(Finished { written: counts.written, punched: counts.punched, changed: changed? })
+            Way::Staged(staged) => staged.finish(&task, root, kept),
+        }?;
+        let Counts { written, zeroed, freed } = task.counts;
+        Ok(Finished { written, punched: zeroed.saturating_add(freed), changed })
     }
 
     /// Removes what was gathered, which is of no use to anybody. After an error on a full

@@ -1,25 +1,24 @@
 //! Files as blocks: parallel hashing in order, and the root hash. Knows no
 //! protocol and no destination.
 //!
-//! A block is [`BlockSize`] bytes on a fixed grid, made of 4 KiB *pages*. Its
+//! A block is [`BlockSize`](crate::options::BlockSize) bytes on a fixed grid, made of 4 KiB *pages*. Its
 //! hash covers its non-zero pages and which pages those are, so a block costs
 //! what it holds: a hole inside it is neither read nor hashed.
 
 pub mod ahead;
+pub mod compare;
+mod gather;
+mod grid;
 pub mod leaves;
 pub mod plan;
 
 use std::io;
-use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::options::BlockSize;
-use crate::scan::{self, Extent, Image};
-
-/// The grain in which zeros are told from data: the block size of every common
-/// file system, and the page size of the cache.
-pub const PAGE: u64 = 4096;
+use crate::hashmap::gather::{Gather, Gathered};
+pub use crate::hashmap::grid::{Grid, PAGE, PageMask, page_runs};
+use crate::scan::{self, Image};
 
 /// The hash of a block: BLAKE3 over its non-zero pages, in order (the last page
 /// of a file as short as it is), then its page mask as 8 bytes, little-endian.
@@ -29,67 +28,9 @@ pub type Hash = [u8; 32];
 /// ones, so a collision here is found out.
 pub type Key = [u8; 16];
 
-/// Which pages of a block are meant: bit 0 is the first.
-pub type PageMask = u64;
-
 /// The head of a hash that travels in a map.
 pub fn key(hash: &Hash) -> Key {
     std::array::from_fn(|i| hash[i])
-}
-
-/// The runs of consecutive pages in a mask.
-pub fn page_runs(mask: PageMask) -> impl Iterator<Item = Range<u32>> {
-    let mut rest = mask;
-    std::iter::from_fn(move || {
-        let start = rest.trailing_zeros();
-        if start == 64 {
-            return None;
-        }
-        let len = (rest >> start).trailing_ones();
-        rest &= PageMask::MAX.checked_shl(start + len).unwrap_or(0);
-        Some(start..start + len)
-    })
-}
-
-/// The block grid over a file of one length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Grid {
-    /// Bytes in the file.
-    pub length: u64,
-    /// Bytes in a block.
-    pub block: BlockSize,
-}
-
-impl Grid {
-    /// How many blocks there are; the last may be short.
-    pub fn blocks(&self) -> u64 {
-        self.length.div_ceil(self.block.bytes())
-    }
-
-    /// Where a run of blocks lies in the file, clipped to its length.
-    pub fn bytes(&self, blocks: &Range<u64>) -> Range<u64> {
-        let at = |block: u64| block.saturating_mul(self.block.bytes()).min(self.length);
-        at(blocks.start)..at(blocks.end)
-    }
-
-    /// Where a run of pages of one block lies in the file, clipped to its length.
-    pub fn pages(&self, block: u64, pages: &Range<u32>) -> Range<u64> {
-        let start = block * self.block.bytes();
-        let at = |page: u32| (start + u64::from(page) * PAGE).min(self.length);
-        at(pages.start)..at(pages.end)
-    }
-
-    /// How many bytes the pages of a mask hold in this block.
-    pub fn masked_bytes(&self, block: u64, mask: PageMask) -> u64 {
-        page_runs(mask).map(|run| self.pages(block, &run)).map(|r| r.end - r.start).sum()
-    }
-
-    /// All pages that this block has.
-    pub fn all_pages(&self, block: u64) -> PageMask {
-        let bytes = self.bytes(&(block..block + 1));
-        let count = (bytes.end - bytes.start).div_ceil(PAGE);
-        if count >= 64 { PageMask::MAX } else { (1 << count) - 1 }
-    }
 }
 
 /// A block with data extents in it, as read.
@@ -271,104 +212,6 @@ pub fn map_rest<E: From<io::Error>>(
         gathered = next?;
     }
     Ok(())
-}
-
-/// What is to be read, gathered from the data extents of an image: many short ones take
-/// as long to find as to hash.
-struct Gather<'a> {
-    grid: &'a Grid,
-    extents: Box<dyn Iterator<Item = io::Result<Extent>> + Send + 'a>,
-    /// What is left of the current extent.
-    extent: Extent,
-    /// The block after the last one that was gathered.
-    next: u64,
-    /// The last block of the batch before: this extent, or the next, can add pages to it.
-    held: Option<(u64, Block)>,
-    through: bool,
-}
-
-/// A batch that was not read yet, and the index of the first block in it.
-struct Gathered {
-    first: u64,
-    batch: Batch,
-}
-
-impl<'a> Gather<'a> {
-    /// From the block `first` on.
-    fn new(image: &'a dyn Image, grid: &'a Grid, first: u64) -> Gather<'a> {
-        let extents = image.extents(grid.bytes(&(first..grid.blocks())));
-        Gather { grid, extents, extent: 0..0, next: first, held: None, through: false }
-    }
-
-    /// Whether there are no more batches.
-    fn is_through(&self) -> bool {
-        self.through
-    }
-
-    /// The next batch, if there is one.
-    fn batch(&mut self) -> io::Result<Option<Gathered>> {
-        let mut batch = Batch::default();
-        let mut first = self.next;
-        if let Some((index, block)) = self.held.take() {
-            first = index;
-            batch.bytes_read = self.grid.masked_bytes(index, block.read) as usize;
-            batch.items.push(Item::Block(Block { at: 0, ..block }));
-        }
-        while batch.bytes_read < BATCH && self.find_extent()? {
-            self.add_block(&mut batch);
-        }
-        if self.through {
-            self.hole_until(self.grid.blocks(), &mut batch);
-        } else if let Some(&Item::Block(block)) = batch.items.last() {
-            batch.items.pop();
-            batch.bytes_read = block.at;
-            self.held = Some((self.next - 1, block));
-        }
-        Ok((!batch.items.is_empty()).then_some(Gathered { first, batch }))
-    }
-
-    /// Whether there is an extent to go on with.
-    fn find_extent(&mut self) -> io::Result<bool> {
-        while self.extent.is_empty() {
-            match self.extents.next() {
-                Some(extent) => self.extent = extent?,
-                None => {
-                    self.through = true;
-                    return Ok(false);
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    /// Adds the part of the current extent that lies in its first block.
-    fn add_block(&mut self, batch: &mut Batch) {
-        let size = self.grid.block.bytes();
-        let index = self.extent.start / size;
-        let end = self.extent.end.min((index + 1) * size);
-        let first = (self.extent.start % size / PAGE) as u32;
-        let last = ((end - index * size).div_ceil(PAGE)) as u32;
-        let pages = (PageMask::MAX >> (64 - (last - first))) << first;
-        if index >= self.next {
-            self.hole_until(index, batch);
-            let block = Block { hash: [0; 32], data: 0, read: 0, at: batch.bytes_read };
-            batch.items.push(Item::Block(block));
-            self.next = index + 1;
-        }
-        if let Some(Item::Block(block)) = batch.items.last_mut() {
-            let new = pages & !block.read;
-            block.read |= new;
-            batch.bytes_read += self.grid.masked_bytes(index, new) as usize;
-        }
-        self.extent.start = end;
-    }
-
-    fn hole_until(&mut self, index: u64, batch: &mut Batch) {
-        if index > self.next {
-            batch.items.push(Item::Hole(index - self.next));
-            self.next = index;
-        }
-    }
 }
 
 /// One block of a batch and the room for its bytes, if they are kept.

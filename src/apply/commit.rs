@@ -39,11 +39,21 @@ pub(super) struct Task {
     pub counts: Counts,
 }
 
-/// Bytes that were written into the file or what it is made from.
+/// What was done to the file, or to what it is made from, in bytes.
 #[derive(Default)]
 pub(super) struct Counts {
     pub written: u64,
-    pub punched: u64,
+    /// Data that became zeros.
+    pub zeroed: u64,
+    /// Zeros that took room and were given back.
+    pub freed: u64,
+}
+
+impl Counts {
+    /// Whether content changed: room that is given back leaves it as it was.
+    pub fn has_changes(&self) -> bool {
+        self.written > 0 || self.zeroed > 0
+    }
 }
 
 /// How new content becomes the file.
@@ -79,6 +89,15 @@ impl Way {
             Way::Replica(replica) => replica.has_begun(),
             Way::Staged(staged) => staged.has_begun(),
             Way::Direct(_) => true,
+        }
+    }
+
+    /// Whether it goes on from what an interrupted run had made.
+    pub fn is_resumed(&self) -> bool {
+        match self {
+            Way::Fresh(fresh) => fresh.is_resumed(),
+            Way::Staged(staged) => staged.is_resumed(),
+            Way::Replica(_) | Way::Direct(_) => false,
         }
     }
 
@@ -159,14 +178,13 @@ impl Task {
         self.has_excess(&old.file).map(|excess| !excess).map_err(self.place.error("look at"))
     }
 
-    /// Gives a file its length. Returns whether room was given back.
-    pub fn set_length(&self, file: &File, old: Option<&Old>) -> io::Result<bool> {
+    /// Gives a file its length, and back what room it takes without need.
+    pub fn set_length(&self, file: &File, old: Option<&Old>) -> io::Result<()> {
         ranges::set_length(file, self.wanted.length, self.options.preallocate)?;
         if self.options.preallocate {
-            sys::allocate(file, 0..self.wanted.length)?;
-            return Ok(false);
+            return sys::allocate(file, 0..self.wanted.length).map(drop);
         }
-        if old.is_some() { self.free_excess(file) } else { Ok(false) }
+        if old.is_some() { self.free_excess(file) } else { Ok(()) }
     }
 
     /// A range to be made zero. A hole that reaches the end of the file may take the rest of
@@ -176,14 +194,12 @@ impl Task {
         range.start..if at_end { ranges::page_up(range.end) } else { range.end }
     }
 
-    /// Frees what is allocated and holds no data: no seek tells it from a hole. Returns
-    /// whether there was any.
-    pub fn free_excess(&self, file: &File) -> io::Result<bool> {
-        let excess = self.has_excess(file)?;
-        if excess {
-            ranges::free_holes(file, 0..ranges::page_up(self.wanted.length))?;
+    /// Frees what is allocated and holds no data: no seek tells it from a hole.
+    pub fn free_excess(&self, file: &File) -> io::Result<()> {
+        if !self.has_excess(file)? {
+            return Ok(());
         }
-        Ok(excess)
+        ranges::free_holes(file, 0..ranges::page_up(self.wanted.length))
     }
 
     /// Whether notably more is allocated than there is data, and is to be freed.

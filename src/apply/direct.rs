@@ -37,18 +37,15 @@ impl Direct {
         ranges::make_zero(self.file(), task.to_page_at_end(range), task.options.preallocate)
     }
 
-    /// Content first: a time that is right says that the content is. Returns whether the
-    /// file is another one now. See step 7 of [`apply`](crate::apply).
-    pub fn finish(self, task: &Task, root: &Hash) -> Result<bool> {
+    /// Content first: a time that is right says that the content is. See step 7 of [`apply`](crate::apply).
+    pub fn finish(self, task: &Task, root: &Hash) -> Result<()> {
         let (file, place) = (&self.old.file, &task.place);
-        let changed = task.counts.written + task.counts.punched > 0;
         if self.old.is_device() {
             task.sync(file, OldFile::PartlyWritten)?;
-            task.verify(file, root)?;
-            return Ok(changed);
+            return task.verify(file, root);
         }
-        let freed = task.set_length(file, Some(&self.old));
-        let freed = freed.map_err(|error| task.failed("set the length of", error, OldFile::PartlyWritten))?;
+        task.set_length(file, Some(&self.old))
+            .map_err(|error| task.failed("set the length of", error, OldFile::PartlyWritten))?;
         task.sync(file, OldFile::PartlyWritten)?;
         task.verify(file, root)?;
         task.wanted.attributes.set(file).map_err(place.error("set the attributes of"))?;
@@ -59,6 +56,6 @@ impl Direct {
         if task.has_leftover_stage() {
             forget_stage(place, task.options.fsync).map_err(place.error("clean up after"))?;
         }
-        Ok(changed || freed || self.old.state.len() != task.wanted.length)
+        Ok(())
     }
 }

@@ -16,20 +16,25 @@ pub(super) struct Fresh {
     old: Option<Old>,
     /// Made when there is something to write.
     temp: Option<File>,
+    is_resumed: bool,
 }
 
 impl Fresh {
     pub fn new(old: Option<Old>) -> Fresh {
-        Fresh { old, temp: None }
+        Fresh { old, temp: None, is_resumed: false }
     }
 
     /// Goes on with the temp file of an earlier run, which is locked.
     pub fn resumed(old: Option<Old>, temp: File) -> Fresh {
-        Fresh { old, temp: Some(temp) }
+        Fresh { old, temp: Some(temp), is_resumed: true }
     }
 
     pub fn old(&self) -> Option<&Old> {
         self.old.as_ref()
+    }
+
+    pub fn is_resumed(&self) -> bool {
+        self.is_resumed
     }
 
     pub fn has_begun(&self) -> bool {
@@ -47,7 +52,7 @@ impl Fresh {
     /// See step 7 of [`apply`](crate::apply).
     pub fn finish(mut self, task: &Task, root: &Hash) -> Result<()> {
         self.file(task)?;
-        let Fresh { old, temp: Some(temp) } = self else { return Err(task.place.replaced()) };
+        let Fresh { old, temp: Some(temp), .. } = self else { return Err(task.place.replaced()) };
         task.replace(&temp, Working::Temp, old.as_ref(), root)
     }
 }

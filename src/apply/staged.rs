@@ -21,20 +21,25 @@ pub(super) struct Staged {
     old: Old,
     /// Made when there is something to change.
     stage: Option<Stage>,
+    is_resumed: bool,
 }
 
 impl Staged {
     pub fn new(old: Old) -> Staged {
-        Staged { old, stage: None }
+        Staged { old, stage: None, is_resumed: false }
     }
 
     /// Goes on with the stage of an earlier run.
     pub fn resumed(old: Old, stage: Stage) -> Staged {
-        Staged { old, stage: Some(stage) }
+        Staged { old, stage: Some(stage), is_resumed: true }
     }
 
     pub fn old(&self) -> &Old {
         &self.old
+    }
+
+    pub fn is_resumed(&self) -> bool {
+        self.is_resumed
     }
 
     pub fn has_begun(&self) -> bool {
@@ -80,7 +85,7 @@ impl Staged {
     /// old file that stay.
     pub fn finish(mut self, task: &Task, root: &Hash, kept: u64) -> Result<()> {
         task.or_make_room(self.stage(task).map(drop))?;
-        let Staged { old, stage: Some(mut stage) } = self else { return Err(task.place.replaced()) };
+        let Staged { old, stage: Some(mut stage), .. } = self else { return Err(task.place.replaced()) };
         match task.or_make_room(prepare(task, &old, &mut stage, kept))? {
             End::Complete => {
                 // Until here the lock on the old file kept other runs away.

@@ -106,6 +106,15 @@ impl DestinationRoot {
         self.rename.is_some()
     }
 
+    /// How to name the destination of an entry to people.
+    pub fn path_of(&self, entry: &[u8]) -> PathBuf {
+        self.shown.join(self.relative(entry))
+    }
+
+    fn relative<'a>(&'a self, entry: &'a [u8]) -> &'a Path {
+        self.rename.as_ref().map_or(Path::new(OsStr::from_bytes(entry)), Path::new)
+    }
+
     /// Where an entry goes. `None`: its directory is not there, in a dry run.
     ///
     /// # Errors
@@ -127,11 +136,7 @@ impl DestinationRoot {
         entry: &[u8],
         dry_run: bool,
     ) -> Result<Option<Place>> {
-        let relative = match &self.rename {
-            Some(name) => Path::new(name),
-            None => Path::new(OsStr::from_bytes(entry)),
-        };
-        let path = self.shown.join(relative);
+        let (relative, path) = (self.relative(entry), self.path_of(entry));
         let (Some(root), Some(name)) = (&self.dir, relative.file_name()) else {
             if dry_run {
                 return Ok(None);

@@ -1,46 +1,195 @@
-//! Both ends on this machine: the two roles in one process, over two pipes.
+//! A copy on one machine: the sources are walked and the destinations written here, with
+//! no roles, no frames and no hashes that travel.
+//!
+//! 1. The caller's thread walks the sources. It makes directories and symlinks itself, and
+//!    queues files.
+//! 2. A worker takes a file from the queue and opens its destination, which may turn out
+//!    equal by size and time (`open`). Small files are worked on side by side.
+//! 3. Where there is nothing worth comparing, the source is cloned, or copied on all cores.
+//!    Otherwise both are [compared](crate::hashmap::compare) by their bytes on all cores,
+//!    and what differs is written from the bytes that were compared (`update`). The cores
+//!    serve one large file at a time.
+//! 4. The worker completes the file: attributes, sync, rename. That waits for storage, and
+//!    the other workers go on.
+//! 5. Files that changed while they were read are done once more, after all others. Those
+//!    that change again fail.
+//! 6. When everything is in its place, directories get their attributes.
+//!
+//! Guaranteed: the destination gets the bytes that were compared, or the file fails, and
+//! the others go on. Directories are there before what lies in them. Memory follows the
+//! number of threads, not files. Not guaranteed: the order in which files are reported; and
+//! where nothing is hashed (no seal can follow, and no `--verify` was asked for), that
+//! memory and storage hold what was written.
 
+mod file;
+mod update;
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::error::{Error, Result, printable};
-use crate::options::{Compress, Options};
-use crate::protocol::frame::{FrameReader, FrameWriter};
-use crate::receiver::{self, Target};
-use crate::report::{Reporter, Silent, Stats};
-use crate::sender::{self, Side};
-use crate::source;
-use crate::sys;
+use crate::apply::tree::{DestinationRoot, DestinationTree, LastDirectory, Target};
+use crate::apply::{Attributes, Setup};
+use crate::error::{Error, Failure, Result, code, lock, printable};
+use crate::options::Options;
+use crate::report::{Event, Outcome, Reporter, Stats};
+use crate::source::{self, Found, Kind, Source};
+use crate::working::names_working_file;
 
-/// Makes `target` equal to `sources`.
+/// Files that are worked on side by side: while one waits for storage, others go on.
+const WORKERS: usize = 4;
+/// Files that are found and wait for a worker.
+const QUEUED: usize = 1024;
+
+/// Makes `target` equal to `sources`. Failed files are counted in what it returns; they
+/// are no errors.
 ///
 /// # Errors
 ///
-/// What either role reports; the receiver's word counts where both have one.
+/// When the destination as a whole cannot be used.
 pub fn run(sources: &[PathBuf], target: Target, options: &Options, reporter: &dyn Reporter) -> Result<Stats> {
     if options.recursive {
         sources.iter().try_for_each(|source| refuse_inside(source, &target.path))?;
     }
-    let target = Target { beside_source: true, ..target };
-    // Nothing is saved where nothing travels.
-    let leaf_size = options.block_size;
-    let options = &Options { leaf_size, compress: Compress::None, ..options.clone() };
-    let pipe = || std::io::pipe().map_err(Error::file("create", "a pipe"));
-    let (to_receiver_out, to_receiver) = pipe()?;
-    let (to_sender_out, to_sender) = pipe()?;
-    sys::grow_pipe(&to_receiver);
-    let (sent, received) = std::thread::scope(|scope| {
-        let receiver = scope.spawn(|| {
-            let input = FrameReader::new(to_receiver_out, "the sender");
-            receiver::run(input, FrameWriter::new(to_sender, "the sender"), target, None, options, &Silent)
+    let options = Arc::new(options.clone());
+    let single = source::is_single(sources);
+    let mut tree = DestinationTree::open(&target, single, Arc::clone(&options))?;
+    let copy = LocalCopy {
+        root: tree.root().clone(),
+        setup: Setup::new(Arc::clone(&options)),
+        options,
+        reporter,
+        stats: Mutex::default(),
+        again: Mutex::default(),
+        cores: Mutex::default(),
+    };
+    copy.with_workers(if single { 1 } else { WORKERS }, |jobs| copy.walk(sources, &mut tree, jobs));
+    let again = std::mem::take(&mut *lock(&copy.again));
+    if !again.is_empty() {
+        copy.with_workers(WORKERS.min(again.len()), |jobs| {
+            for source in again {
+                copy.queue(source, &mut tree, jobs);
+            }
         });
-        let input = FrameReader::new(to_sender_out, "the destination");
-        let output = FrameWriter::direct(to_receiver, "the destination");
-        let sent = sender::run(input, output, sources, None, options, Side::Both, reporter);
-        (sent, receiver.join())
-    });
-    match (sent, received) {
-        (Err(Error::Remote { .. } | Error::Closed { .. }), Ok(Err(error))) => Err(error),
-        (sent, _) => sent,
+    }
+    for (_, error) in tree.finish() {
+        copy.failed(&error.to_failure());
+    }
+    Ok(copy.stats.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
+}
+
+/// A file to be made equal.
+struct Job {
+    source: Source,
+    /// What it is to carry.
+    attributes: Attributes,
+}
+
+/// What the threads of a local copy share.
+struct LocalCopy<'a> {
+    root: DestinationRoot,
+    setup: Setup,
+    options: Arc<Options>,
+    reporter: &'a dyn Reporter,
+    stats: Mutex<Stats>,
+    /// Files that changed while they were read.
+    again: Mutex<Vec<Source>>,
+    /// Held by the one large file that all cores work on.
+    cores: Mutex<()>,
+}
+
+impl LocalCopy<'_> {
+    /// Runs `feed`, which queues files, beside so many threads that work on them.
+    fn with_workers(&self, count: usize, feed: impl FnOnce(&SyncSender<Job>)) {
+        let (jobs_in, jobs) = sync_channel(QUEUED);
+        // Owned by the workers alone: when none is left, nobody waits for room in the queue.
+        let jobs = Arc::new(Mutex::new(jobs));
+        std::thread::scope(|scope| {
+            for _ in 0..count {
+                let jobs = Arc::clone(&jobs);
+                scope.spawn(move || self.work(&jobs));
+            }
+            drop(jobs);
+            feed(&jobs_in);
+            drop(jobs_in);
+        });
+    }
+
+    /// Takes files until there are no more.
+    fn work(&self, jobs: &Mutex<Receiver<Job>>) {
+        let mut last = LastDirectory::default();
+        loop {
+            let next = lock(jobs).recv();
+            let Ok(job) = next else { return };
+            self.file(job, &mut last);
+        }
+    }
+
+    /// Makes directories and symlinks, and queues files.
+    fn walk(&self, sources: &[PathBuf], tree: &mut DestinationTree, jobs: &SyncSender<Job>) {
+        for found in source::walk(sources, &self.options) {
+            match found {
+                Found::Failed(failure) => self.source_failed(&failure),
+                Found::Skipped(what) => self.reporter.event(Event::Warning(&what)),
+                Found::Source(source) => self.entry(source, tree, jobs),
+            }
+        }
+    }
+
+    fn entry(&self, source: Source, tree: &mut DestinationTree, jobs: &SyncSender<Job>) {
+        if names_working_file(&source.target) {
+            let why = "is named like a working file: give it another name";
+            return self.source_failed(&Error::refused(&source.path, why).to_failure());
+        }
+        let made = match &source.kind {
+            // Its directory is not ours to change, and other entries would go under its name.
+            _ if tree.root().is_file() && !matches!(source.kind, Kind::File { .. } | Kind::Symlink(_)) => {
+                Err(Error::refused(&source.path, "became a directory meanwhile; run again"))
+            }
+            &Kind::File { length, allocated, .. } => {
+                let mut stats = self.stats();
+                stats.files_total += 1;
+                stats.apparent_bytes = stats.apparent_bytes.saturating_add(length);
+                drop(stats);
+                self.reporter.event(Event::Found(allocated));
+                return self.queue(source, tree, jobs);
+            }
+            Kind::Directory => tree.make_directory(0, &source.target, &source.metadata),
+            Kind::Symlink(link) => tree.make_symlink(&source.target, link, &source.metadata),
+        };
+        if let Err(error) = made {
+            self.failed(&error.to_failure());
+        }
+    }
+
+    fn queue(&self, source: Source, tree: &mut DestinationTree, jobs: &SyncSender<Job>) {
+        let attributes = tree.attributes(&source.metadata);
+        // Workers that are gone panicked, and take the run with them.
+        let _ = jobs.send(Job { source, attributes });
+    }
+
+    fn stats(&self) -> MutexGuard<'_, Stats> {
+        lock(&self.stats)
+    }
+
+    fn report(&self, source: &Source, outcome: Outcome) {
+        self.reporter.event(Event::File(Path::new(OsStr::from_bytes(&source.target)), outcome));
+    }
+
+    /// Counts and reports what went wrong at a destination.
+    fn failed(&self, failure: &Failure) {
+        self.stats().count_failure(failure.code);
+        self.reporter.event(Event::Failed(failure));
+    }
+
+    /// Counts and reports what went wrong with a source.
+    fn source_failed(&self, failure: &Failure) {
+        if failure.code == code::VANISHED {
+            self.stats().files_vanished += 1;
+        }
+        self.failed(failure);
     }
 }
 

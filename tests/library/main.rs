@@ -2,7 +2,9 @@
 //! models, the wire against damage, and both roles over two pipes.
 
 mod apply;
+mod compare;
 mod leaves;
+mod local;
 mod open;
 mod pipes;
 mod plan;

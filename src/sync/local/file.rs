@@ -1,0 +1,236 @@
+//! One file of a local copy, from its name to its result.
+
+use crate::apply::tree::LastDirectory;
+use crate::apply::{BasisState, Destination, Opened, Opening, Precision, Preview, QuickCheck, Wanted};
+use crate::error::{Error, Result, lock};
+use crate::hashmap::Hash;
+use crate::hashmap::compare::{Hashing, OldContent};
+use crate::report::{Event, Outcome, Phase};
+use crate::scan::{self, FileImage, FileState};
+use crate::source::{self, Kind, Source};
+use crate::sync::local::update::{Counts, Update};
+use crate::sync::local::{Job, LocalCopy};
+
+/// Files with more data than this have all cores to themselves.
+const LARGE: u64 = 1 << 20;
+/// A file of which more than this was written takes a moment to be written back.
+const WORTH_TELLING: u64 = 8 << 20;
+
+/// Why a file was not made equal.
+pub(super) enum FileError {
+    /// The source changed while it was read.
+    Changed,
+    /// The source cannot be read.
+    Source(Error),
+    /// The destination cannot be made equal.
+    Destination(Error),
+}
+
+impl From<Error> for FileError {
+    fn from(error: Error) -> FileError {
+        FileError::Destination(error)
+    }
+}
+
+/// What was put into a destination.
+struct Filled {
+    /// The root hash of the source; of no meaning when nobody needs it.
+    root: Hash,
+    counts: Counts,
+}
+
+/// A source that is being read, and the state that it was in before.
+struct OpenSource {
+    image: FileImage,
+    state: FileState,
+}
+
+impl LocalCopy<'_> {
+    /// Makes one file equal, and reports it.
+    pub(super) fn file(&self, job: Job, last: &mut LastDirectory) {
+        match self.make_equal(&job, last) {
+            Ok(outcome) => self.report(&job.source, outcome),
+            Err(FileError::Changed) => self.try_again(job.source),
+            Err(FileError::Source(error)) => self.source_failed(&source::lost(&error)),
+            Err(FileError::Destination(error)) => self.failed(&error.to_failure()),
+        }
+    }
+
+    fn make_equal(&self, job: &Job, last: &mut LastDirectory) -> Result<Outcome, FileError> {
+        let source = &job.source;
+        match self.open(job, last)? {
+            Opened::Equal => {
+                if let Kind::File { allocated, .. } = source.kind {
+                    self.stats().data_bytes += allocated;
+                    self.reporter.event(Event::Done(Phase::Mapping, allocated));
+                }
+                Ok(Outcome::Unchanged)
+            }
+            Opened::Preview(preview) => self.preview(source, &preview),
+            Opened::Different(destination) => self.fill(source, *destination),
+        }
+    }
+
+    /// Step 2 of [`local`](crate::sync::local).
+    fn open(&self, job: &Job, last: &mut LastDirectory) -> Result<Opened> {
+        let Kind::File { length, allocated, retry, .. } = job.source.kind else { return Ok(Opened::Equal) };
+        let options = &self.options;
+        // It is kept as long as nothing is written: somebody may put another in its place.
+        let mut directory = std::mem::take(last);
+        let Some(place) = self.root.place_after(&mut directory, &job.source.target, options.dry_run)? else {
+            return Ok(Opened::Preview(Preview { basis: None, changes_length: true }));
+        };
+        let path = place.path.clone();
+        let quick_check = if retry { QuickCheck::Never } else { QuickCheck::Time(Precision::Nanoseconds) };
+        let (whole, attributes) = (options.whole_file, job.attributes.clone());
+        let wanted = Wanted { length, data: allocated, whole, quick_check, attributes };
+        let Opening { recovered, opened } = Destination::open(place, wanted, &self.setup)?;
+        if let Some(warning) = recovered.warning(&path) {
+            self.reporter.event(Event::Warning(&warning));
+        }
+        if matches!(opened, Opened::Equal) {
+            *last = directory;
+        }
+        Ok(opened)
+    }
+
+    /// Steps 3 and 4 of [`local`](crate::sync::local).
+    fn fill(&self, source: &Source, mut destination: Destination) -> Result<Outcome, FileError> {
+        let copies = self.copies(source, &destination);
+        let filled =
+            if copies { self.copy(source, &mut destination) } else { self.update(source, &mut destination) };
+        match filled {
+            Ok(filled) => self.finish(destination, filled),
+            Err(error) => {
+                match &error {
+                    // On a full disk it would only be in the way, and a copy that was torn
+                    // is no better.
+                    FileError::Destination(full @ Error::Space { .. }) => destination.discard(Some(full)),
+                    FileError::Changed if copies => destination.discard(None),
+                    _ => destination.keep(),
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether all of a source is copied, as nothing is there. Where it is to be read back,
+    /// or zeros are to be allocated, it is compared with nothing.
+    fn copies(&self, source: &Source, destination: &Destination) -> bool {
+        let has_content = matches!(source.kind, Kind::File { length: 1.., .. });
+        let is_plain = !self.options.verify && !self.options.preallocate;
+        destination.basis_state() == BasisState::Blank && has_content && is_plain
+    }
+
+    /// Finds out what would be sent.
+    fn preview(&self, source: &Source, preview: &Preview) -> Result<Outcome, FileError> {
+        let OpenSource { image, state } = open_source(source, self.options.hole_map)?;
+        let old = match &preview.basis {
+            Some(basis) => OldContent::Image(basis.image.as_ref(), basis.length),
+            None => OldContent::Zeros,
+        };
+        let _cores = lock(&self.cores);
+        let mut update = Update::new(self, None, state.length, Hashing::Unneeded);
+        update
+            .run(&image, old)
+            .map_err(|error| error.named(&source.path, &self.root.path_of(&source.target)))?;
+        if !state.is_still(image.file()) {
+            return Err(FileError::Changed);
+        }
+        let (_, counts) = update.end()?;
+        Ok(self.outcome(&counts, counts.differs || preview.changes_length))
+    }
+
+    /// Fills a destination that is empty.
+    fn copy(&self, source: &Source, destination: &mut Destination) -> Result<Filled, FileError> {
+        let Kind::File { allocated, .. } = source.kind else { return Err(FileError::Changed) };
+        let OpenSource { image, state } = open_source(source, self.options.hole_map)?;
+        self.stats().data_bytes += allocated;
+        let _cores = (allocated > LARGE).then(|| lock(&self.cores));
+        let sent = destination.copy_from(image.file(), &source.path, self.options.hole_map, |bytes| {
+            self.stats().sent_data_bytes += bytes;
+            self.reporter.event(Event::Done(Phase::Sending, bytes));
+        })?;
+        if !state.is_still(image.file()) {
+            return Err(FileError::Changed);
+        }
+        Ok(Filled { root: Hash::default(), counts: Counts { sent, kept: 0, differs: true } })
+    }
+
+    /// Holds a source against what the destination has, and writes what differs.
+    fn update(&self, source: &Source, destination: &mut Destination) -> Result<Filled, FileError> {
+        let Kind::File { allocated, .. } = source.kind else { return Err(FileError::Changed) };
+        let OpenSource { image, state } = open_source(source, self.options.hole_map)?;
+        let image = if scan::exceeds_cache(allocated) { image.sparing_cache() } else { image };
+        let basis = destination.basis();
+        let old = match &basis {
+            Some(basis) => OldContent::Image(basis.image.as_ref(), basis.length),
+            None if destination.basis_state() == BasisState::Blank => OldContent::Zeros,
+            None => OldContent::Unknown,
+        };
+        let most = allocated.max(basis.as_ref().map_or(0, |basis| basis.length));
+        let _cores = (most > LARGE).then(|| lock(&self.cores));
+        let hashing = if destination.needs_root() { Hashing::Wanted } else { Hashing::Unneeded };
+        let path = destination.path().to_path_buf();
+        let mut update = Update::new(self, Some(destination), state.length, hashing);
+        update.run(&image, old).map_err(|error| error.named(&source.path, &path))?;
+        if !state.is_still(image.file()) {
+            return Err(FileError::Changed);
+        }
+        let (root, counts) = update.end()?;
+        Ok(Filled { root, counts })
+    }
+
+    /// Completes a file that has its content.
+    fn finish(&self, destination: Destination, filled: Filled) -> Result<Outcome, FileError> {
+        let Filled { root, counts } = filled;
+        if counts.sent > WORTH_TELLING {
+            self.reporter.event(Event::Phase(Phase::WritingBack));
+        }
+        let finished = destination.finish(&root, counts.kept)?;
+        let mut stats = self.stats();
+        stats.written_bytes += finished.written;
+        stats.punched_bytes = stats.punched_bytes.saturating_add(finished.punched);
+        drop(stats);
+        Ok(self.outcome(&counts, finished.changed))
+    }
+
+    fn outcome(&self, counts: &Counts, changed: bool) -> Outcome {
+        if !changed {
+            return Outcome::Unchanged;
+        }
+        self.stats().files_sent += 1;
+        Outcome::Sent(counts.sent)
+    }
+
+    /// Queues a second try; a third one is a failure.
+    fn try_again(&self, source: Source) {
+        if matches!(source.kind, Kind::File { retry: true, .. }) {
+            let why =
+                "changed while it was read, twice; send it when nothing writes to it, or from a snapshot";
+            return self.source_failed(&Error::refused(&source.path, why).to_failure());
+        }
+        match source::look_again(&source) {
+            Ok(mut source) => {
+                if let Kind::File { retry, .. } = &mut source.kind {
+                    *retry = true;
+                }
+                lock(&self.again).push(source);
+            }
+            Err(error) => self.source_failed(&source::lost(&error)),
+        }
+    }
+}
+
+/// Opens a source, which must be as long as it was found.
+fn open_source(source: &Source, hole_map: bool) -> Result<OpenSource, FileError> {
+    let (file, _) = scan::open_image(&source.path).map_err(FileError::Source)?;
+    let state =
+        FileState::of(&file).map_err(Error::file("look at", &source.path)).map_err(FileError::Source)?;
+    match source.kind {
+        Kind::File { length, .. } if length == state.length => {
+            Ok(OpenSource { image: FileImage::new(file, hole_map), state })
+        }
+        _ => Err(FileError::Changed),
+    }
+}

@@ -1,0 +1,218 @@
+//! Writes into a destination what a comparison found, from the bytes that were compared.
+
+use std::ops::Range;
+use std::path::Path;
+
+use crate::apply::Destination;
+use crate::error::{Error, Result};
+use crate::hashmap::compare::{BlockDiff, Hashing, OldContent, ReadError, Stretch, compare};
+use crate::hashmap::{Grid, Hash, PageMask, RootHasher, page_runs};
+use crate::report::{Event, Phase};
+use crate::scan::Image;
+use crate::sync::local::LocalCopy;
+use crate::sync::local::file::FileError;
+
+/// What a comparison came to.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// Bytes of data in blocks that differ.
+    pub sent: u64,
+    /// Bytes of data that stay where they are.
+    pub kept: u64,
+    /// The old file reads otherwise.
+    pub differs: bool,
+}
+
+/// Why an update ended early.
+pub(super) enum UpdateError {
+    /// One of the two files could not be read.
+    Read(ReadError),
+    /// The destination could not be written.
+    Write(Error),
+}
+
+impl From<ReadError> for UpdateError {
+    fn from(error: ReadError) -> UpdateError {
+        UpdateError::Read(error)
+    }
+}
+
+impl From<Error> for UpdateError {
+    fn from(error: Error) -> UpdateError {
+        UpdateError::Write(error)
+    }
+}
+
+impl UpdateError {
+    /// With the names of the files.
+    pub fn named(self, source: &Path, destination: &Path) -> FileError {
+        match self {
+            UpdateError::Read(ReadError::New(error)) => FileError::Source(Error::file("read", source)(error)),
+            UpdateError::Read(ReadError::Old(error)) => {
+                FileError::Destination(Error::file("read the old", destination)(error))
+            }
+            UpdateError::Write(error) => FileError::Destination(error),
+        }
+    }
+}
+
+/// A file that is being held against its source.
+pub(super) struct Update<'a> {
+    copy: &'a LocalCopy<'a>,
+    /// `None`: a dry run.
+    destination: Option<&'a mut Destination>,
+    grid: Grid,
+    hashing: Hashing,
+    root: RootHasher,
+    zeros: Zeros,
+    counts: Counts,
+}
+
+/// Zeros that are still to be made, gathered over blocks so that each hole is punched once.
+#[derive(Default)]
+struct Zeros {
+    range: Range<u64>,
+    there: There,
+}
+
+/// What is in a range that is to be a hole.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum There {
+    /// Data.
+    #[default]
+    Data,
+    /// Zeros that take room.
+    Zeros,
+}
+
+impl<'a> Update<'a> {
+    /// For a source of this length.
+    pub fn new(
+        copy: &'a LocalCopy<'a>,
+        destination: Option<&'a mut Destination>,
+        length: u64,
+        hashing: Hashing,
+    ) -> Update<'a> {
+        let grid = Grid { length, block: copy.options.block_size };
+        let (root, zeros, counts) = (RootHasher::new(&grid), Zeros::default(), Counts::default());
+        Update { copy, destination, grid, hashing, root, zeros, counts }
+    }
+
+    /// Compares source and old content, and writes what differs.
+    pub fn run(&mut self, source: &dyn Image, old: OldContent) -> Result<(), UpdateError> {
+        let (grid, hashing) = (self.grid, self.hashing);
+        let is_unknown = matches!(old, OldContent::Unknown);
+        // Without anything to compare with, all of it is new.
+        self.counts.differs = grid.length > 0 && !matches!(old, OldContent::Image(..));
+        compare(source, old, &grid, hashing, |stretch| Ok(self.stretch(&stretch, is_unknown)?))
+    }
+
+    /// Everything is compared: the root hash of the source, if it was wanted.
+    pub fn end(mut self) -> Result<(Hash, Counts)> {
+        self.flush_zeros()?;
+        Ok((self.root.finish(), self.counts))
+    }
+
+    fn stretch(&mut self, stretch: &Stretch, is_unknown: bool) -> Result<()> {
+        self.count(stretch);
+        let mut at = stretch.range.start;
+        for block in &stretch.blocks {
+            if block.data != 0 && self.hashing == Hashing::Wanted {
+                self.root.add(block.index, &block.hash);
+            }
+            if is_unknown {
+                self.zero(self.grid.bytes(&(at..block.index)), There::Data)?;
+                at = block.index + 1;
+            }
+            self.zero_pages(block.index, block.zero, There::Data)?;
+            self.zero_pages(block.index, block.free, There::Zeros)?;
+        }
+        if is_unknown {
+            self.zero(self.grid.bytes(&(at..stretch.range.end)), There::Data)?;
+        }
+        self.write(stretch)
+    }
+
+    fn count(&mut self, stretch: &Stretch) {
+        let (mut same, mut differing) = (0, 0);
+        let (mut matched, mut sent) = (0, 0);
+        for block in &stretch.blocks {
+            let bytes = |mask| self.grid.masked_bytes(block.index, mask);
+            if block.differs() {
+                (differing, sent) = (differing + bytes(block.read), sent + bytes(block.data));
+            } else {
+                (same, matched) = (same + bytes(block.read), matched + bytes(block.data));
+            }
+            self.counts.kept += bytes(block.data & !block.new);
+            self.counts.differs |= block.differs();
+        }
+        self.counts.sent += sent;
+        let mut stats = self.copy.stats();
+        stats.data_bytes += same + differing;
+        stats.matched_bytes += matched;
+        stats.sent_data_bytes += sent;
+        if self.hashing == Hashing::Wanted {
+            stats.hashed_bytes += same + differing;
+        }
+        drop(stats);
+        for (phase, bytes) in [(Phase::Mapping, same), (Phase::Sending, differing)] {
+            if bytes > 0 {
+                self.copy.reporter.event(Event::Done(phase, bytes));
+            }
+        }
+    }
+
+    /// Writes the new pages of a stretch; what adjoins in the file is written at once.
+    fn write(&mut self, stretch: &Stretch) -> Result<()> {
+        let Some(destination) = &mut self.destination else { return Ok(()) };
+        let mut bytes = stretch.bytes.as_slice();
+        let mut pending = 0..0;
+        for range in stretch.blocks.iter().flat_map(|block| new_ranges(&self.grid, block)) {
+            if pending.end == range.start {
+                pending.end = range.end;
+                continue;
+            }
+            write_next(destination, &mut bytes, &pending)?;
+            pending = range;
+        }
+        write_next(destination, &mut bytes, &pending)
+    }
+
+    fn zero_pages(&mut self, block: u64, mask: PageMask, there: There) -> Result<()> {
+        page_runs(mask).try_for_each(|run| self.zero(self.grid.pages(block, &run), there))
+    }
+
+    fn zero(&mut self, range: Range<u64>, there: There) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        if range.start == self.zeros.range.end && there == self.zeros.there {
+            self.zeros.range.end = range.end;
+            return Ok(());
+        }
+        self.flush_zeros()?;
+        self.zeros = Zeros { range, there };
+        Ok(())
+    }
+
+    fn flush_zeros(&mut self) -> Result<()> {
+        let Zeros { range, there } = std::mem::take(&mut self.zeros);
+        match (&mut self.destination, there) {
+            (Some(destination), There::Zeros) if !range.is_empty() => destination.free(range),
+            (Some(destination), There::Data) if !range.is_empty() => destination.zero(range),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Where the new pages of a block lie in the file.
+fn new_ranges<'a>(grid: &'a Grid, block: &'a BlockDiff) -> impl Iterator<Item = Range<u64>> + 'a {
+    page_runs(block.new).map(move |run| grid.pages(block.index, &run))
+}
+
+/// Puts the next bytes into a range.
+fn write_next(destination: &mut Destination, bytes: &mut &[u8], range: &Range<u64>) -> Result<()> {
+    let (now, later) = bytes.split_at((range.end - range.start) as usize);
+    *bytes = later;
+    if now.is_empty() { Ok(()) } else { destination.write(range.start, now) }
+}
