@@ -22,7 +22,7 @@ use holesync::apply::{Destination, Request};
 use holesync::hashmap::plan::{BlockMap, Run};
 use holesync::hashmap::{self, Grid, Key, PAGE};
 use holesync::options::{BlockSize, Options};
-use holesync::protocol::frame::{FrameReader, FrameWriter};
+use holesync::protocol::{FrameReader, FrameWriter};
 use holesync::scan::{self, FileImage};
 
 use rayon::prelude::*;

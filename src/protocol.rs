@@ -1,12 +1,20 @@
 //! The protocol: its messages, what travels beside them, and every limit.
 //! `docs/protocol.md` describes the same in tables.
 
-pub mod compress;
-pub mod frame;
-pub mod lines;
-pub mod link_speed;
+mod compress;
+mod frame;
+mod lines;
+mod link_speed;
+mod reader;
+mod writer;
 
 use serde::{Deserialize, Serialize};
+
+pub use compress::Compressor;
+pub use lines::Plain;
+pub use link_speed::Link;
+pub use reader::{FrameReader, Greeting};
+pub use writer::FrameWriter;
 
 use crate::error::{Error, Failure, Result, escape};
 use crate::hashmap::leaves::Leaves;

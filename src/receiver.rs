@@ -27,8 +27,9 @@ use crate::error::{Error, Result};
 use crate::hashmap::Hash;
 use crate::hashmap::ahead::EarlyStart;
 use crate::options::Options;
-use crate::protocol::frame::{FrameReader, FrameWriter};
-use crate::protocol::{self, Answer, Differ, Entry, Frame, MAX_LENGTH, MAX_UNANSWERED, Message};
+use crate::protocol::{
+    self, Answer, Differ, Entry, Frame, FrameReader, FrameWriter, MAX_LENGTH, MAX_UNANSWERED, Message,
+};
 use crate::receiver::answer::{Job, answer_files};
 use crate::receiver::assemble::{ApplyError, Maps, OpenFile};
 use crate::receiver::inbox::Inbox;

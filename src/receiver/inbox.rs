@@ -6,8 +6,7 @@ use std::io::Read;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 
 use crate::error::{Error, Result};
-use crate::protocol::frame::FrameReader;
-use crate::protocol::{Data, Frame, Message};
+use crate::protocol::{Data, Frame, FrameReader, Message};
 
 /// Handfuls of frames that are read and not yet handled.
 const QUEUED: usize = 4;

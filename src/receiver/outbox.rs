@@ -17,8 +17,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::hashmap::plan::Run;
 use crate::options::Options;
-use crate::protocol::frame::FrameWriter;
-use crate::protocol::{Answer, Message};
+use crate::protocol::{Answer, FrameWriter, Message};
 use crate::report::{Event, Outcome, Reporter, Stats};
 
 /// Map frames that wait to be written.

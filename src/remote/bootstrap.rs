@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result, escape};
 use crate::location::Host;
 use crate::protocol::MAX_NOISE;
-use crate::protocol::frame::{FrameReader, FrameWriter, Greeting};
+use crate::protocol::{FrameReader, FrameWriter, Greeting};
 use crate::remote::cipher::{self, Cipher};
 use crate::report::{Event, Reporter, human};
 

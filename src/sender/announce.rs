@@ -9,8 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::error::{Failure, Result, code};
 use crate::options::Options;
-use crate::protocol::frame::FrameWriter;
-use crate::protocol::{Entry, MAX_UNANSWERED, Message};
+use crate::protocol::{Entry, FrameWriter, MAX_UNANSWERED, Message};
 use crate::report::{Event, Reporter, Stats};
 use crate::source::Kind;
 use crate::source::{self, Found, Source};

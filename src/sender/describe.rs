@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::hashmap::{Batch, Block, Grid, Hash, PageMask, page_runs};
-use crate::protocol::compress::Compressor;
-use crate::protocol::link_speed::Link;
+use crate::protocol::Compressor;
+use crate::protocol::Link;
 use crate::protocol::{Answer, Differ, MAX_ASKED, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, Message, Patch};
 use crate::sender::announce::Shared;
 use crate::sender::file_state::BatchWalk;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, printable};
 use crate::options::{Compress, Options};
-use crate::protocol::frame::{FrameReader, FrameWriter};
+use crate::protocol::{FrameReader, FrameWriter};
 use crate::receiver::{self, Target};
 use crate::report::{Reporter, Silent, Stats};
 use crate::sender::{self, Side};

@@ -11,8 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use holesync::error::{Failure, escape};
-use holesync::protocol::frame::FrameWriter;
-use holesync::protocol::{MAGIC, MAX_NOISE, Message, VERSION};
+use holesync::protocol::{FrameWriter, MAGIC, MAX_NOISE, Message, VERSION};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 

@@ -14,8 +14,10 @@ use holesync::hashmap::leaves::Leaves;
 use holesync::hashmap::plan::Run;
 use holesync::hashmap::{Block, Grid, Hash, Item, key, map_image, root_of};
 use holesync::options::{BlockSize, Commit, Compress, Options};
-use holesync::protocol::frame::{FrameReader, FrameWriter};
-use holesync::protocol::{Answer, Differ, Entry, Frame, MAX_ASKED, MAX_DIFFER, MAX_MAP_KEYS, Message, Patch};
+use holesync::protocol::{
+    Answer, Differ, Entry, Frame, FrameReader, FrameWriter, MAX_ASKED, MAX_DIFFER, MAX_MAP_KEYS, Message,
+    Patch,
+};
 use holesync::report::Stats;
 use holesync::source::Kind as EntryKind;
 use holesync::source::Metadata;

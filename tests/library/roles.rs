@@ -12,8 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use holesync::error::{Error, Failure, Result, code};
 use holesync::options::{BlockSize, Commit, Compress, Options};
-use holesync::protocol::frame::{FrameReader, FrameWriter};
-use holesync::protocol::{Entry, Frame, MAX_LENGTH, MAX_UNANSWERED, Message};
+use holesync::protocol::{Entry, Frame, FrameReader, FrameWriter, MAX_LENGTH, MAX_UNANSWERED, Message};
 use holesync::receiver::{self, Target};
 use holesync::report::{Silent, Stats};
 use holesync::sender::{self, Side};

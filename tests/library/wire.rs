@@ -10,10 +10,10 @@ use holesync::hashmap::Key;
 use holesync::hashmap::leaves::Leaves;
 use holesync::hashmap::plan::Run;
 use holesync::options::{Compress, Options};
-use holesync::protocol::frame::{FrameReader, FrameWriter};
 use holesync::protocol::{
-    Answer, Data, Differ, Entry, Frame, MAGIC, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS,
-    MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, Patch, Request, VERSION, check_path,
+    Answer, Data, Differ, Entry, Frame, FrameReader, FrameWriter, MAGIC, MAX_DATA, MAX_DATA_BLOCKS,
+    MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, Patch, Request, VERSION,
+    check_path,
 };
 use holesync::report::{Phase, Stats};
 use holesync::source::Kind;
