@@ -11,18 +11,18 @@ use std::time::Instant;
 
 use crate::error::{Error, Result, code};
 use crate::hashmap::Hash;
-use crate::hashmap::ahead::EarlyStart;
+use crate::hashmap::ahead::Likely;
 use crate::location::{Host, Location};
 use crate::options::Options;
-use crate::protocol::{Frame, FrameReader, FrameWriter, Message, Request};
-use crate::receiver::{self, Target};
+use crate::protocol::{Connection, Frame, FrameReader, FrameWriter, Message, Request};
+use crate::receiver::{self, Answerer, Target};
 use crate::remote::bootstrap::{self, Far, Input, Output};
 pub use crate::remote::bootstrap::{Agent, Reach};
 use crate::remote::child;
 use crate::remote::cipher;
 pub use crate::remote::cipher::Cipher;
 use crate::report::{Event, Phase, Reporter, Route, Stats, Summary, human};
-use crate::sender::{self, Side};
+use crate::sender::{self, Hasher, Side};
 use crate::shell;
 use crate::stream::Outgoing;
 use crate::stream::through;
@@ -52,20 +52,19 @@ pub fn run(
             let target = target(path, sources.len(), reach);
             let destination = path.as_os_str().as_bytes().to_vec();
             let request = Request::Receive { destination, directory: target.directory };
-            let early = match &sources[..] {
+            let hasher = match &sources[..] {
                 // Of several, it is not known which the receiver wants.
-                [source] if reach.agent != Agent::None => {
-                    Some(EarlyStart::begin(source, options.block_size, options.hole_map))
-                }
+                [source] if reach.agent != Agent::None => Some(Hasher::start(options, Some(source))),
                 _ => None,
             };
             let ends = with_far(host, reach, reporter, |far, input, mut output| match far {
                 Far::Agent => {
                     ask(&mut output, options, request)?;
-                    sender::run(input, output, &sources, early, options, Side::Initiator, reporter)
+                    let connection = Connection { input, output, options, reporter };
+                    sender::run(connection, &sources, hasher, Side::Initiator)
                 }
                 Far::Shell => {
-                    drop(early);
+                    drop(hasher);
                     let host = host.to_string();
                     shell::send::run(input, output, &sources, &target, options, &host, reporter)
                 }
@@ -77,16 +76,21 @@ pub fn run(
             let target = target(path, paths.len(), reach);
             let compares = reach.agent != Agent::None && !options.whole_file;
             let old = if compares { file_below(path, &paths) } else { None };
-            let early = old.map(|old| EarlyStart::begin(&old, options.block_size, true));
-            let ends = with_far(&host, reach, reporter, |far, input, mut output| match far {
-                Far::Agent => {
-                    ask(&mut output, options, Request::Send { sources: paths })?;
-                    receiver::run(input, output, target, early, options, reporter)
-                }
-                Far::Shell => {
-                    drop(early);
-                    shell::receive::run(input, output, &paths, &target, options, &host.to_string(), reporter)
-                }
+            let ends = std::thread::scope(|scope| {
+                let block = options.block_size;
+                let likely = old.map(|path| Likely { path, block, hole_map: true });
+                let answerer = likely.map(|likely| Answerer::start(scope, Some(likely)));
+                with_far(&host, reach, reporter, |far, input, mut output| match far {
+                    Far::Agent => {
+                        ask(&mut output, options, Request::Send { sources: paths })?;
+                        receiver::run(Connection { input, output, options, reporter }, target, answerer)
+                    }
+                    Far::Shell => {
+                        drop(answerer);
+                        let host = host.to_string();
+                        shell::receive::run(input, output, &paths, &target, options, &host, reporter)
+                    }
+                })
             })?;
             (ends.value, ends.route, ends.wire)
         }
@@ -240,12 +244,7 @@ fn origin(sources: &[Location]) -> Result<Origin> {
 
 fn target(path: &Path, sources: usize, reach: &Reach) -> Target {
     let slash = path.as_os_str().as_bytes().ends_with(b"/");
-    Target {
-        path: path.to_path_buf(),
-        directory: slash || sources > 1,
-        umask: reach.umask,
-        beside_source: false,
-    }
+    Target { path: path.to_path_buf(), directory: slash || sources > 1, umask: reach.umask }
 }
 
 /// The file that the only one of these sources becomes, if there is one.

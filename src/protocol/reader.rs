@@ -11,8 +11,8 @@ use crate::hashmap::{Hash, Key, PageMask};
 use crate::protocol::frame::*;
 use crate::protocol::lines::Plain;
 use crate::protocol::{
-    Answer, Data, Differ, FEATURE_AES, FEATURE_NO_AES, Frame, MAGIC, MAX_CONTROL, MAX_DATA, MAX_DATA_BLOCKS,
-    MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST, Patch, VERSION,
+    Data, Differ, FEATURE_AES, FEATURE_NO_AES, Frame, LeafAnswer, MAGIC, MAX_CONTROL, MAX_DATA,
+    MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST, Patch, VERSION,
 };
 
 /// What the other side's greeting says.
@@ -156,7 +156,7 @@ impl<R: Read> FrameReader<R> {
         let limit = match kind {
             TYPE_CONTROL => MAX_CONTROL,
             _ if is_data(kind) => MAX_BODY,
-            TYPE_MAP => MAX_MAP_RUNS * 9 + MAX_MAP_KEYS * size_of::<Key>(),
+            TYPE_MAP => 8 + MAX_MAP_RUNS * 9 + MAX_MAP_KEYS * size_of::<Key>(),
             TYPE_DIFFER => 8 + MAX_DIFFER * size_of::<Hash>(),
             TYPE_LEAVES => 8 + MAX_DIFFER * MAX_LEAVES,
             _ => return Err(self.bad(format!("a frame of the unknown type {kind}"))),
@@ -267,7 +267,7 @@ impl<R: Read> FrameReader<R> {
                 blocks.push(Leaves { data, hashes: hashes.as_chunks().0.to_vec() });
                 left = rest;
             }
-            left.is_empty().then_some(Frame::Leaves(Answer { id: u64::from_le_bytes(*id), blocks }))
+            left.is_empty().then_some(Frame::Leaves(LeafAnswer { id: u64::from_le_bytes(*id), blocks }))
         };
         decode(body).ok_or_else(|| self.bad("leaves that cannot be read"))
     }
@@ -283,7 +283,10 @@ impl<R: Read> FrameReader<R> {
         }
     }
 
-    fn decode_map(&self, mut body: &[u8]) -> Result<Frame> {
+    fn decode_map(&self, body: &[u8]) -> Result<Frame> {
+        let Some((id, mut body)) = body.split_first_chunk() else {
+            return Err(self.bad("a map of no file"));
+        };
         let mut runs = Vec::new();
         while let Some((head, rest)) = body.split_first_chunk::<9>() {
             let [kind, count @ ..] = *head;
@@ -309,7 +312,7 @@ impl<R: Read> FrameReader<R> {
         if runs.len() > MAX_MAP_RUNS || keys > MAX_MAP_KEYS {
             return Err(self.bad(format!("a map of {} runs and {keys} keys", runs.len())));
         }
-        Ok(Frame::Map(runs))
+        Ok(Frame::Map(u64::from_le_bytes(*id), runs))
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {

@@ -12,7 +12,9 @@ use crate::hashmap::PageMask;
 use crate::hashmap::leaves::Leaves;
 use crate::hashmap::plan::Run;
 use crate::protocol::frame::*;
-use crate::protocol::{Answer, Differ, FEATURE_AES, FEATURE_NO_AES, MAGIC, Message, OLDEST, Patch, VERSION};
+use crate::protocol::{
+    Differ, FEATURE_AES, FEATURE_NO_AES, LeafAnswer, MAGIC, Message, OLDEST, Patch, VERSION,
+};
 use crate::{scan, sys};
 
 /// Writes frames and counts bytes. Small ones gather until [`FrameWriter::flush`].
@@ -164,7 +166,7 @@ impl<W: Write> FrameWriter<W> {
     }
 
     /// Answers with what is there of such blocks.
-    pub fn leaves(&mut self, answer: &Answer) -> Result<()> {
+    pub fn leaves(&mut self, answer: &LeafAnswer) -> Result<()> {
         let mut body = answer.id.to_le_bytes().to_vec();
         for Leaves { data, hashes } in &answer.blocks {
             body.extend(data.to_le_bytes());
@@ -174,10 +176,10 @@ impl<W: Write> FrameWriter<W> {
         self.frame(TYPE_LEAVES, &[&body])
     }
 
-    /// Writes a stretch of a block map; at most [`MAX_MAP_RUNS`] runs and
+    /// Writes a stretch of the map of a file; at most [`MAX_MAP_RUNS`] runs and
     /// [`MAX_MAP_KEYS`] keys.
-    pub fn map(&mut self, runs: &[Run]) -> Result<()> {
-        let mut body = Vec::new();
+    pub fn map(&mut self, id: u64, runs: &[Run]) -> Result<()> {
+        let mut body = id.to_le_bytes().to_vec();
         for run in runs {
             match run {
                 Run::Zero(blocks) => {

@@ -26,7 +26,7 @@ const BUFFER: usize = 1 << 20;
 /// When the stream breaks off or is none, and when the file cannot be written.
 /// Then there is no new file.
 pub fn run(input: File, path: &Path, size: Option<u64>, options: Options, umask: u32) -> Result<()> {
-    let target = Target { path: path.to_path_buf(), directory: false, umask, beside_source: false };
+    let target = Target { path: path.to_path_buf(), directory: false, umask };
     let root = DestinationRoot::find(&target, true, false)?;
     let directory = || Error::refused(path, "is a directory: name the file that is to be written");
     if !root.is_file() {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, printable};
 use crate::options::{Compress, Options};
-use crate::protocol::{FrameReader, FrameWriter};
+use crate::protocol::{Connection, FrameReader, FrameWriter};
 use crate::receiver::{self, Target};
 use crate::report::{Reporter, Silent, Stats};
 use crate::sender::{self, Side};
@@ -20,7 +20,6 @@ pub fn run(sources: &[PathBuf], target: Target, options: &Options, reporter: &dy
     if options.recursive {
         sources.iter().try_for_each(|source| refuse_inside(source, &target.path))?;
     }
-    let target = Target { beside_source: true, ..target };
     // Nothing is saved where nothing travels.
     let leaf_size = options.block_size;
     let options = &Options { leaf_size, compress: Compress::None, ..options.clone() };
@@ -31,11 +30,13 @@ pub fn run(sources: &[PathBuf], target: Target, options: &Options, reporter: &dy
     let (sent, received) = std::thread::scope(|scope| {
         let receiver = scope.spawn(|| {
             let input = FrameReader::new(to_receiver_out, "the sender");
-            receiver::run(input, FrameWriter::new(to_sender, "the sender"), target, None, options, &Silent)
+            let output = FrameWriter::new(to_sender, "the sender");
+            receiver::run(Connection { input, output, options, reporter: &Silent }, target, None)
         });
         let input = FrameReader::new(to_sender_out, "the destination");
         let output = FrameWriter::direct(to_receiver, "the destination");
-        let sent = sender::run(input, output, sources, None, options, Side::Both, reporter);
+        let connection = Connection { input, output, options, reporter };
+        let sent = sender::run(connection, sources, None, Side::Initiator);
         (sent, receiver.join())
     });
     match (sent, received) {

@@ -1,0 +1,253 @@
+//! What the answering thread finds of each file, on its way to the applying thread: a
+//! queue for each file, all of them together within the credit for maps.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+use crate::hashmap::{self, Item};
+use crate::protocol::Credit;
+use crate::receiver::answer::Begun;
+use crate::receiver::assemble::ApplyError;
+use crate::receiver::shared::lock;
+
+/// Files that are answered and not described yet: each has files open.
+const MAX_OPEN: usize = 64;
+
+/// How what is known of a basis ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeedEnd {
+    /// What lies behind it is zero.
+    Whole,
+    /// Nobody knows what is behind it.
+    Unknown,
+    /// It cannot be read; the sender was told.
+    Broken,
+}
+
+/// The queues of all files.
+pub struct BasisFeeds {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    /// Files that were announced and are not described yet.
+    undescribed: usize,
+    /// Those of them that are answered, in order.
+    begun: VecDeque<Box<Begun>>,
+    feeds: HashMap<u64, Feed>,
+    /// Keys and runs of zeros that the sender was told and has not described.
+    ahead: Credit,
+    stopped: bool,
+}
+
+#[derive(Default)]
+struct Feed {
+    queue: VecDeque<Stretch>,
+    /// Its part of all that is not described.
+    ahead: usize,
+    end: Option<FeedEnd>,
+}
+
+/// Items that were told together.
+struct Stretch {
+    items: Vec<Item>,
+    entries: usize,
+}
+
+impl BasisFeeds {
+    pub fn new() -> BasisFeeds {
+        let state = State {
+            undescribed: 0,
+            begun: VecDeque::new(),
+            feeds: HashMap::new(),
+            ahead: Credit::for_maps(),
+            stopped: false,
+        };
+        BasisFeeds { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// A file was announced.
+    pub fn announced(&self) {
+        lock(&self.state).undescribed += 1;
+    }
+
+    /// An announced file needs no description.
+    pub fn settled(&self) {
+        lock(&self.state).undescribed -= 1;
+    }
+
+    /// Whether every announced file is described, or needs no description.
+    pub fn all_described(&self) -> bool {
+        lock(&self.state).undescribed == 0
+    }
+
+    /// A file that may be described as soon as the sender knows; waits while many others
+    /// may be. `end`: nothing will be told of its basis. `false`: the run is over.
+    pub fn open(&self, begun: Box<Begun>, end: Option<FeedEnd>) -> bool {
+        let mut state = self.wait_while(|state| state.begun.len() >= MAX_OPEN);
+        state.feeds.insert(begun.id, Feed { end, ..Feed::default() });
+        state.begun.push_back(begun);
+        !state.stopped
+    }
+
+    /// Waits until so many keys and runs of zeros may be told of a file, and keeps its items
+    /// for the applying thread, where it needs them. `false`: nobody needs them any more.
+    pub fn push(&self, id: u64, items: Vec<Item>, entries: usize) -> bool {
+        let mut state = self.wait_while(|state| state.feeds.contains_key(&id) && !state.ahead.take(entries));
+        if state.stopped {
+            return false;
+        }
+        let Some(feed) = state.feeds.get_mut(&id) else { return false };
+        feed.ahead += entries;
+        feed.queue.push_back(Stretch { items, entries });
+        self.changed.notify_all();
+        true
+    }
+
+    /// For a dry run, where nothing is kept: waits until so much may be told.
+    /// `false`: the run is over.
+    pub fn take_credit(&self, entries: usize) -> bool {
+        !self.wait_while(|state| !state.ahead.take(entries)).stopped
+    }
+
+    /// So much of what was told is compared. `false`: more than was told.
+    pub fn give_back(&self, entries: usize) -> bool {
+        let fits = lock(&self.state).ahead.give_back(entries);
+        self.changed.notify_all();
+        fits
+    }
+
+    /// All is told of a file.
+    pub fn end(&self, id: u64, end: FeedEnd) {
+        if let Some(feed) = lock(&self.state).feeds.get_mut(&id) {
+            feed.end = Some(end);
+        }
+        self.changed.notify_all();
+    }
+
+    /// The run is over: nobody waits any more.
+    pub fn stop(&self) {
+        lock(&self.state).stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// Whether anybody needs what is found of a file.
+    pub fn is_needed(&self, id: u64) -> bool {
+        let state = lock(&self.state);
+        !state.stopped && state.feeds.contains_key(&id)
+    }
+
+    fn wait_while(&self, mut condition: impl FnMut(&mut State) -> bool) -> MutexGuard<'_, State> {
+        let state = lock(&self.state);
+        let state = self.changed.wait_while(state, |state| !state.stopped && condition(state));
+        state.unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Takes up the file `id`, if it is the next one.
+    pub fn begin(&self, id: u64) -> Option<(Box<Begun>, BasisCursor)> {
+        let mut state = lock(&self.state);
+        state.begun.front().filter(|begun| begun.id == id)?;
+        let begun = state.begun.pop_front()?;
+        state.undescribed -= 1;
+        self.changed.notify_all();
+        Some((begun, BasisCursor { id, items: VecDeque::new(), entries: 0, end: None }))
+    }
+
+    /// Drops what there is of a file, and has the answering thread find out no more.
+    pub fn forget(&self, id: u64) {
+        let mut state = lock(&self.state);
+        if let Some(feed) = state.feeds.remove(&id) {
+            // What a feed has was taken.
+            let _ = state.ahead.give_back(feed.ahead);
+        }
+        self.changed.notify_all();
+    }
+
+    /// The next stretch of a file, in exchange for one of which the sender has described all;
+    /// waits for it.
+    fn next(&self, id: u64, described: usize) -> Option<Result<Stretch, FeedEnd>> {
+        self.described(id, described);
+        let waits = |state: &mut State| {
+            state.feeds.get(&id).is_some_and(|feed| feed.queue.is_empty() && feed.end.is_none())
+        };
+        let mut state = self.wait_while(waits);
+        let feed = state.feeds.get_mut(&id)?;
+        feed.queue.pop_front().map(Ok).or_else(|| feed.end.map(Err))
+    }
+
+    fn described(&self, id: u64, entries: usize) {
+        if entries == 0 {
+            return;
+        }
+        let mut state = lock(&self.state);
+        if let Some(feed) = state.feeds.get_mut(&id) {
+            feed.ahead -= entries;
+            let _ = state.ahead.give_back(entries);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Whether all was told of a file.
+    pub fn has_ended(&self, id: u64) -> bool {
+        lock(&self.state).feeds.get(&id).is_some_and(|feed| feed.end.is_some())
+    }
+}
+
+/// What the basis has in the next blocks.
+pub enum Had {
+    /// Nothing: a hole, or beyond the end.
+    Hole,
+    /// This.
+    Block(hashmap::Block),
+    /// Nobody knows.
+    Unknown,
+}
+
+/// The basis of the file that is being put together, block by block.
+pub struct BasisCursor {
+    id: u64,
+    items: VecDeque<Item>,
+    /// Keys and runs of zeros that the sender was told for these items and for those before
+    /// them that came along.
+    entries: usize,
+    end: Option<FeedEnd>,
+}
+
+impl BasisCursor {
+    /// What the next blocks are, and how many alike, at most `limit`.
+    pub fn next(&mut self, feeds: &BasisFeeds, limit: u64) -> Result<(u64, Had), ApplyError> {
+        loop {
+            let taken = match self.items.pop_front() {
+                Some(Item::Block(block)) => (1, Had::Block(block)),
+                Some(Item::Hole(blocks)) => {
+                    if blocks > limit {
+                        self.items.push_front(Item::Hole(blocks - limit));
+                    }
+                    (blocks.min(limit), Had::Hole)
+                }
+                None => match self.end {
+                    Some(FeedEnd::Whole) => return Ok((limit, Had::Hole)),
+                    Some(FeedEnd::Unknown) => return Ok((limit, Had::Unknown)),
+                    Some(FeedEnd::Broken) => return Err(ApplyError::Told),
+                    None => {
+                        match feeds.next(self.id, std::mem::take(&mut self.entries)) {
+                            Some(Ok(stretch)) => {
+                                self.items.extend(stretch.items);
+                                self.entries = stretch.entries;
+                            }
+                            Some(Err(end)) => self.end = Some(end),
+                            None => return Err(ApplyError::Gone),
+                        }
+                        continue;
+                    }
+                },
+            };
+            if self.items.is_empty() {
+                // More may come before it is asked for: the answering thread may wait for this.
+                feeds.described(self.id, std::mem::take(&mut self.entries));
+            }
+            return Ok(taken);
+        }
+    }
+}

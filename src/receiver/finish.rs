@@ -1,0 +1,51 @@
+//! Completes files that are described: attributes, sync, rename. Step 5 of
+//! [`receiver`](crate::receiver).
+
+use std::sync::Mutex;
+use std::sync::mpsc::Receiver;
+
+use crate::hashmap::Hash;
+use crate::protocol::Message;
+use crate::receiver::assemble::OpenFile;
+use crate::receiver::shared::{Says, Shared, lock};
+use crate::report::{Event, Outcome, Phase};
+
+/// A file of which more than this arrived takes a moment to be written back.
+const WORTH_TELLING: u64 = 8 << 20;
+
+/// A file whose content is complete.
+pub struct Complete {
+    pub file: Box<OpenFile>,
+    pub root: Hash,
+}
+
+/// Completes files until the applying thread has no more.
+pub fn finish_files(shared: &Shared, queue: &Mutex<Receiver<Complete>>) {
+    loop {
+        let next = lock(queue).recv();
+        let Ok(Complete { file, root }) = next else { return };
+        let OpenFile { id, entry, destination, kept, received, resized, .. } = *file;
+        let changes = resized || destination.is_changed();
+        if received > WORTH_TELLING {
+            shared.reporter.event(Event::Phase(Phase::WritingBack));
+            // Only a hint for the other end; a broken connection shows below.
+            let _ = shared.tell(Message::Busy(Phase::WritingBack), Says::More);
+        }
+        // The file is complete even when nobody is left to hear it.
+        let _ = match destination.finish(&root, kept) {
+            Ok((written, punched)) => {
+                let mut stats = shared.lock_stats();
+                stats.written_bytes += written;
+                stats.punched_bytes = stats.punched_bytes.saturating_add(punched);
+                drop(stats);
+                // What is given back at the very end shows only now.
+                let bytes = written.saturating_add(punched);
+                let changed = (changes || bytes > 0).then_some(bytes);
+                let outcome = changed.map_or(Outcome::Unchanged, |_| Outcome::Sent(received));
+                shared.report(&entry, outcome);
+                shared.tell(Message::Done { id, changed }, Says::Last)
+            }
+            Err(error) => shared.fail(id, &error, Says::Last),
+        };
+    }
+}

@@ -1,0 +1,100 @@
+//! What the threads of a receiver share.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::error::{Error, Failure, Result};
+use crate::options::Options;
+use crate::protocol::{Credit, Message, shortened};
+use crate::receiver::basis_feed::BasisFeeds;
+use crate::receiver::outbox::Outbox;
+use crate::report::{Event, Outcome, Reporter, Stats};
+
+/// What a message is to its entry, which holds a unit of credit until its result is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Says {
+    /// Its result, or the last that is said of it.
+    Last,
+    /// Something besides.
+    More,
+}
+
+impl Says {
+    /// Units of credit that are free when it is written.
+    pub fn units(self) -> usize {
+        usize::from(self == Says::Last)
+    }
+}
+
+/// What the threads of a receiver share.
+pub struct Shared<'a> {
+    pub outbox: Outbox,
+    /// What the sender may cause; see [`Credit`].
+    pub credit: Mutex<Credit>,
+    /// What the answering thread finds, on its way to the applying thread.
+    pub feeds: BasisFeeds,
+    pub stats: Mutex<Stats>,
+    /// The run has failed: no more work need be done.
+    stopped: AtomicBool,
+    pub options: Arc<Options>,
+    pub reporter: &'a dyn Reporter,
+}
+
+impl<'a> Shared<'a> {
+    pub fn new(outbox: Outbox, options: &Options, reporter: &'a dyn Reporter) -> Shared<'a> {
+        Shared {
+            outbox,
+            credit: Mutex::new(Credit::for_messages()),
+            feeds: BasisFeeds::new(),
+            stats: Mutex::default(),
+            stopped: AtomicBool::new(false),
+            options: Arc::new(options.clone()),
+            reporter,
+        }
+    }
+
+    pub fn lock_stats(&self) -> MutexGuard<'_, Stats> {
+        lock(&self.stats)
+    }
+
+    /// Has the other threads stop.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        self.feeds.stop();
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    pub fn tell(&self, message: Message, says: Says) -> Result<()> {
+        self.outbox.message(message, says.units())
+    }
+
+    /// Counts a failed entry, shows it here, and has it shown there.
+    pub fn fail(&self, id: u64, error: &Error, says: Says) -> Result<()> {
+        let failure = error.to_failure();
+        self.lock_stats().count_failure(failure.code);
+        self.reporter.event(Event::Failed(&failure));
+        let failure = Failure { message: shortened(failure.message), ..failure };
+        self.tell(Message::Failed { id, failure }, says)
+    }
+
+    /// Warns the user, wherever they are.
+    pub fn warn(&self, text: String) -> Result<()> {
+        self.reporter.event(Event::Warning(&text));
+        self.tell(Message::Warning(shortened(text)), Says::More)
+    }
+
+    pub fn report(&self, entry: &[u8], outcome: Outcome) {
+        self.reporter.event(Event::File(Path::new(OsStr::from_bytes(entry)), outcome));
+    }
+}
+
+/// The content of a mutex. A thread that panicked while it had it ends the run anyway.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

@@ -1,0 +1,178 @@
+//! What arrives from the receiver, read by a thread of its own that waits for nothing
+//! but the connection.
+
+use std::io::Read;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::protocol::{Frame, FrameReader, Message};
+use crate::sender::announce::Files;
+use crate::sender::replies::{Answered, FileReply, Replies};
+use crate::sender::shared::lock;
+
+/// What reaches the merging thread.
+pub enum Event {
+    /// It concerns no file that is being described.
+    Message(Message),
+    /// A file may be described.
+    Answered(Answered),
+    /// It concerns the file that is being described.
+    File(FileReply),
+    /// In a dry run: the receiver is to be granted so much.
+    Grant(usize),
+    /// Everything is announced.
+    Walked(Result<()>),
+}
+
+/// What arrived and was not taken yet.
+pub struct Inbox {
+    state: Mutex<State>,
+    arrived: Condvar,
+}
+
+struct State {
+    replies: Replies,
+    walked: Option<Result<()>>,
+    /// Why nothing more will come.
+    closed: Option<Error>,
+    /// Only the receiver's last words are to come: they may wait in the connection.
+    ending: bool,
+}
+
+impl Inbox {
+    pub fn new(dry_run: bool) -> Inbox {
+        let state = State { replies: Replies::new(dry_run), walked: None, closed: None, ending: false };
+        Inbox { state: Mutex::new(state), arrived: Condvar::new() }
+    }
+
+    /// Reads until the stream ends. The thread outlives the role when that fails: it ends
+    /// with the connection.
+    pub fn fill<R: Read + Send + 'static>(self: &Arc<Inbox>, mut input: FrameReader<R>, files: Arc<Files>) {
+        let inbox = Arc::clone(self);
+        std::thread::spawn(move || {
+            let error = loop {
+                let frame = match input.read() {
+                    Ok(frame) => frame,
+                    Err(error) => break error,
+                };
+                let last = matches!(frame, Frame::Message(Message::End(_)));
+                if let Err(what) = inbox.take_in(frame, &files) {
+                    break input.bad(what);
+                }
+                if last {
+                    return;
+                }
+            };
+            lock(&inbox.state).closed = Some(error);
+            inbox.arrived.notify_all();
+        });
+    }
+
+    fn take_in(&self, frame: Frame, files: &Files) -> Result<(), &'static str> {
+        let answered = match &frame {
+            Frame::Message(Message::Map { id }) => Some((*id, true, false)),
+            Frame::Message(Message::NoBasis { id }) => Some((*id, false, false)),
+            Frame::Message(Message::Preview { id, mapped, resized }) => Some((*id, *mapped, *resized)),
+            _ => None,
+        };
+        // Before the merging thread can take it.
+        if answered.is_some_and(|(id, mapped, _)| !files.want(id, mapped)) {
+            return Err("an answer for no file");
+        }
+        let mut state = lock(&self.state);
+        match answered {
+            Some((id, mapped, resized)) => state.replies.open(Answered { id, mapped, resized }),
+            None => state.replies.take_in(frame)?,
+        }
+        self.arrived.notify_all();
+        while state.replies.is_overrun() {
+            if !state.ending {
+                return Err("more than it was asked for");
+            }
+            state = self.arrived.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        Ok(())
+    }
+
+    /// All sources were walked.
+    pub fn walked(&self, result: Result<()>) {
+        lock(&self.state).walked = Some(result);
+        self.arrived.notify_all();
+    }
+
+    /// The sender has sent its totals.
+    pub fn end(&self) {
+        lock(&self.state).ending = true;
+    }
+
+    /// The next thing that is here, of the file `of` or, without one, of any.
+    ///
+    /// # Errors
+    ///
+    /// Why nothing more will come, behind all that came.
+    pub fn try_next(&self, of: Option<u64>) -> Result<Option<Event>> {
+        lock(&self.state).next(of, &self.arrived)
+    }
+
+    /// The same; waits for it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Inbox::try_next`].
+    pub fn next(&self, of: Option<u64>) -> Result<Event> {
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(event) = state.next(of, &self.arrived)? {
+                return Ok(event);
+            }
+            state = self.arrived.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+
+    /// Why nothing more comes, if that shows soon.
+    pub fn reason(&self) -> Option<Error> {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let until = Instant::now() + PATIENCE;
+        let mut state = lock(&self.state);
+        while state.closed.is_none() {
+            let left = until.checked_duration_since(Instant::now())?;
+            let waited = self.arrived.wait_timeout(state, left);
+            state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+        state.closed.take()
+    }
+
+    /// So many keys and runs of zeros of a file are described.
+    pub fn described(&self, id: u64, entries: usize) {
+        lock(&self.state).replies.described(id, entries);
+    }
+
+    /// Drops what is said of a file, now and later.
+    pub fn forget(&self, id: u64) {
+        lock(&self.state).replies.forget(id);
+    }
+}
+
+impl State {
+    fn next(&mut self, of: Option<u64>, arrived: &Condvar) -> Result<Option<Event>> {
+        if let Some(message) = self.replies.next_message() {
+            if self.ending {
+                arrived.notify_all();
+            }
+            return Ok(Some(Event::Message(message)));
+        }
+        if let Some(units) = self.replies.next_grant() {
+            return Ok(Some(Event::Grant(units)));
+        }
+        let event = match of {
+            Some(id) => self.replies.next_of(id).map(Event::File),
+            None => self.replies.next_answered().map(Event::Answered),
+        };
+        let event = event.or_else(|| self.walked.take().map(Event::Walked));
+        match event {
+            None => self.closed.take().map_or(Ok(None), Err),
+            event => Ok(event),
+        }
+    }
+}
