@@ -207,8 +207,9 @@ fn tell_basis(shared: &Shared, told: Told) -> Result<()> {
         let frames = runs_of(&batch.items);
         let entries = frames.iter().flatten().map(Run::entries).sum();
         let items = std::mem::take(&mut batch.items);
-        let feeds = &shared.feeds;
-        if !if dry_run { feeds.take_credit(entries) } else { feeds.push(id, items, entries) } {
+        let may_go_on =
+            if dry_run { shared.feeds.take_credit(entries) } else { shared.feeds.push(id, items) };
+        if !may_go_on {
             return Ok(false);
         }
         frames.into_iter().try_for_each(|runs| shared.outbox.map(id, runs)).map_err(TellError::Link)?;

@@ -36,23 +36,17 @@ struct State {
     /// Those of them that are answered, in order.
     begun: VecDeque<Box<Begun>>,
     feeds: HashMap<u64, Feed>,
-    /// Keys and runs of zeros that the sender was told and has not described.
+    /// What the sender was told and has not described.
     ahead: Credit,
     stopped: bool,
 }
 
 #[derive(Default)]
 struct Feed {
-    queue: VecDeque<Stretch>,
+    queue: VecDeque<Vec<Item>>,
     /// Its part of all that is not described.
     ahead: usize,
     end: Option<FeedEnd>,
-}
-
-/// Items that were told together.
-struct Stretch {
-    items: Vec<Item>,
-    entries: usize,
 }
 
 impl BasisFeeds {
@@ -91,16 +85,18 @@ impl BasisFeeds {
         !state.stopped
     }
 
-    /// Waits until so many keys and runs of zeros may be told of a file, and keeps its items
-    /// for the applying thread, where it needs them. `false`: nobody needs them any more.
-    pub fn push(&self, id: u64, items: Vec<Item>, entries: usize) -> bool {
-        let mut state = self.wait_while(|state| state.feeds.contains_key(&id) && !state.ahead.take(entries));
+    /// Waits until these may be told of a file, and keeps them for the applying thread. They
+    /// count one by one, which is as much as the keys and runs of zeros that are told, or
+    /// more. `false`: nobody needs them any more.
+    pub fn push(&self, id: u64, items: Vec<Item>) -> bool {
+        let count = items.len();
+        let mut state = self.wait_while(|state| state.feeds.contains_key(&id) && !state.ahead.take(count));
         if state.stopped {
             return false;
         }
         let Some(feed) = state.feeds.get_mut(&id) else { return false };
-        feed.ahead += entries;
-        feed.queue.push_back(Stretch { items, entries });
+        feed.ahead += count;
+        feed.queue.push_back(items);
         self.changed.notify_all();
         true
     }
@@ -151,7 +147,7 @@ impl BasisFeeds {
         let begun = state.begun.pop_front()?;
         state.undescribed -= 1;
         self.changed.notify_all();
-        Some((begun, BasisCursor { id, items: VecDeque::new(), entries: 0, end: None }))
+        Some((begun, BasisCursor { id, items: VecDeque::new(), count: 0, end: None }))
     }
 
     /// Drops what there is of a file, and has the answering thread find out no more.
@@ -166,7 +162,7 @@ impl BasisFeeds {
 
     /// The next stretch of a file, in exchange for one of which the sender has described all;
     /// waits for it.
-    fn next(&self, id: u64, described: usize) -> Option<Result<Stretch, FeedEnd>> {
+    fn next(&self, id: u64, described: usize) -> Option<Result<Vec<Item>, FeedEnd>> {
         self.described(id, described);
         let waits = |state: &mut State| {
             state.feeds.get(&id).is_some_and(|feed| feed.queue.is_empty() && feed.end.is_none())
@@ -208,9 +204,8 @@ pub enum Had {
 pub struct BasisCursor {
     id: u64,
     items: VecDeque<Item>,
-    /// Keys and runs of zeros that the sender was told for these items and for those before
-    /// them that came along.
-    entries: usize,
+    /// How many came with them, and count as long as there are any.
+    count: usize,
     end: Option<FeedEnd>,
 }
 
@@ -231,10 +226,10 @@ impl BasisCursor {
                     Some(FeedEnd::Unknown) => return Ok((limit, Had::Unknown)),
                     Some(FeedEnd::Broken) => return Err(ApplyError::Told),
                     None => {
-                        match feeds.next(self.id, std::mem::take(&mut self.entries)) {
-                            Some(Ok(stretch)) => {
-                                self.items.extend(stretch.items);
-                                self.entries = stretch.entries;
+                        match feeds.next(self.id, std::mem::take(&mut self.count)) {
+                            Some(Ok(items)) => {
+                                self.count = items.len();
+                                self.items.extend(items);
                             }
                             Some(Err(end)) => self.end = Some(end),
                             None => return Err(ApplyError::Gone),
@@ -245,7 +240,7 @@ impl BasisCursor {
             };
             if self.items.is_empty() {
                 // More may come before it is asked for: the answering thread may wait for this.
-                feeds.described(self.id, std::mem::take(&mut self.entries));
+                feeds.described(self.id, std::mem::take(&mut self.count));
             }
             return Ok(taken);
         }

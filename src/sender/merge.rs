@@ -221,16 +221,29 @@ impl<W: Write> Session<'_, W> {
                 return Ok(());
             }
             for (index, block) in now {
-                while !self.describer.ask_about(&file.grid, &file.cursor.batch, *index, block)? {
-                    self.describer.flush()?;
-                    self.wait_for(file)?;
-                    // It is abandoned next, and more questions than may be open break a rule.
-                    if file.obstacle.is_some() {
-                        return Ok(());
-                    }
+                if !self.ask_about(file, *index, block)? {
+                    return Ok(());
                 }
             }
         }
         Ok(())
+    }
+
+    /// Asks about a block that differs, as soon as there is room for another question.
+    /// `false`: the file is abandoned next, and more questions than may be open break a rule.
+    fn ask_about(&mut self, file: &mut FileState, index: u64, block: &Block) -> Result<bool> {
+        loop {
+            // Sending patches makes room, too, and then there may be nothing to wait for.
+            for _ in 0..2 {
+                if self.describer.ask_about(&file.grid, &file.cursor.batch, index, block)? {
+                    return Ok(true);
+                }
+                self.describer.flush()?;
+            }
+            self.wait_for(file)?;
+            if file.obstacle.is_some() {
+                return Ok(false);
+            }
+        }
     }
 }

@@ -916,6 +916,32 @@ fn leaves_that_lie_are_never_a_wrong_file() {
     }
 }
 
+/// Of blocks that the receiver claims to have as they are nothing is lacking: patches are
+/// many and have no bytes. The sender has to send them to ask about more.
+#[test]
+fn more_blocks_than_may_be_open_are_asked_about_when_nothing_is_lacking() {
+    let size = 8 << 10;
+    // All blocks are alike, so that it need not be known which of them are asked about.
+    let source = noise(1, size).repeat(MAX_UNPATCHED + 900);
+    let mut basis = source.clone();
+    basis.iter_mut().step_by(size).for_each(|byte| *byte ^= 1);
+    let pair = Pair::new(source, basis, false);
+    let options = grain(size as u64, PAGE as u64, Commit::Auto);
+    let (forth, back, way) = (io::pipe().unwrap(), io::pipe().unwrap(), io::pipe().unwrap());
+    let sent = start_sender(back.0, forth.1, pair.from(), options.clone());
+    let received = start_receiver(forth.0, way.1, pair.to(), options.clone());
+    let liar = start({
+        let grid = Grid { length: pair.source.len() as u64, block: options.block_size };
+        let all = Leaves::of(BlockSize::SMALLEST, &grid, 0, grid.all_pages(0), &pair.source[..size]);
+        move || pass_on(way.0, back.1, |_, leaves| *leaves = all.clone())
+    });
+    let ended = wait(&sent, "sender", "nothing lacking");
+    let _ = wait(&received, "receiver", "nothing lacking");
+    assert!(wait(&liar, "liar", "nothing lacking") > MAX_UNPATCHED);
+    assert!(ended.as_ref().is_ok_and(|stats| stats.files_failed == 0), "{ended:?}");
+    pair.assert_equal("nothing lacking");
+}
+
 /// Passes frames on, leaves changed by `lie`, which is told the place of each block; how many.
 fn pass_on(from: PipeReader, to: PipeWriter, lie: impl Fn(&mut usize, &mut Leaves)) -> usize {
     let mut input = FrameReader::new(from, "the receiver");
