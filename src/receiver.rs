@@ -42,13 +42,13 @@ use std::io::{Read, Write};
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
+use answer::AnnouncedFile;
 pub use answer::Answerer;
-use answer::Job;
 use assemble::{ApplyError, OpenFile};
 use basis_feed::BasisFeeds;
 use finish::{Complete, finish_files};
 use inbox::Inbox;
-use shared::{Says, Shared, lock};
+use shared::{Settles, Shared, lock};
 
 use crate::apply;
 use crate::apply::tree::DestinationTree;
@@ -84,7 +84,7 @@ pub fn run<'a, R: Read + Send + 'static, W: Write + Send>(
         let received = receive(&shared, Inbox::open(input), target, answerer);
         let ours = shared.lock_stats().clone();
         let told = match &received {
-            Ok(_) => shared.tell(Message::End(Box::new(ours.clone())), Says::More),
+            Ok(_) => shared.tell(Message::End(Box::new(ours.clone())), Settles::Nothing),
             Err(error) => {
                 shared.outbox.give_up(error);
                 Ok(())
@@ -136,7 +136,7 @@ fn receive<'a>(
     let theirs = result?;
     // As many as there are directories; each of them takes memory here anyway.
     for (id, error) in tree.map(DestinationTree::finish).unwrap_or_default() {
-        shared.fail(id, &error, Says::More)?;
+        shared.fail(id, &error, Settles::Nothing)?;
     }
     Ok(theirs)
 }
@@ -155,7 +155,7 @@ struct Applier<'s, 'a> {
     inbox: Inbox,
     target: Target,
     tree: Option<DestinationTree>,
-    jobs: Sender<Job<'a>>,
+    jobs: Sender<AnnouncedFile<'a>>,
     finish: SyncSender<Complete>,
     current: Current,
     /// The entry that goes under the destination's own name, where there is only one.
@@ -249,7 +249,7 @@ impl Applier<'_, '_> {
                 let request = apply::Request { length, data: allocated, whole, attributes };
                 let root = tree.root().clone();
                 let shared = Arc::clone(self.shared);
-                let job = Job { shared, id: entry.id, entry: entry.path, root, request, retry };
+                let job = AnnouncedFile { shared, id: entry.id, entry: entry.path, root, request, retry };
                 // An answering thread that is gone took the connection with it; the next read says so.
                 let _ = self.jobs.send(job);
                 Ok(())
@@ -265,11 +265,11 @@ impl Applier<'_, '_> {
         }
     }
 
-    /// Says what became of an entry that is no file.
+    /// Reports what became of an entry that is no file.
     fn settle(&self, id: u64, result: Result<()>) -> Result<()> {
         match result {
-            Ok(()) => self.shared.outbox.settle(Says::Last.units()),
-            Err(error) => self.shared.fail(id, &error, Says::Last),
+            Ok(()) => self.shared.outbox.settle(Settles::Entry.units()),
+            Err(error) => self.shared.fail(id, &error, Settles::Entry),
         }
     }
 
@@ -340,7 +340,7 @@ impl Applier<'_, '_> {
                     (_, Current::File(file)) => file.destination.keep(),
                     _ => {}
                 }
-                self.shared.fail(id, &error, Says::More)
+                self.shared.fail(id, &error, Settles::Nothing)
             }
         }
     }
@@ -367,7 +367,7 @@ impl Applier<'_, '_> {
         match (std::mem::replace(&mut self.current, Current::None), found) {
             (Current::File(file), Some(found)) => self.complete(file, found, root),
             // It failed, and that was said.
-            _ => self.shared.outbox.settle(Says::Last.units()),
+            _ => self.shared.outbox.settle(Settles::Entry.units()),
         }
     }
 
@@ -387,9 +387,9 @@ impl Applier<'_, '_> {
         let error = Error::refused(file.destination.path(), why);
         file.destination.keep();
         if whole {
-            self.shared.fail(id, &error, Says::Last)
+            self.shared.fail(id, &error, Settles::Entry)
         } else {
-            self.shared.tell(Message::Again { id }, Says::Last)
+            self.shared.tell(Message::Again { id }, Settles::Entry)
         }
     }
 
@@ -399,6 +399,6 @@ impl Applier<'_, '_> {
         }
         self.fail();
         self.current = Current::None;
-        self.shared.outbox.settle(Says::Last.units())
+        self.shared.outbox.settle(Settles::Entry.units())
     }
 }

@@ -18,11 +18,11 @@ use crate::hashmap::plan::Run;
 use crate::hashmap::{self, Batch, Grid, Item};
 use crate::protocol::{MAX_MAP_KEYS, MAX_MAP_RUNS, Message};
 use crate::receiver::basis_feed::FeedEnd;
-use crate::receiver::shared::{Says, Shared};
+use crate::receiver::shared::{Settles, Shared};
 use crate::report::Outcome;
 
 /// A file that was announced.
-pub struct Job<'a> {
+pub struct AnnouncedFile<'a> {
     pub shared: Arc<Shared<'a>>,
     pub id: u64,
     pub entry: Vec<u8>,
@@ -45,7 +45,7 @@ pub struct Begun {
 /// The thread that answers, and hashes what is there. It may start before there is a
 /// connection, and ends when this is dropped.
 pub struct Answerer<'a> {
-    pub(super) jobs: Sender<Job<'a>>,
+    pub(super) jobs: Sender<AnnouncedFile<'a>>,
 }
 
 impl<'a> Answerer<'a> {
@@ -61,7 +61,7 @@ impl<'a> Answerer<'a> {
 }
 
 /// Answers files in the order in which they were announced.
-fn answer_files(jobs: &Receiver<Job>, likely: Option<Likely>) {
+fn answer_files(jobs: &Receiver<AnnouncedFile>, likely: Option<Likely>) {
     let mut last = LastDirectory::default();
     let mut next = await_job(jobs, likely);
     while let Some((job, ahead)) = next {
@@ -71,7 +71,7 @@ fn answer_files(jobs: &Receiver<Job>, likely: Option<Likely>) {
         }
         let answered = answer(&shared, &mut last, job, ahead).unwrap_or_else(|error| {
             shared.feeds.settled();
-            shared.fail(id, &error, Says::Last)
+            shared.fail(id, &error, Settles::Entry)
         });
         // A connection that is gone ends the applying thread, too; it says so.
         if answered.is_err() {
@@ -82,7 +82,12 @@ fn answer_files(jobs: &Receiver<Job>, likely: Option<Likely>) {
 }
 
 /// The inner result is the connection's, the outer one the file's.
-fn answer(shared: &Shared, last: &mut LastDirectory, job: Job, ahead: Option<Ahead>) -> Result<Result<()>> {
+fn answer(
+    shared: &Shared,
+    last: &mut LastDirectory,
+    job: AnnouncedFile,
+    ahead: Option<Ahead>,
+) -> Result<Result<()>> {
     let options = &shared.options;
     let id = job.id;
     // It is kept as long as nothing is written: somebody may put another in its place.
@@ -110,7 +115,7 @@ fn answer(shared: &Shared, last: &mut LastDirectory, job: Job, ahead: Option<Ahe
         }
         shared.report(&job.entry, Outcome::Unchanged);
         shared.feeds.settled();
-        return Ok(shared.tell(Message::Unchanged { id }, Says::Last));
+        return Ok(shared.tell(Message::Unchanged { id }, Settles::Entry));
     }
     let grid = Grid { length: job.request.length, block: options.block_size };
     if options.dry_run {
@@ -118,7 +123,7 @@ fn answer(shared: &Shared, last: &mut LastDirectory, job: Job, ahead: Option<Ahe
         let told = basis.map(|basis| Told { id, place, grid, basis, ahead });
         return Ok(preview(shared, id, told, resized));
     }
-    let Job { id, entry, request, .. } = job;
+    let AnnouncedFile { id, entry, request, .. } = job;
     let whole = request.whole;
     let destination = Destination::open(place.clone(), request, Arc::clone(options))?;
     let (basis, blank) = (destination.basis(), destination.is_blank());
@@ -134,17 +139,17 @@ fn answer(shared: &Shared, last: &mut LastDirectory, job: Job, ahead: Option<Ahe
     }
     Ok(match basis {
         Some(basis) => shared
-            .tell(Message::Map { id }, Says::More)
+            .tell(Message::Map { id }, Settles::Nothing)
             .and_then(|()| tell_basis(shared, Told { id, place, grid, basis, ahead })),
-        None => shared.tell(Message::NoBasis { id }, Says::More),
+        None => shared.tell(Message::NoBasis { id }, Settles::Nothing),
     })
 }
 
 /// The answer of a dry run: there will be no description.
 fn preview(shared: &Shared, id: u64, told: Option<Told>, resized: bool) -> Result<()> {
     shared.feeds.settled();
-    let says = if told.is_some() { Says::More } else { Says::Last };
-    shared.tell(Message::Preview { id, mapped: told.is_some(), resized }, says)?;
+    let settles = if told.is_some() { Settles::Nothing } else { Settles::Entry };
+    shared.tell(Message::Preview { id, mapped: told.is_some(), resized }, settles)?;
     told.map_or(Ok(()), |told| tell_basis(shared, told))
 }
 
@@ -171,7 +176,7 @@ fn warning_of(settled: Settled, place: &Place) -> Option<String> {
 }
 
 /// rsync's quick check, for a file of the right length.
-fn is_unchanged(shared: &Shared, stat: &FileStat, job: &Job) -> bool {
+fn is_unchanged(shared: &Shared, stat: &FileStat, job: &AnnouncedFile) -> bool {
     let options = &shared.options;
     if options.checksum || options.ignore_times || options.verify || job.retry {
         return false;
@@ -230,10 +235,10 @@ fn tell_basis(shared: &Shared, told: Told) -> Result<()> {
         Err(TellError::Link(error)) => return Err(error),
         Err(TellError::Read(source)) => {
             shared.feeds.end(id, FeedEnd::Broken);
-            shared.fail(id, &Error::file("read the old", &place.path)(source), Says::More)?;
+            shared.fail(id, &Error::file("read the old", &place.path)(source), Settles::Nothing)?;
         }
     }
-    shared.tell(Message::MapEnd { id }, if dry_run { Says::Last } else { Says::More })
+    shared.tell(Message::MapEnd { id }, if dry_run { Settles::Entry } else { Settles::Nothing })
 }
 
 /// Why the sender cannot be told.

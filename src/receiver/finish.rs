@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 use crate::hashmap::Hash;
 use crate::protocol::Message;
 use crate::receiver::assemble::OpenFile;
-use crate::receiver::shared::{Says, Shared, lock};
+use crate::receiver::shared::{Settles, Shared, lock};
 use crate::report::{Event, Outcome, Phase};
 
 /// A file of which more than this arrived takes a moment to be written back.
@@ -29,7 +29,7 @@ pub fn finish_files(shared: &Shared, queue: &Mutex<Receiver<Complete>>) {
         if received > WORTH_TELLING {
             shared.reporter.event(Event::Phase(Phase::WritingBack));
             // Only a hint for the other end; a broken connection shows below.
-            let _ = shared.tell(Message::Busy(Phase::WritingBack), Says::More);
+            let _ = shared.tell(Message::Busy(Phase::WritingBack), Settles::Nothing);
         }
         // The file is complete even when nobody is left to hear it.
         let _ = match destination.finish(&root, kept) {
@@ -43,9 +43,9 @@ pub fn finish_files(shared: &Shared, queue: &Mutex<Receiver<Complete>>) {
                 let changed = (changes || bytes > 0).then_some(bytes);
                 let outcome = changed.map_or(Outcome::Unchanged, |_| Outcome::Sent(received));
                 shared.report(&entry, outcome);
-                shared.tell(Message::Done { id, changed }, Says::Last)
+                shared.tell(Message::Done { id, changed }, Settles::Entry)
             }
-            Err(error) => shared.fail(id, &error, Says::Last),
+            Err(error) => shared.fail(id, &error, Settles::Entry),
         };
     }
 }

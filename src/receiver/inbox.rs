@@ -12,7 +12,7 @@ use crate::protocol::{Data, Frame, FrameReader, Message};
 const QUEUED: usize = 4;
 /// Bytes after which a batch of frames is full. Small frames that have
 /// arrived together are handed on together, so that the threads wake less often.
-const BATCH: usize = 64 << 10;
+const TOGETHER: usize = 64 << 10;
 
 /// Frames in the order in which they arrive.
 pub struct Inbox {
@@ -32,7 +32,7 @@ impl Inbox {
         std::thread::spawn(move || {
             loop {
                 used_out.try_iter().for_each(|data| input.reuse(data));
-                let frames = batch(&mut input);
+                let frames = next_frames(&mut input);
                 let last = matches!(frames.last(), Some(Err(_) | Ok(Frame::Message(Message::End(_)))));
                 if queue_in.send(frames).is_err() || last {
                     return;
@@ -64,7 +64,7 @@ impl Inbox {
 
 /// The next frame, and those behind it that are here already. An error or the
 /// sender's totals come last.
-fn batch<R: Read>(input: &mut FrameReader<R>) -> Vec<Result<Frame>> {
+fn next_frames<R: Read>(input: &mut FrameReader<R>) -> Vec<Result<Frame>> {
     let mut frames = Vec::new();
     let mut bytes = 0;
     loop {
@@ -77,7 +77,7 @@ fn batch<R: Read>(input: &mut FrameReader<R>) -> Vec<Result<Frame>> {
                 _ => 0,
             };
         frames.push(frame);
-        if last || bytes >= BATCH || !input.has_arrived() {
+        if last || bytes >= TOGETHER || !input.has_arrived() {
             return frames;
         }
     }

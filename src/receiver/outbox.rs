@@ -24,11 +24,11 @@ pub struct Outbox {
 
 /// Something in the queue, and the units of credit that are free when it is written.
 struct Queued {
-    what: Outgoing,
+    what: OutFrame,
     units: usize,
 }
 
-enum Outgoing {
+enum OutFrame {
     Message(Message),
     Map(u64, Vec<Run>),
     Leaves(LeafAnswer),
@@ -51,22 +51,22 @@ pub fn queue() -> (Outbox, Unsent) {
 impl Outbox {
     /// Queues a message. An error means that the connection is gone.
     pub fn message(&self, message: Message, units: usize) -> Result<()> {
-        self.put(Outgoing::Message(message), units)
+        self.put(OutFrame::Message(message), units)
     }
 
     /// Queues what is there of blocks that were asked about.
     pub fn leaves(&self, answer: LeafAnswer, units: usize) -> Result<()> {
-        self.put(Outgoing::Leaves(answer), units)
+        self.put(OutFrame::Leaves(answer), units)
     }
 
     /// Queues a stretch of a map.
     pub fn map(&self, id: u64, runs: Vec<Run>) -> Result<()> {
-        self.put(Outgoing::Map(id, runs), 0)
+        self.put(OutFrame::Map(id, runs), 0)
     }
 
     /// What took so many units causes no message.
     pub fn settle(&self, units: usize) -> Result<()> {
-        self.put(Outgoing::Silence, units)
+        self.put(OutFrame::Silence, units)
     }
 
     /// Tells the other side why it is being left, unless it knows. It may be gone.
@@ -78,10 +78,10 @@ impl Outbox {
 
     /// Has the writing thread end after what is queued. It may have ended.
     pub fn close(&self) {
-        let _ = self.put(Outgoing::Close, 0);
+        let _ = self.put(OutFrame::Close, 0);
     }
 
-    fn put(&self, what: Outgoing, units: usize) -> Result<()> {
+    fn put(&self, what: OutFrame, units: usize) -> Result<()> {
         self.queue.send(Queued { what, units }).map_err(|_| gone())
     }
 }
@@ -115,13 +115,13 @@ impl Unsent {
                     next
                 }
             };
-            patient &= matches!(next.what, Outgoing::Message(_) | Outgoing::Silence);
+            patient &= matches!(next.what, OutFrame::Message(_) | OutFrame::Silence);
             match next.what {
-                Outgoing::Message(message) => output.message(&message)?,
-                Outgoing::Map(id, runs) => output.map(id, &runs)?,
-                Outgoing::Leaves(answer) => output.leaves(&answer)?,
-                Outgoing::Silence => {}
-                Outgoing::Close => return output.flush(),
+                OutFrame::Message(message) => output.message(&message)?,
+                OutFrame::Map(id, runs) => output.map(id, &runs)?,
+                OutFrame::Leaves(answer) => output.leaves(&answer)?,
+                OutFrame::Silence => {}
+                OutFrame::Close => return output.flush(),
             }
             let granted = if next.units > 0 { lock(credit).settle(next.units) } else { None };
             if let Some(units) = granted {

@@ -13,19 +13,19 @@ use crate::receiver::basis_feed::BasisFeeds;
 use crate::receiver::outbox::Outbox;
 use crate::report::{Event, Outcome, Reporter, Stats};
 
-/// What a message is to its entry, which holds a unit of credit until its result is written.
+/// What is settled when a message is written: an entry holds a unit of credit until then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Says {
-    /// Its result, or the last that is said of it.
-    Last,
-    /// Something besides.
-    More,
+pub enum Settles {
+    /// The entry: this is its result, or the last message about it.
+    Entry,
+    /// There is more to come about its entry, or it has none.
+    Nothing,
 }
 
-impl Says {
+impl Settles {
     /// Units of credit that are free when it is written.
     pub fn units(self) -> usize {
-        usize::from(self == Says::Last)
+        usize::from(self == Settles::Entry)
     }
 }
 
@@ -70,23 +70,23 @@ impl<'a> Shared<'a> {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    pub fn tell(&self, message: Message, says: Says) -> Result<()> {
-        self.outbox.message(message, says.units())
+    pub fn tell(&self, message: Message, settles: Settles) -> Result<()> {
+        self.outbox.message(message, settles.units())
     }
 
     /// Counts a failed entry, shows it here, and has it shown there.
-    pub fn fail(&self, id: u64, error: &Error, says: Says) -> Result<()> {
+    pub fn fail(&self, id: u64, error: &Error, settles: Settles) -> Result<()> {
         let failure = error.to_failure();
         self.lock_stats().count_failure(failure.code);
         self.reporter.event(Event::Failed(&failure));
         let failure = Failure { message: shortened(failure.message), ..failure };
-        self.tell(Message::Failed { id, failure }, says)
+        self.tell(Message::Failed { id, failure }, settles)
     }
 
     /// Warns the user, wherever they are.
     pub fn warn(&self, text: String) -> Result<()> {
         self.reporter.event(Event::Warning(&text));
-        self.tell(Message::Warning(shortened(text)), Says::More)
+        self.tell(Message::Warning(shortened(text)), Settles::Nothing)
     }
 
     pub fn report(&self, entry: &[u8], outcome: Outcome) {

@@ -10,7 +10,7 @@ use std::sync::{Condvar, Mutex};
 use crate::error::Result;
 use crate::protocol::{CREDIT, Credit, Entry, Message};
 use crate::report::Event;
-use crate::sender::hasher::Job;
+use crate::sender::hasher::WantedFile;
 use crate::sender::shared::{Shared, Side, lock};
 use crate::source::{self, Found, Kind, Source};
 
@@ -31,13 +31,13 @@ struct Table {
     /// The file that the receiver asked for last.
     wanted: Option<u64>,
     /// The way to the hasher; `None`: the run is over.
-    jobs: Option<Sender<Job>>,
+    jobs: Option<Sender<WantedFile>>,
 }
 
 impl Files {
     /// None so far. Those that the receiver wants go to the hasher through `jobs`.
     /// `direct`: bytes of files can be sent without being read.
-    pub fn new(jobs: Sender<Job>, direct: bool) -> Files {
+    pub fn new(jobs: Sender<WantedFile>, direct: bool) -> Files {
         let credit = Credit::for_messages();
         let table = Table { pending: HashMap::new(), credit, next: 0, wanted: None, jobs: Some(jobs) };
         Files { table: Mutex::new(table), changed: Condvar::new(), direct }
@@ -91,7 +91,7 @@ impl Files {
         }
         table.wanted = Some(id);
         if let Some(jobs) = &table.jobs {
-            let _ = jobs.send(Job { source, compared, direct: self.direct });
+            let _ = jobs.send(WantedFile { source, compared, direct: self.direct });
         }
         true
     }

@@ -23,7 +23,7 @@ const SMALL_FILES: usize = 256 << 10;
 const LEAST: usize = 4 << 10;
 
 /// A file that the receiver wants.
-pub struct Job {
+pub struct WantedFile {
     pub source: Source,
     /// The receiver has something to compare it with.
     pub compared: bool,
@@ -50,7 +50,7 @@ pub struct Opened {
 /// The thread that reads and hashes. It may start before there is a connection, and ends
 /// when this is dropped, or what it gave away.
 pub struct Hasher {
-    pub(super) jobs: Sender<Job>,
+    pub(super) jobs: Sender<WantedFile>,
     pub(super) hashed: Receiver<Vec<Hashed>>,
     /// Room that the merging thread is done with.
     pub(super) buffers: Sender<Vec<u8>>,
@@ -66,35 +66,34 @@ impl Hasher {
         let (block, hole_map) = (options.block_size, options.hole_map);
         let likely = likely.map(|path| Likely { path: path.to_path_buf(), block, hole_map });
         std::thread::spawn(move || {
-            let outgoing = Outgoing { queue, held: Vec::new(), bytes: 0 };
-            hash_files(Files { options, buffers, outgoing }, likely, &jobs);
+            let outgoing = HashedQueue { queue, held: Vec::new(), bytes: 0 };
+            hash_files(FileHasher { options, buffers, outgoing }, likely, &jobs);
         });
         Hasher { jobs: jobs_in, hashed, buffers: buffers_in }
     }
 }
 
-fn hash_files(mut files: Files, likely: Option<Likely>, jobs: &Receiver<Job>) {
+fn hash_files(mut hasher: FileHasher, likely: Option<Likely>, jobs: &Receiver<WantedFile>) {
     let Some((mut job, mut ahead)) = await_job(jobs, likely) else { return };
     loop {
-        let last = match files.hash(&job, ahead.take()) {
+        let go_on = match hasher.hash(&job, ahead.take()) {
             Ok(go_on) => go_on,
-            Err(error) => files.outgoing.add(Hashed::Failed(error)),
+            Err(error) => hasher.outgoing.add(Hashed::Failed(error)),
         };
-        job = match files.outgoing.next_job(jobs) {
-            Some(next) if last => next,
-            _ => return,
-        };
+        let next = if go_on { hasher.outgoing.next_job(jobs) } else { None };
+        let Some(next) = next else { return };
+        job = next;
     }
 }
 
 /// What was hashed, on its way to the merging thread.
-struct Outgoing {
+struct HashedQueue {
     queue: SyncSender<Vec<Hashed>>,
     held: Vec<Hashed>,
     bytes: usize,
 }
 
-impl Outgoing {
+impl HashedQueue {
     /// Adds something; `false`: nobody listens any more.
     fn add(&mut self, hashed: Hashed) -> bool {
         self.bytes += match &hashed {
@@ -111,7 +110,7 @@ impl Outgoing {
     }
 
     /// The next file. What is held goes on before this waits for one.
-    fn next_job(&mut self, jobs: &Receiver<Job>) -> Option<Job> {
+    fn next_job(&mut self, jobs: &Receiver<WantedFile>) -> Option<WantedFile> {
         match jobs.try_recv() {
             Ok(job) => Some(job),
             Err(_) if self.pass_on() => jobs.recv().ok(),
@@ -120,16 +119,16 @@ impl Outgoing {
     }
 }
 
-struct Files {
+struct FileHasher {
     options: Options,
     buffers: Receiver<Vec<u8>>,
-    outgoing: Outgoing,
+    outgoing: HashedQueue,
 }
 
-impl Files {
+impl FileHasher {
     /// Hashes a file; `false`: nobody listens any more.
-    fn hash(&mut self, job: &Job, ahead: Option<Ahead>) -> Result<bool> {
-        let Job { source, compared, .. } = job;
+    fn hash(&mut self, job: &WantedFile, ahead: Option<Ahead>) -> Result<bool> {
+        let WantedFile { source, compared, .. } = job;
         let Kind::File { length, allocated, retry, .. } = source.kind else {
             return Ok(self.outgoing.add(Hashed::End(true)));
         };
@@ -185,7 +184,7 @@ impl Files {
 
     /// Whether the merging thread needs all bytes: most are sent, and not past us.
     /// Otherwise what is only hashed stays in the cache of a processor.
-    fn wants_bytes(&self, job: &Job) -> bool {
+    fn wants_bytes(&self, job: &WantedFile) -> bool {
         let passes_them_by = job.direct && self.options.compress != Compress::Zstd;
         !job.compared && !self.options.dry_run && !passes_them_by
     }

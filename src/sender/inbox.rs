@@ -12,7 +12,7 @@ use crate::sender::replies::{Answered, FileReply, Replies};
 use crate::sender::shared::lock;
 
 /// What reaches the merging thread.
-pub enum Event {
+pub enum Arrival {
     /// It concerns no file that is being described.
     Message(Message),
     /// A file may be described.
@@ -111,7 +111,7 @@ impl Inbox {
     /// # Errors
     ///
     /// Why nothing more will come, behind all that came.
-    pub fn try_next(&self, of: Option<u64>) -> Result<Option<Event>> {
+    pub fn try_next(&self, of: Option<u64>) -> Result<Option<Arrival>> {
         lock(&self.state).next(of, &self.arrived)
     }
 
@@ -120,7 +120,7 @@ impl Inbox {
     /// # Errors
     ///
     /// Those of [`Inbox::try_next`].
-    pub fn next(&self, of: Option<u64>) -> Result<Event> {
+    pub fn next(&self, of: Option<u64>) -> Result<Arrival> {
         let mut state = lock(&self.state);
         loop {
             if let Some(event) = state.next(of, &self.arrived)? {
@@ -155,21 +155,21 @@ impl Inbox {
 }
 
 impl State {
-    fn next(&mut self, of: Option<u64>, arrived: &Condvar) -> Result<Option<Event>> {
+    fn next(&mut self, of: Option<u64>, arrived: &Condvar) -> Result<Option<Arrival>> {
         if let Some(message) = self.replies.next_message() {
             if self.ending {
                 arrived.notify_all();
             }
-            return Ok(Some(Event::Message(message)));
+            return Ok(Some(Arrival::Message(message)));
         }
         if let Some(units) = self.replies.next_grant() {
-            return Ok(Some(Event::Grant(units)));
+            return Ok(Some(Arrival::Grant(units)));
         }
         let event = match of {
-            Some(id) => self.replies.next_of(id).map(Event::File),
-            None => self.replies.next_answered().map(Event::Answered),
+            Some(id) => self.replies.next_of(id).map(Arrival::File),
+            None => self.replies.next_answered().map(Arrival::Answered),
         };
-        let event = event.or_else(|| self.walked.take().map(Event::Walked));
+        let event = event.or_else(|| self.walked.take().map(Arrival::Walked));
         match event {
             None => self.closed.take().map_or(Ok(None), Err),
             event => Ok(event),

@@ -9,11 +9,11 @@ use crate::error::{Error, Failure, Result};
 use crate::hashmap::plan::Action;
 use crate::hashmap::{BATCH, Batch, Block, Hash};
 use crate::protocol::Message;
-use crate::report::{Event as Report, Phase};
+use crate::report::{Event, Phase};
 use crate::sender::describe::{Treatment, at_once};
 use crate::sender::file_state::{FileState, Obstacle, Supply};
 use crate::sender::hasher::{Hashed, Opened};
-use crate::sender::inbox::Event;
+use crate::sender::inbox::Arrival;
 use crate::sender::replies::FileReply;
 use crate::sender::session::Session;
 use crate::sender::shared::lock;
@@ -104,7 +104,7 @@ impl<W: Write> Session<'_, W> {
     /// Takes what has come already, so that answers do not wait behind the map.
     fn take_arrived(&mut self, file: &mut FileState) -> Result<()> {
         while let Some(event) = self.try_next(Some(file.id))? {
-            self.on_event_of(file, event)?;
+            self.on_arrival_of(file, event)?;
         }
         Ok(())
     }
@@ -112,32 +112,32 @@ impl<W: Write> Session<'_, W> {
     /// Waits for the next thing that the receiver says.
     fn wait_for(&mut self, file: &mut FileState) -> Result<()> {
         let event = self.wait(Some(file.id))?;
-        self.on_event_of(file, event)
+        self.on_arrival_of(file, event)
     }
 
-    fn on_event_of(&mut self, file: &mut FileState, event: Event) -> Result<()> {
+    fn on_arrival_of(&mut self, file: &mut FileState, event: Arrival) -> Result<()> {
         match event {
-            Event::File(FileReply::Runs(runs)) if file.map == Supply::Open => {
+            Arrival::File(FileReply::Runs(runs)) if file.map == Supply::Open => {
                 file.push_basis(runs);
             }
-            Event::File(FileReply::MapEnd) if file.map == Supply::Open => {
+            Arrival::File(FileReply::MapEnd) if file.map == Supply::Open => {
                 file.planner.end_basis();
                 file.map = Supply::Ended;
             }
-            Event::File(FileReply::Runs(_) | FileReply::MapEnd) => {
+            Arrival::File(FileReply::Runs(_) | FileReply::MapEnd) => {
                 return Err(self.unexpected("a map out of turn"));
             }
-            Event::File(FileReply::Leaves(answer)) => {
+            Arrival::File(FileReply::Leaves(answer)) => {
                 let (sent, had) = self.describer.take_answer(&file.grid, answer)?;
                 file.bytes += sent;
                 let mut stats = lock(&self.shared.stats);
                 stats.sent_data_bytes += sent;
                 stats.matched_bytes += had;
             }
-            Event::File(FileReply::Failed(failure)) => {
+            Arrival::File(FileReply::Failed(failure)) => {
                 file.obstacle = Some(Obstacle::ReceiverFailed(failure));
             }
-            other => self.on_event(other)?,
+            other => self.on_arrival(other)?,
         }
         Ok(())
     }
@@ -176,7 +176,7 @@ impl<W: Write> Session<'_, W> {
             found.iter().map(|(index, block)| file.grid.masked_bytes(*index, block.data)).sum::<u64>();
         let sends = matches!(action, Action::Data | Action::Update);
         let phase = if sends { Phase::Sending } else { Phase::Mapping };
-        self.shared.reporter.event(Report::Done(phase, read));
+        self.shared.reporter.event(Event::Done(phase, read));
         file.differs |= action != Action::Keep;
         file.rest = file.rest.saturating_sub(read);
         if action == Action::Keep {

@@ -12,12 +12,12 @@ use std::sync::mpsc::{Receiver, Sender};
 use crate::error::{Error, Failure, Result};
 use crate::hashmap::Grid;
 use crate::protocol::{CREDIT, Message};
-use crate::report::{Event as Report, Outcome, Phase, Stats};
+use crate::report::{Event, Outcome, Phase, Stats};
 use crate::sender::announce::announce;
 use crate::sender::describe::Describer;
 use crate::sender::file_state::FileState;
 use crate::sender::hasher::Hashed;
-use crate::sender::inbox::{Event, Inbox};
+use crate::sender::inbox::{Arrival, Inbox};
 use crate::sender::merge::Merged;
 use crate::sender::replies::Answered;
 use crate::sender::shared::{Shared, Side, lock};
@@ -77,8 +77,8 @@ impl<'a, W: Write> Session<'a, W> {
     pub fn run(&mut self) -> Result<Stats> {
         while !self.is_through()? {
             match self.wait(None)? {
-                Event::Answered(answered) => self.describe(answered)?,
-                other => self.on_event(other)?,
+                Arrival::Answered(answered) => self.describe(answered)?,
+                other => self.on_arrival(other)?,
             }
         }
         self.end()
@@ -106,7 +106,7 @@ impl<'a, W: Write> Session<'a, W> {
         self.inbox.end();
         loop {
             match self.wait(None)? {
-                Event::Message(Message::End(mut theirs)) => {
+                Arrival::Message(Message::End(mut theirs)) => {
                     // Totals cannot take back what was said before.
                     if theirs.files_failed < self.told.files_failed {
                         theirs.files_failed = self.told.files_failed;
@@ -115,20 +115,20 @@ impl<'a, W: Write> Session<'a, W> {
                     stats.add_receiver(&theirs);
                     return Ok(stats);
                 }
-                other => self.on_event(other)?,
+                other => self.on_arrival(other)?,
             }
         }
     }
 
     /// What is here already, of the file `of` or, without one, of any.
-    pub(super) fn try_next(&mut self, of: Option<u64>) -> Result<Option<Event>> {
+    pub(super) fn try_next(&mut self, of: Option<u64>) -> Result<Option<Arrival>> {
         let next = self.inbox.try_next(of);
         self.closed |= next.is_err();
         next
     }
 
     /// The same; what was held back is on its way before this waits.
-    pub(super) fn wait(&mut self, of: Option<u64>) -> Result<Event> {
+    pub(super) fn wait(&mut self, of: Option<u64>) -> Result<Arrival> {
         if let Some(event) = self.try_next(of)? {
             return Ok(event);
         }
@@ -155,16 +155,16 @@ impl<'a, W: Write> Session<'a, W> {
     }
 
     /// Deals with what concerns no file that is being described.
-    pub(super) fn on_event(&mut self, event: Event) -> Result<()> {
+    pub(super) fn on_arrival(&mut self, event: Arrival) -> Result<()> {
         match event {
-            Event::Message(message) => self.on_message(message),
-            Event::Grant(units) => self.shared.send(&Message::Granted { units: units as u64 }),
-            Event::Walked(result) => {
+            Arrival::Message(message) => self.on_message(message),
+            Arrival::Grant(units) => self.shared.send(&Message::Granted { units: units as u64 }),
+            Arrival::Walked(result) => {
                 self.walked = true;
                 result
             }
             // Nothing of these is taken without a file, or with one.
-            Event::Answered(_) | Event::File(_) => Ok(()),
+            Arrival::Answered(_) | Arrival::File(_) => Ok(()),
         }
     }
 
@@ -176,7 +176,7 @@ impl<'a, W: Write> Session<'a, W> {
                 };
                 if let Kind::File { allocated, .. } = source.kind {
                     lock(&self.shared.stats).data_bytes += allocated;
-                    self.shared.reporter.event(Report::Done(Phase::Mapping, allocated));
+                    self.shared.reporter.event(Event::Done(Phase::Mapping, allocated));
                 }
                 self.report(&source.target, Outcome::Unchanged);
             }
@@ -203,8 +203,8 @@ impl<'a, W: Write> Session<'a, W> {
                     return Err(self.unexpected("more credit than was taken"));
                 }
             }
-            Message::Busy(phase) => self.shared.reporter.event(Report::Phase(phase)),
-            Message::Warning(text) => self.shared.reporter.event(Report::Warning(&text)),
+            Message::Busy(phase) => self.shared.reporter.event(Event::Phase(phase)),
+            Message::Warning(text) => self.shared.reporter.event(Event::Warning(&text)),
             _ => return Err(self.unexpected("a message out of turn")),
         }
         Ok(())
@@ -212,14 +212,14 @@ impl<'a, W: Write> Session<'a, W> {
 
     fn report(&self, target: &[u8], outcome: Outcome) {
         let path = Path::new(OsStr::from_bytes(target));
-        self.shared.reporter.event(Report::File(path, outcome));
+        self.shared.reporter.event(Event::File(path, outcome));
     }
 
     /// The receiver counts its failures, and shows them where it is the initiator.
     fn receiver_failed(&mut self, failure: &Failure) {
         self.told.count_failure(failure.code);
         if self.shared.side == Side::Initiator {
-            self.shared.reporter.event(Report::Failed(failure));
+            self.shared.reporter.event(Event::Failed(failure));
         }
     }
 
