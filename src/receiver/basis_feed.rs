@@ -39,6 +39,8 @@ struct State {
     /// What the sender was told and has not described.
     ahead: Credit,
     stopped: bool,
+    /// A thread waits for a change. Waking nobody is a system call, too.
+    waiting: bool,
 }
 
 #[derive(Default)]
@@ -57,6 +59,7 @@ impl BasisFeeds {
             feeds: HashMap::new(),
             ahead: Credit::for_maps(),
             stopped: false,
+            waiting: false,
         };
         BasisFeeds { state: Mutex::new(state), changed: Condvar::new() }
     }
@@ -97,7 +100,7 @@ impl BasisFeeds {
         let Some(feed) = state.feeds.get_mut(&id) else { return false };
         feed.ahead += count;
         feed.queue.push_back(items);
-        self.changed.notify_all();
+        self.wake(&mut state);
         true
     }
 
@@ -109,23 +112,26 @@ impl BasisFeeds {
 
     /// So much of what was told is compared. `false`: more than was told.
     pub fn give_back(&self, entries: usize) -> bool {
-        let fits = lock(&self.state).ahead.give_back(entries);
-        self.changed.notify_all();
+        let mut state = lock(&self.state);
+        let fits = state.ahead.give_back(entries);
+        self.wake(&mut state);
         fits
     }
 
     /// All is told of a file.
     pub fn end(&self, id: u64, end: FeedEnd) {
-        if let Some(feed) = lock(&self.state).feeds.get_mut(&id) {
+        let mut state = lock(&self.state);
+        if let Some(feed) = state.feeds.get_mut(&id) {
             feed.end = Some(end);
+            self.wake(&mut state);
         }
-        self.changed.notify_all();
     }
 
     /// The run is over: nobody waits any more.
     pub fn stop(&self) {
-        lock(&self.state).stopped = true;
-        self.changed.notify_all();
+        let mut state = lock(&self.state);
+        state.stopped = true;
+        self.wake(&mut state);
     }
 
     /// Whether anybody needs what is found of a file.
@@ -135,9 +141,18 @@ impl BasisFeeds {
     }
 
     fn wait_while(&self, mut condition: impl FnMut(&mut State) -> bool) -> MutexGuard<'_, State> {
-        let state = lock(&self.state);
-        let state = self.changed.wait_while(state, |state| !state.stopped && condition(state));
-        state.unwrap_or_else(|poisoned| poisoned.into_inner())
+        let mut state = lock(&self.state);
+        while !state.stopped && condition(&mut state) {
+            state.waiting = true;
+            state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        state
+    }
+
+    fn wake(&self, state: &mut State) {
+        if std::mem::take(&mut state.waiting) {
+            self.changed.notify_all();
+        }
     }
 
     /// Takes up the file `id`, if it is the next one.
@@ -146,7 +161,7 @@ impl BasisFeeds {
         state.begun.front().filter(|begun| begun.id == id)?;
         let begun = state.begun.pop_front()?;
         state.undescribed -= 1;
-        self.changed.notify_all();
+        self.wake(&mut state);
         Some((begun, BasisCursor { id, items: VecDeque::new(), count: 0, end: None }))
     }
 
@@ -156,8 +171,8 @@ impl BasisFeeds {
         if let Some(feed) = state.feeds.remove(&id) {
             // What a feed has was taken.
             let _ = state.ahead.give_back(feed.ahead);
+            self.wake(&mut state);
         }
-        self.changed.notify_all();
     }
 
     /// The next stretch of a file, in exchange for one of which the sender has described all;
@@ -180,7 +195,7 @@ impl BasisFeeds {
         if let Some(feed) = state.feeds.get_mut(&id) {
             feed.ahead -= entries;
             let _ = state.ahead.give_back(entries);
-            self.changed.notify_all();
+            self.wake(&mut state);
         }
     }
 

@@ -32,6 +32,8 @@ struct Table {
     wanted: Option<u64>,
     /// The way to the hasher; `None`: the run is over.
     jobs: Option<Sender<WantedFile>>,
+    /// The walker waits for credit. Waking nobody is a system call, too.
+    waiting: bool,
 }
 
 impl Files {
@@ -39,7 +41,8 @@ impl Files {
     /// `direct`: bytes of files can be sent without being read.
     pub fn new(jobs: Sender<WantedFile>, direct: bool) -> Files {
         let credit = Credit::for_messages();
-        let table = Table { pending: HashMap::new(), credit, next: 0, wanted: None, jobs: Some(jobs) };
+        let (pending, jobs) = (HashMap::new(), Some(jobs));
+        let table = Table { pending, credit, next: 0, wanted: None, jobs, waiting: false };
         Files { table: Mutex::new(table), changed: Condvar::new(), direct }
     }
 
@@ -53,6 +56,7 @@ impl Files {
             table = lock(&self.table);
         }
         while !table.has_room() && table.jobs.is_some() {
+            table.waiting = true;
             table = self.changed.wait(table).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
         table.jobs.as_ref()?;
@@ -77,8 +81,17 @@ impl Files {
 
     /// Credit came back. `false`: more than was taken.
     pub fn give_back(&self, units: usize) -> bool {
-        self.changed.notify_all();
-        lock(&self.table).credit.give_back(units)
+        let mut table = lock(&self.table);
+        let fits = table.credit.give_back(units);
+        self.wake(&mut table);
+        fits
+    }
+
+    fn wake(&self, table: &mut Table) {
+        if table.waiting && table.has_room() {
+            table.waiting = false;
+            self.changed.notify_all();
+        }
     }
 
     /// Has a file hashed that the receiver asks for. `false`: it may not ask for that.
@@ -98,8 +111,9 @@ impl Files {
 
     /// Takes a file that is answered; none if it was not announced, or answered before.
     pub fn take(&self, id: u64) -> Option<Source> {
-        let source = lock(&self.table).pending.remove(&id);
-        self.changed.notify_all();
+        let mut table = lock(&self.table);
+        let source = table.pending.remove(&id);
+        self.wake(&mut table);
         source
     }
 

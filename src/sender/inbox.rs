@@ -36,13 +36,21 @@ struct State {
     walked: Option<Result<()>>,
     /// Why nothing more will come.
     closed: Option<Error>,
+    /// A thread waits for `arrived`. Waking nobody is a system call, too.
+    waiting: bool,
     /// Only the receiver's last words are to come: they may wait in the connection.
     ending: bool,
 }
 
 impl Inbox {
     pub fn new(dry_run: bool) -> Inbox {
-        let state = State { replies: Replies::new(dry_run), walked: None, closed: None, ending: false };
+        let state = State {
+            replies: Replies::new(dry_run),
+            walked: None,
+            closed: None,
+            waiting: false,
+            ending: false,
+        };
         Inbox { state: Mutex::new(state), arrived: Condvar::new() }
     }
 
@@ -64,8 +72,9 @@ impl Inbox {
                     return;
                 }
             };
-            lock(&inbox.state).closed = Some(error);
-            inbox.arrived.notify_all();
+            let mut state = lock(&inbox.state);
+            state.closed = Some(error);
+            inbox.wake(&mut state);
         });
     }
 
@@ -85,11 +94,12 @@ impl Inbox {
             Some((id, mapped, resized)) => state.replies.open(Answered { id, mapped, resized }),
             None => state.replies.take_in(frame)?,
         }
-        self.arrived.notify_all();
+        self.wake(&mut state);
         while state.replies.is_overrun() {
             if !state.ending {
                 return Err("more than it was asked for");
             }
+            state.waiting = true;
             state = self.arrived.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
         Ok(())
@@ -97,11 +107,18 @@ impl Inbox {
 
     /// All sources were walked.
     pub fn walked(&self, result: Result<()>) {
-        lock(&self.state).walked = Some(result);
-        self.arrived.notify_all();
+        let mut state = lock(&self.state);
+        state.walked = Some(result);
+        self.wake(&mut state);
     }
 
-    /// The sender has sent its totals.
+    fn wake(&self, state: &mut State) {
+        if std::mem::take(&mut state.waiting) {
+            self.arrived.notify_all();
+        }
+    }
+
+    /// The sender sends its totals: what comes behind them may wait.
     pub fn end(&self) {
         lock(&self.state).ending = true;
     }
@@ -112,7 +129,10 @@ impl Inbox {
     ///
     /// Why nothing more will come, behind all that came.
     pub fn try_next(&self, of: Option<u64>) -> Result<Option<Arrival>> {
-        lock(&self.state).next(of, &self.arrived)
+        let mut state = lock(&self.state);
+        let next = state.next(of);
+        self.let_in(&mut state);
+        next
     }
 
     /// The same; waits for it.
@@ -123,10 +143,20 @@ impl Inbox {
     pub fn next(&self, of: Option<u64>) -> Result<Arrival> {
         let mut state = lock(&self.state);
         loop {
-            if let Some(event) = state.next(of, &self.arrived)? {
+            let next = state.next(of);
+            self.let_in(&mut state);
+            if let Some(event) = next? {
                 return Ok(event);
             }
+            state.waiting = true;
             state = self.arrived.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+
+    /// At the end the reader may wait for room.
+    fn let_in(&self, state: &mut State) {
+        if state.ending {
+            self.wake(state);
         }
     }
 
@@ -137,6 +167,7 @@ impl Inbox {
         let mut state = lock(&self.state);
         while state.closed.is_none() {
             let left = until.checked_duration_since(Instant::now())?;
+            state.waiting = true;
             let waited = self.arrived.wait_timeout(state, left);
             state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
         }
@@ -155,11 +186,8 @@ impl Inbox {
 }
 
 impl State {
-    fn next(&mut self, of: Option<u64>, arrived: &Condvar) -> Result<Option<Arrival>> {
+    fn next(&mut self, of: Option<u64>) -> Result<Option<Arrival>> {
         if let Some(message) = self.replies.next_message() {
-            if self.ending {
-                arrived.notify_all();
-            }
             return Ok(Some(Arrival::Message(message)));
         }
         if let Some(units) = self.replies.next_grant() {

@@ -6,11 +6,13 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::error::Failure;
 use crate::hashmap::plan::Run;
-use crate::protocol::{CREDIT, Credit, Frame, LeafAnswer, MAX_UNPATCHED, Message};
+use crate::protocol::{CREDIT, Credit, Frame, LeafAnswer, MAX_TEXT, MAX_UNPATCHED, Message, RESERVED};
 
 /// Messages about no file that is being described: a unit of credit causes at most a
 /// warning, a phase and a result.
-pub const MAX_MESSAGES: usize = 4 * CREDIT;
+const MAX_MESSAGES: usize = 4 * CREDIT;
+/// Bytes of text in those: each entry causes at most a warning and a failure.
+const MAX_TEXTS: usize = 2 * (CREDIT - RESERVED) * MAX_TEXT;
 
 /// A file that the receiver asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub enum FileReply {
 /// All that is waiting to be taken.
 pub struct Replies {
     messages: VecDeque<Message>,
+    /// Bytes of text in those.
+    text: usize,
     /// Files that were asked for and are not taken up, in this order.
     answered: VecDeque<Answered>,
     files: HashMap<u64, FileReplies>,
@@ -62,6 +66,7 @@ impl Replies {
         Replies {
             granted: dry_run.then_some(0),
             messages: VecDeque::new(),
+            text: 0,
             answered: VecDeque::new(),
             files: HashMap::new(),
             last: None,
@@ -105,12 +110,22 @@ impl Replies {
                 self.files.insert(id, FileReplies { queue, ..FileReplies::default() });
                 Ok(())
             }
-            Frame::Message(message) => {
-                self.messages.push_back(message);
-                Ok(())
-            }
+            Frame::Message(message) => self.message(message),
             _ => Err("something that only senders say"),
         }
+    }
+
+    fn message(&mut self, message: Message) -> Result<(), &'static str> {
+        use Message::{Again, Busy, Done, End, Failed, Granted, Unchanged, Warning};
+        match &message {
+            Failed { .. } | Warning(_) if text_of(&message) > MAX_TEXT => Err("a text that is too long"),
+            Failed { .. } | Warning(_) | Unchanged { .. } | Done { .. } | Again { .. } => Ok(()),
+            Busy(_) | Granted { .. } | End(_) => Ok(()),
+            _ => Err("a message out of turn"),
+        }?;
+        self.text += text_of(&message);
+        self.messages.push_back(message);
+        Ok(())
     }
 
     fn map(&mut self, id: u64, runs: Vec<Run>) -> Result<(), &'static str> {
@@ -148,11 +163,13 @@ impl Replies {
 
     /// Whether more messages wait than credit allows.
     pub fn is_overrun(&self) -> bool {
-        self.messages.len() > MAX_MESSAGES
+        self.messages.len() > MAX_MESSAGES || self.text > MAX_TEXTS
     }
 
     pub fn next_message(&mut self) -> Option<Message> {
-        self.messages.pop_front()
+        let message = self.messages.pop_front()?;
+        self.text -= text_of(&message);
+        Some(message)
     }
 
     pub fn next_answered(&mut self) -> Option<Answered> {
@@ -188,6 +205,15 @@ impl Replies {
     /// Units that the receiver is to be granted.
     pub fn next_grant(&mut self) -> Option<usize> {
         self.granted.as_mut().map(std::mem::take).filter(|&units| units > 0)
+    }
+}
+
+/// Bytes of text in a message.
+fn text_of(message: &Message) -> usize {
+    match message {
+        Message::Failed { failure, .. } => failure.message.len(),
+        Message::Warning(text) => text.len(),
+        _ => 0,
     }
 }
 
@@ -278,5 +304,15 @@ mod tests {
             said += 1;
         }
         assert_eq!(said, MAX_MESSAGES + 1);
+        let warning = |len: usize| Frame::Message(Message::Warning("w".repeat(len)));
+        let mut replies = asked_for(&[]);
+        assert!(replies.take_in(warning(MAX_TEXT + 1)).is_err());
+        (0..CREDIT).for_each(|_| replies.take_in(warning(MAX_TEXT)).unwrap());
+        assert!(!replies.is_overrun());
+        replies.take_in(warning(1)).unwrap();
+        assert!(replies.is_overrun());
+        replies.next_message();
+        assert!(!replies.is_overrun());
+        assert!(replies.take_in(Frame::Message(Message::Abandon)).is_err());
     }
 }

@@ -102,8 +102,8 @@ impl<'a, W: Write> Session<'a, W> {
     /// Exchanges totals (step 7).
     fn end(&mut self) -> Result<Stats> {
         let mut stats = lock(&self.shared.stats).clone();
-        self.shared.send(&Message::End(Box::new(stats.clone())))?;
         self.inbox.end();
+        self.shared.send(&Message::End(Box::new(stats.clone())))?;
         loop {
             match self.wait(None)? {
                 Arrival::Message(Message::End(mut theirs)) => {
