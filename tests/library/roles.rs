@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use holesync::error::{Error, Failure, Result, code};
 use holesync::options::{BlockSize, Commit, Compress, Options};
 use holesync::protocol::{
-    CREDIT, Connection, Entry, Frame, FrameReader, FrameWriter, MAX_LENGTH, Message, RESERVED,
+    CREDIT, Connection, Entry, Frame, FrameReader, FrameWriter, MAX_AHEAD, MAX_LENGTH, Message, RESERVED,
 };
 use holesync::receiver::{self, Target};
 use holesync::report::{Event, Outcome, Reporter, Silent, Stats, Summary};
@@ -746,6 +746,29 @@ fn files_that_come_later_leave_credit_for_the_file_in_hand() {
             assert!(asked > 1000 && before >= CREDIT - RESERVED - 512, "{asked} blocks, {before} entries");
         }
         fs::write(target.join("a"), &large).unwrap();
+    }
+}
+
+/// More blocks than maps may be ahead: where nothing is described, the sender has to say how
+/// far it has compared.
+#[test]
+fn a_dry_run_compares_more_than_maps_may_be_ahead() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    let mut bytes = vec![7; (3 * MAX_AHEAD + 100) * 4096];
+    fs::write(&to, &bytes).unwrap();
+    bytes[2 * MAX_AHEAD * 4096] ^= 1;
+    fs::write(&from, &bytes).unwrap();
+    for dry_run in [true, false] {
+        let block_size = BlockSize::new(4096).unwrap();
+        let options = Options { block_size, dry_run, checksum: true, ..options(Commit::InPlace) };
+        let (forth, back) = (tiny_pipe(), tiny_pipe());
+        let sent = start_sender(back.0, forth.1, from.clone(), options.clone());
+        let received = start_receiver(forth.0, back.1, to.clone(), options);
+        let stats = wait(&sent, "sender", "far").unwrap();
+        wait(&received, "receiver", "far").unwrap();
+        assert_eq!((stats.files_sent, stats.sent_data_bytes), (1, 4096));
+        assert_eq!(fs::read(&to).unwrap() == bytes, !dry_run);
     }
 }
 
