@@ -21,7 +21,7 @@ use holesync::apply::{Attributes, Destination, Opened, Place, QuickCheck, Setup,
 use holesync::hashmap::plan::{BlockMap, Run};
 use holesync::hashmap::{self, Grid, Key, PAGE};
 use holesync::options::{BlockSize, Options};
-use holesync::protocol::frame::{FrameReader, FrameWriter};
+use holesync::protocol::{FrameReader, FrameWriter};
 use holesync::scan::{self, FileImage};
 
 use rayon::prelude::*;

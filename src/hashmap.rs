@@ -147,7 +147,7 @@ pub fn read_blocks<'a>(
 
 /// How much is read before a batch is handed on. Several are in flight, so this
 /// bounds memory; it is large enough to keep every core busy.
-pub(crate) const BATCH: usize = 4 << 20;
+pub const BATCH: usize = 4 << 20;
 
 /// How much of a batch one task reads and hashes.
 const TASK: usize = 256 << 10;

@@ -1,28 +1,40 @@
 //! The protocol: its messages, what travels beside them, and every limit.
 //! `docs/protocol.md` describes the same in tables.
 
-pub mod compress;
-pub mod frame;
-pub mod lines;
-pub mod link_speed;
+mod compress;
+mod credit;
+mod frame;
+mod lines;
+mod link_speed;
+mod reader;
+mod writer;
+
+use std::io::{Read, Write};
 
 use serde::{Deserialize, Serialize};
+
+pub use compress::Compressor;
+pub use credit::{CREDIT, Credit, LEAF_BLOCKS, MAX_AHEAD, RESERVED};
+pub use lines::Plain;
+pub use link_speed::LinkSpeed;
+pub use reader::{FrameReader, Greeting};
+pub use writer::FrameWriter;
 
 use crate::error::{Error, Failure, Result, escape};
 use crate::hashmap::leaves::Leaves;
 use crate::hashmap::plan::Run;
 use crate::hashmap::{Hash, PageMask};
 use crate::options::Options;
-use crate::report::{Phase, Stats};
+use crate::report::{Phase, Reporter, Stats};
 use crate::source::{Kind, Metadata};
 
 /// What both ends say first. Not text, and broken by anything that translates
 /// line ends or strips the eighth bit.
 pub const MAGIC: [u8; 8] = *b"\x89hole\xff\r\n";
 /// The newest version this program speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The oldest version this program speaks.
-pub const OLDEST: u16 = 1;
+pub const OLDEST: u16 = 2;
 /// The bits among the features of a greeting that tell whether the processor has
 /// instructions for AES; neither is set where that is not known.
 pub const FEATURE_AES: u32 = 1;
@@ -44,13 +56,13 @@ pub const MAX_MAP_RUNS: usize = 4096;
 /// Blocks in one frame that asks for leaves, or answers.
 pub const MAX_DIFFER: usize = 256;
 /// Blocks whose leaves were asked for and that are not patched yet.
-pub const MAX_ASKED: usize = 4096;
+pub const MAX_UNPATCHED: usize = 4096;
+/// Bytes of text in a failure or warning of the receiver.
+pub const MAX_TEXT: usize = 4 << 10;
 /// Bytes in a path.
 pub const MAX_PATH: usize = 4096;
 /// Bytes in one name of a path: `NAME_MAX`.
 pub const MAX_NAME: usize = 255;
-/// Files announced and not yet answered.
-pub const MAX_UNANSWERED: usize = 1024;
 /// The largest file: the largest offset the system calls take.
 pub const MAX_LENGTH: u64 = i64::MAX as u64;
 /// Sources in one request.
@@ -99,40 +111,45 @@ pub enum Message {
     NoBasis {
         /// The entry.
         id: u64,
-        /// See [`Message::Map`].
-        resized: bool,
     },
     /// Receiver: map frames of this file follow, then `MapEnd`.
     Map {
         /// The entry.
         id: u64,
-        /// There is no file yet, or one of another length: the file changes
-        /// even if every block stays.
+    },
+    /// Receiver, in a dry run: in the place of `Map` or `NoBasis`.
+    Preview {
+        /// The entry.
+        id: u64,
+        /// Whether a map follows.
+        mapped: bool,
+        /// There is no file yet, or one of another length: it would change even if every
+        /// block stayed.
         resized: bool,
     },
-    /// Receiver: the basis has no more blocks.
-    MapEnd,
+    /// Receiver: the basis of this file has no more blocks.
+    MapEnd {
+        /// The entry.
+        id: u64,
+    },
     /// Receiver: the entry cannot be made equal.
     Failed {
         /// The entry.
         id: u64,
         /// Why.
         failure: Failure,
-        /// Whether this is the answer to the entry, or came later.
-        answer: bool,
     },
     /// Receiver: the file is complete, verified and in its place.
     Done {
         /// The entry.
         id: u64,
+        /// Bytes that were written or made into holes; `None`: it was equal already.
+        changed: Option<u64>,
     },
     /// Receiver: what was put together does not match the root hash; send it whole.
     Again {
         /// The entry.
         id: u64,
-        /// It was lent and changed while it was copied; else something went wrong on
-        /// the way, and it shall come whole.
-        changed: bool,
     },
     /// Receiver: what it is busy with, so that the sender can show it.
     Busy(Phase),
@@ -156,19 +173,12 @@ pub enum Message {
         /// Bytes of data that would be sent; `None` if nothing differs.
         would_send: Option<u64>,
     },
-    /// Receiver, where both ends are in one process: nothing to compare with, and it
-    /// can copy the source itself.
-    Borrow {
-        /// The entry.
-        id: u64,
+    /// Receiver: so much credit is free again. Sender, in a dry run: so many keys and runs
+    /// of zeros were compared. See [`Credit`].
+    Granted {
+        /// Units.
+        units: u64,
     },
-    /// Sender, likewise, in the place of a description and its end: here it is.
-    Lend {
-        /// As this process opens it.
-        path: Vec<u8>,
-    },
-    /// Receiver: it has copied so much more of what was lent, in bytes.
-    Copied(u64),
 }
 
 impl Message {
@@ -178,23 +188,27 @@ impl Message {
         let known = matches!(error, Error::Remote { .. } | Error::Closed { .. });
         (!known).then(|| Message::Fatal(error.to_failure()))
     }
+}
 
-    /// Whether, said after the map of a file, it is about a file that comes later.
-    pub fn is_about_later(&self) -> bool {
-        self.is_answer() || matches!(self, Message::MapEnd)
+/// A text that travels in a failure or warning, cut where it is too long.
+pub fn shortened(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        text.truncate(text.floor_char_boundary(MAX_TEXT - '…'.len_utf8()));
+        text.push('…');
     }
+    text
+}
 
-    /// Whether it is the one answer that each announced file gets.
-    pub fn is_answer(&self) -> bool {
-        matches!(
-            self,
-            Message::Unchanged { .. }
-                | Message::NoBasis { .. }
-                | Message::Borrow { .. }
-                | Message::Map { .. }
-                | Message::Failed { answer: true, .. }
-        )
-    }
+/// What a role talks over, as whom, and to whom it reports.
+pub struct Connection<'a, R: Read, W: Write> {
+    /// What the other end says.
+    pub input: FrameReader<R>,
+    /// The way there.
+    pub output: FrameWriter<W>,
+    /// What was asked for.
+    pub options: &'a Options,
+    /// Who is told.
+    pub reporter: &'a dyn Reporter,
 }
 
 /// What the initiator wants of the responder.
@@ -212,7 +226,7 @@ pub enum Request {
         /// The sources as the user wrote them.
         sources: Vec<Vec<u8>>,
     },
-    /// Answer with the root hash of each file.
+    /// LeafAnswer with the root hash of each file.
     Digest {
         /// The files.
         paths: Vec<Vec<u8>>,
@@ -254,7 +268,7 @@ pub struct Data {
 }
 
 /// Consecutive blocks that differ, and what they are to be: the receiver answers
-/// with its [`Answer`] and gets a [`Patch`].
+/// with its [`LeafAnswer`] and gets a [`Patch`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Differ {
     /// Index of the first block.
@@ -265,7 +279,7 @@ pub struct Differ {
 
 /// What the receiver has of the blocks of one [`Differ`], in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Answer {
+pub struct LeafAnswer {
     /// The entry.
     pub id: u64,
     /// One each.
@@ -293,12 +307,12 @@ pub enum Frame {
     Message(Message),
     /// File data.
     Data(Data),
-    /// A stretch of the basis's map.
-    Map(Vec<Run>),
+    /// A stretch of the map of what the receiver has of a file.
+    Map(u64, Vec<Run>),
     /// Sender: blocks that differ.
     Differ(Differ),
     /// Receiver: what it has of them.
-    Leaves(Answer),
+    Leaves(LeafAnswer),
     /// Sender: what it lacks.
     Patch(Patch),
 }

@@ -1,85 +1,90 @@
-//! The receiving role, over any pair of streams. Answers each announced file
-//! with the map of what it has, puts together what arrives, and makes it the
-//! destination when its root hash is right. Trusts nothing that it is told.
+//! The receiving role, over any pair of streams. Trusts nothing that it is told.
 //!
-//! A reader takes frames in, the caller's thread applies them. A mapper answers
-//! files in order and hashes what is there; what it finds goes to the sender and,
-//! over a bounded queue, to the caller's thread. Finishers sync and rename, several at
-//! a time. A writer sends off what the others have to say.
+//! Nine threads: a reader, the caller's thread, which applies what arrives, the answering
+//! thread, four finishers, and the writing thread. Numbers in other files are those of
+//! these steps.
+//!
+//! 1. The reader takes frames in, a few ahead of the applying thread.
+//! 2. The answering thread answers announced files in order: equal; nothing to compare
+//!    with; or a map, which is sent as it is hashed. What it finds of a file goes to a
+//!    queue of that file first, so that it is there when the sender describes it. It waits
+//!    while maps are ahead of what is described, or many files are open; for nothing else.
+//! 3. The applying thread makes directories and symlinks, and takes up the files that are
+//!    described, one after the other, in the order of the answers: holds the description
+//!    against what is there, writes, and answers questions about leaves.
+//! 4. A file is described to its end and its root hash right: it goes to the finishers. It
+//!    is not: the sender is told to send it whole. Abandoned, or failed here: what there is
+//!    of it stays for the next run, its queue is dropped, and the answering thread stops.
+//! 5. Finishers complete files: attributes, sync, rename. Done is said then.
+//! 6. The writing thread sends off what the others have to say. What it has written frees
+//!    the credit of what caused it, which goes back to the sender in batches.
+//! 7. After the sender's totals, when every file is finished, directories get their
+//!    attributes, deepest first, and the totals go back.
+//!
+//! Guaranteed: a file is the old one or the new one, and the new one only if its root hash
+//! is the sender's; each entry gets one result; what a sender causes by not reading stays
+//! within its credit. The applying thread waits for the sender, for finishers, and for a
+//! map of which the sender has seen as much; never for the way back.
+//!
+//! Not guaranteed: the order of results; that what a result says is on storage before the
+//! next file is (with `--no-fsync`, at all).
 
-pub(crate) mod answer;
-pub(crate) mod assemble;
-pub(crate) mod inbox;
-pub(crate) mod outbox;
+mod answer;
+mod assemble;
+mod basis_feed;
+mod blocks;
+mod finish;
+mod inbox;
+mod outbox;
+mod shared;
 
-use std::ffi::OsStr;
 use std::io::{Read, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
+
+use answer::AnnouncedFile;
+pub use answer::Answerer;
+use assemble::{ApplyError, OpenFile};
+use basis_feed::BasisFeeds;
+use finish::{Complete, finish_files};
+use inbox::Inbox;
+use shared::{Settles, Shared};
 
 use crate::apply::tree::DestinationTree;
 pub use crate::apply::tree::Target;
-use crate::apply::{Precision, QuickCheck, Setup, Wanted};
-use crate::error::{Error, Result};
+use crate::apply::{Precision, QuickCheck, Wanted};
+use crate::error::{Error, Result, lock};
 use crate::hashmap::Hash;
-use crate::hashmap::ahead::EarlyStart;
-use crate::options::Options;
-use crate::protocol::frame::{FrameReader, FrameWriter};
-use crate::protocol::{self, Answer, Differ, Entry, Frame, MAX_LENGTH, MAX_UNANSWERED, Message};
-use crate::receiver::answer::{Job, answer_files};
-use crate::receiver::assemble::{ApplyError, Maps, OpenFile};
-use crate::receiver::inbox::Inbox;
-use crate::receiver::outbox::Shared;
-use crate::report::{Event, Outcome, Phase, Reporter, Stats};
+use crate::protocol::{self, Connection, Credit, Differ, Entry, Frame, LeafAnswer, MAX_LENGTH, Message};
+use crate::report::{Event, Outcome, Phase, Stats};
 use crate::source::Kind;
 use crate::working::names_working_file;
 
-/// Stretches of maps, and opened destinations, that wait to be applied.
-const QUEUED_MAPS: usize = 64;
 /// Files that are being synced and renamed at once, and that wait for it.
 const FINISHERS: usize = 4;
-/// A file of which more than this arrived takes a moment to be written back.
-const WORTH_TELLING: u64 = 8 << 20;
 
-/// Receives into `target` until the sender is through, and answers with totals. `early`:
-/// what was begun already of what is there.
+/// Receives into `target` until the sender is through, and answers with totals.
+/// `answerer`: one that has begun already.
 /// Returns what both ends did; failed files are counted there, not errors.
 ///
 /// # Errors
 ///
 /// When the connection fails, the sender breaks the protocol, or the
 /// destination as a whole can't be used.
-pub fn run<R: Read + Send + 'static, W: Write + Send>(
-    input: FrameReader<R>,
-    output: FrameWriter<W>,
+pub fn run<'a, R: Read + Send + 'static, W: Write + Send>(
+    connection: Connection<'a, R, W>,
     target: Target,
-    early: Option<EarlyStart>,
-    options: &Options,
-    reporter: &dyn Reporter,
+    answerer: Option<Answerer<'a>>,
 ) -> Result<Stats> {
-    let (outbox, outgoing) = outbox::queue();
-    let shared_options = Arc::new(options.clone());
-    let shared = Shared {
-        outbox,
-        stats: Mutex::default(),
-        unanswered: AtomicUsize::new(0),
-        asked: AtomicUsize::new(0),
-        stopped: AtomicBool::new(false),
-        given_up: AtomicU64::new(u64::MAX),
-        setup: Setup::new(Arc::clone(&shared_options)),
-        options: shared_options,
-        beside_source: target.beside_source,
-        reporter,
-    };
+    let Connection { input, output, options, reporter } = connection;
+    let (outbox, unsent) = outbox::queue();
+    let shared = Arc::new(Shared::new(outbox, options, reporter));
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| outgoing.write_to(output, &shared.unanswered));
-        let received = receive(&shared, Inbox::open(input), target, early);
+        let writer = scope.spawn(|| unsent.write_to(output, &shared.credit));
+        let received = receive(&shared, Inbox::open(input), target, answerer);
         let ours = shared.lock_stats().clone();
         let told = match &received {
-            Ok(_) => shared.tell(Message::End(Box::new(ours.clone()))),
+            Ok(_) => shared.tell(Message::End(Box::new(ours.clone())), Settles::Nothing),
             Err(error) => {
                 shared.outbox.give_up(error);
                 Ok(())
@@ -95,13 +100,16 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
 }
 
 /// Everything up to the sender's totals, and what has to wait for them.
-fn receive(shared: &Shared, inbox: Inbox, target: Target, early: Option<EarlyStart>) -> Result<Stats> {
-    let (jobs_in, jobs) = sync_channel(MAX_UNANSWERED);
-    let (maps_in, maps) = sync_channel(QUEUED_MAPS);
+fn receive<'a>(
+    shared: &Arc<Shared<'a>>,
+    inbox: Inbox,
+    target: Target,
+    answerer: Option<Answerer<'a>>,
+) -> Result<Stats> {
     let (finish_in, finish) = sync_channel(FINISHERS);
     let finish = Mutex::new(finish);
     let (result, tree) = std::thread::scope(|scope| {
-        scope.spawn(|| answer_files(shared, early, jobs, maps_in));
+        let answerer = answerer.unwrap_or_else(|| Answerer::start(scope, None));
         for _ in 0..FINISHERS {
             scope.spawn(|| finish_files(shared, &finish));
         }
@@ -110,23 +118,25 @@ fn receive(shared: &Shared, inbox: Inbox, target: Target, early: Option<EarlySta
             inbox,
             tree: None,
             target,
-            jobs: jobs_in,
-            maps: Maps::new(maps),
+            jobs: answerer.jobs,
             finish: finish_in,
             current: Current::None,
             only: None,
         };
         let result = applier.run();
-        shared.stopped.store(result.is_err(), Ordering::Relaxed);
+        if result.is_err() {
+            shared.stop();
+        }
         applier.fail();
         // The other threads end when there can be no more work for them.
-        let Applier { jobs, maps, finish, tree, .. } = applier;
-        drop((jobs, maps, finish));
+        let Applier { jobs, finish, tree, .. } = applier;
+        drop((jobs, finish));
         (result, tree)
     });
     let theirs = result?;
+    // As many as there are directories; each of them takes memory here anyway.
     for (id, error) in tree.map(DestinationTree::finish).unwrap_or_default() {
-        shared.fail(id, &error, false)?;
+        shared.fail(id, &error, Settles::Nothing)?;
     }
     Ok(theirs)
 }
@@ -139,46 +149,38 @@ enum Current {
     Failed,
 }
 
-/// A file whose content is complete.
-struct Complete {
-    file: Box<OpenFile>,
-    root: Hash,
-}
-
 /// The caller's thread.
-struct Applier<'a> {
-    shared: &'a Shared<'a>,
+struct Applier<'s, 'a> {
+    shared: &'s Arc<Shared<'a>>,
     inbox: Inbox,
     target: Target,
     tree: Option<DestinationTree>,
-    jobs: SyncSender<Job>,
-    maps: Maps,
+    jobs: Sender<AnnouncedFile<'a>>,
     finish: SyncSender<Complete>,
     current: Current,
     /// The entry that goes under the destination's own name, where there is only one.
     only: Option<Vec<u8>>,
 }
 
-impl Applier<'_> {
+impl Applier<'_, '_> {
     /// Handles frames until the sender's totals.
     fn run(&mut self) -> Result<Stats> {
         loop {
             match self.inbox.next()? {
                 Frame::Message(Message::End(stats)) if matches!(self.current, Current::None) => {
-                    let open = [&self.shared.unanswered, &self.shared.asked];
-                    if open.iter().any(|count| count.load(Ordering::Relaxed) > 0) {
+                    if !self.shared.feeds.all_described() {
                         return Err(self.inbox.bad("an end before every file was described"));
                     }
                     return Ok(*stats);
                 }
                 Frame::Message(message) => self.message(message)?,
                 Frame::Data(data) => {
-                    self.describe(|maps, file| file.data(maps, &data))?;
+                    self.describe(|feeds, file| file.data(feeds, &data))?;
                     self.inbox.recycle(data);
                 }
                 Frame::Differ(differ) => self.compare(&differ)?,
                 Frame::Patch(patch) => self.describe(|_, file| file.patch(&patch))?,
-                Frame::Map(_) | Frame::Leaves(_) => {
+                Frame::Map(..) | Frame::Leaves(_) => {
                     return Err(self.inbox.bad("something that only receivers say"));
                 }
             }
@@ -194,13 +196,14 @@ impl Applier<'_> {
             }
             Message::Entry(entry) => self.entry(entry),
             Message::Content { id } if matches!(self.current, Current::None) => self.begin(id),
-            Message::Keep { blocks } => self.describe(|maps, file| file.keep(maps, blocks)),
-            Message::Zero { blocks } => self.describe(|maps, file| file.zero(maps, blocks)),
+            Message::Keep { blocks } => self.describe(|feeds, file| file.keep(feeds, blocks)),
+            Message::Zero { blocks } => self.describe(|feeds, file| file.zero(feeds, blocks)),
             Message::Finish { root } => self.finish(root),
-            Message::Lend { path } if self.shared.beside_source => {
-                self.copy(Path::new(OsStr::from_bytes(&path)))
-            }
             Message::Abandon => self.abandon(),
+            Message::Granted { units } if self.shared.options.dry_run => {
+                let fits = usize::try_from(units).is_ok_and(|units| self.shared.feeds.give_back(units));
+                if fits { Ok(()) } else { Err(self.inbox.bad("more credit than was taken")) }
+            }
             Message::Warning(text) => {
                 self.shared.reporter.event(Event::Warning(&text));
                 Ok(())
@@ -231,65 +234,67 @@ impl Applier<'_> {
             // It could plant a sealed log there, which the next run would finish.
             return Err(self.inbox.bad("it names a working file"));
         }
+        if !lock(&self.shared.credit).take_for_later() {
+            return Err(self.inbox.bad("more entries than it has credit for"));
+        }
         match entry.kind {
             Kind::File { length, allocated, whole, retry } => {
-                let unanswered = self.shared.unanswered.fetch_add(1, Ordering::Relaxed);
-                if length > MAX_LENGTH || unanswered >= MAX_UNANSWERED {
-                    return Err(self.inbox.bad(format!("a file of {length} bytes, {unanswered} unanswered")));
+                if length > MAX_LENGTH {
+                    return Err(self.inbox.bad(format!("a file of {length} bytes")));
                 }
+                self.shared.feeds.announced();
                 self.shared.reporter.event(Event::Found(allocated));
                 let whole = whole || self.shared.options.whole_file;
+                let attributes = tree.attributes(&entry.metadata);
                 let quick_check =
                     if retry { QuickCheck::Never } else { QuickCheck::Time(Precision::Nanoseconds) };
-                let attributes = tree.attributes(&entry.metadata);
                 let wanted = Wanted { length, data: allocated, whole, quick_check, attributes };
                 let root = tree.root().clone();
-                let job = Job { id: entry.id, entry: entry.path, root, wanted };
-                // A mapper that is gone took the connection with it; the next read says so.
+                let shared = Arc::clone(self.shared);
+                let job = AnnouncedFile { shared, id: entry.id, entry: entry.path, root, wanted };
+                // An answering thread that is gone took the connection with it; the next read says so.
                 let _ = self.jobs.send(job);
                 Ok(())
             }
             Kind::Directory => {
                 let made = tree.make_directory(entry.id, &entry.path, &entry.metadata);
-                self.settle_entry(entry.id, made)
+                self.settle(entry.id, made)
             }
             Kind::Symlink(link) => {
                 let made = tree.make_symlink(&entry.path, &link, &entry.metadata);
-                self.settle_entry(entry.id, made)
+                self.settle(entry.id, made)
             }
         }
     }
 
-    fn settle_entry(&self, id: u64, result: Result<()>) -> Result<()> {
+    /// Reports what became of an entry that is no file.
+    fn settle(&self, id: u64, result: Result<()>) -> Result<()> {
         match result {
-            Ok(()) => Ok(()),
-            Err(error) => self.shared.fail(id, &error, false),
+            Ok(()) => self.shared.outbox.settle(Settles::Entry.units()),
+            Err(error) => self.shared.fail(id, &error, Settles::Entry),
         }
     }
 
     /// The sender describes the next file that has an answer.
     fn begin(&mut self, id: u64) -> Result<()> {
-        match self.maps.begin(id) {
-            Ok(file) => {
-                self.shared.asked.fetch_sub(1, Ordering::Relaxed);
-                self.current = Current::File(Box::new(file));
-                Ok(())
-            }
-            Err(error) => self.failed(id, error),
-        }
+        let Some((begun, cursor)) = self.shared.feeds.begin(id) else {
+            return Err(self.inbox.bad("the content of a file it was not asked for"));
+        };
+        self.current = Current::File(Box::new(OpenFile::new(*begun, cursor)));
+        Ok(())
     }
 
     /// Applies one piece of the description.
     fn describe(
         &mut self,
-        apply: impl FnOnce(&mut Maps, &mut OpenFile) -> Result<u64, ApplyError>,
+        apply: impl FnOnce(&BasisFeeds, &mut OpenFile) -> Result<u64, ApplyError>,
     ) -> Result<()> {
         let file = match &mut self.current {
             Current::File(file) => file,
             Current::Failed => return Ok(()),
             Current::None => return Err(self.inbox.bad("content without a file")),
         };
-        match apply(&mut self.maps, file) {
+        match apply(&self.shared.feeds, file) {
             Ok(bytes) => {
                 self.shared.reporter.event(Event::Done(Phase::Sending, bytes));
                 Ok(())
@@ -303,13 +308,20 @@ impl Applier<'_> {
 
     /// Answers with what is there of blocks that differ.
     fn compare(&mut self, differ: &Differ) -> Result<()> {
+        let units = Credit::of_question(differ.hashes.len());
+        if !lock(&self.shared.credit).take(units) {
+            return Err(self.inbox.bad("more questions than it has credit for"));
+        }
         let mut answer = None;
         let leaf = self.shared.options.leaf_size;
-        self.describe(|maps, file| {
-            answer = Some(Answer { id: file.id, blocks: file.compare(maps, differ, leaf)? });
+        self.describe(|feeds, file| {
+            answer = Some(LeafAnswer { id: file.id, blocks: file.compare(feeds, differ, leaf)? });
             Ok(0)
         })?;
-        answer.map_or(Ok(()), |answer| self.shared.outbox.leaves(answer))
+        match answer {
+            Some(answer) => self.shared.outbox.leaves(answer, units),
+            None => self.shared.outbox.settle(units),
+        }
     }
 
     /// What goes wrong with a file fails this file only, unless the sender broke
@@ -330,7 +342,7 @@ impl Applier<'_> {
                     (_, Current::File(file)) => file.destination.keep(),
                     _ => {}
                 }
-                self.shared.fail(id, &error, false)
+                self.shared.fail(id, &error, Settles::Nothing)
             }
         }
     }
@@ -343,11 +355,9 @@ impl Applier<'_> {
         }
     }
 
-    /// Has the mapper, which may wait for this thread, stop with a file. This thread
-    /// never waits for it: it has to read on, or the sender could not.
+    /// Drops what is found of a file, so that the answering thread stops with it.
     fn give_up(&mut self, id: u64) {
-        self.shared.given_up.store(id, Ordering::Relaxed);
-        self.maps.discard();
+        self.shared.feeds.forget(id);
     }
 
     fn finish(&mut self, root: Hash) -> Result<()> {
@@ -356,11 +366,19 @@ impl Applier<'_> {
             found = Some(file.end()?);
             Ok(0)
         })?;
-        let current = std::mem::replace(&mut self.current, Current::None);
-        let (Current::File(file), Some(found)) = (current, found) else { return Ok(()) };
-        if !self.maps.drain() {
+        match (std::mem::replace(&mut self.current, Current::None), found) {
+            (Current::File(file), Some(found)) => self.complete(file, found, root),
+            // It failed, and that was said.
+            _ => self.shared.outbox.settle(Settles::Entry.units()),
+        }
+    }
+
+    /// `found`: what the file hashes to here, if its patches were right; `root`: there.
+    fn complete(&mut self, file: Box<OpenFile>, found: Option<Hash>, root: Hash) -> Result<()> {
+        if !self.shared.feeds.has_ended(file.id) {
             return Err(self.inbox.bad("the end of a file out of turn"));
         }
+        self.shared.feeds.forget(file.id);
         if found == Some(root) {
             // A finisher that is gone would have taken the whole run with it.
             let _ = self.finish.send(Complete { file, root });
@@ -371,33 +389,9 @@ impl Applier<'_> {
         let error = Error::refused(file.destination.path(), why);
         file.destination.keep();
         if whole {
-            self.shared.fail(id, &error, false)
+            self.shared.fail(id, &error, Settles::Entry)
         } else {
-            self.shared.tell(Message::Again { id, changed: false })
-        }
-    }
-
-    /// Copies the source of the current file, which is on this machine.
-    fn copy(&mut self, source: &Path) -> Result<()> {
-        let (shared, mut same) = (self.shared, false);
-        self.describe(|_, file| {
-            same = file.copy(source, shared.options.hole_map, |bytes| {
-                // A connection that is gone is noticed when the copy is done.
-                let _ = shared.tell(Message::Copied(bytes));
-            })?;
-            Ok(0)
-        })?;
-        match std::mem::replace(&mut self.current, Current::None) {
-            Current::File(file) if same => {
-                // Nothing was hashed, and nothing will be read back. See `finish`.
-                let _ = self.finish.send(Complete { file, root: Hash::default() });
-                Ok(())
-            }
-            Current::File(file) => {
-                file.destination.discard(None);
-                shared.tell(Message::Again { id: file.id, changed: true })
-            }
-            _ => Ok(()),
+            self.shared.tell(Message::Again { id }, Settles::Entry)
         }
     }
 
@@ -407,33 +401,6 @@ impl Applier<'_> {
         }
         self.fail();
         self.current = Current::None;
-        Ok(())
-    }
-}
-
-/// Completes files until the applying thread has no more.
-fn finish_files(shared: &Shared, queue: &Mutex<Receiver<Complete>>) {
-    loop {
-        let next = queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).recv();
-        let Ok(Complete { file, root }) = next else { return };
-        let OpenFile { id, entry, destination, kept, received, .. } = *file;
-        if received > WORTH_TELLING {
-            shared.reporter.event(Event::Phase(Phase::WritingBack));
-            // Only a hint for the other end; a broken connection shows below.
-            let _ = shared.tell(Message::Busy(Phase::WritingBack));
-        }
-        // The file is complete even when nobody is left to hear it.
-        let _ = match destination.finish(&root, kept) {
-            Ok(done) => {
-                let mut stats = shared.lock_stats();
-                stats.written_bytes += done.written;
-                stats.punched_bytes = stats.punched_bytes.saturating_add(done.punched);
-                drop(stats);
-                shared
-                    .report(&entry, if done.changed { Outcome::Sent(received) } else { Outcome::Unchanged });
-                shared.tell(Message::Done { id })
-            }
-            Err(error) => shared.fail(id, &error, false),
-        };
+        self.shared.outbox.settle(Settles::Entry.units())
     }
 }

@@ -1,113 +1,92 @@
-//! The sending role, over any pair of streams. Announces what there is,
-//! without waiting for answers; for each file the receiver wants, reads and
-//! hashes it while the receiver's map arrives, and sends what differs.
+//! The sending role, over any pair of streams.
 //!
-//! Four threads: the walker announces, the hasher reads and hashes, a reader
-//! takes what arrives, and the caller's thread merges and sends. Incoming data
-//! is drained whatever the others do, so neither pipe can block the other.
+//! Five threads: the walker, a reader, the hasher, and the caller's thread, which merges
+//! and is the only one that describes; what arrives is read by the reader whatever the
+//! others do. Numbers in other files are those of these steps.
+//!
+//! 1. The walker announces every entry below the sources, each for a unit of credit, and
+//!    waits for no answer.
+//! 2. The reader puts what the receiver says into queues: one for each file that it asks
+//!    for, one for all else. Their bounds follow from credit; a receiver that says more
+//!    breaks a rule. A file that is asked for goes to the hasher at once.
+//! 3. The hasher reads and hashes those files in that order, two batches ahead.
+//! 4. The merging thread takes up one file after the other, in that order: holds its
+//!    blocks against the map, as far as both have come, and sends what differs at once, or
+//!    asks what the receiver has of it. Meanwhile it takes all that is here.
+//! 5. A file is described to its end (Finish), or abandoned when its source changed or
+//!    either end failed; then nothing that the receiver still says of it counts.
+//! 6. Files that changed or arrived damaged are announced once more, when all others have
+//!    their result.
+//! 7. Totals are exchanged when every file has its result.
+//!
+//! Guaranteed: each block of a file is described exactly once, in order, and not before
+//! its key is known; when the receiver was told Finish, the source was in one state from
+//! the first byte read to the last byte sent. The reader waits for the connection alone,
+//! so the receiver never waits for a sender that is busy. A file in hand never waits for
+//! credit that files announced later hold: these leave a reserve.
+//!
+//! Not guaranteed: the order of results; that a file is read once (what is sent may be
+//! read again); that an entry is announced before one above it has its result.
 
-pub(crate) mod announce;
-pub(crate) mod deferred;
-pub(crate) mod describe;
-pub(crate) mod file_state;
-pub(crate) mod hasher;
-pub(crate) mod merge;
+mod announce;
+mod describe;
+mod file_state;
+mod hasher;
+mod inbox;
+mod leaf_policy;
+mod merge;
+mod replies;
+mod session;
+mod shared;
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::sync::mpsc::{SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use crate::error::Result;
-use crate::hashmap::ahead::EarlyStart;
-use crate::options::Options;
-use crate::protocol::frame::{FrameReader, FrameWriter};
-use crate::protocol::{Frame, Message};
-use crate::report::{Reporter, Stats};
-pub use crate::sender::announce::Side;
-use crate::sender::announce::{Files, Shared, announce_all};
-use crate::sender::hasher::hash_files;
-use crate::sender::merge::{Incoming, Merger};
+use crate::protocol::Connection;
+use crate::report::Stats;
+use announce::{Files, announce_all};
+pub use hasher::Hasher;
+use inbox::Inbox;
+use session::Session;
+use shared::Shared;
+pub use shared::Side;
 
-/// Frames and batches that wait for the merging thread.
-const QUEUED_FRAMES: usize = 64;
-
-const QUEUED_BATCHES: usize = 2;
-
-/// Sends everything below `sources` and waits until the receiver has it. `early`: what
-/// was begun already.
+/// Sends everything below `sources` and waits until the receiver has it. `hasher`: one
+/// that has begun already, with the same options.
 /// Returns what both ends did; failed files are counted there, not errors.
 ///
 /// # Errors
 ///
 /// When the connection fails or the receiver gives up.
 pub fn run<R: Read + Send + 'static, W: Write + Send>(
-    input: FrameReader<R>,
-    output: FrameWriter<W>,
+    connection: Connection<R, W>,
     sources: &[PathBuf],
-    early: Option<EarlyStart>,
-    options: &Options,
+    hasher: Option<Hasher>,
     side: Side,
-    reporter: &dyn Reporter,
 ) -> Result<Stats> {
-    let (jobs_in, jobs) = channel();
-    let direct = output.is_direct();
+    let Connection { input, output, options, reporter } = connection;
+    let Hasher { jobs, hashed, buffers } = hasher.unwrap_or_else(|| Hasher::start(options, None));
     let shared = Shared {
-        files: Arc::new(Files::new(jobs_in)),
+        files: Arc::new(Files::new(jobs, output.is_direct())),
         output: Mutex::new(output),
         stats: Mutex::default(),
         options,
         side,
         reporter,
     };
-    let (events_in, events) = sync_channel(QUEUED_FRAMES);
-    let (hashed_in, hashed) = sync_channel(QUEUED_BATCHES);
-    let (buffers_in, buffers) = channel();
-    read_frames(input, Arc::clone(&shared.files), events_in.clone());
+    let inbox = Arc::new(Inbox::new(options.dry_run));
+    inbox.fill(input, Arc::clone(&shared.files));
     let result = std::thread::scope(|scope| {
-        let walker = &shared;
-        // Takes its end of the channel along: when the reader ends, too, it closes.
-        scope.spawn(move || {
-            let count = announce_all(walker, sources);
-            // Only the end of the run closes this channel.
-            let _ = events_in.send(Incoming::Walked(count));
-        });
-        scope.spawn(|| hash_files(options, direct, early, jobs, hashed_in, buffers));
-        let mut merger = Merger::new(&shared, events, hashed, buffers_in);
-        let result = merger.run();
+        scope.spawn(|| inbox.walked(announce_all(&shared, sources)));
+        let mut session = Session::new(&shared, Arc::clone(&inbox), hashed, buffers);
+        let result = session.run();
         shared.files.close();
-        result.map_err(|error| merger.reason(error))
+        result.map_err(|error| session.reason(error))
     });
     if let Err(error) = &result {
         shared.lock_output().give_up(error);
     }
     result
-}
-
-/// Reads until the stream ends. The thread outlives the role when that fails:
-/// it ends with the connection.
-fn read_frames<R: Read + Send + 'static>(
-    mut input: FrameReader<R>,
-    files: Arc<Files>,
-    events: SyncSender<Incoming>,
-) {
-    std::thread::spawn(move || {
-        loop {
-            let event = match input.read() {
-                Ok(frame) => Incoming::Frame(frame),
-                Err(error) => Incoming::Closed(error),
-            };
-            // Here, before the merging thread can take it.
-            match &event {
-                Incoming::Frame(Frame::Message(Message::Map { id, .. })) => files.want(*id, true),
-                Incoming::Frame(Frame::Message(Message::NoBasis { id, .. })) => files.want(*id, false),
-                _ => {}
-            }
-            let last =
-                matches!(event, Incoming::Closed(_) | Incoming::Frame(Frame::Message(Message::End(_))));
-            if events.send(event).is_err() || last {
-                return;
-            }
-        }
-    });
 }

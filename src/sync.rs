@@ -7,20 +7,20 @@ mod local;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, ChildStdout};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::error::{Error, Result, code};
 use crate::hashmap::Hash;
-use crate::hashmap::ahead::EarlyStart;
+use crate::hashmap::ahead::Likely;
 use crate::location::{Host, Location};
 use crate::options::Options;
-use crate::protocol::frame::{FrameReader, FrameWriter};
-use crate::protocol::{Frame, Message, Request};
-use crate::receiver::{self, Target};
+use crate::protocol::{Connection, Frame, FrameReader, FrameWriter, Message, Request};
+use crate::receiver::{self, Answerer, Target};
 use crate::remote::{self, FarSide, Input, Output};
 use crate::report::{Event, Phase, Reporter, Route, Stats, Summary, human};
-use crate::sender::{self, Side};
+use crate::sender::{self, Hasher, Side};
 use crate::shell;
 use crate::stream::{self, ImageStream};
 
@@ -202,24 +202,22 @@ struct Initiator<'a> {
 
 impl Initiator<'_> {
     fn send(self, sources: &[PathBuf], host: &Host, path: &Path) -> Result<Completed<Stats>> {
-        let Initiator { options, remote, reporter } = self;
+        let Initiator { options, remote, .. } = self;
         let target = self.target(path, sources.len());
         let destination = path.as_os_str().as_bytes().to_vec();
         let request = Request::Receive { destination, directory: target.directory };
-        let early = match sources {
+        let hasher = match sources {
             // Of several, it is not known which the receiver wants.
-            [source] if remote.agent != Agent::None => {
-                Some(EarlyStart::begin(source, options.block_size, options.hole_map))
-            }
+            [source] if remote.agent != Agent::None => Some(Hasher::start(options, Some(source))),
             _ => None,
         };
         let completed = self.connect(host, |far_side, input, mut output| match far_side {
             FarSide::Agent => {
                 self.request(&mut output, request)?;
-                sender::run(input, output, sources, early, options, Side::Initiator, reporter)
+                sender::run(self.connection(input, output), sources, hasher, Side::Initiator)
             }
             FarSide::Shell => {
-                drop(early);
+                drop(hasher);
                 shell::send(self.shell_session(input, output, &host.to_string()), sources, &target)
             }
         })?;
@@ -227,21 +225,25 @@ impl Initiator<'_> {
         Ok(completed)
     }
 
+    /// Receives sources that are on a host.
     fn receive(self, host: &Host, paths: Vec<Vec<u8>>, path: &Path) -> Result<Completed<Stats>> {
-        let Initiator { options, remote, reporter } = self;
+        let Initiator { options, remote, .. } = self;
         let target = self.target(path, paths.len());
         let compares = remote.agent != Agent::None && !options.whole_file;
         let old = if compares { file_below(path, &paths) } else { None };
-        let early = old.map(|old| EarlyStart::begin(&old, options.block_size, true));
-        self.connect(host, |far_side, input, mut output| match far_side {
-            FarSide::Agent => {
-                self.request(&mut output, Request::Send { sources: paths })?;
-                receiver::run(input, output, target, early, options, reporter)
-            }
-            FarSide::Shell => {
-                drop(early);
-                shell::receive(self.shell_session(input, output, &host.to_string()), &paths, &target)
-            }
+        let likely = old.map(|path| Likely { path, block: options.block_size, hole_map: true });
+        std::thread::scope(|scope| {
+            let answerer = likely.map(|likely| Answerer::start(scope, Some(likely)));
+            self.connect(host, |far_side, input, mut output| match far_side {
+                FarSide::Agent => {
+                    self.request(&mut output, Request::Send { sources: paths })?;
+                    receiver::run(self.connection(input, output), target, answerer)
+                }
+                FarSide::Shell => {
+                    drop(answerer);
+                    shell::receive(self.shell_session(input, output, &host.to_string()), &paths, &target)
+                }
+            })
         })
     }
 
@@ -281,12 +283,11 @@ impl Initiator<'_> {
 
     fn target(self, path: &Path, sources: usize) -> Target {
         let slash = path.as_os_str().as_bytes().ends_with(b"/");
-        Target {
-            path: path.to_path_buf(),
-            directory: slash || sources > 1,
-            umask: self.remote.umask,
-            beside_source: false,
-        }
+        Target { path: path.to_path_buf(), directory: slash || sources > 1, umask: self.remote.umask }
+    }
+
+    fn connection<'a>(&'a self, input: Input, output: Output) -> Connection<'a, ChildStdout, ChildStdin> {
+        Connection { input, output, options: self.options, reporter: self.reporter }
     }
 
     fn shell_session<'a>(&'a self, input: Input, output: Output, host: &'a str) -> shell::Session<'a> {

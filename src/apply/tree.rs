@@ -28,8 +28,6 @@ pub struct Target {
     pub directory: bool,
     /// The umask of this process.
     pub umask: u32,
-    /// The sender is in this process: sources can be opened here.
-    pub beside_source: bool,
 }
 
 /// The directory that entries are relative to.

@@ -1,14 +1,12 @@
-//! Hashing begins while the connection is still being made, when the processors have
-//! little else to do: a file that is to be sent, or one that is to be compared with what
-//! comes. It ends when that file's turn comes.
+//! What a thread that hashes does before it has its first job: it hashes the file that
+//! this job will probably be about, while the connection is still being made and the
+//! processors have little else to do.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, TryRecvError};
 
-use crate::hashmap::{self, BATCH, Batch, Grid, Item};
+use crate::hashmap::{self, Batch, Grid, Item};
 use crate::options::BlockSize;
 use crate::scan::{self, FileImage, FileState};
 use crate::sys;
@@ -16,53 +14,54 @@ use crate::sys;
 /// More is not kept in memory: 4 GiB of dense data at the usual block size.
 const MAX_ITEMS: usize = 1 << 16;
 
-/// A file that is being hashed ahead. Dropped, it is left alone.
-pub struct EarlyStart {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Option<EarlyHashes>>>,
+/// A file that will probably be asked for.
+#[derive(Debug, Clone)]
+pub struct Likely {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The grid on which it will be hashed.
+    pub block: BlockSize,
+    /// False: do not ask for holes, read everything.
+    pub hole_map: bool,
 }
 
 /// The blocks of a file from its first one on, as far as they were hashed.
-pub(crate) struct EarlyHashes {
+pub struct Ahead {
     seen: FileState,
     grid: Grid,
-    items: Vec<Item>,
+    /// Without bytes, each with the index of its first block.
+    batches: Vec<(u64, Batch)>,
     /// How many blocks they stand for.
-    pub blocks: u64,
+    blocks: u64,
 }
 
-impl EarlyStart {
-    /// Begins with a file. `hole_map` false: do not ask for holes, read everything.
-    pub fn begin(path: &Path, block: BlockSize, hole_map: bool) -> EarlyStart {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (path, stopped) = (path.to_path_buf(), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || EarlyHashes::of(&path, block, hole_map, &stopped));
-        EarlyStart { stop, thread: Some(thread) }
-    }
-
-    /// What was hashed by now, if anything. Waits for the batch that is in work.
-    pub(crate) fn end(mut self) -> Option<EarlyHashes> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.take()?.join().ok()?
-    }
+/// Waits for the first job, and hashes meanwhile. `None`: there will be no job.
+pub fn await_job<J>(jobs: &Receiver<J>, likely: Option<Likely>) -> Option<(J, Option<Ahead>)> {
+    let mut first = None;
+    let ahead = likely.and_then(|likely| {
+        Ahead::of(&likely, || match jobs.try_recv() {
+            Ok(job) => {
+                first = Some(job);
+                true
+            }
+            Err(TryRecvError::Empty) => false,
+            Err(TryRecvError::Disconnected) => true,
+        })
+    });
+    let job = first.map_or_else(|| jobs.recv().ok(), Some)?;
+    Some((job, ahead))
 }
 
-impl Drop for EarlyStart {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-}
-
-impl EarlyHashes {
-    /// Hashes until told to stop. What goes wrong goes wrong again when the file is
-    /// read in earnest, and is reported then. A device does not show that it changed.
-    fn of(path: &Path, block: BlockSize, hole_map: bool, stop: &AtomicBool) -> Option<EarlyHashes> {
-        let metadata = path.metadata().ok()?;
+impl Ahead {
+    /// Hashes until it is enough. What goes wrong goes wrong again when the file is read in
+    /// earnest, and is reported then. A device does not show that it changed.
+    fn of(likely: &Likely, mut is_enough: impl FnMut() -> bool) -> Option<Ahead> {
+        let metadata = likely.path.metadata().ok()?;
         // What the cache does not keep is to be read once, and opening a fifo is felt.
         if !metadata.is_file() || scan::exceeds_cache(512 * metadata.blocks()) {
             return None;
         }
-        let (file, length) = scan::open_image(path).ok()?;
+        let (file, length) = scan::open_image(&likely.path).ok()?;
         if !sys::is_cached(&file) {
             return None;
         }
@@ -70,79 +69,92 @@ impl EarlyHashes {
         if !seen.will_show_changes() {
             return None;
         }
-        let grid = Grid { length, block };
-        let image = FileImage::new(file, hole_map);
-        let mut items = Vec::new();
+        let grid = Grid { length, block: likely.block };
+        let image = FileImage::new(file, likely.hole_map);
+        let mut ahead = Ahead { seen, grid, batches: Vec::new(), blocks: 0 };
+        let mut items = 0;
         let hashed = hashmap::hash_image(&image, &grid, |batch| {
-            items.append(&mut batch.items);
-            Ok::<_, std::io::Error>(!stop.load(Ordering::Relaxed) && items.len() < MAX_ITEMS)
+            let batch = std::mem::take(batch);
+            items += batch.items.len();
+            let first = ahead.blocks;
+            ahead.blocks += batch.items.iter().map(Item::blocks).sum::<u64>();
+            ahead.batches.push((first, batch));
+            Ok::<_, std::io::Error>(!is_enough() && items < MAX_ITEMS)
         });
-        hashed.ok()?;
-        let blocks = items.iter().map(Item::blocks).sum();
-        Some(EarlyHashes { seen, grid, items, blocks })
+        hashed.ok().map(|()| ahead)
     }
 
-    /// Whether they are those of a file that is in this state.
-    pub fn fit(&self, seen: &FileState, grid: &Grid) -> bool {
-        self.seen == *seen && self.grid == *grid
+    /// It, if it is that of a file in this state.
+    pub fn fitting(self, seen: &FileState, grid: &Grid) -> Option<Ahead> {
+        (self.seen == *seen && self.grid == *grid).then_some(self)
     }
 
-    /// Batches without bytes, each with the index of its first block.
-    pub fn into_batches(self) -> Vec<(u64, Batch)> {
-        let mut batches: Vec<(u64, Batch)> = Vec::new();
-        let mut index = 0;
-        for item in self.items {
-            if batches.last().is_none_or(|(_, batch)| batch.bytes_read >= BATCH) {
-                batches.push((index, Batch::default()));
-            }
-            let Some((_, batch)) = batches.last_mut() else { continue };
-            if let Item::Block(block) = &item {
-                batch.bytes_read += self.grid.masked_bytes(index, block.read) as usize;
-            }
-            index += item.blocks();
-            batch.items.push(item);
-        }
-        batches
+    /// Batches without bytes, each with the index of its first block; and the block with
+    /// which hashing goes on.
+    pub fn into_batches(self) -> (Vec<(u64, Batch)>, u64) {
+        (self.batches, self.blocks)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
+    use std::path::Path;
+    use std::sync::mpsc::channel;
 
     use super::*;
 
-    fn hashes(path: &Path, stop: bool) -> EarlyHashes {
-        EarlyHashes::of(path, BlockSize::default(), true, &AtomicBool::new(stop)).unwrap()
+    fn likely(path: &Path) -> Likely {
+        Likely { path: path.to_path_buf(), block: BlockSize::default(), hole_map: true }
+    }
+
+    fn items(ahead: Ahead) -> Vec<Item> {
+        ahead.into_batches().0.into_iter().flat_map(|(_, batch)| batch.items).collect()
     }
 
     #[test]
-    fn what_was_hashed_before_the_stop_is_the_head_of_the_file() {
+    fn what_was_hashed_before_the_job_is_the_head_of_the_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let grid = Grid { length: 20 << 20, block: BlockSize::default() };
         file.as_file().set_len(grid.length).unwrap();
         (0..12).for_each(|at| file.as_file().write_all_at(&[at as u8 + 1; 1 << 20], at << 20).unwrap());
-        let whole = hashes(file.path(), false);
+        let whole = Ahead::of(&likely(file.path()), || false).unwrap();
         assert_eq!(whole.blocks, grid.blocks());
-        let head = hashes(file.path(), true);
+        // The job is there already.
+        let (jobs_in, jobs) = channel();
+        jobs_in.send(7).unwrap();
+        let (job, head) = await_job(&jobs, Some(likely(file.path()))).unwrap();
+        let head = head.unwrap();
+        assert_eq!(job, 7);
         assert!((1..grid.blocks()).contains(&head.blocks), "{}", head.blocks);
-        assert_eq!(whole.items[..head.items.len()], head.items);
         let seen = FileState::of(file.as_file()).unwrap();
-        assert!(whole.fit(&seen, &grid));
-        let items = whole.items.clone();
-        let batches: Vec<_> = whole.into_batches().into_iter().map(|(_, batch)| batch).collect();
-        assert!(batches.iter().all(|batch| batch.buffer.is_empty() && batch.bytes_read <= 5 << 20));
-        assert_eq!(batches.iter().map(|batch| batch.bytes_read).sum::<usize>(), 12 << 20);
-        assert_eq!(batches.into_iter().flat_map(|batch| batch.items).collect::<Vec<_>>(), items);
+        let whole = whole.fitting(&seen, &grid).unwrap();
+        assert!(whole.batches.iter().all(|(_, batch)| batch.buffer.is_empty()));
+        assert_eq!(whole.batches.iter().map(|(_, batch)| batch.bytes_read).sum::<usize>(), 12 << 20);
+        let mut at = 0;
+        for (first, batch) in &whole.batches {
+            assert_eq!(*first, at);
+            at += batch.items.iter().map(Item::blocks).sum::<u64>();
+        }
+        let (whole, head) = (items(whole), items(head));
+        assert_eq!(whole[..head.len()], head);
     }
 
     #[test]
-    fn they_are_of_no_use_for_a_file_that_changed() {
+    fn it_is_of_no_use_for_a_file_that_changed() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().write_all_at(&[1; 4096], 0).unwrap();
-        let early = hashes(file.path(), false);
+        let ahead = Ahead::of(&likely(file.path()), || false).unwrap();
         file.as_file().write_all_at(&[2; 8192], 0).unwrap();
-        let seen = FileState::of(file.as_file()).unwrap();
-        assert!(!early.fit(&seen, &early.grid));
+        let (seen, grid) = (FileState::of(file.as_file()).unwrap(), ahead.grid);
+        assert!(ahead.fitting(&seen, &grid).is_none());
+    }
+
+    #[test]
+    fn without_a_job_to_come_it_ends() {
+        let (jobs_in, jobs) = channel::<u8>();
+        drop(jobs_in);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(await_job(&jobs, Some(likely(file.path()))).is_none());
     }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::time::Instant;
 
 use crate::options::{Compress, Options};
-use crate::protocol::link_speed::Link;
+use crate::protocol::link_speed::LinkSpeed;
 
 /// Frames smaller than this gain nothing.
 const SMALL: usize = 512;
@@ -35,12 +35,12 @@ pub struct Compressor {
     since: u64,
     patience: u64,
     /// What the last frames came to.
-    seen: Seen,
+    seen: Measured,
 }
 
 /// How fast and how well something was compressed.
 #[derive(Debug, Clone, Copy, Default)]
-struct Seen {
+struct Measured {
     seconds_per_byte: f64,
     /// Bytes out for each byte in.
     ratio: f64,
@@ -66,7 +66,7 @@ impl Compressor {
             on: options.compress == Compress::Zstd,
             since: 0,
             patience: FIRST_TRY,
-            seen: Seen::default(),
+            seen: Measured::default(),
         }
     }
 
@@ -81,7 +81,7 @@ impl Compressor {
     }
 
     /// The frame's bytes compressed, if that pays and saves at least a sixteenth.
-    pub fn compress(&mut self, parts: &[&[u8]], link: &Link) -> Option<Vec<u8>> {
+    pub fn compress(&mut self, parts: &[&[u8]], link: &LinkSpeed) -> Option<Vec<u8>> {
         let len = parts.iter().map(|part| part.len()).sum::<usize>();
         if self.skips(len) {
             return None;
@@ -115,17 +115,17 @@ impl Compressor {
         packed.is_some_and(|packed| packed.len() < 4 * SAMPLE - SAMPLE / 4)
     }
 
-    fn measured(&mut self, bytes: &[u8]) -> Option<(Vec<u8>, Seen)> {
+    fn measured(&mut self, bytes: &[u8]) -> Option<(Vec<u8>, Measured)> {
         let start = Instant::now();
         let packed = self.zstd.as_mut()?.compress(bytes).ok()?;
         let len = bytes.len() as f64;
         let seconds_per_byte = start.elapsed().as_secs_f64() / len;
         let ratio = packed.len() as f64 / len;
-        Some((packed, Seen { seconds_per_byte, ratio }))
+        Some((packed, Measured { seconds_per_byte, ratio }))
     }
 
     /// Tries it with a part of a frame, and switches compressing on if it pays.
-    fn would_pay(&mut self, parts: &[&[u8]], link: &Link) -> bool {
+    fn would_pay(&mut self, parts: &[&[u8]], link: &LinkSpeed) -> bool {
         self.since = 0;
         let Some(link) = link.seconds_per_byte() else { return false };
         let Some((_, seen)) = self.measured(&head_of(parts, TRIED)) else { return false };
@@ -137,7 +137,7 @@ impl Compressor {
 
     /// Follows what the last frame came to: a higher level while the link is slower
     /// than the compressor, a lower one or none when it is not.
-    fn adapt(&mut self, now: Seen, link: &Link) {
+    fn adapt(&mut self, now: Measured, link: &LinkSpeed) {
         const WEIGHT: f64 = 0.2;
         self.seen.seconds_per_byte += (now.seconds_per_byte - self.seen.seconds_per_byte) * WEIGHT;
         self.seen.ratio += (now.ratio - self.seen.ratio) * WEIGHT;
@@ -169,7 +169,7 @@ fn head_of(parts: &[&[u8]], limit: usize) -> Vec<u8> {
     parts.iter().copied().flatten().copied().take(limit).collect()
 }
 
-impl Seen {
+impl Measured {
     /// Whether a link that takes so long for a byte is done sooner with this, by a
     /// margin: what is compressed goes out while the next frame is compressed.
     fn pays(&self, link: f64) -> bool {
@@ -181,9 +181,9 @@ impl Seen {
 mod tests {
     use super::*;
 
-    fn link(seconds_per_byte: f64) -> Link {
-        let mut link = Link::default();
-        link.took(64 << 20, std::time::Duration::from_secs_f64(seconds_per_byte * f64::from(64 << 20)));
+    fn link(seconds_per_byte: f64) -> LinkSpeed {
+        let mut link = LinkSpeed::default();
+        link.record(64 << 20, std::time::Duration::from_secs_f64(seconds_per_byte * f64::from(64 << 20)));
         link
     }
 
@@ -226,7 +226,7 @@ mod tests {
     fn what_does_not_shrink_is_sent_as_it_is() {
         let noise = noise();
         let mut compressor = Compressor::new(&Options { compress: Compress::Zstd, ..Options::default() });
-        assert!(compressor.compress(&[&noise], &Link::default()).is_none());
-        assert!(compressor.compress(&[&text()], &Link::default()).is_some());
+        assert!(compressor.compress(&[&noise], &LinkSpeed::default()).is_none());
+        assert!(compressor.compress(&[&text()], &LinkSpeed::default()).is_some());
     }
 }

@@ -8,23 +8,23 @@ const ENOUGH_TIME: Duration = Duration::from_millis(250);
 
 /// Watches writes. What is buffered on the way makes a link look fast at first.
 #[derive(Debug, Default)]
-pub struct Link {
+pub struct LinkSpeed {
     bytes: u64,
     blocked: Duration,
     seconds_per_byte: Option<f64>,
 }
 
-impl Link {
+impl LinkSpeed {
     /// Runs a write of so many bytes.
     pub fn watch<T>(&mut self, bytes: u64, write: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = write();
-        self.took(bytes, start.elapsed());
+        self.record(bytes, start.elapsed());
         result
     }
 
     /// Learns of a write that took so long.
-    pub fn took(&mut self, bytes: u64, time: Duration) {
+    pub fn record(&mut self, bytes: u64, time: Duration) {
         self.bytes += bytes;
         self.blocked += time;
         if self.bytes >= ENOUGH_BYTES || self.blocked >= ENOUGH_TIME {
@@ -47,19 +47,19 @@ mod tests {
 
     #[test]
     fn nothing_is_said_before_enough_was_seen() {
-        let mut link = Link::default();
-        link.took(1 << 20, Duration::from_millis(100));
+        let mut link = LinkSpeed::default();
+        link.record(1 << 20, Duration::from_millis(100));
         assert_eq!(link.seconds_per_byte(), None);
-        link.took(1 << 20, Duration::from_millis(150));
+        link.record(1 << 20, Duration::from_millis(150));
         assert_eq!(link.seconds_per_byte(), Some(0.25 / f64::from(2 << 20)));
     }
 
     #[test]
     fn what_is_new_outweighs_what_is_old() {
-        let mut link = Link::default();
+        let mut link = LinkSpeed::default();
         let second = Duration::from_secs(1);
-        (0..10).for_each(|_| link.took(8 << 20, second));
-        (0..10).for_each(|_| link.took(8 << 20, second / 100));
+        (0..10).for_each(|_| link.record(8 << 20, second));
+        (0..10).for_each(|_| link.record(8 << 20, second / 100));
         let rate = link.seconds_per_byte().unwrap() * f64::from(8 << 20);
         assert!((0.01..0.02).contains(&rate), "{rate}");
     }

@@ -1,67 +1,75 @@
-//! The receiver's answers: for each announced file whether it is equal already,
-//! or the map of what is there, hashed while it is sent.
+//! The receiver's answers: for each announced file whether it is equal already, or the
+//! map of what is there, hashed while it is sent. Step 2 of [`receiver`](crate::receiver).
 
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::Scope;
 
 use crate::apply::tree::{DestinationRoot, LastDirectory};
 use crate::apply::{Basis, BasisState, Destination, Opened, Place, Preview, Wanted};
-use crate::error::{Error, Result};
-use crate::hashmap::ahead::{EarlyHashes, EarlyStart};
+use crate::error::{Error, Result, Stop};
+use crate::hashmap::ahead::{Ahead, Likely, await_job};
 use crate::hashmap::plan::Run;
 use crate::hashmap::{self, Batch, Grid, Item};
 use crate::protocol::{MAX_MAP_KEYS, MAX_MAP_RUNS, Message};
-use crate::receiver::outbox::Shared;
+use crate::receiver::basis_feed::FeedEnd;
+use crate::receiver::shared::{Settles, Shared};
 use crate::report::Outcome;
 
 /// A file that was announced.
-pub(crate) struct Job {
+pub struct AnnouncedFile<'a> {
+    pub shared: Arc<Shared<'a>>,
     pub id: u64,
     pub entry: Vec<u8>,
     pub root: DestinationRoot,
     pub wanted: Wanted,
 }
 
-/// What the mapper hands to the applying thread, per file in this order.
-pub(crate) enum Mapped {
-    Begin(Box<Begun>),
-    Items(Vec<Item>),
-    End,
-    /// The basis cannot be read; the sender was told.
-    Broken,
-}
-
 /// A file that the sender may describe as soon as it has the answer.
-pub(crate) struct Begun {
+pub struct Begun {
     pub id: u64,
     pub entry: Vec<u8>,
     pub destination: Destination,
     pub grid: Grid,
-    pub has_map: bool,
-    pub blank: bool,
     pub whole: bool,
 }
 
-/// Answers files in the order in which they were announced. `early`: what is there in
-/// the place of the first one may have been begun.
-pub(crate) fn answer_files(
-    shared: &Shared,
-    mut early: Option<EarlyStart>,
-    jobs: Receiver<Job>,
-    maps: SyncSender<Mapped>,
-) {
+/// The thread that answers, and hashes what is there. It may start before there is a
+/// connection, and ends when this is dropped.
+pub struct Answerer<'a> {
+    pub(super) jobs: Sender<AnnouncedFile<'a>>,
+}
+
+impl<'a> Answerer<'a> {
+    /// `likely`: what will be hashed first, if that is known.
+    pub fn start<'scope>(scope: &'scope Scope<'scope, '_>, likely: Option<Likely>) -> Answerer<'a>
+    where
+        'a: 'scope,
+    {
+        let (jobs_in, jobs) = channel();
+        scope.spawn(move || answer_files(&jobs, likely));
+        Answerer { jobs: jobs_in }
+    }
+}
+
+/// Answers files in the order in which they were announced.
+fn answer_files(jobs: &Receiver<AnnouncedFile>, likely: Option<Likely>) {
     let mut last = LastDirectory::default();
-    for job in jobs {
-        if shared.stopped.load(Ordering::Relaxed) {
+    let mut next = await_job(jobs, likely);
+    while let Some((job, ahead)) = next {
+        let (shared, id) = (Arc::clone(&job.shared), job.id);
+        if shared.is_stopped() {
             return;
         }
-        let id = job.id;
-        let answered = answer(shared, &mut last, job, early.take(), &maps)
-            .unwrap_or_else(|error| shared.fail(id, &error, true));
+        let answered = answer(&shared, &mut last, job, ahead).unwrap_or_else(|error| {
+            shared.feeds.settled();
+            shared.fail(id, &error, Settles::Entry)
+        });
         // A connection that is gone ends the applying thread, too; it says so.
         if answered.is_err() {
             return;
         }
+        next = jobs.recv().ok().map(|job| (job, None));
     }
 }
 
@@ -69,117 +77,108 @@ pub(crate) fn answer_files(
 fn answer(
     shared: &Shared,
     last: &mut LastDirectory,
-    job: Job,
-    early: Option<EarlyStart>,
-    maps: &SyncSender<Mapped>,
+    job: AnnouncedFile,
+    ahead: Option<Ahead>,
 ) -> Result<Result<()>> {
     let options = &shared.options;
-    let Job { id, entry, root, wanted } = job;
+    let AnnouncedFile { id, entry, root, wanted, .. } = job;
     // It is kept as long as nothing is written: somebody may put another in its place.
     let mut directory = std::mem::take(last);
     let Some(place) = root.place_after(&mut directory, &entry, options.dry_run)? else {
-        return Ok(shared.tell(Message::NoBasis { id, resized: true }));
+        return Ok(preview(shared, id, None, true));
     };
-    let (length, whole) = (wanted.length, wanted.whole);
+    let (grid, whole) = (Grid { length: wanted.length, block: options.block_size }, wanted.whole);
     let opening = Destination::open(place.clone(), wanted, &shared.setup)?;
     let warning = opening.recovered.warning(&place.path);
     if let Some(Err(gone)) = warning.map(|warning| shared.warn(warning)) {
         return Ok(Err(gone));
     }
-    let grid = Grid { length, block: options.block_size };
     let destination = match opening.opened {
         Opened::Equal => {
             *last = directory;
             shared.report(&entry, Outcome::Unchanged);
-            return Ok(shared.tell(Message::Unchanged { id }));
+            shared.feeds.settled();
+            return Ok(shared.tell(Message::Unchanged { id }, Settles::Entry));
         }
-        Opened::Preview(Preview { basis, changes_length: resized }) => {
-            return Ok(match basis {
-                Some(basis) => {
-                    map_basis(shared, Answer { id, resized, place, grid, early }, &basis, |_| true)
-                }
-                None => shared.tell(Message::NoBasis { id, resized }),
-            });
+        Opened::Preview(Preview { basis, changes_length }) => {
+            let told = basis.map(|basis| Told { id, place, grid, basis, ahead });
+            return Ok(preview(shared, id, told, changes_length));
         }
         Opened::Different(destination) => *destination,
     };
+    // Before the sender can know of it.
+    let end = match destination.basis_state() {
+        BasisState::Mapped => None,
+        BasisState::Blank => Some(FeedEnd::Whole),
+        BasisState::Unknown => Some(FeedEnd::Unknown),
+    };
     let basis = destination.basis();
-    let (has_map, blank) = (basis.is_some(), destination.basis_state() == BasisState::Blank);
-    // Where it shall be read back, or zeros are to be allocated, the long way is needed.
-    let can_borrow = shared.beside_source && blank && length > 0 && !options.verify && !options.preallocate;
-    let resized = destination.changes_length();
-    let begun = Begun { id, entry, destination, grid, has_map, blank, whole };
-    shared.asked.fetch_add(1, Ordering::Relaxed);
-    // The applying thread may be gone only when the run is over.
-    let pass_on = |mapped| maps.send(mapped).is_ok();
-    if !pass_on(Mapped::Begin(Box::new(begun))) {
+    if !shared.feeds.open(Box::new(Begun { id, entry, destination, grid, whole }), end) {
         return Ok(Ok(()));
     }
     Ok(match basis {
-        Some(basis) => map_basis(shared, Answer { id, resized, place, grid, early }, &basis, pass_on),
-        None if can_borrow => shared.tell(Message::Borrow { id }),
-        None => shared.tell(Message::NoBasis { id, resized }),
+        Some(basis) => shared
+            .tell(Message::Map { id }, Settles::Nothing)
+            .and_then(|()| tell_basis(shared, Told { id, place, grid, basis, ahead })),
+        None => shared.tell(Message::NoBasis { id }, Settles::Nothing),
     })
 }
 
-/// The file that is being answered.
-struct Answer {
-    id: u64,
-    resized: bool,
-    place: Place,
-    grid: Grid,
-    early: Option<EarlyStart>,
+/// The answer of a dry run: there will be no description.
+fn preview(shared: &Shared, id: u64, told: Option<Told>, resized: bool) -> Result<()> {
+    shared.feeds.settled();
+    let settles = if told.is_some() { Settles::Nothing } else { Settles::Entry };
+    shared.tell(Message::Preview { id, mapped: told.is_some(), resized }, settles)?;
+    told.map_or(Ok(()), |told| tell_basis(shared, told))
 }
 
-/// Answers with what is there, block by block, and passes it on.
-fn map_basis(shared: &Shared, answer: Answer, basis: &Basis, pass_on: impl Fn(Mapped) -> bool) -> Result<()> {
-    let Answer { id, resized, place, grid, early } = answer;
+/// A file of whose basis the sender is told.
+struct Told {
+    id: u64,
+    place: Place,
+    grid: Grid,
+    basis: Basis,
+    ahead: Option<Ahead>,
+}
+
+/// Tells what is there, block by block, and passes it on to the applying thread first: it
+/// has it when the sender describes it.
+fn tell_basis(shared: &Shared, told: Told) -> Result<()> {
+    let Told { id, place, grid, basis, ahead } = told;
+    let dry_run = shared.options.dry_run;
     let grid = Grid { length: grid.length.min(basis.length), ..grid };
-    shared.tell(Message::Map { id, resized })?;
     let tell = |batch: &mut Batch| {
-        if shared.is_given_up(id) {
+        shared.lock_stats().basis_hashed_bytes += batch.bytes_read as u64;
+        let frames = runs_of(&batch.items);
+        let entries = frames.iter().flatten().map(Run::entries).sum();
+        let items = std::mem::take(&mut batch.items);
+        let may_go_on =
+            if dry_run { shared.feeds.take_credit(entries) } else { shared.feeds.push(id, items) };
+        if !may_go_on {
             return Ok(false);
         }
-        shared.lock_stats().basis_hashed_bytes += batch.bytes_read as u64;
-        for runs in runs_of(&batch.items) {
-            shared.outbox.map(runs).map_err(MapError::Link)?;
-        }
-        Ok(pass_on(Mapped::Items(std::mem::take(&mut batch.items))))
+        frames.into_iter().try_for_each(|runs| shared.outbox.map(id, runs)).map_err(Stop::Taken)?;
+        Ok(true)
     };
-    let early = basis.state.as_ref().and_then(|state| early?.end().filter(|early| early.fit(state, &grid)));
-    let first = early.as_ref().map_or(0, |early| early.blocks);
-    let mut batches = early.into_iter().flat_map(EarlyHashes::into_batches);
-    let told = batches.try_fold(true, |go_on, (_, mut batch)| Ok(go_on && tell(&mut batch)?));
+    let ahead = basis.state.as_ref().and_then(|state| ahead?.fitting(state, &grid));
+    let (batches, first) = ahead.map_or((Vec::new(), 0), Ahead::into_batches);
+    let told = batches.into_iter().try_fold(true, |go_on, (_, mut batch)| Ok(go_on && tell(&mut batch)?));
     let result = match told {
         Ok(true) => hashmap::map_rest(basis.image.as_ref(), &grid, first, false, tell),
         other => other.map(drop),
     };
+    if !(dry_run || shared.feeds.is_needed(id)) {
+        return Ok(());
+    }
     match result {
-        Ok(()) => {
-            pass_on(Mapped::End);
-            shared.tell(Message::MapEnd)
-        }
-        Err(MapError::Link(error)) => Err(error),
-        Err(MapError::Read(source)) => {
-            let error = Error::file("read the old", &place.path)(source);
-            pass_on(Mapped::Broken);
-            if !shared.is_given_up(id) {
-                shared.fail(id, &error, false)?;
-            }
-            shared.tell(Message::MapEnd)
+        Ok(()) => shared.feeds.end(id, FeedEnd::Whole),
+        Err(Stop::Taken(error)) => return Err(error),
+        Err(Stop::Read(source)) => {
+            shared.feeds.end(id, FeedEnd::Broken);
+            shared.fail(id, &Error::file("read the old", &place.path)(source), Settles::Nothing)?;
         }
     }
-}
-
-enum MapError {
-    Read(std::io::Error),
-    Link(Error),
-}
-
-impl From<std::io::Error> for MapError {
-    fn from(error: std::io::Error) -> MapError {
-        MapError::Read(error)
-    }
+    shared.tell(Message::MapEnd { id }, if dry_run { Settles::Entry } else { Settles::Nothing })
 }
 
 /// The items of a batch as map frames.

@@ -6,17 +6,16 @@ use std::io::Read;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 
 use crate::error::{Error, Result};
-use crate::protocol::frame::FrameReader;
-use crate::protocol::{Data, Frame, Message};
+use crate::protocol::{Data, Frame, FrameReader, Message};
 
-/// Handfuls of frames that are read and not yet handled.
+/// Batches of frames that are read and not yet handled.
 const QUEUED: usize = 4;
-/// Bytes after which a handful of frames is full. Small frames that have
+/// Bytes after which a batch of frames is full. Small frames that have
 /// arrived together are handed on together, so that the threads wake less often.
-const HANDFUL: usize = 64 << 10;
+const TOGETHER: usize = 64 << 10;
 
 /// Frames in the order in which they arrive.
-pub(crate) struct Inbox {
+pub struct Inbox {
     queue: Receiver<Vec<Result<Frame>>>,
     frames: VecDeque<Result<Frame>>,
     used: Sender<Data>,
@@ -33,7 +32,7 @@ impl Inbox {
         std::thread::spawn(move || {
             loop {
                 used_out.try_iter().for_each(|data| input.reuse(data));
-                let frames = handful(&mut input);
+                let frames = next_frames(&mut input);
                 let last = matches!(frames.last(), Some(Err(_) | Ok(Frame::Message(Message::End(_)))));
                 if queue_in.send(frames).is_err() || last {
                     return;
@@ -65,7 +64,7 @@ impl Inbox {
 
 /// The next frame, and those behind it that are here already. An error or the
 /// sender's totals come last.
-fn handful<R: Read>(input: &mut FrameReader<R>) -> Vec<Result<Frame>> {
+fn next_frames<R: Read>(input: &mut FrameReader<R>) -> Vec<Result<Frame>> {
     let mut frames = Vec::new();
     let mut bytes = 0;
     loop {
@@ -78,7 +77,7 @@ fn handful<R: Read>(input: &mut FrameReader<R>) -> Vec<Result<Frame>> {
                 _ => 0,
             };
         frames.push(frame);
-        if last || bytes >= HANDFUL || !input.has_arrived() {
+        if last || bytes >= TOGETHER || !input.has_arrived() {
             return frames;
         }
     }

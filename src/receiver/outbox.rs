@@ -1,104 +1,101 @@
-//! What the receiver's threads share, above all the way back to the sender.
+//! The way back to the sender (step 6 of [`receiver`](crate::receiver)).
 //!
-//! Nobody but the writing thread ever waits for the connection: messages queue
-//! up, and there are never many of them. Maps are bulky, so the thread that
-//! makes them waits for room, and it is the only one that may. Therefore what
-//! arrives is always drained, and neither direction can block the other.
+//! Nobody but the writing thread ever waits for the connection: what there is to say
+//! queues up. The queue is bounded all the same: a sender that does not read has no
+//! credit for more messages, and maps wait for what is described.
 
-use std::ffi::OsStr;
 use std::io::Write;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use crate::apply::Setup;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, lock};
 use crate::hashmap::plan::Run;
-use crate::options::Options;
-use crate::protocol::frame::FrameWriter;
-use crate::protocol::{Answer, Message};
-use crate::report::{Event, Outcome, Reporter, Stats};
+use crate::protocol::{Credit, FrameWriter, LeafAnswer, Message};
 
-/// Map frames that wait to be written.
-const QUEUED_MAPS: usize = 16;
 /// How long a message may wait for others to go with.
 const LINGER: Duration = Duration::from_millis(1);
 
 /// The queue of what goes to the sender.
-pub(crate) struct Outbox {
-    queue: Sender<Out>,
-    room: SyncSender<()>,
+pub struct Outbox {
+    queue: Sender<Queued>,
 }
 
-enum Out {
+/// Something in the queue, and the units of credit that are free when it is written.
+struct Queued {
+    what: OutFrame,
+    units: usize,
+}
+
+enum OutFrame {
     Message(Message),
-    Map(Vec<Run>),
-    Leaves(Answer),
+    Map(u64, Vec<Run>),
+    Leaves(LeafAnswer),
+    /// Nothing: there was nothing to say.
+    Silence,
     Close,
 }
 
 /// The other end of an [`Outbox`].
-pub(crate) struct Outgoing {
-    queue: Receiver<Out>,
-    room: Receiver<()>,
+pub struct Unsent {
+    queue: Receiver<Queued>,
 }
 
 /// A queue, and what has to be written from it.
-pub(crate) fn queue() -> (Outbox, Outgoing) {
+pub fn queue() -> (Outbox, Unsent) {
     let (queue_in, queue) = channel();
-    let (room_in, room) = sync_channel(QUEUED_MAPS);
-    (Outbox { queue: queue_in, room: room_in }, Outgoing { queue, room })
+    (Outbox { queue: queue_in }, Unsent { queue })
 }
 
 impl Outbox {
     /// Queues a message. An error means that the connection is gone.
-    pub fn tell(&self, message: Message) -> Result<()> {
-        self.put(Out::Message(message))
+    pub fn message(&self, message: Message, units: usize) -> Result<()> {
+        self.put(OutFrame::Message(message), units)
     }
 
-    /// Queues what is there of blocks that were asked about. There are no more of these
-    /// than blocks in maps that were sent, and maps wait for room.
-    pub fn leaves(&self, answer: Answer) -> Result<()> {
-        self.put(Out::Leaves(answer))
+    /// Queues what is there of blocks that were asked about.
+    pub fn leaves(&self, answer: LeafAnswer, units: usize) -> Result<()> {
+        self.put(OutFrame::Leaves(answer), units)
     }
 
-    /// Queues a stretch of a map when there is room for it.
-    pub fn map(&self, runs: Vec<Run>) -> Result<()> {
-        self.room.send(()).map_err(|_| gone())?;
-        self.put(Out::Map(runs))
+    /// Queues a stretch of a map.
+    pub fn map(&self, id: u64, runs: Vec<Run>) -> Result<()> {
+        self.put(OutFrame::Map(id, runs), 0)
+    }
+
+    /// What took so many units causes no message.
+    pub fn settle(&self, units: usize) -> Result<()> {
+        self.put(OutFrame::Silence, units)
     }
 
     /// Tells the other side why it is being left, unless it knows. It may be gone.
     pub fn give_up(&self, error: &Error) {
         if let Some(message) = Message::farewell(error) {
-            let _ = self.tell(message);
+            let _ = self.message(message, 0);
         }
     }
 
     /// Has the writing thread end after what is queued. It may have ended.
     pub fn close(&self) {
-        let _ = self.put(Out::Close);
+        let _ = self.put(OutFrame::Close, 0);
     }
 
-    fn put(&self, out: Out) -> Result<()> {
-        self.queue.send(out).map_err(|_| gone())
+    fn put(&self, what: OutFrame, units: usize) -> Result<()> {
+        self.queue.send(Queued { what, units }).map_err(|_| gone())
     }
 }
 
-fn gone() -> Error {
+/// The error of a connection that is gone.
+pub fn gone() -> Error {
     Error::Closed { peer: "the sender".into(), detail: String::new() }
 }
 
-impl Outgoing {
-    /// Writes until the queue is closed; sends off what is there whenever
-    /// nothing more waits. News of files waits a moment for more, once: each that
-    /// leaves by itself is a packet, and wakes half a dozen threads on its way. Only
-    /// what is written counts as answered, so that a sender that does not read cannot
-    /// have answers pile up.
-    pub fn write_to<W: Write>(self, mut output: FrameWriter<W>, unanswered: &AtomicUsize) -> Result<()> {
+impl Unsent {
+    /// Writes until the queue is closed; sends off what is there whenever nothing more
+    /// waits. News of files waits a moment for more, once: each that leaves by itself is a
+    /// packet, and wakes half a dozen threads on its way. Only what is written frees
+    /// `credit`.
+    pub fn write_to<W: Write>(self, mut output: FrameWriter<W>, credit: &Mutex<Credit>) -> Result<()> {
         // All that waits to be sent off is news of files, and it has not lingered yet.
         let mut patient = false;
         loop {
@@ -117,73 +114,46 @@ impl Outgoing {
                     next
                 }
             };
-            patient &= matches!(next, Out::Message(_));
-            match next {
-                Out::Message(message) => {
-                    unanswered.fetch_sub(usize::from(message.is_answer()), Ordering::Relaxed);
-                    output.message(&message)?;
-                }
-                Out::Map(runs) => {
-                    output.map(&runs)?;
-                    // Whoever queued the map has paid for its place.
-                    let _ = self.room.recv();
-                }
-                Out::Leaves(answer) => output.leaves(&answer)?,
-                Out::Close => return output.flush(),
+            patient &= matches!(next.what, OutFrame::Message(_) | OutFrame::Silence);
+            match next.what {
+                OutFrame::Message(message) => output.message(&message)?,
+                OutFrame::Map(id, runs) => output.map(id, &runs)?,
+                OutFrame::Leaves(answer) => output.leaves(&answer)?,
+                OutFrame::Silence => {}
+                OutFrame::Close => return output.flush(),
+            }
+            let granted = if next.units > 0 { lock(credit).settle(next.units) } else { None };
+            if let Some(units) = granted {
+                output.message(&Message::Granted { units: units as u64 })?;
             }
         }
     }
 }
 
-/// What the threads of a receiver share.
-pub(crate) struct Shared<'a> {
-    pub outbox: Outbox,
-    pub stats: Mutex<Stats>,
-    /// Files announced and not yet answered.
-    pub unanswered: AtomicUsize,
-    /// Files that were asked for and are not described yet.
-    pub asked: AtomicUsize,
-    /// The run has failed: no more work need be done.
-    pub stopped: AtomicBool,
-    /// The file, by id, whose map nobody needs any more.
-    pub given_up: AtomicU64,
-    pub options: Arc<Options>,
-    pub setup: Setup,
-    /// Sources can be opened here.
-    pub beside_source: bool,
-    pub reporter: &'a dyn Reporter,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{CREDIT, Frame, FrameReader};
 
-impl Shared<'_> {
-    pub fn lock_stats(&self) -> MutexGuard<'_, Stats> {
-        self.stats.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    pub fn tell(&self, message: Message) -> Result<()> {
-        self.outbox.tell(message)
-    }
-
-    /// Whether mapping this file is of no more use.
-    pub fn is_given_up(&self, id: u64) -> bool {
-        self.stopped.load(Ordering::Relaxed) || self.given_up.load(Ordering::Relaxed) == id
-    }
-
-    /// Counts a failed entry, shows it here, and has it shown there. `answer`:
-    /// nothing was answered for it yet.
-    pub fn fail(&self, id: u64, error: &Error, answer: bool) -> Result<()> {
-        let failure = error.to_failure();
-        self.lock_stats().count_failure(failure.code);
-        self.reporter.event(Event::Failed(&failure));
-        self.tell(Message::Failed { id, failure, answer })
-    }
-
-    /// Warns the user, wherever they are.
-    pub fn warn(&self, text: String) -> Result<()> {
-        self.reporter.event(Event::Warning(&text));
-        self.tell(Message::Warning(text))
-    }
-
-    pub fn report(&self, entry: &[u8], outcome: Outcome) {
-        self.reporter.event(Event::File(Path::new(OsStr::from_bytes(entry)), outcome));
+    #[test]
+    fn what_is_written_is_granted_in_batches_and_nothing_else_is() {
+        let credit = Mutex::new(Credit::for_messages());
+        assert!(lock(&credit).take(CREDIT));
+        let (outbox, unsent) = queue();
+        (0..300).for_each(|_| outbox.message(Message::Warning("w".into()), 1).unwrap());
+        (0..300).for_each(|_| outbox.settle(1).unwrap());
+        (0..300).for_each(|_| outbox.message(Message::MapEnd { id: 0 }, 0).unwrap());
+        outbox.close();
+        let mut written = Vec::new();
+        unsent.write_to(FrameWriter::new(&mut written, "the sender"), &credit).unwrap();
+        let mut reader = FrameReader::new(written.as_slice(), "the receiver");
+        let granted: Vec<u64> = std::iter::from_fn(|| reader.read().ok())
+            .filter_map(|frame| match frame {
+                Frame::Message(Message::Granted { units }) => Some(units),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(granted, [256, 256]);
+        assert!(lock(&credit).take(512) && !lock(&credit).take(1));
     }
 }

@@ -7,7 +7,7 @@ use std::process::{ChildStdin, ChildStdout};
 use crate::error::{Error, Result};
 use crate::location::Host;
 use crate::protocol::MAX_NOISE;
-use crate::protocol::frame::{FrameReader, FrameWriter, Greeting};
+use crate::protocol::{FrameReader, FrameWriter, Greeting};
 use crate::remote::cipher::{self, Cipher};
 use crate::remote::push;
 use crate::report::{Event, Reporter};

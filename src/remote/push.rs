@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result, escape};
 use crate::location::Host;
-use crate::protocol::frame::Greeting;
+use crate::protocol::Greeting;
 use crate::remote::bootstrap::{self, Agent, Input, Output, PROGRAM_VERSION, RemoteOptions, Shell};
 use crate::report::{Event, Reporter, hex, human};
 

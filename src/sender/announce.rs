@@ -1,169 +1,150 @@
 //! What the sender announces: every entry below its sources, under ids that the
-//! receiver answers to, no more unanswered than the protocol allows.
+//! receiver answers to, as far as there is credit.
 
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex};
 
-pub(crate) use crate::error::lock;
-use crate::error::{Failure, Result, code};
-use crate::options::Options;
-use crate::protocol::frame::FrameWriter;
-use crate::protocol::{Entry, MAX_UNANSWERED, Message};
-use crate::report::{Event, Reporter, Stats};
-use crate::source::Kind;
-use crate::source::{self, Found, Source};
+use crate::error::Result;
+use crate::error::lock;
+use crate::protocol::{CREDIT, Credit, Entry, Message};
+use crate::report::Event;
+use crate::sender::hasher::WantedFile;
+use crate::sender::shared::{Shared, Side};
+use crate::source::{self, Found, Kind, Source};
 
-/// Whose user the sender serves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// Failures are reported here.
-    Initiator,
-    /// Failures are sent to the other end, to be reported there.
-    Responder,
-    /// The receiver is in this process: failures are reported here, and it can open
-    /// sources itself.
-    Both,
-}
-
-impl Side {
-    /// Whether the user is here.
-    pub fn has_user(self) -> bool {
-        self != Side::Responder
-    }
-}
-
-/// What the threads of a sender share.
-pub(crate) struct Shared<'a, W: Write> {
-    pub files: Arc<Files>,
-    pub output: Mutex<FrameWriter<W>>,
-    pub stats: Mutex<Stats>,
-    pub options: &'a Options,
-    pub side: Side,
-    pub reporter: &'a dyn Reporter,
-}
-
-impl<W: Write> Shared<'_, W> {
-    pub fn lock_output(&self) -> MutexGuard<'_, FrameWriter<W>> {
-        lock(&self.output)
-    }
-
-    pub fn send(&self, message: &Message) -> Result<()> {
-        self.lock_output().message(message)
-    }
-
-    /// Counts a source that failed, and has it shown where the user is.
-    pub fn source_failed(&self, failure: Failure) -> Result<()> {
-        if failure.code == code::VANISHED {
-            lock(&self.stats).files_vanished += 1;
-        }
-        lock(&self.stats).count_failure(failure.code);
-        match self.side {
-            Side::Responder => self.send(&Message::SourceFailed(failure))?,
-            Side::Initiator | Side::Both => self.reporter.event(Event::Failed(&failure)),
-        }
-        Ok(())
-    }
-}
-
-/// A file that the receiver wants.
-pub(crate) struct Wanted {
-    pub source: Source,
-    /// The receiver has something to compare it with.
-    pub compared: bool,
-}
-
-/// Files announced and not yet settled, and room for more.
-pub(crate) struct Files {
+/// Files that were announced and are not described yet, and the credit for more.
+pub struct Files {
     table: Mutex<Table>,
-    room: Condvar,
+    /// Credit came back, or the run is over.
+    changed: Condvar,
+    /// Bytes of files can be sent without being read.
+    direct: bool,
 }
 
 struct Table {
     pending: HashMap<u64, Source>,
-    unanswered: usize,
+    credit: Credit,
+    /// The id of the next entry.
     next: u64,
-    /// Files up to this one have been hashed, or will not be.
+    /// The file that the receiver asked for last.
     wanted: Option<u64>,
     /// The way to the hasher; `None`: the run is over.
-    jobs: Option<Sender<Wanted>>,
+    jobs: Option<Sender<WantedFile>>,
+    /// The walker waits for credit. Waking nobody is a system call, too.
+    waiting: bool,
 }
 
 impl Files {
-    /// None so far. Those that the receiver wants go to `jobs`.
-    pub fn new(jobs: Sender<Wanted>) -> Files {
-        let table = Table { pending: HashMap::new(), unanswered: 0, next: 0, wanted: None, jobs: Some(jobs) };
-        Files { table: Mutex::new(table), room: Condvar::new() }
+    /// None so far. Those that the receiver wants go to the hasher through `jobs`.
+    /// `direct`: bytes of files can be sent without being read.
+    pub fn new(jobs: Sender<WantedFile>, direct: bool) -> Files {
+        let credit = Credit::for_messages();
+        let (pending, jobs) = (HashMap::new(), Some(jobs));
+        let table = Table { pending, credit, next: 0, wanted: None, jobs, waiting: false };
+        Files { table: Mutex::new(table), changed: Condvar::new(), direct }
     }
 
-    /// Takes an id for a source; waits while too many are unanswered, after
-    /// `before_waiting`. `None`: the run is over.
+    /// Takes an id for a source; waits for credit, after `before_waiting`. `None`: the run
+    /// is over.
     fn add(&self, source: &Source, before_waiting: impl FnOnce()) -> Option<u64> {
-        let is_file = matches!(source.kind, Kind::File { .. });
         let mut table = lock(&self.table);
-        if is_file && table.unanswered >= MAX_UNANSWERED {
+        if !table.has_room() {
             drop(table);
             before_waiting();
             table = lock(&self.table);
         }
-        while is_file && table.unanswered >= MAX_UNANSWERED && table.jobs.is_some() {
-            table = self.room.wait(table).unwrap_or_else(|poisoned| poisoned.into_inner());
+        while !table.has_room() && table.jobs.is_some() {
+            table.waiting = true;
+            table = self.changed.wait(table).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
         table.jobs.as_ref()?;
+        table.credit.take_for_later();
         let id = table.next;
         table.next += 1;
-        if is_file {
-            table.unanswered += 1;
+        if matches!(source.kind, Kind::File { .. }) {
             table.pending.insert(id, source.clone());
         }
         Some(id)
     }
 
-    pub fn answered(&self) {
-        let mut table = lock(&self.table);
-        table.unanswered = table.unanswered.saturating_sub(1);
-        self.room.notify_all();
+    /// Whether there is credit for another entry.
+    pub fn has_room(&self) -> bool {
+        lock(&self.table).has_room()
     }
 
-    /// Has a file hashed, once. An unknown id is the merging thread's to report, and a
-    /// hasher that is gone needs no more work.
-    pub fn want(&self, id: u64, compared: bool) {
+    /// Takes credit for a question about the file that is being described.
+    pub fn take_credit(&self, units: usize) -> bool {
+        lock(&self.table).credit.take(units)
+    }
+
+    /// Credit came back. `false`: more than was taken.
+    pub fn give_back(&self, units: usize) -> bool {
         let mut table = lock(&self.table);
+        let fits = table.credit.give_back(units);
+        self.wake(&mut table);
+        fits
+    }
+
+    fn wake(&self, table: &mut Table) {
+        if table.waiting && table.has_room() {
+            table.waiting = false;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Has a file hashed that the receiver asks for. `false`: it may not ask for that.
+    /// A hasher that is gone needs no more work.
+    pub fn want(&self, id: u64, compared: bool) -> bool {
+        let mut table = lock(&self.table);
+        let Some(source) = table.pending.get(&id).cloned() else { return false };
         if table.wanted.is_some_and(|last| id <= last) {
-            return;
+            return false;
         }
         table.wanted = Some(id);
-        if let (Some(source), Some(jobs)) = (table.pending.get(&id), &table.jobs) {
-            let _ = jobs.send(Wanted { source: source.clone(), compared });
+        if let Some(jobs) = &table.jobs {
+            let _ = jobs.send(WantedFile { source, compared, direct: self.direct });
         }
+        true
     }
 
-    /// Whether a file was announced and its answer is not taken yet.
-    pub fn is_pending(&self, id: u64) -> bool {
-        lock(&self.table).pending.contains_key(&id)
-    }
-
+    /// Takes a file that is answered; none if it was not announced, or answered before.
     pub fn take(&self, id: u64) -> Option<Source> {
-        lock(&self.table).pending.remove(&id)
+        let mut table = lock(&self.table);
+        let source = table.pending.remove(&id);
+        self.wake(&mut table);
+        source
+    }
+
+    /// Whether all files that were announced are answered.
+    pub fn all_answered(&self) -> bool {
+        lock(&self.table).pending.is_empty()
     }
 
     /// Lets the walker and the hasher end, which wait for more work.
     pub fn close(&self) {
         lock(&self.table).jobs = None;
-        self.room.notify_all();
+        self.changed.notify_all();
     }
 }
 
-/// Walks the sources and announces what is there; how many files that were.
-pub(crate) fn announce_all<W: Write>(shared: &Shared<W>, sources: &[PathBuf]) -> Result<u64> {
+impl Table {
+    /// The second condition holds whenever the first does, unless the receiver gives back
+    /// credit for files that it has not answered.
+    fn has_room(&self) -> bool {
+        self.credit.has_for_later() && self.pending.len() < CREDIT
+    }
+}
+
+/// Walks the sources and announces what is there (step 1 of [`sender`](crate::sender)).
+pub fn announce_all<W: Write>(shared: &Shared<W>, sources: &[PathBuf]) -> Result<()> {
     shared.send(&Message::Layout { single: source::is_single(sources) })?;
-    let mut count = 0;
     for found in source::walk(sources, shared.options) {
         match found {
             Found::Failed(failure) => shared.source_failed(failure)?,
-            Found::Skipped(what) if shared.side.has_user() => {
+            Found::Skipped(what) if shared.side == Side::Initiator => {
                 shared.reporter.event(Event::Warning(&what));
             }
             Found::Skipped(what) => shared.send(&Message::Warning(what))?,
@@ -172,7 +153,6 @@ pub(crate) fn announce_all<W: Write>(shared: &Shared<W>, sources: &[PathBuf]) ->
                     let mut stats = lock(&shared.stats);
                     stats.files_total += 1;
                     stats.apparent_bytes = stats.apparent_bytes.saturating_add(length);
-                    count += 1;
                     shared.reporter.event(Event::Found(allocated));
                 }
                 if !announce(shared, source)? {
@@ -181,12 +161,11 @@ pub(crate) fn announce_all<W: Write>(shared: &Shared<W>, sources: &[PathBuf]) ->
             }
         }
     }
-    shared.lock_output().flush()?;
-    Ok(count)
+    shared.lock_output().flush()
 }
 
 /// Announces one source; `false`: the run is over.
-pub(crate) fn announce<W: Write>(shared: &Shared<W>, source: Source) -> Result<bool> {
+pub fn announce<W: Write>(shared: &Shared<W>, source: Source) -> Result<bool> {
     let mut flushed = Ok(());
     let id = shared.files.add(&source, || flushed = shared.lock_output().flush());
     flushed?;

@@ -8,11 +8,13 @@ use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::hashmap::{Batch, Block, Grid, Hash, PageMask, page_runs};
-use crate::protocol::compress::Compressor;
-use crate::protocol::link_speed::Link;
-use crate::protocol::{Answer, Differ, MAX_ASKED, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, Message, Patch};
-use crate::sender::announce::Shared;
-use crate::sender::file_state::BatchWalk;
+use crate::protocol::{
+    Compressor, Credit, Differ, LEAF_BLOCKS, LeafAnswer, LinkSpeed, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER,
+    MAX_UNPATCHED, Message, Patch,
+};
+use crate::sender::file_state::BatchCursor;
+use crate::sender::leaf_policy::LeafPolicy;
+use crate::sender::shared::Shared;
 use crate::sys;
 
 /// Data that waits for an answer, in bytes. What a long link carries meanwhile
@@ -22,24 +24,19 @@ const MAX_HELD: usize = 16 << 20;
 const PATCH: usize = 256 << 10;
 /// Bytes that a range of a file has on average, for the way past us to be worth it.
 const LEAST_DIRECT: u64 = 32 << 10;
-/// How long an answer takes, in seconds, as long as none has come.
-const FIRST_GUESS: f64 = 2e-3;
-/// What a byte costs on the fastest link that there is, in seconds: ssh encrypts it
-/// and decrypts it.
-const FASTEST: f64 = 2e-9;
 
-/// Tells of one file after the other.
-pub(crate) struct Describer<'a, W: Write> {
+/// Describes one file after the other.
+pub struct Describer<'a, W: Write> {
     shared: &'a Shared<'a, W>,
-    link: Link,
+    link: LinkSpeed,
     compressor: Compressor,
-    questions: Questions,
+    policy: LeafPolicy,
     /// Blocks to keep that the receiver was not told of yet.
     keep: u64,
     /// Blocks to be asked about that it was not told of yet.
     differ: Differ,
     /// Blocks that it was or will be asked about.
-    asked: VecDeque<Asked>,
+    asked: VecDeque<PendingBlock>,
     /// Bytes in those.
     held: usize,
     /// What it lacks of blocks that it has answered for.
@@ -48,7 +45,7 @@ pub(crate) struct Describer<'a, W: Write> {
 
 /// What is done with blocks that differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
+pub enum Treatment {
     /// They are sent whole.
     Send,
     /// The receiver is asked what it has of them.
@@ -56,7 +53,7 @@ pub(crate) enum Step {
 }
 
 /// A block that waits for an answer.
-struct Asked {
+struct PendingBlock {
     index: u64,
     since: Instant,
     data: PageMask,
@@ -65,13 +62,12 @@ struct Asked {
 }
 
 impl<'a, W: Write> Describer<'a, W> {
-    /// For a connection.
     pub fn new(shared: &'a Shared<'a, W>) -> Describer<'a, W> {
         Describer {
             shared,
-            link: Link::default(),
+            link: LinkSpeed::default(),
             compressor: Compressor::new(shared.options),
-            questions: Questions::new(),
+            policy: LeafPolicy::new(),
             keep: 0,
             differ: Differ::default(),
             asked: VecDeque::new(),
@@ -83,23 +79,24 @@ impl<'a, W: Write> Describer<'a, W> {
     /// A new file begins.
     pub fn begin(&mut self) {
         self.keep = 0;
-        self.differ = Differ::default();
+        let unsent = std::mem::take(&mut self.differ);
+        self.shared.files.give_back(Credit::of_question(unsent.hashes.len()));
         self.asked.clear();
         self.held = 0;
         self.patch = Patch::default();
-        self.questions.begin();
+        self.policy.begin();
     }
 
     /// So many blocks stay.
     pub fn keep(&mut self, blocks: u64) -> Result<()> {
-        self.ask()?;
+        self.send_question()?;
         self.keep += blocks;
         Ok(())
     }
 
     /// So many blocks become zero.
     pub fn zero(&mut self, blocks: u64) -> Result<()> {
-        self.say()?;
+        self.flush_pending()?;
         self.shared.send(&Message::Zero { blocks })
     }
 
@@ -108,13 +105,13 @@ impl<'a, W: Write> Describer<'a, W> {
     pub fn send(
         &mut self,
         grid: &Grid,
-        walk: &mut BatchWalk,
+        cursor: &mut BatchCursor,
         blocks: &mut [(u64, Block)],
     ) -> Result<io::Result<u64>> {
-        self.say()?;
+        self.flush_pending()?;
         let mut sent = 0;
         for (first, count) in frames_of(grid, blocks) {
-            match self.send_frame(grid, walk, &mut blocks[first..first + count])? {
+            match self.send_frame(grid, cursor, &mut blocks[first..first + count])? {
                 Ok(bytes) => sent += bytes,
                 Err(error) => return Ok(Err(error)),
             }
@@ -125,12 +122,12 @@ impl<'a, W: Write> Describer<'a, W> {
     fn send_frame(
         &mut self,
         grid: &Grid,
-        walk: &mut BatchWalk,
+        cursor: &mut BatchCursor,
         blocks: &mut [(u64, Block)],
     ) -> Result<io::Result<u64>> {
         let Some(&(first, _)) = blocks.first() else { return Ok(Ok(0)) };
         let masks: Vec<_> = blocks.iter().map(|(_, block)| block.data).collect();
-        if let Some(source) = walk.source() {
+        if let Some(source) = cursor.source() {
             let ranges = ranges_of(grid, blocks);
             let len = ranges.iter().map(|range| range.end - range.start).sum::<u64>();
             let shared = self.shared;
@@ -141,10 +138,10 @@ impl<'a, W: Write> Describer<'a, W> {
                 return Ok(self.link.watch(len, write)?.map(|()| len));
             }
         }
-        if let Err(error) = walk.fetch(grid, blocks) {
+        if let Err(error) = cursor.fetch(grid, blocks) {
             return Ok(Err(error));
         }
-        let batch = &walk.batch;
+        let batch = &cursor.batch;
         let parts: Vec<&[u8]> =
             blocks.iter().flat_map(|(index, block)| batch.data_of(grid, *index, block)).collect();
         let len = parts.iter().map(|part| part.len()).sum::<usize>();
@@ -161,30 +158,30 @@ impl<'a, W: Write> Describer<'a, W> {
 
     /// What to do with adjoining blocks that differ.
     /// `rest`: about how many bytes of data follow in this file.
-    pub fn decide(&mut self, grid: &Grid, blocks: &[(u64, Block)], rest: u64) -> Step {
+    pub fn decide(&mut self, grid: &Grid, blocks: &[(u64, Block)], rest: u64) -> Treatment {
         let leaf = self.shared.options.leaf_size.bytes();
         let bytes = blocks.iter().map(|(index, block)| grid.masked_bytes(*index, block.data)).sum();
-        let asks = leaf < grid.block.bytes() && self.questions.pay(bytes, rest, &self.link);
-        if asks { Step::Ask } else { Step::Send }
+        let asks = leaf < grid.block.bytes() && self.policy.pays_off(bytes, rest, &self.link);
+        if asks { Treatment::Ask } else { Treatment::Send }
     }
 
-    /// Whether an answer has to come before more can be asked.
-    pub fn is_full(&self) -> bool {
-        self.held >= MAX_HELD || self.asked.len() + self.patch.masks.len() >= MAX_ASKED
-    }
-
-    /// Asks about a block that differs.
-    pub fn wonder(&mut self, grid: &Grid, batch: &Batch, index: u64, block: &Block) -> Result<()> {
+    /// Asks about a block that differs. `false`: answers or credit have to come first.
+    pub fn ask_about(&mut self, grid: &Grid, batch: &Batch, index: u64, block: &Block) -> Result<bool> {
         let follows = self.differ.first + self.differ.hashes.len() as u64 == index;
         if self.keep > 0 || !follows || self.differ.hashes.len() >= MAX_DIFFER {
-            self.say()?;
+            self.flush_pending()?;
             self.differ.first = index;
+        }
+        let is_full = self.held >= MAX_HELD || self.asked.len() + self.patch.masks.len() >= MAX_UNPATCHED;
+        let needs_credit = self.differ.hashes.len().is_multiple_of(LEAF_BLOCKS);
+        if is_full || needs_credit && !self.shared.files.take_credit(1) {
+            return Ok(false);
         }
         self.differ.hashes.push(block.hash);
         let bytes = batch.data_of(grid, index, block).collect::<Vec<_>>().concat();
         self.held += bytes.len();
-        self.asked.push_back(Asked { index, since: Instant::now(), data: block.data, bytes });
-        Ok(())
+        self.asked.push_back(PendingBlock { index, since: Instant::now(), data: block.data, bytes });
+        Ok(true)
     }
 
     /// Whether answers are still to come.
@@ -194,20 +191,20 @@ impl<'a, W: Write> Describer<'a, W> {
 
     /// Takes an answer, and sends what the receiver lacks. Returns how many bytes
     /// that is, and how many it has.
-    pub fn take_answer(&mut self, grid: &Grid, answer: Answer) -> Result<(u64, u64)> {
+    pub fn take_answer(&mut self, grid: &Grid, answer: LeafAnswer) -> Result<(u64, u64)> {
         let (mut lacking, mut had) = (0, 0);
         for leaves in answer.blocks {
-            let Some(Asked { index, since, data, bytes }) = self.asked.pop_front() else {
+            let Some(PendingBlock { index, since, data, bytes }) = self.asked.pop_front() else {
                 return Err(self.unexpected("leaves that it was not asked for"));
             };
             self.held -= bytes.len();
-            self.questions.answered_after(since.elapsed().as_secs_f64());
+            self.policy.answered_after(since.elapsed().as_secs_f64());
             // Time that something else took shall not count.
             let start = sys::thread_time();
             let sent = leaves.differing(self.shared.options.leaf_size, grid, index, data, &bytes);
             let lacks = grid.masked_bytes(index, sent);
             let took = sys::thread_time().saturating_sub(start);
-            self.questions.learn(bytes.len(), lacks, took.as_secs_f64());
+            self.policy.learn(bytes.len(), lacks, took.as_secs_f64());
             self.add_to_patch(grid, index, data, sent, &bytes)?;
             lacking += lacks;
             had += bytes.len() as u64 - lacks;
@@ -248,27 +245,27 @@ impl<'a, W: Write> Describer<'a, W> {
         self.link.watch(written, || output.patch(&patch, packed.as_deref()))
     }
 
-    /// Says what was held back: the receiver waits for it, or something else follows.
-    pub fn say(&mut self) -> Result<()> {
+    /// Sends what was held back: the receiver waits for it, or something else follows.
+    pub fn flush_pending(&mut self) -> Result<()> {
         let blocks = std::mem::take(&mut self.keep);
         if blocks > 0 {
             self.shared.send(&Message::Keep { blocks })?;
         }
-        self.ask()
+        self.send_question()
     }
 
-    fn ask(&mut self) -> Result<()> {
+    fn send_question(&mut self) -> Result<()> {
         let differ = std::mem::take(&mut self.differ);
         if differ.hashes.is_empty() { Ok(()) } else { self.shared.lock_output().differ(&differ) }
     }
 
-    /// Says what is left of a file.
+    /// Sends what is left of a file.
     pub fn finish(&mut self) -> Result<()> {
-        self.say()?;
+        self.flush_pending()?;
         self.send_patch()
     }
 
-    /// Says all there is to say, and has it leave.
+    /// Sends all there is, and has it leave.
     pub fn flush(&mut self) -> Result<()> {
         self.finish()?;
         self.shared.lock_output().flush()
@@ -280,7 +277,7 @@ impl<'a, W: Write> Describer<'a, W> {
 }
 
 /// Of how many of these adjoining blocks it is decided at once.
-pub(crate) fn at_once(grid: &Grid, blocks: &[(u64, Block)]) -> usize {
+pub fn at_once(grid: &Grid, blocks: &[(u64, Block)]) -> usize {
     blocks.len().min((MAX_DATA as u64 / grid.block.bytes()) as usize)
 }
 
@@ -316,115 +313,4 @@ fn ranges_of(grid: &Grid, blocks: &[(u64, Block)]) -> Vec<Range<u64>> {
         }
     }
     ranges
-}
-
-/// Whether it pays to ask what the receiver has of blocks that differ: a question
-/// costs hashing at both ends, at the same time, and saves bytes.
-struct Questions {
-    /// Of what was asked about, how much did not have to travel lately: 0 to 1.
-    saved: f64,
-    /// What hashing leaves costs, in seconds of a processor a byte.
-    cost: f64,
-    /// How long the quickest answer took, in seconds, if one has come.
-    delay: Option<f64>,
-    /// Bytes of this file that differ and were sent before the first question.
-    unasked: u64,
-    /// There was a question about this file: the wait for an answer is worth it.
-    begun: bool,
-    /// Decisions since the last question.
-    idle: u32,
-}
-
-impl Questions {
-    /// Every so often it is tried whether it pays again.
-    const TRY_AGAIN: u32 = 8;
-
-    fn new() -> Questions {
-        Questions { saved: 1.0, cost: 0.0, delay: None, unasked: 0, begun: false, idle: 0 }
-    }
-
-    fn begin(&mut self) {
-        (self.unasked, self.begun) = (0, false);
-    }
-
-    fn pay(&mut self, bytes: u64, rest: u64, link: &Link) -> bool {
-        let seen = link.seconds_per_byte();
-        let per_byte = seen.unwrap_or(FASTEST).max(FASTEST);
-        // The first blocks of a file are sent sooner than an answer comes, and the last
-        // ones while the last answer is on its way.
-        let few = (self.unasked + bytes) as f64 * per_byte < self.delay.unwrap_or(FIRST_GUESS);
-        let late = self.delay.zip(seen).is_some_and(|(delay, _)| rest as f64 * per_byte < delay);
-        if few && !self.begun || late {
-            self.unasked += bytes;
-            return false;
-        }
-        self.begun = true;
-        self.idle += 1;
-        let pay = self.saved * per_byte > self.cost || self.idle >= Questions::TRY_AGAIN;
-        if pay {
-            self.idle = 0;
-        }
-        pay
-    }
-
-    fn answered_after(&mut self, seconds: f64) {
-        self.delay = Some(self.delay.map_or(seconds, |delay| delay.min(seconds)));
-    }
-
-    /// Learns from an answer for a block.
-    fn learn(&mut self, bytes: usize, sent: u64, seconds: f64) {
-        const WEIGHT: f64 = 1.0 / 16.0;
-        let bytes = bytes.max(1) as f64;
-        self.saved += (1.0 - sent as f64 / bytes - self.saved) * WEIGHT;
-        self.cost += (seconds / bytes - self.cost) * WEIGHT;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BLOCK: usize = 64 << 10;
-
-    /// After the first blocks of a file, and some answers that saved most of a block.
-    fn questions(seconds_per_byte: f64) -> Questions {
-        let mut questions = Questions { unasked: 1 << 20, ..Questions::new() };
-        (0..50).for_each(|_| questions.learn(BLOCK, 4096, seconds_per_byte * BLOCK as f64));
-        questions
-    }
-
-    /// How many of these decisions were for asking.
-    fn asked(questions: &mut Questions, decisions: usize) -> usize {
-        (0..decisions).filter(|_| questions.pay(BLOCK as u64, 1 << 30, &Link::default())).count()
-    }
-
-    #[test]
-    fn the_first_blocks_of_a_file_are_not_asked_about() {
-        let mut questions = Questions::new();
-        assert_eq!(asked(&mut questions, 15), 0);
-        assert_eq!(asked(&mut questions, 15), 15);
-        // Nor does a slow answer stop what has begun; the next file is another matter.
-        questions.answered_after(0.02);
-        assert_eq!(asked(&mut questions, 15), 15);
-        questions.begin();
-        assert_eq!(asked(&mut questions, 15), 0);
-    }
-
-    #[test]
-    fn the_last_blocks_of_a_file_wait_for_no_answer() {
-        let mut questions = questions(0.5e-9);
-        questions.answered_after(2e-3);
-        let mut link = Link::default();
-        link.took(64 << 20, std::time::Duration::from_millis(64 * 10));
-        assert!(questions.pay(BLOCK as u64, 1 << 20, &link));
-        assert!(!questions.pay(BLOCK as u64, 1 << 17, &link));
-    }
-
-    #[test]
-    fn where_hashing_costs_more_than_it_saves_it_is_only_tried() {
-        assert_eq!(asked(&mut questions(3e-9), 16), 2);
-        let mut useless = questions(0.5e-9);
-        (0..50).for_each(|_| useless.learn(BLOCK, BLOCK as u64, 0.5e-9 * BLOCK as f64));
-        assert_eq!(asked(&mut useless, 16), 2);
-    }
 }

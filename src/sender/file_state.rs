@@ -1,82 +1,106 @@
 //! A file that is being described to the receiver: how far its blocks and the
 //! receiver's map have come.
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::Arc;
 
 use crate::error::Failure;
 use crate::hashmap::plan::{Planner, Run};
 use crate::hashmap::{self, Batch, Block, Grid, Item, RootHasher};
-use crate::sender::announce::{Shared, lock};
 use crate::sender::hasher::Opened;
+use crate::sender::replies::Answered;
+
+/// Whether more of something comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Supply {
+    Open,
+    Ended,
+}
+
+/// Why a file cannot be described to its end.
+pub enum Obstacle {
+    ReceiverFailed(Failure),
+    SourceUnread(io::Error),
+}
 
 /// A file that is being described.
-pub(crate) struct Description {
+pub struct FileState {
     pub id: u64,
     pub grid: Grid,
     pub planner: Planner,
     pub root: RootHasher,
-    pub walk: BatchWalk,
-    /// More of the receiver's map is to come.
-    pub map: bool,
-    /// More is to come from the hasher.
-    pub hashes: bool,
+    pub cursor: BatchCursor,
+    /// Keys and runs of zeros of the receiver's map that came.
+    known: usize,
+    /// Of these, planned.
+    planned: usize,
+    /// The receiver's map.
+    pub map: Supply,
+    /// What the hasher finds.
+    pub hashes: Supply,
     /// About how many bytes of data are still to be described.
     pub rest: u64,
     /// Bytes of data that were sent.
     pub bytes: u64,
-    pub changed: bool,
-    /// The receiver has given up.
-    pub failed: Option<Failure>,
-    /// The source cannot be read.
-    pub unread: Option<io::Error>,
+    /// It is not equal to what the receiver has. Only a dry run looks at that.
+    pub differs: bool,
+    pub obstacle: Option<Obstacle>,
 }
 
-impl Description {
-    /// `map`: the receiver's map comes; `rest`: about how many bytes of data it has.
-    pub fn new(id: u64, grid: Grid, map: bool, changed: bool, rest: u64) -> Description {
+impl FileState {
+    /// `rest`: about how many bytes of data it has.
+    pub fn new(answered: Answered, grid: Grid, rest: u64) -> FileState {
         let mut planner = Planner::default();
-        if !map {
+        if !answered.mapped {
             planner.without_basis();
         }
-        let (root, walk) = (RootHasher::new(&grid), BatchWalk::default());
-        Description {
-            id,
+        FileState {
+            id: answered.id,
             grid,
             planner,
-            root,
-            walk,
-            map,
-            hashes: true,
+            root: RootHasher::new(&grid),
+            cursor: BatchCursor::default(),
+            known: 0,
+            planned: 0,
+            map: if answered.mapped { Supply::Open } else { Supply::Ended },
+            hashes: Supply::Open,
             rest,
             bytes: 0,
-            changed,
-            failed: None,
-            unread: None,
+            differs: answered.resized,
+            obstacle: None,
         }
     }
 
-    /// Counts data that was sent.
-    pub fn sent<W: Write>(&mut self, shared: &Shared<W>, bytes: u64) {
-        self.bytes += bytes;
-        lock(&shared.stats).sent_data_bytes += bytes;
+    /// More of the receiver's map.
+    pub fn push_basis(&mut self, runs: Vec<Run>) {
+        for run in runs {
+            self.known += run.entries();
+            self.planner.push_basis(run);
+        }
+    }
+
+    /// How much of the map was planned since this was asked last, if anything.
+    pub fn newly_planned(&mut self) -> Option<usize> {
+        let before = self.planned;
+        self.planned = self.known - self.planner.basis_ahead();
+        (self.planned > before).then(|| self.planned - before)
     }
 }
 
 /// The batch that is being merged, and how far.
 #[derive(Default)]
-pub(crate) struct BatchWalk {
+pub struct BatchCursor {
     pub batch: Batch,
     /// Where its bytes are to be had, if it came without them.
     source: Option<Arc<Opened>>,
-    /// The same, if some of this or an earlier batch were read from there.
+    /// The file, if bytes of this or an earlier batch were read from it.
     read_again: Option<Arc<Opened>>,
     item: usize,
     at: u64,
     used: u64,
 }
 
-impl BatchWalk {
+impl BatchCursor {
     /// Takes the next batch and tells the planner and the root hash of it; hands
     /// back the old one's buffer.
     pub fn begin(

@@ -1,21 +1,38 @@
 //! Reads and hashes the sender's files, one after the other, as the receiver
-//! asks for them.
+//! asks for them (step 3 of [`sender`](crate::sender)).
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use crate::error::{Error, Result};
-use crate::hashmap::ahead::{EarlyHashes, EarlyStart};
+use crate::hashmap::ahead::{Ahead, Likely, await_job};
 use crate::hashmap::{self, Batch, Grid};
 use crate::options::{Compress, Options};
 use crate::scan::{self, FileImage, FileState};
-use crate::sender::announce::Wanted;
-use crate::source::Kind;
+use crate::source::{Kind, Source};
 use crate::sys;
 
-/// What the hasher hands to the merging thread.
-pub(crate) enum Hashed {
+/// Batches that wait for the merging thread.
+const QUEUED_BATCHES: usize = 2;
+/// Bytes of small files that go to the merging thread together, so that it wakes less
+/// often.
+const SMALL_FILES: usize = 256 << 10;
+/// What a file counts for at least.
+const LEAST: usize = 4 << 10;
+
+/// A file that the receiver wants.
+pub struct WantedFile {
+    pub source: Source,
+    /// The receiver has something to compare it with.
+    pub compared: bool,
+    /// Its bytes can be sent without being read.
+    pub direct: bool,
+}
+
+/// What the hasher finds.
+pub enum Hashed {
     Batch(Batch),
     /// One without its bytes, which are to be had from the file.
     Bare(Batch, Arc<Opened>),
@@ -25,99 +42,106 @@ pub(crate) enum Hashed {
 }
 
 /// A source and the state in which it was hashed.
-pub(crate) struct Opened {
+pub struct Opened {
     pub image: FileImage,
     pub seen: FileState,
 }
 
-/// Reads and hashes files one after the other, as the receiver asks for them. `early`:
-/// one may have been begun. `direct`: bytes of files need not be read to be sent.
-pub(crate) fn hash_files(
-    options: &Options,
-    direct: bool,
-    mut early: Option<EarlyStart>,
-    jobs: Receiver<Wanted>,
-    queue: SyncSender<Vec<Hashed>>,
-    buffers: Receiver<Vec<u8>>,
-) {
-    let hand = Hand { queue, held: Vec::new(), bytes: 0 };
-    let mut hasher = Hasher { options, direct, buffers, hand };
-    while let Some(wanted) = hasher.hand.next_job(&jobs) {
-        let early = early.take().and_then(EarlyStart::end);
-        let last = match hasher.file(&wanted, early) {
-            Ok(true) => continue,
-            Ok(false) => return,
-            Err(error) => Hashed::Failed(error),
-        };
-        if !hasher.hand.give(last) {
-            return;
-        }
+/// The thread that reads and hashes. It may start before there is a connection, and ends
+/// when this is dropped, or what it gave away.
+pub struct Hasher {
+    pub(super) jobs: Sender<WantedFile>,
+    pub(super) hashed: Receiver<Vec<Hashed>>,
+    /// Room that the merging thread is done with.
+    pub(super) buffers: Sender<Vec<u8>>,
+}
+
+impl Hasher {
+    /// `likely`: the file that will be asked for first, if that is known.
+    pub fn start(options: &Options, likely: Option<&Path>) -> Hasher {
+        let (jobs_in, jobs) = channel();
+        let (queue, hashed) = sync_channel(QUEUED_BATCHES);
+        let (buffers_in, buffers) = channel();
+        let options = options.clone();
+        let (block, hole_map) = (options.block_size, options.hole_map);
+        let likely = likely.map(|path| Likely { path: path.to_path_buf(), block, hole_map });
+        std::thread::spawn(move || {
+            let outgoing = HashedQueue { queue, held: Vec::new(), bytes: 0 };
+            hash_files(FileHasher { options, buffers, outgoing }, likely, &jobs);
+        });
+        Hasher { jobs: jobs_in, hashed, buffers: buffers_in }
     }
 }
 
-/// Bytes of small files that go to the merging thread together, so that it wakes less
-/// often.
-const HANDFUL: usize = 256 << 10;
-/// What a file counts for at least.
-const LEAST: usize = 4 << 10;
+fn hash_files(mut hasher: FileHasher, likely: Option<Likely>, jobs: &Receiver<WantedFile>) {
+    let Some((mut job, mut ahead)) = await_job(jobs, likely) else { return };
+    loop {
+        let go_on = match hasher.hash(&job, ahead.take()) {
+            Ok(go_on) => go_on,
+            Err(error) => hasher.outgoing.add(Hashed::Failed(error)),
+        };
+        let next = if go_on { hasher.outgoing.next_job(jobs) } else { None };
+        let Some(next) = next else { return };
+        job = next;
+    }
+}
 
 /// What was hashed, on its way to the merging thread.
-struct Hand {
+struct HashedQueue {
     queue: SyncSender<Vec<Hashed>>,
     held: Vec<Hashed>,
     bytes: usize,
 }
 
-impl Hand {
+impl HashedQueue {
     /// Adds something; `false`: nobody listens any more.
-    fn give(&mut self, hashed: Hashed) -> bool {
+    fn add(&mut self, hashed: Hashed) -> bool {
         self.bytes += match &hashed {
             Hashed::Batch(batch) | Hashed::Bare(batch, _) => batch.bytes_read,
             Hashed::End(_) | Hashed::Failed(_) => LEAST,
         };
         self.held.push(hashed);
-        self.bytes < HANDFUL || self.hand_on()
+        self.bytes < SMALL_FILES || self.pass_on()
     }
 
-    fn hand_on(&mut self) -> bool {
+    fn pass_on(&mut self) -> bool {
         self.bytes = 0;
         self.held.is_empty() || self.queue.send(std::mem::take(&mut self.held)).is_ok()
     }
 
     /// The next file. What is held goes on before this waits for one.
-    fn next_job(&mut self, jobs: &Receiver<Wanted>) -> Option<Wanted> {
+    fn next_job(&mut self, jobs: &Receiver<WantedFile>) -> Option<WantedFile> {
         match jobs.try_recv() {
             Ok(job) => Some(job),
-            Err(_) if self.hand_on() => jobs.recv().ok(),
+            Err(_) if self.pass_on() => jobs.recv().ok(),
             Err(_) => None,
         }
     }
 }
 
-struct Hasher<'a> {
-    options: &'a Options,
-    direct: bool,
-    /// Room that the merging thread is done with.
+struct FileHasher {
+    options: Options,
     buffers: Receiver<Vec<u8>>,
-    hand: Hand,
+    outgoing: HashedQueue,
 }
 
-impl Hasher<'_> {
+impl FileHasher {
     /// Hashes a file; `false`: nobody listens any more.
-    fn file(&mut self, Wanted { source, compared }: &Wanted, early: Option<EarlyHashes>) -> Result<bool> {
+    fn hash(&mut self, job: &WantedFile, ahead: Option<Ahead>) -> Result<bool> {
+        let WantedFile { source, compared, .. } = job;
         let Kind::File { length, allocated, retry, .. } = source.kind else {
-            return Ok(self.hand.give(Hashed::End(true)));
+            return Ok(self.outgoing.add(Hashed::End(true)));
         };
         // Small files do not wait for a large one.
-        let is_small = allocated < HANDFUL as u64;
-        if !is_small && !self.hand.hand_on() {
+        let is_small = allocated < SMALL_FILES as u64;
+        if !is_small && !self.outgoing.pass_on() {
             return Ok(false);
         }
         let io = |doing| Error::file(doing, &source.path);
         let (file, _) = scan::open_image(&source.path)?;
         let seen = FileState::of(&file).map_err(io("look at"))?;
         if seen.length != length {
-            return Ok(self.hand.give(Hashed::End(false)));
+            return Ok(self.outgoing.add(Hashed::End(false)));
         }
         let grid = Grid { length, block: self.options.block_size };
         let image = FileImage::new(file, self.options.hole_map);
@@ -127,41 +151,42 @@ impl Hasher<'_> {
         let Opened { image, seen } = opened.as_ref();
         // One that changed unseen before may do so again.
         let is_read_once = is_small || exceeds_cache || retry || !seen.shows_changes();
-        let keeps_bytes = is_read_once || !sys::is_cached(image.file()) || self.wants_bytes(*compared);
+        let keeps_bytes = is_read_once || !sys::is_cached(image.file()) || self.wants_bytes(job);
         let mut first = 0;
-        if let Some(early) = early.filter(|early| early.fit(seen, &grid)) {
-            first = early.blocks;
-            for (index, batch) in early.into_batches() {
+        if let Some(ahead) = ahead.and_then(|ahead| ahead.fitting(seen, &grid)) {
+            let (batches, next) = ahead.into_batches();
+            first = next;
+            for (index, batch) in batches {
                 let hashed = if keeps_bytes && !*compared {
                     Hashed::Batch(self.read(&opened, &grid, index, batch).map_err(io("read"))?)
                 } else {
                     Hashed::Bare(batch, Arc::clone(&opened))
                 };
-                if !self.hand.give(hashed) {
+                if !self.outgoing.add(hashed) {
                     return Ok(false);
                 }
             }
         }
-        let mut heard = true;
+        let mut go_on = true;
         hashmap::map_rest(image, &grid, first, keeps_bytes, |batch| {
             let hashed = std::mem::take(batch);
             if keeps_bytes {
-                heard = self.hand.give(Hashed::Batch(hashed));
+                go_on = self.outgoing.add(Hashed::Batch(hashed));
                 batch.buffer = self.buffers.try_recv().unwrap_or_default();
             } else {
-                heard = self.hand.give(Hashed::Bare(hashed, Arc::clone(&opened)));
+                go_on = self.outgoing.add(Hashed::Bare(hashed, Arc::clone(&opened)));
             }
-            Ok::<_, io::Error>(heard)
+            Ok::<_, io::Error>(go_on)
         })
         .map_err(io("read"))?;
-        Ok(heard && self.hand.give(Hashed::End(seen.is_still(image.file()))))
+        Ok(go_on && self.outgoing.add(Hashed::End(seen.is_still(image.file()))))
     }
 
     /// Whether the merging thread needs all bytes: most are sent, and not past us.
     /// Otherwise what is only hashed stays in the cache of a processor.
-    fn wants_bytes(&self, compared: bool) -> bool {
-        let passes_them_by = self.direct && self.options.compress != Compress::Zstd;
-        !compared && !self.options.dry_run && !passes_them_by
+    fn wants_bytes(&self, job: &WantedFile) -> bool {
+        let passes_them_by = job.direct && self.options.compress != Compress::Zstd;
+        !job.compared && !self.options.dry_run && !passes_them_by
     }
 
     /// Reads the bytes of a batch whose first block is the one with this index.

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 
 use crate::error::{Error, Failure, Result, code, escape};
 use crate::options::{Commit, Options};
-use crate::protocol::lines::Plain;
+use crate::protocol::Plain;
 use crate::remote::{self, Input, Output};
 use crate::report::{Event, Phase};
 use crate::shell::compare::{SUM_BLOCK, Sum};

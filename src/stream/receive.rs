@@ -33,7 +33,7 @@ pub fn receive_file(
     umask: u32,
     warn: impl FnOnce(&str),
 ) -> Result<()> {
-    let target = Target { path: path.to_path_buf(), directory: false, umask, beside_source: false };
+    let target = Target { path: path.to_path_buf(), directory: false, umask };
     let root = DestinationRoot::find(&target, true, false)?;
     let directory = || Error::refused(path, "is a directory: name the file that is to be written");
     if !root.is_file() {

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::hashmap::{self, Grid, Hash};
 use crate::options::Options;
-use crate::protocol::frame::{FrameReader, FrameWriter};
-use crate::protocol::{Frame, MAX_NOISE, MAX_SOURCES, Message, Request};
+use crate::protocol::{
+    Connection, Frame, FrameReader, FrameWriter, MAX_NOISE, MAX_SOURCES, Message, Request,
+};
 use crate::receiver::{self, Target};
 use crate::remote;
 use crate::report::Silent;
@@ -44,15 +45,17 @@ pub fn serve<R: Read + Send + 'static, W: Write + AsFd + Send>(
     };
     let served = match request {
         Request::Receive { destination, directory } => {
-            let target = Target { path: home(&path_of(destination)), directory, umask, beside_source: false };
-            receiver::run(input, output, target, None, &options, &Silent).map(drop)
+            let target = Target { path: home(&path_of(destination)), directory, umask };
+            let connection = Connection { input, output, options: &options, reporter: &Silent };
+            receiver::run(connection, target, None).map(drop)
         }
         Request::Send { sources } => {
             if sources.len() > MAX_SOURCES {
                 return Err(input.bad("too many sources"));
             }
             let sources: Vec<PathBuf> = sources.into_iter().map(|path| home(&path_of(path))).collect();
-            sender::run(input, output, &sources, None, &options, Side::Responder, &Silent).map(drop)
+            let connection = Connection { input, output, options: &options, reporter: &Silent };
+            sender::run(connection, &sources, None, Side::Responder).map(drop)
         }
         Request::Through { command, destination, size } => {
             let (command, destination) = (OsString::from_vec(command), home(&path_of(destination)));

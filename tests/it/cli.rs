@@ -329,7 +329,8 @@ fn agent_fed(bytes: &[u8]) -> Outcome {
 
 #[test]
 fn an_agent_that_hears_garbage_or_nothing_ends_with_an_error() {
-    let greeting = [&holesync::protocol::MAGIC[..], &[1, 0, 1, 0, 0, 0, 0, 0]].concat();
+    let version = holesync::protocol::VERSION as u8;
+    let greeting = [&holesync::protocol::MAGIC[..], &[version, 0, version, 0, 0, 0, 0, 0]].concat();
     let greeted = |rest: &[u8]| [&greeting[..], rest].concat();
     let mut noise = vec![0; 300_000];
     Rng(11).fill(&mut noise);

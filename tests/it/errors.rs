@@ -11,8 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use holesync::error::{Failure, escape};
-use holesync::protocol::frame::FrameWriter;
-use holesync::protocol::{MAGIC, MAX_NOISE, Message, VERSION};
+use holesync::protocol::{FrameWriter, MAGIC, MAX_NOISE, Message, VERSION};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -480,7 +479,7 @@ fn a_peer_that_also_speaks_newer_versions_is_fine() {
 fn a_peer_that_talks_garbage_is_refused_and_named() {
     let mut noise = vec![0; 100_000];
     Rng(7).fill(&mut noise);
-    let greeted = |rest: &[u8]| [&greeting(1, 1)[..], rest].concat();
+    let greeted = |rest: &[u8]| [&greeting(VERSION, VERSION)[..], rest].concat();
     let frame = |kind: u8, len: u32, body: &[u8]| greeted(&first_frame(kind, len, body));
     let cases: &[(&str, Vec<u8>, &str, i32, &str)] = &[
         ("endless text", vec![], "yes garbage", 5, "no holesync answered on peer"),
@@ -515,7 +514,7 @@ fn a_peer_that_talks_garbage_is_refused_and_named() {
 
 #[test]
 fn a_peer_that_never_answers_is_ended_by_an_interrupt() {
-    for (name, bytes) in [("silent", vec![]), ("greeted", greeting(1, 1))] {
+    for (name, bytes) in [("silent", vec![]), ("greeted", greeting(VERSION, VERSION))] {
         let dir = lab::scratch();
         let begun = dir.path().join("begun");
         let peer = talker(dir.path(), &bytes, &format!(": >{}\ncat >/dev/null\nexit", shell_word(&begun)));
@@ -679,7 +678,7 @@ fn odd_names_are_escaped_in_errors() {
 fn what_a_peer_says_cannot_steer_the_terminal() {
     let evil = "\x1b]0;owned\x07\x1b[2J\u{9b}31m";
     let dir = lab::scratch();
-    let mut fatal = greeting(1, 1);
+    let mut fatal = greeting(VERSION, VERSION);
     let mut writer = FrameWriter::new(&mut fatal, "nobody");
     let failure = Failure { code: 11, message: format!("disk\nfull{evil}") };
     writer
@@ -701,7 +700,7 @@ fn what_a_peer_says_cannot_steer_the_terminal() {
 #[test]
 fn a_failure_with_code_0_from_a_peer_is_no_success() {
     let dir = lab::scratch();
-    let mut fatal = greeting(1, 1);
+    let mut fatal = greeting(VERSION, VERSION);
     let mut writer = FrameWriter::new(&mut fatal, "nobody");
     writer.message(&Message::Fatal(Failure { code: 0, message: "all is well".into() })).expect("encode");
     writer.flush().expect("encode");

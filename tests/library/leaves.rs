@@ -14,8 +14,10 @@ use holesync::hashmap::leaves::Leaves;
 use holesync::hashmap::plan::Run;
 use holesync::hashmap::{Block, Grid, Hash, Item, key, map_image, root_of};
 use holesync::options::{BlockSize, Commit, Compress, Options};
-use holesync::protocol::frame::{FrameReader, FrameWriter};
-use holesync::protocol::{Answer, Differ, Entry, Frame, MAX_ASKED, MAX_DIFFER, MAX_MAP_KEYS, Message, Patch};
+use holesync::protocol::{
+    Differ, Entry, Frame, FrameReader, FrameWriter, LeafAnswer, MAX_DIFFER, MAX_MAP_KEYS, MAX_UNPATCHED,
+    Message, Patch,
+};
 use holesync::report::Stats;
 use holesync::source::Kind as EntryKind;
 use holesync::source::Metadata;
@@ -429,7 +431,7 @@ impl Victim {
         let mut victim = Victim { hand: Hand::new(back.0, forth.1, ended), pair, grid };
         victim.hand.say(&Message::Layout { single: true });
         victim.announce(0, false);
-        victim.hand.message(|message| matches!(message, Message::MapEnd));
+        victim.hand.message(|message| matches!(message, Message::MapEnd { .. }));
         victim.hand.say(&Message::Content { id: 0 });
         victim
     }
@@ -448,7 +450,7 @@ impl Victim {
         self.hand.tell(|output| output.patch(&Patch { first, masks, sent, bytes }, None));
     }
 
-    fn leaves(&self) -> Answer {
+    fn leaves(&self) -> LeafAnswer {
         self.hand.until(|frame| if let Frame::Leaves(answer) = frame { Some(answer.clone()) } else { None })
     }
 
@@ -530,7 +532,7 @@ fn a_sender_that_asks_or_patches_what_it_may_not_is_refused() {
             v.hand.say(&Message::Finish { root: [0; 32] });
         }),
         ("leaves from a sender", |v| {
-            v.hand.tell(|output| output.leaves(&Answer { id: 0, blocks: Vec::new() }))
+            v.hand.tell(|output| output.leaves(&LeafAnswer { id: 0, blocks: Vec::new() }))
         }),
         ("a question without a file", |v| {
             v.hand.say(&Message::Abandon);
@@ -550,13 +552,13 @@ fn a_sender_that_asks_or_patches_what_it_may_not_is_refused() {
 
 #[test]
 fn more_questions_than_may_be_open_are_refused() {
-    let mut victim = Victim::new(MAX_ASKED + 300);
+    let mut victim = Victim::new(MAX_UNPATCHED + 300);
     victim.hand.say(&Message::Keep { blocks: 4 });
-    for nth in 0..MAX_ASKED / MAX_DIFFER {
+    for nth in 0..MAX_UNPATCHED / MAX_DIFFER {
         victim.differ((4 + nth * MAX_DIFFER) as u64, vec![[7; 32]; MAX_DIFFER]);
         assert_eq!(victim.leaves().blocks.len(), MAX_DIFFER);
     }
-    victim.differ((4 + MAX_ASKED) as u64, vec![[7; 32]]);
+    victim.differ((4 + MAX_UNPATCHED) as u64, vec![[7; 32]]);
     victim.assert_refused("one too many");
 }
 
@@ -587,7 +589,7 @@ fn a_block_that_is_not_what_was_promised_is_asked_for_again() {
         victim.patch(0, &[(3, 1)], noise(8, PAGE));
         victim.hand.say(&Message::Keep { blocks: 7 });
         victim.hand.say(&Message::Finish { root });
-        victim.hand.message(|message| *message == Message::Again { id: 0, changed: false });
+        victim.hand.message(|message| *message == Message::Again { id: 0 });
         assert!(fs::read(victim.pair.to()).unwrap() == basis);
         victim.announce(1, true);
         victim.hand.message(|message| matches!(message, Message::NoBasis { .. }));
@@ -606,8 +608,8 @@ fn a_block_that_is_not_what_was_promised_is_asked_for_again() {
         }
         victim.hand.say(&Message::Finish { root });
         let done = victim.hand.until(|frame| match frame {
-            Frame::Message(Message::Done { id: 1 }) => Some(true),
-            Frame::Message(Message::Failed { id: 1, answer: false, .. }) => Some(false),
+            Frame::Message(Message::Done { id: 1, .. }) => Some(true),
+            Frame::Message(Message::Failed { id: 1, .. }) => Some(false),
             _ => None,
         });
         assert_eq!(done, !lies_again);
@@ -628,6 +630,9 @@ struct Asker {
 }
 
 const LARGE: usize = 64 << 10;
+/// Blocks of a file that is large enough to be asked about after a slow answer, too: that
+/// of a busy machine about the first 40 blocks of another.
+const BUSY: usize = 250;
 
 impl Asker {
     fn new(files: usize, blocks: usize) -> Asker {
@@ -663,33 +668,34 @@ impl Asker {
     /// Answers with a map of what differs everywhere; `more` is still to come.
     fn map(&mut self, nth: usize, blocks: usize, more: bool) {
         let id = self.id(nth);
-        self.hand.say(&Message::Map { id, resized: false });
-        self.keys(blocks);
+        self.hand.say(&Message::Map { id });
+        self.keys(nth, blocks);
         if !more {
-            self.hand.say(&Message::MapEnd);
+            self.hand.say(&Message::MapEnd { id });
         }
     }
 
-    fn keys(&mut self, blocks: usize) {
-        self.hand.tell(|output| output.map(&[Run::Keys(vec![[7; 16]; blocks])]));
+    fn keys(&mut self, nth: usize, blocks: usize) {
+        let id = self.id(nth);
+        self.hand.tell(|output| output.map(id, &[Run::Keys(vec![[7; 16]; blocks])]));
     }
 
     /// What this end has of the blocks of a question.
-    fn answer_to(&self, nth: usize, differ: &Differ) -> Answer {
+    fn answer_to(&self, nth: usize, differ: &Differ) -> LeafAnswer {
         let (_, basis) = &self.files[nth];
         let leaves = |index: u64| {
             let bytes = &basis[index as usize * LARGE..(index as usize + 1) * LARGE];
             Leaves::of(BlockSize::SMALLEST, &self.grid, index, self.grid.all_pages(index), bytes)
         };
         let blocks = (differ.first..differ.first + differ.hashes.len() as u64).map(leaves).collect();
-        Answer { id: self.id(nth), blocks }
+        LeafAnswer { id: self.id(nth), blocks }
     }
 
     fn question(&self) -> Differ {
         self.hand.until(|frame| if let Frame::Differ(differ) = frame { Some(differ.clone()) } else { None })
     }
 
-    fn say_leaves(&mut self, answer: &Answer) {
+    fn say_leaves(&mut self, answer: &LeafAnswer) {
         self.hand.tell(|output| output.leaves(answer));
     }
 
@@ -713,7 +719,7 @@ impl Asker {
             }
         }
         let id = self.id(nth);
-        self.hand.say(&Message::Done { id });
+        self.hand.say(&Message::Done { id, changed: Some(4096) });
         patched
     }
 
@@ -731,8 +737,8 @@ impl Asker {
 
 #[test]
 fn maps_of_files_that_come_later_wait_while_answers_are_awaited() {
-    let mut asker = Asker::new(3, 40);
-    (0..3).for_each(|nth| asker.map(nth, 40, false));
+    let mut asker = Asker::new(3, BUSY);
+    (0..3).for_each(|nth| asker.map(nth, if nth == 0 { 40 } else { BUSY }, false));
     // The last answer comes behind all maps, and so does every other.
     for nth in 0..3 {
         let first = asker.question();
@@ -749,7 +755,7 @@ fn a_receiver_that_answers_with_more_leaves_than_it_was_asked_for_is_refused() {
     asker.question();
     let id = asker.id(0);
     // The file has not so many blocks.
-    asker.say_leaves(&Answer { id, blocks: vec![Leaves::default(); 41] });
+    asker.say_leaves(&LeafAnswer { id, blocks: vec![Leaves::default(); 41] });
     asker.assert_refused("too many leaves");
 }
 
@@ -760,19 +766,19 @@ fn leaves_that_nobody_asked_for_are_refused_or_dropped() {
     let id = asker.id(0);
     asker.map(0, 1, true);
     asker.hand.message(|message| matches!(message, Message::Content { .. }));
-    asker.say_leaves(&Answer { id, blocks: vec![Leaves::default(); 2] });
+    asker.say_leaves(&LeafAnswer { id, blocks: vec![Leaves::default(); 2] });
     asker.assert_refused("leaves before a question");
     // Of another file, and of none.
-    let mut asker = Asker::new(2, 40);
-    let unknown = Answer { id: 77, blocks: vec![Leaves::default()] };
+    let mut asker = Asker::new(2, BUSY);
+    let unknown = LeafAnswer { id: 77, blocks: vec![Leaves::default()] };
     asker.say_leaves(&unknown);
     asker.map(0, 40, false);
     let differ = asker.question();
     asker.say_leaves(&unknown);
-    let other = Answer { id: asker.id(1), ..asker.answer_to(0, &differ) };
+    let other = LeafAnswer { id: asker.id(1), ..asker.answer_to(0, &differ) };
     asker.say_leaves(&other);
     assert!(asker.serve(0, vec![differ]) > 0);
-    asker.map(1, 40, false);
+    asker.map(1, BUSY, false);
     let differ = asker.question();
     asker.serve(1, vec![differ]);
     let stats = asker.end();
@@ -786,8 +792,8 @@ fn an_answer_in_pieces_is_an_answer() {
     let differ = asker.question();
     let answer = asker.answer_to(0, &differ);
     for leaves in answer.blocks {
-        asker.say_leaves(&Answer { id: answer.id, blocks: Vec::new() });
-        asker.say_leaves(&Answer { id: answer.id, blocks: vec![leaves] });
+        asker.say_leaves(&LeafAnswer { id: answer.id, blocks: Vec::new() });
+        asker.say_leaves(&LeafAnswer { id: answer.id, blocks: vec![leaves] });
     }
     assert!(asker.serve(0, Vec::new()) > 0);
     assert_eq!(asker.end().files_sent, 1);
@@ -800,7 +806,7 @@ fn a_receiver_whose_maps_run_ahead_of_its_answers_is_refused() {
     asker.question();
     asker.map(1, MAX_MAP_KEYS, true);
     // More than the sender puts off, and than lies in queues and pipes.
-    (0..160).for_each(|_| asker.keys(MAX_MAP_KEYS));
+    (0..160).for_each(|_| asker.keys(1, MAX_MAP_KEYS));
     asker.assert_refused("a map that runs ahead");
 }
 
@@ -812,10 +818,10 @@ fn a_file_that_fails_while_answers_are_awaited_is_abandoned() {
         let differ = asker.question();
         let failure = Failure { code: code::FILE_IO, message: "no room".into() };
         let id = asker.id(0);
-        asker.hand.say(&Message::Failed { id, failure, answer: false });
+        asker.hand.say(&Message::Failed { id, failure });
         asker.hand.message(|message| *message == Message::Abandon);
         if map_is_open {
-            asker.hand.say(&Message::MapEnd);
+            asker.hand.say(&Message::MapEnd { id });
         }
         // It was under way.
         let late = asker.answer_to(0, &differ);
@@ -837,8 +843,8 @@ fn a_file_that_fails_while_its_map_waits_fails_alone() {
     asker.map(1, 20, true);
     let failure = Failure { code: code::FILE_IO, message: "cannot be read".into() };
     let id = asker.id(1);
-    asker.hand.say(&Message::Failed { id, failure, answer: false });
-    asker.hand.say(&Message::MapEnd);
+    asker.hand.say(&Message::Failed { id, failure });
+    asker.hand.say(&Message::MapEnd { id });
     assert!(asker.serve(0, vec![differ]) > 0);
     asker.hand.message(|message| *message == Message::Abandon);
     let stats = asker.end();
@@ -855,8 +861,9 @@ fn a_source_that_changes_while_answers_are_awaited_is_described_again() {
     File::options().write(true).open(path).unwrap().write_all_at(b"x", 3).unwrap();
     // The rest is as it was: nothing more is asked about.
     let keys = blocks_of(&asker.files[0].0, &asker.grid)[60..].iter().map(|block| key(&block.hash)).collect();
-    asker.hand.tell(|output| output.map(&[Run::Keys(keys)]));
-    asker.hand.say(&Message::MapEnd);
+    let id = asker.id(0);
+    asker.hand.tell(|output| output.map(id, &[Run::Keys(keys)]));
+    asker.hand.say(&Message::MapEnd { id });
     asker.hand.message(|message| *message == Message::Abandon);
     let late = asker.answer_to(0, &differ);
     asker.say_leaves(&late);
@@ -909,6 +916,32 @@ fn leaves_that_lie_are_never_a_wrong_file() {
     }
 }
 
+/// Of blocks that the receiver claims to have as they are nothing is lacking: patches are
+/// many and have no bytes. The sender has to send them to ask about more.
+#[test]
+fn more_blocks_than_may_be_open_are_asked_about_when_nothing_is_lacking() {
+    let size = 8 << 10;
+    // All blocks are alike, so that it need not be known which of them are asked about.
+    let source = noise(1, size).repeat(MAX_UNPATCHED + 900);
+    let mut basis = source.clone();
+    basis.iter_mut().step_by(size).for_each(|byte| *byte ^= 1);
+    let pair = Pair::new(source, basis, false);
+    let options = grain(size as u64, PAGE as u64, Commit::Auto);
+    let (forth, back, way) = (io::pipe().unwrap(), io::pipe().unwrap(), io::pipe().unwrap());
+    let sent = start_sender(back.0, forth.1, pair.from(), options.clone());
+    let received = start_receiver(forth.0, way.1, pair.to(), options.clone());
+    let liar = start({
+        let grid = Grid { length: pair.source.len() as u64, block: options.block_size };
+        let all = Leaves::of(BlockSize::SMALLEST, &grid, 0, grid.all_pages(0), &pair.source[..size]);
+        move || pass_on(way.0, back.1, |_, leaves| *leaves = all.clone())
+    });
+    let ended = wait(&sent, "sender", "nothing lacking");
+    let _ = wait(&received, "receiver", "nothing lacking");
+    assert!(wait(&liar, "liar", "nothing lacking") > MAX_UNPATCHED);
+    assert!(ended.as_ref().is_ok_and(|stats| stats.files_failed == 0), "{ended:?}");
+    pair.assert_equal("nothing lacking");
+}
+
 /// Passes frames on, leaves changed by `lie`, which is told the place of each block; how many.
 fn pass_on(from: PipeReader, to: PipeWriter, lie: impl Fn(&mut usize, &mut Leaves)) -> usize {
     let mut input = FrameReader::new(from, "the receiver");
@@ -917,7 +950,7 @@ fn pass_on(from: PipeReader, to: PipeWriter, lie: impl Fn(&mut usize, &mut Leave
     while let Ok(frame) = input.read() {
         let _ = match frame {
             Frame::Message(message) => output.message(&message),
-            Frame::Map(runs) => output.map(&runs),
+            Frame::Map(id, runs) => output.map(id, &runs),
             Frame::Leaves(mut answer) => {
                 for leaves in &mut answer.blocks {
                     lie(&mut at, leaves);

@@ -8,14 +8,16 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use holesync::error::{Error, Failure, Result, code};
 use holesync::options::{BlockSize, Commit, Compress, Options};
-use holesync::protocol::frame::{FrameReader, FrameWriter};
-use holesync::protocol::{Entry, Frame, MAX_LENGTH, MAX_UNANSWERED, Message};
+use holesync::protocol::{
+    CREDIT, Connection, Entry, Frame, FrameReader, FrameWriter, MAX_AHEAD, MAX_LENGTH, Message, RESERVED,
+};
 use holesync::receiver::{self, Target};
-use holesync::report::{Silent, Stats};
+use holesync::report::{Event, Outcome, Reporter, Silent, Stats, Summary};
 use holesync::sender::{self, Side};
 use holesync::source::Kind as EntryKind;
 use holesync::source::Metadata;
@@ -194,7 +196,8 @@ pub(super) fn start_sender(
     start(move || {
         let input = FrameReader::new(input, "the receiver");
         let output = FrameWriter::new(output, "the receiver");
-        sender::run(input, output, &[source], None, &options, Side::Initiator, &Silent)
+        let connection = Connection { input, output, options: &options, reporter: &Silent };
+        sender::run(connection, &[source], None, Side::Initiator)
     })
 }
 
@@ -207,14 +210,8 @@ pub(super) fn start_receiver(
     start(move || {
         let input = FrameReader::new(input, "the sender");
         let output = FrameWriter::new(output, "the sender");
-        receiver::run(
-            input,
-            output,
-            Target { path, directory: false, umask: 0o022, beside_source: false },
-            None,
-            &options,
-            &Silent,
-        )
+        let connection = Connection { input, output, options: &options, reporter: &Silent };
+        receiver::run(connection, Target { path, directory: false, umask: 0o022 }, None)
     })
 }
 
@@ -498,7 +495,7 @@ fn failures_that_a_peer_told_of_count_whatever_its_totals_say() {
         match input.read().unwrap() {
             Frame::Message(Message::Entry(Entry { id, kind: EntryKind::File { .. }, .. })) => {
                 let failure = Failure { code: code::FILE_IO, message: "no room".into() };
-                output.message(&Message::Failed { id, failure, answer: true }).unwrap();
+                output.message(&Message::Failed { id, failure }).unwrap();
                 output.flush().unwrap();
             }
             Frame::Message(Message::End(_)) => break,
@@ -514,9 +511,9 @@ fn failures_that_a_peer_told_of_count_whatever_its_totals_say() {
 #[test]
 fn a_sender_ends_when_its_peer_breaks_a_rule_and_stays_connected() {
     let wrong = [
-        Message::Map { id: 77, resized: false },
-        Message::NoBasis { id: 77, resized: false },
-        Message::MapEnd,
+        Message::Map { id: 77 },
+        Message::NoBasis { id: 77 },
+        Message::MapEnd { id: 77 },
         Message::Keep { blocks: 1 },
         Message::Layout { single: true },
         Message::End(Box::default()),
@@ -549,7 +546,7 @@ fn a_receiver_ends_when_its_peer_breaks_a_rule_and_stays_connected() {
         vec![layout(), entry(0, "a", MAX_LENGTH + 1)],
         vec![layout(), Message::Content { id: 0 }],
         vec![layout(), entry(0, "a", 1), Message::Content { id: 1 }],
-        vec![layout(), Message::Done { id: 0 }],
+        vec![layout(), Message::Done { id: 0, changed: None }],
         vec![layout(), Message::Abandon],
         vec![layout(), Message::Finish { root: [0; 32] }],
         begun(&[Message::Keep { blocks: 1 << 40 }]),
@@ -613,22 +610,273 @@ fn data_that_does_not_fit_the_file_breaks_a_rule() {
     }
 }
 
-#[test]
-fn a_sender_that_announces_without_end_is_refused() {
+/// What a peer gets said to a receiver whose answers it does not read, and how that ends.
+fn unread(messages: impl Iterator<Item = Message>) -> (usize, Result<Stats>) {
     let trees = Trees::new();
-    let (forth, back) = (io::pipe().unwrap(), tiny_pipe());
-    // Room for whatever the receiver leaves unread when it has had enough.
-    sys::grow_pipe(&forth.1);
+    let (forth, back) = (tiny_pipe(), tiny_pipe());
     let received = start_receiver(forth.0, back.1, trees.target(), options(Commit::Auto));
     let mut output = FrameWriter::new(forth.1, "the receiver");
     output.message(&Message::Layout { single: false }).unwrap();
-    // Its answers are long, and nobody reads them: a few fill buffer and pipe.
-    let long = format!("{}/x", vec!["d".repeat(200); 15].join("/"));
-    for id in 0..MAX_UNANSWERED as u64 + 64 {
-        output.message(&entry(id, &long, 1)).unwrap();
-    }
-    output.flush().unwrap();
+    let said = messages.take_while(|message| {
+        let written = output.message(message).and_then(|()| output.flush());
+        written.is_ok()
+    });
+    let said = said.count();
     drop(back.0);
-    let error = wait(&received, "receiver", "too many").unwrap_err();
-    assert!(matches!(error, Error::Protocol { .. }), "{error}");
+    (said, wait(&received, "receiver", "too many"))
+}
+
+/// A path that is long, and that is nowhere.
+fn nowhere() -> String {
+    format!("{}/x", vec!["d".repeat(200); 15].join("/"))
+}
+
+#[test]
+fn a_sender_that_announces_without_end_is_refused() {
+    // The answers are long, and nobody reads them: a few fill buffer and pipe.
+    let link = |id| Entry {
+        id,
+        path: nowhere().into(),
+        kind: EntryKind::Symlink(b"x".to_vec()),
+        metadata: Metadata::default(),
+    };
+    let directory = |id| Entry { kind: EntryKind::Directory, ..link(id) };
+    type Entries<'a> = Box<dyn Iterator<Item = Message> + 'a>;
+    let all: [(&str, Entries); 4] = [
+        ("files", Box::new((0..).map(|id| entry(id, &nowhere(), 1)))),
+        ("directories that cannot be made", Box::new((0..).map(|id| Message::Entry(directory(id))))),
+        ("symlinks that cannot be made", Box::new((0..).map(|id| Message::Entry(link(id))))),
+        (
+            "one after the other",
+            Box::new((0..).map(|id| {
+                if id % 2 == 0 { Message::Entry(directory(id)) } else { entry(id, &nowhere(), 1) }
+            })),
+        ),
+    ];
+    for (what, messages) in all {
+        let (said, ended) = unread(messages);
+        let error = ended.unwrap_err();
+        assert!(matches!(error, Error::Protocol { .. }), "{what}: {error}");
+        assert!(error.to_string().contains("credit"), "{what}: {error}");
+        // Its credit, what was written before the way back was full, and what lies in the
+        // pipe and in the queue of frames.
+        let least = CREDIT - RESERVED;
+        assert!((least..least + 512).contains(&said), "{what}: {said}");
+    }
+}
+
+#[test]
+fn directories_that_can_be_made_do_not_use_credit_up() {
+    let trees = Trees::new();
+    let (forth, back) = (io::pipe().unwrap(), io::pipe().unwrap());
+    let received = start_receiver(forth.0, back.1, trees.target(), options(Commit::Auto));
+    let granted = start(move || {
+        let mut input = FrameReader::new(back.0, "the receiver");
+        let mut granted = 0;
+        while let Ok(frame) = input.read() {
+            match frame {
+                Frame::Message(Message::Granted { units }) => granted += units as usize,
+                Frame::Message(Message::End(_)) => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        granted
+    });
+    let mut output = FrameWriter::new(forth.1, "the receiver");
+    output.message(&Message::Layout { single: false }).unwrap();
+    // As many as are credited at once, and not one more.
+    let count = CREDIT - RESERVED;
+    for id in 0..count {
+        let path = format!("d{}", id % 7).into_bytes();
+        let entry = Entry { id: id as u64, path, kind: EntryKind::Directory, metadata: Metadata::default() };
+        output.message(&Message::Entry(entry)).unwrap();
+    }
+    output.message(&Message::End(Box::default())).and_then(|()| output.flush()).unwrap();
+    assert_eq!(wait(&received, "receiver", "directories").unwrap().files_failed, 0);
+    // All but what is not worth a message.
+    let granted = wait(&granted, "receiver", "grants");
+    assert!((count - CREDIT / 16..=count).contains(&granted), "{granted}");
+}
+
+/// Thousands of tiny files are announced, which takes all credit for entries, while a large
+/// one is described that needs questions, answers, and an end.
+#[test]
+fn files_that_come_later_leave_credit_for_the_file_in_hand() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, target) = (dir.path().join("source/"), dir.path().join("target"));
+    fs::create_dir_all(&source).unwrap();
+    fs::create_dir_all(&target).unwrap();
+    let mut large = vec![0; 24 << 20];
+    crate::support::fill(&mut large, 0, 1);
+    large.iter_mut().for_each(|byte| *byte |= 1);
+    fs::write(source.join("a"), &large).unwrap();
+    // A page of each block of 8 KiB: it is asked about.
+    large.iter_mut().skip(100).step_by(8192).for_each(|byte| *byte ^= 2);
+    fs::write(target.join("a"), &large).unwrap();
+    for nth in 0..3000 {
+        fs::write(source.join(format!("b{nth}")), nth.to_string()).unwrap();
+    }
+    for (forth, back) in [(tiny_pipe(), tiny_pipe()), (io::pipe().unwrap(), io::pipe().unwrap())] {
+        let options = Options { checksum: true, ..options(Commit::Auto) };
+        let (forth_out, tape) = Faulty::new(forth.0, None);
+        let output = Slow::new(forth.1, Pace::Stalled);
+        let sent = start_sender(back.0, output, source.clone(), options.clone());
+        let received = start_receiver(forth_out, back.1, target.clone(), options);
+        let stats = wait(&sent, "sender", "many").unwrap();
+        wait(&received, "receiver", "many").unwrap();
+        assert_eq!((stats.files_failed, stats.files_total), (0, 3001));
+        assert!(fs::read(source.join("a")).unwrap() == fs::read(target.join("a")).unwrap());
+        assert!(
+            (0..3000)
+                .all(|nth| fs::read_to_string(target.join(format!("b{nth}"))).unwrap() == nth.to_string())
+        );
+        let bytes = std::mem::take(&mut tape.lock().unwrap().bytes);
+        let mut frames = FrameReader::new(bytes.as_slice(), "the sender");
+        let (mut asked, mut announced, mut before) = (0, 0, 0);
+        while let Ok(frame) = frames.read() {
+            match frame {
+                Frame::Differ(differ) => asked += differ.hashes.len(),
+                Frame::Message(Message::Entry(_)) => announced += 1,
+                Frame::Message(Message::Finish { .. }) if before == 0 => before = announced,
+                _ => {}
+            }
+        }
+        // The first time through: entries were announced up to their credit meanwhile.
+        if stats.files_sent == 3001 {
+            assert!(asked > 1000 && before >= CREDIT - RESERVED - 512, "{asked} blocks, {before} entries");
+        }
+        fs::write(target.join("a"), &large).unwrap();
+    }
+}
+
+/// More blocks than maps may be ahead: where nothing is described, the sender has to say how
+/// far it has compared.
+#[test]
+fn a_dry_run_compares_more_than_maps_may_be_ahead() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    let mut bytes = vec![7; (3 * MAX_AHEAD + 100) * 4096];
+    fs::write(&to, &bytes).unwrap();
+    bytes[2 * MAX_AHEAD * 4096] ^= 1;
+    fs::write(&from, &bytes).unwrap();
+    for dry_run in [true, false] {
+        let block_size = BlockSize::new(4096).unwrap();
+        let options = Options { block_size, dry_run, checksum: true, ..options(Commit::InPlace) };
+        let (forth, back) = (tiny_pipe(), tiny_pipe());
+        let sent = start_sender(back.0, forth.1, from.clone(), options.clone());
+        let received = start_receiver(forth.0, back.1, to.clone(), options);
+        let stats = wait(&sent, "sender", "far").unwrap();
+        wait(&received, "receiver", "far").unwrap();
+        assert_eq!((stats.files_sent, stats.sent_data_bytes), (1, 4096));
+        assert_eq!(fs::read(&to).unwrap() == bytes, !dry_run);
+    }
+}
+
+/// Blocks that come whole in the place of others: pages that stay are not written again.
+#[test]
+fn of_blocks_that_come_whole_only_pages_that_differ_are_written() {
+    let size = 8 << 20;
+    let mut new = vec![0; size];
+    crate::support::fill(&mut new, 0, 1);
+    new.iter_mut().for_each(|byte| *byte |= 1);
+    let mut old = new.clone();
+    old.iter_mut().skip(5000).step_by(8 << 10).for_each(|byte| *byte ^= 2);
+    let other: Vec<u8> = new.iter().map(|byte| byte ^ 2).collect();
+    for (basis, written) in [(old, size / 2), (other, size)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::write(&from, &new).unwrap();
+        fs::write(&to, &basis).unwrap();
+        let leaf_size = BlockSize::new(8 << 10).unwrap();
+        let options = Options { leaf_size, checksum: true, ..options(Commit::InPlace) };
+        let (forth, back) = (io::pipe().unwrap(), io::pipe().unwrap());
+        let sent = start_sender(back.0, forth.1, from, options.clone());
+        let received = start_receiver(forth.0, back.1, to.clone(), options);
+        let stats = wait(&sent, "sender", "whole").unwrap();
+        wait(&received, "receiver", "whole").unwrap();
+        assert_eq!((stats.sent_data_bytes, stats.written_bytes), (size as u64, written as u64));
+        assert!(fs::read(&to).unwrap() == new);
+    }
+}
+
+/// What the receiver says of a file and what the sender says of it both follow what was
+/// written.
+#[test]
+fn both_ends_say_the_same_of_what_changed() {
+    #[derive(Clone, Copy, Debug)]
+    enum Case {
+        /// Equal, but with room that holds no data behind its end.
+        Loose,
+        /// Equal content in a temp file of an earlier run, and an old file.
+        Temp,
+        Equal,
+        /// Zeros that are allocated become a hole.
+        Zeros,
+    }
+    for (case, changes) in
+        [(Case::Loose, None), (Case::Temp, None), (Case::Equal, Some(false)), (Case::Zeros, Some(true))]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        let data = |seed| Sparse::of(&[(Kind::Data(seed), 300_000), (Kind::Hole, 4 << 20)]);
+        data(1).write(&from);
+        match case {
+            Case::Loose => {
+                let file = data(1).write(&to);
+                sys::allocate(&file, 1 << 20..4 << 20).unwrap();
+            }
+            Case::Temp => {
+                data(2).write(&to);
+                let temp = data(1).write(&dir.path().join(".to.holesync.temp"));
+                temp.set_permissions(fs::Permissions::from_mode(0o600)).unwrap();
+            }
+            Case::Equal => {
+                fs::write(&from, [7; 300_000]).unwrap();
+                fs::write(&to, [7; 300_000]).unwrap();
+            }
+            Case::Zeros => drop(Sparse::of(&[(Kind::Data(1), 300_000), (Kind::Zeros, 4 << 20)]).write(&to)),
+        }
+        let (forth, back) = (io::pipe().unwrap(), io::pipe().unwrap());
+        let options = Options { checksum: true, ..options(Commit::Auto) };
+        let (sender, receiver) = (Arc::new(Said::default()), Arc::new(Said::default()));
+        let sent = start({
+            let (said, options, from) = (Arc::clone(&sender), options.clone(), from.clone());
+            move || {
+                let (input, output) = (FrameReader::new(back.0, "r"), FrameWriter::new(forth.1, "r"));
+                let connection = Connection { input, output, options: &options, reporter: &*said };
+                sender::run(connection, &[from], None, Side::Initiator)
+            }
+        });
+        let received = start({
+            let (said, path) = (Arc::clone(&receiver), to.clone());
+            move || {
+                let (input, output) = (FrameReader::new(forth.0, "s"), FrameWriter::new(back.1, "s"));
+                let connection = Connection { input, output, options: &options, reporter: &*said };
+                receiver::run(connection, Target { path, directory: false, umask: 0o022 }, None)
+            }
+        });
+        let stats = wait(&sent, "sender", "changed").unwrap();
+        wait(&received, "receiver", "changed").unwrap();
+        let said = |said: &Said| said.0.lock().unwrap().clone();
+        let (sender, receiver) = (said(&sender), said(&receiver));
+        assert_eq!(sender, receiver, "{case:?}");
+        assert_eq!(sender.len(), 1, "{case:?}");
+        assert_eq!(stats.files_sent, u64::from(sender[0]), "{case:?}");
+        assert!(changes.is_none_or(|changes| changes == sender[0]), "{case:?}: {sender:?}");
+        assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
+    }
+}
+
+/// Whether each file that was reported changed.
+#[derive(Default)]
+struct Said(Mutex<Vec<bool>>);
+
+impl Reporter for Said {
+    fn event(&self, event: Event) {
+        if let Event::File(_, outcome) = event {
+            self.0.lock().unwrap().push(matches!(outcome, Outcome::Sent(_)));
+        }
+    }
+
+    fn summary(&self, _: &Summary) {}
 }

@@ -10,10 +10,10 @@ use holesync::hashmap::Key;
 use holesync::hashmap::leaves::Leaves;
 use holesync::hashmap::plan::Run;
 use holesync::options::{Compress, Options};
-use holesync::protocol::frame::{FrameReader, FrameWriter};
 use holesync::protocol::{
-    Answer, Data, Differ, Entry, Frame, MAGIC, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS,
-    MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, Patch, Request, VERSION, check_path,
+    Data, Differ, Entry, Frame, FrameReader, FrameWriter, LeafAnswer, MAGIC, MAX_DATA, MAX_DATA_BLOCKS,
+    MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, Patch, Request, VERSION,
+    check_path,
 };
 use holesync::report::{Phase, Stats};
 use holesync::source::Kind;
@@ -79,16 +79,19 @@ fn message() -> impl Strategy<Value = Message> {
         any::<[u8; 32]>().prop_map(|root| Message::Finish { root }),
         Just(Message::Abandon),
         any::<u64>().prop_map(|id| Message::Unchanged { id }),
-        (any::<u64>(), any::<bool>()).prop_map(|(id, resized)| Message::NoBasis { id, resized }),
-        (any::<u64>(), any::<bool>()).prop_map(|(id, resized)| Message::Map { id, resized }),
-        Just(Message::MapEnd),
-        (any::<u64>(), failure(), any::<bool>()).prop_map(|(id, failure, answer)| Message::Failed {
+        any::<u64>().prop_map(|id| Message::NoBasis { id }),
+        any::<u64>().prop_map(|id| Message::Map { id }),
+        (any::<u64>(), any::<bool>(), any::<bool>()).prop_map(|(id, mapped, resized)| Message::Preview {
             id,
-            failure,
-            answer
+            mapped,
+            resized
         }),
-        any::<u64>().prop_map(|id| Message::Done { id }),
-        (any::<u64>(), any::<bool>()).prop_map(|(id, changed)| Message::Again { id, changed }),
+        any::<u64>().prop_map(|id| Message::MapEnd { id }),
+        (any::<u64>(), failure()).prop_map(|(id, failure)| Message::Failed { id, failure }),
+        (any::<u64>(), prop::option::of(any::<u64>()))
+            .prop_map(|(id, changed)| Message::Done { id, changed }),
+        any::<u64>().prop_map(|id| Message::Again { id }),
+        any::<u64>().prop_map(|units| Message::Granted { units }),
         Just(Message::Busy(Phase::WritingBack)),
         ".{0,50}".prop_map(Message::Warning),
         failure().prop_map(Message::SourceFailed),
@@ -115,13 +118,13 @@ fn differ() -> impl Strategy<Value = Differ> {
         .prop_map(|(first, hashes)| Differ { first, hashes })
 }
 
-fn answer() -> impl Strategy<Value = Answer> {
+fn answer() -> impl Strategy<Value = LeafAnswer> {
     let leaves =
         (any::<u64>(), prop::collection::vec(any::<[u8; 8]>(), 0..65)).prop_map(|(data, mut hashes)| {
             hashes.truncate(u64::count_ones(data) as usize);
             Leaves { data, hashes }
         });
-    (any::<u64>(), prop::collection::vec(leaves, 0..6)).prop_map(|(id, blocks)| Answer { id, blocks })
+    (any::<u64>(), prop::collection::vec(leaves, 0..6)).prop_map(|(id, blocks)| LeafAnswer { id, blocks })
 }
 
 /// Patches without a byte among them.
@@ -139,9 +142,9 @@ fn patch() -> impl Strategy<Value = Patch> {
 enum Any {
     Message(Message),
     Data(Data, bool),
-    Map(Vec<Run>),
+    Map(u64, Vec<Run>),
     Differ(Differ),
-    Leaves(Answer),
+    Leaves(LeafAnswer),
     Patch(Patch, bool),
 }
 
@@ -149,7 +152,7 @@ fn any_frame() -> impl Strategy<Value = Any> {
     prop_oneof![
         message().prop_map(Any::Message),
         (data(), any::<bool>()).prop_map(|(data, packed)| Any::Data(data, packed)),
-        runs().prop_map(Any::Map),
+        (any::<u64>(), runs()).prop_map(|(id, runs)| Any::Map(id, runs)),
         differ().prop_map(Any::Differ),
         answer().prop_map(Any::Leaves),
         (patch(), any::<bool>()).prop_map(|(patch, packed)| Any::Patch(patch, packed)),
@@ -166,7 +169,7 @@ fn checked_frame() -> impl Strategy<Value = Any> {
 fn write(writer: &mut FrameWriter<impl Write>, frame: &Any) {
     let result = match frame {
         Any::Message(message) => writer.message(message),
-        Any::Map(runs) => writer.map(runs),
+        Any::Map(id, runs) => writer.map(*id, runs),
         Any::Data(data, false) => writer.data(data.first, &data.masks, &[&data.bytes]),
         Any::Data(data, true) => {
             let packed = zstd::bulk::compress(&data.bytes, 1).expect("compress");
@@ -187,7 +190,7 @@ fn expected(frame: Any) -> Frame {
     match frame {
         Any::Message(message) => Frame::Message(message),
         Any::Data(data, _) => Frame::Data(data),
-        Any::Map(runs) => Frame::Map(runs),
+        Any::Map(id, runs) => Frame::Map(id, runs),
         Any::Differ(differ) => Frame::Differ(differ),
         Any::Leaves(answer) => Frame::Leaves(answer),
         Any::Patch(patch, _) => Frame::Patch(patch),
@@ -215,7 +218,7 @@ fn is_bounded(frame: &Frame) -> bool {
     match frame {
         Frame::Message(_) => true,
         Frame::Data(data) => masks(&data.masks) && data.bytes.len() <= MAX_DATA,
-        Frame::Map(runs) => {
+        Frame::Map(_, runs) => {
             let keys = runs.iter().map(|run| if let Run::Keys(keys) = run { keys.len() } else { 0 });
             runs.len() <= MAX_MAP_RUNS && keys.sum::<usize>() <= MAX_MAP_KEYS
         }
@@ -348,12 +351,12 @@ fn every_limit_holds_and_one_more_is_refused() {
     let map = |runs: usize, keys: usize| {
         let mut all = vec![Run::Zero(1); runs - 1];
         all.push(Run::Keys(vec![[3; 16]; keys]));
-        written(|writer| writer.map(&all).expect("memory"))
+        written(|writer| writer.map(7, &all).expect("memory"))
     };
     assert!(taken(map(MAX_MAP_RUNS, MAX_MAP_KEYS)));
     assert!(refused(map(MAX_MAP_RUNS + 1, 1)) && refused(map(1, MAX_MAP_KEYS + 1)));
     let halves = [MAX_MAP_KEYS / 2, MAX_MAP_KEYS / 2 + 1].map(|keys| Run::Keys(vec![[3; 16]; keys]));
-    assert!(refused(written(|writer| writer.map(&halves).expect("memory"))), "too many keys in two runs");
+    assert!(refused(written(|writer| writer.map(7, &halves).expect("memory"))), "too many keys in two runs");
     let differ = |blocks: usize| {
         let differ = Differ { first: 7, hashes: vec![[3; 32]; blocks] };
         written(|writer| writer.differ(&differ).expect("memory"))
@@ -362,12 +365,12 @@ fn every_limit_holds_and_one_more_is_refused() {
     assert!(refused(differ(0)) && refused(differ(MAX_DIFFER + 1)));
     let leaves = |blocks: usize, hashes: usize| {
         let blocks = vec![Leaves { data: u64::MAX, hashes: vec![[3; 8]; hashes] }; blocks];
-        written(|writer| writer.leaves(&Answer { id: 7, blocks }).expect("memory"))
+        written(|writer| writer.leaves(&LeafAnswer { id: 7, blocks }).expect("memory"))
     };
     assert!(taken(leaves(0, 0)) && taken(leaves(MAX_DIFFER, 64)));
     assert!(refused(leaves(MAX_DIFFER + 1, 0)) && refused(leaves(MAX_DIFFER, 65)));
     let blocks = vec![Leaves { data: 0b101, hashes: vec![[3; 8]; 3] }];
-    let more = written(|writer| writer.leaves(&Answer { id: 7, blocks }).expect("memory"));
+    let more = written(|writer| writer.leaves(&LeafAnswer { id: 7, blocks }).expect("memory"));
     assert!(refused(more), "more leaves than pages");
     let patch = |blocks: usize, len: usize, packed: bool| {
         let masks = vec![u64::MAX; blocks];
@@ -469,7 +472,7 @@ fn noise_before_the_greeting_is_skipped_up_to_its_limit() {
 
 #[test]
 fn the_newest_common_version_is_spoken_or_none() {
-    for (oldest, newest, common) in [(1, 1, Some(1)), (0, 9, Some(VERSION)), (2, 9, None), (0, 0, None)] {
+    for (oldest, newest, common) in [(2, 2, Some(2)), (0, 9, Some(VERSION)), (3, 9, None), (0, 1, None)] {
         let versions = [u16::to_le_bytes(oldest), u16::to_le_bytes(newest)].concat();
         let bytes = [&MAGIC[..], &versions, &[0; 4]].concat();
         let spoken =

@@ -1,0 +1,263 @@
+//! What the answering thread finds of each file, on its way to the applying thread: a
+//! queue for each file, all of them together within the credit for maps.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+use crate::error::lock;
+use crate::hashmap::{self, Item};
+use crate::protocol::Credit;
+use crate::receiver::answer::Begun;
+use crate::receiver::assemble::ApplyError;
+
+/// Files that are answered and not described yet: each has files open.
+const MAX_OPEN: usize = 64;
+
+/// How what is known of a basis ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeedEnd {
+    /// What lies behind it is zero.
+    Whole,
+    /// Nobody knows what is behind it.
+    Unknown,
+    /// It cannot be read; the sender was told.
+    Broken,
+}
+
+/// The queues of all files.
+pub struct BasisFeeds {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    /// Files that were announced and are not described yet.
+    undescribed: usize,
+    /// Those of them that are answered, in order.
+    begun: VecDeque<Box<Begun>>,
+    feeds: HashMap<u64, Feed>,
+    /// What the sender was told and has not described.
+    ahead: Credit,
+    stopped: bool,
+    /// A thread waits for a change. Waking nobody is a system call, too.
+    waiting: bool,
+}
+
+#[derive(Default)]
+struct Feed {
+    queue: VecDeque<Vec<Item>>,
+    /// Its part of all that is not described.
+    ahead: usize,
+    end: Option<FeedEnd>,
+}
+
+impl BasisFeeds {
+    pub fn new() -> BasisFeeds {
+        let state = State {
+            undescribed: 0,
+            begun: VecDeque::new(),
+            feeds: HashMap::new(),
+            ahead: Credit::for_maps(),
+            stopped: false,
+            waiting: false,
+        };
+        BasisFeeds { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// A file was announced.
+    pub fn announced(&self) {
+        lock(&self.state).undescribed += 1;
+    }
+
+    /// An announced file needs no description.
+    pub fn settled(&self) {
+        lock(&self.state).undescribed -= 1;
+    }
+
+    /// Whether every announced file is described, or needs no description.
+    pub fn all_described(&self) -> bool {
+        lock(&self.state).undescribed == 0
+    }
+
+    /// A file that may be described as soon as the sender knows; waits while many others
+    /// may be. `end`: nothing will be told of its basis. `false`: the run is over.
+    pub fn open(&self, begun: Box<Begun>, end: Option<FeedEnd>) -> bool {
+        let mut state = self.wait_while(|state| state.begun.len() >= MAX_OPEN);
+        state.feeds.insert(begun.id, Feed { end, ..Feed::default() });
+        state.begun.push_back(begun);
+        !state.stopped
+    }
+
+    /// Waits until these may be told of a file, and keeps them for the applying thread. They
+    /// count one by one, which is as much as the keys and runs of zeros that are told, or
+    /// more. `false`: nobody needs them any more.
+    pub fn push(&self, id: u64, items: Vec<Item>) -> bool {
+        let count = items.len();
+        let mut state = self.wait_while(|state| state.feeds.contains_key(&id) && !state.ahead.take(count));
+        if state.stopped {
+            return false;
+        }
+        let Some(feed) = state.feeds.get_mut(&id) else { return false };
+        feed.ahead += count;
+        feed.queue.push_back(items);
+        self.wake(&mut state);
+        true
+    }
+
+    /// For a dry run, where nothing is kept: waits until so much may be told.
+    /// `false`: the run is over.
+    pub fn take_credit(&self, entries: usize) -> bool {
+        !self.wait_while(|state| !state.ahead.take(entries)).stopped
+    }
+
+    /// So much of what was told is compared. `false`: more than was told.
+    pub fn give_back(&self, entries: usize) -> bool {
+        let mut state = lock(&self.state);
+        let fits = state.ahead.give_back(entries);
+        self.wake(&mut state);
+        fits
+    }
+
+    /// All is told of a file.
+    pub fn end(&self, id: u64, end: FeedEnd) {
+        let mut state = lock(&self.state);
+        if let Some(feed) = state.feeds.get_mut(&id) {
+            feed.end = Some(end);
+            self.wake(&mut state);
+        }
+    }
+
+    /// The run is over: nobody waits any more.
+    pub fn stop(&self) {
+        let mut state = lock(&self.state);
+        state.stopped = true;
+        self.wake(&mut state);
+    }
+
+    /// Whether anybody needs what is found of a file.
+    pub fn is_needed(&self, id: u64) -> bool {
+        let state = lock(&self.state);
+        !state.stopped && state.feeds.contains_key(&id)
+    }
+
+    fn wait_while(&self, mut condition: impl FnMut(&mut State) -> bool) -> MutexGuard<'_, State> {
+        let mut state = lock(&self.state);
+        while !state.stopped && condition(&mut state) {
+            state.waiting = true;
+            state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        state
+    }
+
+    fn wake(&self, state: &mut State) {
+        if std::mem::take(&mut state.waiting) {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Takes up the file `id`, if it is the next one.
+    pub fn begin(&self, id: u64) -> Option<(Box<Begun>, BasisCursor)> {
+        let mut state = lock(&self.state);
+        state.begun.front().filter(|begun| begun.id == id)?;
+        let begun = state.begun.pop_front()?;
+        state.undescribed -= 1;
+        self.wake(&mut state);
+        Some((begun, BasisCursor { id, items: VecDeque::new(), count: 0, end: None }))
+    }
+
+    /// Drops what there is of a file, and has the answering thread find out no more.
+    pub fn forget(&self, id: u64) {
+        let mut state = lock(&self.state);
+        if let Some(feed) = state.feeds.remove(&id) {
+            // What a feed has was taken.
+            let _ = state.ahead.give_back(feed.ahead);
+            self.wake(&mut state);
+        }
+    }
+
+    /// The next stretch of a file, in exchange for one of which the sender has described all;
+    /// waits for it.
+    fn next(&self, id: u64, described: usize) -> Option<Result<Vec<Item>, FeedEnd>> {
+        self.described(id, described);
+        let waits = |state: &mut State| {
+            state.feeds.get(&id).is_some_and(|feed| feed.queue.is_empty() && feed.end.is_none())
+        };
+        let mut state = self.wait_while(waits);
+        let feed = state.feeds.get_mut(&id)?;
+        feed.queue.pop_front().map(Ok).or_else(|| feed.end.map(Err))
+    }
+
+    fn described(&self, id: u64, entries: usize) {
+        if entries == 0 {
+            return;
+        }
+        let mut state = lock(&self.state);
+        if let Some(feed) = state.feeds.get_mut(&id) {
+            feed.ahead -= entries;
+            let _ = state.ahead.give_back(entries);
+            self.wake(&mut state);
+        }
+    }
+
+    /// Whether all was told of a file.
+    pub fn has_ended(&self, id: u64) -> bool {
+        lock(&self.state).feeds.get(&id).is_some_and(|feed| feed.end.is_some())
+    }
+}
+
+/// What the basis has in the next blocks.
+pub enum Had {
+    /// Nothing: a hole, or beyond the end.
+    Hole,
+    /// This.
+    Block(hashmap::Block),
+    /// Nobody knows.
+    Unknown,
+}
+
+/// The basis of the file that is being put together, block by block.
+pub struct BasisCursor {
+    id: u64,
+    items: VecDeque<Item>,
+    /// How many came with them, and count as long as there are any.
+    count: usize,
+    end: Option<FeedEnd>,
+}
+
+impl BasisCursor {
+    /// What the next blocks are, and how many alike, at most `limit`.
+    pub fn next(&mut self, feeds: &BasisFeeds, limit: u64) -> Result<(u64, Had), ApplyError> {
+        loop {
+            let taken = match self.items.pop_front() {
+                Some(Item::Block(block)) => (1, Had::Block(block)),
+                Some(Item::Hole(blocks)) => {
+                    if blocks > limit {
+                        self.items.push_front(Item::Hole(blocks - limit));
+                    }
+                    (blocks.min(limit), Had::Hole)
+                }
+                None => match self.end {
+                    Some(FeedEnd::Whole) => return Ok((limit, Had::Hole)),
+                    Some(FeedEnd::Unknown) => return Ok((limit, Had::Unknown)),
+                    Some(FeedEnd::Broken) => return Err(ApplyError::Told),
+                    None => {
+                        match feeds.next(self.id, std::mem::take(&mut self.count)) {
+                            Some(Ok(items)) => {
+                                self.count = items.len();
+                                self.items.extend(items);
+                            }
+                            Some(Err(end)) => self.end = Some(end),
+                            None => return Err(ApplyError::Gone),
+                        }
+                        continue;
+                    }
+                },
+            };
+            if self.items.is_empty() {
+                // More may come before it is asked for: the answering thread may wait for this.
+                feeds.described(self.id, std::mem::take(&mut self.count));
+            }
+            return Ok(taken);
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What the threads of a receiver share.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::apply::Setup;
+use crate::error::{Error, Failure, Result, lock};
+use crate::options::Options;
+use crate::protocol::{Credit, Message, shortened};
+use crate::receiver::basis_feed::BasisFeeds;
+use crate::receiver::outbox::Outbox;
+use crate::report::{Event, Outcome, Reporter, Stats};
+
+/// What is settled when a message is written: an entry holds a unit of credit until then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settles {
+    /// The entry: this is its result, or the last message about it.
+    Entry,
+    /// There is more to come about its entry, or it has none.
+    Nothing,
+}
+
+impl Settles {
+    /// Units of credit that are free when it is written.
+    pub fn units(self) -> usize {
+        usize::from(self == Settles::Entry)
+    }
+}
+
+/// What the threads of a receiver share.
+pub struct Shared<'a> {
+    pub outbox: Outbox,
+    /// What the sender may cause; see [`Credit`].
+    pub credit: Mutex<Credit>,
+    /// What the answering thread finds, on its way to the applying thread.
+    pub feeds: BasisFeeds,
+    pub stats: Mutex<Stats>,
+    /// The run has failed: no more work need be done.
+    stopped: AtomicBool,
+    pub options: Arc<Options>,
+    /// What all destinations share.
+    pub setup: Setup,
+    pub reporter: &'a dyn Reporter,
+}
+
+impl<'a> Shared<'a> {
+    pub fn new(outbox: Outbox, options: &Options, reporter: &'a dyn Reporter) -> Shared<'a> {
+        let options = Arc::new(options.clone());
+        Shared {
+            outbox,
+            credit: Mutex::new(Credit::for_messages()),
+            feeds: BasisFeeds::new(),
+            stats: Mutex::default(),
+            stopped: AtomicBool::new(false),
+            setup: Setup::new(Arc::clone(&options)),
+            options,
+            reporter,
+        }
+    }
+
+    pub fn lock_stats(&self) -> MutexGuard<'_, Stats> {
+        lock(&self.stats)
+    }
+
+    /// Has the other threads stop.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        self.feeds.stop();
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    pub fn tell(&self, message: Message, settles: Settles) -> Result<()> {
+        self.outbox.message(message, settles.units())
+    }
+
+    /// Counts a failed entry, shows it here, and has it shown there.
+    pub fn fail(&self, id: u64, error: &Error, settles: Settles) -> Result<()> {
+        let failure = error.to_failure();
+        self.lock_stats().count_failure(failure.code);
+        self.reporter.event(Event::Failed(&failure));
+        let failure = Failure { message: shortened(failure.message), ..failure };
+        self.tell(Message::Failed { id, failure }, settles)
+    }
+
+    /// Warns the user, wherever they are.
+    pub fn warn(&self, text: String) -> Result<()> {
+        self.reporter.event(Event::Warning(&text));
+        self.tell(Message::Warning(shortened(text)), Settles::Nothing)
+    }
+
+    pub fn report(&self, entry: &[u8], outcome: Outcome) {
+        self.reporter.event(Event::File(Path::new(OsStr::from_bytes(entry)), outcome));
+    }
+}

@@ -1,0 +1,125 @@
+//! Whether it pays to ask what the receiver has of blocks that differ. Follows from what
+//! the link takes for a byte and what hashing costs. Pure.
+
+use crate::protocol::LinkSpeed;
+
+/// How long an answer takes, in seconds, as long as none has come.
+const FIRST_GUESS: f64 = 2e-3;
+/// What a byte costs on the fastest link that there is, in seconds: ssh encrypts it
+/// and decrypts it.
+const FASTEST: f64 = 2e-9;
+
+/// Whether it pays to ask what the receiver has of blocks that differ: a question
+/// costs hashing at both ends, at the same time, and saves bytes.
+pub struct LeafPolicy {
+    /// Of what was asked about, how much did not have to travel lately: 0 to 1.
+    saved: f64,
+    /// What hashing leaves costs, in seconds of a processor a byte.
+    cost: f64,
+    /// How long the quickest answer took, in seconds, if one has come.
+    delay: Option<f64>,
+    /// Bytes of this file that differ and were sent before the first question.
+    unasked: u64,
+    /// There was a question about this file: the wait for an answer is worth it.
+    begun: bool,
+    /// Decisions since the last question.
+    idle: u32,
+}
+
+impl LeafPolicy {
+    /// Every so often it is tried whether it pays again.
+    const TRY_AGAIN: u32 = 8;
+
+    pub fn new() -> LeafPolicy {
+        LeafPolicy { saved: 1.0, cost: 0.0, delay: None, unasked: 0, begun: false, idle: 0 }
+    }
+
+    /// A new file begins.
+    pub fn begin(&mut self) {
+        (self.unasked, self.begun) = (0, false);
+    }
+
+    /// Whether to ask about the next blocks that differ, `bytes` of data. `rest`: about how
+    /// much follows in this file.
+    pub fn pays_off(&mut self, bytes: u64, rest: u64, link: &LinkSpeed) -> bool {
+        let seen = link.seconds_per_byte();
+        let per_byte = seen.unwrap_or(FASTEST).max(FASTEST);
+        // The first blocks of a file are sent sooner than an answer comes, and the last
+        // ones while the last answer is on its way.
+        let few = (self.unasked + bytes) as f64 * per_byte < self.delay.unwrap_or(FIRST_GUESS);
+        let late = self.delay.zip(seen).is_some_and(|(delay, _)| rest as f64 * per_byte < delay);
+        if few && !self.begun || late {
+            self.unasked += bytes;
+            return false;
+        }
+        self.begun = true;
+        self.idle += 1;
+        let pays_off = self.saved * per_byte > self.cost || self.idle >= LeafPolicy::TRY_AGAIN;
+        if pays_off {
+            self.idle = 0;
+        }
+        pays_off
+    }
+
+    /// Learns how long an answer took.
+    pub fn answered_after(&mut self, seconds: f64) {
+        self.delay = Some(self.delay.map_or(seconds, |delay| delay.min(seconds)));
+    }
+
+    /// Learns from an answer for a block.
+    pub fn learn(&mut self, bytes: usize, sent: u64, seconds: f64) {
+        const WEIGHT: f64 = 1.0 / 16.0;
+        let bytes = bytes.max(1) as f64;
+        self.saved += (1.0 - sent as f64 / bytes - self.saved) * WEIGHT;
+        self.cost += (seconds / bytes - self.cost) * WEIGHT;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: usize = 64 << 10;
+
+    /// After the first blocks of a file, and some answers that saved most of a block.
+    fn policy(seconds_per_byte: f64) -> LeafPolicy {
+        let mut policy = LeafPolicy { unasked: 1 << 20, ..LeafPolicy::new() };
+        (0..50).for_each(|_| policy.learn(BLOCK, 4096, seconds_per_byte * BLOCK as f64));
+        policy
+    }
+
+    /// How many of these decisions were for asking.
+    fn asked(policy: &mut LeafPolicy, decisions: usize) -> usize {
+        (0..decisions).filter(|_| policy.pays_off(BLOCK as u64, 1 << 30, &LinkSpeed::default())).count()
+    }
+
+    #[test]
+    fn the_first_blocks_of_a_file_are_not_asked_about() {
+        let mut policy = LeafPolicy::new();
+        assert_eq!(asked(&mut policy, 15), 0);
+        assert_eq!(asked(&mut policy, 15), 15);
+        // Nor does a slow answer stop what has begun; the next file is another matter.
+        policy.answered_after(0.02);
+        assert_eq!(asked(&mut policy, 15), 15);
+        policy.begin();
+        assert_eq!(asked(&mut policy, 15), 0);
+    }
+
+    #[test]
+    fn the_last_blocks_of_a_file_wait_for_no_answer() {
+        let mut policy = policy(0.5e-9);
+        policy.answered_after(2e-3);
+        let mut link = LinkSpeed::default();
+        link.record(64 << 20, std::time::Duration::from_millis(64 * 10));
+        assert!(policy.pays_off(BLOCK as u64, 1 << 20, &link));
+        assert!(!policy.pays_off(BLOCK as u64, 1 << 17, &link));
+    }
+
+    #[test]
+    fn where_hashing_costs_more_than_it_saves_it_is_only_tried() {
+        assert_eq!(asked(&mut policy(3e-9), 16), 2);
+        let mut useless = policy(0.5e-9);
+        (0..50).for_each(|_| useless.learn(BLOCK, BLOCK as u64, 0.5e-9 * BLOCK as f64));
+        assert_eq!(asked(&mut useless, 16), 2);
+    }
+}

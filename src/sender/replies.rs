@@ -1,0 +1,318 @@
+//! What the receiver has said and the merging thread has not taken yet: for each file
+//! that it asked for a queue of its own, and one for everything else. All of them are
+//! bounded; a receiver that says more than it may breaks a rule. Pure.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::error::Failure;
+use crate::hashmap::plan::Run;
+use crate::protocol::{CREDIT, Credit, Frame, LeafAnswer, MAX_TEXT, MAX_UNPATCHED, Message, RESERVED};
+
+/// Messages about no file that is being described: a unit of credit causes at most a
+/// warning, a phase and a result.
+const MAX_MESSAGES: usize = 4 * CREDIT;
+/// Bytes of text in those: each entry causes at most a warning and a failure.
+const MAX_TEXTS: usize = 2 * (CREDIT - RESERVED) * MAX_TEXT;
+
+/// A file that the receiver asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answered {
+    pub id: u64,
+    /// The receiver's map comes.
+    pub mapped: bool,
+    /// In a dry run: the file would get another length.
+    pub resized: bool,
+}
+
+/// What the receiver says of a file that it asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum FileReply {
+    Runs(Vec<Run>),
+    MapEnd,
+    Leaves(LeafAnswer),
+    Failed(Failure),
+}
+
+/// All that is waiting to be taken.
+pub struct Replies {
+    messages: VecDeque<Message>,
+    /// Bytes of text in those.
+    text: usize,
+    /// Files that were asked for and are not taken up, in this order.
+    answered: VecDeque<Answered>,
+    files: HashMap<u64, FileReplies>,
+    /// The file that was asked for last: what is said of one before it whose queue is
+    /// gone comes too late.
+    last: Option<u64>,
+    /// Keys and runs of zeros that are known and not described.
+    ahead: Credit,
+    /// In a dry run the receiver is not told what is described, and has to be granted what
+    /// it may send more of: so much by now.
+    granted: Option<usize>,
+    /// Blocks whose leaves wait here.
+    leaves: usize,
+}
+
+#[derive(Default)]
+struct FileReplies {
+    queue: VecDeque<FileReply>,
+    /// Its part of all that is known and not described.
+    ahead: usize,
+    leaves: usize,
+}
+
+impl Replies {
+    pub fn new(dry_run: bool) -> Replies {
+        Replies {
+            granted: dry_run.then_some(0),
+            messages: VecDeque::new(),
+            text: 0,
+            answered: VecDeque::new(),
+            files: HashMap::new(),
+            last: None,
+            ahead: Credit::for_maps(),
+            leaves: 0,
+        }
+    }
+
+    /// A file that may be described, and that was not asked for before.
+    pub fn open(&mut self, answered: Answered) {
+        self.last = Some(answered.id);
+        self.answered.push_back(answered);
+        self.files.insert(answered.id, FileReplies::default());
+    }
+
+    /// Takes in anything else. The error is the rule that is broken.
+    pub fn take_in(&mut self, frame: Frame) -> Result<(), &'static str> {
+        match frame {
+            Frame::Map(id, runs) => self.map(id, runs),
+            Frame::Message(Message::MapEnd { id }) => match self.files.get_mut(&id) {
+                Some(file) => {
+                    file.queue.push_back(FileReply::MapEnd);
+                    Ok(())
+                }
+                None => self.late(id),
+            },
+            Frame::Leaves(answer) => {
+                let Some(file) = self.files.get_mut(&answer.id) else { return Ok(()) };
+                file.leaves += answer.blocks.len();
+                self.leaves += answer.blocks.len();
+                // An empty one says nothing, and would be kept all the same.
+                if !answer.blocks.is_empty() {
+                    file.queue.push_back(FileReply::Leaves(answer));
+                }
+                if self.leaves > MAX_UNPATCHED { Err("leaves that it was not asked for") } else { Ok(()) }
+            }
+            Frame::Message(Message::Failed { id, failure }) if self.files.contains_key(&id) => {
+                self.forget(id);
+                // It stays open, with nothing but its end in it.
+                let queue = VecDeque::from([FileReply::Failed(failure)]);
+                self.files.insert(id, FileReplies { queue, ..FileReplies::default() });
+                Ok(())
+            }
+            Frame::Message(message) => self.message(message),
+            _ => Err("something that only senders say"),
+        }
+    }
+
+    fn message(&mut self, message: Message) -> Result<(), &'static str> {
+        use Message::{Again, Busy, Done, End, Failed, Granted, Unchanged, Warning};
+        match &message {
+            Failed { .. } | Warning(_) if text_of(&message) > MAX_TEXT => Err("a text that is too long"),
+            Failed { .. } | Warning(_) | Unchanged { .. } | Done { .. } | Again { .. } => Ok(()),
+            Busy(_) | Granted { .. } | End(_) => Ok(()),
+            _ => Err("a message out of turn"),
+        }?;
+        self.text += text_of(&message);
+        self.messages.push_back(message);
+        Ok(())
+    }
+
+    fn map(&mut self, id: u64, runs: Vec<Run>) -> Result<(), &'static str> {
+        let entries = runs.iter().map(Run::entries).sum::<usize>();
+        let wanted = |file: &&mut FileReplies| !matches!(file.queue.back(), Some(FileReply::Failed(_)));
+        let Some(file) = self.files.get_mut(&id).filter(wanted) else {
+            if self.granted.is_some() && self.ahead.take(entries) {
+                self.free(entries);
+            }
+            return self.late(id);
+        };
+        if !self.ahead.take(entries) {
+            return Err("a map that runs ahead");
+        }
+        file.ahead += entries;
+        if entries > 0 {
+            file.queue.push_back(FileReply::Runs(runs));
+        }
+        Ok(())
+    }
+
+    /// So much less is ahead of what is described.
+    fn free(&mut self, entries: usize) {
+        match &mut self.granted {
+            Some(granted) => *granted += self.ahead.settle(entries).unwrap_or(0),
+            // What is freed was taken before.
+            None => _ = self.ahead.give_back(entries),
+        }
+    }
+
+    /// Something about a file whose queue is gone, or never was.
+    fn late(&self, id: u64) -> Result<(), &'static str> {
+        if self.last.is_some_and(|last| id <= last) { Ok(()) } else { Err("a map out of turn") }
+    }
+
+    /// Whether more messages wait than credit allows.
+    pub fn is_overrun(&self) -> bool {
+        self.messages.len() > MAX_MESSAGES || self.text > MAX_TEXTS
+    }
+
+    pub fn next_message(&mut self) -> Option<Message> {
+        let message = self.messages.pop_front()?;
+        self.text -= text_of(&message);
+        Some(message)
+    }
+
+    pub fn next_answered(&mut self) -> Option<Answered> {
+        self.answered.pop_front()
+    }
+
+    /// The next thing that was said of a file.
+    pub fn next_of(&mut self, id: u64) -> Option<FileReply> {
+        let file = self.files.get_mut(&id)?;
+        let reply = file.queue.pop_front()?;
+        if let FileReply::Leaves(answer) = &reply {
+            file.leaves -= answer.blocks.len();
+            self.leaves -= answer.blocks.len();
+        }
+        Some(reply)
+    }
+
+    /// So many keys and runs of zeros of a file are described, or in a dry run compared.
+    pub fn described(&mut self, id: u64, entries: usize) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let entries = entries.min(file.ahead);
+        file.ahead -= entries;
+        self.free(entries);
+    }
+
+    /// Drops what is said of a file, now and later.
+    pub fn forget(&mut self, id: u64) {
+        let Some(file) = self.files.remove(&id) else { return };
+        self.leaves -= file.leaves;
+        self.free(file.ahead);
+    }
+
+    /// Units that the receiver is to be granted.
+    pub fn next_grant(&mut self) -> Option<usize> {
+        self.granted.as_mut().map(std::mem::take).filter(|&units| units > 0)
+    }
+}
+
+/// Bytes of text in a message.
+fn text_of(message: &Message) -> usize {
+    match message {
+        Message::Failed { failure, .. } => failure.message.len(),
+        Message::Warning(text) => text.len(),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hashmap::leaves::Leaves;
+    use crate::protocol::MAX_AHEAD;
+
+    fn asked_for(ids: &[u64]) -> Replies {
+        let mut replies = Replies::new(false);
+        ids.iter().for_each(|&id| replies.open(Answered { id, mapped: true, resized: false }));
+        replies
+    }
+
+    fn keys(count: usize) -> Vec<Run> {
+        vec![Run::Keys(vec![[7; 16]; count])]
+    }
+
+    #[test]
+    fn maps_of_all_files_together_stay_within_their_credit() {
+        let mut replies = asked_for(&[1, 2]);
+        replies.take_in(Frame::Map(1, keys(MAX_AHEAD / 2))).unwrap();
+        replies.take_in(Frame::Map(2, keys(MAX_AHEAD / 2))).unwrap();
+        assert!(replies.take_in(Frame::Map(1, keys(1))).is_err());
+        assert!(matches!(replies.next_of(2), Some(FileReply::Runs(_))));
+        // It was taken and is not described yet.
+        assert!(replies.take_in(Frame::Map(2, keys(1))).is_err());
+        replies.described(2, MAX_AHEAD / 2);
+        replies.take_in(Frame::Map(2, keys(MAX_AHEAD / 2))).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_failed_frees_what_was_known_of_it() {
+        let failed = |id| {
+            let failure = Failure { code: 23, message: "no".into() };
+            Frame::Message(Message::Failed { id, failure })
+        };
+        let mut replies = asked_for(&[1, 2]);
+        replies.take_in(Frame::Map(1, keys(MAX_AHEAD))).unwrap();
+        replies.take_in(failed(1)).unwrap();
+        replies.take_in(Frame::Map(1, keys(9))).unwrap();
+        replies.take_in(Frame::Map(2, keys(MAX_AHEAD))).unwrap();
+        assert!(matches!(replies.next_of(1), Some(FileReply::Failed(_))));
+        assert_eq!(replies.next_of(1), None);
+        // What was taken of it before does not count twice.
+        replies.described(1, MAX_AHEAD);
+        assert!(replies.take_in(Frame::Map(2, keys(1))).is_err());
+    }
+
+    #[test]
+    fn what_comes_late_is_dropped_and_what_comes_out_of_turn_is_not() {
+        let mut replies = asked_for(&[1, 5]);
+        replies.forget(1);
+        replies.take_in(Frame::Map(1, keys(MAX_AHEAD + 1))).unwrap();
+        replies.take_in(Frame::Message(Message::MapEnd { id: 1 })).unwrap();
+        assert!(replies.take_in(Frame::Map(6, keys(1))).is_err());
+        assert!(replies.take_in(Frame::Message(Message::MapEnd { id: 6 })).is_err());
+    }
+
+    #[test]
+    fn a_dry_run_grants_what_it_compared_and_what_it_dropped() {
+        let mut replies = Replies::new(true);
+        replies.open(Answered { id: 1, mapped: true, resized: false });
+        let batch = MAX_AHEAD / 4;
+        (0..4).for_each(|_| replies.take_in(Frame::Map(1, keys(batch))).unwrap());
+        assert_eq!(replies.next_grant(), None);
+        replies.described(1, batch - 1);
+        assert_eq!(replies.next_grant(), None);
+        replies.described(1, 1);
+        assert_eq!(replies.next_grant(), Some(batch));
+        replies.forget(1);
+        assert_eq!(replies.next_grant(), Some(3 * batch));
+        replies.take_in(Frame::Map(1, keys(batch))).unwrap();
+        assert_eq!((replies.next_grant(), replies.next_grant()), (Some(batch), None));
+    }
+
+    #[test]
+    fn leaves_and_messages_are_bounded() {
+        let leaves = || Frame::Leaves(LeafAnswer { id: 1, blocks: vec![Leaves::default(); 256] });
+        let mut replies = asked_for(&[1]);
+        assert_eq!((0..99).take_while(|_| replies.take_in(leaves()).is_ok()).count(), MAX_UNPATCHED / 256);
+        replies.forget(1);
+        assert_eq!(replies.leaves, 0);
+        let mut said = 0;
+        while !replies.is_overrun() {
+            replies.take_in(Frame::Message(Message::Warning(String::new()))).unwrap();
+            said += 1;
+        }
+        assert_eq!(said, MAX_MESSAGES + 1);
+        let warning = |len: usize| Frame::Message(Message::Warning("w".repeat(len)));
+        let mut replies = asked_for(&[]);
+        assert!(replies.take_in(warning(MAX_TEXT + 1)).is_err());
+        (0..CREDIT).for_each(|_| replies.take_in(warning(MAX_TEXT)).unwrap());
+        assert!(!replies.is_overrun());
+        replies.take_in(warning(1)).unwrap();
+        assert!(replies.is_overrun());
+        replies.next_message();
+        assert!(!replies.is_overrun());
+        assert!(replies.take_in(Frame::Message(Message::Abandon)).is_err());
+    }
+}

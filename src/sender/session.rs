@@ -1,0 +1,302 @@
+//! The merging thread over a whole run: what the receiver answers, what became of each
+//! file, second tries, totals. Steps 2 and 5 to 7 of [`sender`](crate::sender).
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+
+use crate::error::lock;
+use crate::error::{Error, Failure, Result};
+use crate::hashmap::Grid;
+use crate::protocol::{CREDIT, Message};
+use crate::report::{Event, Outcome, Phase, Stats};
+use crate::sender::announce::announce;
+use crate::sender::describe::Describer;
+use crate::sender::file_state::FileState;
+use crate::sender::hasher::Hashed;
+use crate::sender::inbox::{Arrival, Inbox};
+use crate::sender::merge::Merged;
+use crate::sender::replies::Answered;
+use crate::sender::shared::{Shared, Side};
+use crate::source::{self, Kind, Source};
+
+/// A file that is described and awaits its result.
+struct Sent {
+    source: Source,
+    bytes: u64,
+}
+
+/// The merging thread's state.
+pub struct Session<'a, W: Write> {
+    pub(super) shared: &'a Shared<'a, W>,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) hashed: Receiver<Vec<Hashed>>,
+    /// Taken from there.
+    pub(super) taken: VecDeque<Hashed>,
+    pub(super) buffers: Sender<Vec<u8>>,
+    pub(super) describer: Describer<'a, W>,
+    /// Everything below the sources is announced.
+    walked: bool,
+    /// Files that need a second try.
+    again: VecDeque<Source>,
+    awaited: HashMap<u64, Sent>,
+    /// Failures that the receiver told of.
+    told: Stats,
+    /// Nothing more will come, and why is known.
+    closed: bool,
+}
+
+impl<'a, W: Write> Session<'a, W> {
+    /// Fed by a reader through `inbox` and by the hasher through `hashed`, whose buffers
+    /// go back to it.
+    pub fn new(
+        shared: &'a Shared<'a, W>,
+        inbox: Arc<Inbox>,
+        hashed: Receiver<Vec<Hashed>>,
+        buffers: Sender<Vec<u8>>,
+    ) -> Session<'a, W> {
+        Session {
+            shared,
+            inbox,
+            hashed,
+            taken: VecDeque::new(),
+            buffers,
+            describer: Describer::new(shared),
+            walked: false,
+            again: VecDeque::new(),
+            awaited: HashMap::new(),
+            told: Stats::default(),
+            closed: false,
+        }
+    }
+
+    /// Serves the receiver until everything has its result; what both ends did.
+    pub fn run(&mut self) -> Result<Stats> {
+        while !self.is_through()? {
+            match self.wait(None)? {
+                Arrival::Answered(answered) => self.describe(answered)?,
+                other => self.on_arrival(other)?,
+            }
+        }
+        self.end()
+    }
+
+    /// Whether every file has its result; announces those that need another try (step 6).
+    fn is_through(&mut self) -> Result<bool> {
+        if !self.walked || !self.shared.files.all_answered() || !self.awaited.is_empty() {
+            return Ok(false);
+        }
+        let mut announced = false;
+        // Without credit this thread would wait for itself.
+        while self.shared.files.has_room()
+            && let Some(source) = self.again.pop_front()
+        {
+            announced = announce(self.shared, source)?;
+        }
+        Ok(!announced && self.again.is_empty())
+    }
+
+    /// Exchanges totals (step 7).
+    fn end(&mut self) -> Result<Stats> {
+        let mut stats = lock(&self.shared.stats).clone();
+        self.inbox.end();
+        self.shared.send(&Message::End(Box::new(stats.clone())))?;
+        loop {
+            match self.wait(None)? {
+                Arrival::Message(Message::End(mut theirs)) => {
+                    // Totals cannot take back what was said before.
+                    if theirs.files_failed < self.told.files_failed {
+                        theirs.files_failed = self.told.files_failed;
+                        theirs.worst_code = self.told.worst_code;
+                    }
+                    stats.add_receiver(&theirs);
+                    return Ok(stats);
+                }
+                other => self.on_arrival(other)?,
+            }
+        }
+    }
+
+    /// What is here already, of the file `of` or, without one, of any.
+    pub(super) fn try_next(&mut self, of: Option<u64>) -> Result<Option<Arrival>> {
+        let next = self.inbox.try_next(of);
+        self.closed |= next.is_err();
+        next
+    }
+
+    /// The same; what was held back is on its way before this waits.
+    pub(super) fn wait(&mut self, of: Option<u64>) -> Result<Arrival> {
+        if let Some(event) = self.try_next(of)? {
+            return Ok(event);
+        }
+        self.describer.flush_pending()?;
+        self.shared.lock_output().flush()?;
+        let next = self.inbox.next(of);
+        self.closed |= next.is_err();
+        next
+    }
+
+    /// When a write fails, the other side may have said why, or broken a rule.
+    pub fn reason(&mut self, error: Error) -> Error {
+        if self.closed || !matches!(error, Error::Closed { .. }) {
+            return error;
+        }
+        match self.inbox.reason() {
+            Some(reason @ (Error::Remote { .. } | Error::Protocol { .. })) => reason,
+            _ => error,
+        }
+    }
+
+    pub(super) fn unexpected(&self, what: &str) -> Error {
+        Error::Protocol { peer: "the receiver".into(), what: what.into() }
+    }
+
+    /// Deals with what concerns no file that is being described.
+    pub(super) fn on_arrival(&mut self, event: Arrival) -> Result<()> {
+        match event {
+            Arrival::Message(message) => self.on_message(message),
+            Arrival::Grant(units) => self.shared.send(&Message::Granted { units: units as u64 }),
+            Arrival::Walked(result) => {
+                self.walked = true;
+                result
+            }
+            // Nothing of these is taken without a file, or with one.
+            Arrival::Answered(_) | Arrival::File(_) => Ok(()),
+        }
+    }
+
+    fn on_message(&mut self, message: Message) -> Result<()> {
+        match message {
+            Message::Unchanged { id } => {
+                let Some(source) = self.shared.files.take(id) else {
+                    return Err(self.unexpected("an answer for no file"));
+                };
+                if let Kind::File { allocated, .. } = source.kind {
+                    lock(&self.shared.stats).data_bytes += allocated;
+                    self.shared.reporter.event(Event::Done(Phase::Mapping, allocated));
+                }
+                self.report(&source.target, Outcome::Unchanged);
+            }
+            Message::Failed { id, failure } => {
+                self.shared.files.take(id);
+                self.awaited.remove(&id);
+                self.receiver_failed(&failure);
+            }
+            Message::Done { id, changed } => {
+                if let Some(sent) = self.awaited.remove(&id) {
+                    lock(&self.shared.stats).files_sent += u64::from(changed.is_some());
+                    let outcome = changed.map_or(Outcome::Unchanged, |_| Outcome::Sent(sent.bytes));
+                    self.report(&sent.source.target, outcome);
+                }
+            }
+            Message::Again { id } => {
+                if let Some(sent) = self.awaited.remove(&id) {
+                    self.try_again(sent.source, true)?;
+                }
+            }
+            Message::Granted { units } => {
+                let units = usize::try_from(units).unwrap_or(usize::MAX);
+                if !self.shared.files.give_back(units) {
+                    return Err(self.unexpected("more credit than was taken"));
+                }
+            }
+            Message::Busy(phase) => self.shared.reporter.event(Event::Phase(phase)),
+            Message::Warning(text) => self.shared.reporter.event(Event::Warning(&text)),
+            _ => return Err(self.unexpected("a message out of turn")),
+        }
+        Ok(())
+    }
+
+    fn report(&self, target: &[u8], outcome: Outcome) {
+        let path = Path::new(OsStr::from_bytes(target));
+        self.shared.reporter.event(Event::File(path, outcome));
+    }
+
+    /// The receiver counts its failures, and shows them where it is the initiator.
+    fn receiver_failed(&mut self, failure: &Failure) {
+        self.told.count_failure(failure.code);
+        if self.shared.side == Side::Initiator {
+            self.shared.reporter.event(Event::Failed(failure));
+        }
+    }
+
+    /// Queues a second try; a third one is a failure.
+    fn try_again(&mut self, source: Source, whole_again: bool) -> Result<()> {
+        if matches!(source.kind, Kind::File { retry: true, .. }) {
+            let why = if whole_again {
+                "did not arrive intact twice; check memory and storage on both sides"
+            } else {
+                "changed while it was read, twice; send it when nothing writes to it, or from a snapshot"
+            };
+            return self.shared.source_failed(Error::refused(&source.path, why).to_failure());
+        }
+        match source::look_again(&source) {
+            Ok(mut source) => {
+                if let Kind::File { whole, retry, .. } = &mut source.kind {
+                    (*whole, *retry) = (whole_again, true);
+                }
+                self.again.push_back(source);
+                Ok(())
+            }
+            Err(error) => self.shared.source_failed(source::lost(&error)),
+        }
+    }
+
+    /// Describes one file to the receiver from its first block to its last (step 4).
+    fn describe(&mut self, answered: Answered) -> Result<()> {
+        let id = answered.id;
+        let Some(source) = self.shared.files.take(id) else {
+            return Err(self.unexpected("an answer for no file"));
+        };
+        let Kind::File { length, allocated, .. } = source.kind else { return Ok(()) };
+        let grid = Grid { length, block: self.shared.options.block_size };
+        let dry_run = self.shared.options.dry_run;
+        if !dry_run {
+            self.shared.send(&Message::Content { id })?;
+        }
+        self.describer.begin();
+        let mut file = FileState::new(answered, grid, allocated);
+        let merged = self.merge(&mut file)?;
+        self.inbox.forget(id);
+        match merged {
+            Merged::Whole(_) => {}
+            _ => self.abandon(&file)?,
+        }
+        match merged {
+            Merged::Whole(_) if dry_run => self.compared(source, &file),
+            Merged::Whole(root) => {
+                self.shared.send(&Message::Finish { root })?;
+                self.awaited.insert(id, Sent { source, bytes: file.bytes });
+                if self.awaited.len() > CREDIT {
+                    return Err(self.unexpected("credit for files without a result"));
+                }
+                Ok(())
+            }
+            Merged::SourceChanged => self.try_again(source, false),
+            Merged::SourceFailed(error) => self.shared.source_failed(source::lost(&error)),
+            Merged::SourceUnread(error) => {
+                self.shared.source_failed(source::lost(&Error::file("read", &source.path)(error)))
+            }
+            Merged::ReceiverFailed(failure) => {
+                self.receiver_failed(&failure);
+                Ok(())
+            }
+        }
+    }
+
+    /// What a dry run found out about a file.
+    fn compared(&self, source: Source, file: &FileState) -> Result<()> {
+        let outcome = if file.differs { Outcome::Sent(file.bytes) } else { Outcome::Unchanged };
+        lock(&self.shared.stats).files_sent += u64::from(file.differs);
+        self.report(&source.target, outcome);
+        if self.shared.side == Side::Initiator {
+            return Ok(());
+        }
+        let would_send = file.differs.then_some(file.bytes);
+        self.shared.send(&Message::Compared { path: source.target, would_send })
+    }
+}

@@ -1,0 +1,52 @@
+//! What the threads of a sender share.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::error::{Failure, Result, code, lock};
+use crate::options::Options;
+use crate::protocol::{FrameWriter, Message};
+use crate::report::{Event, Reporter, Stats};
+use crate::sender::announce::Files;
+
+/// Whose user the sender serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Failures are reported here.
+    Initiator,
+    /// Failures are sent to the other end, to be reported there.
+    Responder,
+}
+
+/// What the threads of a sender share.
+pub struct Shared<'a, W: Write> {
+    pub files: Arc<Files>,
+    pub output: Mutex<FrameWriter<W>>,
+    pub stats: Mutex<Stats>,
+    pub options: &'a Options,
+    pub side: Side,
+    pub reporter: &'a dyn Reporter,
+}
+
+impl<W: Write> Shared<'_, W> {
+    pub fn lock_output(&self) -> MutexGuard<'_, FrameWriter<W>> {
+        lock(&self.output)
+    }
+
+    pub fn send(&self, message: &Message) -> Result<()> {
+        self.lock_output().message(message)
+    }
+
+    /// Counts a source that failed, and has it shown where the user is.
+    pub fn source_failed(&self, failure: Failure) -> Result<()> {
+        if failure.code == code::VANISHED {
+            lock(&self.stats).files_vanished += 1;
+        }
+        lock(&self.stats).count_failure(failure.code);
+        match self.side {
+            Side::Responder => self.send(&Message::SourceFailed(failure))?,
+            Side::Initiator => self.reporter.event(Event::Failed(&failure)),
+        }
+        Ok(())
+    }
+}
