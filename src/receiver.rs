@@ -1,6 +1,6 @@
 //! The receiving role, over any pair of streams. Trusts nothing that it is told.
 //!
-//! Nine threads: a reader, the caller's thread, which applies what arrives, the answering
+//! Eight threads: a reader, the caller's thread, which applies what arrives, the answering
 //! thread, four finishers, and the writing thread. Numbers in other files are those of
 //! these steps.
 //!

@@ -1,6 +1,6 @@
 //! The sending role, over any pair of streams.
 //!
-//! Five threads: the walker, a reader, the hasher, and the caller's thread, which merges
+//! Four threads: the walker, a reader, the hasher, and the caller's thread, which merges
 //! and is the only one that describes; what arrives is read by the reader whatever the
 //! others do. Numbers in other files are those of these steps.
 //!
@@ -21,12 +21,12 @@
 //!
 //! Guaranteed: each block of a file is described exactly once, in order, and not before
 //! its key is known; when the receiver was told Finish, the source was in one state from
-//! the first byte read to the last byte sent. The reader waits for the connection alone,
-//! so the receiver never waits for a sender that is busy. A file in hand never waits for
-//! credit that files announced later hold: these leave a reserve.
+//! the first byte read to the last byte sent, as far as its times show. The reader waits for the connection alone,
+//! so the receiver never waits for a sender that is busy. The file that is described
+//! never waits for credit that files announced later hold: these leave a reserve.
 //!
-//! Not guaranteed: the order of results; that a file is read once (what is sent may be
-//! read again); that an entry is announced before one above it has its result.
+//! Not guaranteed: the order of results; that a file is read only once: what is sent may
+//! be read again.
 
 mod announce;
 mod describe;

@@ -50,7 +50,7 @@ impl Inbox {
         self.frames.pop_front().unwrap_or_else(|| Err(self.bad("something behind its end")))
     }
 
-    /// Takes the room of a data frame back, for another one.
+    /// Takes the buffer of a data frame back, for another one.
     pub fn recycle(&self, data: Data) {
         // A reader that is gone needs none.
         let _ = self.used.send(data);

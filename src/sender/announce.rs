@@ -51,12 +51,12 @@ impl Files {
     /// is over.
     fn add(&self, source: &Source, before_waiting: impl FnOnce()) -> Option<u64> {
         let mut table = lock(&self.table);
-        if !table.has_room() {
+        if !table.may_announce() {
             drop(table);
             before_waiting();
             table = lock(&self.table);
         }
-        while !table.has_room() && table.jobs.is_some() {
+        while !table.may_announce() && table.jobs.is_some() {
             table.waiting = true;
             table = self.changed.wait(table).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
@@ -71,8 +71,8 @@ impl Files {
     }
 
     /// Whether there is credit for another entry.
-    pub fn has_room(&self) -> bool {
-        lock(&self.table).has_room()
+    pub fn may_announce(&self) -> bool {
+        lock(&self.table).may_announce()
     }
 
     /// Takes credit for a question about the file that is being described.
@@ -89,7 +89,7 @@ impl Files {
     }
 
     fn wake(&self, table: &mut Table) {
-        if table.waiting && table.has_room() {
+        if table.waiting && table.may_announce() {
             table.waiting = false;
             self.changed.notify_all();
         }
@@ -133,7 +133,7 @@ impl Files {
 impl Table {
     /// The second condition holds whenever the first does, unless the receiver gives back
     /// credit for files that it has not answered.
-    fn has_room(&self) -> bool {
+    fn may_announce(&self) -> bool {
         self.credit.has_for_later() && self.pending.len() < CREDIT
     }
 }

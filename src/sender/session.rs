@@ -92,7 +92,7 @@ impl<'a, W: Write> Session<'a, W> {
         }
         let mut announced = false;
         // Without credit this thread would wait for itself.
-        while self.shared.files.has_room()
+        while self.shared.files.may_announce()
             && let Some(source) = self.again.pop_front()
         {
             announced = announce(self.shared, source)?;

@@ -355,16 +355,16 @@ fn several_files_one_after_the_other_are_asked_about() {
     }
 }
 
-/// One end in the test's hands.
-struct Hand<T> {
+/// One end, which the test plays.
+struct Peer<T> {
     frames: Receiver<Frame>,
     output: FrameWriter<PipeWriter>,
     /// How the other end ended.
     ended: Receiver<T>,
 }
 
-impl<T> Hand<T> {
-    fn new(input: PipeReader, output: PipeWriter, ended: Receiver<T>) -> Hand<T> {
+impl<T> Peer<T> {
+    fn new(input: PipeReader, output: PipeWriter, ended: Receiver<T>) -> Peer<T> {
         let (frames_in, frames) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let mut input = FrameReader::new(input, "the other end");
@@ -372,7 +372,7 @@ impl<T> Hand<T> {
                 && frames_in.send(frame).is_ok()
             {}
         });
-        Hand { frames, output: FrameWriter::new(output, "the other end"), ended }
+        Peer { frames, output: FrameWriter::new(output, "the other end"), ended }
     }
 
     fn say(&mut self, message: &Message) {
@@ -413,7 +413,7 @@ const BLOCK: usize = 8 << 10;
 /// A receiver under test that has a file of so many blocks of noise, the third a hole
 /// and one page of the fourth.
 struct Victim {
-    hand: Hand<Result<Stats>>,
+    peer: Peer<Result<Stats>>,
     pair: Pair,
     grid: Grid,
 }
@@ -428,34 +428,34 @@ impl Victim {
         let block = options.block_size;
         let ended = start_receiver(forth.0, back.1, pair.to(), options);
         let grid = Grid { length: pair.basis.len() as u64, block };
-        let mut victim = Victim { hand: Hand::new(back.0, forth.1, ended), pair, grid };
-        victim.hand.say(&Message::Layout { single: true });
+        let mut victim = Victim { peer: Peer::new(back.0, forth.1, ended), pair, grid };
+        victim.peer.say(&Message::Layout { single: true });
         victim.announce(0, false);
-        victim.hand.message(|message| matches!(message, Message::MapEnd { .. }));
-        victim.hand.say(&Message::Content { id: 0 });
+        victim.peer.message(|message| matches!(message, Message::MapEnd { .. }));
+        victim.peer.say(&Message::Content { id: 0 });
         victim
     }
 
     fn announce(&mut self, id: u64, whole: bool) {
         let kind = EntryKind::File { length: self.grid.length, allocated: 0, whole, retry: whole };
-        self.hand.say(&Message::Entry(Entry { id, path: "to".into(), kind, metadata: Metadata::default() }));
+        self.peer.say(&Message::Entry(Entry { id, path: "to".into(), kind, metadata: Metadata::default() }));
     }
 
     fn differ(&mut self, first: u64, hashes: Vec<Hash>) {
-        self.hand.tell(|output| output.differ(&Differ { first, hashes }));
+        self.peer.tell(|output| output.differ(&Differ { first, hashes }));
     }
 
     fn patch(&mut self, first: u64, masks: &[(u64, u64)], bytes: Vec<u8>) {
         let (masks, sent) = masks.iter().copied().unzip();
-        self.hand.tell(|output| output.patch(&Patch { first, masks, sent, bytes }, None));
+        self.peer.tell(|output| output.patch(&Patch { first, masks, sent, bytes }, None));
     }
 
     fn leaves(&self) -> LeafAnswer {
-        self.hand.until(|frame| if let Frame::Leaves(answer) = frame { Some(answer.clone()) } else { None })
+        self.peer.until(|frame| if let Frame::Leaves(answer) = frame { Some(answer.clone()) } else { None })
     }
 
     fn assert_refused(self, what: &str) {
-        let ended = wait(&self.hand.ended, "receiver", what);
+        let ended = wait(&self.peer.ended, "receiver", what);
         assert!(is_protocol_error(&ended), "{what}: {ended:?}");
         assert!(fs::read(self.pair.to()).unwrap() == self.pair.basis, "{what}: the file was touched");
     }
@@ -513,7 +513,7 @@ fn a_sender_that_asks_or_patches_what_it_may_not_is_refused() {
             v.patch(0, &[(7, 4)], noise(9, PAGE));
         }),
         ("a page kept that the basis has not", |v| {
-            v.hand.say(&Message::Keep { blocks: 3 });
+            v.peer.say(&Message::Keep { blocks: 3 });
             v.differ(3, vec![[7; 32]]);
             v.patch(3, &[(3, 2)], noise(9, PAGE));
         }),
@@ -528,18 +528,18 @@ fn a_sender_that_asks_or_patches_what_it_may_not_is_refused() {
         ("a file with a block that is not patched", |v| {
             v.differ(0, vec![[7; 32]; 2]);
             v.patch(0, &[(3, 1)], noise(9, PAGE));
-            v.hand.say(&Message::Keep { blocks: 6 });
-            v.hand.say(&Message::Finish { root: [0; 32] });
+            v.peer.say(&Message::Keep { blocks: 6 });
+            v.peer.say(&Message::Finish { root: [0; 32] });
         }),
         ("leaves from a sender", |v| {
-            v.hand.tell(|output| output.leaves(&LeafAnswer { id: 0, blocks: Vec::new() }))
+            v.peer.tell(|output| output.leaves(&LeafAnswer { id: 0, blocks: Vec::new() }))
         }),
         ("a question without a file", |v| {
-            v.hand.say(&Message::Abandon);
+            v.peer.say(&Message::Abandon);
             v.differ(0, vec![[7; 32]]);
         }),
         ("a patch without a file", |v| {
-            v.hand.say(&Message::Abandon);
+            v.peer.say(&Message::Abandon);
             v.patch(0, &[(3, 1)], noise(9, PAGE));
         }),
     ];
@@ -553,7 +553,7 @@ fn a_sender_that_asks_or_patches_what_it_may_not_is_refused() {
 #[test]
 fn more_questions_than_may_be_open_are_refused() {
     let mut victim = Victim::new(MAX_UNPATCHED + 300);
-    victim.hand.say(&Message::Keep { blocks: 4 });
+    victim.peer.say(&Message::Keep { blocks: 4 });
     for nth in 0..MAX_UNPATCHED / MAX_DIFFER {
         victim.differ((4 + nth * MAX_DIFFER) as u64, vec![[7; 32]; MAX_DIFFER]);
         assert_eq!(victim.leaves().blocks.len(), MAX_DIFFER);
@@ -565,10 +565,10 @@ fn more_questions_than_may_be_open_are_refused() {
 #[test]
 fn a_question_without_a_basis_is_refused() {
     let mut victim = Victim::new(8);
-    victim.hand.say(&Message::Abandon);
+    victim.peer.say(&Message::Abandon);
     victim.announce(1, true);
-    victim.hand.message(|message| matches!(message, Message::NoBasis { .. }));
-    victim.hand.say(&Message::Content { id: 1 });
+    victim.peer.message(|message| matches!(message, Message::NoBasis { .. }));
+    victim.peer.say(&Message::Content { id: 1 });
     victim.differ(0, vec![[7; 32]]);
     victim.assert_refused("no basis");
 }
@@ -587,34 +587,34 @@ fn a_block_that_is_not_what_was_promised_is_asked_for_again() {
         victim.differ(0, vec![promised]);
         assert_eq!(victim.leaves().blocks[0].data, 3);
         victim.patch(0, &[(3, 1)], noise(8, PAGE));
-        victim.hand.say(&Message::Keep { blocks: 7 });
-        victim.hand.say(&Message::Finish { root });
-        victim.hand.message(|message| *message == Message::Again { id: 0 });
+        victim.peer.say(&Message::Keep { blocks: 7 });
+        victim.peer.say(&Message::Finish { root });
+        victim.peer.message(|message| *message == Message::Again { id: 0 });
         assert!(fs::read(victim.pair.to()).unwrap() == basis);
         victim.announce(1, true);
-        victim.hand.message(|message| matches!(message, Message::NoBasis { .. }));
-        victim.hand.say(&Message::Content { id: 1 });
+        victim.peer.message(|message| matches!(message, Message::NoBasis { .. }));
+        victim.peer.say(&Message::Content { id: 1 });
         let mut sent = wanted.clone();
         sent[7] ^= u8::from(lies_again);
         for (index, block) in blocks_of(&sent, &victim.grid).iter().enumerate() {
             let bytes = &sent[index * BLOCK..sent.len().min((index + 1) * BLOCK)];
             match block.data {
-                0 => victim.hand.say(&Message::Zero { blocks: 1 }),
+                0 => victim.peer.say(&Message::Zero { blocks: 1 }),
                 data => {
                     let skip = if data & 1 == 0 { PAGE } else { 0 };
-                    victim.hand.tell(|output| output.data(index as u64, &[data], &[&bytes[skip..]]));
+                    victim.peer.tell(|output| output.data(index as u64, &[data], &[&bytes[skip..]]));
                 }
             }
         }
-        victim.hand.say(&Message::Finish { root });
-        let done = victim.hand.until(|frame| match frame {
+        victim.peer.say(&Message::Finish { root });
+        let done = victim.peer.until(|frame| match frame {
             Frame::Message(Message::Done { id: 1, .. }) => Some(true),
             Frame::Message(Message::Failed { id: 1, .. }) => Some(false),
             _ => None,
         });
         assert_eq!(done, !lies_again);
-        victim.hand.say(&Message::End(Box::default()));
-        let stats = wait(&victim.hand.ended, "receiver", "promised").unwrap();
+        victim.peer.say(&Message::End(Box::default()));
+        let stats = wait(&victim.peer.ended, "receiver", "promised").unwrap();
         assert_eq!(stats.files_failed, u64::from(lies_again));
         assert!(fs::read(victim.pair.to()).unwrap() == if lies_again { basis } else { wanted });
     }
@@ -623,7 +623,7 @@ fn a_block_that_is_not_what_was_promised_is_asked_for_again() {
 /// A sender under test with files of noise, each so many blocks of 64 KiB; every one has a
 /// changed page in the basis that this end claims to have.
 struct Asker {
-    hand: Hand<Result<Stats>>,
+    peer: Peer<Result<Stats>>,
     dir: TempDir,
     files: Vec<(Vec<u8>, Vec<u8>)>,
     grid: Grid,
@@ -650,10 +650,10 @@ impl Asker {
         let options = grain(LARGE as u64, PAGE as u64, Commit::Auto);
         let grid = Grid { length: (blocks * LARGE) as u64, block: options.block_size };
         let ended = start_sender(back.0, forth.1, dir.path().join(""), options);
-        let asker = Asker { hand: Hand::new(forth.0, back.1, ended), dir, files, grid };
+        let asker = Asker { peer: Peer::new(forth.0, back.1, ended), dir, files, grid };
         // All are announced, with ids in the order of their names.
         (0..asker.files.len()).for_each(|_| {
-            asker.hand.message(|message| {
+            asker.peer.message(|message| {
                 matches!(message, Message::Entry(Entry { kind: EntryKind::File { .. }, .. }))
             });
         });
@@ -668,16 +668,16 @@ impl Asker {
     /// Answers with a map of what differs everywhere; `more` is still to come.
     fn map(&mut self, nth: usize, blocks: usize, more: bool) {
         let id = self.id(nth);
-        self.hand.say(&Message::Map { id });
+        self.peer.say(&Message::Map { id });
         self.keys(nth, blocks);
         if !more {
-            self.hand.say(&Message::MapEnd { id });
+            self.peer.say(&Message::MapEnd { id });
         }
     }
 
     fn keys(&mut self, nth: usize, blocks: usize) {
         let id = self.id(nth);
-        self.hand.tell(|output| output.map(id, &[Run::Keys(vec![[7; 16]; blocks])]));
+        self.peer.tell(|output| output.map(id, &[Run::Keys(vec![[7; 16]; blocks])]));
     }
 
     /// What this end has of the blocks of a question.
@@ -692,11 +692,11 @@ impl Asker {
     }
 
     fn question(&self) -> Differ {
-        self.hand.until(|frame| if let Frame::Differ(differ) = frame { Some(differ.clone()) } else { None })
+        self.peer.until(|frame| if let Frame::Differ(differ) = frame { Some(differ.clone()) } else { None })
     }
 
     fn say_leaves(&mut self, answer: &LeafAnswer) {
-        self.hand.tell(|output| output.leaves(answer));
+        self.peer.tell(|output| output.leaves(answer));
     }
 
     /// Answers all questions about a file up to its end; patches must be what differs.
@@ -707,7 +707,7 @@ impl Asker {
                 let answer = self.answer_to(nth, &differ);
                 self.say_leaves(&answer);
             }
-            match self.hand.next() {
+            match self.peer.next() {
                 Frame::Differ(differ) => open.push(differ),
                 Frame::Patch(patch) => {
                     assert!(patch.sent.iter().all(|&sent| sent == 1), "{:?}", patch.sent);
@@ -719,18 +719,18 @@ impl Asker {
             }
         }
         let id = self.id(nth);
-        self.hand.say(&Message::Done { id, changed: Some(4096) });
+        self.peer.say(&Message::Done { id, changed: Some(4096) });
         patched
     }
 
     fn end(mut self) -> Stats {
-        self.hand.message(|message| matches!(message, Message::End(_)));
-        self.hand.say(&Message::End(Box::default()));
-        wait(&self.hand.ended, "sender", "the end").unwrap()
+        self.peer.message(|message| matches!(message, Message::End(_)));
+        self.peer.say(&Message::End(Box::default()));
+        wait(&self.peer.ended, "sender", "the end").unwrap()
     }
 
     fn assert_refused(self, what: &str) {
-        let ended = wait(&self.hand.ended, "sender", what);
+        let ended = wait(&self.peer.ended, "sender", what);
         assert!(is_protocol_error(&ended), "{what}: {ended:?}");
     }
 }
@@ -765,7 +765,7 @@ fn leaves_that_nobody_asked_for_are_refused_or_dropped() {
     let mut asker = Asker::new(1, 40);
     let id = asker.id(0);
     asker.map(0, 1, true);
-    asker.hand.message(|message| matches!(message, Message::Content { .. }));
+    asker.peer.message(|message| matches!(message, Message::Content { .. }));
     asker.say_leaves(&LeafAnswer { id, blocks: vec![Leaves::default(); 2] });
     asker.assert_refused("leaves before a question");
     // Of another file, and of none.
@@ -818,10 +818,10 @@ fn a_file_that_fails_while_answers_are_awaited_is_abandoned() {
         let differ = asker.question();
         let failure = Failure { code: code::FILE_IO, message: "no room".into() };
         let id = asker.id(0);
-        asker.hand.say(&Message::Failed { id, failure });
-        asker.hand.message(|message| *message == Message::Abandon);
+        asker.peer.say(&Message::Failed { id, failure });
+        asker.peer.message(|message| *message == Message::Abandon);
         if map_is_open {
-            asker.hand.say(&Message::MapEnd { id });
+            asker.peer.say(&Message::MapEnd { id });
         }
         // It was under way.
         let late = asker.answer_to(0, &differ);
@@ -843,10 +843,10 @@ fn a_file_that_fails_while_its_map_waits_fails_alone() {
     asker.map(1, 20, true);
     let failure = Failure { code: code::FILE_IO, message: "cannot be read".into() };
     let id = asker.id(1);
-    asker.hand.say(&Message::Failed { id, failure });
-    asker.hand.say(&Message::MapEnd { id });
+    asker.peer.say(&Message::Failed { id, failure });
+    asker.peer.say(&Message::MapEnd { id });
     assert!(asker.serve(0, vec![differ]) > 0);
-    asker.hand.message(|message| *message == Message::Abandon);
+    asker.peer.message(|message| *message == Message::Abandon);
     let stats = asker.end();
     assert_eq!((stats.files_sent, stats.files_failed), (1, 1));
 }
@@ -862,19 +862,19 @@ fn a_source_that_changes_while_answers_are_awaited_is_described_again() {
     // The rest is as it was: nothing more is asked about.
     let keys = blocks_of(&asker.files[0].0, &asker.grid)[60..].iter().map(|block| key(&block.hash)).collect();
     let id = asker.id(0);
-    asker.hand.tell(|output| output.map(id, &[Run::Keys(keys)]));
-    asker.hand.say(&Message::MapEnd { id });
-    asker.hand.message(|message| *message == Message::Abandon);
+    asker.peer.tell(|output| output.map(id, &[Run::Keys(keys)]));
+    asker.peer.say(&Message::MapEnd { id });
+    asker.peer.message(|message| *message == Message::Abandon);
     let late = asker.answer_to(0, &differ);
     asker.say_leaves(&late);
-    let (id, retry) = asker.hand.until(|frame| match frame {
+    let (id, retry) = asker.peer.until(|frame| match frame {
         Frame::Message(Message::Entry(Entry { id, kind: EntryKind::File { retry, .. }, .. })) => {
             Some((*id, *retry))
         }
         _ => None,
     });
     assert!(retry);
-    asker.hand.say(&Message::Unchanged { id });
+    asker.peer.say(&Message::Unchanged { id });
     let stats = asker.end();
     assert_eq!((stats.files_sent, stats.files_failed), (0, 0));
 }
