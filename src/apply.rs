@@ -130,6 +130,25 @@ pub struct Destination {
     way: Way,
     basis: Option<Basis>,
     unsynced: Unsynced,
+    zeros: Zeros,
+}
+
+/// Zeros that are still to be made: gathered while they adjoin, so that each hole is
+/// punched once.
+#[derive(Default)]
+struct Zeros {
+    range: Range<u64>,
+    over: ZerosOver,
+}
+
+/// What is in a range that is to be a hole.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum ZerosOver {
+    /// Data, as far as anybody knows.
+    #[default]
+    Data,
+    /// Zeros that take room.
+    Zeros,
 }
 
 /// Written and not yet on its way to storage.
@@ -207,6 +226,10 @@ impl Destination {
 
     /// Puts data at its place.
     pub fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        let zeros = &self.zeros.range;
+        if at < zeros.end && zeros.start < at + bytes.len() as u64 {
+            self.make_zeros()?;
+        }
         self.grow()?;
         let Destination { task, way, .. } = self;
         match way {
@@ -265,8 +288,45 @@ impl Destination {
         Ok(written)
     }
 
-    /// Makes a range zero: a hole, unless zeros are to stay allocated.
+    /// Makes a range zero: a hole, unless zeros are to stay allocated. It may be done with
+    /// what adjoins it, later.
     pub fn zero(&mut self, range: Range<u64>) -> Result<()> {
+        self.gather_zeros(range, ZerosOver::Data)
+    }
+
+    /// Gives allocated zeros back to the file system, unless they are to stay; on
+    /// one that cannot take them nothing happens.
+    pub fn free(&mut self, range: Range<u64>) -> Result<()> {
+        if self.task.options.preallocate || self.way.is_device() || !self.task.can.punch {
+            return Ok(());
+        }
+        self.gather_zeros(range, ZerosOver::Zeros)
+    }
+
+    fn gather_zeros(&mut self, range: Range<u64>, over: ZerosOver) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        if range.start == self.zeros.range.end && over == self.zeros.over {
+            self.zeros.range.end = range.end;
+            return Ok(());
+        }
+        self.make_zeros()?;
+        self.zeros = Zeros { range, over };
+        Ok(())
+    }
+
+    /// Makes the zeros that were gathered.
+    fn make_zeros(&mut self) -> Result<()> {
+        let Zeros { range, over } = std::mem::take(&mut self.zeros);
+        match over {
+            _ if range.is_empty() => Ok(()),
+            ZerosOver::Data => self.make_zero(range),
+            ZerosOver::Zeros => self.give_back(range),
+        }
+    }
+
+    fn make_zero(&mut self, range: Range<u64>) -> Result<()> {
         let Destination { task, way, .. } = self;
         let bytes = range.end - range.start;
         let old = way.old_file();
@@ -286,13 +346,8 @@ impl Destination {
         Ok(())
     }
 
-    /// Gives allocated zeros back to the file system, unless they are to stay; on
-    /// one that cannot take them nothing happens.
-    pub fn free(&mut self, range: Range<u64>) -> Result<()> {
+    fn give_back(&mut self, range: Range<u64>) -> Result<()> {
         let Destination { task, way, .. } = self;
-        if task.options.preallocate || way.is_device() || !task.can.punch {
-            return Ok(());
-        }
         let unit = way.old().map_or(PAGE, |old| old.state.blksize().clamp(PAGE, ranges::MAX_UNIT));
         let whole = range.start.div_ceil(unit) * unit..range.end / unit * unit;
         if whole.is_empty() {
@@ -318,7 +373,8 @@ impl Destination {
     ///
     /// Then the old file is as it was, except where it is written directly, or
     /// a sealed log is there to finish it.
-    pub fn finish(self, root: &Hash, kept: u64) -> Result<Finished> {
+    pub fn finish(mut self, root: &Hash, kept: u64) -> Result<Finished> {
+        self.make_zeros()?;
         let changes_length = self.changes_length();
         let Destination { task, way, basis, .. } = self;
         // Without a basis nobody has looked at what is there.
@@ -355,6 +411,8 @@ impl Destination {
 
     /// Keeps what was gathered for the next run.
     pub fn keep(mut self) {
+        // Zeros that are not made are only found to be missing by the next run.
+        let _ = self.make_zeros();
         if let Way::Staged(staged) = &mut self.way {
             staged.keep();
         }

@@ -34,8 +34,8 @@ mod assemble;
 mod basis_feed;
 mod blocks;
 mod finish;
-mod inbox;
 mod outbox;
+mod read_ahead;
 mod shared;
 
 use std::io::{Read, Write};
@@ -47,8 +47,8 @@ pub use answer::Answerer;
 use assemble::{ApplyError, OpenFile};
 use basis_feed::BasisFeeds;
 use finish::{Complete, finish_files};
-use inbox::Inbox;
-use shared::{Settles, Shared};
+use read_ahead::ReadAhead;
+use shared::{ReceiverShared, Settles};
 
 use crate::apply::tree::DestinationTree;
 pub use crate::apply::tree::Target;
@@ -78,10 +78,10 @@ pub fn run<'a, R: Read + Send + 'static, W: Write + Send>(
 ) -> Result<Stats> {
     let Connection { input, output, options, reporter } = connection;
     let (outbox, unsent) = outbox::queue();
-    let shared = Arc::new(Shared::new(outbox, options, reporter));
+    let shared = Arc::new(ReceiverShared::new(outbox, options, reporter));
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| unsent.write_to(output, &shared.credit));
-        let received = receive(&shared, Inbox::open(input), target, answerer);
+        let received = receive(&shared, ReadAhead::open(input), target, answerer);
         let ours = shared.lock_stats().clone();
         let told = match &received {
             Ok(_) => shared.tell(Message::End(Box::new(ours.clone())), Settles::Nothing),
@@ -101,8 +101,8 @@ pub fn run<'a, R: Read + Send + 'static, W: Write + Send>(
 
 /// Everything up to the sender's totals, and what has to wait for them.
 fn receive<'a>(
-    shared: &Arc<Shared<'a>>,
-    inbox: Inbox,
+    shared: &Arc<ReceiverShared<'a>>,
+    frames: ReadAhead,
     target: Target,
     answerer: Option<Answerer<'a>>,
 ) -> Result<Stats> {
@@ -115,7 +115,7 @@ fn receive<'a>(
         }
         let mut applier = Applier {
             shared,
-            inbox,
+            frames,
             tree: None,
             target,
             jobs: answerer.jobs,
@@ -151,8 +151,8 @@ enum Current {
 
 /// The caller's thread.
 struct Applier<'s, 'a> {
-    shared: &'s Arc<Shared<'a>>,
-    inbox: Inbox,
+    shared: &'s Arc<ReceiverShared<'a>>,
+    frames: ReadAhead,
     target: Target,
     tree: Option<DestinationTree>,
     jobs: Sender<AnnouncedFile<'a>>,
@@ -166,22 +166,22 @@ impl Applier<'_, '_> {
     /// Handles frames until the sender's totals.
     fn run(&mut self) -> Result<Stats> {
         loop {
-            match self.inbox.next()? {
+            match self.frames.next()? {
                 Frame::Message(Message::End(stats)) if matches!(self.current, Current::None) => {
                     if !self.shared.feeds.all_described() {
-                        return Err(self.inbox.bad("an end before every file was described"));
+                        return Err(self.frames.bad("an end before every file was described"));
                     }
                     return Ok(*stats);
                 }
                 Frame::Message(message) => self.message(message)?,
                 Frame::Data(data) => {
                     self.describe(|feeds, file| file.data(feeds, &data))?;
-                    self.inbox.recycle(data);
+                    self.frames.recycle(data);
                 }
                 Frame::Differ(differ) => self.compare(&differ)?,
                 Frame::Patch(patch) => self.describe(|_, file| file.patch(&patch))?,
                 Frame::Map(..) | Frame::Leaves(_) => {
-                    return Err(self.inbox.bad("something that only receivers say"));
+                    return Err(self.frames.bad("something that only receivers say"));
                 }
             }
         }
@@ -202,7 +202,7 @@ impl Applier<'_, '_> {
             Message::Abandon => self.abandon(),
             Message::Granted { units } if self.shared.options.dry_run => {
                 let fits = usize::try_from(units).is_ok_and(|units| self.shared.feeds.give_back(units));
-                if fits { Ok(()) } else { Err(self.inbox.bad("more credit than was taken")) }
+                if fits { Ok(()) } else { Err(self.frames.bad("more credit than was taken")) }
             }
             Message::Warning(text) => {
                 self.shared.reporter.event(Event::Warning(&text));
@@ -216,31 +216,31 @@ impl Applier<'_, '_> {
                 self.shared.reporter.event(Event::Failed(&failure));
                 Ok(())
             }
-            _ => Err(self.inbox.bad("a message out of turn")),
+            _ => Err(self.frames.bad("a message out of turn")),
         }
     }
 
     fn entry(&mut self, entry: Entry) -> Result<()> {
-        protocol::check_path(&entry.path).map_err(|what| self.inbox.bad(what))?;
-        let Some(tree) = &mut self.tree else { return Err(self.inbox.bad("an entry before the layout")) };
+        protocol::check_path(&entry.path).map_err(|what| self.frames.bad(what))?;
+        let Some(tree) = &mut self.tree else { return Err(self.frames.bad("an entry before the layout")) };
         if tree.root().is_file() {
             // There is one name to write to, and its directory is not ours to change.
             let only = self.only.get_or_insert_with(|| entry.path.clone());
             if *only != entry.path || matches!(entry.kind, Kind::Directory) {
-                return Err(self.inbox.bad("more than the single file that it promised"));
+                return Err(self.frames.bad("more than the single file that it promised"));
             }
         }
         if names_working_file(&entry.path) {
             // It could plant a sealed log there, which the next run would finish.
-            return Err(self.inbox.bad("it names a working file"));
+            return Err(self.frames.bad("it names a working file"));
         }
         if !lock(&self.shared.credit).take_for_later() {
-            return Err(self.inbox.bad("more entries than it has credit for"));
+            return Err(self.frames.bad("more entries than it has credit for"));
         }
         match entry.kind {
             Kind::File { length, allocated, whole, retry } => {
                 if length > MAX_LENGTH {
-                    return Err(self.inbox.bad(format!("a file of {length} bytes")));
+                    return Err(self.frames.bad(format!("a file of {length} bytes")));
                 }
                 self.shared.feeds.announced();
                 self.shared.reporter.event(Event::Found(allocated));
@@ -278,7 +278,7 @@ impl Applier<'_, '_> {
     /// The sender describes the next file that has an answer.
     fn begin(&mut self, id: u64) -> Result<()> {
         let Some((begun, cursor)) = self.shared.feeds.begin(id) else {
-            return Err(self.inbox.bad("the content of a file it was not asked for"));
+            return Err(self.frames.bad("the content of a file it was not asked for"));
         };
         self.current = Current::File(Box::new(OpenFile::new(*begun, cursor)));
         Ok(())
@@ -292,7 +292,7 @@ impl Applier<'_, '_> {
         let file = match &mut self.current {
             Current::File(file) => file,
             Current::Failed => return Ok(()),
-            Current::None => return Err(self.inbox.bad("content without a file")),
+            Current::None => return Err(self.frames.bad("content without a file")),
         };
         match apply(&self.shared.feeds, file) {
             Ok(bytes) => {
@@ -310,7 +310,7 @@ impl Applier<'_, '_> {
     fn compare(&mut self, differ: &Differ) -> Result<()> {
         let units = Credit::of_question(differ.hashes.len());
         if !lock(&self.shared.credit).take(units) {
-            return Err(self.inbox.bad("more questions than it has credit for"));
+            return Err(self.frames.bad("more questions than it has credit for"));
         }
         let mut answer = None;
         let leaf = self.shared.options.leaf_size;
@@ -328,7 +328,7 @@ impl Applier<'_, '_> {
     /// a rule.
     fn failed(&mut self, id: u64, error: ApplyError) -> Result<()> {
         match error {
-            ApplyError::Rule(what) => Err(self.inbox.bad(what)),
+            ApplyError::Rule(what) => Err(self.frames.bad(what)),
             ApplyError::Gone => Err(Error::Closed { peer: "the sender".into(), detail: String::new() }),
             ApplyError::Told => {
                 self.fail();
@@ -376,7 +376,7 @@ impl Applier<'_, '_> {
     /// `found`: what the file hashes to here, if its patches were right; `root`: there.
     fn complete(&mut self, file: Box<OpenFile>, found: Option<Hash>, root: Hash) -> Result<()> {
         if !self.shared.feeds.has_ended(file.id) {
-            return Err(self.inbox.bad("the end of a file out of turn"));
+            return Err(self.frames.bad("the end of a file out of turn"));
         }
         self.shared.feeds.forget(file.id);
         if found == Some(root) {
@@ -397,7 +397,7 @@ impl Applier<'_, '_> {
 
     fn abandon(&mut self) -> Result<()> {
         if matches!(self.current, Current::None) {
-            return Err(self.inbox.bad("an abandoned file that was never begun"));
+            return Err(self.frames.bad("an abandoned file that was never begun"));
         }
         self.fail();
         self.current = Current::None;

@@ -8,5 +8,5 @@ mod cipher;
 mod push;
 
 pub use bootstrap::{Agent, Bootstrapped, FarSide, Input, Output, RemoteOptions, bootstrap, command, script};
-pub use child::{Connection, connect, interrupt, watch_group};
+pub use child::{RemoteProcess, connect, interrupt, watch_group};
 pub use cipher::{Cipher, aes_here, choose_ciphers, remember_aes};

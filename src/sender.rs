@@ -30,7 +30,7 @@
 
 mod announce;
 mod describe;
-mod file_state;
+mod described_file;
 mod hasher;
 mod inbox;
 mod leaf_policy;
@@ -50,7 +50,7 @@ use announce::{Files, announce_all};
 pub use hasher::Hasher;
 use inbox::Inbox;
 use session::Session;
-use shared::Shared;
+use shared::SenderShared;
 pub use shared::Side;
 
 /// Sends everything below `sources` and waits until the receiver has it. `hasher`: one
@@ -68,7 +68,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
 ) -> Result<Stats> {
     let Connection { input, output, options, reporter } = connection;
     let Hasher { jobs, hashed, buffers } = hasher.unwrap_or_else(|| Hasher::start(options, None));
-    let shared = Shared {
+    let shared = SenderShared {
         files: Arc::new(Files::new(jobs, output.is_direct())),
         output: Mutex::new(output),
         stats: Mutex::default(),

@@ -29,7 +29,7 @@ pub use receiver::run_command;
 pub use send::run as send;
 
 /// What every conversation with a shell needs.
-pub struct Session<'a> {
+pub struct ShellSession<'a> {
     pub input: Input,
     pub output: Output,
     pub options: &'a Options,

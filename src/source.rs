@@ -15,6 +15,7 @@ use walkdir::WalkDir;
 
 use crate::error::{Error, Failure, Result, code, printable};
 use crate::options::Options;
+use crate::scan::{self, FileImage, FileState};
 use crate::sys;
 use crate::working::is_working_name;
 
@@ -75,6 +76,39 @@ pub struct Source {
     pub kind: Kind,
     /// Mode, time and owner.
     pub metadata: Metadata,
+}
+
+/// A file to be sent that is open, and the state in which it was opened.
+pub struct OpenSource {
+    /// Its bytes.
+    pub image: FileImage,
+    /// The state that it was in before anything was read.
+    pub state: FileState,
+}
+
+impl OpenSource {
+    /// Whether it is still in the state in which it was opened.
+    pub fn is_unchanged(&self) -> bool {
+        self.state.is_still(self.image.file())
+    }
+}
+
+impl Source {
+    /// Opens a file. `hole_map` false: its holes are read, too. A file that takes more of
+    /// the page cache than one file should is read past it. `None`: it has another length
+    /// than when it was found.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened, or is no longer a file or device.
+    pub fn open(&self, hole_map: bool) -> Result<Option<OpenSource>> {
+        let Kind::File { length, allocated, .. } = self.kind else { return Ok(None) };
+        let (file, _) = scan::open_image(&self.path)?;
+        let state = FileState::of(&file).map_err(Error::file("look at", &self.path))?;
+        let image = FileImage::new(file, hole_map);
+        let image = if scan::exceeds_cache(allocated) { image.sparing_cache() } else { image };
+        Ok((state.length == length).then_some(OpenSource { image, state }))
+    }
 }
 
 /// What a walk finds.

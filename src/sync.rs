@@ -290,8 +290,8 @@ impl Initiator<'_> {
         Connection { input, output, options: self.options, reporter: self.reporter }
     }
 
-    fn shell_session<'a>(&'a self, input: Input, output: Output, host: &'a str) -> shell::Session<'a> {
-        shell::Session { input, output, options: self.options, host, reporter: self.reporter }
+    fn shell_session<'a>(&'a self, input: Input, output: Output, host: &'a str) -> shell::ShellSession<'a> {
+        shell::ShellSession { input, output, options: self.options, host, reporter: self.reporter }
     }
 
     /// Reaches the other end, takes part as `role` does, and ends the connection.

@@ -22,7 +22,7 @@ use crate::apply::recover::{self, Recovered};
 use crate::apply::stage::Stage;
 use crate::apply::stage_log::Identity;
 use crate::apply::staged::Staged;
-use crate::apply::{Basis, Destination, QuickCheck, Unsynced, Wanted, check_device_size};
+use crate::apply::{Basis, Destination, QuickCheck, Unsynced, Wanted, Zeros, check_device_size};
 use crate::error::{Error, Result};
 use crate::options::{Commit, Options};
 use crate::scan::{FileImage, FileState};
@@ -149,7 +149,7 @@ impl Destination {
 
     fn new(task: Task, way: Way, basis: Option<Basis>) -> Destination {
         let basis = basis.filter(|basis| basis.length > 0);
-        Destination { task, way, basis, unsynced: Unsynced::default() }
+        Destination { task, way, basis, unsynced: Unsynced::default(), zeros: Zeros::default() }
     }
 }
 

@@ -120,14 +120,15 @@ pub fn compare<E: From<ReadError>>(
     let mut gathered = Pairs::new(comparison, &old_grid);
     let first = gathered.stretch()?;
     if gathered.is_through() {
-        return first.map_or(Ok(()), |(range, pairs)| sink(comparison.stretch(range, &pairs)?));
+        return first
+            .map_or(Ok(()), |UnreadStretch { range, pairs }| sink(comparison.stretch(range, &pairs)?));
     }
     rayon::in_place_scope(|scope| {
         let mut next = first;
         let mut under_way = VecDeque::new();
         loop {
             while under_way.len() < UNDER_WAY
-                && let Some((range, pairs)) = next.take()
+                && let Some(UnreadStretch { range, pairs }) = next.take()
             {
                 let (result, compared) = sync_channel(1);
                 // Nobody waits for it when what came before failed.
@@ -150,6 +151,12 @@ struct Pair {
     index: u64,
     new: PageMask,
     old: PageMask,
+}
+
+/// A stretch that was not read yet.
+struct UnreadStretch {
+    range: Range<u64>,
+    pairs: Vec<Pair>,
 }
 
 /// The blocks of both images, side by side.
@@ -176,7 +183,7 @@ impl<'a> Pairs<'a> {
 
     /// The next stretch, if there is one: its blocks, and what is to be compared of them. The
     /// last one reaches to the end of the grid.
-    fn stretch(&mut self) -> Result<Option<(Range<u64>, Vec<Pair>)>, ReadError> {
+    fn stretch(&mut self) -> Result<Option<UnreadStretch>, ReadError> {
         let start = self.next;
         let (mut pairs, mut bytes) = (Vec::new(), 0);
         while bytes < STRETCH {
@@ -199,7 +206,7 @@ impl<'a> Pairs<'a> {
             self.next = index + 1;
             pairs.push(pair);
         }
-        Ok((start < self.next).then_some((start..self.next, pairs)))
+        Ok((start < self.next).then_some(UnreadStretch { range: start..self.next, pairs }))
     }
 }
 

@@ -13,12 +13,12 @@ use crate::hashmap::plan::Run;
 use crate::hashmap::{self, Batch, Grid, Item};
 use crate::protocol::{MAX_MAP_KEYS, MAX_MAP_RUNS, Message};
 use crate::receiver::basis_feed::FeedEnd;
-use crate::receiver::shared::{Settles, Shared};
+use crate::receiver::shared::{ReceiverShared, Settles};
 use crate::report::Outcome;
 
 /// A file that was announced.
 pub struct AnnouncedFile<'a> {
-    pub shared: Arc<Shared<'a>>,
+    pub shared: Arc<ReceiverShared<'a>>,
     pub id: u64,
     pub entry: Vec<u8>,
     pub root: DestinationRoot,
@@ -75,7 +75,7 @@ fn answer_files(jobs: &Receiver<AnnouncedFile>, likely: Option<Likely>) {
 
 /// The inner result is the connection's, the outer one the file's.
 fn answer(
-    shared: &Shared,
+    shared: &ReceiverShared,
     last: &mut LastDirectory,
     job: AnnouncedFile,
     ahead: Option<Ahead>,
@@ -125,7 +125,7 @@ fn answer(
 }
 
 /// The answer of a dry run: there will be no description.
-fn preview(shared: &Shared, id: u64, told: Option<Told>, resized: bool) -> Result<()> {
+fn preview(shared: &ReceiverShared, id: u64, told: Option<Told>, resized: bool) -> Result<()> {
     shared.feeds.settled();
     let settles = if told.is_some() { Settles::Nothing } else { Settles::Entry };
     shared.tell(Message::Preview { id, mapped: told.is_some(), resized }, settles)?;
@@ -143,7 +143,7 @@ struct Told {
 
 /// Tells what is there, block by block, and passes it on to the applying thread first: it
 /// has it when the sender describes it.
-fn tell_basis(shared: &Shared, told: Told) -> Result<()> {
+fn tell_basis(shared: &ReceiverShared, told: Told) -> Result<()> {
     let Told { id, place, grid, basis, ahead } = told;
     let dry_run = shared.options.dry_run;
     let grid = Grid { length: grid.length.min(basis.length), ..grid };

@@ -2,7 +2,6 @@
 //! against what the basis has, and written into the destination.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 
 use crate::apply::{Basis, Destination};
 use crate::error::{Error, Result};
@@ -54,9 +53,8 @@ pub struct OpenFile {
     /// The next block.
     at: u64,
     /// Blocks that the sender asked about, and has not sent yet what they lack.
-    asked: VecDeque<PendingBlock>,
+    asked: VecDeque<UnpatchedBlock>,
     patched: Patched,
-    zeros: Zeros,
 }
 
 /// What blocks became of which only parts came.
@@ -68,21 +66,12 @@ enum Patched {
 }
 
 /// A block that waits for what it lacks.
-struct PendingBlock {
+struct UnpatchedBlock {
     index: u64,
     /// What the basis has.
     had: hashmap::Block,
     /// What it is to be.
     hash: Hash,
-}
-
-/// Zeros that are still to be made, gathered over blocks so that each hole is
-/// punched once.
-#[derive(Default)]
-struct Zeros {
-    range: Range<u64>,
-    /// It is zero already, and allocated.
-    already: bool,
 }
 
 impl OpenFile {
@@ -103,7 +92,6 @@ impl OpenFile {
             at: 0,
             asked: VecDeque::new(),
             patched: Patched::AsPromised,
-            zeros: Zeros::default(),
         }
     }
 
@@ -138,7 +126,7 @@ impl OpenFile {
             match had {
                 Had::Hole => {}
                 Had::Block(block) => self.zero_pages(self.at, block.read, block.data == 0)?,
-                Had::Unknown => self.zero_range(self.grid.bytes(&(self.at..self.at + count)), false)?,
+                Had::Unknown => self.destination.zero(self.grid.bytes(&(self.at..self.at + count)))?,
             }
             self.at += count;
         }
@@ -257,7 +245,7 @@ impl OpenFile {
             let bytes = self.old_bytes(self.at, had.data)?;
             leaves.push(Leaves::of(leaf, &self.grid, self.at, had.data, &bytes));
             self.root.add(self.at, &hash);
-            self.asked.push_back(PendingBlock { index: self.at, had, hash });
+            self.asked.push_back(UnpatchedBlock { index: self.at, had, hash });
             self.at += 1;
         }
         Ok(leaves)
@@ -272,7 +260,7 @@ impl OpenFile {
         let mut left = patch.bytes.as_slice();
         let mut bytes = 0;
         for (&mask, &sent) in patch.masks.iter().zip(&patch.sent) {
-            let Some(PendingBlock { index, had, hash }) = self.asked.pop_front() else {
+            let Some(UnpatchedBlock { index, had, hash }) = self.asked.pop_front() else {
                 return rule("a patch for more blocks than were asked about");
             };
             let kept = mask & !sent;
@@ -342,7 +330,6 @@ impl OpenFile {
     /// The file is described to its end; what it hashes to. `None`: a patch did not
     /// make what it was to make.
     pub fn end(&mut self) -> Result<Option<Hash>, ApplyError> {
-        self.flush_zeros()?;
         if !self.asked.is_empty() {
             return rule("a file without all that it asked about");
         }
@@ -362,25 +349,8 @@ impl OpenFile {
 
     /// Makes pages of a block zero, if any; `already`: they only take room.
     fn zero_pages(&mut self, block: u64, mask: PageMask, already: bool) -> Result<(), ApplyError> {
-        hashmap::page_runs(mask).try_for_each(|run| self.zero_range(self.grid.pages(block, &run), already))
-    }
-
-    fn zero_range(&mut self, range: Range<u64>, already: bool) -> Result<(), ApplyError> {
-        if range.start == self.zeros.range.end && already == self.zeros.already {
-            self.zeros.range.end = range.end;
-            return Ok(());
-        }
-        self.flush_zeros()?;
-        self.zeros = Zeros { range, already };
-        Ok(())
-    }
-
-    fn flush_zeros(&mut self) -> Result<(), ApplyError> {
-        let Zeros { range, already } = std::mem::take(&mut self.zeros);
-        match (range.is_empty(), already) {
-            (true, _) => {}
-            (false, true) => self.destination.free(range)?,
-            (false, false) => self.destination.zero(range)?,
+        for range in hashmap::page_runs(mask).map(|run| self.grid.pages(block, &run)) {
+            if already { self.destination.free(range)? } else { self.destination.zero(range)? }
         }
         Ok(())
     }

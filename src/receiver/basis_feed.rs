@@ -26,11 +26,11 @@ pub enum FeedEnd {
 
 /// The queues of all files.
 pub struct BasisFeeds {
-    state: Mutex<State>,
+    state: Mutex<Feeds>,
     changed: Condvar,
 }
 
-struct State {
+struct Feeds {
     /// Files that were announced and are not described yet.
     undescribed: usize,
     /// Those of them that are answered, in order.
@@ -53,7 +53,7 @@ struct Feed {
 
 impl BasisFeeds {
     pub fn new() -> BasisFeeds {
-        let state = State {
+        let state = Feeds {
             undescribed: 0,
             begun: VecDeque::new(),
             feeds: HashMap::new(),
@@ -140,7 +140,7 @@ impl BasisFeeds {
         !state.stopped && state.feeds.contains_key(&id)
     }
 
-    fn wait_while(&self, mut condition: impl FnMut(&mut State) -> bool) -> MutexGuard<'_, State> {
+    fn wait_while(&self, mut condition: impl FnMut(&mut Feeds) -> bool) -> MutexGuard<'_, Feeds> {
         let mut state = lock(&self.state);
         while !state.stopped && condition(&mut state) {
             state.waiting = true;
@@ -149,7 +149,7 @@ impl BasisFeeds {
         state
     }
 
-    fn wake(&self, state: &mut State) {
+    fn wake(&self, state: &mut Feeds) {
         if std::mem::take(&mut state.waiting) {
             self.changed.notify_all();
         }
@@ -179,7 +179,7 @@ impl BasisFeeds {
     /// waits for it.
     fn next(&self, id: u64, described: usize) -> Option<Result<Vec<Item>, FeedEnd>> {
         self.described(id, described);
-        let waits = |state: &mut State| {
+        let waits = |state: &mut Feeds| {
             state.feeds.get(&id).is_some_and(|feed| feed.queue.is_empty() && feed.end.is_none())
         };
         let mut state = self.wait_while(waits);

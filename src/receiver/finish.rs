@@ -9,7 +9,7 @@ use crate::error::lock;
 use crate::hashmap::Hash;
 use crate::protocol::Message;
 use crate::receiver::assemble::OpenFile;
-use crate::receiver::shared::{Settles, Shared};
+use crate::receiver::shared::{ReceiverShared, Settles};
 use crate::report::{Event, Outcome, Phase};
 
 /// A file of which more than this arrived takes a moment to be written back.
@@ -22,7 +22,7 @@ pub struct Complete {
 }
 
 /// Completes files until the applying thread has no more.
-pub fn finish_files(shared: &Shared, queue: &Mutex<Receiver<Complete>>) {
+pub fn finish_files(shared: &ReceiverShared, queue: &Mutex<Receiver<Complete>>) {
     loop {
         let next = lock(queue).recv();
         let Ok(Complete { file, root }) = next else { return };

@@ -31,7 +31,7 @@ impl Settles {
 }
 
 /// What the threads of a receiver share.
-pub struct Shared<'a> {
+pub struct ReceiverShared<'a> {
     pub outbox: Outbox,
     /// What the sender may cause; see [`Credit`].
     pub credit: Mutex<Credit>,
@@ -46,10 +46,10 @@ pub struct Shared<'a> {
     pub reporter: &'a dyn Reporter,
 }
 
-impl<'a> Shared<'a> {
-    pub fn new(outbox: Outbox, options: &Options, reporter: &'a dyn Reporter) -> Shared<'a> {
+impl<'a> ReceiverShared<'a> {
+    pub fn new(outbox: Outbox, options: &Options, reporter: &'a dyn Reporter) -> ReceiverShared<'a> {
         let options = Arc::new(options.clone());
-        Shared {
+        ReceiverShared {
             outbox,
             credit: Mutex::new(Credit::for_messages()),
             feeds: BasisFeeds::new(),

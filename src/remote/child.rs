@@ -53,7 +53,7 @@ pub fn watch_group(group: Option<Pid>) {
 
 /// A host at the other end of a child process.
 #[derive(Debug)]
-pub struct Connection {
+pub struct RemoteProcess {
     child: Child,
     stderr: Stderr,
     host: Host,
@@ -85,7 +85,7 @@ pub fn connect(
     ciphers: Option<&str>,
     command: &str,
     program: &str,
-) -> Result<(Connection, ChildStdout, ChildStdin)> {
+) -> Result<(RemoteProcess, ChildStdout, ChildStdin)> {
     let words = command_line(host, rsh, ciphers, command)?;
     let spawned = Command::new(&words[0])
         .args(&words[1..])
@@ -108,7 +108,7 @@ pub fn connect(
     let shown = Arc::clone(&kept);
     let thread = std::thread::spawn(move || show_stderr(BufReader::new(stderr), &shown));
     let stderr = Stderr { thread, kept };
-    let connection = Connection { child, stderr, host: host.clone(), program: program.into() };
+    let connection = RemoteProcess { child, stderr, host: host.clone(), program: program.into() };
     Ok((connection, stdout, stdin))
 }
 
@@ -175,7 +175,7 @@ impl Stderr {
     }
 }
 
-impl Connection {
+impl RemoteProcess {
     /// Waits for the child, whose streams are closed by now, and combines how it ended with
     /// the result of the run.
     ///

@@ -12,7 +12,7 @@ use crate::error::lock;
 use crate::protocol::{CREDIT, Credit, Entry, Message};
 use crate::report::Event;
 use crate::sender::hasher::WantedFile;
-use crate::sender::shared::{Shared, Side};
+use crate::sender::shared::{SenderShared, Side};
 use crate::source::{self, Found, Kind, Source};
 
 /// Files that were announced and are not described yet, and the credit for more.
@@ -139,7 +139,7 @@ impl Table {
 }
 
 /// Walks the sources and announces what is there (step 1 of [`sender`](crate::sender)).
-pub fn announce_all<W: Write>(shared: &Shared<W>, sources: &[PathBuf]) -> Result<()> {
+pub fn announce_all<W: Write>(shared: &SenderShared<W>, sources: &[PathBuf]) -> Result<()> {
     shared.send(&Message::Layout { single: source::is_single(sources) })?;
     for found in source::walk(sources, shared.options) {
         match found {
@@ -165,7 +165,7 @@ pub fn announce_all<W: Write>(shared: &Shared<W>, sources: &[PathBuf]) -> Result
 }
 
 /// Announces one source; `false`: the run is over.
-pub fn announce<W: Write>(shared: &Shared<W>, source: Source) -> Result<bool> {
+pub fn announce<W: Write>(shared: &SenderShared<W>, source: Source) -> Result<bool> {
     let mut flushed = Ok(());
     let id = shared.files.add(&source, || flushed = shared.lock_output().flush());
     flushed?;

@@ -12,9 +12,9 @@ use crate::protocol::{
     Compressor, Credit, Differ, LEAF_BLOCKS, LeafAnswer, LinkSpeed, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER,
     MAX_UNPATCHED, Message, Patch,
 };
-use crate::sender::file_state::BatchCursor;
+use crate::sender::described_file::BatchCursor;
 use crate::sender::leaf_policy::LeafPolicy;
-use crate::sender::shared::Shared;
+use crate::sender::shared::SenderShared;
 use crate::sys;
 
 /// Data that waits for an answer, in bytes. What a long link carries meanwhile
@@ -27,7 +27,7 @@ const LEAST_DIRECT: u64 = 32 << 10;
 
 /// Describes one file after the other.
 pub struct Describer<'a, W: Write> {
-    shared: &'a Shared<'a, W>,
+    shared: &'a SenderShared<'a, W>,
     link: LinkSpeed,
     compressor: Compressor,
     policy: LeafPolicy,
@@ -62,7 +62,7 @@ struct PendingBlock {
 }
 
 impl<'a, W: Write> Describer<'a, W> {
-    pub fn new(shared: &'a Shared<'a, W>) -> Describer<'a, W> {
+    pub fn new(shared: &'a SenderShared<'a, W>) -> Describer<'a, W> {
         Describer {
             shared,
             link: LinkSpeed::default(),

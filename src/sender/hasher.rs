@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::hashmap::ahead::{Ahead, Likely, await_job};
 use crate::hashmap::{self, Batch, Grid};
 use crate::options::{Compress, Options};
-use crate::scan::{self, FileImage, FileState};
-use crate::source::{Kind, Source};
+use crate::scan;
+use crate::source::{Kind, OpenSource, Source};
 use crate::sys;
 
 /// Batches that wait for the merging thread.
@@ -35,16 +35,10 @@ pub struct WantedFile {
 pub enum Hashed {
     Batch(Batch),
     /// One without its bytes, which are to be had from the file.
-    Bare(Batch, Arc<Opened>),
+    Bare(Batch, Arc<OpenSource>),
     /// The file is through; whether it stayed the same meanwhile.
     End(bool),
     Failed(Error),
-}
-
-/// A source and the state in which it was hashed.
-pub struct Opened {
-    pub image: FileImage,
-    pub seen: FileState,
 }
 
 /// The thread that reads and hashes. It may start before there is a connection, and ends
@@ -138,22 +132,18 @@ impl FileHasher {
             return Ok(false);
         }
         let io = |doing| Error::file(doing, &source.path);
-        let (file, _) = scan::open_image(&source.path)?;
-        let seen = FileState::of(&file).map_err(io("look at"))?;
-        if seen.length != length {
+        let Some(opened) = source.open(self.options.hole_map)? else {
             return Ok(self.outgoing.add(Hashed::End(false)));
-        }
+        };
+        let opened = Arc::new(opened);
+        let OpenSource { image, state } = opened.as_ref();
         let grid = Grid { length, block: self.options.block_size };
-        let image = FileImage::new(file, self.options.hole_map);
         let exceeds_cache = scan::exceeds_cache(allocated);
-        let image = if exceeds_cache { image.sparing_cache() } else { image };
-        let opened = Arc::new(Opened { image, seen });
-        let Opened { image, seen } = opened.as_ref();
         // One that changed unseen before may do so again.
-        let is_read_once = is_small || exceeds_cache || retry || !seen.shows_changes();
+        let is_read_once = is_small || exceeds_cache || retry || !state.shows_changes();
         let keeps_bytes = is_read_once || !sys::is_cached(image.file()) || self.wants_bytes(job);
         let mut first = 0;
-        if let Some(ahead) = ahead.and_then(|ahead| ahead.fitting(seen, &grid)) {
+        if let Some(ahead) = ahead.and_then(|ahead| ahead.fitting(state, &grid)) {
             let (batches, next) = ahead.into_batches();
             first = next;
             for (index, batch) in batches {
@@ -179,7 +169,7 @@ impl FileHasher {
             Ok::<_, io::Error>(go_on)
         })
         .map_err(io("read"))?;
-        Ok(go_on && self.outgoing.add(Hashed::End(seen.is_still(image.file()))))
+        Ok(go_on && self.outgoing.add(Hashed::End(opened.is_unchanged())))
     }
 
     /// Whether the merging thread needs all bytes: most are sent, and not past us.
@@ -190,7 +180,7 @@ impl FileHasher {
     }
 
     /// Reads the bytes of a batch whose first block is the one with this index.
-    fn read(&self, opened: &Opened, grid: &Grid, index: u64, mut batch: Batch) -> io::Result<Batch> {
+    fn read(&self, opened: &OpenSource, grid: &Grid, index: u64, mut batch: Batch) -> io::Result<Batch> {
         batch.buffer = self.buffers.try_recv().unwrap_or_default();
         let blocks = Batch::blocks_of(&mut batch.items, index);
         hashmap::read_blocks(&opened.image, grid, blocks, &mut batch.buffer)?;

@@ -27,11 +27,11 @@ pub enum Arrival {
 
 /// What arrived and was not taken yet.
 pub struct Inbox {
-    state: Mutex<State>,
+    state: Mutex<Received>,
     arrived: Condvar,
 }
 
-struct State {
+struct Received {
     replies: Replies,
     walked: Option<Result<()>>,
     /// Why nothing more will come.
@@ -44,7 +44,7 @@ struct State {
 
 impl Inbox {
     pub fn new(dry_run: bool) -> Inbox {
-        let state = State {
+        let state = Received {
             replies: Replies::new(dry_run),
             walked: None,
             closed: None,
@@ -112,7 +112,7 @@ impl Inbox {
         self.wake(&mut state);
     }
 
-    fn wake(&self, state: &mut State) {
+    fn wake(&self, state: &mut Received) {
         if std::mem::take(&mut state.waiting) {
             self.arrived.notify_all();
         }
@@ -154,7 +154,7 @@ impl Inbox {
     }
 
     /// At the end the reader may wait for room.
-    fn let_in(&self, state: &mut State) {
+    fn let_in(&self, state: &mut Received) {
         if state.ending {
             self.wake(state);
         }
@@ -185,7 +185,7 @@ impl Inbox {
     }
 }
 
-impl State {
+impl Received {
     fn next(&mut self, of: Option<u64>) -> Result<Option<Arrival>> {
         if let Some(message) = self.replies.next_message() {
             return Ok(Some(Arrival::Message(message)));

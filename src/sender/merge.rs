@@ -12,11 +12,12 @@ use crate::hashmap::{BATCH, Batch, Block, Hash};
 use crate::protocol::Message;
 use crate::report::{Event, Phase};
 use crate::sender::describe::{Treatment, at_once};
-use crate::sender::file_state::{FileState, Obstacle, Supply};
-use crate::sender::hasher::{Hashed, Opened};
+use crate::sender::described_file::{DescribedFile, Obstacle, Supply};
+use crate::sender::hasher::Hashed;
 use crate::sender::inbox::Arrival;
 use crate::sender::replies::FileReply;
 use crate::sender::session::Session;
+use crate::source::OpenSource;
 
 /// How describing a file to the receiver ended.
 pub enum Merged {
@@ -30,7 +31,7 @@ pub enum Merged {
 
 impl<W: Write> Session<'_, W> {
     /// Merges the source's blocks with the arriving map, and sends what differs.
-    pub(super) fn merge(&mut self, file: &mut FileState) -> Result<Merged> {
+    pub(super) fn merge(&mut self, file: &mut DescribedFile) -> Result<Merged> {
         loop {
             self.take_arrived(file)?;
             self.apply_plan(file)?;
@@ -71,7 +72,7 @@ impl<W: Write> Session<'_, W> {
     }
 
     /// Leaves a file half described. What the receiver still says of it is dropped.
-    pub(super) fn abandon(&mut self, file: &FileState) -> Result<()> {
+    pub(super) fn abandon(&mut self, file: &DescribedFile) -> Result<()> {
         self.describer.begin();
         if !self.shared.options.dry_run {
             self.shared.send(&Message::Abandon)?;
@@ -80,7 +81,7 @@ impl<W: Write> Session<'_, W> {
     }
 
     /// Does all steps for which both sides are known.
-    fn apply_plan(&mut self, file: &mut FileState) -> Result<()> {
+    fn apply_plan(&mut self, file: &mut DescribedFile) -> Result<()> {
         while file.obstacle.is_none()
             && let Some((blocks, action)) = file.planner.step()
         {
@@ -93,16 +94,16 @@ impl<W: Write> Session<'_, W> {
         Ok(())
     }
 
-    fn begin_batch(&self, file: &mut FileState, batch: Batch, source: Option<Arc<Opened>>) {
+    fn begin_batch(&self, file: &mut DescribedFile, batch: Batch, source: Option<Arc<OpenSource>>) {
         let mut stats = lock(&self.shared.stats);
         stats.hashed_bytes += batch.bytes_read as u64;
         stats.data_bytes += batch.bytes_read as u64;
-        let FileState { cursor, grid, planner, root, .. } = file;
+        let DescribedFile { cursor, grid, planner, root, .. } = file;
         self.recycle(cursor.begin(batch, source, grid, planner, root));
     }
 
     /// Takes what has come already, so that answers do not wait behind the map.
-    fn take_arrived(&mut self, file: &mut FileState) -> Result<()> {
+    fn take_arrived(&mut self, file: &mut DescribedFile) -> Result<()> {
         while let Some(event) = self.try_next(Some(file.id))? {
             self.on_arrival_of(file, event)?;
         }
@@ -110,12 +111,12 @@ impl<W: Write> Session<'_, W> {
     }
 
     /// Waits for the next thing that the receiver says.
-    fn wait_for(&mut self, file: &mut FileState) -> Result<()> {
+    fn wait_for(&mut self, file: &mut DescribedFile) -> Result<()> {
         let event = self.wait(Some(file.id))?;
         self.on_arrival_of(file, event)
     }
 
-    fn on_arrival_of(&mut self, file: &mut FileState, event: Arrival) -> Result<()> {
+    fn on_arrival_of(&mut self, file: &mut DescribedFile, event: Arrival) -> Result<()> {
         match event {
             Arrival::File(FileReply::Runs(runs)) if file.map == Supply::Open => {
                 file.push_basis(runs);
@@ -170,7 +171,7 @@ impl<W: Write> Session<'_, W> {
     }
 
     /// Does one step of the plan.
-    fn apply_action(&mut self, file: &mut FileState, blocks: Range<u64>, action: Action) -> Result<()> {
+    fn apply_action(&mut self, file: &mut DescribedFile, blocks: Range<u64>, action: Action) -> Result<()> {
         let (mut found, read) = file.cursor.take(blocks.end);
         let bytes =
             found.iter().map(|(index, block)| file.grid.masked_bytes(*index, block.data)).sum::<u64>();
@@ -194,12 +195,12 @@ impl<W: Write> Session<'_, W> {
         }
     }
 
-    fn count_sent(&self, file: &mut FileState, bytes: u64) {
+    fn count_sent(&self, file: &mut DescribedFile, bytes: u64) {
         file.bytes += bytes;
         lock(&self.shared.stats).sent_data_bytes += bytes;
     }
 
-    fn send(&mut self, file: &mut FileState, blocks: &mut [(u64, Block)]) -> Result<()> {
+    fn send(&mut self, file: &mut DescribedFile, blocks: &mut [(u64, Block)]) -> Result<()> {
         match self.describer.send(&file.grid, &mut file.cursor, blocks)? {
             Ok(sent) => self.count_sent(file, sent),
             Err(error) => file.obstacle = Some(Obstacle::SourceUnread(error)),
@@ -208,7 +209,7 @@ impl<W: Write> Session<'_, W> {
     }
 
     /// Sends what the receiver lacks of adjoining blocks that differ.
-    fn update(&mut self, file: &mut FileState, mut blocks: &mut [(u64, Block)]) -> Result<()> {
+    fn update(&mut self, file: &mut DescribedFile, mut blocks: &mut [(u64, Block)]) -> Result<()> {
         while !blocks.is_empty() && file.obstacle.is_none() {
             let (now, later) = blocks.split_at_mut(at_once(&file.grid, blocks));
             blocks = later;
@@ -231,7 +232,7 @@ impl<W: Write> Session<'_, W> {
 
     /// Asks about a block that differs, as soon as there is room for another question.
     /// `false`: the file is abandoned next, and more questions than may be open break a rule.
-    fn ask_about(&mut self, file: &mut FileState, index: u64, block: &Block) -> Result<bool> {
+    fn ask_about(&mut self, file: &mut DescribedFile, index: u64, block: &Block) -> Result<bool> {
         loop {
             // Sending patches makes room, too, and then there may be nothing to wait for.
             for _ in 0..2 {

@@ -16,12 +16,12 @@ use crate::protocol::{CREDIT, Message};
 use crate::report::{Event, Outcome, Phase, Stats};
 use crate::sender::announce::announce;
 use crate::sender::describe::Describer;
-use crate::sender::file_state::FileState;
+use crate::sender::described_file::DescribedFile;
 use crate::sender::hasher::Hashed;
 use crate::sender::inbox::{Arrival, Inbox};
 use crate::sender::merge::Merged;
 use crate::sender::replies::Answered;
-use crate::sender::shared::{Shared, Side};
+use crate::sender::shared::{SenderShared, Side};
 use crate::source::{self, Kind, Source};
 
 /// A file that is described and awaits its result.
@@ -32,7 +32,7 @@ struct Sent {
 
 /// The merging thread's state.
 pub struct Session<'a, W: Write> {
-    pub(super) shared: &'a Shared<'a, W>,
+    pub(super) shared: &'a SenderShared<'a, W>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) hashed: Receiver<Vec<Hashed>>,
     /// Taken from there.
@@ -54,7 +54,7 @@ impl<'a, W: Write> Session<'a, W> {
     /// Fed by a reader through `inbox` and by the hasher through `hashed`, whose buffers
     /// go back to it.
     pub fn new(
-        shared: &'a Shared<'a, W>,
+        shared: &'a SenderShared<'a, W>,
         inbox: Arc<Inbox>,
         hashed: Receiver<Vec<Hashed>>,
         buffers: Sender<Vec<u8>>,
@@ -259,7 +259,7 @@ impl<'a, W: Write> Session<'a, W> {
             self.shared.send(&Message::Content { id })?;
         }
         self.describer.begin();
-        let mut file = FileState::new(answered, grid, allocated);
+        let mut file = DescribedFile::new(answered, grid, allocated);
         let merged = self.merge(&mut file)?;
         self.inbox.forget(id);
         match merged {
@@ -289,7 +289,7 @@ impl<'a, W: Write> Session<'a, W> {
     }
 
     /// What a dry run found out about a file.
-    fn compared(&self, source: Source, file: &FileState) -> Result<()> {
+    fn compared(&self, source: Source, file: &DescribedFile) -> Result<()> {
         let outcome = if file.differs { Outcome::Sent(file.bytes) } else { Outcome::Unchanged };
         lock(&self.shared.stats).files_sent += u64::from(file.differs);
         self.report(&source.target, outcome);

@@ -19,7 +19,7 @@ pub enum Side {
 }
 
 /// What the threads of a sender share.
-pub struct Shared<'a, W: Write> {
+pub struct SenderShared<'a, W: Write> {
     pub files: Arc<Files>,
     pub output: Mutex<FrameWriter<W>>,
     pub stats: Mutex<Stats>,
@@ -28,7 +28,7 @@ pub struct Shared<'a, W: Write> {
     pub reporter: &'a dyn Reporter,
 }
 
-impl<W: Write> Shared<'_, W> {
+impl<W: Write> SenderShared<'_, W> {
     pub fn lock_output(&self) -> MutexGuard<'_, FrameWriter<W>> {
         lock(&self.output)
     }

@@ -17,7 +17,7 @@ use crate::report::{Event, Outcome, Reporter, Stats};
 use crate::shell::sender::{
     ArrivingFile, Encoding, FileType, LARGE_FACTOR, ListedEntry, SendingShell, read_entry,
 };
-use crate::shell::{self, Session, relative};
+use crate::shell::{self, ShellSession, relative};
 use crate::source::names_contents;
 use crate::working::names_working_file;
 
@@ -35,8 +35,8 @@ const LARGE_FILE: u64 = 16 << 20;
 /// # Errors
 ///
 /// What ends the run; files that fail are counted in what is returned.
-pub fn run(session: Session, sources: &[Vec<u8>], target: &Target) -> Result<Stats> {
-    let Session { input, output, options, host, reporter } = session;
+pub fn run(session: ShellSession, sources: &[Vec<u8>], target: &Target) -> Result<Stats> {
+    let ShellSession { input, output, options, host, reporter } = session;
     shell::refuse_what_needs_an_agent(options, host, reporter)?;
     if options.checksum || options.ignore_times {
         let what = format!("{host} has no holesync to compare contents with: every file is sent whole");

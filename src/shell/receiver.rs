@@ -13,7 +13,7 @@ use crate::protocol::Plain;
 use crate::remote::{self, Input, Output};
 use crate::report::{Event, Phase};
 use crate::shell::compare::{SUM_BLOCK, Sum};
-use crate::shell::{self, CommandResult, FarFile, RecordLines, Session, Times, relative};
+use crate::shell::{self, CommandResult, FarFile, RecordLines, ShellSession, Times, relative};
 use crate::source::Metadata;
 use crate::stream::ImageStream;
 
@@ -317,8 +317,13 @@ fn read_sum(digits: &[u8]) -> Option<Sum> {
 /// # Errors
 ///
 /// When either end fails.
-pub fn run_command(session: Session, image: &ImageStream, command: &[u8], destination: &[u8]) -> Result<u64> {
-    let Session { input, output, host, reporter, .. } = session;
+pub fn run_command(
+    session: ShellSession,
+    image: &ImageStream,
+    command: &[u8],
+    destination: &[u8],
+) -> Result<u64> {
+    let ShellSession { input, output, host, reporter, .. } = session;
     // A command that failed is no failure of a disk.
     let partial = |error| match error {
         Error::Remote { peer, failure: Failure { code: code::FILE_IO, message } } => {

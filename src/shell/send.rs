@@ -14,7 +14,7 @@ use crate::options::Options;
 use crate::report::{Event, Reporter, Stats};
 use crate::shell::pending::PendingCommands;
 use crate::shell::receiver::{FarRoot, FarRootKind, ReceivingShell};
-use crate::shell::{self, FarFile, Session, TempNames, Times, relative};
+use crate::shell::{self, FarFile, ShellSession, TempNames, Times, relative};
 use crate::source::{self, Found, Kind, Metadata, Source};
 use crate::working::names_working_file;
 
@@ -27,8 +27,8 @@ const MAX_ROOTS: usize = 1000;
 /// # Errors
 ///
 /// What ends the run; files that fail are counted in what is returned.
-pub fn run(session: Session, sources: &[PathBuf], target: &Target) -> Result<Stats> {
-    let Session { options, host, reporter, .. } = session;
+pub fn run(session: ShellSession, sources: &[PathBuf], target: &Target) -> Result<Stats> {
+    let ShellSession { options, host, reporter, .. } = session;
     shell::refuse_what_needs_an_agent(options, host, reporter)?;
     let mut shell = ReceivingShell::begin(session.input, session.output, host)?;
     let path = target.path.as_os_str().as_bytes();

@@ -8,7 +8,7 @@ use super::SendJob;
 use crate::error::{Error, Result, Stop, code, printable};
 use crate::options::Commit;
 use crate::report::{Event, Outcome, Phase};
-use crate::scan::{self, FileImage, FileState};
+use crate::scan::FileImage;
 use crate::shell::compare::{self, KeptBlocks};
 use crate::shell::pieces::{self, Cutter, DIG, Piece, RecordMerger, SHORT_HOLE, STOP};
 use crate::shell::{FarFile, relative};
@@ -126,19 +126,15 @@ impl SendJob<'_> {
 
     fn try_content(&mut self, source: &Source, far: Option<&FarFile>) -> Result<Attempt> {
         let Kind::File { length, .. } = source.kind else { return Ok(Attempt::Done) };
-        let (file, _) = scan::open_image(&source.path)?;
-        let before = FileState::of(&file).map_err(Error::file("look at", &source.path))?;
-        if before.length != length {
-            return Ok(Attempt::Changed);
-        }
-        let image = FileImage::new(file, self.options.hole_map);
+        let Some(opened) = source.open(self.options.hole_map)? else { return Ok(Attempt::Changed) };
+        let image = &opened.image;
         let mut kept = KeptBlocks::default();
         if self.compares(far) {
-            let blocks = compare::candidates(&image, length).map_err(Error::file("read", &source.path))?;
-            kept = self.compare(source, &image, length, &blocks)?;
+            let blocks = compare::candidates(image, length).map_err(Error::file("read", &source.path))?;
+            kept = self.compare(source, image, length, &blocks)?;
             let resized = far.is_none_or(|far| far.size != length);
             let is_same = !resized && kept.is_everything(length);
-            if is_same && !before.is_still(image.file()) {
+            if is_same && !opened.is_unchanged() {
                 return Ok(Attempt::Changed);
             }
             if is_same || self.options.dry_run {
@@ -148,8 +144,8 @@ impl SendJob<'_> {
                 return Ok(Attempt::Done);
             }
         }
-        let described = self.describe(source, &image, length, &kept, far)?;
-        self.end_description(source, length, described, before.is_still(image.file()))
+        let described = self.describe(source, image, length, &kept, far)?;
+        self.end_description(source, length, described, opened.is_unchanged())
     }
 
     /// Ends the records of a file, as its description went. `same`: the source did not

@@ -6,9 +6,8 @@ use crate::error::{Error, Result, lock};
 use crate::hashmap::Hash;
 use crate::hashmap::compare::{Hashing, OldContent};
 use crate::report::{Event, Outcome, Phase};
-use crate::scan::{self, FileImage, FileState};
-use crate::source::{self, Kind, Source};
-use crate::sync::local::update::{Counts, Update};
+use crate::source::{self, Kind, OpenSource, Source};
+use crate::sync::local::update::{Compared, Update};
 use crate::sync::local::{Job, LocalCopy};
 
 /// Files with more data than this have all cores to themselves.
@@ -36,13 +35,7 @@ impl From<Error> for FileError {
 struct Filled {
     /// The root hash of the source; of no meaning when nobody needs it.
     root: Hash,
-    counts: Counts,
-}
-
-/// A source that is being read, and the state that it was in before.
-struct OpenSource {
-    image: FileImage,
-    state: FileState,
+    counts: Compared,
 }
 
 impl LocalCopy<'_> {
@@ -124,44 +117,44 @@ impl LocalCopy<'_> {
 
     /// Finds out what would be sent.
     fn preview(&self, source: &Source, preview: &Preview) -> Result<Outcome, FileError> {
-        let OpenSource { image, state } = open_source(source, self.options.hole_map)?;
+        let opened = open_source(source, self.options.hole_map)?;
         let old = match &preview.basis {
             Some(basis) => OldContent::Image(basis.image.as_ref(), basis.length),
             None => OldContent::Zeros,
         };
         let _cores = lock(&self.cores);
-        let mut update = Update::new(self, None, state.length, Hashing::Unneeded);
+        let mut update = Update::new(self, None, opened.state.length, Hashing::Unneeded);
         update
-            .run(&image, old)
+            .run(&opened.image, old)
             .map_err(|error| error.named(&source.path, &self.root.path_of(&source.target)))?;
-        if !state.is_still(image.file()) {
+        if !opened.is_unchanged() {
             return Err(FileError::Changed);
         }
-        let (_, counts) = update.end()?;
+        let (_, counts) = update.end();
         Ok(self.outcome(&counts, counts.differs || preview.changes_length))
     }
 
     /// Fills a destination that is empty.
     fn copy(&self, source: &Source, destination: &mut Destination) -> Result<Filled, FileError> {
         let Kind::File { allocated, .. } = source.kind else { return Err(FileError::Changed) };
-        let OpenSource { image, state } = open_source(source, self.options.hole_map)?;
+        let opened = open_source(source, self.options.hole_map)?;
         self.stats().data_bytes += allocated;
         let _cores = (allocated > LARGE).then(|| lock(&self.cores));
-        let sent = destination.copy_from(image.file(), &source.path, self.options.hole_map, |bytes| {
-            self.stats().sent_data_bytes += bytes;
-            self.reporter.event(Event::Done(Phase::Sending, bytes));
-        })?;
-        if !state.is_still(image.file()) {
+        let sent =
+            destination.copy_from(opened.image.file(), &source.path, self.options.hole_map, |bytes| {
+                self.stats().sent_data_bytes += bytes;
+                self.reporter.event(Event::Done(Phase::Sending, bytes));
+            })?;
+        if !opened.is_unchanged() {
             return Err(FileError::Changed);
         }
-        Ok(Filled { root: Hash::default(), counts: Counts { sent, kept: 0, differs: true } })
+        Ok(Filled { root: Hash::default(), counts: Compared { sent, kept: 0, differs: true } })
     }
 
     /// Holds a source against what the destination has, and writes what differs.
     fn update(&self, source: &Source, destination: &mut Destination) -> Result<Filled, FileError> {
         let Kind::File { allocated, .. } = source.kind else { return Err(FileError::Changed) };
-        let OpenSource { image, state } = open_source(source, self.options.hole_map)?;
-        let image = if scan::exceeds_cache(allocated) { image.sparing_cache() } else { image };
+        let opened = open_source(source, self.options.hole_map)?;
         let basis = destination.basis();
         let old = match &basis {
             Some(basis) => OldContent::Image(basis.image.as_ref(), basis.length),
@@ -172,12 +165,12 @@ impl LocalCopy<'_> {
         let _cores = (most > LARGE).then(|| lock(&self.cores));
         let hashing = if destination.needs_root() { Hashing::Wanted } else { Hashing::Unneeded };
         let path = destination.path().to_path_buf();
-        let mut update = Update::new(self, Some(destination), state.length, hashing);
-        update.run(&image, old).map_err(|error| error.named(&source.path, &path))?;
-        if !state.is_still(image.file()) {
+        let mut update = Update::new(self, Some(destination), opened.state.length, hashing);
+        update.run(&opened.image, old).map_err(|error| error.named(&source.path, &path))?;
+        if !opened.is_unchanged() {
             return Err(FileError::Changed);
         }
-        let (root, counts) = update.end()?;
+        let (root, counts) = update.end();
         Ok(Filled { root, counts })
     }
 
@@ -195,7 +188,7 @@ impl LocalCopy<'_> {
         Ok(self.outcome(&counts, finished.changed))
     }
 
-    fn outcome(&self, counts: &Counts, changed: bool) -> Outcome {
+    fn outcome(&self, counts: &Compared, changed: bool) -> Outcome {
         if !changed {
             return Outcome::Unchanged;
         }
@@ -224,13 +217,5 @@ impl LocalCopy<'_> {
 
 /// Opens a source, which must be as long as it was found.
 fn open_source(source: &Source, hole_map: bool) -> Result<OpenSource, FileError> {
-    let (file, _) = scan::open_image(&source.path).map_err(FileError::Source)?;
-    let state =
-        FileState::of(&file).map_err(Error::file("look at", &source.path)).map_err(FileError::Source)?;
-    match source.kind {
-        Kind::File { length, .. } if length == state.length => {
-            Ok(OpenSource { image: FileImage::new(file, hole_map), state })
-        }
-        _ => Err(FileError::Changed),
-    }
+    source.open(hole_map).map_err(FileError::Source)?.ok_or(FileError::Changed)
 }

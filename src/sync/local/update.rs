@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::apply::Destination;
 use crate::error::{Error, Result};
 use crate::hashmap::compare::{BlockDiff, Hashing, OldContent, ReadError, Stretch, compare};
-use crate::hashmap::{Grid, Hash, PageMask, RootHasher, page_runs};
+use crate::hashmap::{Grid, Hash, RootHasher, page_runs};
 use crate::report::{Event, Phase};
 use crate::scan::Image;
 use crate::sync::local::LocalCopy;
@@ -14,7 +14,7 @@ use crate::sync::local::file::FileError;
 
 /// What a comparison came to.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct Compared {
     /// Bytes of data in blocks that differ.
     pub sent: u64,
     /// Bytes of data that stay where they are.
@@ -64,25 +64,7 @@ pub(super) struct Update<'a> {
     grid: Grid,
     hashing: Hashing,
     root: RootHasher,
-    zeros: Zeros,
-    counts: Counts,
-}
-
-/// Zeros that are still to be made, gathered over blocks so that each hole is punched once.
-#[derive(Default)]
-struct Zeros {
-    range: Range<u64>,
-    there: There,
-}
-
-/// What is in a range that is to be a hole.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum There {
-    /// Data.
-    #[default]
-    Data,
-    /// Zeros that take room.
-    Zeros,
+    counts: Compared,
 }
 
 impl<'a> Update<'a> {
@@ -94,8 +76,8 @@ impl<'a> Update<'a> {
         hashing: Hashing,
     ) -> Update<'a> {
         let grid = Grid { length, block: copy.options.block_size };
-        let (root, zeros, counts) = (RootHasher::new(&grid), Zeros::default(), Counts::default());
-        Update { copy, destination, grid, hashing, root, zeros, counts }
+        let (root, counts) = (RootHasher::new(&grid), Compared::default());
+        Update { copy, destination, grid, hashing, root, counts }
     }
 
     /// Compares source and old content, and writes what differs.
@@ -108,9 +90,8 @@ impl<'a> Update<'a> {
     }
 
     /// Everything is compared: the root hash of the source, if it was wanted.
-    pub fn end(mut self) -> Result<(Hash, Counts)> {
-        self.flush_zeros()?;
-        Ok((self.root.finish(), self.counts))
+    pub fn end(self) -> (Hash, Compared) {
+        (self.root.finish(), self.counts)
     }
 
     fn stretch(&mut self, stretch: &Stretch, is_unknown: bool) -> Result<()> {
@@ -121,14 +102,17 @@ impl<'a> Update<'a> {
                 self.root.add(block.index, &block.hash);
             }
             if is_unknown {
-                self.zero(self.grid.bytes(&(at..block.index)), There::Data)?;
+                self.zero(self.grid.bytes(&(at..block.index)))?;
                 at = block.index + 1;
             }
-            self.zero_pages(block.index, block.zero, There::Data)?;
-            self.zero_pages(block.index, block.free, There::Zeros)?;
+            if let Some(destination) = &mut self.destination {
+                let ranges = |mask| page_runs(mask).map(|run| self.grid.pages(block.index, &run));
+                ranges(block.zero).try_for_each(|range| destination.zero(range))?;
+                ranges(block.free).try_for_each(|range| destination.free(range))?;
+            }
         }
         if is_unknown {
-            self.zero(self.grid.bytes(&(at..stretch.range.end)), There::Data)?;
+            self.zero(self.grid.bytes(&(at..stretch.range.end)))?;
         }
         self.write(stretch)
     }
@@ -178,30 +162,9 @@ impl<'a> Update<'a> {
         write_next(destination, &mut bytes, &pending)
     }
 
-    fn zero_pages(&mut self, block: u64, mask: PageMask, there: There) -> Result<()> {
-        page_runs(mask).try_for_each(|run| self.zero(self.grid.pages(block, &run), there))
-    }
-
-    fn zero(&mut self, range: Range<u64>, there: There) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        if range.start == self.zeros.range.end && there == self.zeros.there {
-            self.zeros.range.end = range.end;
-            return Ok(());
-        }
-        self.flush_zeros()?;
-        self.zeros = Zeros { range, there };
-        Ok(())
-    }
-
-    fn flush_zeros(&mut self) -> Result<()> {
-        let Zeros { range, there } = std::mem::take(&mut self.zeros);
-        match (&mut self.destination, there) {
-            (Some(destination), There::Zeros) if !range.is_empty() => destination.free(range),
-            (Some(destination), There::Data) if !range.is_empty() => destination.zero(range),
-            _ => Ok(()),
-        }
+    /// Makes what is in a range zeros.
+    fn zero(&mut self, range: Range<u64>) -> Result<()> {
+        self.destination.as_mut().map_or(Ok(()), |destination| destination.zero(range))
     }
 }
 

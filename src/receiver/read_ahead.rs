@@ -15,17 +15,17 @@ const QUEUED: usize = 4;
 const TOGETHER: usize = 64 << 10;
 
 /// Frames in the order in which they arrive.
-pub struct Inbox {
+pub struct ReadAhead {
     queue: Receiver<Vec<Result<Frame>>>,
     frames: VecDeque<Result<Frame>>,
     used: Sender<Data>,
     peer: String,
 }
 
-impl Inbox {
+impl ReadAhead {
     /// Reads until the stream ends, or the sender's totals have come. The thread
     /// outlives the role when that fails: it ends with the connection.
-    pub fn open<R: Read + Send + 'static>(mut input: FrameReader<R>) -> Inbox {
+    pub fn open<R: Read + Send + 'static>(mut input: FrameReader<R>) -> ReadAhead {
         let (queue_in, queue) = sync_channel(QUEUED);
         let (used, used_out) = channel();
         let peer = input.peer().to_string();
@@ -39,7 +39,7 @@ impl Inbox {
                 }
             }
         });
-        Inbox { queue, frames: VecDeque::new(), used, peer }
+        ReadAhead { queue, frames: VecDeque::new(), used, peer }
     }
 
     /// The next frame.

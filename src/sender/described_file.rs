@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::error::Failure;
 use crate::hashmap::plan::{Planner, Run};
 use crate::hashmap::{self, Batch, Block, Grid, Item, RootHasher};
-use crate::sender::hasher::Opened;
 use crate::sender::replies::Answered;
+use crate::source::OpenSource;
 
 /// Whether more of something comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub enum Obstacle {
 }
 
 /// A file that is being described.
-pub struct FileState {
+pub struct DescribedFile {
     pub id: u64,
     pub grid: Grid,
     pub planner: Planner,
@@ -47,14 +47,14 @@ pub struct FileState {
     pub obstacle: Option<Obstacle>,
 }
 
-impl FileState {
+impl DescribedFile {
     /// `rest`: about how many bytes of data it has.
-    pub fn new(answered: Answered, grid: Grid, rest: u64) -> FileState {
+    pub fn new(answered: Answered, grid: Grid, rest: u64) -> DescribedFile {
         let mut planner = Planner::default();
         if !answered.mapped {
             planner.without_basis();
         }
-        FileState {
+        DescribedFile {
             id: answered.id,
             grid,
             planner,
@@ -92,9 +92,9 @@ impl FileState {
 pub struct BatchCursor {
     pub batch: Batch,
     /// Where its bytes are to be had, if it came without them.
-    source: Option<Arc<Opened>>,
+    source: Option<Arc<OpenSource>>,
     /// The file, if bytes of this or an earlier batch were read from it.
-    read_again: Option<Arc<Opened>>,
+    read_again: Option<Arc<OpenSource>>,
     item: usize,
     at: u64,
     used: u64,
@@ -106,7 +106,7 @@ impl BatchCursor {
     pub fn begin(
         &mut self,
         batch: Batch,
-        source: Option<Arc<Opened>>,
+        source: Option<Arc<OpenSource>>,
         grid: &Grid,
         planner: &mut Planner,
         root: &mut RootHasher,
@@ -166,7 +166,7 @@ impl BatchCursor {
 
     /// The file in which its bytes are to be had, if it came without. From now on it
     /// counts as read again.
-    pub fn source(&mut self) -> Option<Arc<Opened>> {
+    pub fn source(&mut self) -> Option<Arc<OpenSource>> {
         self.read_again = self.source.clone().or(self.read_again.take());
         self.source.clone()
     }
@@ -184,6 +184,6 @@ impl BatchCursor {
 
     /// Whether bytes may be others than were hashed.
     pub fn is_stale(&self) -> bool {
-        self.read_again.as_ref().is_some_and(|source| !source.seen.is_still(source.image.file()))
+        self.read_again.as_ref().is_some_and(|source| !source.is_unchanged())
     }
 }
