@@ -374,7 +374,8 @@ impl Destination {
     /// Then the old file is as it was, except where it is written directly, or
     /// a sealed log is there to finish it.
     pub fn finish(mut self, root: &Hash, kept: u64) -> Result<Finished> {
-        self.make_zeros()?;
+        let zeros = self.make_zeros();
+        self.task.or_make_room(zeros)?;
         let changes_length = self.changes_length();
         let Destination { task, way, basis, .. } = self;
         // Without a basis nobody has looked at what is there.
@@ -411,8 +412,10 @@ impl Destination {
 
     /// Keeps what was gathered for the next run.
     pub fn keep(mut self) {
-        // Zeros that are not made are only found to be missing by the next run.
-        let _ = self.make_zeros();
+        if self.way.has_begun() && !matches!(self.way, Way::Direct(_)) {
+            // Zeros that are not made are only found to be missing by the next run.
+            let _ = self.make_zeros();
+        }
         if let Way::Staged(staged) = &mut self.way {
             staged.keep();
         }

@@ -3,10 +3,11 @@
 //! [`apply`](crate::apply).
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
@@ -16,14 +17,14 @@ use crate::apply::commit::{Counts, Task, Way};
 use crate::apply::direct::Direct;
 use crate::apply::fresh::Fresh;
 use crate::apply::overlay::Overlay;
-use crate::apply::place::{Access, Old, Place, kind_of};
-use crate::apply::ranges::Abilities;
+use crate::apply::place::{Access, Old, Place, Turns, kind_of};
+use crate::apply::ranges::{Abilities, Probe};
 use crate::apply::recover::{self, Recovered};
 use crate::apply::stage::Stage;
 use crate::apply::stage_log::Identity;
 use crate::apply::staged::Staged;
 use crate::apply::{Basis, Destination, QuickCheck, Unsynced, Wanted, Zeros, check_device_size};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, lock};
 use crate::options::{Commit, Options};
 use crate::scan::{FileImage, FileState};
 use crate::sys;
@@ -35,26 +36,36 @@ use crate::working::Working;
 pub struct Setup {
     options: Arc<Options>,
     /// By device number.
-    probed: Mutex<HashMap<u64, Abilities>>,
+    probed: Mutex<HashMap<u64, Arc<Probe>>>,
+    turns: Arc<Turns>,
 }
 
 impl Setup {
     /// For one run.
     pub fn new(options: Arc<Options>) -> Setup {
-        Setup { options, probed: Mutex::default() }
+        Setup { options, probed: Mutex::default(), turns: Arc::default() }
     }
 
-    /// What the file system of an old file can do, tried once with an unnamed file: step 4.
+    /// What can be done about an old file. What its file system can do is tried once, with
+    /// an unnamed file.
     fn abilities(&self, place: &Place, old: &File, device: u64) -> Abilities {
-        let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&known) = probed.get(&device) {
-            return known;
-        }
-        match place.unnamed().and_then(|new| Abilities::of(old, &new)) {
-            Ok(found) => *probed.entry(device).or_insert(found),
-            // It may be this directory that is in the way, and nothing need be written to it.
-            Err(_) => Abilities { clone: false, reserve: true, punch: true },
-        }
+        let mut probed = lock(&self.probed);
+        let probe = match probed.entry(device) {
+            Entry::Occupied(known) => Ok(Arc::clone(known.get())),
+            Entry::Vacant(unknown) => {
+                let probe = place.unnamed().and_then(Probe::of);
+                probe.map(|probe| Arc::clone(unknown.insert(Arc::new(probe))))
+            }
+        };
+        drop(probed);
+        // It may be this directory that is in the way, and nothing need be written to it.
+        let unknown = Abilities { clone: false, reserve: true, punch: true };
+        probe.and_then(|probe| probe.abilities(old)).unwrap_or(unknown)
+    }
+
+    /// The run is over: nobody has to wait for a destination that is still open.
+    pub fn end(&self) {
+        self.turns.end();
     }
 }
 
@@ -136,9 +147,9 @@ impl Destination {
         }
         let (options, can) = (Arc::clone(options), Abilities::default());
         let task = Task { place, wanted, options, can, leftovers, recovered, counts: Counts::default() };
-        let destination = match stat.as_ref().map(kind_of) {
-            Some(SFlag::S_IFREG) => existing(task, setup),
-            Some(SFlag::S_IFBLK) => device(task),
+        let destination = match stat.map(|stat| (kind_of(&stat), stat)) {
+            Some((SFlag::S_IFREG, stat)) => existing(task, stat, setup),
+            Some((SFlag::S_IFBLK, _)) => device(task),
             _ => {
                 remove_drafts(&task, &[Working::Clone])?;
                 fresh(task, setup, None)
@@ -197,7 +208,10 @@ fn remove_leftovers(place: &Place, leftovers: &[Working]) -> Result<()> {
     }
     // A file that is locked, or not ours to open, is another's to clean up after.
     match place.open(&place.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK).map(|file| place.locked(file)) {
-        Ok(Ok(_lock)) => place.remove(leftovers).map_err(place.error("clean up after")),
+        // Another run may have sealed a log since they were looked for, and ended.
+        Ok(Ok(locked)) if !recover::is_sealed(place, &locked)? => {
+            place.remove(leftovers).map_err(place.error("clean up after"))
+        }
         _ => Ok(()),
     }
 }
@@ -252,8 +266,9 @@ fn resumable_temp(task: &Task) -> Result<Option<File>> {
 }
 
 /// Steps 4 and 5 where there is a file.
-fn existing(mut task: Task, setup: &Setup) -> Result<Destination> {
-    let old = task.place.open_old()?;
+fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination> {
+    let turn = setup.turns.take(&task.place, &stat)?;
+    let old = Old { _turn: turn, ..task.place.open_old()? };
     remove_drafts(&task, &[Working::Clone])?;
     let commit = task.options.commit;
     if commit == Commit::InPlace {
@@ -334,7 +349,7 @@ fn device(task: Task) -> Result<Destination> {
     check_device_size(place, size, task.wanted.length, "nothing was written")?;
     let state = file.metadata().map_err(place.error("look at"))?;
     let basis = if task.wanted.whole { None } else { Some(basis_of(&file).map_err(place.error("open"))?) };
-    let old = Old { file, state, access: Access::Write };
+    let old = Old { file, state, access: Access::Write, _turn: None };
     Ok(Destination::new(task, Way::Direct(Direct::new(old)), basis))
 }
 

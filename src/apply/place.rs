@@ -1,20 +1,21 @@
 //! A name in an open directory, and what is done to it there: working files
 //! beside it, locks, links. No path is resolved twice. Knows nothing of content.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
 use crate::apply::attributes::Attributes;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, lock};
 use crate::sys;
 use crate::working::Working;
 
@@ -46,11 +47,65 @@ pub(super) struct Old {
     /// What it was like before anything was done to it.
     pub state: Metadata,
     pub access: Access,
+    /// Keeps other names of the file from being opened.
+    pub _turn: Option<Turn>,
 }
 
 impl Old {
     pub fn is_device(&self) -> bool {
         !self.state.is_file()
+    }
+}
+
+/// Who may open a file that has several names: in one run, one name at a time is replaced,
+/// and two would lock each other out.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    open: Mutex<OpenFiles>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct OpenFiles {
+    /// Files of which this run has one name open, by device and inode.
+    files: HashSet<(u64, u64)>,
+    is_over: bool,
+}
+
+/// Dropped, it lets another name of the same file be opened.
+pub(super) struct Turn {
+    turns: Arc<Turns>,
+    id: (u64, u64),
+}
+
+impl Turns {
+    /// Waits until no other name of a file is open. `None`: it has no other name.
+    pub fn take(self: &Arc<Turns>, place: &Place, stat: &FileStat) -> Result<Option<Turn>> {
+        if stat.st_nlink < 2 {
+            return Ok(None);
+        }
+        let id = (stat.st_dev, stat.st_ino);
+        let mut open = lock(&self.open);
+        while !open.is_over && !open.files.insert(id) {
+            open = self.changed.wait(open).unwrap_or_else(PoisonError::into_inner);
+        }
+        if open.is_over {
+            return Err(Error::refused(&place.path, "the run ended before its turn came; run again"));
+        }
+        Ok(Some(Turn { turns: Arc::clone(self), id }))
+    }
+
+    /// Nobody has to wait any more.
+    pub fn end(&self) {
+        lock(&self.open).is_over = true;
+        self.changed.notify_all();
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        lock(&self.turns.open).files.remove(&self.id);
+        self.turns.changed.notify_all();
     }
 }
 
@@ -98,7 +153,7 @@ impl Place {
         if !state.is_file() {
             return Err(self.replaced());
         }
-        Ok(Old { file, state, access })
+        Ok(Old { file, state, access, _turn: None })
     }
 
     fn open_readable(&self) -> io::Result<(File, Access)> {
@@ -116,6 +171,11 @@ impl Place {
     /// What has this name is not what had it before.
     pub(super) fn replaced(&self) -> Error {
         Error::refused(&self.path, "it was removed or replaced meanwhile; run again")
+    }
+
+    /// Whether there is a file that has other names, too.
+    pub fn has_other_names(&self) -> Result<bool> {
+        Ok(self.stat()?.is_some_and(|stat| kind_of(&stat) == SFlag::S_IFREG && stat.st_nlink > 1))
     }
 
     /// Whether there is a working file of this kind, whoever made it.

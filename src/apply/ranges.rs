@@ -21,17 +21,31 @@ pub struct Abilities {
     pub punch: bool,
 }
 
-impl Abilities {
-    /// Tries them on a new, empty file; `old` is only read.
-    pub fn of(old: &File, new: &File) -> io::Result<Abilities> {
-        let block = old.metadata()?.blksize().clamp(PAGE, MAX_UNIT);
-        let all = old.metadata()?.len() <= block;
-        Ok(Abilities {
-            clone: sys::clone_start(old, new, if all { 0 } else { block }).unwrap_or(false),
-            reserve: sys::allocate(new, 0..PAGE)
-                .or_else(|error| is_full(&error).then_some(true).ok_or(error))?,
-            punch: sys::punch_hole(new, 0..PAGE)?,
-        })
+/// What a file system was found to do with an unnamed file of its own.
+#[derive(Debug)]
+pub struct Probe {
+    file: File,
+    reserve: bool,
+    punch: bool,
+}
+
+impl Probe {
+    /// Tries what does not depend on the old file on a new, empty one.
+    pub fn of(file: File) -> io::Result<Probe> {
+        let reserve =
+            sys::allocate(&file, 0..PAGE).or_else(|error| is_full(&error).then_some(true).ok_or(error))?;
+        let punch = sys::punch_hole(&file, 0..PAGE)?;
+        Ok(Probe { file, reserve, punch })
+    }
+
+    /// What can be done about one old file, which is only read: whether its data can be
+    /// shared is a matter of the file (btrfs with `chattr +C`), too.
+    pub fn abilities(&self, old: &File) -> io::Result<Abilities> {
+        let metadata = old.metadata()?;
+        let block = metadata.blksize().clamp(PAGE, MAX_UNIT);
+        let len = if metadata.len() <= block { 0 } else { block };
+        let clone = sys::clone_start(old, &self.file, len).unwrap_or(false);
+        Ok(Abilities { clone, reserve: self.reserve, punch: self.punch })
     }
 }
 

@@ -50,9 +50,8 @@ impl Recovered {
 /// When the log is sealed and the file can't be finished from it, or another version
 /// wrote it: then everything stays.
 pub fn recover(place: &Place, sync: bool) -> Result<Recovered> {
-    let Some((log, log_owner)) = place.peek(Working::Log).map_err(place.error("open the log of"))? else {
-        return Ok(Recovered::Nothing);
-    };
+    let peek = || place.peek(Working::Log).map_err(place.error("open the log of"));
+    let Some((log, _)) = peek()? else { return Ok(Recovered::Nothing) };
     stage_log::read_header(&log).map_err(|error| log_error(place, error))?;
     let old = match place.open_old() {
         // Nothing is there, or a symlink, which no log belongs to.
@@ -63,11 +62,23 @@ pub fn recover(place: &Place, sync: bool) -> Result<Recovered> {
         }
         other => other?,
     };
+    // Only what is there under the lock counts: whoever held it may have finished, or
+    // sealed another log and died.
+    let Some((log, log_owner)) = peek()? else { return Ok(Recovered::Nothing) };
     match look(place, &old.file, log, log_owner)? {
         Left::Nothing => Ok(Recovered::Nothing),
         Left::Incomplete => Ok(Recovered::Damaged),
         Left::Whole(sealed) => finish(place, &old, &sealed, sync),
     }
+}
+
+/// Whether a sealed log belongs to a file, which is locked.
+pub(super) fn is_sealed(place: &Place, old: &File) -> Result<bool> {
+    let log = place.peek(Working::Log).map_err(place.error("open the log of"))?;
+    let Some((log, _)) = log else { return Ok(false) };
+    let identity = Identity::of(old).map_err(place.error("look at"))?;
+    let seal = stage_log::read_seal(&log, identity).map_err(|error| log_error(place, error))?;
+    Ok(seal.is_some())
 }
 
 /// What an interrupted run left of a sealed log and its stage.

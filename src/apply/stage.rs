@@ -24,7 +24,11 @@ pub struct Stage {
     /// The record that still grows.
     open: Option<(Range<u64>, RangeKind)>,
     bytes: u64,
+    /// At most so many separate ranges are in it.
     records: usize,
+    /// How many more of them a record can make: one that falls into what an earlier run
+    /// recorded cuts it in two.
+    runs_a_record: usize,
     unflushed: u64,
 }
 
@@ -44,6 +48,9 @@ impl Stage {
     pub fn resume(data: File, log: File, identity: Identity) -> io::Result<Option<(Stage, Runs)>> {
         let Some(mut reader) = LogReader::open(&log, identity)? else { return Ok(None) };
         let Some(runs) = reader.load()? else { return Ok(None) };
+        if reader.seal()?.is_some() {
+            return Err(io::Error::other("another run has just sealed it and ended; run again"));
+        }
         log.set_len(reader.at)?;
         // After a crash of the machine it may be shorter than the log says.
         let end = runs.iter().last().map_or(0, |(range, _)| range.end);
@@ -55,13 +62,13 @@ impl Stage {
             return Ok(None);
         }
         let (bytes, records) = (runs.data_bytes(), runs.len());
-        Ok(Some((Stage { bytes, records, ..Stage::at_end(data, log)? }, runs)))
+        Ok(Some((Stage { bytes, records, runs_a_record: 2, ..Stage::at_end(data, log)? }, runs)))
     }
 
     fn at_end(data: File, mut log: File) -> io::Result<Stage> {
         log.seek(SeekFrom::End(0))?;
         let log = BufWriter::with_capacity(32 << 10, log);
-        Ok(Stage { data, log, open: None, bytes: 0, records: 0, unflushed: 0 })
+        Ok(Stage { data, log, open: None, bytes: 0, records: 0, runs_a_record: 1, unflushed: 0 })
     }
 
     /// Bytes of new data, those of earlier runs included.
@@ -71,7 +78,7 @@ impl Stage {
 
     /// Whether its ranges can be looked at as a whole before a replay: see [`MAX_RUNS`].
     pub fn can_be_sealed(&self) -> bool {
-        self.records <= MAX_RUNS
+        self.records + usize::from(self.open.is_some()) * self.runs_a_record <= MAX_RUNS
     }
 
     /// The file that holds the data.
@@ -123,7 +130,7 @@ impl Stage {
     }
 
     fn put(&mut self, range: Range<u64>, kind: u32) -> io::Result<()> {
-        self.records += 1;
+        self.records += self.runs_a_record;
         self.log.write_all(&encode(range, kind))
     }
 

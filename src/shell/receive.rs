@@ -215,6 +215,10 @@ impl ReceiveJob<'_> {
             }
             FileType::Symlink => {}
             FileType::File | FileType::Device => {
+                if self.has_other_names(&entry, tree) {
+                    // One of them may be open, and wait for its content.
+                    self.wait_for_all(requests)?;
+                }
                 if let Some(destination) = self.open(&entry, tree) {
                     self.request_file(entry, destination, &name, requests)?;
                 }
@@ -273,6 +277,13 @@ impl ReceiveJob<'_> {
             self.fail(&error);
         }
         Ok(())
+    }
+
+    /// Whether there is a file that has other names, too. What cannot be looked at fails when
+    /// it is opened.
+    fn has_other_names(&self, entry: &ListedEntry, tree: &DestinationTree) -> bool {
+        let place = tree.root().place(&entry.target, self.options.dry_run);
+        matches!(place, Ok(Some(place)) if place.has_other_names().unwrap_or(false))
     }
 
     /// The destination of a file that has to be sent. `None`: it need not be, or its

@@ -1,14 +1,15 @@
 //! Directory trees, held against what rsync makes of the same input.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
 use crate::common::check::assert_same;
 use crate::common::lab::{self, Fs};
 use crate::common::layout::{Change, Layout, Rng, mutate};
+use crate::common::peer::{Peer, at};
 use crate::common::process::{Outcome, PROGRAM, holesync, run};
 use crate::common::tree::{
     WAYS, Way, assert_trees, change, grow, mkdir, rsync, set_mode, set_mtime, slash, small, snapshot,
@@ -470,5 +471,39 @@ fn a_file_with_a_second_name_elsewhere_leaves_the_other_alone() {
         run(holesync().arg("-c").args([&from, &image])).ok();
         assert_same(&from, &image);
         assert!(fs::read(&kept).expect("read") == before, "{fs:?}: the other name's content changed");
+    }
+}
+
+#[test]
+fn two_names_of_one_file_become_two_files() {
+    let Some(dir) = lab::dir(Fs::Ext4) else { return };
+    let Some(peer) = Peer::sshd() else { return };
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    for way in ["local", "push", "pull", "push to a shell", "pull from a shell"] {
+        [&from, &to].into_iter().for_each(|path| drop(mkdir(path.clone())));
+        // Large enough to be under way when the second name comes.
+        for (name, seed) in [("a", 1), ("b", 2)] {
+            Layout::dense(name, 48 << 20, &mut Rng(seed)).write(&from.join(name));
+        }
+        fs::copy(from.join("a"), to.join("a")).expect("copy");
+        File::options()
+            .write(true)
+            .open(to.join("a"))
+            .and_then(|old| old.write_all_at(b"other", 9))
+            .expect("write");
+        fs::hard_link(to.join("a"), to.join("b")).expect("link");
+        let mut command = match way {
+            "local" => holesync(),
+            "push" | "pull" => peer.holesync(),
+            _ => peer.shell(),
+        };
+        match way {
+            "local" => command.arg(slash(&from)).arg(&to),
+            "push" | "push to a shell" => command.arg(slash(&from)).arg(at(&to)),
+            _ => command.arg(at(slash(&from))).arg(&to),
+        };
+        run(&mut command).ok();
+        ["a", "b"].into_iter().for_each(|name| assert_same(&from.join(name), &to.join(name)));
+        [&from, &to].into_iter().for_each(|path| fs::remove_dir_all(path).expect("remove"));
     }
 }

@@ -6,12 +6,15 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use holesync::apply::recover::Recovered;
+use holesync::apply::recover::{Recovered, recover};
+use holesync::apply::stage::Stage;
+use holesync::apply::stage_log::{Identity, Seal};
 use holesync::apply::{
     Attributes, BasisState, Destination, Opened, Place, Precision, QuickCheck, Setup, Wanted, is_same_time,
 };
-use holesync::hashmap::Hash;
-use holesync::options::{Commit, Options};
+use holesync::hashmap::{Grid, Hash, root_of};
+use holesync::options::{BlockSize, Commit, Options};
+use holesync::scan::FileImage;
 use tempfile::TempDir;
 
 const TIME: (i64, u32) = (1_000_000_000, 123_456_789);
@@ -38,9 +41,13 @@ impl Lab {
         File::open(self.path("image")).and_then(|file| file.set_modified(time)).expect("set the time");
     }
 
-    fn open(&self, wanted: Wanted, options: Options) -> Opened {
+    fn place(&self) -> Place {
         let dir = Arc::new(File::open(self.0.path()).expect("open").into());
-        let place = Place { dir, name: "image".into(), path: self.path("image") };
+        Place { dir, name: "image".into(), path: self.path("image") }
+    }
+
+    fn open(&self, wanted: Wanted, options: Options) -> Opened {
+        let place = self.place();
         let options = Options { fsync: false, ..options };
         let opening = Destination::open(place, wanted, &Setup::new(Arc::new(options))).expect("open");
         assert_eq!(opening.recovered, Recovered::Nothing);
@@ -218,4 +225,48 @@ fn a_stage_of_an_earlier_run_stays_until_the_file_is_replaced() {
     let mut found = [0; 4096];
     File::open(lab.path("image")).and_then(|file| file.read_exact_at(&mut found, 0)).expect("read");
     assert_eq!(found, [5; 4096]);
+}
+
+/// Waits for a lock as a second run does, while the first one seals a log and dies: what
+/// was looked at before the lock was there must not count.
+#[test]
+fn a_log_that_was_sealed_while_its_lock_was_awaited_is_finished() {
+    let lab = Lab::new(Some(&[1; 8192]));
+    let old = File::options().read(true).write(true).open(lab.path("image")).expect("open");
+    let identity = Identity::of(&old).expect("identity");
+    let stage = || {
+        let create = |kind: &str| {
+            let path = lab.path(&format!(".image.holesync.{kind}"));
+            let _ = fs::remove_file(&path);
+            let file = File::options().read(true).write(true).create_new(true).open(&path).expect("create");
+            file.set_permissions(PermissionsExt::from_mode(0o600)).expect("chmod");
+            file
+        };
+        let mut stage = Stage::begin(create("stage"), create("log"), identity).expect("begin");
+        stage.write(4096, &[2; 4096]).expect("write");
+        stage.flush().expect("flush");
+        stage
+    };
+    // What a run left long ago.
+    drop(stage());
+    let mut new = vec![1; 4096];
+    new.extend([2; 4096]);
+    old.lock().expect("lock");
+    let recovered = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| recover(&lab.place(), false));
+        // It has seen that log when it sleeps for the lock.
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let image = FileImage::new(tempfile::tempfile().expect("a file"), true);
+        image.file().write_all_at(&new, 0).expect("write");
+        let grid = Grid { length: 8192, block: BlockSize::default() };
+        let root = root_of(&image, &grid, |_| true).expect("read").expect("not stopped");
+        let (block_size, attributes) = (64 << 10, Attributes::default());
+        let seal = Seal { length: 8192, block_size, root, attributes, preallocate: false };
+        drop(stage().seal(&seal, false).expect("seal"));
+        old.unlock().expect("unlock");
+        waiting.join().expect("no panic")
+    });
+    assert!(matches!(recovered.expect("recovered"), Recovered::Finished(_)));
+    assert!(fs::read(lab.path("image")).expect("read") == new);
+    assert_eq!(lab.names(), ["image"]);
 }

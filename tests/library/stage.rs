@@ -221,3 +221,32 @@ proptest! {
         prop_assert_eq!(found, model);
     }
 }
+
+/// A log that recovery would not look at as a whole must not be sealed.
+#[test]
+fn more_ranges_than_are_looked_at_are_not_sealed() {
+    let many = (1 << 20) + 1;
+    let files = Files::new(&Sparse::default());
+    let mut stage = files.begin();
+    for nth in 0..many - 1 {
+        stage.free(nth * 3..nth * 3 + 1).unwrap();
+    }
+    assert!(stage.can_be_sealed());
+    // The last one is not in the log yet.
+    stage.free(many * 3..many * 3 + 1).unwrap();
+    assert!(!stage.can_be_sealed());
+
+    // A range that falls into one of an earlier run makes three of it.
+    let files = Files::new(&Sparse::default());
+    let mut stage = files.begin();
+    stage.zero(0..1 << 34).unwrap();
+    stage.flush().unwrap();
+    drop(stage);
+    let (mut stage, _) = files.resume();
+    for nth in 0..many / 2 - 1 {
+        stage.free(nth * 8192 + 1..nth * 8192 + 2).unwrap();
+    }
+    assert!(stage.can_be_sealed());
+    stage.free(1 << 33..(1 << 33) + 1).unwrap();
+    assert!(!stage.can_be_sealed());
+}
