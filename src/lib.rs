@@ -3,35 +3,47 @@
 //!
 //! Five modules, read in this order, have the whole product: the program (`main.rs`,
 //! `cli.rs`), [`scan`] (extents and zeros), [`hashmap`] (blocks, hashes and the plan),
-//! [`protocol`] (messages and limits) and [`apply`] (the destination of one file).
+//! `protocol` (messages and limits) and `apply` (the destination of one file).
 //! `docs/design.md` has the layers that all modules form, and three walks through them.
 //!
-//! What a program that embeds holesync needs:
+//! What a program that embeds holesync needs, and all that these pages describe:
 //!
 //! - [`options::Options`]: how a transfer is to be done
 //! - [`location::Location`]: where its ends are
 //! - [`sync::run`], [`sync::digest`]: the transfer, and the root hash of a file
 //! - [`report::Reporter`]: what is told meanwhile
 //! - [`scan::Image`], [`scan::data_extents`]: extents; [`hashmap::map_image`]: maps
+//!
+//! The other modules are reachable for tests and benches, and promise nothing.
 
-pub mod apply;
 pub mod error;
 pub mod hashmap;
 pub mod location;
 pub mod options;
-pub mod protocol;
-pub mod receiver;
-pub mod remote;
 pub mod report;
 pub mod scan;
-pub mod sender;
-mod shell;
-pub mod source;
-pub mod stream;
 pub mod sync;
+
+#[doc(hidden)]
+pub mod apply;
+#[doc(hidden)]
+pub mod protocol;
+#[doc(hidden)]
+pub mod receiver;
+#[doc(hidden)]
+pub mod remote;
+#[doc(hidden)]
+pub mod sender;
+#[doc(hidden)]
+pub mod source;
+#[doc(hidden)]
+pub mod stream;
+#[doc(hidden)]
 pub mod sys;
+#[doc(hidden)]
 pub mod working;
 
+mod shell;
 // For its tests, which are outside.
 #[doc(hidden)]
 pub use shell::sparse_tar;

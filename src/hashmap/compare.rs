@@ -5,7 +5,7 @@
 //! 1. The blocks of both images are gathered side by side, as their extents tell them.
 //!    What is a hole in both costs nothing.
 //! 2. Stretches of about 512 KiB are compared on all cores, up to 32 of them at once or
-//!    waiting. A task reads one block of each image at a time, into room that stays in the
+//!    waiting. A task reads one block of each image at a time, into buffers that stays in the
 //!    cache of a processor, compares it page by page, and hashes the new one if hashes are
 //!    wanted.
 //! 3. The caller's thread hands on what was found, stretch by stretch, with the bytes of the
@@ -69,7 +69,7 @@ pub struct BlockDiff {
     pub new: PageMask,
     /// The pages that hold data in the old image, or may, and become zero.
     pub zero: PageMask,
-    /// The pages that are zeros in both images and take room in the old one.
+    /// The pages that are zeros in both images and take buffers in the old one.
     pub free: PageMask,
     /// The hash of the new block; of no meaning when `data` is 0 or none were wanted.
     pub hash: Hash,
@@ -246,7 +246,7 @@ struct Comparison<'a> {
 
 /// The read pages of one block of either image, packed.
 #[derive(Default)]
-struct Room {
+struct PageBuffers {
     new: Vec<u8>,
     old: Vec<u8>,
 }
@@ -254,25 +254,25 @@ struct Room {
 impl Comparison<'_> {
     fn stretch(&self, range: Range<u64>, pairs: &[Pair]) -> Result<Stretch, ReadError> {
         let mut stretch = Stretch { range, ..Stretch::default() };
-        let mut room = Room::default();
+        let mut buffers = PageBuffers::default();
         for pair in pairs {
-            let diff = self.block(pair, &mut room)?;
+            let diff = self.block(pair, &mut buffers)?;
             for run in page_runs(diff.new) {
                 let (start, end) = (at_in(pair.new, run.start), at_in(pair.new, run.end));
-                stretch.bytes.extend_from_slice(&room.new[start..end.min(room.new.len())]);
+                stretch.bytes.extend_from_slice(&buffers.new[start..end.min(buffers.new.len())]);
             }
             stretch.blocks.push(diff);
         }
         Ok(stretch)
     }
 
-    fn block(&self, pair: &Pair, room: &mut Room) -> Result<BlockDiff, ReadError> {
+    fn block(&self, pair: &Pair, buffers: &mut PageBuffers) -> Result<BlockDiff, ReadError> {
         let &Pair { index, new: read, .. } = pair;
-        read_pages(self.new, self.grid, index, read, &mut room.new).map_err(ReadError::New)?;
-        let data = nonzero_pages(read, &room.new);
+        read_pages(self.new, self.grid, index, read, &mut buffers.new).map_err(ReadError::New)?;
+        let data = nonzero_pages(read, &buffers.new);
         let hash = match self.hashing {
             Hashing::Wanted if data != 0 => {
-                hash_read(&Block { hash: Hash::default(), data, read, at: 0 }, &room.new)
+                hash_read(&Block { hash: Hash::default(), data, read, at: 0 }, &buffers.new)
             }
             _ => Hash::default(),
         };
@@ -281,16 +281,16 @@ impl Comparison<'_> {
             OldContent::Zeros => Ok(diff),
             OldContent::Unknown => Ok(BlockDiff { zero: self.grid.all_pages(index) & !data, ..diff }),
             OldContent::Image(image, _) => {
-                read_pages(image, self.grid, index, pair.old, &mut room.old).map_err(ReadError::Old)?;
-                Ok(against(diff, pair, room))
+                read_pages(image, self.grid, index, pair.old, &mut buffers.old).map_err(ReadError::Old)?;
+                Ok(against(diff, pair, buffers))
             }
         }
     }
 }
 
 /// Holds what was read of a block against what the old image has of it.
-fn against(diff: BlockDiff, pair: &Pair, room: &Room) -> BlockDiff {
-    let same = same_pages(pair, room);
+fn against(diff: BlockDiff, pair: &Pair, buffers: &PageBuffers) -> BlockDiff {
+    let same = same_pages(pair, buffers);
     let data = diff.data;
     let (mut zero, mut free) = (0, 0);
     for page in page_runs(pair.old & !data).flatten() {
@@ -298,7 +298,7 @@ fn against(diff: BlockDiff, pair: &Pair, room: &Room) -> BlockDiff {
         let is_zero = if pair.new & bit != 0 {
             same & bit != 0
         } else {
-            scan::is_zero(page_of(pair.old, &room.old, page))
+            scan::is_zero(page_of(pair.old, &buffers.old, page))
         };
         if is_zero { free |= bit } else { zero |= bit }
     }
@@ -310,13 +310,13 @@ fn against(diff: BlockDiff, pair: &Pair, room: &Room) -> BlockDiff {
 }
 
 /// The pages that were read of both images and are the same.
-fn same_pages(pair: &Pair, room: &Room) -> PageMask {
-    if pair.new == pair.old && room.new == room.old {
+fn same_pages(pair: &Pair, buffers: &PageBuffers) -> PageMask {
+    if pair.new == pair.old && buffers.new == buffers.old {
         return pair.new;
     }
     let common = page_runs(pair.new & pair.old).flatten();
     let same =
-        common.filter(|&page| page_of(pair.new, &room.new, page) == page_of(pair.old, &room.old, page));
+        common.filter(|&page| page_of(pair.new, &buffers.new, page) == page_of(pair.old, &buffers.old, page));
     same.fold(0, |mask, page| mask | 1 << page)
 }
 
