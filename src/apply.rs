@@ -58,10 +58,10 @@ use std::sync::Arc;
 
 pub use crate::apply::attributes::Attributes;
 use crate::apply::commit::{Counts, OldFile, Task, Way};
-use crate::apply::copy::{CopyError, copy_data};
+use crate::apply::copy::copy_data;
 pub use crate::apply::open::{Opened, Opening, Precision, Preview, Setup, is_same_time};
 pub use crate::apply::place::{Place, finish_directory};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Stop};
 use crate::hashmap::{Hash, PAGE};
 use crate::scan::{FileImage, FileState, Image};
 use crate::sys;
@@ -281,8 +281,8 @@ impl Destination {
             }
         });
         copied.map_err(|error| match error {
-            CopyError::Read(error) => Error::file("read", path)(error),
-            CopyError::Write(error) => task.failed("write", error, OldFile::Whole),
+            Stop::Read(error) => Error::file("read", path)(error),
+            Stop::Taken(error) => task.failed("write", error, OldFile::Whole),
         })?;
         self.task.counts.written = written;
         Ok(written)

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use rayon::prelude::*;
 
+use crate::error::Stop;
 use crate::hashmap::PAGE;
 use crate::scan::{self, Image};
 
@@ -15,26 +16,18 @@ const PIECE: u64 = 512 << 10;
 /// What is copied before there is word of it.
 const ROUND: u64 = 32 << 20;
 
-/// Which of the two files failed.
-pub enum CopyError {
-    /// The source.
-    Read(io::Error),
-    /// The copy.
-    Write(io::Error),
-}
-
 /// Copies what is data in `from`, up to its `length` in bytes. `done` is told which
 /// range has been copied, and how many bytes of data it had. Memory: one piece a thread.
 ///
 /// # Errors
 ///
-/// What reading and writing report.
+/// What reading reports, and ([`Stop::Taken`]) writing.
 pub fn copy_data(
     from: &dyn Image,
     to: &File,
     length: u64,
     mut done: impl FnMut(Range<u64>, u64),
-) -> Result<(), CopyError> {
+) -> Result<(), Stop<io::Error>> {
     let mut pieces: Vec<Range<u64>> = Vec::new();
     let mut bytes = 0;
     let mut copy = |pieces: &mut Vec<Range<u64>>| {
@@ -49,7 +42,7 @@ pub fn copy_data(
         Ok(())
     };
     for extent in from.extents(0..length) {
-        let extent = extent.map_err(CopyError::Read)?;
+        let extent = extent.map_err(Stop::Read)?;
         let mut at = extent.start;
         while at < extent.end {
             let end = extent.end.min((at / PIECE + 1) * PIECE);
@@ -71,12 +64,12 @@ fn copy_piece(
     to: &File,
     piece: &Range<u64>,
     buffer: &mut Vec<u8>,
-) -> Result<u64, CopyError> {
+) -> Result<u64, Stop<io::Error>> {
     buffer.resize((piece.end - piece.start) as usize, 0);
-    from.read_at(buffer, piece.start).map_err(CopyError::Read)?;
+    from.read_at(buffer, piece.start).map_err(Stop::Read)?;
     let mut copied = 0;
     for run in runs_of_data(buffer, piece.start) {
-        to.write_all_at(&buffer[run.clone()], piece.start + run.start as u64).map_err(CopyError::Write)?;
+        to.write_all_at(&buffer[run.clone()], piece.start + run.start as u64).map_err(Stop::Taken)?;
         copied += run.len() as u64;
     }
     Ok(copied)
