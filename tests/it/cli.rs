@@ -1,5 +1,7 @@
 //! The verbs beside a transfer, and the shapes of everything that is printed.
 
+mod errors;
+
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;

@@ -4,26 +4,12 @@
 //! `tests/run` prepares the file systems and the sshd. Under a plain
 //! `cargo test` the tests that want them are skipped, and say so.
 
-mod calls;
-mod ciphers;
+mod apply;
 mod cli;
 mod common;
-mod crash;
-mod damage;
-mod deploy;
-mod devices;
-mod early;
-mod errors;
-mod every_call;
-mod full;
-mod images;
-mod interrupt;
-mod meddling;
-mod power;
-mod push;
-mod recover;
+mod protocol;
 mod remote;
+mod scan;
 mod shell;
-mod streams;
-mod through;
-mod trees;
+mod stream;
+mod sync;

@@ -1,6 +1,9 @@
 //! Reaching hosts through a real sshd: every way to write a location, every
 //! login shell, and paths that survive all of them.
 
+mod ciphers;
+mod push;
+
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;

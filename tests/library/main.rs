@@ -2,16 +2,10 @@
 //! models, the wire against damage, and both roles over two pipes.
 
 mod apply;
-mod compare;
-mod leaves;
-mod local;
-mod open;
-mod pipes;
-mod plan;
-mod replay;
+mod hashmap;
+mod protocol;
 mod roles;
-mod sparse_tar;
-mod stage;
+mod shell;
 mod stream;
 mod support;
-mod wire;
+mod sync;

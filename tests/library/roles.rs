@@ -2,6 +2,9 @@
 //! every kind of damage at every frame. A run that reports success made the
 //! destination equal; whatever happened, each file is the old or the new one.
 
+mod leaves;
+mod pipes;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -27,7 +30,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use walkdir::WalkDir;
 
-use crate::pipes::{DATA, Fault, Faulty, PATCH, Pace, Slow, Spot, Tape, tiny_pipe};
+use crate::roles::pipes::{DATA, Fault, Faulty, PATCH, Pace, Slow, Spot, Tape, tiny_pipe};
 use crate::support::{Kind, Sparse, versions};
 
 /// Ends a hang; nothing here takes a tenth of it.

@@ -1,6 +1,8 @@
 //! `send` and `recv`: an image as a stream of records, exact on the way out,
 //! whole or not at all on the way in, and spoken by others too.
 
+mod through;
+
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -24,7 +24,7 @@ use holesync::source::Metadata;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use crate::pipes::{DIFFER, Fault, Faulty, LEAVES, PATCH, Pace, Slow, Spot, Tape};
+use crate::roles::pipes::{DIFFER, Fault, Faulty, LEAVES, PATCH, Pace, Slow, Spot, Tape};
 use crate::roles::{Ended, PATIENCE, options, start, start_receiver, start_sender, wait};
 use crate::support::Sparse;
 
@@ -340,7 +340,7 @@ fn several_files_one_after_the_other_are_asked_about() {
             write(&from.join(nth.to_string()), &source, false);
             write(&to.join(nth.to_string()), &basis, false);
         }
-        let (forth, back) = (crate::pipes::tiny_pipe(), crate::pipes::tiny_pipe());
+        let (forth, back) = (crate::roles::pipes::tiny_pipe(), crate::roles::pipes::tiny_pipe());
         let (forth_out, tape) = Faulty::new(forth.0, None);
         let options = Options { checksum: true, ..options(commit) };
         let sent = start_sender(back.0, Slow::new(forth.1, Pace::Stalled), from.clone(), options.clone());

@@ -1,5 +1,5 @@
 //! Which system calls a redeployment makes on its destination, one record a way of
-//! committing, held against the files in `tests/it/golden`: so that a change in calls shows
+//! committing, held against the files in `tests/it/apply/golden`: so that a change in calls shows
 //! in a diff. Reads, seeks and hints are left out; they come from several threads.
 //!
 //! `HOLESYNC_TEST_ACCEPT=1` writes what was found to the files.
@@ -134,7 +134,8 @@ fn whole_calls(log: &str) -> Vec<String> {
 /// Holds the calls of a way against its record.
 #[track_caller]
 fn compare(way: &str, found: &str) {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/golden").join(format!("{way}.calls"));
+    let golden =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/apply/golden").join(format!("{way}.calls"));
     if std::env::var_os(ACCEPT).is_some() {
         std::fs::write(&golden, found).expect("write the record");
         return;

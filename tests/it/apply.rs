@@ -1,0 +1,10 @@
+//! The destination of one file: its promises under every fault.
+
+mod calls;
+mod crash;
+mod devices;
+mod every_call;
+mod full;
+mod meddling;
+mod power;
+mod recover;

@@ -1,0 +1,3 @@
+//! The wire between two programs.
+
+mod damage;

@@ -1,0 +1,3 @@
+//! Images as they are read.
+
+mod images;

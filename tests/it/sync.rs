@@ -1,0 +1,6 @@
+//! Whole runs: push, pull and copies on one machine.
+
+mod deploy;
+mod early;
+mod interrupt;
+mod trees;

@@ -1,0 +1,4 @@
+//! Plans and comparisons against naive models.
+
+mod compare;
+mod plan;

@@ -1,0 +1,3 @@
+//! Frames against damage and bounds.
+
+mod wire;

@@ -1,0 +1,3 @@
+//! What a far shell sends, read without one.
+
+mod sparse_tar;

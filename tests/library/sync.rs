@@ -1,0 +1,3 @@
+//! Copies on one machine, through the library.
+
+mod local;
