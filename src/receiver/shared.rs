@@ -69,6 +69,7 @@ impl<'a> ReceiverShared<'a> {
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
         self.feeds.stop();
+        self.outbox.stop();
     }
 
     pub fn is_stopped(&self) -> bool {
