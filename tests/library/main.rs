@@ -3,6 +3,7 @@
 
 mod apply;
 mod compare;
+mod credit;
 mod leaves;
 mod local;
 mod open;

@@ -544,6 +544,8 @@ fn a_receiver_ends_when_its_peer_breaks_a_rule_and_stays_connected() {
         vec![layout(), entry(0, "/a", 1)],
         vec![layout(), entry(0, "a//b", 1)],
         vec![layout(), entry(0, "a", MAX_LENGTH + 1)],
+        vec![layout(), entry(0, "a", 1), entry(0, "b", 1)],
+        vec![layout(), entry(1, "a", 1), entry(0, "b", 1)],
         vec![layout(), Message::Content { id: 0 }],
         vec![layout(), entry(0, "a", 1), Message::Content { id: 1 }],
         vec![layout(), Message::Done { id: 0, changed: None }],
