@@ -8,7 +8,8 @@
 //! 2. The answering thread answers announced files in order: equal; nothing to compare
 //!    with; or a map, which is sent as it is hashed. What it finds of a file goes to a
 //!    queue of that file first, so that it is there when the sender describes it. It waits
-//!    while maps are ahead of what is described, or many files are open; for nothing else.
+//!    while maps are ahead of what is described or written, or many files are open; for
+//!    nothing else.
 //! 3. The applying thread makes directories and symlinks, and takes up the files that are
 //!    described, one after the other, in the order of the answers: holds the description
 //!    against what is there, writes, and answers questions about leaves.
