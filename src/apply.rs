@@ -209,6 +209,10 @@ impl Destination {
     ///
     /// When the file cannot be made as long, or the device is not.
     pub fn extend(&mut self, length: u64) -> Result<()> {
+        if self.way.is_device() {
+            // What is said of a device that is too small follows from what was done to it.
+            self.make_zeros()?;
+        }
         let Destination { task, way, .. } = self;
         let old = way.old_file();
         let is_device = way.is_device();

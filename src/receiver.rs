@@ -8,7 +8,8 @@
 //! 2. The answering thread answers announced files in order: equal; nothing to compare
 //!    with; or a map, which is sent as it is hashed. What it finds of a file goes to a
 //!    queue of that file first, so that it is there when the sender describes it. It waits
-//!    while maps are ahead of what is described, or many files are open; for nothing else.
+//!    while maps are ahead of what is described or written, or many files are open; for
+//!    nothing else.
 //! 3. The applying thread makes directories and symlinks, and takes up the files that are
 //!    described, one after the other, in the order of the answers: holds the description
 //!    against what is there, writes, and answers questions about leaves.
@@ -121,12 +122,13 @@ fn receive<'a>(
             jobs: answerer.jobs,
             finish: finish_in,
             current: Current::None,
+            last: None,
             only: None,
         };
         let result = applier.run();
-        if result.is_err() {
-            shared.stop();
-        }
+        // Also after the sender's totals: in a dry run it may have left a map half read, and
+        // grants nothing for the rest.
+        shared.stop();
         applier.fail();
         // The other threads end when there can be no more work for them.
         let Applier { jobs, finish, tree, .. } = applier;
@@ -158,6 +160,8 @@ struct Applier<'s, 'a> {
     jobs: Sender<AnnouncedFile<'a>>,
     finish: SyncSender<Complete>,
     current: Current,
+    /// The id of the last entry.
+    last: Option<u64>,
     /// The entry that goes under the destination's own name, where there is only one.
     only: Option<Vec<u8>>,
 }
@@ -233,6 +237,9 @@ impl Applier<'_, '_> {
         if names_working_file(&entry.path) {
             // It could plant a sealed log there, which the next run would finish.
             return Err(self.frames.bad("it names a working file"));
+        }
+        if self.last.replace(entry.id).is_some_and(|last| entry.id <= last) {
+            return Err(self.frames.bad("an entry with the id of another"));
         }
         if !lock(&self.shared.credit).take_for_later() {
             return Err(self.frames.bad("more entries than it has credit for"));
@@ -335,14 +342,15 @@ impl Applier<'_, '_> {
                 Ok(())
             }
             ApplyError::File(error) => {
-                self.give_up(id);
+                // Before the credit for its map is free: others use it at once.
+                let told = self.shared.feeds.fail(id, || self.shared.fail(id, &error, Settles::Nothing));
                 match (&error, std::mem::replace(&mut self.current, Current::Failed)) {
                     // On a full disk it would only be in the way.
                     (Error::Space { .. }, Current::File(file)) => file.destination.discard(Some(&error)),
                     (_, Current::File(file)) => file.destination.keep(),
                     _ => {}
                 }
-                self.shared.fail(id, &error, Settles::Nothing)
+                told
             }
         }
     }
@@ -350,14 +358,10 @@ impl Applier<'_, '_> {
     /// Gives the current file up and keeps what there is of it for the next run.
     fn fail(&mut self) {
         if let Current::File(file) = std::mem::replace(&mut self.current, Current::Failed) {
-            self.give_up(file.id);
+            // The answering thread stops with it.
+            self.shared.feeds.forget(file.id);
             file.destination.keep();
         }
-    }
-
-    /// Drops what is found of a file, so that the answering thread stops with it.
-    fn give_up(&mut self, id: u64) {
-        self.shared.feeds.forget(id);
     }
 
     fn finish(&mut self, root: Hash) -> Result<()> {

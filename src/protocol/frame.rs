@@ -4,8 +4,9 @@
 use std::io;
 
 use crate::error::Error;
+use crate::hashmap::Key;
 use crate::hashmap::leaves::LeafHash;
-use crate::protocol::{MAX_DATA, MAX_DATA_BLOCKS};
+use crate::protocol::{MAX_DATA, MAX_DATA_BLOCKS, MAX_MAP_KEYS, MAX_MAP_RUNS};
 
 pub(super) const TYPE_CONTROL: u8 = 1;
 pub(super) const TYPE_DATA: u8 = 2;
@@ -26,6 +27,21 @@ pub(super) const DATA_HEAD: usize = 8 + 4 + 1 + 4;
 pub(super) const MAX_BODY: usize = DATA_HEAD + MAX_DATA_BLOCKS * 8 * 2 + MAX_DATA;
 /// The mask of a block and the hash of each of its pages, with how many those are.
 pub(super) const MAX_LEAVES: usize = 8 + 1 + 64 * size_of::<LeafHash>();
+
+/// Bytes of the longest number with 7 bits a byte.
+const MAX_VARINT: usize = 10;
+/// The id of a file, kinds and lengths of runs, keys.
+pub(super) const MAX_MAP: usize =
+    MAX_VARINT + MAX_MAP_RUNS * (1 + MAX_VARINT) + MAX_MAP_KEYS * size_of::<Key>();
+
+/// Appends a number as control messages have it: 7 bits a byte, lowest first.
+pub(super) fn put_varint(body: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        body.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    body.push(number as u8);
+}
 
 pub(super) fn is_data(kind: u8) -> bool {
     matches!(kind, TYPE_DATA | TYPE_DATA_ZSTD | TYPE_PATCH | TYPE_PATCH_ZSTD)

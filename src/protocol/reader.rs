@@ -156,7 +156,7 @@ impl<R: Read> FrameReader<R> {
         let limit = match kind {
             TYPE_CONTROL => MAX_CONTROL,
             _ if is_data(kind) => MAX_BODY,
-            TYPE_MAP => 8 + MAX_MAP_RUNS * 9 + MAX_MAP_KEYS * size_of::<Key>(),
+            TYPE_MAP => MAX_MAP,
             TYPE_DIFFER => 8 + MAX_DIFFER * size_of::<Hash>(),
             TYPE_LEAVES => 8 + MAX_DIFFER * MAX_LEAVES,
             _ => return Err(self.bad(format!("a frame of the unknown type {kind}"))),
@@ -284,35 +284,37 @@ impl<R: Read> FrameReader<R> {
     }
 
     fn decode_map(&self, body: &[u8]) -> Result<Frame> {
-        let Some((id, mut body)) = body.split_first_chunk() else {
+        let Ok((id, mut body)) = postcard::take_from_bytes(body) else {
             return Err(self.bad("a map of no file"));
         };
         let mut runs = Vec::new();
-        while let Some((head, rest)) = body.split_first_chunk::<9>() {
-            let [kind, count @ ..] = *head;
-            let count = u64::from_le_bytes(count);
-            body = rest;
-            runs.push(match kind {
-                0 => Run::Zero(count),
+        let mut keys = 0;
+        while let Some((&kind, rest)) = body.split_first() {
+            // A run of nothing would weigh as much as another, and count for nothing.
+            let Some((count, rest)) =
+                postcard::take_from_bytes::<u64>(rest).ok().filter(|(count, _)| *count > 0)
+            else {
+                return Err(self.bad("a map run without a length"));
+            };
+            let (run, rest) = match kind {
+                0 => (Run::Zero(count), rest),
                 1 => {
                     let wanted = usize::try_from(count).ok().filter(|&count| count <= MAX_MAP_KEYS);
-                    let keys = wanted.and_then(|count| body.split_at_checked(count * size_of::<Key>()));
-                    let (keys, rest) = keys.ok_or_else(|| self.bad(format!("a map with {count} keys")))?;
-                    body = rest;
-                    Run::Keys(keys.as_chunks().0.to_vec())
+                    let found = wanted.and_then(|count| rest.split_at_checked(count * size_of::<Key>()));
+                    let (found, rest) = found.ok_or_else(|| self.bad(format!("a map with {count} keys")))?;
+                    let found = found.as_chunks().0.to_vec();
+                    keys += found.len();
+                    (Run::Keys(found), rest)
                 }
                 _ => return Err(self.bad(format!("a map run of the unknown kind {kind}"))),
-            });
+            };
+            body = rest;
+            runs.push(run);
+            if runs.len() > MAX_MAP_RUNS || keys > MAX_MAP_KEYS {
+                return Err(self.bad(format!("a map of {} runs and {keys} keys", runs.len())));
+            }
         }
-        if !body.is_empty() {
-            return Err(self.bad("a map that ends within a run"));
-        }
-        let keys =
-            runs.iter().map(|run| if let Run::Keys(keys) = run { keys.len() } else { 0 }).sum::<usize>();
-        if runs.len() > MAX_MAP_RUNS || keys > MAX_MAP_KEYS {
-            return Err(self.bad(format!("a map of {} runs and {keys} keys", runs.len())));
-        }
-        Ok(Frame::Map(u64::from_le_bytes(*id), runs))
+        Ok(Frame::Map(id, runs))
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {

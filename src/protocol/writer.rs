@@ -179,16 +179,17 @@ impl<W: Write> FrameWriter<W> {
     /// Writes a stretch of the map of a file; at most [`MAX_MAP_RUNS`] runs and
     /// [`MAX_MAP_KEYS`] keys.
     pub fn map(&mut self, id: u64, runs: &[Run]) -> Result<()> {
-        let mut body = id.to_le_bytes().to_vec();
+        let mut body = Vec::new();
+        put_varint(&mut body, id);
         for run in runs {
             match run {
                 Run::Zero(blocks) => {
                     body.push(0);
-                    body.extend(blocks.to_le_bytes());
+                    put_varint(&mut body, *blocks);
                 }
                 Run::Keys(keys) => {
                     body.push(1);
-                    body.extend((keys.len() as u64).to_le_bytes());
+                    put_varint(&mut body, keys.len() as u64);
                     body.extend(keys.as_flattened());
                 }
             }

@@ -65,8 +65,10 @@ fn answer_files(jobs: &Receiver<AnnouncedFile>, likely: Option<Likely>) {
             shared.feeds.settled();
             shared.fail(id, &error, Settles::Entry)
         });
-        // A connection that is gone ends the applying thread, too; it says so.
+        // A connection that is gone ends the applying thread, too, which says so: it must not
+        // wait for more of a map.
         if answered.is_err() {
+            shared.feeds.stop();
             return;
         }
         next = jobs.recv().ok().map(|job| (job, None));
@@ -167,18 +169,23 @@ fn tell_basis(shared: &ReceiverShared, told: Told) -> Result<()> {
         Ok(true) => hashmap::map_rest(basis.image.as_ref(), &grid, first, false, tell),
         other => other.map(drop),
     };
-    if !(dry_run || shared.feeds.is_needed(id)) {
+    let is_over = if dry_run { shared.is_stopped() } else { !shared.feeds.is_needed(id) };
+    if is_over {
         return Ok(());
     }
+    let settles = if dry_run { Settles::Entry } else { Settles::Nothing };
     match result {
-        Ok(()) => shared.feeds.end(id, FeedEnd::Whole),
-        Err(Stop::Taken(error)) => return Err(error),
+        Ok(()) => {
+            shared.feeds.end(id, FeedEnd::Whole);
+            shared.tell(Message::MapEnd { id }, settles)
+        }
+        Err(Stop::Taken(error)) => Err(error),
         Err(Stop::Read(source)) => {
-            shared.feeds.end(id, FeedEnd::Broken);
-            shared.fail(id, &Error::file("read the old", &place.path)(source), Settles::Nothing)?;
+            let error = Error::file("read the old", &place.path)(source);
+            let fail = || shared.fail(id, &error, settles);
+            if dry_run { fail() } else { shared.feeds.end_broken(id, fail) }
         }
     }
-    shared.tell(Message::MapEnd { id }, if dry_run { Settles::Entry } else { Settles::Nothing })
 }
 
 /// The items of a batch as map frames.

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard};
 
-use crate::error::lock;
+use crate::error::{Result, lock};
 use crate::hashmap::{self, Item};
 use crate::protocol::Credit;
 use crate::receiver::answer::Begun;
@@ -127,6 +127,28 @@ impl BasisFeeds {
         }
     }
 
+    /// A basis cannot be read. `tell` has the sender know, unless nobody needs the basis any
+    /// more: the file may have failed before. Under one lock: what the file holds of the
+    /// credit is freed behind its failure.
+    pub fn end_broken(&self, id: u64, tell: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut state = lock(&self.state);
+        let Some(feed) = state.feeds.get_mut(&id) else { return Ok(()) };
+        feed.end = Some(FeedEnd::Broken);
+        let told = tell();
+        self.wake(&mut state);
+        told
+    }
+
+    /// A file fails here: drops what there is of it, as [`BasisFeeds::forget`]. `tell` has the
+    /// sender know first, unless it was told that the basis cannot be read.
+    pub fn fail(&self, id: u64, tell: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut state = lock(&self.state);
+        let is_told = state.feeds.get(&id).is_some_and(|feed| feed.end == Some(FeedEnd::Broken));
+        let told = if is_told { Ok(()) } else { tell() };
+        self.remove(&mut state, id);
+        told
+    }
+
     /// The run is over: nobody waits any more.
     pub fn stop(&self) {
         let mut state = lock(&self.state);
@@ -167,17 +189,20 @@ impl BasisFeeds {
 
     /// Drops what there is of a file, and has the answering thread find out no more.
     pub fn forget(&self, id: u64) {
-        let mut state = lock(&self.state);
+        self.remove(&mut lock(&self.state), id);
+    }
+
+    fn remove(&self, state: &mut Feeds, id: u64) {
         if let Some(feed) = state.feeds.remove(&id) {
             // What a feed has was taken.
             let _ = state.ahead.give_back(feed.ahead);
-            self.wake(&mut state);
+            self.wake(state);
         }
     }
 
     /// The next stretch of a file, in exchange for one of which the sender has described all;
     /// waits for it.
-    fn next(&self, id: u64, described: usize) -> Option<Result<Vec<Item>, FeedEnd>> {
+    fn next(&self, id: u64, described: usize) -> Option<std::result::Result<Vec<Item>, FeedEnd>> {
         self.described(id, described);
         let waits = |state: &mut Feeds| {
             state.feeds.get(&id).is_some_and(|feed| feed.queue.is_empty() && feed.end.is_none())
@@ -199,9 +224,10 @@ impl BasisFeeds {
         }
     }
 
-    /// Whether all was told of a file.
+    /// Whether all was told of a file, and it can be described to its end.
     pub fn has_ended(&self, id: u64) -> bool {
-        lock(&self.state).feeds.get(&id).is_some_and(|feed| feed.end.is_some())
+        let end = lock(&self.state).feeds.get(&id).and_then(|feed| feed.end);
+        end.is_some_and(|end| end != FeedEnd::Broken)
     }
 }
 

@@ -1,17 +1,17 @@
 //! The way back to the sender (step 6 of [`receiver`](crate::receiver)).
 //!
 //! Nobody but the writing thread ever waits for the connection: what there is to say
-//! queues up. The queue is bounded all the same: a sender that does not read has no
-//! credit for more messages, and maps wait for what is described.
+//! queues up, but for maps, whose thread may wait. So the queue is bounded: a sender that
+//! does not read has no credit for more messages, and maps wait until others are written.
 
 use std::io::Write;
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use crate::error::{Error, Result, lock};
 use crate::hashmap::plan::Run;
-use crate::protocol::{Credit, FrameWriter, LeafAnswer, Message};
+use crate::protocol::{Credit, FrameWriter, LeafAnswer, MAX_AHEAD, Message};
 
 /// How long a message may wait for others to go with.
 const LINGER: Duration = Duration::from_millis(1);
@@ -19,6 +19,25 @@ const LINGER: Duration = Duration::from_millis(1);
 /// The queue of what goes to the sender.
 pub struct Outbox {
     queue: Sender<Queued>,
+    maps: Arc<QueuedMaps>,
+}
+
+/// What is queued of maps. The credit for maps does not bound it: a sender may describe
+/// what it has not read.
+#[derive(Default)]
+struct QueuedMaps {
+    state: Mutex<MapState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct MapState {
+    /// Keys and runs of zeros that are queued and not written.
+    unwritten: usize,
+    /// Nothing more is written, or the run is over: nobody need wait.
+    stopped: bool,
+    /// A thread waits for `changed`. Waking nobody is a system call, too.
+    waiting: bool,
 }
 
 /// Something in the queue, and the units of credit that are free when it is written.
@@ -39,12 +58,14 @@ enum OutFrame {
 /// The other end of an [`Outbox`].
 pub struct Unsent {
     queue: Receiver<Queued>,
+    maps: Arc<QueuedMaps>,
 }
 
 /// A queue, and what has to be written from it.
 pub fn queue() -> (Outbox, Unsent) {
     let (queue_in, queue) = channel();
-    (Outbox { queue: queue_in }, Unsent { queue })
+    let maps = Arc::<QueuedMaps>::default();
+    (Outbox { queue: queue_in, maps: Arc::clone(&maps) }, Unsent { queue, maps })
 }
 
 impl Outbox {
@@ -58,9 +79,15 @@ impl Outbox {
         self.put(OutFrame::Leaves(answer), units)
     }
 
-    /// Queues a stretch of a map.
+    /// Queues a stretch of a map; waits while too much of maps is queued.
     pub fn map(&self, id: u64, runs: Vec<Run>) -> Result<()> {
+        self.maps.take(entries_of(&runs));
         self.put(OutFrame::Map(id, runs), 0)
+    }
+
+    /// The run is over: maps need not wait any more.
+    pub fn stop(&self) {
+        self.maps.stop();
     }
 
     /// What took so many units causes no message.
@@ -85,9 +112,48 @@ impl Outbox {
     }
 }
 
+impl QueuedMaps {
+    fn take(&self, entries: usize) {
+        let mut state = lock(&self.state);
+        while !state.stopped && state.unwritten + entries > MAX_AHEAD {
+            state.waiting = true;
+            state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        state.unwritten += entries;
+    }
+
+    fn written(&self, entries: usize) {
+        let mut state = lock(&self.state);
+        state.unwritten -= entries;
+        self.wake(&mut state);
+    }
+
+    fn stop(&self) {
+        let mut state = lock(&self.state);
+        state.stopped = true;
+        self.wake(&mut state);
+    }
+
+    fn wake(&self, state: &mut MapState) {
+        if std::mem::take(&mut state.waiting) {
+            self.changed.notify_all();
+        }
+    }
+}
+
+fn entries_of(runs: &[Run]) -> usize {
+    runs.iter().map(Run::entries).sum()
+}
+
 /// The error of a connection that is gone.
 pub fn gone() -> Error {
     Error::Closed { peer: "the sender".into(), detail: String::new() }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        self.maps.stop();
+    }
 }
 
 impl Unsent {
@@ -117,7 +183,10 @@ impl Unsent {
             patient &= matches!(next.what, OutFrame::Message(_) | OutFrame::Silence);
             match next.what {
                 OutFrame::Message(message) => output.message(&message)?,
-                OutFrame::Map(id, runs) => output.map(id, &runs)?,
+                OutFrame::Map(id, runs) => {
+                    output.map(id, &runs)?;
+                    self.maps.written(entries_of(&runs));
+                }
                 OutFrame::Leaves(answer) => output.leaves(&answer)?,
                 OutFrame::Silence => {}
                 OutFrame::Close => return output.flush(),
@@ -134,6 +203,50 @@ impl Unsent {
 mod tests {
     use super::*;
     use crate::protocol::{CREDIT, Frame, FrameReader};
+    use std::sync::mpsc::channel;
+
+    fn keys(count: usize) -> Vec<Run> {
+        vec![Run::Keys(vec![[7; 16]; count])]
+    }
+
+    #[test]
+    fn maps_wait_until_others_are_written() {
+        let (outbox, unsent) = queue();
+        let (queued_in, queued) = channel();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for _ in 0..5 {
+                    outbox.map(0, keys(MAX_AHEAD / 4)).unwrap();
+                    queued_in.send(()).unwrap();
+                }
+                outbox.close();
+            });
+            assert!((0..4).all(|_| queued.recv().is_ok()));
+            assert!(queued.recv_timeout(Duration::from_millis(100)).is_err(), "five were queued");
+            let credit = Mutex::new(Credit::for_messages());
+            unsent.write_to(FrameWriter::new(Vec::new(), "the sender"), &credit).unwrap();
+            queued.recv().unwrap();
+        });
+    }
+
+    #[test]
+    fn maps_wait_for_nobody_who_is_gone() {
+        for is_stopped in [true, false] {
+            let (outbox, unsent) = queue();
+            outbox.map(0, keys(MAX_AHEAD)).unwrap();
+            let outbox = Arc::new(outbox);
+            let (ended_in, ended) = channel();
+            let waiting = Arc::clone(&outbox);
+            std::thread::spawn(move || ended_in.send(waiting.map(0, keys(1)).is_ok()));
+            assert!(ended.recv_timeout(Duration::from_millis(50)).is_err(), "too much was queued");
+            let unsent = is_stopped.then_some(unsent);
+            if unsent.is_some() {
+                outbox.stop();
+            }
+            let queued = ended.recv_timeout(Duration::from_secs(10)).unwrap();
+            assert!(queued || !is_stopped);
+        }
+    }
 
     #[test]
     fn what_is_written_is_granted_in_batches_and_nothing_else_is() {

@@ -70,6 +70,7 @@ impl<'a> ReceiverShared<'a> {
         self.stopped.store(true, Ordering::Relaxed);
         self.feeds.stop();
         self.setup.end();
+        self.outbox.stop();
     }
 
     pub fn is_stopped(&self) -> bool {

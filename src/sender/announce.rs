@@ -47,27 +47,29 @@ impl Files {
         Files { table: Mutex::new(table), changed: Condvar::new(), direct }
     }
 
-    /// Takes an id for a source; waits for credit, after `before_waiting`. `None`: the run
-    /// is over.
-    fn add(&self, source: &Source, before_waiting: impl FnOnce()) -> Option<u64> {
+    /// Takes an id and credit for a source. `None`: there is no credit, or the run is over.
+    fn add(&self, source: &Source) -> Option<u64> {
         let mut table = lock(&self.table);
-        if !table.may_announce() {
-            drop(table);
-            before_waiting();
-            table = lock(&self.table);
-        }
-        while !table.may_announce() && table.jobs.is_some() {
-            table.waiting = true;
-            table = self.changed.wait(table).unwrap_or_else(|poisoned| poisoned.into_inner());
-        }
         table.jobs.as_ref()?;
-        table.credit.take_for_later();
+        if !table.may_announce() || !table.credit.take_for_later() {
+            return None;
+        }
         let id = table.next;
         table.next += 1;
         if matches!(source.kind, Kind::File { .. }) {
             table.pending.insert(id, source.clone());
         }
         Some(id)
+    }
+
+    /// Waits until there is credit for another entry. `false`: the run is over.
+    fn wait_for_credit(&self) -> bool {
+        let mut table = lock(&self.table);
+        while !table.may_announce() && table.jobs.is_some() {
+            table.waiting = true;
+            table = self.changed.wait(table).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        table.jobs.is_some()
     }
 
     /// Whether there is credit for another entry.
@@ -166,11 +168,19 @@ pub fn announce_all<W: Write>(shared: &SenderShared<W>, sources: &[PathBuf]) -> 
 
 /// Announces one source; `false`: the run is over.
 pub fn announce<W: Write>(shared: &SenderShared<W>, source: Source) -> Result<bool> {
-    let mut flushed = Ok(());
-    let id = shared.files.add(&source, || flushed = shared.lock_output().flush());
-    flushed?;
-    let Some(id) = id else { return Ok(false) };
-    let Source { target, kind, metadata, .. } = source;
-    shared.send(&Message::Entry(Entry { id, path: target, kind, metadata }))?;
-    Ok(true)
+    loop {
+        // The receiver counts in the order of arrival: no question that took credit later may
+        // be written before this entry.
+        let mut output = shared.lock_output();
+        if let Some(id) = shared.files.add(&source) {
+            let Source { target, kind, metadata, .. } = source;
+            output.message(&Message::Entry(Entry { id, path: target, kind, metadata }))?;
+            return Ok(true);
+        }
+        output.flush()?;
+        drop(output);
+        if !shared.files.wait_for_credit() {
+            return Ok(false);
+        }
+    }
 }

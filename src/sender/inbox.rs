@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::error::lock;
-use crate::error::{Error, Result};
+use crate::error::{Error, Failure, Result};
 use crate::protocol::{Frame, FrameReader, Message};
 use crate::sender::announce::Files;
 use crate::sender::replies::{Answered, FileReply, Replies};
@@ -29,6 +29,7 @@ pub enum Arrival {
 pub struct Inbox {
     state: Mutex<Received>,
     arrived: Condvar,
+    dry_run: bool,
 }
 
 struct Received {
@@ -51,7 +52,7 @@ impl Inbox {
             waiting: false,
             ending: false,
         };
-        Inbox { state: Mutex::new(state), arrived: Condvar::new() }
+        Inbox { state: Mutex::new(state), arrived: Condvar::new(), dry_run }
     }
 
     /// Reads until the stream ends. The thread outlives the role when that fails: it ends
@@ -85,6 +86,9 @@ impl Inbox {
             Frame::Message(Message::Preview { id, mapped, resized }) => Some((*id, *mapped, *resized)),
             _ => None,
         };
+        if answered.is_some() && self.dry_run != matches!(frame, Frame::Message(Message::Preview { .. })) {
+            return Err("a message out of turn");
+        }
         // Before the merging thread can take it.
         if answered.is_some_and(|(id, mapped, _)| !files.want(id, mapped)) {
             return Err("an answer for no file");
@@ -179,9 +183,9 @@ impl Inbox {
         lock(&self.state).replies.described(id, entries);
     }
 
-    /// Drops what is said of a file, now and later.
-    pub fn forget(&self, id: u64) {
-        lock(&self.state).replies.forget(id);
+    /// Drops what is said of a file, now and later, but for a failure that nobody has taken.
+    pub fn forget(&self, id: u64) -> Option<Failure> {
+        lock(&self.state).replies.forget(id)
     }
 }
 

@@ -53,9 +53,20 @@ pub struct Replies {
     leaves: usize,
 }
 
-#[derive(Default)]
+/// What may still come of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// More of its map.
+    Map,
+    /// Leaves only: its map has ended, or there is none.
+    Mapped,
+    /// Nothing that counts: it failed.
+    Failed,
+}
+
 struct FileReplies {
     queue: VecDeque<FileReply>,
+    stage: Stage,
     /// Its part of all that is known and not described.
     ahead: usize,
     leaves: usize,
@@ -79,22 +90,21 @@ impl Replies {
     pub fn open(&mut self, answered: Answered) {
         self.last = Some(answered.id);
         self.answered.push_back(answered);
-        self.files.insert(answered.id, FileReplies::default());
+        let stage = if answered.mapped { Stage::Map } else { Stage::Mapped };
+        self.files.insert(answered.id, FileReplies::new(stage, None));
     }
 
     /// Takes in anything else. The error is the rule that is broken.
     pub fn take_in(&mut self, frame: Frame) -> Result<(), &'static str> {
         match frame {
+            Frame::Message(message) if text_of(&message) > MAX_TEXT => Err("a text that is too long"),
             Frame::Map(id, runs) => self.map(id, runs),
-            Frame::Message(Message::MapEnd { id }) => match self.files.get_mut(&id) {
-                Some(file) => {
-                    file.queue.push_back(FileReply::MapEnd);
-                    Ok(())
-                }
-                None => self.late(id),
-            },
+            Frame::Message(Message::MapEnd { id }) => self.map_end(id),
             Frame::Leaves(answer) => {
                 let Some(file) = self.files.get_mut(&answer.id) else { return Ok(()) };
+                if file.stage == Stage::Failed {
+                    return Ok(());
+                }
                 file.leaves += answer.blocks.len();
                 self.leaves += answer.blocks.len();
                 // An empty one says nothing, and would be kept all the same.
@@ -106,8 +116,8 @@ impl Replies {
             Frame::Message(Message::Failed { id, failure }) if self.files.contains_key(&id) => {
                 self.forget(id);
                 // It stays open, with nothing but its end in it.
-                let queue = VecDeque::from([FileReply::Failed(failure)]);
-                self.files.insert(id, FileReplies { queue, ..FileReplies::default() });
+                let end = FileReply::Failed(failure);
+                self.files.insert(id, FileReplies::new(Stage::Failed, Some(end)));
                 Ok(())
             }
             Frame::Message(message) => self.message(message),
@@ -118,7 +128,6 @@ impl Replies {
     fn message(&mut self, message: Message) -> Result<(), &'static str> {
         use Message::{Again, Busy, Done, End, Failed, Granted, Unchanged, Warning};
         match &message {
-            Failed { .. } | Warning(_) if text_of(&message) > MAX_TEXT => Err("a text that is too long"),
             Failed { .. } | Warning(_) | Unchanged { .. } | Done { .. } | Again { .. } => Ok(()),
             Busy(_) | Granted { .. } | End(_) => Ok(()),
             _ => Err("a message out of turn"),
@@ -130,13 +139,16 @@ impl Replies {
 
     fn map(&mut self, id: u64, runs: Vec<Run>) -> Result<(), &'static str> {
         let entries = runs.iter().map(Run::entries).sum::<usize>();
-        let wanted = |file: &&mut FileReplies| !matches!(file.queue.back(), Some(FileReply::Failed(_)));
+        let wanted = |file: &&mut FileReplies| file.stage != Stage::Failed;
         let Some(file) = self.files.get_mut(&id).filter(wanted) else {
             if self.granted.is_some() && self.ahead.take(entries) {
                 self.free(entries);
             }
             return self.late(id);
         };
+        if file.stage != Stage::Map {
+            return Err("a map out of turn");
+        }
         if !self.ahead.take(entries) {
             return Err("a map that runs ahead");
         }
@@ -145,6 +157,19 @@ impl Replies {
             file.queue.push_back(FileReply::Runs(runs));
         }
         Ok(())
+    }
+
+    fn map_end(&mut self, id: u64) -> Result<(), &'static str> {
+        let Some(file) = self.files.get_mut(&id) else { return self.late(id) };
+        match file.stage {
+            Stage::Map => {
+                file.stage = Stage::Mapped;
+                file.queue.push_back(FileReply::MapEnd);
+                Ok(())
+            }
+            Stage::Mapped => Err("a map out of turn"),
+            Stage::Failed => Ok(()),
+        }
     }
 
     /// So much less is ahead of what is described.
@@ -195,16 +220,27 @@ impl Replies {
         self.free(entries);
     }
 
-    /// Drops what is said of a file, now and later.
-    pub fn forget(&mut self, id: u64) {
-        let Some(file) = self.files.remove(&id) else { return };
+    /// Drops what is said of a file, now and later, but for a failure that nobody has taken:
+    /// what is said of the file later is a message.
+    pub fn forget(&mut self, id: u64) -> Option<Failure> {
+        let mut file = self.files.remove(&id)?;
         self.leaves -= file.leaves;
         self.free(file.ahead);
+        match file.queue.pop_back() {
+            Some(FileReply::Failed(failure)) => Some(failure),
+            _ => None,
+        }
     }
 
     /// Units that the receiver is to be granted.
     pub fn next_grant(&mut self) -> Option<usize> {
         self.granted.as_mut().map(std::mem::take).filter(|&units| units > 0)
+    }
+}
+
+impl FileReplies {
+    fn new(stage: Stage, reply: Option<FileReply>) -> FileReplies {
+        FileReplies { queue: reply.into_iter().collect(), stage, ahead: 0, leaves: 0 }
     }
 }
 
@@ -265,6 +301,41 @@ mod tests {
     }
 
     #[test]
+    fn a_failure_outlives_the_queue_that_it_was_in() {
+        let failed = |id| {
+            let failure = Failure { code: 23, message: "no".into() };
+            Frame::Message(Message::Failed { id, failure })
+        };
+        let mut replies = asked_for(&[1, 2, 3]);
+        replies.take_in(failed(1)).unwrap();
+        assert_eq!(replies.forget(1).map(|failure| failure.code), Some(23));
+        replies.take_in(failed(2)).unwrap();
+        assert!(matches!(replies.next_of(2), Some(FileReply::Failed(_))));
+        assert_eq!(replies.forget(2), None);
+        assert_eq!(replies.forget(3), None);
+        replies.take_in(failed(3)).unwrap();
+        assert!(matches!(replies.next_message(), Some(Message::Failed { id: 3, .. })));
+    }
+
+    #[test]
+    fn a_map_ends_once_and_nothing_of_it_follows() {
+        let end = |id| Frame::Message(Message::MapEnd { id });
+        let mut replies = asked_for(&[1]);
+        replies.open(Answered { id: 2, mapped: false, resized: false });
+        replies.take_in(end(1)).unwrap();
+        for id in [1, 2] {
+            assert_eq!(replies.take_in(end(id)), Err("a map out of turn"));
+            assert_eq!(replies.take_in(Frame::Map(id, keys(1))), Err("a map out of turn"));
+            assert_eq!(replies.take_in(Frame::Map(id, Vec::new())), Err("a map out of turn"));
+        }
+        let failure = Failure { code: 23, message: "no".into() };
+        replies.take_in(Frame::Message(Message::Failed { id: 2, failure })).unwrap();
+        replies.take_in(end(2)).unwrap();
+        assert!(matches!(replies.next_of(2), Some(FileReply::Failed(_))));
+        assert_eq!(replies.next_of(2), None);
+    }
+
+    #[test]
     fn what_comes_late_is_dropped_and_what_comes_out_of_turn_is_not() {
         let mut replies = asked_for(&[1, 5]);
         replies.forget(1);
@@ -305,8 +376,12 @@ mod tests {
         }
         assert_eq!(said, MAX_MESSAGES + 1);
         let warning = |len: usize| Frame::Message(Message::Warning("w".repeat(len)));
-        let mut replies = asked_for(&[]);
+        let mut replies = asked_for(&[1]);
         assert!(replies.take_in(warning(MAX_TEXT + 1)).is_err());
+        for id in [0, 1] {
+            let failure = Failure { code: 23, message: "f".repeat(MAX_TEXT + 1) };
+            assert!(replies.take_in(Frame::Message(Message::Failed { id, failure })).is_err());
+        }
         (0..CREDIT).for_each(|_| replies.take_in(warning(MAX_TEXT)).unwrap());
         assert!(!replies.is_overrun());
         replies.take_in(warning(1)).unwrap();

@@ -116,6 +116,8 @@ impl<'a, W: Write> Session<'a, W> {
                     stats.add_receiver(&theirs);
                     return Ok(stats);
                 }
+                // The receiver reads nothing any more.
+                Arrival::Grant(_) => {}
                 other => self.on_arrival(other)?,
             }
         }
@@ -261,7 +263,8 @@ impl<'a, W: Write> Session<'a, W> {
         self.describer.begin();
         let mut file = DescribedFile::new(answered, grid, allocated);
         let merged = self.merge(&mut file)?;
-        self.inbox.forget(id);
+        // The receiver waits for no Finish of a file that has failed.
+        let merged = self.inbox.forget(id).map_or(merged, Merged::ReceiverFailed);
         match merged {
             Merged::Whole(_) => {}
             _ => self.abandon(&file)?,

@@ -2,6 +2,7 @@
 //! every kind of damage at every frame. A run that reports success made the
 //! destination equal; whatever happened, each file is the old or the new one.
 
+mod credit;
 mod leaves;
 mod pipes;
 
@@ -547,6 +548,8 @@ fn a_receiver_ends_when_its_peer_breaks_a_rule_and_stays_connected() {
         vec![layout(), entry(0, "/a", 1)],
         vec![layout(), entry(0, "a//b", 1)],
         vec![layout(), entry(0, "a", MAX_LENGTH + 1)],
+        vec![layout(), entry(0, "a", 1), entry(0, "b", 1)],
+        vec![layout(), entry(1, "a", 1), entry(0, "b", 1)],
         vec![layout(), Message::Content { id: 0 }],
         vec![layout(), entry(0, "a", 1), Message::Content { id: 1 }],
         vec![layout(), Message::Done { id: 0, changed: None }],

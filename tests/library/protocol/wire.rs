@@ -109,8 +109,8 @@ fn data() -> impl Strategy<Value = Data> {
 }
 
 fn runs() -> impl Strategy<Value = Vec<Run>> {
-    let keys = prop::collection::vec(any::<Key>(), 0..20).prop_map(Run::Keys);
-    prop::collection::vec(prop_oneof![any::<u64>().prop_map(Run::Zero), keys], 0..20)
+    let keys = prop::collection::vec(any::<Key>(), 1..20).prop_map(Run::Keys);
+    prop::collection::vec(prop_oneof![(1..=u64::MAX).prop_map(Run::Zero), keys], 0..20)
 }
 
 fn differ() -> impl Strategy<Value = Differ> {
@@ -355,6 +355,9 @@ fn every_limit_holds_and_one_more_is_refused() {
     };
     assert!(taken(map(MAX_MAP_RUNS, MAX_MAP_KEYS)));
     assert!(refused(map(MAX_MAP_RUNS + 1, 1)) && refused(map(1, MAX_MAP_KEYS + 1)));
+    for empty in [Run::Zero(0), Run::Keys(Vec::new())] {
+        assert!(refused(written(|writer| writer.map(7, &[Run::Zero(1), empty]).expect("memory"))));
+    }
     let halves = [MAX_MAP_KEYS / 2, MAX_MAP_KEYS / 2 + 1].map(|keys| Run::Keys(vec![[3; 16]; keys]));
     assert!(refused(written(|writer| writer.map(7, &halves).expect("memory"))), "too many keys in two runs");
     let differ = |blocks: usize| {
