@@ -49,7 +49,6 @@ pub mod stage_log;
 mod staged;
 pub mod tree;
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -57,13 +56,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use crate::apply::attributes::Attributes;
-use crate::apply::commit::{Counts, OldFile, Task, Way};
-use crate::apply::copy::copy_data;
+use crate::apply::commit::{Counts, Task, Way};
 pub use crate::apply::open::{Opened, Opening, Precision, Preview, Setup, is_same_time};
 pub use crate::apply::place::{Place, finish_directory};
-use crate::error::{Error, Result, Stop};
+use crate::error::{Error, Result};
 use crate::hashmap::{Hash, PAGE};
-use crate::scan::{FileImage, FileState, Image};
+use crate::scan::{FileState, Image};
 use crate::sys;
 
 /// What is wanted of a destination.
@@ -245,51 +243,6 @@ impl Destination {
         }
         self.task.counts.written += bytes.len() as u64;
         self.start_writeback(at..at + bytes.len() as u64)
-    }
-
-    /// Fills a destination that is [blank](BasisState::Blank), and to which nothing was
-    /// written, with all that another file on this machine has, zeros left out; shares it
-    /// where the file system can. `progress` is told bytes. Returns bytes of data.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Refused`] for a destination that is not blank; what reading and writing
-    /// report.
-    pub fn copy_from(
-        &mut self,
-        source: &File,
-        path: &Path,
-        hole_map: bool,
-        mut progress: impl FnMut(u64),
-    ) -> Result<u64> {
-        if self.basis_state() != BasisState::Blank || self.task.counts.written > 0 {
-            return Err(Error::refused(self.path(), "there is something already"));
-        }
-        let Destination { task, way, .. } = self;
-        let cloned = sys::clone_file(source, way.file(task)?);
-        if cloned.map_err(|error| task.failed("clone into", error, OldFile::Whole))? {
-            task.counts.written = task.wanted.data;
-            progress(task.counts.written);
-            return Ok(task.counts.written);
-        }
-        self.grow()?;
-        let Destination { task, way, .. } = self;
-        let image = FileImage::new(source.try_clone().map_err(Error::file("read", path))?, hole_map);
-        let target = way.file(task)?;
-        let mut written = 0;
-        let copied = copy_data(&image, target, task.wanted.length, |range, bytes| {
-            written += bytes;
-            progress(bytes);
-            if task.options.fsync {
-                sys::start_writeback(target, range);
-            }
-        });
-        copied.map_err(|error| match error {
-            Stop::Read(error) => Error::file("read", path)(error),
-            Stop::Taken(error) => task.failed("write", error, OldFile::Whole),
-        })?;
-        self.task.counts.written = written;
-        Ok(written)
     }
 
     /// Makes a range zero: a hole, unless zeros are to stay allocated. It may be done with

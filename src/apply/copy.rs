@@ -1,20 +1,71 @@
-//! All data of one file into another that is empty, zeros left out, on all cores.
+//! All data of one file into a destination that is blank, zeros left out, on all cores.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use rayon::prelude::*;
 
-use crate::error::Stop;
+use crate::apply::commit::OldFile;
+use crate::apply::{BasisState, Destination};
+use crate::error::{Error, Result, Stop};
 use crate::hashmap::PAGE;
-use crate::scan::{self, Image};
+use crate::scan::{self, FileImage, Image};
+use crate::sys;
 
 /// What one thread copies at a time; its end is on this grid.
 const PIECE: u64 = 512 << 10;
 /// What is copied before there is word of it.
 const ROUND: u64 = 32 << 20;
+
+impl Destination {
+    /// Fills a destination that is [blank](BasisState::Blank), and to which nothing was
+    /// written, with all that another file on this machine has, zeros left out; shares it
+    /// where the file system can. `progress` is told bytes. Returns bytes of data.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] for a destination that is not blank; what reading and writing
+    /// report.
+    pub fn copy_from(
+        &mut self,
+        source: &File,
+        path: &Path,
+        hole_map: bool,
+        mut progress: impl FnMut(u64),
+    ) -> Result<u64> {
+        if self.basis_state() != BasisState::Blank || self.task.counts.written > 0 {
+            return Err(Error::refused(self.path(), "there is something already"));
+        }
+        let Destination { task, way, .. } = self;
+        let cloned = sys::clone_file(source, way.file(task)?);
+        if cloned.map_err(|error| task.failed("clone into", error, OldFile::Whole))? {
+            task.counts.written = task.wanted.data;
+            progress(task.counts.written);
+            return Ok(task.counts.written);
+        }
+        self.grow()?;
+        let Destination { task, way, .. } = self;
+        let image = FileImage::new(source.try_clone().map_err(Error::file("read", path))?, hole_map);
+        let target = way.file(task)?;
+        let mut written = 0;
+        let copied = copy_data(&image, target, task.wanted.length, |range, bytes| {
+            written += bytes;
+            progress(bytes);
+            if task.options.fsync {
+                sys::start_writeback(target, range);
+            }
+        });
+        copied.map_err(|error| match error {
+            Stop::Read(error) => Error::file("read", path)(error),
+            Stop::Taken(error) => task.failed("write", error, OldFile::Whole),
+        })?;
+        self.task.counts.written = written;
+        Ok(written)
+    }
+}
 
 /// Copies what is data in `from`, up to its `length` in bytes. `done` is told which
 /// range has been copied, and how many bytes of data it had. Memory: one piece a thread.
@@ -97,7 +148,6 @@ fn runs_of_data(bytes: &[u8], offset: u64) -> Vec<Range<usize>> {
 #[allow(clippy::single_range_in_vec_init)] // one run is meant, not its bytes
 mod tests {
     use super::*;
-    use crate::scan::FileImage;
 
     #[test]
     fn pages_are_counted_from_the_start_of_the_file() {

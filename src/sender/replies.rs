@@ -55,7 +55,7 @@ pub struct Replies {
 
 /// What may still come of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum Expected {
     /// More of its map.
     Map,
     /// Leaves only: its map has ended, or there is none.
@@ -66,7 +66,7 @@ enum Stage {
 
 struct FileReplies {
     queue: VecDeque<FileReply>,
-    stage: Stage,
+    expected: Expected,
     /// Its part of all that is known and not described.
     ahead: usize,
     leaves: usize,
@@ -90,8 +90,8 @@ impl Replies {
     pub fn open(&mut self, answered: Answered) {
         self.last = Some(answered.id);
         self.answered.push_back(answered);
-        let stage = if answered.mapped { Stage::Map } else { Stage::Mapped };
-        self.files.insert(answered.id, FileReplies::new(stage, None));
+        let expected = if answered.mapped { Expected::Map } else { Expected::Mapped };
+        self.files.insert(answered.id, FileReplies::new(expected, None));
     }
 
     /// Takes in anything else. The error is the rule that is broken.
@@ -102,7 +102,7 @@ impl Replies {
             Frame::Message(Message::MapEnd { id }) => self.map_end(id),
             Frame::Leaves(answer) => {
                 let Some(file) = self.files.get_mut(&answer.id) else { return Ok(()) };
-                if file.stage == Stage::Failed {
+                if file.expected == Expected::Failed {
                     return Ok(());
                 }
                 file.leaves += answer.blocks.len();
@@ -117,7 +117,7 @@ impl Replies {
                 self.forget(id);
                 // It stays open, with nothing but its end in it.
                 let end = FileReply::Failed(failure);
-                self.files.insert(id, FileReplies::new(Stage::Failed, Some(end)));
+                self.files.insert(id, FileReplies::new(Expected::Failed, Some(end)));
                 Ok(())
             }
             Frame::Message(message) => self.message(message),
@@ -139,14 +139,14 @@ impl Replies {
 
     fn map(&mut self, id: u64, runs: Vec<Run>) -> Result<(), &'static str> {
         let entries = runs.iter().map(Run::entries).sum::<usize>();
-        let wanted = |file: &&mut FileReplies| file.stage != Stage::Failed;
+        let wanted = |file: &&mut FileReplies| file.expected != Expected::Failed;
         let Some(file) = self.files.get_mut(&id).filter(wanted) else {
             if self.granted.is_some() && self.ahead.take(entries) {
                 self.free(entries);
             }
             return self.late(id);
         };
-        if file.stage != Stage::Map {
+        if file.expected != Expected::Map {
             return Err("a map out of turn");
         }
         if !self.ahead.take(entries) {
@@ -161,14 +161,14 @@ impl Replies {
 
     fn map_end(&mut self, id: u64) -> Result<(), &'static str> {
         let Some(file) = self.files.get_mut(&id) else { return self.late(id) };
-        match file.stage {
-            Stage::Map => {
-                file.stage = Stage::Mapped;
+        match file.expected {
+            Expected::Map => {
+                file.expected = Expected::Mapped;
                 file.queue.push_back(FileReply::MapEnd);
                 Ok(())
             }
-            Stage::Mapped => Err("a map out of turn"),
-            Stage::Failed => Ok(()),
+            Expected::Mapped => Err("a map out of turn"),
+            Expected::Failed => Ok(()),
         }
     }
 
@@ -239,8 +239,8 @@ impl Replies {
 }
 
 impl FileReplies {
-    fn new(stage: Stage, reply: Option<FileReply>) -> FileReplies {
-        FileReplies { queue: reply.into_iter().collect(), stage, ahead: 0, leaves: 0 }
+    fn new(expected: Expected, reply: Option<FileReply>) -> FileReplies {
+        FileReplies { queue: reply.into_iter().collect(), expected, ahead: 0, leaves: 0 }
     }
 }
 
