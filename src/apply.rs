@@ -369,7 +369,7 @@ impl Destination {
 
     /// Keeps what was gathered for the next run.
     pub fn keep(mut self) {
-        if self.way.has_begun() && !matches!(self.way, Way::Direct(_)) {
+        if self.way.has_begun() {
             // Zeros that are not made are only found to be missing by the next run.
             let _ = self.make_zeros();
         }

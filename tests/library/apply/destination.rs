@@ -113,9 +113,13 @@ impl Lab {
         }
     }
 
+    /// Where in the file a place of a step is.
+    fn at(&self, place: u16) -> u64 {
+        u64::from(place) * (self.way.length + 1) / (1 << 16)
+    }
+
     fn take(&mut self, destination: &mut Destination, step: &Step) {
-        let length = self.way.length;
-        let at = |place: u16| u64::from(place) * (length + 1) / (1 << 16);
+        let at = |place: u16| self.at(place);
         match step {
             Step::Write(range, seed) => {
                 let range = at(range.start)..at(range.end);
@@ -206,7 +210,17 @@ proptest! {
             let beyond = found.get(basis.length as usize..).unwrap_or_default();
             prop_assert!(beyond.iter().all(|&byte| byte == 0), "data beyond the length of the basis");
         }
-        prop_assert!(found == lab.model, "the basis differs");
+        if found != lab.model {
+            // Zeros that were all there was to do may be left to the next run.
+            let writes = |step: &Step| {
+                matches!(step, Step::Write(range, _) if lab.at(range.start) < lab.at(range.end))
+            };
+            prop_assert!(!steps.iter().any(writes), "the basis differs");
+            let mut old = lab.way.old.as_ref().map(|old| old.bytes.clone()).unwrap_or_default();
+            old.resize(found.len(), 0);
+            prop_assert!(found == old, "the basis is neither the old file nor what was made of it");
+            steps.iter().for_each(|step| lab.take(&mut destination, step));
+        }
         more.iter().for_each(|step| lab.take(&mut destination, step));
         lab.finish(destination);
     }
