@@ -34,20 +34,15 @@
 //! none.
 
 mod attributes;
-mod clone;
 mod commit;
 mod copy;
-mod direct;
-mod fresh;
 mod open;
-pub mod overlay;
 mod place;
 pub mod ranges;
 pub mod recover;
 pub mod stage;
-pub mod stage_log;
-mod staged;
 pub mod tree;
+mod way;
 
 use std::io;
 use std::ops::Range;
@@ -56,9 +51,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use crate::apply::attributes::Attributes;
-use crate::apply::commit::{Counts, Task, Way};
+use crate::apply::commit::{Counts, Task};
 pub use crate::apply::open::{Opened, Opening, Precision, Preview, Setup, is_same_time};
 pub use crate::apply::place::{Place, finish_directory};
+use crate::apply::way::Way;
 use crate::error::{Error, Result};
 use crate::hashmap::{Hash, PAGE};
 use crate::scan::{FileState, Image};

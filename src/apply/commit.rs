@@ -10,13 +10,9 @@ use std::sync::Arc;
 use nix::sys::stat::SFlag;
 
 use crate::apply::Wanted;
-use crate::apply::clone::Replica;
-use crate::apply::direct::Direct;
-use crate::apply::fresh::Fresh;
 use crate::apply::place::{Access, Old, Place, kind_of};
 use crate::apply::ranges::{self, Abilities};
 use crate::apply::recover::{Recovered, check_root};
-use crate::apply::staged::Staged;
 use crate::error::{Error, Result};
 use crate::hashmap::{Grid, Hash};
 use crate::options::Options;
@@ -56,79 +52,11 @@ impl Counts {
     }
 }
 
-/// How new content becomes the file.
-pub(super) enum Way {
-    Fresh(Fresh),
-    Replica(Replica),
-    Staged(Staged),
-    Direct(Direct),
-}
-
 /// What an error leaves of the old file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OldFile {
     Whole,
     PartlyWritten,
-}
-
-impl Way {
-    /// The file that was there.
-    pub fn old(&self) -> Option<&Old> {
-        match self {
-            Way::Fresh(fresh) => fresh.old(),
-            Way::Replica(replica) => Some(replica.old()),
-            Way::Staged(staged) => Some(staged.old()),
-            Way::Direct(direct) => Some(direct.old()),
-        }
-    }
-
-    /// Whether working files were made, or what is there is written itself.
-    pub fn has_begun(&self) -> bool {
-        match self {
-            Way::Fresh(fresh) => fresh.has_begun(),
-            Way::Replica(replica) => replica.has_begun(),
-            Way::Staged(staged) => staged.has_begun(),
-            Way::Direct(_) => true,
-        }
-    }
-
-    /// Whether it goes on from what an interrupted run had made.
-    pub fn is_resumed(&self) -> bool {
-        match self {
-            Way::Fresh(fresh) => fresh.is_resumed(),
-            Way::Staged(staged) => staged.is_resumed(),
-            Way::Replica(_) | Way::Direct(_) => false,
-        }
-    }
-
-    /// The file that is written to.
-    pub fn file(&mut self, task: &Task) -> Result<&File> {
-        match self {
-            Way::Fresh(fresh) => fresh.file(task),
-            Way::Replica(replica) => replica.file(task),
-            Way::Staged(staged) => staged.file(task),
-            Way::Direct(direct) => Ok(direct.file()),
-        }
-    }
-
-    pub fn is_device(&self) -> bool {
-        matches!(self, Way::Direct(direct) if direct.old().is_device())
-    }
-
-    /// What an error before the end leaves of the old file.
-    pub fn old_file(&self) -> OldFile {
-        if matches!(self, Way::Direct(_)) { OldFile::PartlyWritten } else { OldFile::Whole }
-    }
-
-    /// What was made so far beside the old file.
-    pub fn working_files(&self) -> &'static [Working] {
-        match self {
-            _ if !self.has_begun() => &[],
-            Way::Fresh(_) | Way::Replica(_) => &[Working::Temp],
-            Way::Staged(_) => &[Working::Log, Working::Stage],
-            Way::Direct(_) => &[],
-        }
-    }
 }
 
 impl Task {

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::apply::place::{Access, Old, Place};
 use crate::apply::stage::Sealed;
-use crate::apply::stage_log::{self, Identity, UnknownFormat};
+use crate::apply::stage::log::{self, Identity, UnknownFormat};
 use crate::error::{Error, Result, printable};
 use crate::hashmap::{self, Grid, Hash};
 use crate::options::BlockSize;
@@ -52,7 +52,7 @@ impl Recovered {
 pub fn recover(place: &Place, sync: bool) -> Result<Recovered> {
     let peek = || place.peek(Working::Log).map_err(place.error("open the log of"));
     let Some((log, _)) = peek()? else { return Ok(Recovered::Nothing) };
-    stage_log::read_header(&log).map_err(|error| log_error(place, error))?;
+    log::read_header(&log).map_err(|error| log_error(place, error))?;
     let old = match place.open_old() {
         // Nothing is there, or a symlink, which no log belongs to.
         Err(Error::File { source, .. })
@@ -77,7 +77,7 @@ pub(super) fn is_sealed(place: &Place, old: &File) -> Result<bool> {
     let log = place.peek(Working::Log).map_err(place.error("open the log of"))?;
     let Some((log, _)) = log else { return Ok(false) };
     let identity = Identity::of(old).map_err(place.error("look at"))?;
-    let seal = stage_log::read_seal(&log, identity).map_err(|error| log_error(place, error))?;
+    let seal = log::read_seal(&log, identity).map_err(|error| log_error(place, error))?;
     Ok(seal.is_some())
 }
 
@@ -96,7 +96,7 @@ fn look(place: &Place, old: &File, log: File, log_owner: u32) -> Result<Left> {
     let data = place.peek(Working::Stage).map_err(place.error("open the stage of"))?;
     let metadata = old.metadata().map_err(place.error("look at"))?;
     let identity = Identity::of(old).map_err(place.error("look at"))?;
-    let seal = stage_log::read_seal(&log, identity).map_err(|error| log_error(place, error))?;
+    let seal = log::read_seal(&log, identity).map_err(|error| log_error(place, error))?;
     let Some(seal) = seal else { return Ok(Left::Nothing) };
     let trusted = [nix::unistd::geteuid().as_raw(), metadata.uid()];
     if !trusted.contains(&log_owner) || data.as_ref().is_some_and(|(_, owner)| !trusted.contains(owner)) {

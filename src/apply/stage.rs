@@ -1,18 +1,21 @@
 //! The stage of a destination whose file system cannot clone: new data gathers
 //! in a sparse file beside the old one, at its own offsets, and a
-//! [log](crate::apply::stage_log) says which ranges are new. Sealed, the two can be written
+//! [log](crate::apply::stage::log) says which ranges are new. Sealed, the two can be written
 //! into the old file, as often as it takes, without the source.
+
+pub mod log;
+pub mod overlay;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use crate::apply::overlay::{Overlay, RangeKind, Runs};
 use crate::apply::ranges::{self, copy_between, make_zero, set_length};
-use crate::apply::stage_log::{
+use crate::apply::stage::log::{
     Identity, KIND_SEAL, LogReader, MAX_RUNS, Seal, digest_of, each_stretch, encode, kind_of, read_seal,
 };
+use crate::apply::stage::overlay::{Overlay, RangeKind, Runs};
 use crate::scan::{self, FileImage};
 use crate::sys;
 

@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::path::Path;
 
-use holesync::apply::overlay::{Overlay, RangeKind, Runs};
+use holesync::apply::stage::overlay::{Overlay, RangeKind, Runs};
 use holesync::hashmap::{Grid, root_of};
 use holesync::options::BlockSize;
 use holesync::scan::{FileImage, Image};

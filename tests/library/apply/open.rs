@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use holesync::apply::recover::{Recovered, recover};
 use holesync::apply::stage::Stage;
-use holesync::apply::stage_log::{Identity, Seal};
+use holesync::apply::stage::log::{Identity, Seal};
 use holesync::apply::{
     Attributes, BasisState, Destination, Opened, Place, Precision, QuickCheck, Setup, Wanted, is_same_time,
 };

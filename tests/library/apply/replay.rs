@@ -7,9 +7,9 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use holesync::apply::Attributes;
-use holesync::apply::overlay::Overlay;
 use holesync::apply::stage::Stage;
-use holesync::apply::stage_log::{Identity, Seal};
+use holesync::apply::stage::log::{Identity, Seal};
+use holesync::apply::stage::overlay::Overlay;
 use holesync::scan::{FileImage, Image};
 use proptest::prelude::*;
 use tempfile::TempDir;

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use holesync::apply::Attributes;
-use holesync::apply::overlay::{Overlay, RangeKind, Runs};
+use holesync::apply::stage::log::{Identity, Seal};
+use holesync::apply::stage::overlay::{Overlay, RangeKind, Runs};
 use holesync::apply::stage::{Sealed, Stage};
-use holesync::apply::stage_log::{Identity, Seal};
 use holesync::scan::{FileImage, Image};
 use proptest::prelude::*;
 use tempfile::TempDir;

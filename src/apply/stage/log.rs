@@ -17,7 +17,7 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 
 use crate::apply::attributes::Attributes;
-use crate::apply::overlay::{RangeKind, Runs};
+use crate::apply::stage::overlay::{RangeKind, Runs};
 use crate::hashmap::Hash;
 use crate::scan;
 
@@ -25,12 +25,12 @@ const MAGIC: &[u8; 16] = b"holesync log 1\r\n";
 /// What the logs of all versions begin with; a number and a line end follow.
 const MAGIC_START: &[u8] = b"holesync log ";
 const VERSION: &str = "1";
-pub(super) const HEADER: usize = 32;
-pub(super) const RECORD: usize = 24;
+pub const HEADER: usize = 32;
+pub const RECORD: usize = 24;
 const KIND_DATA: u32 = 1;
 const KIND_ZERO: u32 = 2;
 const KIND_FREE: u32 = 3;
-pub(super) const KIND_SEAL: u32 = 4;
+pub const KIND_SEAL: u32 = 4;
 const MAX_SEAL: u64 = 4096;
 
 /// Separate ranges that are kept in memory when a log is read back. A log with more of
@@ -54,7 +54,7 @@ impl UnknownFormat {
 /// # Errors
 ///
 /// [`UnknownFormat`], and what reading reports.
-pub(super) fn read_header(log: &File) -> io::Result<[u8; HEADER]> {
+pub fn read_header(log: &File) -> io::Result<[u8; HEADER]> {
     let mut header = [0; HEADER];
     scan::read_or_zeros(log, &mut header, 0)?;
     if is_of_another_version(&header[..MAGIC.len()]) {
@@ -71,7 +71,7 @@ fn is_of_another_version(magic: &[u8]) -> bool {
 }
 
 /// The seal of a log that belongs to a file, if it is whole.
-pub(super) fn read_seal(log: &File, identity: Identity) -> io::Result<Option<Seal>> {
+pub fn read_seal(log: &File, identity: Identity) -> io::Result<Option<Seal>> {
     let Some(mut reader) = LogReader::open(log, identity)? else { return Ok(None) };
     while reader.next_record()?.is_some() {}
     reader.seal()
@@ -79,7 +79,7 @@ pub(super) fn read_seal(log: &File, identity: Identity) -> io::Result<Option<Sea
 
 /// Has `each` told the ranges of a log, for one stretch of the file after the other, which
 /// together are `stretch`: as few of them as hold no more than `most` ranges each.
-pub(super) fn each_stretch(
+pub fn each_stretch(
     log: &File,
     identity: Identity,
     stretch: Range<u64>,
@@ -133,7 +133,7 @@ impl Identity {
     }
 
     /// The header of a log of this file.
-    pub(super) fn header(self) -> [u8; HEADER] {
+    pub fn header(self) -> [u8; HEADER] {
         let mut header = [0; HEADER];
         header[..16].copy_from_slice(MAGIC);
         header[16..24].copy_from_slice(&self.inode.to_le_bytes());
@@ -143,7 +143,7 @@ impl Identity {
 }
 
 /// The number of a kind of range.
-pub(super) fn kind_of(new: RangeKind) -> u32 {
+pub fn kind_of(new: RangeKind) -> u32 {
     match new {
         RangeKind::Data => KIND_DATA,
         RangeKind::Zero => KIND_ZERO,
@@ -152,7 +152,7 @@ pub(super) fn kind_of(new: RangeKind) -> u32 {
 }
 
 /// A record of a range, or the head of a seal whose body is as long as its end says.
-pub(super) fn encode(range: Range<u64>, kind: u32) -> [u8; RECORD] {
+pub fn encode(range: Range<u64>, kind: u32) -> [u8; RECORD] {
     let mut record = [0; RECORD];
     record[..8].copy_from_slice(&range.start.to_le_bytes());
     record[8..16].copy_from_slice(&range.end.to_le_bytes());
@@ -170,7 +170,7 @@ fn decode(record: &[u8; RECORD]) -> Option<(Range<u64>, u32)> {
 }
 
 /// BLAKE3 of the first `len` bytes of a file.
-pub(super) fn digest_of(file: &File, len: u64) -> io::Result<Hash> {
+pub fn digest_of(file: &File, len: u64) -> io::Result<Hash> {
     let mut hasher = blake3::Hasher::new();
     let mut reader = At { file, at: 0 }.take(len);
     if io::copy(&mut reader, &mut hasher)? < len {
@@ -194,7 +194,7 @@ impl Read for At<'_> {
 }
 
 /// Reads a log as far as it is whole.
-pub(super) struct LogReader<'a> {
+pub struct LogReader<'a> {
     log: &'a File,
     input: BufReader<At<'a>>,
     /// The end of the last good record.

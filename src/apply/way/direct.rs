@@ -12,7 +12,7 @@ use crate::apply::recover::forget_stage;
 use crate::error::Result;
 use crate::hashmap::Hash;
 
-pub(super) struct Direct {
+pub struct Direct {
     old: Old,
 }
 

@@ -11,7 +11,7 @@ use crate::hashmap::Hash;
 use crate::sys;
 use crate::working::Working;
 
-pub(super) struct Replica {
+pub struct Replica {
     old: Old,
     /// Made when there is something to change.
     temp: Option<File>,

@@ -70,13 +70,13 @@ impl Runs {
     }
 
     /// The run at or after a place.
-    pub(super) fn at_or_after(&self, at: u64) -> Option<(Range<u64>, RangeKind)> {
+    pub fn at_or_after(&self, at: u64) -> Option<(Range<u64>, RangeKind)> {
         let before = self.0.range(..=at).next_back().filter(|(_, (end, _))| *end > at);
         before.or_else(|| self.0.range(at..).next()).map(|(&start, &(end, new))| (start..end, new))
     }
 
     /// What lies between the data runs within a stretch of the file.
-    pub(super) fn gaps_in_data(&self, stretch: Range<u64>) -> Vec<Range<u64>> {
+    pub fn gaps_in_data(&self, stretch: Range<u64>) -> Vec<Range<u64>> {
         let mut gaps = Vec::new();
         let mut at = stretch.start;
         for (range, _) in self.iter().filter(|(_, new)| *new == RangeKind::Data) {
@@ -89,7 +89,7 @@ impl Runs {
     }
 
     /// The parts of ascending extents that no run covers.
-    pub(super) fn kept_extents<'a>(
+    pub fn kept_extents<'a>(
         &'a self,
         extents: impl Iterator<Item = io::Result<Extent>> + 'a,
     ) -> impl Iterator<Item = io::Result<Extent>> + 'a {

@@ -12,7 +12,7 @@ use crate::hashmap::Hash;
 use crate::sys;
 use crate::working::Working;
 
-pub(super) struct Fresh {
+pub struct Fresh {
     old: Option<Old>,
     /// Made when there is something to write.
     temp: Option<File>,

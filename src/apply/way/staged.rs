@@ -11,13 +11,13 @@ use crate::apply::place::Old;
 use crate::apply::ranges;
 use crate::apply::recover::{forget_stage, replay};
 use crate::apply::stage::Stage;
-use crate::apply::stage_log::{Identity, Seal};
+use crate::apply::stage::log::{Identity, Seal};
 use crate::error::Result;
 use crate::hashmap::Hash;
 use crate::sys;
 use crate::working::Working;
 
-pub(super) struct Staged {
+pub struct Staged {
     old: Old,
     /// Made when there is something to change.
     stage: Option<Stage>,
