@@ -6,11 +6,11 @@ mod verbs;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgAction, Args, Parser, Subcommand, ValueEnum};
 use holesync::error::{Error, Result};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Commit, Compress, Options};
-use holesync::report::Verbosity;
+use holesync::report::{Units, Verbosity};
 
 pub use verbs::run;
 
@@ -21,6 +21,9 @@ pub use verbs::run;
     version,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
+    disable_help_flag = true,
+    arg = help(),
+    mut_subcommands = |verb| verb.arg(help().short('h')),
     override_usage = "holesync [OPTIONS] SRC... DEST\n       holesync COMMAND"
 )]
 pub struct Cli {
@@ -30,6 +33,28 @@ pub struct Cli {
     /// The transfer.
     #[command(flatten)]
     pub transfer: TransferArgs,
+}
+
+/// Where there are operands, `-h` is rsync's.
+fn help() -> Arg {
+    Arg::new("help").long("help").action(ArgAction::Help).help("Print help")
+}
+
+impl Cli {
+    /// Parses a command line. `-h` is help where nothing else is there, and rsync's
+    /// `--human-readable` beside operands.
+    ///
+    /// # Errors
+    ///
+    /// Those of clap; help and version are such.
+    pub fn read(mut arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
+        if let [_, only] = arguments.as_mut_slice()
+            && only == "-h"
+        {
+            *only = "--help".into();
+        }
+        Cli::try_parse_from(arguments)
+    }
 }
 
 /// Everything that is not a transfer.
@@ -223,6 +248,9 @@ pub struct TransferArgs {
     /// Show a table of what was done
     #[arg(long)]
     stats: bool,
+    /// Numbers in units of 1000; twice: of 1024. Alone, -h is --help
+    #[arg(short, long, action = ArgAction::Count)]
+    human_readable: u8,
     /// One JSON object a line on stdout, the summary last
     #[arg(long)]
     json: bool,
@@ -313,6 +341,7 @@ impl TransferArgs {
             quiet: self.quiet,
             progress: self.progress,
             stats: self.stats,
+            units: Units::asked_for(self.human_readable),
         };
         Ok(Transfer {
             sources: self.paths.iter().map(|path| Location::parse(path)).collect::<Result<_>>()?,
@@ -390,8 +419,12 @@ fn size(text: &str) -> Result<u64, String> {
 mod tests {
     use super::*;
 
+    fn read(args: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::read(["holesync"].iter().chain(args).map(OsString::from).collect())
+    }
+
     fn transfer(args: &[&str]) -> Result<Transfer> {
-        Cli::try_parse_from([&["holesync"], args].concat()).expect("clap takes it").transfer.into_transfer()
+        read(args).expect("clap takes it").transfer.into_transfer()
     }
 
     #[test]
@@ -419,5 +452,25 @@ mod tests {
         assert_eq!(transfer(&["--inplace", "a", "b"]).unwrap().options.commit, Commit::InPlace);
         assert_eq!(transfer(&["-B", "5K", "a", "b"]).unwrap_err().exit_code(), 1);
         assert_eq!(transfer(&["--agent=push", "--remote-path=x", "a", "h:b"]).unwrap_err().exit_code(), 1);
+    }
+
+    #[test]
+    fn h_is_rsyncs_beside_operands_and_help_alone() {
+        for (args, units) in [
+            (&["-h", "a", "b"][..], Units::Thousands),
+            (&["-avh", "a", "b"], Units::Thousands),
+            (&["-avzh", "a", "b"], Units::Thousands),
+            (&["a", "b", "-hh"], Units::Powers),
+            (&["-ah", "--stats", "--human-readable", "a", "b"], Units::Powers),
+            (&["-a", "a", "b"], Units::Both),
+        ] {
+            assert_eq!(transfer(args).unwrap().show.units, units, "{args:?}");
+        }
+        for args in
+            [&["-h"][..], &["--help"], &["-avh", "a", "b", "--help"], &["map", "--help"], &["map", "-h"]]
+        {
+            assert_eq!(read(args).unwrap_err().kind(), clap::error::ErrorKind::DisplayHelp, "{args:?}");
+        }
+        assert_eq!(read(&["-vh"]).unwrap_err().kind(), clap::error::ErrorKind::MissingRequiredArgument);
     }
 }

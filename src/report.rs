@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Failure;
 
 pub use json::JsonLines;
-pub use terminal::{Terminal, Verbosity, stats_table};
+pub use terminal::{Terminal, Units, Verbosity, stats_table};
 
 /// What a run did, in bytes unless another unit is named.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

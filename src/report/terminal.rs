@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{BinaryBytes, DecimalBytes, ProgressBar, ProgressStyle};
 
 use crate::error::{escape, lock, printable};
 use crate::report::progress::{Ticker, phase_name};
@@ -22,6 +22,45 @@ pub struct Verbosity {
     pub progress: bool,
     /// The table of counters at the end.
     pub stats: bool,
+    /// The units of its numbers, and of the last line.
+    pub units: Units,
+}
+
+/// How numbers of bytes are shown; what rsync's `-h` means, as far as there are numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Units {
+    /// In units of 1024, and in bytes in the table of counters.
+    #[default]
+    Both,
+    /// In units of 1000.
+    Thousands,
+    /// In units of 1024.
+    Powers,
+}
+
+impl Units {
+    /// What `--human-readable` means when it is given so many times.
+    pub fn asked_for(times: u8) -> Units {
+        match times {
+            0 => Units::Both,
+            1 => Units::Thousands,
+            _ => Units::Powers,
+        }
+    }
+
+    fn short(self, bytes: u64) -> String {
+        match self {
+            Units::Thousands => DecimalBytes(bytes).to_string(),
+            Units::Both | Units::Powers => BinaryBytes(bytes).to_string(),
+        }
+    }
+
+    fn full(self, bytes: u64) -> String {
+        match self {
+            Units::Both if bytes >= 1024 => format!("{bytes} B ({})", self.short(bytes)),
+            _ => self.short(bytes),
+        }
+    }
 }
 
 /// Shows a run on a terminal, or in a log.
@@ -59,8 +98,14 @@ impl Terminal {
     pub fn new(show: Verbosity) -> Terminal {
         let terminal = std::io::stderr().is_terminal();
         let bar = if terminal && !show.quiet { ProgressBar::new(0) } else { ProgressBar::hidden() };
-        let template =
-            "{msg:>12} [{bar:30}] {bytes}/{total_bytes} of data, {binary_bytes_per_sec}, {eta} left";
+        let template = match show.units {
+            Units::Thousands => {
+                "{msg:>12} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} of data, {decimal_bytes_per_sec}, {eta} left"
+            }
+            Units::Both | Units::Powers => {
+                "{msg:>12} [{bar:30}] {bytes}/{total_bytes} of data, {binary_bytes_per_sec}, {eta} left"
+            }
+        };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
@@ -84,7 +129,7 @@ impl Terminal {
         self.bar.inc(done);
         if let Some(progress) = self.ticker.as_ref().and_then(|ticker| ticker.add(found, done)) {
             let phase = phase.map_or("", phase_name);
-            let (done, found) = (HumanBytes(progress.done), HumanBytes(progress.found));
+            let [done, found] = [progress.done, progress.found].map(|bytes| self.show.units.short(bytes));
             let _ = writeln!(std::io::stderr(), "{phase:>12} {done}/{found} of data");
         }
     }
@@ -125,10 +170,11 @@ impl Reporter for Terminal {
     fn summary(&self, summary: &Summary) {
         self.bar.finish_and_clear();
         if self.show.stats {
-            self.print(&stats_table(summary));
+            self.print(&stats_table(summary, self.show.units));
         } else if self.show.names > 0 {
             let dry = if summary.dry_run { " (dry run)" } else { "" };
-            let (sent, received) = (HumanBytes(summary.wire_sent), HumanBytes(summary.wire_received));
+            let [sent, received] =
+                [summary.wire_sent, summary.wire_received].map(|bytes| self.show.units.short(bytes));
             let stats = &summary.stats;
             self.print(&format!(
                 "{} of {} files sent, {sent} out, {received} in, {:.2} s{dry}",
@@ -141,8 +187,9 @@ impl Reporter for Terminal {
 }
 
 /// The table that `--stats` prints.
-pub fn stats_table(summary: &Summary) -> String {
+pub fn stats_table(summary: &Summary, units: Units) -> String {
     let stats = &summary.stats;
+    let size = |bytes| units.full(bytes);
     let seconds = summary.elapsed.as_secs_f64().max(1e-6);
     let wire = summary.wire_sent + summary.wire_received;
     let rows = [
@@ -160,15 +207,11 @@ pub fn stats_table(summary: &Summary) -> String {
         ("written", size(stats.written_bytes)),
         ("punched", size(stats.punched_bytes)),
         ("time", format!("{seconds:.2} s")),
-        ("rate", format!("{}/s of data", HumanBytes((stats.data_bytes as f64 / seconds) as u64))),
+        ("rate", format!("{}/s of data", units.short((stats.data_bytes as f64 / seconds) as u64))),
         (
             "speed-up",
             format!("{:.1} (apparent size / wire)", stats.apparent_bytes as f64 / wire.max(1) as f64),
         ),
     ];
     rows.map(|(name, value)| format!("{name:<14} {value}")).join("\n")
-}
-
-fn size(bytes: u64) -> String {
-    if bytes < 1024 { format!("{bytes} B") } else { format!("{bytes} B ({})", HumanBytes(bytes)) }
 }

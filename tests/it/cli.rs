@@ -685,3 +685,16 @@ fn a_run_that_takes_long_tells_of_its_progress_when_asked_to() {
         assert!(line["done_bytes"].as_u64() <= line["data_bytes"].as_u64(), "{line}");
     }
 }
+
+#[test]
+fn h_among_other_letters_copies_and_shortens_numbers() {
+    let dir = lab::scratch();
+    let (source, copy) = (dir.path().join("source"), dir.path().join("copy"));
+    Layout::dense("source", 3_000_000, &mut Rng(3)).write(&source);
+    for (letters, size) in [("-avh", "3.00 MB"), ("-avhh", "2.86 MiB"), ("-av", "3000000 B (2.86 MiB)")] {
+        let outcome = run(holesync().args([letters, "--stats"]).args([&source, &copy])).ok();
+        let row = outcome.stdout.lines().find(|line| line.starts_with("apparent size")).expect("a table");
+        assert_eq!(row.trim_start_matches("apparent size").trim(), size, "{letters}");
+        assert_same(&source, &copy);
+    }
+}
