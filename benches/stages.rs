@@ -225,7 +225,7 @@ fn clone(from: &Path, to: &Path) -> bool {
 fn apply(path: &Path, bytes: &[u8], part: Range<usize>) {
     let dir = File::open(path.parent().unwrap()).unwrap();
     let name = path.file_name().unwrap().to_owned();
-    let place = Place { dir: Arc::new(dir.into()), name, path: path.to_path_buf() };
+    let place = Place::new(Arc::new(dir.into()), name, path.to_path_buf());
     let length = bytes.len() as u64;
     let attributes = Attributes { new_mode: 0o600, ..Attributes::default() };
     let quick_check = QuickCheck::Never;

@@ -1,7 +1,10 @@
 //! The destination of one file: from what is there to what is wanted. Knows no protocol.
 //!
 //! 1. [`Destination::open`] looks at what is there and at working files beside it. A dry run
-//!    does step 3, and says what there is to compare with.
+//!    does step 3, and says what there is to compare with. Working files that are not as this
+//!    process makes them are another's: they are not read, but a log of another's keeps
+//!    step 3 from believing size and time; this run's own get other names, and another's go,
+//!    where that may be, after step 7.
 //! 2. A sealed log is replayed: without the source, before anything else. One that another
 //!    version wrote is an error.
 //! 3. A file that passes the quick check gets its attributes, working files go, and that is
@@ -34,6 +37,7 @@
 //! none.
 
 mod attributes;
+mod beside;
 mod commit;
 mod copy;
 mod open;
@@ -339,6 +343,7 @@ impl Destination {
             && task.can_leave(old)?
         {
             task.leave(old, root)?;
+            task.place.remove_litter(&task.beside.litter);
             return Ok(Finished { written: 0, punched: 0, changed: false });
         }
         let changed = way.is_resumed() || !compared || changes_length || task.counts.has_changes();
@@ -349,6 +354,7 @@ impl Destination {
             // It knows what is sealed.
             Way::Staged(staged) => staged.finish(&task, root, kept),
         }?;
+        task.place.remove_litter(&task.beside.litter);
         let Counts { written, zeroed, freed } = task.counts;
         Ok(Finished { written, punched: zeroed.saturating_add(freed), changed })
     }
@@ -365,6 +371,9 @@ impl Destination {
 
     /// Keeps what was gathered for the next run.
     pub fn keep(mut self) {
+        if !self.task.place.finds_again() {
+            return self.discard(None);
+        }
         if self.way.has_begun() {
             // Zeros that are not made are only found to be missing by the next run.
             let _ = self.make_zeros();

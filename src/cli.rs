@@ -1,6 +1,7 @@
 //! The command line: parsed with clap, turned into [`Options`] and the like.
 //! Knows every flag and nothing about how the work is done.
 
+mod recover;
 mod verbs;
 
 use std::ffi::OsString;

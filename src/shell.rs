@@ -22,7 +22,7 @@ use crate::options::{Compress, Options};
 use crate::remote::{Input, Output};
 use crate::report::{Event, Reporter};
 use crate::source::{Metadata, Owner};
-use crate::working::Working;
+use crate::working::{Naming, Working};
 
 pub use receive::run as receive;
 pub use receiver::run_command;
@@ -204,7 +204,7 @@ impl TempNames {
         let mut name = path.file_name().unwrap_or_default().to_os_string();
         name.push(".");
         name.push(&self.0);
-        relative(path.with_file_name(Working::Temp.name_for(&name)).as_os_str().as_bytes())
+        relative(path.with_file_name(Working::Temp.name_for(&name, Naming::Common)).as_os_str().as_bytes())
     }
 }
 

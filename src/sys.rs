@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, FallocateFlags, OFlag, OpenHow, PosixFadviseAdvice, ResolveFlag};
+use nix::fcntl::{AtFlags, FallocateFlags, OFlag, OpenHow, PosixFadviseAdvice, RenameFlags, ResolveFlag};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, UtimensatFlags};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, Whence};
@@ -288,6 +288,21 @@ pub fn stat_at(dir: impl AsFd, name: &OsStr) -> io::Result<Option<FileStat>> {
 pub fn rename_at(dir: impl AsFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
     let dir = dir.as_fd();
     Ok(nix::fcntl::renameat(dir, from, dir, to)?)
+}
+
+/// `renameat2` within one directory, to a name that nothing has: what has it is an error
+/// (`EEXIST`). A file system that cannot promise that renames all the same.
+pub fn rename_new_at(dir: impl AsFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
+    let dir = dir.as_fd();
+    match nix::fcntl::renameat2(dir, from, dir, to, RenameFlags::RENAME_NOREPLACE) {
+        Err(Errno::EINVAL | Errno::ENOSYS) => rename_at(dir, from, to),
+        other => Ok(other?),
+    }
+}
+
+/// Removes an empty directory.
+pub fn remove_dir_at(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
+    Ok(nix::unistd::unlinkat(dir, name, UnlinkatFlags::RemoveDir)?)
 }
 
 /// Removes a name that is not a directory; whether there was one.

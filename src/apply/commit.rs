@@ -1,6 +1,7 @@
 //! What the ways to the new file have in common: which there are, and length, sync, check,
 //! attributes, and the rename. Every failure is an error.
 
+use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use nix::sys::stat::SFlag;
 
 use crate::apply::Wanted;
+use crate::apply::beside::Beside;
 use crate::apply::place::{Access, Old, Place, kind_of};
 use crate::apply::ranges::{self, Abilities};
 use crate::apply::recover::{Recovered, check_root};
@@ -29,7 +31,7 @@ pub(super) struct Task {
     /// What the file system can do; nothing where nothing is compared.
     pub can: Abilities,
     /// Working files of earlier runs.
-    pub leftovers: Vec<Working>,
+    pub beside: Beside,
     /// What became of a sealed log of an earlier run.
     pub recovered: Recovered,
     pub counts: Counts,
@@ -59,6 +61,12 @@ pub(super) enum OldFile {
     PartlyWritten,
 }
 
+/// Somebody else wrote the destination, or took its name.
+fn changed_meanwhile(place: &Place) -> Error {
+    let why = "changed while it was being updated; it was left alone: see what writes to it, then run again";
+    Error::refused(&place.path, why)
+}
+
 impl Task {
     /// The working file `kind` has all of the new content: it takes the place of the old
     /// file. Step 7 of [`apply`](crate::apply).
@@ -71,11 +79,11 @@ impl Task {
         sys::allocate_exactly(new, false);
         self.verify(new, root)?;
         self.check_old(old)?;
-        let name = kind.name_for(&place.name);
+        let name = place.name_of(kind);
         if !place.is_named(&name, new).map_err(place.error("put in place"))? {
             return Err(place.replaced());
         }
-        sys::rename_at(&place.dir, &name, &place.name).map_err(place.error("put in place"))?;
+        self.rename(&name, old)?;
         self.sync_dir()?;
         if kind == Working::Stage {
             place.remove(&[Working::Log]).map_err(place.error("clean up after"))?;
@@ -87,13 +95,29 @@ impl Task {
         Ok(())
     }
 
+    /// Has a working file take the name of the destination. Where nothing was, what came
+    /// meanwhile is not replaced.
+    fn rename(&self, working: &OsStr, old: Option<&Old>) -> Result<()> {
+        let place = &self.place;
+        let is_new = old.is_none() && place.stat()?.is_none();
+        let renamed = if is_new {
+            sys::rename_new_at(&place.dir, working, &place.name)
+        } else {
+            sys::rename_at(&place.dir, working, &place.name)
+        };
+        renamed.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => changed_meanwhile(place),
+            _ => place.error("put in place")(error),
+        })
+    }
+
     /// The old file turned out to be all that is wanted but for its attributes.
     pub fn leave(&self, old: &Old, root: &Hash) -> Result<()> {
         let place = &self.place;
         self.check_old(Some(old))?;
         self.verify(&old.file, root)?;
         self.wanted.attributes.set(&old.file).map_err(place.error("set the attributes of"))?;
-        place.remove(&self.leftovers).map_err(place.error("clean up after"))
+        place.remove(&self.beside.leftovers).map_err(place.error("clean up after"))
     }
 
     /// Whether the old file, of which nothing was found to differ, can be left as it is.
@@ -190,16 +214,12 @@ impl Task {
             }
             None => stat.is_none_or(|stat| kind_of(&stat) == SFlag::S_IFLNK),
         };
-        if !same {
-            let why = "changed while it was being updated; it was left alone: see what writes to it, then run again";
-            return Err(Error::refused(&self.place.path, why));
-        }
-        Ok(())
+        if same { Ok(()) } else { Err(changed_meanwhile(&self.place)) }
     }
 
     /// Whether an earlier run left a log or a stage.
     pub fn has_leftover_stage(&self) -> bool {
-        [Working::Log, Working::Stage].iter().any(|kind| self.leftovers.contains(kind))
+        [Working::Log, Working::Stage].iter().any(|kind| self.beside.leftovers.contains(kind))
     }
 
     /// After an error on a full disk, removes what would only be in the way; but a sealed
@@ -209,7 +229,7 @@ impl Task {
             return;
         }
         let kinds: &[Working] = match self.recovered {
-            Recovered::Damaged => &[Working::Temp, Working::Clone],
+            recovered if recovered.is_doubtful() => &[Working::Temp, Working::Clone],
             _ => &Working::ALL,
         };
         // The disk is in trouble already; what cannot be removed is found by the next run.

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
+use crate::apply::beside::Beside;
 use crate::apply::commit::{Counts, Task};
 use crate::apply::place::{Access, Old, Place, Turns, kind_of};
 use crate::apply::ranges::{Abilities, Probe};
@@ -121,7 +122,7 @@ impl Destination {
     /// [`Error::Refused`] when a directory or something odd is there, when another run
     /// holds it, when a device is too small, or when another version of this program left
     /// a log.
-    pub fn open(place: Place, wanted: Wanted, setup: &Setup) -> Result<Opening> {
+    pub fn open(mut place: Place, wanted: Wanted, setup: &Setup) -> Result<Opening> {
         let options = &setup.options;
         let mut stat = place.stat()?;
         if options.dry_run {
@@ -131,23 +132,23 @@ impl Destination {
         if let Some(other) = kind.filter(|kind| !is_possible(*kind)) {
             return Err(in_the_way(&place, other));
         }
-        let mut leftovers = place.leftovers()?;
+        let mut beside = place.look_beside()?;
         let mut recovered = Recovered::Nothing;
-        if leftovers.contains(&Working::Log) && kind != Some(SFlag::S_IFBLK) {
-            recovered = recover::recover(&place, options.fsync)?;
+        if kind != Some(SFlag::S_IFBLK) {
+            recovered = recover::finish_beside(&place, &beside, options.fsync)?;
             if matches!(recovered, Recovered::Finished(_)) {
-                (stat, leftovers) = (place.stat()?, place.leftovers()?);
+                (stat, beside) = (place.stat()?, place.look_beside()?);
             }
         }
-        if recovered != Recovered::Damaged
+        if !recovered.is_doubtful()
             && let Some(stat) = stat.filter(|stat| is_equal(stat, &wanted, options))
         {
             place.set_attributes_of(&stat, &wanted.attributes)?;
-            remove_leftovers(&place, &leftovers)?;
+            remove_leftovers(&place, &beside)?;
             return Ok(Opening { recovered, opened: Opened::Equal });
         }
         let (options, can) = (Arc::clone(options), Abilities::default());
-        let task = Task { place, wanted, options, can, leftovers, recovered, counts: Counts::default() };
+        let task = Task { place, wanted, options, can, beside, recovered, counts: Counts::default() };
         let destination = match stat.map(|stat| (kind_of(&stat), stat)) {
             Some((SFlag::S_IFREG, stat)) => existing(task, stat, setup),
             Some((SFlag::S_IFBLK, _)) => device(task),
@@ -203,18 +204,19 @@ fn is_equal(stat: &FileStat, wanted: &Wanted, options: &Options) -> bool {
 
 /// Removes what interrupted runs left beside a file that needs nothing, unless another run
 /// is at work there.
-fn remove_leftovers(place: &Place, leftovers: &[Working]) -> Result<()> {
-    if leftovers.is_empty() {
-        return Ok(());
-    }
-    // A file that is locked, or not ours to open, is another's to clean up after.
-    match place.open(&place.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK).map(|file| place.locked(file)) {
-        // Another run may have sealed a log since they were looked for, and ended.
-        Ok(Ok(locked)) if !recover::is_sealed(place, &locked)? => {
-            place.remove(leftovers).map_err(place.error("clean up after"))
+fn remove_leftovers(place: &Place, beside: &Beside) -> Result<()> {
+    if !beside.is_empty() {
+        // A file that is locked, or not ours to open, is another's to clean up after.
+        match place.open(&place.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK).map(|file| place.locked(file)) {
+            // Another run may have sealed a log since they were looked for, and ended.
+            Ok(Ok(locked)) if !recover::is_sealed(place, &locked)? => {
+                place.remove(&beside.leftovers).map_err(place.error("clean up after"))?;
+                place.remove_litter(&beside.litter);
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 fn is_possible(kind: SFlag) -> bool {
@@ -233,7 +235,7 @@ fn in_the_way(place: &Place, kind: SFlag) -> Error {
 
 /// Removes leftovers that no file can be finished from.
 fn remove_drafts(task: &Task, kinds: &[Working]) -> Result<()> {
-    let there = kinds.iter().copied().filter(|kind| task.leftovers.contains(kind)).collect::<Vec<_>>();
+    let there = kinds.iter().copied().filter(|kind| task.beside.leftovers.contains(kind)).collect::<Vec<_>>();
     task.place.remove(&there).map_err(task.place.error("clean up after"))
 }
 
@@ -259,7 +261,7 @@ fn resumed(mut task: Task, setup: &Setup, old: Option<Old>, temp: File) -> Resul
 /// The temp file of an earlier run, locked, to go on from.
 fn resumable_temp(task: &Task) -> Result<Option<File>> {
     let place = &task.place;
-    if !task.leftovers.contains(&Working::Temp) {
+    if !task.beside.leftovers.contains(&Working::Temp) {
         return Ok(None);
     }
     let leftover = place.leftover(Working::Temp).map_err(place.error("open the temp file of"))?;
@@ -283,7 +285,7 @@ fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination
     // to is left to it until it is replaced; and nothing may fail behind a seal.
     let may_change = old.access == Access::Write
         && old.state.nlink() == 1
-        && task.recovered != Recovered::Damaged
+        && !task.recovered.is_doubtful()
         && task.wanted.attributes.may_be_set_on(&old.state)
         && task.can.reserve
         && task.can.punch;
@@ -324,7 +326,7 @@ fn staged(task: Task, old: Old) -> Result<Destination> {
         let length = overlay.length()?;
         Ok(Some((stage, Basis { image: Arc::new(overlay), length, state: None })))
     };
-    if [Working::Stage, Working::Log].iter().all(|kind| task.leftovers.contains(kind)) {
+    if [Working::Stage, Working::Log].iter().all(|kind| task.beside.leftovers.contains(kind)) {
         let leftovers =
             || -> io::Result<_> { Ok(place.leftover(Working::Stage)?.zip(place.leftover(Working::Log)?)) };
         if let Some((data, log)) = leftovers().map_err(place.error("open the stage of"))?

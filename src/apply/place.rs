@@ -17,7 +17,7 @@ use nix::sys::stat::{FileStat, SFlag};
 use crate::apply::attributes::Attributes;
 use crate::error::{Error, Result, lock};
 use crate::sys;
-use crate::working::Working;
+use crate::working::{Naming, Working};
 
 /// A name in an open directory: where a destination is. Nobody can put another
 /// directory in the place of an open one.
@@ -29,6 +29,8 @@ pub struct Place {
     pub name: OsString,
     /// How to name it to people.
     pub path: PathBuf,
+    /// Whose names working files have.
+    pub(super) naming: Naming,
 }
 
 /// What may be done with an old file.
@@ -110,6 +112,16 @@ impl Drop for Turn {
 }
 
 impl Place {
+    /// A name in a directory.
+    pub fn new(dir: Arc<OwnedFd>, name: OsString, path: PathBuf) -> Place {
+        Place { dir, name, path, naming: Naming::Common }
+    }
+
+    /// The same place, with working files of other names.
+    pub(super) fn under(&self, naming: Naming) -> Place {
+        Place { naming, ..self.clone() }
+    }
+
     pub(super) fn error(&self, doing: &'static str) -> impl FnOnce(io::Error) -> Error + use<> {
         let path = self.path.clone();
         move |source| Error::File { doing, path, source }
@@ -119,30 +131,9 @@ impl Place {
         Ok(sys::open_beneath(self.dir.as_fd(), name.as_ref(), flags, 0o600)?.into())
     }
 
-    /// The kinds of working files that are there, whoever made them.
-    pub(super) fn leftovers(&self) -> Result<Vec<Working>> {
-        let found = Working::ALL.into_iter().filter_map(|kind| match self.has(kind) {
-            Ok(there) => there.then_some(Ok(kind)),
-            Err(error) => Some(Err(error)),
-        });
-        found.collect::<io::Result<Vec<_>>>().map_err(self.error("look beside"))
-    }
-
-    /// A working file of an earlier run, to go on from. What has its name and is not ours
-    /// alone (a link, another user's file) is none, and goes.
-    pub(super) fn leftover(&self, kind: Working) -> io::Result<Option<File>> {
-        let name = kind.name_for(&self.name);
-        let Some(stat) = sys::stat_at(&self.dir, &name)? else { return Ok(None) };
-        let euid = nix::unistd::geteuid().as_raw();
-        if kind_of(&stat) == SFlag::S_IFREG && stat.st_uid == euid {
-            let file = self.open(&name, OFlag::O_RDWR | OFlag::O_NONBLOCK)?;
-            let metadata = file.metadata()?;
-            if metadata.is_file() && metadata.nlink() == 1 && metadata.uid() == euid {
-                return Ok(Some(file));
-            }
-        }
-        sys::unlink_at(&self.dir, &name)?;
-        Ok(None)
+    /// The name of a working file of this destination.
+    pub(super) fn name_of(&self, kind: Working) -> OsString {
+        kind.name_for(&self.name, self.naming)
     }
 
     /// The file that is there, locked, with as much access as there is.
@@ -179,33 +170,18 @@ impl Place {
     }
 
     /// Whether there is a working file of this kind, whoever made it.
-    pub fn has(&self, kind: Working) -> io::Result<bool> {
-        Ok(sys::stat_at(&self.dir, &kind.name_for(&self.name))?.is_some())
-    }
-
-    /// A working file as it is, for reading, with its owner; nothing is removed.
-    pub(super) fn peek(&self, kind: Working) -> io::Result<Option<(File, u32)>> {
-        match self.open(&kind.name_for(&self.name), OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
-            Ok(file) => {
-                let metadata = file.metadata()?;
-                Ok(metadata.is_file().then_some((file, metadata.uid())))
-            }
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ELOOP)) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// A new working file; there must be none.
-    pub(super) fn create(&self, kind: Working) -> io::Result<File> {
-        self.open(&kind.name_for(&self.name), OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)
+    pub(super) fn has(&self, kind: Working) -> io::Result<bool> {
+        Ok(sys::stat_at(&self.dir, &self.name_of(kind))?.is_some())
     }
 
     /// A file without a name, to try things out on. Where the file system has none such, a
-    /// working file loses its name at once: for who has locked the old file.
+    /// working file loses its name at once.
     pub(super) fn unnamed(&self) -> io::Result<File> {
         self.open(OsStr::new("."), OFlag::O_TMPFILE | OFlag::O_RDWR).or_else(|_| {
-            let file = self.create(Working::Clone)?;
-            self.remove(&[Working::Clone])?;
+            let naming = Naming::once(nix::unistd::geteuid().as_raw());
+            let name = Working::Clone.name_for(&self.name, naming);
+            let file = self.open(&name, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
+            sys::unlink_at(&self.dir, &name)?;
             Ok(file)
         })
     }
@@ -218,7 +194,7 @@ impl Place {
     }
 
     pub(super) fn remove(&self, kinds: &[Working]) -> io::Result<()> {
-        kinds.iter().try_for_each(|kind| sys::unlink_at(&self.dir, &kind.name_for(&self.name)).map(|_| ()))
+        kinds.iter().try_for_each(|kind| sys::unlink_at(&self.dir, &self.name_of(*kind)).map(|_| ()))
     }
 
     pub(super) fn sync_dir(&self) -> io::Result<()> {
@@ -230,7 +206,7 @@ impl Place {
     /// finished and made it the destination: then it must not be touched.
     pub(super) fn locked_temp(&self, file: File) -> Result<File> {
         let file = self.locked(file)?;
-        let is_named = self.is_named(&Working::Temp.name_for(&self.name), &file);
+        let is_named = self.is_named(&self.name_of(Working::Temp), &file);
         if !is_named.map_err(self.error("look at the temp file of"))? {
             return Err(Error::refused(&self.path, "another holesync run has just written it; run again"));
         }
@@ -267,16 +243,23 @@ impl Place {
     ///
     /// What the system calls report: a directory in its place, for one.
     pub fn put_symlink(&self, link: &OsStr) -> Result<()> {
-        let temp = Working::Temp.name_for(&self.name);
-        let put = || -> io::Result<()> {
-            sys::unlink_at(&self.dir, &temp)?;
-            sys::symlink_at(&self.dir, link, &temp)?;
+        let put = |naming| -> io::Result<()> {
+            let temp = Working::Temp.name_for(&self.name, naming);
+            match sys::symlink_at(&self.dir, link, &temp) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    self.clear(&temp)?;
+                    sys::symlink_at(&self.dir, link, &temp)?;
+                }
+                other => other?,
+            }
             sys::rename_at(&self.dir, &temp, &self.name).inspect_err(|_| {
                 // The rename's error is the one to report.
                 let _ = sys::unlink_at(&self.dir, &temp);
             })
         };
-        put().map_err(self.error("create the symlink"))
+        // What has the common name may be another's.
+        let once = || Naming::once(nix::unistd::geteuid().as_raw());
+        put(Naming::Common).or_else(|_| put(once())).map_err(self.error("create the symlink"))
     }
 
     /// What is there now, not following a symlink.

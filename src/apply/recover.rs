@@ -1,14 +1,18 @@
 //! Finishes what a crash interrupted between sealing a log and the end of its replay:
 //! without the source, as often as it takes. Removes a log only when the file is whole.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use nix::fcntl::OFlag;
+
+use crate::apply::attributes::Attributes;
+use crate::apply::beside::Beside;
 use crate::apply::place::{Access, Old, Place};
 use crate::apply::stage::Sealed;
-use crate::apply::stage::log::{self, Identity, UnknownFormat};
+use crate::apply::stage::log::{self, Identity, LogEnd, UnknownFormat};
 use crate::error::{Error, Result, printable};
 use crate::hashmap::{self, Grid, Hash};
 use crate::options::BlockSize;
@@ -18,26 +22,39 @@ use crate::working::Working;
 /// What there was to finish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recovered {
-    /// Nothing.
+    /// Nothing: no log lies there.
     Nothing,
+    /// A log that is not sealed: the file is as it was before that run.
+    NotBegun,
+    /// A log that ends in something that no run wrote: whether it was sealed is not known.
+    Unreadable,
+    /// A log of another file, which had this name before.
+    Replaced,
     /// The file, which now has this root hash.
     Finished(Hash),
     /// Something, but it is not what was sealed: it was not touched.
     Damaged,
+    /// Something that a run of this user sealed, or may have.
+    Foreign(u32),
 }
 
 impl Recovered {
-    /// What the user should be told of it.
+    /// Whether the file may be half written, as far as is known.
+    pub fn is_doubtful(&self) -> bool {
+        matches!(self, Recovered::Damaged | Recovered::Foreign(_))
+    }
+
+    /// What the user should be told of it, where the file is sent anyhow.
     pub fn warning(&self, path: &Path) -> Option<String> {
         let path = printable(path);
         match self {
-            Recovered::Nothing => None,
             Recovered::Finished(_) => {
                 Some(format!("finished what an interrupted run had begun to write into {path}"))
             }
             Recovered::Damaged => Some(format!(
                 "what an interrupted run left to finish {path} from is damaged; it is compared with the source instead"
             )),
+            _ => None,
         }
     }
 }
@@ -50,62 +67,110 @@ impl Recovered {
 /// When the log is sealed and the file can't be finished from it, or another version
 /// wrote it: then everything stays.
 pub fn recover(place: &Place, sync: bool) -> Result<Recovered> {
+    let mut place = place.clone();
+    let beside = place.look_beside()?;
+    finish_beside(&place, &beside, sync)
+}
+
+/// Finishes the file from a log that lies beside it.
+pub(super) fn finish_beside(place: &Place, beside: &Beside, sync: bool) -> Result<Recovered> {
+    let mut found = Recovered::Nothing;
+    for naming in &beside.logs {
+        found = finish_from_log(&place.under(*naming), sync)?;
+        if matches!(found, Recovered::Finished(_) | Recovered::Damaged) {
+            return Ok(found);
+        }
+    }
+    match &beside.foreign_log {
+        Some((name, uid)) if may_be_sealed(place, name)? => Ok(Recovered::Foreign(*uid)),
+        _ => Ok(found),
+    }
+}
+
+fn finish_from_log(place: &Place, sync: bool) -> Result<Recovered> {
     let peek = || place.peek(Working::Log).map_err(place.error("open the log of"));
-    let Some((log, _)) = peek()? else { return Ok(Recovered::Nothing) };
+    let Some(log) = peek()? else { return Ok(Recovered::Nothing) };
     log::read_header(&log).map_err(|error| log_error(place, error))?;
     let old = match place.open_old() {
         // Nothing is there, or a symlink, which no log belongs to.
-        Err(Error::File { source, .. })
-            if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ELOOP)) =>
-        {
-            return Ok(Recovered::Nothing);
-        }
+        Err(Error::File { source, .. }) if is_gone(&source) => return without_seal(place, &log),
         other => other?,
     };
     // Only what is there under the lock counts: whoever held it may have finished, or
     // sealed another log and died.
-    let Some((log, log_owner)) = peek()? else { return Ok(Recovered::Nothing) };
-    match look(place, &old.file, log, log_owner)? {
-        Left::Nothing => Ok(Recovered::Nothing),
+    let Some(log) = peek()? else { return Ok(Recovered::Nothing) };
+    match look(place, &old.file, log)? {
+        Left::Nothing(found) => Ok(found),
         Left::Incomplete => Ok(Recovered::Damaged),
         Left::Whole(sealed) => finish(place, &old, &sealed, sync),
     }
 }
 
+/// Whether another user's log may be the seal of this file, as far as it may be read. It is
+/// not believed: the file is compared, whatever its size and time.
+fn may_be_sealed(place: &Place, name: &OsStr) -> Result<bool> {
+    let read = || -> io::Result<bool> {
+        let log = place.open(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
+        if !log.metadata()?.is_file() {
+            return Ok(false);
+        }
+        let old = place.open(&place.name, OFlag::O_PATH)?;
+        Ok(log::read_seal(&log, Identity::of(&old)?)?.is_some())
+    };
+    match read() {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(true),
+        Err(error) if UnknownFormat::is_in(&error) => Ok(true),
+        Err(error) if is_gone(&error) => Ok(false),
+        other => other.map_err(place.error("read the log of")),
+    }
+}
+
+/// Whether an error of opening says that there is nothing to open, or nothing that holds
+/// content.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ELOOP | libc::ENXIO))
+}
+
+/// What a log is that has no seal of the file that is there.
+fn without_seal(place: &Place, log: &File) -> Result<Recovered> {
+    let end = log::end_of(log).map_err(|error| log_error(place, error))?;
+    Ok(match end {
+        LogEnd::Open => Recovered::NotBegun,
+        LogEnd::Damaged => Recovered::Unreadable,
+        LogEnd::OfAnotherFile => Recovered::Replaced,
+    })
+}
+
 /// Whether a sealed log belongs to a file, which is locked.
 pub(super) fn is_sealed(place: &Place, old: &File) -> Result<bool> {
     let log = place.peek(Working::Log).map_err(place.error("open the log of"))?;
-    let Some((log, _)) = log else { return Ok(false) };
+    let Some(log) = log else { return Ok(false) };
     let identity = Identity::of(old).map_err(place.error("look at"))?;
     let seal = log::read_seal(&log, identity).map_err(|error| log_error(place, error))?;
     Ok(seal.is_some())
 }
 
-/// What an interrupted run left of a sealed log and its stage.
+/// What an interrupted run left of a log and its stage.
 enum Left {
-    /// There is no seal, or it is not this file's.
-    Nothing,
-    /// A log without its stage.
+    /// Nothing to finish this file from.
+    Nothing(Recovered),
+    /// A sealed log without its stage.
     Incomplete,
     Whole(Box<Sealed>),
 }
 
-/// Looks for the seal in a log. Log and stage must be ours, or the old file's owner's, who
-/// could write it anyway.
-fn look(place: &Place, old: &File, log: File, log_owner: u32) -> Result<Left> {
+/// Looks for the seal in a log. Where a file system shows one owner for all files, anybody
+/// may have made it: its content is checked, its attributes are left out.
+fn look(place: &Place, old: &File, log: File) -> Result<Left> {
     let data = place.peek(Working::Stage).map_err(place.error("open the stage of"))?;
-    let metadata = old.metadata().map_err(place.error("look at"))?;
     let identity = Identity::of(old).map_err(place.error("look at"))?;
     let seal = log::read_seal(&log, identity).map_err(|error| log_error(place, error))?;
-    let Some(seal) = seal else { return Ok(Left::Nothing) };
-    let trusted = [nix::unistd::geteuid().as_raw(), metadata.uid()];
-    if !trusted.contains(&log_owner) || data.as_ref().is_some_and(|(_, owner)| !trusted.contains(owner)) {
-        let why = "an interrupted run of another user left a log to finish it from; run holesync recover as that \
-                   user, or remove its .holesync. files";
-        return Err(Error::refused(&place.path, why));
+    let Some(mut seal) = seal else { return without_seal(place, &log).map(Left::Nothing) };
+    if place.hides_owners() {
+        seal.attributes = Attributes::default();
     }
     Ok(match data {
-        Some((data, _)) => Left::Whole(Box::new(Sealed::new(data, log, seal))),
+        Some(data) => Left::Whole(Box::new(Sealed::new(data, log, seal))),
         None => Left::Incomplete,
     })
 }
@@ -140,7 +205,7 @@ fn log_error(place: &Place, error: io::Error) -> Error {
     if !UnknownFormat::is_in(&error) {
         return place.error("read the log of")(error);
     }
-    let log = place.path.with_file_name(Working::Log.name_for(&place.name));
+    let log = place.path.with_file_name(place.name_of(Working::Log));
     let why = "another version of holesync wrote this log, and its image may have to be finished from it: run \
                holesync recover of that version, or remove it and the stage beside it";
     Error::refused(log, why)

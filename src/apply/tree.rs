@@ -155,7 +155,7 @@ impl DestinationRoot {
                 Err(error) => return Err(Error::file("open the directory of", &path)(error)),
             },
         };
-        Ok(Some(Place { dir, name: name.to_owned(), path }))
+        Ok(Some(Place::new(dir, name.to_owned(), path)))
     }
 }
 

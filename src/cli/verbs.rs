@@ -3,13 +3,10 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use holesync::apply::Place;
-use holesync::apply::recover::{self, Recovered};
 use holesync::error::{Error, Result, Stop, escape, printable};
 use holesync::hashmap::{self, Grid, Item};
 use holesync::location::Location;
@@ -20,9 +17,9 @@ use holesync::scan::{self, FileImage, Image};
 use holesync::stream::{self, ImageStream};
 use holesync::sync::{self, Agent, Cipher, RemoteOptions};
 use holesync::sys;
-use holesync::working::Working;
 use serde_json::json;
 
+use crate::cli::recover;
 use crate::cli::{self, AgentArg, CipherArg, Cli, RemoteArgs, Transfer, Verb};
 
 /// Runs what the command line asks for.
@@ -63,15 +60,18 @@ pub fn run(cli: Cli) -> Result<()> {
                 stream::receive_file(input, &file, size, options, umask, warn)
             }
         }
-        Some(Verb::Recover { paths, no_fsync }) => each(&paths, |path| recover(path, !no_fsync)),
+        Some(Verb::Recover { paths, no_fsync }) => recover::run(&paths, !no_fsync),
     }
 }
 
 /// Does `work` for each item, also after one that failed. The last failure is that of the
 /// run; those before it are shown here.
-fn each<T>(items: &[T], mut work: impl FnMut(&T) -> Result<()>) -> Result<()> {
+pub(super) fn each<T>(
+    items: impl IntoIterator<Item = T>,
+    mut work: impl FnMut(T) -> Result<()>,
+) -> Result<()> {
     let mut result = Ok(());
-    for error in items.iter().filter_map(|item| work(item).err()) {
+    for error in items.into_iter().filter_map(|item| work(item).err()) {
         if let Err(earlier) = std::mem::replace(&mut result, Err(error)) {
             // A failure to write to stderr cannot be shown anywhere else.
             let _ = writeln!(std::io::stderr(), "holesync: {}", escape(earlier.to_string().as_bytes()));
@@ -249,46 +249,6 @@ fn map_hashes(
     print_row(at, len, "zero", None)
 }
 
-/// Finishes a file from its sealed log, or every such file below a directory.
-fn recover(path: &Path, sync: bool) -> Result<()> {
-    if !path.is_dir() {
-        return recover_file(path, sync);
-    }
-    let mut found = Vec::new();
-    for entry in walkdir::WalkDir::new(path).sort_by_file_name() {
-        let entry = entry.map_err(|error| {
-            let path = error.path().unwrap_or(path).to_path_buf();
-            Error::file("read", path)(error.into())
-        })?;
-        if entry.file_type().is_file() && place_of(entry.path())?.has(Working::Log).unwrap_or(false) {
-            found.push(entry.into_path());
-        }
-    }
-    each(&found, |path| recover_file(path, sync))
-}
-
-fn place_of(path: &Path) -> Result<Place> {
-    let Some(name) = path.file_name() else { return Err(Error::refused(path, "names no file")) };
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let dir = File::open(parent).map_err(Error::file("open", parent))?;
-    Ok(Place { dir: Arc::new(dir.into()), name: name.to_owned(), path: PathBuf::from(path) })
-}
-
-fn recover_file(path: &Path, sync: bool) -> Result<()> {
-    let place = place_of(path)?;
-    let shown = printable(path);
-    match recover::recover(&place, sync)? {
-        Recovered::Finished(root) => {
-            print_line(&format!("{shown}: finished from its log and verified, root hash {}", hex(&root)))
-        }
-        Recovered::Nothing => print_line(&format!("{shown}: nothing to finish")),
-        Recovered::Damaged => Err(Error::refused(
-            path,
-            "what an interrupted run left to finish it from is damaged and was not applied; send the image again",
-        )),
-    }
-}
-
 /// Shows something on stderr that is no failure.
 fn warn(text: &str) {
     // There is nowhere else to show it.
@@ -296,6 +256,6 @@ fn warn(text: &str) {
 }
 
 /// Prints a line. A reader that is gone is an error, as for any filter.
-fn print_line(line: &str) -> Result<()> {
+pub(super) fn print_line(line: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{line}").map_err(Error::file("write to", "stdout"))
 }

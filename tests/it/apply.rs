@@ -8,3 +8,4 @@ mod full;
 mod meddling;
 mod power;
 mod recover;
+mod strangers;

@@ -77,6 +77,34 @@ pub fn read_seal(log: &File, identity: Identity) -> io::Result<Option<Seal>> {
     reader.seal()
 }
 
+/// How a log ends that has no seal of one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogEnd {
+    /// After a record, or within the last one.
+    Open,
+    /// In something that is neither a record nor the start of one.
+    Damaged,
+    /// In the seal of another file.
+    OfAnotherFile,
+}
+
+/// How a log ends that has no seal of the file in whose place it was looked for.
+pub fn end_of(log: &File) -> io::Result<LogEnd> {
+    let header = read_header(log)?;
+    let len = log.metadata()?.len();
+    if len < HEADER as u64 {
+        return Ok(LogEnd::Open);
+    }
+    let Some(identity) = Identity::in_header(&header) else { return Ok(LogEnd::Damaged) };
+    let Some(mut reader) = LogReader::open(log, identity)? else { return Ok(LogEnd::Damaged) };
+    while reader.next_record()?.is_some() {}
+    Ok(match reader.seal()? {
+        Some(_) => LogEnd::OfAnotherFile,
+        None if len < reader.at + RECORD as u64 => LogEnd::Open,
+        None => LogEnd::Damaged,
+    })
+}
+
 /// Has `each` told the ranges of a log, for one stretch of the file after the other, which
 /// together are `stretch`: as few of them as hold no more than `most` ranges each.
 pub fn each_stretch(
@@ -130,6 +158,12 @@ impl Identity {
         let metadata = file.metadata()?;
         let since_1970 = metadata.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
         Ok(Identity { inode: metadata.ino(), born: since_1970.map_or(0, |age| age.as_nanos() as u64) })
+    }
+
+    /// The file whose log has this header, if it is one.
+    fn in_header(header: &[u8; HEADER]) -> Option<Identity> {
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+        header.starts_with(MAGIC).then(|| Identity { inode: word(16), born: word(24) })
     }
 
     /// The header of a log of this file.

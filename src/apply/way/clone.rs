@@ -57,7 +57,7 @@ fn begin(task: &Task, old: &Old) -> Result<File> {
         let all = 0..ranges::page_up(old.state.len());
         ranges::free_holes_of(&old.file, &temp, all).map_err(place.error("punch holes into"))?;
     }
-    let names = [Working::Clone, Working::Temp].map(|kind| kind.name_for(&place.name));
+    let names = [Working::Clone, Working::Temp].map(|kind| place.name_of(kind));
     sys::rename_at(&place.dir, &names[0], &names[1]).map_err(place.error("create the temp file of"))?;
     Ok(temp)
 }

@@ -60,7 +60,7 @@ impl Fresh {
 fn begin(task: &Task) -> Result<File> {
     let failed = |error| task.failed("create the temp file of", error, OldFile::Whole);
     let place = &task.place;
-    let temp = match place.create(Working::Temp) {
+    let temp = match place.create_new(Working::Temp) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             match place.leftover(Working::Temp).map_err(place.error("open the temp file of"))? {
                 Some(leftover) => leftover,

@@ -1,10 +1,12 @@
 //! `holesync recover`, and runs that find what a crash left: a sealed log is
 //! finished without the source, anything else is left alone.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use holesync::working::{Naming, Working};
 use tempfile::TempDir;
 
 use crate::common::check::{assert_no_leftovers, assert_same, leftovers};
@@ -148,15 +150,19 @@ fn a_damaged_log_is_never_applied() {
     let whole = std::fs::read(&log).expect("read the log");
     for at in (0..whole.len()).step_by(5) {
         damage(&log, at as u64);
-        let outcome = recover(&image).ok();
-        assert!(outcome.stdout.contains("nothing to finish"), "byte {at}: {outcome}");
+        recover(&image).code(23).says(&["image", "log"]);
         assert_same(&image, &crashed.redeploy.version("old"));
         std::fs::write(&log, &whole).expect("mend the log");
     }
     for len in (0..whole.len()).step_by(7) {
         std::fs::write(&log, &whole[..len]).expect("cut the log");
-        let outcome = recover(&image).ok();
-        assert!(outcome.stdout.contains("nothing to finish"), "cut to {len}: {outcome}");
+        // Where the seal is cut off in its middle, it shows that there was one.
+        let outcome = recover(&image);
+        assert!(outcome.code == 0 || outcome.code == 23, "cut to {len}: {outcome}");
+        assert!(
+            outcome.code == 23 || outcome.stdout.contains("nothing to finish"),
+            "cut to {len}: {outcome}"
+        );
         assert_same(&image, &crashed.redeploy.version("old"));
     }
     crashed.run_again();
@@ -196,8 +202,7 @@ fn an_image_that_was_replaced_after_the_crash_is_left_alone() {
     // The new file is likely to get the number of the one that is gone.
     std::fs::remove_file(&image).expect("remove the image");
     std::fs::copy(&old, &image).expect("restore a backup");
-    let outcome = recover(&image).ok();
-    assert!(outcome.stdout.contains("nothing to finish"), "{outcome}");
+    recover(&image).code(23).says(&["a file that is no longer there"]);
     assert_same(&image, &old);
     crashed.run_again();
 }
@@ -303,4 +308,34 @@ fn a_log_of_another_version_is_an_error_that_names_it_and_stays() {
             assert_eq!(leftovers(crashed.target.path()).len(), 2);
         }
     }
+}
+
+/// What is said of a log without an image, and of one in a directory that cannot be read,
+/// keeps nothing else from being finished.
+#[test]
+fn recover_tells_of_every_log_and_goes_on() {
+    let (Some(whole), Some(gone)) = (Crashed::replaying(), Crashed::replaying()) else { return };
+    let above = gone.target.path();
+    std::fs::remove_file(gone.redeploy.image()).expect("remove the image");
+    std::fs::rename(whole.target.path(), above.join("whole")).expect("move a directory");
+    let outcome =
+        recover(above).code(23).says(&["image: the sealed log that lies beside it belongs to a file"]);
+    assert!(outcome.stdout.contains("whole/image: finished"), "{outcome}");
+    assert_same(&above.join("whole/image"), &whole.redeploy.version("new"));
+}
+
+#[test]
+fn the_log_of_a_name_that_was_cut_is_found_below_a_directory() {
+    let Some(crashed) = Crashed::replaying() else { return };
+    let above = crashed.target.path();
+    let long = "n".repeat(250);
+    for (kind, working) in [("log", Working::Log), ("stage", Working::Stage)] {
+        let name = working.name_for(OsStr::new(&long), Naming::Common);
+        std::fs::rename(crashed.beside(kind), above.join(name)).expect("rename");
+    }
+    std::fs::rename(crashed.redeploy.image(), above.join(&long)).expect("rename");
+    let outcome = recover(above).ok();
+    assert!(outcome.stdout.contains("finished from its log"), "{outcome}");
+    assert_same(&above.join(&long), &crashed.redeploy.version("new"));
+    assert_no_leftovers(above);
 }

@@ -109,6 +109,6 @@ pub fn leftovers(dir: &Path) -> Vec<String> {
         .into_iter()
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| name.starts_with('.') && name.contains(".holesync."))
+        .filter(|name| name.starts_with('.') && name.contains(".holesync"))
         .collect()
 }

@@ -101,7 +101,7 @@ impl Lab {
     fn open(&self, whole: bool) -> Destination {
         let Way { commit, preallocate, verify, .. } = self.way;
         let dir = Arc::new(File::open(self.dir.path()).expect("open").into());
-        let place = Place { dir, name: "image".into(), path: self.path() };
+        let place = Place::new(dir, "image".into(), self.path());
         let attributes = Attributes { mode: Some(0o604), mtime: Some((1000, 7)), ..Attributes::default() };
         let quick_check = QuickCheck::Never;
         let wanted = Wanted { length: self.way.length, data: 0, whole, quick_check, attributes };

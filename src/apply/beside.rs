@@ -1,0 +1,213 @@
+//! The working files beside a destination, and whose they are. Only what is as this process
+//! makes it counts: its user's, 0600, with one name, a regular file. What is another's is
+//! neither believed nor in the way: this run works under [another name](Naming), and removes
+//! it, where that may be, once the file is in its place.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Metadata, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::{FileStat, SFlag};
+
+use crate::apply::place::{Place, kind_of};
+use crate::error::Result;
+use crate::sys;
+use crate::working::{Naming, Working};
+
+/// What lies beside a place under the names of working files.
+#[derive(Debug, Default)]
+pub(super) struct Beside {
+    /// Ours, under the names that this run uses.
+    pub leftovers: Vec<Working>,
+    /// What else is there: another's, and ours under names that this run does not use.
+    pub litter: Vec<OsString>,
+    /// The namings under which there is a log of ours.
+    pub logs: Vec<Naming>,
+    /// Another user's log, and whose it is.
+    pub foreign_log: Option<(OsString, u32)>,
+}
+
+impl Beside {
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.leftovers.is_empty() && self.litter.is_empty()
+    }
+}
+
+/// What tells whose a working file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Maker {
+    uid: u32,
+    /// Permission bits that it has when it is made with 0600.
+    mode: u32,
+}
+
+impl Maker {
+    /// This process, where every file has the owner that made it.
+    fn this_process() -> Maker {
+        Maker { uid: nix::unistd::geteuid().as_raw(), mode: 0o600 }
+    }
+
+    /// As a file shows that this process just made.
+    fn of_new(file: &Metadata) -> Maker {
+        Maker { uid: file.uid(), mode: file.mode() & 0o7777 }
+    }
+
+    /// Whether it made what is so. A temp file has its final permissions for a moment; what
+    /// others may write to is nobody's.
+    fn made(self, kind: Working, stat: &FileStat) -> bool {
+        let mode = stat.st_mode & 0o7777;
+        let is_private = mode == self.mode || kind == Working::Temp && mode & 0o7022 == 0;
+        kind_of(stat) == SFlag::S_IFREG && stat.st_nlink == 1 && stat.st_uid == self.uid && is_private
+    }
+}
+
+impl Place {
+    /// Looks for working files, and chooses the names under which this run has its own.
+    pub(super) fn look_beside(&mut self) -> Result<Beside> {
+        let looked = self.look().map_err(self.error("look beside"))?;
+        let (naming, beside) = looked;
+        self.naming = naming;
+        Ok(beside)
+    }
+
+    fn look(&self) -> io::Result<(Naming, Beside)> {
+        let user = Naming::User(nix::unistd::geteuid().as_raw());
+        let (mut beside, mut free) = (Beside::default(), None);
+        let mut maker = None;
+        for naming in [Naming::Common, user] {
+            let mut found = Vec::new();
+            let mut is_free = true;
+            // A clone and a stage do not outlive the others for long.
+            let looked_for: &[Working] =
+                if free.is_none() { &Working::ALL } else { &[Working::Temp, Working::Log] };
+            for kind in looked_for.iter().copied() {
+                let name = kind.name_for(&self.name, naming);
+                let Some(stat) = sys::stat_at(&self.dir, &name)? else { continue };
+                if self.is_ours(kind, &stat, &mut maker)? {
+                    found.push((kind, name));
+                    continue;
+                }
+                is_free = false;
+                if kind == Working::Log {
+                    beside.foreign_log.get_or_insert((name.clone(), stat.st_uid));
+                }
+                beside.litter.push(name);
+            }
+            if found.iter().any(|(kind, _)| *kind == Working::Log) {
+                beside.logs.push(naming);
+            }
+            if is_free && free.is_none() {
+                free = Some(naming);
+                beside.leftovers = found.into_iter().map(|(kind, _)| kind).collect();
+            } else {
+                beside.litter.extend(found.into_iter().map(|(_, name)| name));
+            }
+        }
+        // A stage is looked for where its log is.
+        for naming in beside.logs.iter().filter(|naming| Some(**naming) != free) {
+            beside.litter.push(Working::Stage.name_for(&self.name, *naming));
+        }
+        Ok((free.unwrap_or_else(|| Naming::once(nix::unistd::geteuid().as_raw())), beside))
+    }
+
+    /// Whether this process made a working file. On a file system where all files have one
+    /// owner, or one mode, a file is made and looked at: once, into `maker`.
+    fn is_ours(&self, kind: Working, stat: &FileStat, maker: &mut Option<Maker>) -> io::Result<bool> {
+        if Maker::this_process().made(kind, stat) {
+            return Ok(true);
+        }
+        let maker = match maker {
+            Some(maker) => *maker,
+            // Where none can be made, none of ours is there.
+            none => *none.insert(match self.unnamed() {
+                Ok(file) => Maker::of_new(&file.metadata()?),
+                Err(_) => Maker::this_process(),
+            }),
+        };
+        Ok(maker.made(kind, stat))
+    }
+
+    /// Whether the next run finds the working files of this one.
+    pub(super) fn finds_again(&self) -> bool {
+        !matches!(self.naming, Naming::Once(..))
+    }
+
+    /// A working file of an earlier run, to go on from.
+    pub(super) fn leftover(&self, kind: Working) -> io::Result<Option<File>> {
+        self.open_ours(kind, OFlag::O_RDWR)
+    }
+
+    /// A working file as it is, for reading, if it is ours.
+    pub(super) fn peek(&self, kind: Working) -> io::Result<Option<File>> {
+        self.open_ours(kind, OFlag::O_RDONLY)
+    }
+
+    fn open_ours(&self, kind: Working, flags: OFlag) -> io::Result<Option<File>> {
+        let file = match self.open(&self.name_of(kind), flags | OFlag::O_NONBLOCK) {
+            Err(error) if is_not_ours(&error) => return Ok(None),
+            other => other?,
+        };
+        let stat = nix::sys::stat::fstat(&file)?;
+        let is_ours = self.is_ours(kind, &stat, &mut None)?;
+        Ok(is_ours.then_some(file))
+    }
+
+    /// Whether all files there have one owner, so that theirs says nothing about who made
+    /// them.
+    pub(super) fn hides_owners(&self) -> bool {
+        let made = self.unnamed().and_then(|file| file.metadata());
+        made.is_ok_and(|made| made.uid() != nix::unistd::geteuid().as_raw())
+    }
+
+    /// A new working file; there must be none.
+    pub(super) fn create_new(&self, kind: Working) -> io::Result<File> {
+        self.open(&self.name_of(kind), OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)
+    }
+
+    /// A new working file, in the place of what somebody put there since
+    /// [`look_beside`](Place::look_beside).
+    pub(super) fn create(&self, kind: Working) -> io::Result<File> {
+        const TRIES: usize = 8;
+        for _ in 1..TRIES {
+            match self.create_new(kind) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    self.clear(&self.name_of(kind))?
+                }
+                other => return other,
+            }
+        }
+        self.create_new(kind)
+    }
+
+    /// Removes what is another's or of no use any more, where that may be.
+    pub(super) fn remove_litter(&self, names: &[OsString]) {
+        for name in names {
+            // It is in nobody's way.
+            let _ = self.clear(name);
+        }
+    }
+
+    /// Removes what has a name, a directory too. Another's that is locked is at work: it
+    /// stays, as an error.
+    pub(super) fn clear(&self, name: &OsStr) -> io::Result<()> {
+        if let Ok(file) = self.open(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK)
+            && file.metadata()?.is_file()
+            && matches!(file.try_lock(), Err(TryLockError::WouldBlock))
+        {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        match sys::unlink_at(&self.dir, name) {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => sys::remove_dir_at(&self.dir, name),
+            other => other.map(drop),
+        }
+    }
+}
+
+/// Whether an error of opening a working file says that it is gone, or not ours.
+fn is_not_ours(error: &io::Error) -> bool {
+    let known = [libc::ENOENT, libc::ELOOP, libc::EACCES, libc::EPERM, libc::EISDIR, libc::ENXIO];
+    error.raw_os_error().is_some_and(|errno| known.contains(&errno))
+}
