@@ -131,6 +131,12 @@ pub struct RemoteArgs {
     /// Who chooses the cipher of a connection without --rsh
     #[arg(long, value_enum, default_value_t = CipherArg::Auto)]
     pub cipher: CipherArg,
+    /// Seconds that the other end may take to answer; 0: for ever
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub contimeout: u32,
+    /// Seconds for which the other end may be silent; 0: for ever
+    #[arg(long, value_name = "SECONDS", default_value_t = Options::TIMEOUT)]
+    pub timeout: u32,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -388,6 +394,7 @@ impl TransferArgs {
                 CompressArg::None => Compress::None,
             },
             compress_level: self.compress_level,
+            timeout: self.remote.timeout,
         })
     }
 }

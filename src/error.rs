@@ -73,6 +73,19 @@ pub enum Error {
         /// The error of the system.
         source: io::Error,
     },
+    /// The other end is silent, or the way to it.
+    #[error(
+        "connection to {peer} timed out while {doing}: {source} (see --timeout); run the same command again: between two \
+         holesyncs it goes on from there"
+    )]
+    Timeout {
+        /// What was being done.
+        doing: &'static str,
+        /// Who the peer is, for people.
+        peer: String,
+        /// How long it was silent, in words.
+        source: io::Error,
+    },
     /// The other end closed the connection, or died, before it was done.
     #[error("{peer} closed the connection before it was done{detail}")]
     Closed {
@@ -192,6 +205,8 @@ pub mod code {
     pub const PARTIAL: u8 = 23;
     /// Some source files vanished before they could be read.
     pub const VANISHED: u8 = 24;
+    /// Timeout in data send/receive.
+    pub const TIMEOUT: u8 = 30;
     /// ssh failed.
     pub const SSH: u8 = 255;
 }
@@ -219,6 +234,7 @@ impl Error {
             Error::File { source, .. } if is_file_io(source) => code::FILE_IO,
             Error::File { .. } | Error::Refused { .. } => code::PARTIAL,
             Error::Link { .. } => code::LINK,
+            Error::Timeout { .. } => code::TIMEOUT,
             Error::Closed { .. } | Error::Protocol { .. } => code::STREAM,
             Error::Remote { failure, .. } => failure.code,
             Error::Ssh { .. } => code::SSH,

@@ -1,6 +1,8 @@
 //! What the user asked for, in the form that the code uses. Built by `cli`,
 //! sent to the other end as part of the start message.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -49,6 +51,24 @@ pub struct Options {
     pub compress: Compress,
     /// The zstd level; `None`: one that suits the connection.
     pub compress_level: Option<i32>,
+    /// Seconds for which a connection may be silent; 0: for ever.
+    pub timeout: u32,
+}
+
+impl Options {
+    /// The usual timeout, in seconds.
+    pub const TIMEOUT: u32 = 60;
+
+    /// How long the other end may be silent; `None`: for ever.
+    pub fn silence(&self) -> Option<Duration> {
+        (self.timeout > 0).then(|| Duration::from_secs(self.timeout.into()))
+    }
+
+    /// How long an end may be silent itself.
+    pub fn life_sign(&self) -> Duration {
+        const MOST: Duration = Duration::from_secs(10);
+        self.silence().map_or(MOST, |silence| MOST.min(silence / 3))
+    }
 }
 
 impl Default for Options {
@@ -74,6 +94,7 @@ impl Default for Options {
             leaf_size: BlockSize::SMALLEST,
             compress: Compress::Auto,
             compress_level: None,
+            timeout: Options::TIMEOUT,
         }
     }
 }

@@ -7,6 +7,7 @@ mod frame;
 mod lines;
 mod link_speed;
 mod reader;
+mod silence;
 mod writer;
 
 use std::io::{Read, Write};
@@ -18,6 +19,7 @@ pub use credit::{CREDIT, Credit, LEAF_BLOCKS, MAX_AHEAD, RESERVED};
 pub use lines::Plain;
 pub use link_speed::LinkSpeed;
 pub use reader::{FrameReader, Greeting};
+pub use silence::{Silence, TimedReader, TimedWriter};
 pub use writer::FrameWriter;
 
 use crate::error::{Error, Failure, Result, escape};
@@ -151,7 +153,7 @@ pub enum Message {
         /// The entry.
         id: u64,
     },
-    /// Receiver: what it is busy with, so that the sender can show it.
+    /// Either: what it is busy with, for the other end to show; also the sign that it is alive.
     Busy(Phase),
     /// Either: a warning for the user at the other end.
     Warning(String),

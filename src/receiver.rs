@@ -81,7 +81,8 @@ pub fn run<'a, R: Read + Send + 'static, W: Write + Send>(
     let (outbox, unsent) = outbox::queue();
     let shared = Arc::new(ReceiverShared::new(outbox, options, reporter));
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| unsent.write_to(output, &shared.credit));
+        let writer = scope
+            .spawn(|| unsent.write_to(output, &shared.credit, options.life_sign(), || shared.busy_with()));
         let received = receive(&shared, ReadAhead::open(input), target, answerer);
         let ours = shared.lock_stats().clone();
         let told = match &received {
@@ -207,6 +208,12 @@ impl Applier<'_, '_> {
             Message::Granted { units } if self.shared.options.dry_run => {
                 let fits = usize::try_from(units).is_ok_and(|units| self.shared.feeds.give_back(units));
                 if fits { Ok(()) } else { Err(self.frames.bad("more credit than was taken")) }
+            }
+            Message::Busy(phase) => {
+                // What goes on here is the longer wait.
+                let phase = if phase == Phase::Mapping { self.shared.busy_with() } else { phase };
+                self.shared.reporter.event(Event::Phase(phase));
+                Ok(())
             }
             Message::Warning(text) => {
                 self.shared.reporter.event(Event::Warning(&text));

@@ -7,6 +7,9 @@ mod child;
 mod cipher;
 mod push;
 
-pub use bootstrap::{Agent, Bootstrapped, FarSide, Input, Output, RemoteOptions, bootstrap, command, script};
+pub use bootstrap::{
+    Agent, Bootstrapped, FarSide, Incoming, Input, Outgoing, Output, RemoteOptions, bootstrap, command,
+    script,
+};
 pub use child::{RemoteProcess, connect, interrupt, watch_group};
 pub use cipher::{Cipher, aes_here, choose_ciphers, remember_aes};

@@ -1,7 +1,7 @@
 //! The sending role, over any pair of streams.
 //!
-//! Four threads: the walker, a reader, the hasher, and the caller's thread, which merges
-//! and is the only one that describes; what arrives is read by the reader whatever the
+//! Five threads: the walker, a reader, the hasher, one that says Busy when nobody else says
+//! anything, and the caller's thread, which merges and is the only one that describes; what arrives is read by the reader whatever the
 //! others do. Numbers in other files are those of these steps.
 //!
 //! 1. The walker announces every entry below the sources, each for a unit of credit, and
@@ -41,6 +41,7 @@ mod shared;
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
 use crate::error::Result;
@@ -79,8 +80,11 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
     let inbox = Arc::new(Inbox::new(options.dry_run));
     inbox.fill(input, Arc::clone(&shared.files));
     let result = std::thread::scope(|scope| {
-        scope.spawn(|| inbox.walked(announce_all(&shared, sources)));
-        let mut session = Session::new(&shared, Arc::clone(&inbox), hashed, buffers);
+        let (_until_here, over) = channel();
+        let shared = &shared;
+        scope.spawn(move || shared.keep_alive(&over));
+        scope.spawn(|| inbox.walked(announce_all(shared, sources)));
+        let mut session = Session::new(shared, Arc::clone(&inbox), hashed, buffers);
         let result = session.run();
         shared.files.close();
         result.map_err(|error| session.reason(error))

@@ -7,18 +7,20 @@ mod local;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, ChildStdout};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result, code};
 use crate::hashmap::Hash;
 use crate::hashmap::ahead::Likely;
 use crate::location::{Host, Location};
 use crate::options::Options;
-use crate::protocol::{Connection, Frame, FrameReader, FrameWriter, Message, Request};
+use crate::protocol::{
+    Connection, Frame, FrameReader, FrameWriter, Message, Request, Silence, TimedReader, TimedWriter,
+};
 use crate::receiver::{self, Answerer, Target};
-use crate::remote::{self, FarSide, Input, Output};
+use crate::remote::{self, FarSide, Incoming, Input, Outgoing, Output};
 use crate::report::{Event, Phase, Reporter, Route, Stats, Summary, human};
 use crate::sender::{self, Hasher, Side};
 use crate::shell;
@@ -129,9 +131,12 @@ pub fn digest(
             let initiator = Initiator { options, remote, reporter };
             let completed = initiator.connect(host, |_, mut input, mut output| {
                 initiator.request(&mut output, request)?;
-                match input.read()? {
-                    Frame::Message(Message::Digest { root }) => Ok(root),
-                    _ => Err(input.bad("something else than a hash")),
+                loop {
+                    match input.read()? {
+                        Frame::Message(Message::Busy(_)) => {}
+                        Frame::Message(Message::Digest { root }) => return Ok(root),
+                        _ => return Err(input.bad("something else than a hash")),
+                    }
                 }
             })?;
             Ok(completed.value)
@@ -286,7 +291,7 @@ impl Initiator<'_> {
         Target { path: path.to_path_buf(), directory: slash || sources > 1, umask: self.remote.umask }
     }
 
-    fn connection<'a>(&'a self, input: Input, output: Output) -> Connection<'a, ChildStdout, ChildStdin> {
+    fn connection<'a>(&'a self, input: Input, output: Output) -> Connection<'a, Incoming, Outgoing> {
         Connection { input, output, options: self.options, reporter: self.reporter }
     }
 
@@ -308,8 +313,10 @@ impl Initiator<'_> {
         let (connection, stdout, stdin) =
             remote::connect(host, remote.rsh.as_deref(), ciphers.as_deref(), &command, program)?;
         let peer = host.to_string();
-        let mut input = FrameReader::new(stdout, &peer);
-        let mut output = FrameWriter::direct(stdin, &peer);
+        let silence = Arc::<Silence>::default();
+        silence.limit((remote.contimeout > 0).then(|| Duration::from_secs(remote.contimeout.into())));
+        let mut input = FrameReader::new(TimedReader::new(stdout, Arc::clone(&silence)), &peer);
+        let mut output = FrameWriter::direct(TimedWriter::new(stdin, Arc::clone(&silence)), &peer);
         let (sent, received) = (output.sent(), input.received());
         let mut route = Route::Agent;
         let bootstrapped = remote::bootstrap(&mut input, &mut output, host, remote, reporter);
@@ -317,6 +324,8 @@ impl Initiator<'_> {
             if let (true, Some(aes)) = (choose, found.aes) {
                 remote::remember_aes(host, aes);
             }
+            // A shell says nothing while a tool works.
+            silence.limit(self.options.silence().filter(|_| found.far_side == FarSide::Agent));
             if found.far_side == FarSide::Shell {
                 route = Route::Shell;
             }

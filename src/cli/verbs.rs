@@ -43,7 +43,11 @@ pub fn run(cli: Cli) -> Result<()> {
             map(&image, hashes, json, cli::block_size(block_size)?)
         }
         Some(Verb::Digest { files, block_size, remote }) => {
-            let options = Options { block_size: cli::block_size(block_size)?, ..Options::default() };
+            let options = Options {
+                block_size: cli::block_size(block_size)?,
+                timeout: remote.timeout,
+                ..Options::default()
+            };
             let remote = remote_options(remote, AgentArg::Require, umask);
             let files = files.iter().map(|file| Ok((file, Location::parse(file)?)));
             let files = files.collect::<Result<Vec<_>>>()?;
@@ -103,6 +107,7 @@ fn remote_options(args: RemoteArgs, agent: AgentArg, umask: u32) -> RemoteOption
         rsh: args.rsh.or_else(from_environment),
         remote_path: args.remote_path,
         agent,
+        contimeout: args.contimeout,
         cipher,
         umask,
     }

@@ -70,13 +70,14 @@ pub(super) fn len_of(parts: &[&[u8]]) -> usize {
     parts.iter().map(|part| part.len()).sum()
 }
 
-/// A peer that is gone is told from a pipe that fails.
+/// A peer that is gone, and one that is silent, is told from a pipe that fails.
 pub(super) fn link_error(peer: &str, doing: &'static str, source: io::Error) -> Error {
     use io::ErrorKind::*;
     match source.kind() {
         BrokenPipe | ConnectionReset | UnexpectedEof => {
             Error::Closed { peer: peer.into(), detail: String::new() }
         }
+        TimedOut => Error::Timeout { doing, peer: peer.into(), source },
         _ => Error::Link { doing, peer: peer.into(), source },
     }
 }

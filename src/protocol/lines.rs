@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 use crate::protocol::MAX_CONTROL;
+use crate::protocol::frame::link_error;
 
 /// Bytes as they come, counted.
 #[derive(Debug)]
@@ -69,8 +70,7 @@ impl<R: Read> Plain<R> {
         let mut line = Vec::new();
         let limit = MAX_CONTROL as u64;
         let read = self.by_ref().take(limit).read_until(b'\n', &mut line);
-        let read =
-            read.map_err(|source| Error::Link { doing: "reading", peer: self.peer.clone(), source })?;
+        let read = read.map_err(|source| link_error(&self.peer, "reading", source))?;
         match line.pop() {
             Some(b'\n') => Ok(line),
             Some(_) if read as u64 == limit => {

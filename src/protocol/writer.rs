@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,9 +13,10 @@ use crate::hashmap::leaves::Leaves;
 use crate::hashmap::plan::Run;
 use crate::protocol::frame::*;
 use crate::protocol::{
-    Differ, FEATURE_AES, FEATURE_NO_AES, LeafAnswer, MAGIC, Message, OLDEST, Patch, VERSION,
+    Differ, FEATURE_AES, FEATURE_NO_AES, LeafAnswer, MAGIC, Message, OLDEST, Patch, TimedWriter, VERSION,
 };
-use crate::{scan, sys};
+use crate::report::Phase;
+use crate::scan;
 
 /// Writes frames and counts bytes. Small ones gather until [`FrameWriter::flush`].
 #[derive(Debug)]
@@ -24,15 +25,19 @@ pub struct FrameWriter<W: Write> {
     peer: String,
     sent: Arc<AtomicU64>,
     frames: u64,
+    /// Frames that were written when it was looked last.
+    frames_seen: u64,
+    /// The last message was written.
+    has_ended: bool,
     /// Where `out` leads, if bytes of files can go there without passing through us.
-    direct: Option<OwnedFd>,
+    direct: Option<TimedWriter<File>>,
 }
 
-impl<W: Write + AsFd> FrameWriter<W> {
+impl<W: Write + AsFd> FrameWriter<TimedWriter<W>> {
     /// Has bytes of files go to the descriptor of a pipe or socket without being copied,
     /// where the system can do that.
-    pub fn direct(out: W, peer: &str) -> FrameWriter<W> {
-        let direct = out.as_fd().try_clone_to_owned().ok();
+    pub fn direct(out: TimedWriter<W>, peer: &str) -> FrameWriter<TimedWriter<W>> {
+        let direct = out.duplicate().ok();
         FrameWriter { direct, ..FrameWriter::new(out, peer) }
     }
 }
@@ -41,7 +46,15 @@ impl<W: Write> FrameWriter<W> {
     /// `peer` names the other side in errors.
     pub fn new(out: W, peer: &str) -> FrameWriter<W> {
         let out = BufWriter::with_capacity(32 << 10, out);
-        FrameWriter { out, peer: peer.into(), sent: Arc::default(), frames: 0, direct: None }
+        FrameWriter {
+            out,
+            peer: peer.into(),
+            sent: Arc::default(),
+            frames: 0,
+            frames_seen: 0,
+            has_ended: false,
+            direct: None,
+        }
     }
 
     /// Whether bytes of files need not be read to be sent.
@@ -73,7 +86,18 @@ impl<W: Write> FrameWriter<W> {
     /// Writes a control message.
     pub fn message(&mut self, message: &Message) -> Result<()> {
         let body = postcard::to_stdvec(message).map_err(|e| self.broken("encoding", io::Error::other(e)))?;
+        self.has_ended |= matches!(message, Message::End(_) | Message::Fatal(_));
         self.frame(TYPE_CONTROL, &[&body])
+    }
+
+    /// Has the other end hear something, if nothing was said since the last call, and has
+    /// all leave that was written.
+    pub fn keep_alive(&mut self, busy_with: Phase) -> Result<()> {
+        if !self.has_ended && self.frames == self.frames_seen {
+            self.message(&Message::Busy(busy_with))?;
+        }
+        self.frames_seen = self.frames;
+        self.flush()
     }
 
     /// Writes file data: one mask a block, and the bytes of their pages, which
@@ -109,9 +133,9 @@ impl<W: Write> FrameWriter<W> {
         self.flush()?;
         let mut at = range.start;
         while at < range.end
-            && let Some(direct) = &self.direct
+            && let Some(direct) = &mut self.direct
         {
-            match sys::send_file(file, at, direct, (range.end - at) as usize) {
+            match direct.send_file(file, at, (range.end - at) as usize) {
                 Ok(sent) if sent > 0 => {
                     at += sent as u64;
                     self.sent.fetch_add(sent as u64, Ordering::Relaxed);

@@ -32,6 +32,7 @@ pub fn finish_files(shared: &ReceiverShared, queue: &Mutex<Receiver<Complete>>) 
             // Only a hint for the other end; a broken connection shows below.
             let _ = shared.tell(Message::Busy(Phase::WritingBack), Settles::Nothing);
         }
+        let _finishing = shared.finishing();
         // The file is complete even when nobody is left to hear it.
         let _ = match destination.finish(&root, kept) {
             Ok(Finished { written, punched, changed }) => {

@@ -5,13 +5,14 @@
 //! does not read has no credit for more messages, and maps wait until others are written.
 
 use std::io::Write;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use crate::error::{Error, Result, lock};
 use crate::hashmap::plan::Run;
 use crate::protocol::{Credit, FrameWriter, LeafAnswer, MAX_AHEAD, Message};
+use crate::report::Phase;
 
 /// How long a message may wait for others to go with.
 const LINGER: Duration = Duration::from_millis(1);
@@ -160,8 +161,14 @@ impl Unsent {
     /// Writes until the queue is closed; sends off what is there whenever nothing more
     /// waits. News of files waits a moment for more, once: each that leaves by itself is a
     /// packet, and wakes half a dozen threads on its way. Only what is written frees
-    /// `credit`.
-    pub fn write_to<W: Write>(self, mut output: FrameWriter<W>, credit: &Mutex<Credit>) -> Result<()> {
+    /// `credit`. Where there is nothing to say for `pause`, it says what goes on.
+    pub fn write_to<W: Write>(
+        self,
+        mut output: FrameWriter<W>,
+        credit: &Mutex<Credit>,
+        pause: Duration,
+        busy_with: impl Fn() -> Phase,
+    ) -> Result<()> {
         // All that waits to be sent off is news of files, and it has not lingered yet.
         let mut patient = false;
         loop {
@@ -176,8 +183,14 @@ impl Unsent {
                 Err(_) => {
                     output.flush()?;
                     patient = true;
-                    let Ok(next) = self.queue.recv() else { return Ok(()) };
-                    next
+                    match self.queue.recv_timeout(pause) {
+                        Ok(next) => next,
+                        Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                        Err(RecvTimeoutError::Timeout) => {
+                            output.message(&Message::Busy(busy_with()))?;
+                            continue;
+                        }
+                    }
                 }
             };
             patient &= matches!(next.what, OutFrame::Message(_) | OutFrame::Silence);
@@ -209,6 +222,11 @@ mod tests {
         vec![Run::Keys(vec![[7; 16]; count])]
     }
 
+    fn write_out(unsent: Unsent, to: &mut Vec<u8>, credit: &Mutex<Credit>) {
+        let output = FrameWriter::new(to, "the sender");
+        unsent.write_to(output, credit, Duration::from_secs(60), || Phase::Mapping).unwrap();
+    }
+
     #[test]
     fn maps_wait_until_others_are_written() {
         let (outbox, unsent) = queue();
@@ -224,7 +242,7 @@ mod tests {
             assert!((0..4).all(|_| queued.recv().is_ok()));
             assert!(queued.recv_timeout(Duration::from_millis(100)).is_err(), "five were queued");
             let credit = Mutex::new(Credit::for_messages());
-            unsent.write_to(FrameWriter::new(Vec::new(), "the sender"), &credit).unwrap();
+            write_out(unsent, &mut Vec::new(), &credit);
             queued.recv().unwrap();
         });
     }
@@ -258,7 +276,7 @@ mod tests {
         (0..300).for_each(|_| outbox.message(Message::MapEnd { id: 0 }, 0).unwrap());
         outbox.close();
         let mut written = Vec::new();
-        unsent.write_to(FrameWriter::new(&mut written, "the sender"), &credit).unwrap();
+        write_out(unsent, &mut written, &credit);
         let mut reader = FrameReader::new(written.as_slice(), "the receiver");
         let granted: Vec<u64> = std::iter::from_fn(|| reader.read().ok())
             .filter_map(|frame| match frame {
@@ -268,5 +286,22 @@ mod tests {
             .collect();
         assert_eq!(granted, [256, 256]);
         assert!(lock(&credit).take(512) && !lock(&credit).take(1));
+    }
+
+    #[test]
+    fn an_idle_writer_says_what_goes_on() {
+        let (outbox, unsent) = queue();
+        let (input, output) = std::io::pipe().unwrap();
+        let writer = std::thread::spawn(move || {
+            let credit = Mutex::new(Credit::for_messages());
+            let output = FrameWriter::new(output, "the sender");
+            unsent.write_to(output, &credit, Duration::from_millis(5), || Phase::WritingBack)
+        });
+        let mut reader = FrameReader::new(input, "the receiver");
+        for _ in 0..3 {
+            assert_eq!(reader.read().unwrap(), Frame::Message(Message::Busy(Phase::WritingBack)));
+        }
+        outbox.close();
+        writer.join().unwrap().unwrap();
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::apply::Setup;
@@ -12,7 +12,7 @@ use crate::options::Options;
 use crate::protocol::{Credit, Message, shortened};
 use crate::receiver::basis_feed::BasisFeeds;
 use crate::receiver::outbox::Outbox;
-use crate::report::{Event, Outcome, Reporter, Stats};
+use crate::report::{Event, Outcome, Phase, Reporter, Stats};
 
 /// What is settled when a message is written: an entry holds a unit of credit until then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct ReceiverShared<'a> {
     pub stats: Mutex<Stats>,
     /// The run has failed: no more work need be done.
     stopped: AtomicBool,
+    /// Files that are being completed.
+    finishing: AtomicUsize,
     pub options: Arc<Options>,
     /// What all destinations share.
     pub setup: Setup,
@@ -55,6 +57,7 @@ impl<'a> ReceiverShared<'a> {
             feeds: BasisFeeds::new(),
             stats: Mutex::default(),
             stopped: AtomicBool::new(false),
+            finishing: AtomicUsize::new(0),
             setup: Setup::new(Arc::clone(&options)),
             options,
             reporter,
@@ -75,6 +78,20 @@ impl<'a> ReceiverShared<'a> {
 
     pub fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// A file is being completed until this is dropped.
+    pub fn finishing(&self) -> Finishing<'_> {
+        self.finishing.fetch_add(1, Ordering::Relaxed);
+        Finishing(&self.finishing)
+    }
+
+    /// What to say where there is nothing else.
+    pub fn busy_with(&self) -> Phase {
+        match self.finishing.load(Ordering::Relaxed) {
+            0 => Phase::Mapping,
+            _ => Phase::WritingBack,
+        }
     }
 
     pub fn tell(&self, message: Message, settles: Settles) -> Result<()> {
@@ -98,5 +115,14 @@ impl<'a> ReceiverShared<'a> {
 
     pub fn report(&self, entry: &[u8], outcome: Outcome) {
         self.reporter.event(Event::File(Path::new(OsStr::from_bytes(entry)), outcome));
+    }
+}
+
+/// See [`ReceiverShared::finishing`].
+pub struct Finishing<'s>(&'s AtomicUsize);
+
+impl Drop for Finishing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -7,7 +7,7 @@ use std::process::{ChildStdin, ChildStdout};
 use crate::error::{Error, Result};
 use crate::location::Host;
 use crate::protocol::MAX_NOISE;
-use crate::protocol::{FrameReader, FrameWriter, Greeting};
+use crate::protocol::{FrameReader, FrameWriter, Greeting, TimedReader, TimedWriter};
 use crate::remote::cipher::{self, Cipher};
 use crate::remote::push;
 use crate::report::{Event, Reporter};
@@ -24,10 +24,14 @@ const PROGRAM: &str = "holesync";
 /// The version of this program, which a pushed one must have.
 pub const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// What the far side says.
+pub type Incoming = TimedReader<ChildStdout>;
+/// The way to the far side.
+pub type Outgoing = TimedWriter<ChildStdin>;
 /// Where the frames and the plain bytes of the far side are read from.
-pub type Input = FrameReader<ChildStdout>;
+pub type Input = FrameReader<Incoming>;
 /// Where frames and plain bytes for the far side are written to.
-pub type Output = FrameWriter<ChildStdin>;
+pub type Output = FrameWriter<Outgoing>;
 
 /// What has to run at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,6 +56,8 @@ pub struct RemoteOptions {
     pub remote_path: Option<String>,
     /// What has to run there.
     pub agent: Agent,
+    /// Seconds for which a connection that is being made may be silent; 0: for ever.
+    pub contimeout: u32,
     /// Who chooses the cipher.
     pub cipher: Cipher,
     /// The umask of this process.

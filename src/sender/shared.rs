@@ -1,12 +1,13 @@
 //! What the threads of a sender share.
 
 use std::io::Write;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::{Failure, Result, code, lock};
 use crate::options::Options;
 use crate::protocol::{FrameWriter, Message};
-use crate::report::{Event, Reporter, Stats};
+use crate::report::{Event, Phase, Reporter, Stats};
 use crate::sender::announce::Files;
 
 /// Whose user the sender serves.
@@ -35,6 +36,19 @@ impl<W: Write> SenderShared<'_, W> {
 
     pub fn send(&self, message: &Message) -> Result<()> {
         self.lock_output().message(message)
+    }
+
+    /// Has the receiver hear something now and then, whatever the other threads do, until
+    /// the role is over.
+    pub fn keep_alive(&self, over: &Receiver<()>) {
+        // What was said just before a look lasts until the next one.
+        let pause = self.options.life_sign() / 2;
+        while over.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+            // Whoever holds it is writing, and finds out by itself that the connection is gone.
+            if let Ok(mut output) = self.output.try_lock() {
+                let _ = output.keep_alive(Phase::Mapping);
+            }
+        }
     }
 
     /// Counts a source that failed, and has it shown where the user is.

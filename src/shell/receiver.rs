@@ -2,7 +2,6 @@
 //! in order. `docs/remote.md` has both.
 
 use std::collections::HashMap;
-use std::process::ChildStdout;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -10,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use crate::error::{Error, Failure, Result, code, escape};
 use crate::options::{Commit, Options};
 use crate::protocol::Plain;
-use crate::remote::{self, Input, Output};
+use crate::remote::{self, Incoming, Input, Output};
 use crate::report::{Event, Phase};
 use crate::shell::compare::{SUM_BLOCK, Sum};
 use crate::shell::{self, CommandResult, FarFile, RecordLines, ShellSession, Times, relative};
@@ -286,7 +285,7 @@ impl ReceivingShell {
 /// Reads lines as they come, whatever the caller's thread does: the shell must never
 /// have to wait until its answers are read. A shell that sends far too many is an error.
 fn read_answers(
-    mut input: Plain<ChildStdout>,
+    mut input: Plain<Incoming>,
     answers: &Sender<Result<Vec<u8>>>,
     queued: &AtomicUsize,
     host: &str,

@@ -5,7 +5,6 @@ use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::ChildStdout;
 
 use flate2::bufread::GzDecoder;
 
@@ -13,7 +12,7 @@ use crate::apply::{BasisState, Destination, Finished};
 use crate::error::{Error, Result, escape};
 use crate::hashmap::{Hash, PAGE};
 use crate::protocol::{MAX_LENGTH, MAX_PATH, Plain};
-use crate::remote::{self, Input, Output};
+use crate::remote::{self, Incoming, Input, Output};
 use crate::report::{Event, Phase, Reporter};
 use crate::scan::is_zero;
 use crate::shell::{self, CommandResult, RecordLines, sparse_tar};
@@ -122,7 +121,7 @@ impl Encoding {
 
 /// A shell at the other end that runs `sender.sh`.
 pub struct SendingShell {
-    input: Plain<ChildStdout>,
+    input: Plain<Incoming>,
     output: Output,
     pub host: String,
     /// The encoding for files with holes.

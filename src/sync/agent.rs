@@ -6,16 +6,20 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::hashmap::{self, Grid, Hash};
 use crate::options::Options;
 use crate::protocol::{
-    Connection, Frame, FrameReader, FrameWriter, MAX_NOISE, MAX_SOURCES, Message, Request,
+    Connection, Frame, FrameReader, FrameWriter, MAX_NOISE, MAX_SOURCES, Message, Request, Silence,
+    TimedReader, TimedWriter,
 };
 use crate::receiver::{self, Target};
 use crate::remote;
-use crate::report::Silent;
+use crate::report::{Phase, Silent};
 use crate::scan::{self, FileImage};
 use crate::sender::{self, Side};
 use crate::stream;
@@ -29,13 +33,15 @@ const PEER: &str = "the initiator";
 ///
 /// [`Error::Reported`] when a request fails: that was reported to the initiator, if it could
 /// be. Other errors before there is a request.
-pub fn serve<R: Read + Send + 'static, W: Write + AsFd + Send>(
+pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
     input: R,
     output: W,
     umask: u32,
 ) -> Result<()> {
-    let mut input = FrameReader::new(input, PEER);
-    let mut output = FrameWriter::direct(output, PEER);
+    let silence = Arc::<Silence>::default();
+    silence.limit(Some(Duration::from_secs(Options::TIMEOUT.into())));
+    let mut input = FrameReader::new(TimedReader::new(input, Arc::clone(&silence)), PEER);
+    let mut output = FrameWriter::direct(TimedWriter::new(output, Arc::clone(&silence)), PEER);
     output.greet(remote::aes_here())?;
     // What is meant for a shell may come before the greeting: here there is none.
     input.await_greeting(MAX_NOISE)?;
@@ -43,6 +49,8 @@ pub fn serve<R: Read + Send + 'static, W: Write + AsFd + Send>(
         Frame::Message(Message::Start(options, request)) => (options, request),
         _ => return Err(input.bad("something else than a request")),
     };
+    // A stream of records has no room for signs of life.
+    silence.limit(options.silence().filter(|_| !matches!(request, Request::Through { .. })));
     let served = match request {
         Request::Receive { destination, directory } => {
             let target = Target { path: home(&path_of(destination)), directory, umask };
@@ -84,7 +92,18 @@ fn answer_digests<W: Write>(
     output: &mut FrameWriter<W>,
 ) -> Result<()> {
     for path in paths {
-        let root = digest(&home(&path_of(path)), options).inspect_err(|error| output.give_up(error))?;
+        let path = home(&path_of(path));
+        let root = std::thread::scope(|scope| {
+            let (root_in, root) = sync_channel(1);
+            scope.spawn(move || root_in.send(digest(&path, options)));
+            loop {
+                match root.recv_timeout(options.life_sign()) {
+                    Err(RecvTimeoutError::Timeout) => output.keep_alive(Phase::Mapping)?,
+                    root => return root.unwrap_or(Err(Error::Interrupted)),
+                }
+            }
+        });
+        let root = root.inspect_err(|error| output.give_up(error))?;
         output.message(&Message::Digest { root })?;
     }
     output.flush()

@@ -3,6 +3,7 @@
 
 mod ciphers;
 mod push;
+mod silence;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use holesync::error::{Error, Failure};
 use holesync::hashmap::Key;
@@ -12,8 +13,8 @@ use holesync::hashmap::plan::Run;
 use holesync::options::{Compress, Options};
 use holesync::protocol::{
     Data, Differ, Entry, Frame, FrameReader, FrameWriter, LeafAnswer, MAGIC, MAX_DATA, MAX_DATA_BLOCKS,
-    MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, Patch, Request, VERSION,
-    check_path,
+    MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, Patch, Request,
+    TimedWriter, VERSION, check_path,
 };
 use holesync::report::{Phase, Stats};
 use holesync::source::Kind;
@@ -508,7 +509,7 @@ fn through_a_pipe(file: &File, ranges: &[Range<u64>]) -> (Data, io::Result<()>) 
         let mut reader = FrameReader::new(from, "the test");
         [reader.read(), reader.read()]
     });
-    let mut writer = FrameWriter::direct(to, "the test");
+    let mut writer = FrameWriter::direct(TimedWriter::new(to, Arc::default()), "the test");
     let read = writer.data_of_file(7, &[3, 1], file, ranges).expect("written");
     writer.message(&Message::Abandon).expect("written");
     writer.flush().expect("written");

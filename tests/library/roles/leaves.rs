@@ -368,9 +368,13 @@ impl<T> Peer<T> {
         let (frames_in, frames) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let mut input = FrameReader::new(input, "the other end");
-            while let Ok(frame) = input.read()
-                && frames_in.send(frame).is_ok()
-            {}
+            while let Ok(frame) = input.read() {
+                // It comes whenever an end has long been silent, and ends no wait.
+                let counts = !matches!(frame, Frame::Message(Message::Busy(_)));
+                if counts && frames_in.send(frame).is_err() {
+                    break;
+                }
+            }
         });
         Peer { frames, output: FrameWriter::new(output, "the other end"), ended }
     }

@@ -13,7 +13,7 @@ use holesync::error::{Error, Result, code};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Commit, Options};
 use holesync::report::{Event, Outcome, Phase, Reporter, Stats, Summary};
-use holesync::sync::{self, Agent, Cipher, RemoteOptions};
+use holesync::sync::{self, RemoteOptions};
 use holesync::working::is_working_name;
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -79,13 +79,7 @@ impl Told<'_> {
 }
 
 fn copy(sources: &[&Path], to: &Path, options: &Options, told: &Told) -> Result<()> {
-    let reach = RemoteOptions {
-        rsh: None,
-        remote_path: None,
-        agent: Agent::default(),
-        cipher: Cipher::default(),
-        umask: 0o022,
-    };
+    let reach = RemoteOptions { umask: 0o022, ..RemoteOptions::default() };
     let sources: Vec<_> = sources.iter().map(|path| Location::Local(path.to_path_buf())).collect();
     sync::run(&sources, &Location::Local(to.to_path_buf()), options, &reach, told)
 }

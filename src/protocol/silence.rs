@@ -1,0 +1,233 @@
+//! A connection whose other end says nothing: both directions wait by poll(2), no longer
+//! than silence may last. What counts is time spent in waiting: an end that does something
+//! else meanwhile, or is stopped, learns nothing about the other one.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::sys;
+
+/// The longest single wait: after it is looked whether the connection is over.
+const SLICE: Duration = Duration::from_secs(1);
+
+/// The values of [`Silence::state`].
+const ALIVE: u8 = 0;
+const SILENT: u8 = 1;
+const SUPERSEDED: u8 = 2;
+
+/// What both directions of a connection know of its silence.
+#[derive(Debug, Default)]
+pub struct Silence {
+    /// Milliseconds that silence may last; 0: for ever.
+    limit: AtomicU64,
+    /// Reads that brought something.
+    heard: AtomicU64,
+    state: AtomicU8,
+}
+
+impl Silence {
+    /// From now on silence may last so long; `None`: for ever.
+    pub fn limit(&self, limit: Option<Duration>) {
+        let millis = limit.map_or(0, |limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1));
+        self.limit.store(millis, Ordering::Relaxed);
+    }
+
+    /// Ends all waiting, now and later: another connection takes the place of this one.
+    pub fn supersede(&self) {
+        self.state.store(SUPERSEDED, Ordering::Relaxed);
+    }
+
+    /// Waits until a descriptor is ready. What is heard meanwhile ends a silence.
+    fn wait(&self, fd: BorrowedFd, events: PollFlags) -> io::Result<()> {
+        let mut waited = Duration::ZERO;
+        let mut heard = self.heard.load(Ordering::Relaxed);
+        loop {
+            let limit = match self.limit.load(Ordering::Relaxed) {
+                0 => Duration::MAX,
+                millis => Duration::from_millis(millis),
+            };
+            match self.state.load(Ordering::Relaxed) {
+                ALIVE => {}
+                SUPERSEDED => return Err(io::Error::other("a later connection of this run took its place")),
+                _ => return Err(timed_out(limit)),
+            }
+            let slice = SLICE.min(limit.saturating_sub(waited));
+            if is_ready(fd, events, slice)? {
+                return Ok(());
+            }
+            waited += slice;
+            if heard != self.heard.load(Ordering::Relaxed) {
+                (waited, heard) = (Duration::ZERO, self.heard.load(Ordering::Relaxed));
+            } else if waited >= limit {
+                // Unless it is superseded: then nobody is to blame.
+                let _ = self.state.compare_exchange(ALIVE, SILENT, Ordering::Relaxed, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+fn timed_out(limit: Duration) -> io::Error {
+    let text = format!("nothing was heard for {} s", limit.as_secs_f64());
+    io::Error::new(io::ErrorKind::TimedOut, text)
+}
+
+fn is_ready(fd: BorrowedFd, events: PollFlags, wait: Duration) -> io::Result<bool> {
+    // Rounded up, or the last part of a millisecond would be waited for without a rest.
+    let millis = wait.as_micros().div_ceil(1000);
+    let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
+    match poll(&mut [PollFd::new(fd, events)], timeout) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::EINTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The direction from the other end.
+#[derive(Debug)]
+pub struct TimedReader<R> {
+    input: R,
+    silence: Arc<Silence>,
+}
+
+impl<R: Read + AsFd> TimedReader<R> {
+    /// Reads from a pipe, a socket or a terminal.
+    pub fn new(input: R, silence: Arc<Silence>) -> TimedReader<R> {
+        TimedReader { input, silence }
+    }
+}
+
+impl<R: Read + AsFd> Read for TimedReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.silence.wait(self.input.as_fd(), PollFlags::POLLIN)?;
+            match self.input.read(buffer) {
+                // Both directions may be one socket, which does not wait by itself.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => {
+                    self.silence.heard.fetch_add(1, Ordering::Relaxed);
+                    return read;
+                }
+            }
+        }
+    }
+}
+
+/// The direction to the other end.
+#[derive(Debug)]
+pub struct TimedWriter<W> {
+    out: W,
+    silence: Arc<Silence>,
+    /// The last write did not take all: the next one would not take anything.
+    is_full: bool,
+}
+
+impl<W: Write + AsFd> TimedWriter<W> {
+    /// Writes to a pipe, a socket or a terminal. The descriptor, and what shares it, does
+    /// not wait by itself any more: fcntl(2), `O_NONBLOCK`.
+    pub fn new(out: W, silence: Arc<Silence>) -> TimedWriter<W> {
+        // What cannot be set so waits longer than it may, and nothing else.
+        let flags = fcntl(out.as_fd(), FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+        let _ = flags.and_then(|flags| fcntl(out.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)));
+        TimedWriter { out, silence, is_full: false }
+    }
+
+    /// The same direction once more.
+    pub fn duplicate(&self) -> io::Result<TimedWriter<File>> {
+        let out = File::from(self.out.as_fd().try_clone_to_owned()?);
+        Ok(TimedWriter { out, silence: Arc::clone(&self.silence), is_full: false })
+    }
+
+    /// Sends up to `len` bytes at `at` of a file without copying them, as
+    /// [`sys::send_file`].
+    pub fn send_file(&mut self, from: &File, at: u64, len: usize) -> io::Result<usize> {
+        self.retry(len, |out| sys::send_file(from, at, out, len))
+    }
+
+    fn retry(&mut self, len: usize, mut write: impl FnMut(&mut W) -> io::Result<usize>) -> io::Result<usize> {
+        loop {
+            if self.is_full {
+                self.silence.wait(self.out.as_fd(), PollFlags::POLLOUT)?;
+            }
+            match write(&mut self.out) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.is_full = true,
+                written => {
+                    self.is_full = written.as_ref().is_ok_and(|&written| written < len);
+                    return written;
+                }
+            }
+        }
+    }
+}
+
+impl<W: Write + AsFd> Write for TimedWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.retry(bytes.len(), |out| out.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    fn limited(millis: u64) -> Arc<Silence> {
+        let silence = Arc::<Silence>::default();
+        silence.limit(Some(Duration::from_millis(millis)));
+        silence
+    }
+
+    #[test]
+    fn nothing_to_read_is_silence_and_ends_the_other_direction_too() {
+        let silence = limited(50);
+        let ((input, _held), (_unread, out)) = (io::pipe().unwrap(), io::pipe().unwrap());
+        let error = TimedReader::new(input, Arc::clone(&silence)).read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(error.to_string().contains("0.05 s"), "{error}");
+        silence.limit(None);
+        let error = TimedWriter::new(out, silence).write_all(&vec![0; 1 << 20]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_write_that_moves_nothing_is_silence_unless_something_is_heard() {
+        let silence = limited(200);
+        let ((input, said), (mut unread, out)) = (io::pipe().unwrap(), io::pipe().unwrap());
+        let hearing = Arc::clone(&silence);
+        let reader = thread::spawn(move || TimedReader::new(input, hearing).read_to_end(&mut Vec::new()));
+        let writer = thread::spawn(move || {
+            let mut writer = TimedWriter::new(out, silence);
+            writer.write_all(&vec![7; 1 << 20]).map(|()| writer)
+        });
+        for _ in 0..10 {
+            thread::sleep(Duration::from_millis(50));
+            (&said).write_all(&[0]).unwrap();
+        }
+        unread.read_exact(&mut vec![0; 1 << 20]).unwrap();
+        let mut writer = writer.join().unwrap().unwrap();
+        drop(said);
+        reader.join().unwrap().unwrap();
+        assert_eq!(writer.write_all(&vec![7; 1 << 20]).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_connection_that_is_superseded_waits_no_more() {
+        let silence = Arc::<Silence>::default();
+        let (input, _held) = io::pipe().unwrap();
+        let mut reader = TimedReader::new(input, Arc::clone(&silence));
+        let waiting = thread::spawn(move || reader.read(&mut [0]));
+        silence.supersede();
+        assert!(waiting.join().unwrap().unwrap_err().to_string().contains("took its place"));
+    }
+}
