@@ -28,7 +28,8 @@ use crate::hashmap::plan::Run;
 use crate::hashmap::{Hash, PageMask};
 use crate::options::Options;
 use crate::report::{Phase, Reporter, Stats};
-use crate::source::{Kind, Metadata};
+use crate::source::{self, Kind, Metadata};
+pub use crate::source::{MAX_NAME, MAX_PATH};
 
 /// What both ends say first. Not text, and broken by anything that translates
 /// line ends or strips the eighth bit.
@@ -61,10 +62,6 @@ pub const MAX_DIFFER: usize = 256;
 pub const MAX_UNPATCHED: usize = 4096;
 /// Bytes of text in a failure or warning of the receiver.
 pub const MAX_TEXT: usize = 4 << 10;
-/// Bytes in a path.
-pub const MAX_PATH: usize = 4096;
-/// Bytes in one name of a path: `NAME_MAX`.
-pub const MAX_NAME: usize = 255;
 /// The largest file: the largest offset the system calls take.
 pub const MAX_LENGTH: u64 = i64::MAX as u64;
 /// Sources in one request.
@@ -322,11 +319,8 @@ pub enum Frame {
 /// Checks a relative path from the other side: plain names between single
 /// slashes, no `.`, `..`, NUL, nothing too long. Empty is allowed.
 pub fn check_path(path: &[u8]) -> Result<(), String> {
-    let name_is_plain = |name: &[u8]| {
-        !name.is_empty() && name.len() <= MAX_NAME && name != b"." && name != b".." && !name.contains(&0)
-    };
-    if path.len() > MAX_PATH || !(path.is_empty() || path.split(|&b| b == b'/').all(name_is_plain)) {
-        return Err(format!("it names the path \"{}\"", escape(&path[..path.len().min(256)])));
+    if source::is_plain(path) {
+        return Ok(());
     }
-    Ok(())
+    Err(format!("it names the path \"{}\"", escape(&path[..path.len().min(256)])))
 }

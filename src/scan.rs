@@ -192,8 +192,10 @@ pub struct FileState {
     /// Its length in bytes.
     pub length: u64,
     times: Option<[i64; 4]>,
-    device: u64,
-    inode: u64,
+    /// The device that it lies on.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
 }
 
 impl FileState {
@@ -201,11 +203,15 @@ impl FileState {
     ///
     /// # Errors
     ///
-    /// When the system cannot tell.
+    /// When the system cannot tell; `InvalidInput` for what is neither a file nor a block
+    /// device.
     pub fn of(file: &File) -> io::Result<FileState> {
         let metadata = file.metadata()?;
         let (device, inode) = (metadata.dev(), metadata.ino());
         if !metadata.is_file() {
+            if !metadata.file_type().is_block_device() {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
             return Ok(FileState { length: sys::device_size(file)?, times: None, device, inode });
         }
         let times = [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];

@@ -1,25 +1,34 @@
 //! What to send: the sources on this machine in walk order, with their
 //! metadata. Knows nothing of destinations, and of the wire only its entries.
+//!
+//! What the user named is opened wherever that leads. If it is a directory, it is held from
+//! then on, and all below it is looked at and opened from there, over no symlink and no
+//! `..`: others may write in it. A file that is read is the one that was found (device and
+//! inode), or it is looked at again, as after any change.
 
+mod named;
 mod owners;
+mod path;
+mod walk;
 
-use std::collections::HashSet;
-use std::fs::{self, File, Metadata as FileMetadata};
+use std::fs::File;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use nix::fcntl::OFlag;
+use nix::sys::stat::{FileStat, SFlag, fstat};
 use serde::{Deserialize, Serialize};
-use walkdir::WalkDir;
 
-use crate::error::{Error, Failure, Result, code, printable};
-use crate::options::Options;
+use crate::error::{Error, Failure, Result, code};
 use crate::scan::{self, FileImage, FileState};
 use crate::sys;
-use crate::working::is_working_name;
 
+pub use named::{names_contents, top_names};
 pub use owners::Names;
+pub use path::{MAX_NAME, MAX_PATH, is_plain};
+pub use walk::{Found, Walk};
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +85,39 @@ pub struct Source {
     pub kind: Kind,
     /// Mode, time and owner.
     pub metadata: Metadata,
+    /// Which file it is.
+    identity: Identity,
+    /// The directory below which it was found; `None`: it was named itself.
+    root: Option<Arc<SourceRoot>>,
+}
+
+/// A directory that the user named. It is held: nobody can put another in its place.
+#[derive(Debug)]
+struct SourceRoot {
+    /// Gives no access to content.
+    fd: OwnedFd,
+    /// As the user named it.
+    path: PathBuf,
+}
+
+/// What tells one file from another on this machine: device and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity(u64, u64);
+
+impl Identity {
+    fn of(stat: &FileStat) -> Identity {
+        Identity(stat.st_dev, stat.st_ino)
+    }
+
+    fn of_state(state: &FileState) -> Identity {
+        Identity(state.device, state.inode)
+    }
+
+    /// Demands that what was opened is this.
+    fn check(self, fd: OwnedFd) -> io::Result<OwnedFd> {
+        let same = Identity::of(&fstat(&fd)?) == self;
+        if same { Ok(fd) } else { Err(io::Error::other("another one has its name by now")) }
+    }
 }
 
 /// A file to be sent that is open, and the state in which it was opened.
@@ -95,132 +137,79 @@ impl OpenSource {
 
 impl Source {
     /// Opens a file. `hole_map` false: its holes are read, too. A file that takes more of
-    /// the page cache than one file should is read past it. `None`: it has another length
-    /// than when it was found.
+    /// the page cache than one file should is read past it. `None`: it is another file than
+    /// was found, or has another length.
     ///
     /// # Errors
     ///
     /// When it cannot be opened, or is no longer a file or device.
     pub fn open(&self, hole_map: bool) -> Result<Option<OpenSource>> {
         let Kind::File { length, allocated, .. } = self.kind else { return Ok(None) };
-        let (file, _) = scan::open_image(&self.path)?;
-        let state = FileState::of(&file).map_err(Error::file("look at", &self.path))?;
+        let file = File::from(self.open_as(READ)?);
+        let state = FileState::of(&file).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidInput => changed(&self.path),
+            _ => Error::file("look at", &self.path)(error),
+        })?;
         let image = FileImage::new(file, hole_map);
         let image = if scan::exceeds_cache(allocated) { image.sparing_cache() } else { image };
-        Ok((state.length == length).then_some(OpenSource { image, state }))
+        let same = state.length == length && self.identity == Identity::of_state(&state);
+        Ok(same.then_some(OpenSource { image, state }))
     }
-}
 
-/// What a walk finds.
-#[derive(Debug)]
-pub enum Found {
-    /// An entry to send.
-    Source(Source),
-    /// An entry that cannot be read.
-    Failed(Failure),
-    /// An entry that is left out on purpose.
-    Skipped(String),
-}
-
-/// Whether there is a single source and it is no directory: then the
-/// destination may name the file itself.
-pub fn is_single(sources: &[PathBuf]) -> bool {
-    let look =
-        |path: &Path| if names_contents(path) { fs::metadata(path) } else { fs::symlink_metadata(path) };
-    matches!(sources, [one] if !look(one).is_ok_and(|metadata| metadata.is_dir()))
-}
-
-/// Everything below the sources, parents before children, names in order. A
-/// symlink that is named as a source is followed to a file or device.
-pub fn walk<'a>(sources: &'a [PathBuf], options: &'a Options) -> impl Iterator<Item = Found> + 'a {
-    let mut names = Names::default();
-    let mut taken = HashSet::new();
-    let several = sources.len() > 1;
-    sources.iter().flat_map(|path| walk_one(path, options)).filter_map(move |found| match found {
-        // As with rsync, of several sources with one name the first counts.
-        Found::Source(source) if several && !taken.insert(source.target.clone()) => None,
-        Found::Source(mut source) => {
-            if let Some(owner) = &mut source.metadata.owner {
-                names.fill(owner);
-            }
-            Some(Found::Source(source))
+    /// Looks at a file again, after it changed while it was read. Another file may have its
+    /// name now: then that one is sent.
+    ///
+    /// # Errors
+    ///
+    /// When it is gone, or no longer something that can be sent.
+    pub fn look_again(&self) -> Result<Source> {
+        let fd = self.open_as(OFlag::O_PATH)?;
+        let stat = fstat(&fd).map_err(|errno| Error::file("look at", &self.path)(errno.into()))?;
+        let (metadata, identity) = (metadata_of(&stat), Identity::of(&stat));
+        let mut found = Source { metadata, identity, ..self.clone() };
+        // The names go with the numbers, which are what they were, or nearly always.
+        let same = |a: &Owner, b: &Owner| (a.uid, a.gid) == (b.uid, b.gid);
+        if let (Some(now), Some(before)) = (&mut found.metadata.owner, &self.metadata.owner)
+            && same(now, before)
+        {
+            now.clone_from(before);
         }
-        other => Some(other),
-    })
-}
-
-fn walk_one<'a>(path: &'a Path, options: &'a Options) -> Box<dyn Iterator<Item = Found> + 'a> {
-    let one = |found| Box::new(std::iter::once(found));
-    let contents = names_contents(path);
-    let named = fs::symlink_metadata(path).and_then(|metadata| {
-        let target = if metadata.is_symlink() { fs::metadata(path) } else { Ok(metadata.clone()) };
-        match target {
-            Ok(target) if target.is_dir() && metadata.is_symlink() && !contents => Ok(metadata),
-            other => other,
+        match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
+            SFlag::S_IFREG => regular(found, &stat),
+            SFlag::S_IFBLK if self.root.is_none() => found.device(),
+            _ => Err(changed(&self.path)),
         }
-    });
-    let metadata = match named {
-        Ok(metadata) => metadata,
-        Err(error) => return one(Found::Failed(Error::file("read", path)(error).to_failure())),
-    };
-    let prefix = if contents { Vec::new() } else { base_name(path) };
-    if !metadata.is_dir() {
-        return one(inspect(path, prefix, &metadata, options));
     }
-    if !options.recursive {
-        return one(skipped("directory", path));
+
+    /// A source that is a block device.
+    fn device(self) -> Result<Source> {
+        let file = File::from(self.open_as(READ)?);
+        let length = sys::device_size(&file).map_err(Error::file("find the size of", &self.path))?;
+        Ok(Source { kind: Kind::File { length, allocated: length, whole: false, retry: false }, ..self })
     }
-    // The slash follows a symlink, since the contents of its directory are meant.
-    let root = if contents { path.join("") } else { path.to_path_buf() };
-    let entries = WalkDir::new(root).sort_by_file_name().into_iter();
-    let entries = entries.filter_entry(|entry| !(entry.depth() > 0 && is_working_name(entry.file_name())));
-    Box::new(entries.map(move |entry| {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(error) => return unreadable(error, path),
+
+    /// Its path below the directory that was named.
+    fn below(&self) -> &Path {
+        let root = self.root.as_ref().map_or(Path::new(""), |root| &root.path);
+        self.path.strip_prefix(root).unwrap_or(&self.path)
+    }
+
+    /// Opens it: what the user named wherever that leads, all else below the directory that
+    /// is held, over no symlink.
+    fn open_as(&self, flags: OFlag) -> Result<OwnedFd> {
+        let opened = match &self.root {
+            Some(root) => sys::open_beneath(root.fd.as_fd(), self.below(), flags, 0),
+            None => named::open_named(&self.path, flags),
         };
-        let below = entry.path().components().rev().take(entry.depth()).collect::<Vec<_>>();
-        let mut target = prefix.clone();
-        for name in below.iter().rev() {
-            if !target.is_empty() {
-                target.push(b'/');
-            }
-            target.extend(name.as_os_str().as_bytes());
-        }
-        match entry.metadata() {
-            // Only a device that is named itself is read, as one reads an image.
-            Ok(metadata) if metadata.file_type().is_block_device() => skipped("special file", entry.path()),
-            Ok(metadata) => inspect(entry.path(), target, &metadata, options),
-            Err(error) => unreadable(error, path),
-        }
-    }))
-}
-
-/// rsync's rule: `dir/`, `.` and `..` mean what is in the directory.
-pub fn names_contents(path: &Path) -> bool {
-    let bytes = path.as_os_str().as_bytes();
-    bytes.ends_with(b"/") || matches!(bytes.rsplit(|&b| b == b'/').next(), Some(b"." | b".."))
-}
-
-/// The names directly below the destination that a source goes to; none for a source
-/// that cannot be read.
-pub fn top_names(source: &Path) -> Vec<Vec<u8>> {
-    if !names_contents(source) {
-        return vec![base_name(source)];
+        opened.map_err(|error| match error.raw_os_error() {
+            Some(libc::ELOOP | libc::ENOTDIR | libc::EXDEV) if self.root.is_some() => changed(&self.path),
+            _ => Error::file("open", &self.path)(error),
+        })
     }
-    let entries = fs::read_dir(source).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().into_vec()).collect()
 }
 
-fn base_name(path: &Path) -> Vec<u8> {
-    path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default()
-}
-
-fn unreadable(error: walkdir::Error, root: &Path) -> Found {
-    let path = error.path().unwrap_or(root).to_path_buf();
-    let source = error.into_io_error().unwrap_or_else(|| io::Error::other("a loop of links"));
-    Found::Failed(lost(&Error::file("read", path)(source)))
-}
+/// For a file that is read. Without waiting: opening a fifo would, for its other end.
+const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY);
 
 /// The failure of a source that was there before: a source that is gone has vanished.
 pub fn lost(error: &Error) -> Failure {
@@ -233,64 +222,27 @@ pub fn lost(error: &Error) -> Failure {
     }
 }
 
-fn skipped(what: &str, path: &Path) -> Found {
-    Found::Skipped(format!("skipping {what} {}", printable(path)))
-}
-
-fn inspect(path: &Path, target: Vec<u8>, metadata: &FileMetadata, options: &Options) -> Found {
-    let kind = metadata.file_type();
-    let kind = if kind.is_dir() {
-        Ok(Kind::Directory)
-    } else if kind.is_symlink() && options.links {
-        fs::read_link(path).map(|target| Kind::Symlink(target.into_os_string().into_vec()))
-    } else if kind.is_file() {
-        let allocated = metadata.blocks().saturating_mul(512).min(metadata.len());
-        Ok(Kind::File { length: metadata.len(), allocated, whole: false, retry: false })
-    } else if kind.is_block_device() {
-        let size = File::open(path).and_then(|device| sys::device_size(&device));
-        size.map(|length| Kind::File { length, allocated: length, whole: false, retry: false })
-    } else {
-        let what = if kind.is_symlink() { "symlink" } else { "special file" };
-        return skipped(what, path);
-    };
-    match kind {
-        Ok(kind) => {
-            Found::Source(Source { path: path.to_path_buf(), target, kind, metadata: metadata_of(metadata) })
-        }
-        Err(error) => Found::Failed(Error::file("read", path)(error).to_failure()),
-    }
-}
-
 /// A device's mode and times say nothing about its content.
-fn metadata_of(metadata: &FileMetadata) -> Metadata {
-    if metadata.file_type().is_block_device() {
+fn metadata_of(stat: &FileStat) -> Metadata {
+    if named::is(stat, SFlag::S_IFBLK) {
         return Metadata::default();
     }
     Metadata {
-        mode: Some(metadata.mode() & 0o7777),
-        mtime: Some((metadata.mtime(), metadata.mtime_nsec() as u32)),
-        owner: Some(Owner { uid: metadata.uid(), gid: metadata.gid(), ..Owner::default() }),
+        mode: Some(stat.st_mode & 0o7777),
+        mtime: Some((stat.st_mtime, stat.st_mtime_nsec as u32)),
+        owner: Some(Owner { uid: stat.st_uid, gid: stat.st_gid, ..Owner::default() }),
     }
 }
 
-/// Looks at a source again, after it changed while it was read.
-///
-/// # Errors
-///
-/// When it is gone, or no longer something that can be sent.
-pub fn look_again(source: &Source) -> Result<Source> {
-    let metadata = fs::metadata(&source.path).map_err(Error::file("read", &source.path))?;
-    match inspect(&source.path, source.target.clone(), &metadata, &Options::default()) {
-        Found::Source(mut found) if matches!(found.kind, Kind::File { .. }) => {
-            // The names go with the numbers, which are what they were, or nearly always.
-            let same = |a: &Owner, b: &Owner| (a.uid, a.gid) == (b.uid, b.gid);
-            if let (Some(now), Some(before)) = (&mut found.metadata.owner, &source.metadata.owner)
-                && same(now, before)
-            {
-                now.clone_from(before);
-            }
-            Ok(found)
-        }
-        _ => Err(Error::refused(&source.path, "changed into something else while it was read")),
-    }
+/// A source that is a regular file.
+fn regular(source: Source, stat: &FileStat) -> Result<Source> {
+    let Ok(length) = u64::try_from(stat.st_size) else {
+        return Err(Error::refused(source.path, "has a length that is none"));
+    };
+    let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512).min(length);
+    Ok(Source { kind: Kind::File { length, allocated, whole: false, retry: false }, ..source })
+}
+
+fn changed(path: &Path) -> Error {
+    Error::refused(path, "changed into something else while it was read")
 }

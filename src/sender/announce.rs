@@ -13,7 +13,7 @@ use crate::protocol::{CREDIT, Credit, Entry, Message};
 use crate::report::Event;
 use crate::sender::hasher::WantedFile;
 use crate::sender::shared::{SenderShared, Side};
-use crate::source::{self, Found, Kind, Source};
+use crate::source::{Found, Kind, Source, Walk};
 
 /// Files that were announced and are not described yet, and the credit for more.
 pub struct Files {
@@ -142,8 +142,9 @@ impl Table {
 
 /// Walks the sources and announces what is there (step 1 of [`sender`](crate::sender)).
 pub fn announce_all<W: Write>(shared: &SenderShared<W>, sources: &[PathBuf]) -> Result<()> {
-    shared.send(&Message::Layout { single: source::is_single(sources) })?;
-    for found in source::walk(sources, shared.options) {
+    let walk = Walk::new(sources, shared.options);
+    shared.send(&Message::Layout { single: walk.is_single() })?;
+    for found in walk {
         match found {
             Found::Failed(failure) => shared.source_failed(failure)?,
             Found::Skipped(what) if shared.side == Side::Initiator => {

@@ -236,7 +236,7 @@ impl<'a, W: Write> Session<'a, W> {
             };
             return self.shared.source_failed(Error::refused(&source.path, why).to_failure());
         }
-        match source::look_again(&source) {
+        match source.look_again() {
             Ok(mut source) => {
                 if let Kind::File { whole, retry, .. } = &mut source.kind {
                     (*whole, *retry) = (whole_again, true);

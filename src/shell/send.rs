@@ -15,7 +15,7 @@ use crate::report::{Event, Reporter, Stats};
 use crate::shell::pending::PendingCommands;
 use crate::shell::receiver::{FarRoot, FarRootKind, ReceivingShell};
 use crate::shell::{self, FarFile, ShellSession, TempNames, Times, relative};
-use crate::source::{self, Found, Kind, Metadata, Source};
+use crate::source::{self, Found, Kind, Metadata, Source, Walk};
 use crate::working::names_working_file;
 
 /// How many names are looked at one by one at the other end. Where there are more,
@@ -32,7 +32,8 @@ pub fn run(session: ShellSession, sources: &[PathBuf], target: &Target) -> Resul
     shell::refuse_what_needs_an_agent(options, host, reporter)?;
     let mut shell = ReceivingShell::begin(session.input, session.output, host)?;
     let path = target.path.as_os_str().as_bytes();
-    let single = source::is_single(sources) && !target.directory;
+    let walk = Walk::new(sources, options);
+    let single = walk.is_single() && !target.directory;
     let root = shell.open_root(path, single, options.dry_run)?;
     let rename = (root.kind == FarRootKind::Name).then(|| target.path.file_name()).flatten();
     let rename = rename.map(|name| name.as_bytes().to_vec());
@@ -52,7 +53,7 @@ pub fn run(session: ShellSession, sources: &[PathBuf], target: &Target) -> Resul
         temp_names: TempNames::default(),
     };
     job.list_far_files(sources, rename.as_deref())?;
-    for found in source::walk(sources, options) {
+    for found in walk {
         match found {
             Found::Failed(failure) => job.pending.fail(failure),
             Found::Skipped(what) => reporter.event(Event::Warning(&what)),

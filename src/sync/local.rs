@@ -35,8 +35,7 @@ use crate::apply::{Attributes, Setup};
 use crate::error::{Error, Failure, Result, code, lock, printable};
 use crate::options::Options;
 use crate::report::{Event, Outcome, Reporter, Stats};
-use crate::source::{self, Found, Kind, Source};
-use crate::working::names_working_file;
+use crate::source::{self, Found, Kind, Source, Walk};
 
 /// Files that are worked on side by side: while one waits for storage, others go on.
 const WORKERS: usize = 4;
@@ -53,8 +52,9 @@ pub fn run(sources: &[PathBuf], target: Target, options: &Options, reporter: &dy
     if options.recursive {
         sources.iter().try_for_each(|source| refuse_inside(source, &target.path))?;
     }
+    let walk = Walk::new(sources, options);
+    let single = walk.is_single();
     let options = Arc::new(options.clone());
-    let single = source::is_single(sources);
     let mut tree = DestinationTree::open(&target, single, Arc::clone(&options))?;
     let copy = LocalCopy {
         root: tree.root().clone(),
@@ -65,7 +65,7 @@ pub fn run(sources: &[PathBuf], target: Target, options: &Options, reporter: &dy
         again: Mutex::default(),
         cores: Mutex::default(),
     };
-    copy.with_workers(if single { 1 } else { WORKERS }, |jobs| copy.walk(sources, &mut tree, jobs));
+    copy.with_workers(if single { 1 } else { WORKERS }, |jobs| copy.walk(walk, &mut tree, jobs));
     let again = std::mem::take(&mut *lock(&copy.again));
     if !again.is_empty() {
         copy.with_workers(WORKERS.min(again.len()), |jobs| {
@@ -128,8 +128,8 @@ impl LocalCopy<'_> {
     }
 
     /// Makes directories and symlinks, and queues files.
-    fn walk(&self, sources: &[PathBuf], tree: &mut DestinationTree, jobs: &SyncSender<Job>) {
-        for found in source::walk(sources, &self.options) {
+    fn walk(&self, walk: Walk, tree: &mut DestinationTree, jobs: &SyncSender<Job>) {
+        for found in walk {
             match found {
                 Found::Failed(failure) => self.source_failed(&failure),
                 Found::Skipped(what) => self.reporter.event(Event::Warning(&what)),
@@ -139,10 +139,6 @@ impl LocalCopy<'_> {
     }
 
     fn entry(&self, source: Source, tree: &mut DestinationTree, jobs: &SyncSender<Job>) {
-        if names_working_file(&source.target) {
-            let why = "is named like a working file: give it another name";
-            return self.source_failed(&Error::refused(&source.path, why).to_failure());
-        }
         let made = match &source.kind {
             // Its directory is not ours to change, and other entries would go under its name.
             _ if tree.root().is_file() && !matches!(source.kind, Kind::File { .. } | Kind::Symlink(_)) => {

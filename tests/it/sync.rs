@@ -3,4 +3,6 @@
 mod deploy;
 mod early;
 mod interrupt;
+mod names;
+mod swaps;
 mod trees;

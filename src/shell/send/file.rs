@@ -63,7 +63,7 @@ impl SendJob<'_> {
         if let Attempt::Done = self.try_content(source, far)? {
             return Ok(());
         }
-        let source = source::look_again(source)?;
+        let source = source.look_again()?;
         match self.try_content(&source, far)? {
             Attempt::Done => Ok(()),
             Attempt::Changed => {

@@ -203,7 +203,7 @@ impl LocalCopy<'_> {
                 "changed while it was read, twice; send it when nothing writes to it, or from a snapshot";
             return self.source_failed(&Error::refused(&source.path, why).to_failure());
         }
-        match source::look_again(&source) {
+        match source.look_again() {
             Ok(mut source) => {
                 if let Kind::File { retry, .. } = &mut source.kind {
                     *retry = true;

@@ -1,0 +1,78 @@
+//! What the user named himself: the only paths that are followed wherever they lead.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use nix::dir::Dir;
+use nix::fcntl::OFlag;
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+
+use crate::source::walk::names_in;
+
+/// Opens a path that the user named, symlinks on the way followed.
+pub(super) fn open_named(path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+    Ok(nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// A source that is held: nobody can put another in its place.
+pub(super) struct Named {
+    /// Gives no access to content.
+    pub fd: OwnedFd,
+    pub stat: FileStat,
+}
+
+impl Named {
+    /// Finds a source. A symlink is followed to a file or device, and with a slash behind
+    /// it to a directory; else the symlink itself is the source.
+    pub fn find(path: &Path) -> io::Result<Named> {
+        if names_contents(path) {
+            return Named::look(path, OFlag::O_PATH);
+        }
+        let named = Named::look(path, OFlag::O_PATH | OFlag::O_NOFOLLOW)?;
+        if !is(&named.stat, SFlag::S_IFLNK) {
+            return Ok(named);
+        }
+        let followed = Named::look(path, OFlag::O_PATH)?;
+        Ok(if followed.is_directory() { named } else { followed })
+    }
+
+    fn look(path: &Path, flags: OFlag) -> io::Result<Named> {
+        let fd = open_named(path, flags)?;
+        let stat = fstat(&fd)?;
+        Ok(Named { fd, stat })
+    }
+
+    pub fn is_directory(&self) -> bool {
+        is(&self.stat, SFlag::S_IFDIR)
+    }
+}
+
+/// Whether something is of this kind.
+pub(super) fn is(stat: &FileStat, kind: SFlag) -> bool {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == kind
+}
+
+/// rsync's rule: `dir/`, `.` and `..` mean what is in the directory.
+pub fn names_contents(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    bytes.ends_with(b"/") || matches!(bytes.rsplit(|&b| b == b'/').next(), Some(b"." | b".."))
+}
+
+/// The names directly below the destination that a source goes to; none for a source
+/// that cannot be read.
+pub fn top_names(source: &Path) -> Vec<Vec<u8>> {
+    if !names_contents(source) {
+        return vec![base_name(source)];
+    }
+    let opened = open_named(source, OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+    let Some(mut dir) = opened.ok().and_then(|fd| Dir::from_fd(fd).ok()) else { return Vec::new() };
+    names_in(&mut dir).filter_map(Result::ok).map(|(name, _)| name.into_vec()).collect()
+}
+
+/// The name under which a source goes that is not meant for its contents.
+pub(super) fn base_name(path: &Path) -> Vec<u8> {
+    path.file_name().map(OsStr::as_bytes).unwrap_or_default().to_vec()
+}

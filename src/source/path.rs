@@ -1,0 +1,46 @@
+//! Which paths can be sent: what a receiver takes, and what a sender need not try.
+
+use crate::working::names_working_file;
+
+/// Bytes in a path.
+pub const MAX_PATH: usize = 4096;
+/// Bytes in one name of a path: `NAME_MAX`.
+pub const MAX_NAME: usize = 255;
+
+/// Whether a path below the destination is one: plain names between single slashes, no
+/// `.`, `..`, NUL, nothing too long. Empty is allowed: the destination itself.
+pub fn is_plain(path: &[u8]) -> bool {
+    let name_is_plain = |name: &[u8]| {
+        !name.is_empty() && name.len() <= MAX_NAME && name != b"." && name != b".." && !name.contains(&0)
+    };
+    path.len() <= MAX_PATH && (path.is_empty() || path.split(|&b| b == b'/').all(name_is_plain))
+}
+
+/// Why no receiver takes something under this path, and what to do about it.
+pub(super) fn why_not_sent(path: &[u8]) -> Option<String> {
+    if names_working_file(path) {
+        return Some("is named like a working file: give it another name".into());
+    }
+    (!is_plain(path)).then(|| {
+        format!(
+            "cannot go under this name: a name may have {MAX_NAME} bytes and a path {MAX_PATH}; \
+             give it a shorter one"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_receiver_takes_is_not_sent() {
+        for fine in [&b""[..], b"a/b", &[b'n'; MAX_NAME]] {
+            assert_eq!(why_not_sent(fine), None, "{fine:?}");
+        }
+        let (long, deep) = (vec![b'n'; MAX_NAME + 1], b"n/".repeat(MAX_PATH / 2 + 1));
+        for bad in [&long[..], &deep, b"..", b"a//b", b"a\0", b"a/.b.holesync.log"] {
+            assert!(why_not_sent(bad).is_some(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! The walk: everything below the sources, reached from descriptors that are held. What
+//! becomes a symlink after its name was read is not followed.
+
+use std::collections::{HashSet, VecDeque};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::dir::{Dir, Type};
+use nix::fcntl::OFlag;
+use nix::sys::stat::{FileStat, SFlag, fstat};
+
+use crate::error::{Error, Failure, Result, printable};
+use crate::options::Options;
+use crate::source::named::{Named, base_name, is, names_contents};
+use crate::source::path::why_not_sent;
+use crate::source::{self, Identity, Kind, Names, Source, SourceRoot};
+use crate::sys;
+use crate::working::is_working_name;
+
+/// Directories that are open at once, for one source: the deepest ones. Those above are
+/// opened again when the walk comes back to them.
+const MAX_OPEN: usize = 32;
+
+/// For a directory whose names are read.
+const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY);
+/// For a symlink itself.
+const LINK: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW);
+
+/// What a walk finds.
+#[derive(Debug)]
+pub enum Found {
+    /// An entry to send.
+    Source(Source),
+    /// An entry that cannot be read, or not be sent.
+    Failed(Failure),
+    /// An entry that is left out on purpose.
+    Skipped(String),
+}
+
+/// Everything below the sources, parents before children, names in order. A symlink that
+/// is named as a source is followed to a file or device.
+pub struct Walk<'a> {
+    /// Not begun.
+    sources: std::slice::Iter<'a, PathBuf>,
+    options: &'a Options,
+    /// The only source, which was found already.
+    only: Option<io::Result<Named>>,
+    /// The directory that is being walked.
+    tree: Option<TreeWalk>,
+    names: Names,
+    /// Where something goes already, if there are several sources.
+    taken: Option<HashSet<Vec<u8>>>,
+}
+
+impl<'a> Walk<'a> {
+    /// Begins a walk. Nothing is read yet, but a single source is held from now on.
+    pub fn new(sources: &'a [PathBuf], options: &'a Options) -> Walk<'a> {
+        let only = if let [only] = sources { Some(Named::find(only)) } else { None };
+        let taken = only.is_none().then(HashSet::new);
+        Walk { sources: sources.iter(), options, only, tree: None, names: Names::default(), taken }
+    }
+
+    /// Whether there is a single source and it is no directory: then the destination may
+    /// name the file itself.
+    pub fn is_single(&self) -> bool {
+        self.only.as_ref().is_some_and(|only| !only.as_ref().is_ok_and(Named::is_directory))
+    }
+
+    /// The next of what is found, names of owners left out.
+    fn find(&mut self) -> Option<Found> {
+        loop {
+            if let Some(found) = self.tree.as_mut().and_then(TreeWalk::next) {
+                return Some(found);
+            }
+            let path = self.sources.next()?;
+            let named = self.only.take().unwrap_or_else(|| Named::find(path));
+            let begun = named.map_err(Error::file("read", path)).and_then(|named| self.begin(path, named));
+            match begun {
+                Ok(Some(found)) => return Some(found),
+                Ok(None) => {}
+                Err(error) => return Some(Found::Failed(error.to_failure())),
+            }
+        }
+    }
+
+    /// Takes up a source. A directory is walked next.
+    fn begin(&mut self, path: &Path, named: Named) -> Result<Option<Found>> {
+        let contents = names_contents(path);
+        let prefix = if contents { Vec::new() } else { base_name(path) };
+        if let Some(why) = why_not_sent(&prefix) {
+            return Err(Error::refused(path, why));
+        }
+        if named.is_directory() {
+            if !self.options.recursive {
+                return Ok(Some(skipped("directory", path)));
+            }
+            self.tree = Some(TreeWalk::begin(path, prefix, named, self.options.links));
+            return Ok(None);
+        }
+        let source = Source {
+            path: path.to_path_buf(),
+            target: prefix,
+            kind: Kind::Directory,
+            metadata: source::metadata_of(&named.stat),
+            identity: Identity::of(&named.stat),
+            root: None,
+        };
+        if is(&named.stat, SFlag::S_IFBLK) {
+            return source.device().map(|device| Some(Found::Source(device)));
+        }
+        Ok(Some(inspect(source, &named.stat, Some(&named.fd), self.options.links)))
+    }
+}
+
+impl Iterator for Walk<'_> {
+    type Item = Found;
+
+    fn next(&mut self) -> Option<Found> {
+        loop {
+            match self.find()? {
+                Found::Source(mut source) => {
+                    // As with rsync, of several sources with one name the first counts.
+                    let is_new = |taken: &mut HashSet<_>| taken.insert(source.target.clone());
+                    if !self.taken.as_mut().is_none_or(is_new) {
+                        continue;
+                    }
+                    if let Some(owner) = &mut source.metadata.owner {
+                        self.names.fill(owner);
+                    }
+                    return Some(Found::Source(source));
+                }
+                other => return Some(other),
+            }
+        }
+    }
+}
+
+/// A directory that was named, and the way down to where the walk is.
+struct TreeWalk {
+    root: Arc<SourceRoot>,
+    /// Where the directory itself goes.
+    prefix: Vec<u8>,
+    /// Symlinks are sent.
+    links: bool,
+    /// The directory that is being read, below the root.
+    below: PathBuf,
+    levels: Vec<Level>,
+    /// Found, and not handed out yet.
+    later: VecDeque<Found>,
+}
+
+/// A directory of which some names are still to come.
+struct Level {
+    /// `None`: closed for the sake of deeper ones.
+    dir: Option<Dir>,
+    identity: Identity,
+    names: std::vec::IntoIter<(OsString, Option<Type>)>,
+}
+
+impl TreeWalk {
+    fn begin(path: &Path, prefix: Vec<u8>, named: Named, links: bool) -> TreeWalk {
+        let Named { fd, stat } = named;
+        let opened = sys::open_beneath(fd.as_fd(), Path::new(""), DIRECTORY, 0);
+        let root = Arc::new(SourceRoot { fd, path: path.to_path_buf() });
+        let (below, levels) = (PathBuf::new(), Vec::new());
+        let mut tree = TreeWalk { root, prefix, links, below, levels, later: VecDeque::new() };
+        let source = tree.source(PathBuf::new(), &stat);
+        tree.enter(source, opened);
+        tree
+    }
+
+    fn next(&mut self) -> Option<Found> {
+        loop {
+            if let Some(found) = self.later.pop_front() {
+                return Some(found);
+            }
+            match self.levels.last_mut()?.names.next() {
+                Some((name, hint)) => self.entry(&name, hint),
+                None => self.leave(),
+            }
+        }
+    }
+
+    /// What is found under the next name.
+    fn entry(&mut self, name: &OsStr, hint: Option<Type>) {
+        let below = self.below.join(name);
+        let Some(dir) = self.levels.last().and_then(|level| level.dir.as_ref()) else { return };
+        let looked = look(dir.as_fd(), name, hint);
+        let (stat, opened) = match looked {
+            Ok(found) => found,
+            Err(error) => return self.failed(&Error::file("read", self.root.path.join(below))(error)),
+        };
+        let source = self.source(below, &stat);
+        if let Some(why) = why_not_sent(&source.target) {
+            return self.failed(&Error::refused(source.path, why));
+        }
+        let found = match opened {
+            Opened::Directory(opened) => return self.enter(source, opened),
+            // Only a device that is named itself is read, as one reads an image.
+            _ if is(&stat, SFlag::S_IFBLK) => skipped("special file", &source.path),
+            Opened::Link(Err(error)) => return self.failed(&Error::file("read", source.path)(error)),
+            Opened::Link(Ok(link)) => inspect(source, &stat, Some(&link), self.links),
+            Opened::No => inspect(source, &stat, None, self.links),
+        };
+        self.later.push_back(found);
+    }
+
+    fn failed(&mut self, error: &Error) {
+        self.later.push_back(Found::Failed(source::lost(error)));
+    }
+
+    /// An entry below the root, as if it were a directory.
+    fn source(&self, below: PathBuf, stat: &FileStat) -> Source {
+        let mut target = self.prefix.clone();
+        if !target.is_empty() && !below.as_os_str().is_empty() {
+            target.push(b'/');
+        }
+        target.extend(below.as_os_str().as_bytes());
+        Source {
+            path: self.root.path.join(&below),
+            target,
+            kind: Kind::Directory,
+            metadata: source::metadata_of(stat),
+            identity: Identity::of(stat),
+            root: Some(Arc::clone(&self.root)),
+        }
+    }
+
+    /// Takes up a directory: what is in it comes next. One that cannot be read is
+    /// there all the same.
+    fn enter(&mut self, source: Source, opened: io::Result<OwnedFd>) {
+        let (path, identity) = (source.path.clone(), source.identity);
+        let below = source.below().to_path_buf();
+        self.later.push_back(Found::Source(source));
+        let mut dir = match opened.and_then(|fd| Ok(Dir::from_fd(fd)?)) {
+            Ok(dir) => dir,
+            Err(error) => return self.failed(&Error::file("read", path)(error)),
+        };
+        let mut names = Vec::new();
+        for found in names_in(&mut dir) {
+            match found {
+                Ok((name, _)) if is_working_name(&name) => {}
+                Ok(found) => names.push(found),
+                Err(error) => self.failed(&Error::file("read", &path)(error)),
+            }
+        }
+        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        self.below = below;
+        self.levels.push(Level { dir: Some(dir), identity, names: names.into_iter() });
+        if let Some(above) = self.levels.len().checked_sub(MAX_OPEN + 1) {
+            self.levels[above].dir = None;
+        }
+    }
+
+    /// Goes back to the directory above, which may have to be opened again.
+    fn leave(&mut self) {
+        self.levels.pop();
+        self.below.pop();
+        let Some(level) = self.levels.last_mut().filter(|level| level.dir.is_none()) else { return };
+        let opened = sys::open_beneath(self.root.fd.as_fd(), &self.below, DIRECTORY, 0);
+        let opened = opened.and_then(|fd| level.identity.check(fd)).and_then(|fd| Ok(Dir::from_fd(fd)?));
+        match opened {
+            Ok(dir) => level.dir = Some(dir),
+            Err(error) => {
+                level.names = Vec::new().into_iter();
+                self.failed(&Error::file("read", self.root.path.join(&self.below))(error));
+            }
+        }
+    }
+}
+
+/// The names in a directory, working files and all, and what each is said to be. An error
+/// is the last: it would come again.
+pub(super) fn names_in(dir: &mut Dir) -> impl Iterator<Item = io::Result<(OsString, Option<Type>)>> + '_ {
+    let mut failed = false;
+    let entries = dir.iter().take_while(move |entry| !std::mem::replace(&mut failed, entry.is_err()));
+    entries.filter_map(|entry| match entry {
+        Ok(entry) => {
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            (name != "." && name != "..").then(|| Ok((name.to_owned(), entry.file_type())))
+        }
+        Err(errno) => Some(Err(errno.into())),
+    })
+}
+
+/// What was opened to be looked at.
+enum Opened {
+    /// Nothing: there is no need to.
+    No,
+    /// A directory whose names can be read, if it can be opened.
+    Directory(io::Result<OwnedFd>),
+    /// A symlink itself.
+    Link(io::Result<OwnedFd>),
+}
+
+/// Looks at a name, which is a directory or symlink only if it can be opened as one.
+/// `hint`: what it is said to be.
+fn look(dir: BorrowedFd, name: &OsStr, hint: Option<Type>) -> io::Result<(FileStat, Opened)> {
+    let open = |flags| sys::open_beneath(dir, Path::new(name), flags, 0);
+    if hint == Some(Type::Directory)
+        && let Ok(fd) = open(DIRECTORY)
+    {
+        return Ok((fstat(&fd)?, Opened::Directory(Ok(fd))));
+    }
+    if hint == Some(Type::Symlink)
+        && let Ok(fd) = open(LINK)
+        && let Some(stat) = fstat(&fd).ok().filter(|stat| is(stat, SFlag::S_IFLNK))
+    {
+        return Ok((stat, Opened::Link(Ok(fd))));
+    }
+    let stat = sys::stat_at(dir, name)?.ok_or(nix::errno::Errno::ENOENT)?;
+    let same = |fd| Identity::of(&stat).check(fd);
+    let opened = if is(&stat, SFlag::S_IFDIR) {
+        Opened::Directory(open(DIRECTORY).and_then(same))
+    } else if is(&stat, SFlag::S_IFLNK) {
+        Opened::Link(open(LINK).and_then(same))
+    } else {
+        Opened::No
+    };
+    Ok((stat, opened))
+}
+
+fn skipped(what: &str, path: &Path) -> Found {
+    Found::Skipped(format!("skipping {what} {}", printable(path)))
+}
+
+/// A source that is no directory, as it is to be sent. `link`: it, if it is a symlink.
+fn inspect(source: Source, stat: &FileStat, link: Option<&OwnedFd>, links: bool) -> Found {
+    if is(stat, SFlag::S_IFREG) {
+        return source::regular(source, stat)
+            .map_or_else(|error| Found::Failed(error.to_failure()), Found::Source);
+    }
+    match link {
+        Some(link) if is(stat, SFlag::S_IFLNK) && links => match sys::read_link_at(link, OsStr::new("")) {
+            Ok(target) => Found::Source(Source { kind: Kind::Symlink(target.into_vec()), ..source }),
+            Err(error) => Found::Failed(source::lost(&Error::file("read", source.path)(error))),
+        },
+        _ => skipped(if is(stat, SFlag::S_IFLNK) { "symlink" } else { "special file" }, &source.path),
+    }
+}
