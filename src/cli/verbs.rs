@@ -37,6 +37,9 @@ pub fn run(cli: Cli) -> Result<()> {
             end_the_command_on_signals()?;
             let (input, output) = (own(std::io::stdin())?, own(std::io::stdout())?);
             [&input, &output].into_iter().for_each(sys::grow_pipe);
+            // The only one that is left: where it is dropped after an error, the other end learns of it.
+            nix::unistd::dup2_stdout(std::io::stderr())
+                .map_err(|errno| Error::file("use", "stdin and stdout")(errno.into()))?;
             sync::serve(File::from(input), File::from(output), umask)
         }
         Some(Verb::Map { image, hashes, json, block_size }) => {
