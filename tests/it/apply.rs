@@ -8,4 +8,5 @@ mod full;
 mod meddling;
 mod power;
 mod recover;
+mod soak;
 mod strangers;

@@ -111,3 +111,8 @@ pub fn killed_at(dir: &Path, call: &str, nth: usize) -> Peer {
     let what = format!("-e 'trace=?{call}' -e 'inject=?{call}:signal=KILL:when={nth}'");
     Peer::script(dir, &format!("exec strace -f -qq -o /dev/null {what} $command"))
 }
+
+/// Seconds that a test does something over and over: HOLESYNC_TEST_SECONDS, or `otherwise`.
+pub fn seconds(otherwise: u64) -> u64 {
+    std::env::var("HOLESYNC_TEST_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}

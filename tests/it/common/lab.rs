@@ -88,13 +88,22 @@ pub fn is_root() -> bool {
 /// Says that the running test cannot do its work here, and has it counted.
 pub fn skip(why: &str) {
     let thread = std::thread::current();
-    let line = format!("SKIPPED {}: {why}\n", thread.name().unwrap_or("a test"));
+    note("HOLESYNC_TEST_SKIPS", &format!("SKIPPED {}: {why}", thread.name().unwrap_or("a test")));
+}
+
+/// Says what a test has counted; `tests/run` shows it at its end.
+pub fn count(what: &str) {
+    note("HOLESYNC_TEST_COUNTS", what);
+}
+
+/// Says it, and adds it to the file that a variable of the environment names.
+fn note(variable: &str, line: &str) {
+    let line = format!("{line}\n");
     eprint!("{line}");
-    if let Some(path) = std::env::var_os("HOLESYNC_TEST_SKIPS") {
+    if let Some(path) = std::env::var_os(variable) {
         // One write in append mode, so that lines of parallel tests stay whole.
-        let mut file =
-            OpenOptions::new().append(true).create(true).open(path).expect("open the list of skips");
-        file.write_all(line.as_bytes()).expect("note the skip");
+        let mut file = OpenOptions::new().append(true).create(true).open(path).expect("open the list");
+        file.write_all(line.as_bytes()).expect("note it");
     }
 }
 

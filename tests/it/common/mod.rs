@@ -3,10 +3,12 @@
 
 pub mod account;
 pub mod check;
+pub mod disk;
 pub mod faults;
 pub mod lab;
 pub mod layout;
 pub mod peer;
 pub mod process;
 pub mod redeploy;
+pub mod trace;
 pub mod tree;

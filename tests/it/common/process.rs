@@ -97,7 +97,7 @@ pub fn start(command: &mut Command) -> Running {
 
 /// Starts a command that reads `stdin`.
 #[track_caller]
-fn start_on(command: &mut Command, stdin: Stdio) -> Running {
+pub fn start_on(command: &mut Command, stdin: Stdio) -> Running {
     let what = format!("{command:?}");
     command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {what}: {e}"));
