@@ -1,17 +1,22 @@
 //! The data extents of a file, in order, on anything that can be read, and the
 //! test for zeros. Knows nothing of blocks, hashes or destinations.
 
+mod cache;
+mod extents;
+
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
-use crate::sys::{self, Sought};
+use crate::sys;
+
+pub use cache::exceeds_cache;
+pub use extents::{Extents, data_extents};
 
 /// A run of bytes of which some may be data; everything between two of them
 /// reads as zeros.
@@ -49,6 +54,11 @@ impl FileImage {
         self
     }
 
+    /// The same, where so many bytes are more than the cache should take.
+    pub fn sparing_cache_for(self, bytes: u64) -> FileImage {
+        if exceeds_cache(bytes) { self.sparing_cache() } else { self }
+    }
+
     /// The file itself.
     pub fn file(&self) -> &File {
         &self.file
@@ -77,6 +87,12 @@ impl Image for FileImage {
     }
 }
 
+/// Bytes that a file may hold, of what is allocated to it and its length: some file systems
+/// (FUSE, procfs, sysfs) tell of no blocks where there is content.
+pub fn may_hold(allocated: u64, length: u64) -> u64 {
+    if allocated == 0 { length } else { allocated.min(length) }
+}
+
 /// Opens a regular file or block device; also returns its length.
 ///
 /// # Errors
@@ -97,56 +113,6 @@ pub fn open_image(path: &Path) -> Result<(File, u64)> {
     }
     let length = sys::device_size(&file).map_err(Error::file("find the size of", path))?;
     Ok((file, length))
-}
-
-/// The data extents of `file` within `range`, from SEEK_DATA and SEEK_HOLE.
-///
-/// A file without a map (`EINVAL`) is one extent. `ENXIO` ends the iteration;
-/// any other error is handed out once and ends it too. A file that shrinks
-/// meanwhile ends early. Two system calls an extent.
-pub fn data_extents(file: &File, range: Range<u64>) -> Extents<'_> {
-    Extents { file, at: range.start, end: range.end }
-}
-
-/// See [`data_extents`].
-#[derive(Debug)]
-pub struct Extents<'a> {
-    file: &'a File,
-    at: u64,
-    end: u64,
-}
-
-impl Iterator for Extents<'_> {
-    type Item = io::Result<Extent>;
-
-    fn next(&mut self) -> Option<io::Result<Extent>> {
-        if self.at >= self.end {
-            return None;
-        }
-        let found = self.find_extent();
-        match &found {
-            Ok(Some(extent)) => self.at = extent.end,
-            Ok(None) | Err(_) => self.at = self.end,
-        }
-        found.transpose()
-    }
-}
-
-impl Extents<'_> {
-    fn find_extent(&self) -> io::Result<Option<Extent>> {
-        let start = match sys::seek_data(self.file, self.at)? {
-            Sought::At(start) if start < self.end => start.max(self.at),
-            Sought::At(_) | Sought::End => return Ok(None),
-            Sought::NoMap => return Ok(Some(self.at..self.end)),
-        };
-        let end = match sys::seek_hole(self.file, start)? {
-            Sought::At(end) if end > start => end.min(self.end),
-            // Data that is gone by the time its end is asked for was cut off.
-            Sought::At(_) | Sought::End => return Ok(None),
-            Sought::NoMap => self.end,
-        };
-        Ok(Some(start..end))
-    }
 }
 
 /// Reads until `buffer` is full or the file ends, and fills the rest with zeros.
@@ -178,12 +144,6 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     let tail = strides.remainder();
     let clear = |chunk: &[u8]| chunk.iter().fold(0, |any, byte| any | byte) == 0;
     strides.into_iter().all(clear) && clear(tail)
-}
-
-/// Whether this many bytes take more of the page cache than one file should.
-pub fn exceeds_cache(bytes: u64) -> bool {
-    static MEMORY: OnceLock<Option<u64>> = OnceLock::new();
-    MEMORY.get_or_init(sys::memory).is_some_and(|memory| bytes > memory / 2)
 }
 
 /// What tells that a file was changed, or is another. A device's times say nothing.
@@ -248,78 +208,13 @@ impl FileState {
 }
 
 #[cfg(test)]
-#[allow(clippy::single_range_in_vec_init)] // one extent is meant, not its bytes
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
-
-    fn collect(file: &File, len: u64) -> Vec<Extent> {
-        data_extents(file, 0..len).map(Result::unwrap).collect()
-    }
-
-    fn sparse(len: u64, data: &[Extent]) -> File {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(len).unwrap();
-        for extent in data {
-            file.write_all_at(&vec![7; (extent.end - extent.start) as usize], extent.start).unwrap();
-        }
-        file
-    }
-
-    #[test]
-    fn empty_and_all_hole_files_have_no_extents() {
-        assert!(collect(&sparse(0, &[]), 0).is_empty());
-        assert!(collect(&sparse(1 << 40, &[]), 1 << 40).is_empty());
-    }
-
-    #[test]
-    fn one_byte_is_one_extent_clipped_to_the_file() {
-        assert_eq!(collect(&sparse(1, &[0..1]), 1), [0..1]);
-    }
-
-    #[test]
-    fn extents_are_clipped_to_the_range() {
-        let file = sparse(3 << 20, &[0..8192, 1 << 20..(1 << 20) + 4096, (3 << 20) - 5..3 << 20]);
-        let all = collect(&file, 3 << 20);
-        assert_eq!(all.len(), 3);
-        assert_eq!(all[0], 0..8192);
-        assert_eq!(all[2].end, 3 << 20);
-        let within: Vec<_> = data_extents(&file, 4096..(1 << 20) + 1).map(Result::unwrap).collect();
-        assert_eq!(within, [4096..8192, 1 << 20..(1 << 20) + 1]);
-    }
-
-    #[test]
-    fn a_file_that_shrank_ends_early() {
-        let file = sparse(1 << 20, &[0..1 << 20]);
-        file.set_len(4096).unwrap();
-        assert_eq!(collect(&file, 1 << 20), [0..4096]);
-        assert!(data_extents(&file, 8192..1 << 20).next().is_none());
-    }
-
-    #[test]
-    fn a_pipe_reports_its_error_once() {
-        let (reader, _writer) = io::pipe().unwrap();
-        let file = File::from(reader.as_fd().try_clone_to_owned().unwrap());
-        let mut extents = data_extents(&file, 0..10);
-        assert_eq!(extents.next().unwrap().unwrap_err().raw_os_error(), Some(libc::ESPIPE));
-        assert!(extents.next().is_none());
-    }
-
-    #[test]
-    fn two_hundred_thousand_alternating_extents() {
-        let count = 200_000u64;
-        let file = sparse(count * 8192, &[]);
-        for i in 0..count {
-            file.write_all_at(&[1; 4096], i * 8192).unwrap();
-        }
-        let extents = collect(&file, count * 8192);
-        assert_eq!(extents.len() as u64, count);
-        assert!(extents.iter().enumerate().all(|(i, e)| *e == (i as u64 * 8192..i as u64 * 8192 + 4096)));
-    }
 
     #[test]
     fn reading_past_the_end_gives_zeros() {
-        let file = sparse(3, &[0..3]);
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 3], 0).unwrap();
         let mut buffer = [9; 8];
         read_or_zeros(&file, &mut buffer, 1).unwrap();
         assert_eq!(buffer, [7, 7, 0, 0, 0, 0, 0, 0]);

@@ -1,3 +1,4 @@
 //! Images as they are read.
 
 mod images;
+mod seeks;
