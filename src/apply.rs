@@ -13,7 +13,8 @@
 //! 5. One of four ways is chosen, and says what there is to compare with (a [`Basis`]).
 //! 6. Content comes in any order: [`write`](Destination::write), [`zero`](Destination::zero),
 //!    [`free`](Destination::free). A way begins, and makes working files, with the first of
-//!    these; nothing of the old file changes.
+//!    these; nothing of the old file changes. Of the old file stays what is said to:
+//!    [`keep_range`](Destination::keep_range).
 //! 7. [`Destination::finish`], when the caller has compared hashes. In this order: length;
 //!    attributes; sync; with `--verify` reading back; the old file is still the one of step
 //!    4, and the working file still has its name; rename; sync of the directory; removal of
@@ -28,7 +29,7 @@
 //!
 //! Guaranteed, but for the last row: the file is the old one until the new one is on
 //! storage, or a sealed log is from which it will be finished. What came is kept when a run
-//! is interrupted. A sealed log goes when its file is whole, and not before. Two runs that
+//! is interrupted; on a full disk, all but a part that makes room. A sealed log goes when its file is whole, and not before. Two runs that
 //! lock never write the same file.
 //!
 //! Not guaranteed: that nobody else writes the file between the last look and the end of a
@@ -37,14 +38,18 @@
 //! none.
 
 mod attributes;
+mod behind;
 mod beside;
 mod commit;
 mod copy;
+pub mod cover;
 mod open;
 mod place;
 pub mod ranges;
 pub mod recover;
+mod room;
 pub mod stage;
+mod times;
 pub mod tree;
 mod way;
 
@@ -55,11 +60,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use crate::apply::attributes::Attributes;
-use crate::apply::commit::{Counts, Task};
-pub use crate::apply::open::{Opened, Opening, Precision, Preview, Setup, is_same_time};
+use crate::apply::behind::WriteBehind;
+use crate::apply::commit::Task;
+pub use crate::apply::open::{Opened, Opening, Preview, Setup};
 pub use crate::apply::place::{Place, finish_directory};
+pub use crate::apply::times::{Grain, Precision, TimeRule};
 use crate::apply::way::Way;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 use crate::hashmap::{Hash, PAGE};
 use crate::scan::{FileState, Image};
 use crate::sys;
@@ -120,6 +127,19 @@ pub struct Finished {
     /// Whether content or length changed, as far as anybody compared: room that is given
     /// back leaves both as they were.
     pub changed: bool,
+    /// What was read back came from memory, in part at least: the system did not drop it, or
+    /// does not tell.
+    pub from_cache: bool,
+}
+
+impl Finished {
+    /// What the user should be told of it.
+    pub fn note(&self, path: &Path) -> Option<String> {
+        let path = printable(path);
+        self.from_cache.then(|| {
+            format!("{path} was read back, but from memory in part: the system does not drop what it has cached of it")
+        })
+    }
 }
 
 /// One file that is being made equal.
@@ -127,7 +147,7 @@ pub struct Destination {
     task: Task,
     way: Way,
     basis: Option<Basis>,
-    unsynced: Unsynced,
+    behind: WriteBehind,
     zeros: Zeros,
 }
 
@@ -148,17 +168,6 @@ enum ZerosOver {
     /// Zeros that take room.
     Zeros,
 }
-
-/// Written and not yet on its way to storage.
-#[derive(Default)]
-struct Unsynced {
-    /// It lies in here.
-    span: Range<u64>,
-    bytes: u64,
-}
-
-/// Bytes after which writing them back is begun.
-const WRITEBACK: u64 = 8 << 20;
 
 /// Fails when a device holds fewer than `length` bytes; `state`: what became of it.
 fn check_device_size(place: &Place, size: u64, length: u64, state: &str) -> Result<()> {
@@ -241,8 +250,10 @@ impl Destination {
                 written.map_err(|error| task.failed("write", error, old))?;
             }
         }
-        self.task.counts.written += bytes.len() as u64;
-        self.start_writeback(at..at + bytes.len() as u64)
+        let range = at..at + bytes.len() as u64;
+        self.task.wrote(range.clone(), bytes.len() as u64);
+        self.behind.wrote(self.way.file(&self.task)?, range);
+        Ok(())
     }
 
     /// Makes a range zero: a hole, unless zeros are to stay allocated. It may be done with
@@ -251,10 +262,19 @@ impl Destination {
         self.gather_zeros(range, ZerosOver::Data)
     }
 
+    /// What the [`Basis`] has in a range was found to be data that stays. All that stays must
+    /// be said, in ascending order: where the old file is copied, nothing else is sure to be.
+    pub fn keep_range(&mut self, range: Range<u64>) -> Result<()> {
+        self.task.data.add(range.clone());
+        if let Way::Replica(replica) = &mut self.way { replica.keep(&self.task, range) } else { Ok(()) }
+    }
+
     /// Gives allocated zeros back to the file system, unless they are to stay; on
-    /// one that cannot take them nothing happens.
+    /// one that cannot take them nothing happens, and without a hole map nobody knows
+    /// whether they are allocated.
     pub fn free(&mut self, range: Range<u64>) -> Result<()> {
-        if self.task.options.preallocate || self.way.is_device() || !self.task.can.punch {
+        let is_wanted = !self.task.options.preallocate && self.task.options.hole_map;
+        if !is_wanted || self.way.is_device() || !self.task.can.punch {
             return Ok(());
         }
         self.gather_zeros(range, ZerosOver::Zeros)
@@ -331,8 +351,11 @@ impl Destination {
     /// Then the old file is as it was, except where it is written directly, or
     /// a sealed log is there to finish it.
     pub fn finish(mut self, root: &Hash, kept: u64) -> Result<Finished> {
-        let zeros = self.make_zeros();
-        self.task.or_make_room(zeros)?;
+        self.put_in_place(root, kept).inspect_err(|error| self.make_room_after(error))
+    }
+
+    fn put_in_place(&mut self, root: &Hash, kept: u64) -> Result<Finished> {
+        self.make_zeros()?;
         let changes_length = self.changes_length();
         let Destination { task, way, basis, .. } = self;
         // Without a basis nobody has looked at what is there.
@@ -344,29 +367,20 @@ impl Destination {
         {
             task.leave(old, root)?;
             task.place.remove_litter(&task.beside.litter);
-            return Ok(Finished { written: 0, punched: 0, changed: false });
+            let from_cache = task.counts.from_cache.get();
+            return Ok(Finished { written: 0, punched: 0, changed: false, from_cache });
         }
         let changed = way.is_resumed() || !compared || changes_length || task.counts.has_changes();
         match way {
-            Way::Fresh(fresh) => task.or_make_room(fresh.finish(&task, root)),
-            Way::Replica(replica) => task.or_make_room(replica.finish(&task, root)),
-            Way::Direct(direct) => task.or_make_room(direct.finish(&task, root)),
-            // It knows what is sealed.
-            Way::Staged(staged) => staged.finish(&task, root, kept),
+            Way::Fresh(fresh) => fresh.finish(task, root),
+            Way::Replica(replica) => replica.finish(task, root),
+            Way::Direct(direct) => direct.finish(task, root),
+            Way::Staged(staged) => staged.finish(task, root, kept),
         }?;
         task.place.remove_litter(&task.beside.litter);
-        let Counts { written, zeroed, freed } = task.counts;
-        Ok(Finished { written, punched: zeroed.saturating_add(freed), changed })
-    }
-
-    /// Removes what was gathered, which is of no use to anybody. After an error on a full
-    /// disk, what earlier runs left goes, too: it would only be in the way.
-    pub fn discard(&self, error: Option<&Error>) {
-        // What cannot be removed is found by the next run.
-        let _ = self.task.place.remove(self.way.working_files());
-        if let Some(error) = error {
-            self.task.make_room_after(error);
-        }
+        let counts = &task.counts;
+        let punched = counts.zeroed.saturating_add(counts.freed);
+        Ok(Finished { written: counts.written, punched, changed, from_cache: counts.from_cache.get() })
     }
 
     /// Keeps what was gathered for the next run.
@@ -396,22 +410,6 @@ impl Destination {
         if length < task.wanted.length {
             let grown = ranges::set_length(file, task.wanted.length, task.options.preallocate);
             grown.map_err(|error| task.failed("set the length of", error, old))?;
-        }
-        Ok(())
-    }
-
-    /// Starts writing back early, so that the sync at the end is short.
-    fn start_writeback(&mut self, range: Range<u64>) -> Result<()> {
-        let bytes = self.unsynced.bytes + (range.end - range.start);
-        let span = if self.unsynced.bytes == 0 {
-            range
-        } else {
-            self.unsynced.span.start.min(range.start)..self.unsynced.span.end.max(range.end)
-        };
-        self.unsynced = Unsynced { span, bytes };
-        if self.task.options.fsync && bytes >= WRITEBACK {
-            let Unsynced { span, .. } = std::mem::take(&mut self.unsynced);
-            sys::start_writeback(self.way.file(&self.task)?, span);
         }
         Ok(())
     }

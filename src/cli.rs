@@ -203,6 +203,10 @@ pub struct TransferArgs {
     /// Compare contents of all files, whatever their size and time
     #[arg(short = 'I', long)]
     ignore_times: bool,
+    /// Times no more than so many seconds apart are equal; less than 0: to the nanosecond
+    /// [default: as the destination's file system keeps them]
+    #[arg(short = '@', long, value_name = "NUM", allow_negative_numbers = true)]
+    modify_window: Option<i32>,
     /// Take files of equal size for equal
     #[arg(long)]
     size_only: bool,
@@ -218,7 +222,7 @@ pub struct TransferArgs {
     /// Keep zeros allocated on the destination
     #[arg(long)]
     preallocate: bool,
-    /// Read the source's holes, too: for file systems that report them wrongly
+    /// Read holes, too, at both ends: for file systems that report them wrongly
     #[arg(long)]
     no_hole_map: bool,
     /// Read the destination back from storage and check it again
@@ -374,6 +378,7 @@ impl TransferArgs {
             dry_run: self.dry_run,
             checksum: self.checksum,
             ignore_times: self.ignore_times,
+            modify_window: self.modify_window,
             size_only: self.size_only,
             whole_file: self.whole_file,
             commit: match self.commit {

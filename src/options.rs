@@ -28,6 +28,9 @@ pub struct Options {
     pub checksum: bool,
     /// Treat size and modification time as if they always differed.
     pub ignore_times: bool,
+    /// So many seconds between two times are none; less than 0: nanoseconds count, too.
+    /// `None`: as the file system of the destination keeps times.
+    pub modify_window: Option<i32>,
     /// Take files of equal size for equal.
     pub size_only: bool,
     /// Send everything, whatever the destination has.
@@ -36,7 +39,7 @@ pub struct Options {
     pub commit: Commit,
     /// Keep zeros allocated on the destination.
     pub preallocate: bool,
-    /// Trust SEEK_DATA and SEEK_HOLE on the source.
+    /// Trust SEEK_DATA and SEEK_HOLE, at both ends.
     pub hole_map: bool,
     /// Read the destination back from storage and check it once more.
     pub verify: bool,
@@ -83,6 +86,7 @@ impl Default for Options {
             dry_run: false,
             checksum: false,
             ignore_times: false,
+            modify_window: None,
             size_only: false,
             whole_file: false,
             commit: Commit::Auto,

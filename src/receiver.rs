@@ -351,11 +351,9 @@ impl Applier<'_, '_> {
             ApplyError::File(error) => {
                 // Before the credit for its map is free: others use it at once.
                 let told = self.shared.feeds.fail(id, || self.shared.fail(id, &error, Settles::Nothing));
-                match (&error, std::mem::replace(&mut self.current, Current::Failed)) {
-                    // On a full disk it would only be in the way.
-                    (Error::Space { .. }, Current::File(file)) => file.destination.discard(Some(&error)),
-                    (_, Current::File(file)) => file.destination.keep(),
-                    _ => {}
+                match std::mem::replace(&mut self.current, Current::Failed) {
+                    Current::File(file) => file.destination.give_up(&error),
+                    Current::None | Current::Failed => {}
                 }
                 told
             }

@@ -4,7 +4,7 @@
 mod cache;
 mod extents;
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -166,7 +166,15 @@ impl FileState {
     /// When the system cannot tell; `InvalidInput` for what is neither a file nor a block
     /// device.
     pub fn of(file: &File) -> io::Result<FileState> {
-        let metadata = file.metadata()?;
+        FileState::with(file, &file.metadata()?)
+    }
+
+    /// The same, with what is known of the file.
+    ///
+    /// # Errors
+    ///
+    /// When a device does not tell its size.
+    pub fn with(file: &File, metadata: &Metadata) -> io::Result<FileState> {
         let (device, inode) = (metadata.dev(), metadata.ino());
         if !metadata.is_file() {
             if !metadata.file_type().is_block_device() {

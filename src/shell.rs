@@ -16,7 +16,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::apply::{Precision, is_same_time};
+use crate::apply::{Grain, Precision, TimeRule};
 use crate::error::{Error, Failure, Result, code, escape};
 use crate::options::{Compress, Options};
 use crate::remote::{Input, Output};
@@ -85,15 +85,19 @@ impl FarFile {
         let same_group = |o: &Owner| !options.group || same(&o.group, &self.group, o.gid, self.gid);
         mode.is_none_or(|mode| mode & 0o7777 == self.mode & 0o7777)
             && owner.is_none_or(|owner| same_user(owner) && same_group(owner))
-            && (!options.times || self.has_time(metadata, times))
+            && (!options.times || self.has_time(metadata, options, times))
     }
 
-    /// Whether the time is that of the source. A time that was set in whole seconds, or
-    /// is kept so there, is compared in whole seconds.
-    pub fn has_time(&self, metadata: &Metadata, times: Times) -> bool {
-        let precision = if times == Times::Nanoseconds { Precision::Nanoseconds } else { Precision::Seconds };
+    /// Whether the time is that of the source. A time that was set in whole seconds, or is
+    /// told in them, is compared in whole seconds. The file system there is not asked for
+    /// its grain: what any would make of the time of the source is that time.
+    pub fn has_time(&self, metadata: &Metadata, options: &Options, times: Times) -> bool {
+        let is_exact = times == Times::Nanoseconds && self.nanoseconds.is_some();
+        let precision = if is_exact { Precision::Nanoseconds } else { Precision::Seconds };
+        let rule = TimeRule { precision, window: options.modify_window };
         let there = (self.mtime, self.nanoseconds.unwrap_or(0));
-        metadata.mtime.is_some_and(|source| is_same_time(source, precision, there))
+        let is_same = |source| rule.is_same(source, there, || Grain::between(source, there));
+        metadata.mtime.is_some_and(is_same)
     }
 }
 

@@ -150,8 +150,7 @@ impl Source {
             io::ErrorKind::InvalidInput => changed(&self.path),
             _ => Error::file("look at", &self.path)(error),
         })?;
-        let image = FileImage::new(file, hole_map);
-        let image = if scan::exceeds_cache(allocated) { image.sparing_cache() } else { image };
+        let image = FileImage::new(file, hole_map).sparing_cache_for(scan::may_hold(allocated, length));
         let same = state.length == length && self.identity == Identity::of_state(&state);
         Ok(same.then_some(OpenSource { image, state }))
     }

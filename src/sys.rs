@@ -202,10 +202,46 @@ pub fn start_writeback(file: &File, range: Range<u64>) {
     unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
+/// Writes a range back, waits for that, and has its pages leave the cache;
+/// sync_file_range(2), posix_fadvise(2). Only a hint.
+pub fn write_back_and_drop(file: &File, range: Range<u64>) {
+    let (Ok(start), Ok(len)) = (offset(range.start), offset(range.end - range.start)) else { return };
+    if len == 0 {
+        return;
+    }
+    let wait =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: the descriptor is open and no memory is passed.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, wait) };
+    drop_cached(file, range);
+}
+
+/// Forgets the cached pages of a range; dirty pages stay. Only a hint (posix_fadvise(2)).
+pub fn drop_cached(file: &File, range: Range<u64>) {
+    let (Ok(start), Ok(len)) = (offset(range.start), offset(range.end - range.start)) else { return };
+    let _ = nix::fcntl::posix_fadvise(file, start, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+}
+
 /// Forgets the cached pages of a file, so that the next read comes from
 /// storage; dirty pages stay, so sync first. Only a hint (posix_fadvise(2)).
 pub fn drop_cache(file: &File) {
     let _ = nix::fcntl::posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+}
+
+/// cachestat(2), which has one number on all machines that Rust's std knows.
+const SYS_CACHESTAT: libc::c_long = 451;
+
+/// How many pages of a file the page cache has; cachestat(2), Linux 6.5. `None`: nobody
+/// knows.
+pub fn cached_pages(file: &File) -> Option<u64> {
+    // `struct cachestat_range`, offset and length, of which 0 means up to the end; `struct
+    // cachestat`: pages in the cache, dirty, written back, evicted, lately evicted.
+    let (range, mut found) = ([0u64; 2], [0u64; 5]);
+    // SAFETY: the descriptor is open; both structures have the layout of linux/mman.h and
+    // outlive the call, which writes to the second alone.
+    let asked =
+        unsafe { libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), range.as_ptr(), found.as_mut_ptr(), 0) };
+    Errno::result(asked).ok().map(|_| found[0])
 }
 
 /// Copies up to `len` bytes at `offset` from one file to the same place in
@@ -417,16 +453,6 @@ pub fn umask() -> u32 {
     let mask = nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
     nix::sys::stat::umask(mask);
     mask.bits()
-}
-
-/// Whether whoever started this process had it ignore a signal, as nohup(1) does.
-pub fn is_ignored(signal: i32) -> bool {
-    // SAFETY: all bytes zero are a valid `struct sigaction`; with no new action the call
-    // only writes the present one, which outlives it.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
-    }
 }
 
 /// How long a processor has worked for this thread; zero where nobody knows.

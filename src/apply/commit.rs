@@ -1,6 +1,7 @@
 //! What the ways to the new file have in common: which there are, and length, sync, check,
 //! attributes, and the rename. Every failure is an error.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io;
@@ -11,7 +12,9 @@ use std::sync::Arc;
 use nix::sys::stat::SFlag;
 
 use crate::apply::Wanted;
+use crate::apply::behind::LastWritten;
 use crate::apply::beside::Beside;
+use crate::apply::cover::Cover;
 use crate::apply::place::{Access, Old, Place, kind_of};
 use crate::apply::ranges::{self, Abilities};
 use crate::apply::recover::{Recovered, check_root};
@@ -35,6 +38,9 @@ pub(super) struct Task {
     /// What became of a sealed log of an earlier run.
     pub recovered: Recovered,
     pub counts: Counts,
+    /// Where the new file has data, as far as that is known: what was written, and what was
+    /// found to be data and stays.
+    pub data: Cover,
 }
 
 /// What was done to the file, or to what it is made from, in bytes.
@@ -45,6 +51,9 @@ pub(super) struct Counts {
     pub zeroed: u64,
     /// Zeros that took room and were given back.
     pub freed: u64,
+    pub last_written: LastWritten,
+    /// What was read back came from memory, in part at least.
+    pub from_cache: Cell<bool>,
 }
 
 impl Counts {
@@ -68,6 +77,13 @@ fn changed_meanwhile(place: &Place) -> Error {
 }
 
 impl Task {
+    /// A range was written, which has so many bytes of data.
+    pub fn wrote(&mut self, range: Range<u64>, data: u64) {
+        self.counts.written += data;
+        self.counts.last_written.add(range.clone());
+        self.data.add(range);
+    }
+
     /// The working file `kind` has all of the new content: it takes the place of the old
     /// file. Step 7 of [`apply`](crate::apply).
     pub fn replace(&self, new: &File, kind: Working, old: Option<&Old>, root: &Hash) -> Result<()> {
@@ -151,13 +167,21 @@ impl Task {
         if !self.has_excess(file)? {
             return Ok(());
         }
-        ranges::free_holes(file, 0..ranges::page_up(self.wanted.length))
+        let mut at = 0;
+        let end = ranges::page_up(self.wanted.length);
+        // What is known to be data stays, whatever a seek says now.
+        for data in self.data.within(0..end) {
+            ranges::free_holes(file, at..data.start.max(at), true)?;
+            at = at.max(data.end);
+        }
+        ranges::free_holes(file, at..end, true)
     }
 
-    /// Whether notably more is allocated than there is data, and is to be freed.
+    /// Whether notably more is allocated than there is data, and is to be freed: only a
+    /// map that is trusted tells that.
     pub fn has_excess(&self, file: &File) -> io::Result<bool> {
         const SLACK: u64 = 1 << 20;
-        if self.options.preallocate {
+        if self.options.preallocate || !self.options.hole_map {
             return Ok(false);
         }
         let allocated = file.metadata()?.blocks() * 512;
@@ -187,15 +211,18 @@ impl Task {
         Ok(())
     }
 
-    /// Reads a file back from storage, if that is wanted.
+    /// Reads a file back from storage, if that is wanted: all of it, since a map that is
+    /// wrong would hide what it hid before.
     pub fn verify(&self, file: &File, root: &Hash) -> Result<()> {
         if !self.options.verify {
             return Ok(());
         }
         file.sync_data().map_err(self.place.error("sync"))?;
         sys::drop_cache(file);
+        let stays = sys::cached_pages(file).is_none_or(|pages| pages > 0);
+        self.counts.from_cache.set(self.counts.from_cache.get() || stays);
         let grid = Grid { length: self.wanted.length, block: self.options.block_size };
-        check_root(&self.place, file, &grid, root).inspect_err(|_| {
+        check_root(&self.place, file, &grid, root, false).inspect_err(|_| {
             // The next run must not take it for equal by its time.
             let _ = sys::set_mtime(file, 0, 0);
         })
@@ -220,25 +247,6 @@ impl Task {
     /// Whether an earlier run left a log or a stage.
     pub fn has_leftover_stage(&self) -> bool {
         [Working::Log, Working::Stage].iter().any(|kind| self.beside.leftovers.contains(kind))
-    }
-
-    /// After an error on a full disk, removes what would only be in the way; but a sealed
-    /// log, from which an old file might be finished, stays with its stage.
-    pub fn make_room_after(&self, error: &Error) {
-        if !matches!(error, Error::Space { .. }) {
-            return;
-        }
-        let kinds: &[Working] = match self.recovered {
-            recovered if recovered.is_doubtful() => &[Working::Temp, Working::Clone],
-            _ => &Working::ALL,
-        };
-        // The disk is in trouble already; what cannot be removed is found by the next run.
-        let _ = self.place.remove(kinds);
-    }
-
-    /// The same for something that may have failed.
-    pub fn or_make_room<T>(&self, result: Result<T>) -> Result<T> {
-        result.inspect_err(|error| self.make_room_after(error))
     }
 
     /// An error while content was being put together.

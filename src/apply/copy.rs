@@ -21,49 +21,52 @@ const PIECE: u64 = 512 << 10;
 const ROUND: u64 = 32 << 20;
 
 impl Destination {
-    /// Fills a destination that is [blank](BasisState::Blank), and to which nothing was
-    /// written, with all that another file on this machine has, zeros left out; shares it
-    /// where the file system can. `progress` is told bytes. Returns bytes of data.
+    /// Shares all data of another file on this machine with a destination that is
+    /// [blank](BasisState::Blank), and to which nothing was written. Returns bytes of data;
+    /// `None`: the file system cannot.
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] for a destination that is not blank; what reading and writing
-    /// report.
-    pub fn copy_from(
-        &mut self,
-        source: &File,
-        path: &Path,
-        hole_map: bool,
-        mut progress: impl FnMut(u64),
-    ) -> Result<u64> {
+    /// [`Error::Refused`] for a destination that is not blank; what the system reports.
+    pub fn clone_from(&mut self, source: &File) -> Result<Option<u64>> {
         if self.basis_state() != BasisState::Blank || self.task.counts.written > 0 {
             return Err(Error::refused(self.path(), "there is something already"));
         }
         let Destination { task, way, .. } = self;
         let cloned = sys::clone_file(source, way.file(task)?);
-        if cloned.map_err(|error| task.failed("clone into", error, OldFile::Whole))? {
-            task.counts.written = task.wanted.data;
-            progress(task.counts.written);
-            return Ok(task.counts.written);
+        if !cloned.map_err(|error| task.failed("clone into", error, OldFile::Whole))? {
+            return Ok(None);
         }
+        task.wrote(0..task.wanted.length, task.wanted.data);
+        Ok(Some(task.counts.written))
+    }
+
+    /// Fills such a destination with all that another file on this machine has, zeros left
+    /// out. `progress` is told bytes. Returns bytes of data.
+    ///
+    /// # Errors
+    ///
+    /// What reading and writing report.
+    pub fn copy_from(
+        &mut self,
+        image: &FileImage,
+        path: &Path,
+        mut progress: impl FnMut(u64),
+    ) -> Result<u64> {
         self.grow()?;
-        let Destination { task, way, .. } = self;
-        let image = FileImage::new(source.try_clone().map_err(Error::file("read", path))?, hole_map);
+        let Destination { task, way, behind, .. } = self;
         let target = way.file(task)?;
-        let mut written = 0;
-        let copied = copy_data(&image, target, task.wanted.length, |range, bytes| {
-            written += bytes;
+        let length = task.wanted.length;
+        let copied = copy_data(image, target, length, |range, bytes| {
+            task.wrote(range.clone(), bytes);
             progress(bytes);
-            if task.options.fsync {
-                sys::start_writeback(target, range);
-            }
+            behind.wrote(target, range);
         });
         copied.map_err(|error| match error {
             Stop::Read(error) => Error::file("read", path)(error),
             Stop::Taken(error) => task.failed("write", error, OldFile::Whole),
         })?;
-        self.task.counts.written = written;
-        Ok(written)
+        Ok(self.task.counts.written)
     }
 }
 

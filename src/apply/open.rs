@@ -12,23 +12,26 @@ use std::sync::{Arc, Mutex};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
+use crate::apply::behind::WriteBehind;
 use crate::apply::beside::Beside;
 use crate::apply::commit::{Counts, Task};
+use crate::apply::cover::Cover;
 use crate::apply::place::{Access, Old, Place, Turns, kind_of};
 use crate::apply::ranges::{Abilities, Probe};
 use crate::apply::recover::{self, Recovered};
 use crate::apply::stage::Stage;
 use crate::apply::stage::log::Identity;
 use crate::apply::stage::overlay::Overlay;
+use crate::apply::times::{Grain, TimeRule};
 use crate::apply::way::Way;
 use crate::apply::way::clone::Replica;
 use crate::apply::way::direct::Direct;
 use crate::apply::way::fresh::Fresh;
 use crate::apply::way::staged::Staged;
-use crate::apply::{Basis, Destination, QuickCheck, Unsynced, Wanted, Zeros, check_device_size};
+use crate::apply::{Basis, Destination, QuickCheck, Wanted, Zeros, check_device_size};
 use crate::error::{Error, Result, lock};
 use crate::options::{Commit, Options};
-use crate::scan::{FileImage, FileState};
+use crate::scan::{self, FileImage, FileState};
 use crate::sys;
 use crate::working::Working;
 
@@ -39,13 +42,15 @@ pub struct Setup {
     options: Arc<Options>,
     /// By device number.
     probed: Mutex<HashMap<u64, Arc<Probe>>>,
+    /// Likewise.
+    grains: Mutex<HashMap<u64, Grain>>,
     turns: Arc<Turns>,
 }
 
 impl Setup {
     /// For one run.
     pub fn new(options: Arc<Options>) -> Setup {
-        Setup { options, probed: Mutex::default(), turns: Arc::default() }
+        Setup { options, probed: Mutex::default(), grains: Mutex::default(), turns: Arc::default() }
     }
 
     /// What can be done about an old file. What its file system can do is tried once, with
@@ -63,6 +68,28 @@ impl Setup {
         // It may be this directory that is in the way, and nothing need be written to it.
         let unknown = Abilities { clone: false, reserve: true, punch: true };
         probe.and_then(|probe| probe.abilities(old)).unwrap_or(unknown)
+    }
+
+    /// The grain of times in the file system of a file, asked once with an unnamed file.
+    /// Where nobody can tell, every difference counts.
+    fn grain(&self, place: &Place, device: u64) -> Grain {
+        *lock(&self.grains).entry(device).or_insert_with(|| {
+            let unnamed = if self.options.dry_run { place.unnamed_at_once() } else { place.unnamed() };
+            unnamed.and_then(|file| Grain::of(&file)).unwrap_or_default()
+        })
+    }
+
+    /// Step 3: rsync's quick check.
+    fn is_equal(&self, place: &Place, stat: &FileStat, wanted: &Wanted) -> bool {
+        let QuickCheck::Time(precision) = wanted.quick_check else { return false };
+        let options = &self.options;
+        let there = (stat.st_mtime, stat.st_mtime_nsec as u32);
+        let rule = TimeRule { precision, window: options.modify_window };
+        let is_same = |source| rule.is_same(source, there, || self.grain(place, stat.st_dev));
+        kind_of(stat) == SFlag::S_IFREG
+            && stat.st_size as u64 == wanted.length
+            && !(options.checksum || options.ignore_times || options.verify)
+            && (options.size_only || wanted.attributes.mtime.is_some_and(is_same))
     }
 
     /// The run is over: nobody has to wait for a destination that is still open.
@@ -97,22 +124,6 @@ pub struct Preview {
     pub changes_length: bool,
 }
 
-/// How exactly the time of a source is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Precision {
-    /// As the source has it.
-    Nanoseconds,
-    /// In whole seconds.
-    Seconds,
-}
-
-/// Whether a file that was given the time of its source, seconds and nanoseconds, would
-/// have this time `there`. Nanoseconds that are 0 there agree with any: some file systems
-/// have no more.
-pub fn is_same_time(source: (i64, u32), precision: Precision, there: (i64, u32)) -> bool {
-    source.0 == there.0 && (precision == Precision::Seconds || there.1 == 0 || source.1 == there.1)
-}
-
 impl Destination {
     /// Finishes what a crash left, looks whether what is there is equal already, and if not
     /// locks it and decides how to go about it. A dry run changes nothing.
@@ -126,7 +137,7 @@ impl Destination {
         let options = &setup.options;
         let mut stat = place.stat()?;
         if options.dry_run {
-            return preview(&place, stat, &wanted, options);
+            return preview(&place, stat, &wanted, setup);
         }
         let kind = stat.as_ref().map(kind_of);
         if let Some(other) = kind.filter(|kind| !is_possible(*kind)) {
@@ -135,20 +146,21 @@ impl Destination {
         let mut beside = place.look_beside()?;
         let mut recovered = Recovered::Nothing;
         if kind != Some(SFlag::S_IFBLK) {
-            recovered = recover::finish_beside(&place, &beside, options.fsync)?;
+            recovered = recover::finish_beside(&place, &beside, options.fsync, options.hole_map)?;
             if matches!(recovered, Recovered::Finished(_)) {
                 (stat, beside) = (place.stat()?, place.look_beside()?);
             }
         }
         if !recovered.is_doubtful()
-            && let Some(stat) = stat.filter(|stat| is_equal(stat, &wanted, options))
+            && let Some(stat) = stat.filter(|stat| setup.is_equal(&place, stat, &wanted))
         {
             place.set_attributes_of(&stat, &wanted.attributes)?;
             remove_leftovers(&place, &beside)?;
             return Ok(Opening { recovered, opened: Opened::Equal });
         }
         let (options, can) = (Arc::clone(options), Abilities::default());
-        let task = Task { place, wanted, options, can, beside, recovered, counts: Counts::default() };
+        let (counts, data) = (Counts::default(), Cover::default());
+        let task = Task { place, wanted, options, can, beside, recovered, counts, data };
         let destination = match stat.map(|stat| (kind_of(&stat), stat)) {
             Some((SFlag::S_IFREG, stat)) => existing(task, stat, setup),
             Some((SFlag::S_IFBLK, _)) => device(task),
@@ -162,14 +174,15 @@ impl Destination {
 
     fn new(task: Task, way: Way, basis: Option<Basis>) -> Destination {
         let basis = basis.filter(|basis| basis.length > 0);
-        Destination { task, way, basis, unsynced: Unsynced::default(), zeros: Zeros::default() }
+        let behind = WriteBehind::new(task.options.fsync, task.wanted.data);
+        Destination { task, way, basis, behind, zeros: Zeros::default() }
     }
 }
 
 /// Steps 1 and 3 of a dry run, which writes nothing.
-fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, options: &Options) -> Result<Opening> {
+fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, setup: &Setup) -> Result<Opening> {
     let opening = |opened| Ok(Opening { recovered: Recovered::Nothing, opened });
-    if stat.is_some_and(|stat| is_equal(&stat, wanted, options)) {
+    if stat.is_some_and(|stat| setup.is_equal(place, &stat, wanted)) {
         return opening(Opened::Equal);
     }
     let file = match stat.as_ref().map(kind_of) {
@@ -181,7 +194,7 @@ fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, options: &Opt
         }
         Some(other) => return Err(in_the_way(place, other)),
     };
-    let basis = basis_of(&file).map_err(place.error("open"))?;
+    let basis = basis_of(&file, setup.options.hole_map).map_err(place.error("open"))?;
     let is_file = file.metadata().map_err(place.error("look at"))?.is_file();
     if !is_file {
         check_device_size(place, basis.length, wanted.length, "nothing was written")?;
@@ -189,17 +202,6 @@ fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, options: &Opt
     let changes_length = is_file && basis.length != wanted.length;
     let basis = Some(basis).filter(|basis| basis.length > 0 && !wanted.whole);
     opening(Opened::Preview(Preview { basis, changes_length }))
-}
-
-/// Step 3: rsync's quick check.
-fn is_equal(stat: &FileStat, wanted: &Wanted, options: &Options) -> bool {
-    let QuickCheck::Time(precision) = wanted.quick_check else { return false };
-    let there = (stat.st_mtime, stat.st_mtime_nsec as u32);
-    let mtime = wanted.attributes.mtime;
-    kind_of(stat) == SFlag::S_IFREG
-        && stat.st_size as u64 == wanted.length
-        && !(options.checksum || options.ignore_times || options.verify)
-        && (options.size_only || mtime.is_some_and(|source| is_same_time(source, precision, there)))
 }
 
 /// Removes what interrupted runs left beside a file that needs nothing, unless another run
@@ -252,7 +254,7 @@ fn fresh(task: Task, setup: &Setup, old: Option<Old>) -> Result<Destination> {
 
 fn resumed(mut task: Task, setup: &Setup, old: Option<Old>, temp: File) -> Result<Destination> {
     let error = || task.place.error("open the temp file of");
-    let basis = basis_of(&temp).map_err(error())?;
+    let basis = basis_of(&temp, task.options.hole_map).map_err(error())?;
     let device = temp.metadata().map_err(error())?.dev();
     task.can = setup.abilities(&task.place, &temp, device);
     Ok(Destination::new(task, Way::Fresh(Fresh::resumed(old, temp)), Some(basis)))
@@ -295,7 +297,7 @@ fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination
     if let Some(temp) = resumable_temp(&task)? {
         return resumed(task, setup, Some(old), temp);
     }
-    let basis = basis_of(&old.file).map_err(task.place.error("open"))?;
+    let basis = basis_of(&old.file, task.options.hole_map).map_err(task.place.error("open"))?;
     Ok(Destination::new(task, Way::Replica(Replica::new(old)), Some(basis)))
 }
 
@@ -307,7 +309,7 @@ fn in_place(mut task: Task, setup: &Setup, old: Old) -> Result<Destination> {
     remove_drafts(&task, &[Working::Temp])?;
     let mut basis = None;
     if !task.wanted.whole {
-        basis = Some(basis_of(&old.file).map_err(place.error("open"))?);
+        basis = Some(basis_of(&old.file, task.options.hole_map).map_err(place.error("open"))?);
         task.can = setup.abilities(place, &old.file, old.state.dev());
     }
     Ok(Destination::new(task, Way::Direct(Direct::new(old)), basis))
@@ -322,7 +324,11 @@ fn staged(task: Task, old: Old) -> Result<Destination> {
         let Some((stage, runs)) = Stage::resume(data, log, Identity::of(&old.file)?)? else {
             return Ok(None);
         };
-        let overlay = Overlay::new(FileImage::new(old.file.try_clone()?, true), over, runs);
+        let overlay = Overlay::new(
+            image_of(&old.file, 512 * old.state.blocks(), old.state.len(), task.options.hole_map)?,
+            over,
+            runs,
+        );
         let length = overlay.length()?;
         Ok(Some((stage, Basis { image: Arc::new(overlay), length, state: None })))
     };
@@ -335,7 +341,7 @@ fn staged(task: Task, old: Old) -> Result<Destination> {
             return Ok(Destination::new(task, Way::Staged(Staged::resumed(old, stage)), Some(over)));
         }
     }
-    let basis = basis_of(&old.file).map_err(place.error("open"))?;
+    let basis = basis_of(&old.file, task.options.hole_map).map_err(place.error("open"))?;
     Ok(Destination::new(task, Way::Staged(Staged::new(old)), Some(basis)))
 }
 
@@ -351,13 +357,24 @@ fn device(task: Task) -> Result<Destination> {
     let size = sys::device_size(&file).map_err(place.error("find the size of"))?;
     check_device_size(place, size, task.wanted.length, "nothing was written")?;
     let state = file.metadata().map_err(place.error("look at"))?;
-    let basis = if task.wanted.whole { None } else { Some(basis_of(&file).map_err(place.error("open"))?) };
+    let basis = if task.wanted.whole {
+        None
+    } else {
+        Some(basis_of(&file, task.options.hole_map).map_err(place.error("open"))?)
+    };
     let old = Old { file, state, access: Access::Write, _turn: None };
     Ok(Destination::new(task, Way::Direct(Direct::new(old)), basis))
 }
 
-fn basis_of(file: &File) -> io::Result<Basis> {
-    let state = FileState::of(file)?;
-    let image = Arc::new(FileImage::new(file.try_clone()?, true));
+fn basis_of(file: &File, hole_map: bool) -> io::Result<Basis> {
+    let metadata = file.metadata()?;
+    let state = FileState::with(file, &metadata)?;
+    let image = Arc::new(image_of(file, 512 * metadata.blocks(), state.length, hole_map)?);
     Ok(Basis { image, length: state.length, state: Some(state) })
+}
+
+/// An old file as what is compared with.
+fn image_of(file: &File, allocated: u64, length: u64, hole_map: bool) -> io::Result<FileImage> {
+    let data = scan::may_hold(allocated, length);
+    Ok(FileImage::new(file.try_clone()?, hole_map).sparing_cache_for(data))
 }

@@ -177,13 +177,18 @@ impl Place {
     /// A file without a name, to try things out on. Where the file system has none such, a
     /// working file loses its name at once.
     pub(super) fn unnamed(&self) -> io::Result<File> {
-        self.open(OsStr::new("."), OFlag::O_TMPFILE | OFlag::O_RDWR).or_else(|_| {
+        self.unnamed_at_once().or_else(|_| {
             let naming = Naming::once(nix::unistd::geteuid().as_raw());
             let name = Working::Clone.name_for(&self.name, naming);
             let file = self.open(&name, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
             sys::unlink_at(&self.dir, &name)?;
             Ok(file)
         })
+    }
+
+    /// The same, and only where no name is made for it.
+    pub(super) fn unnamed_at_once(&self) -> io::Result<File> {
+        self.open(OsStr::new("."), OFlag::O_TMPFILE | OFlag::O_RDWR)
     }
 
     /// Whether a name in the directory leads to this open file.

@@ -57,18 +57,13 @@ pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Makes `to` equal to `from`: a clone if possible, else its data extents.
-pub fn copy_all(from: &File, to: &File) -> io::Result<()> {
-    if sys::clone_file(from, to)? {
+/// Makes `to` share all data of `from`; whether it can.
+pub fn clone(from: &File, to: &File) -> io::Result<bool> {
+    let cloned = sys::clone_file(from, to)?;
+    if cloned {
         sys::allocate_exactly(to, true);
-        return Ok(());
     }
-    let length = from.metadata()?.len();
-    to.set_len(length)?;
-    for extent in scan::data_extents(from, 0..length) {
-        copy_between(from, to, extent?)?;
-    }
-    Ok(())
+    Ok(cloned)
 }
 
 /// Copies a range from one file to the same place in another.
@@ -133,9 +128,27 @@ pub fn zero_device(device: &File, range: Range<u64>) -> io::Result<()> {
     write_zeros(device, inner.end..range.end)
 }
 
-/// Gives back what is allocated in a range and holds no data.
-pub fn free_holes(file: &File, range: Range<u64>) -> io::Result<()> {
-    free_holes_of(file, file, range)
+/// Gives back what is allocated in a range and holds no data. Without a `hole_map` to be
+/// trusted, that is what reads as zeros.
+pub fn free_holes(file: &File, range: Range<u64>, hole_map: bool) -> io::Result<()> {
+    if hole_map { free_holes_of(file, file, range) } else { free_zeros(file, range) }
+}
+
+fn free_zeros(file: &File, range: Range<u64>) -> io::Result<()> {
+    let mut page = [0; PAGE as usize];
+    let mut zeros = range.start..range.start;
+    for at in (range.start..range.end).step_by(PAGE as usize) {
+        let end = range.end.min(at + PAGE);
+        let bytes = &mut page[..(end - at) as usize];
+        scan::read_or_zeros(file, bytes, at)?;
+        if scan::is_zero(bytes) {
+            zeros.end = end;
+        } else {
+            sys::punch_hole(file, zeros)?;
+            zeros = end..end;
+        }
+    }
+    sys::punch_hole(file, zeros).map(drop)
 }
 
 /// Gives back what `file`, a copy of `original`, has allocated in its holes. The
@@ -159,9 +172,10 @@ pub fn set_length(file: &File, length: u64, keep_allocated: bool) -> io::Result<
         return file.set_len(length);
     }
     let page = now / PAGE * PAGE;
-    let has_tail = scan::data_extents(file, page..now).next().transpose()?.is_some();
+    let mut tail = [0; PAGE as usize];
+    scan::read_or_zeros(file, &mut tail, page)?;
     file.set_len(length)?;
-    sys::punch_hole(file, if has_tail { now } else { page }..length).map(drop)
+    sys::punch_hole(file, if scan::is_zero(&tail) { page } else { now }..length).map(drop)
 }
 
 /// The first page border at or after a place.

@@ -60,23 +60,23 @@ impl Recovered {
 }
 
 /// Finishes what a crash interrupted between sealing a log and the end of its
-/// replay: step 2 of [`apply`](crate::apply).
+/// replay: step 2 of [`apply`](crate::apply). Without a `hole_map`, holes are read, too.
 ///
 /// # Errors
 ///
 /// When the log is sealed and the file can't be finished from it, or another version
 /// wrote it: then everything stays.
-pub fn recover(place: &Place, sync: bool) -> Result<Recovered> {
+pub fn recover(place: &Place, sync: bool, hole_map: bool) -> Result<Recovered> {
     let mut place = place.clone();
     let beside = place.look_beside()?;
-    finish_beside(&place, &beside, sync)
+    finish_beside(&place, &beside, sync, hole_map)
 }
 
 /// Finishes the file from a log that lies beside it.
-pub(super) fn finish_beside(place: &Place, beside: &Beside, sync: bool) -> Result<Recovered> {
+pub(super) fn finish_beside(place: &Place, beside: &Beside, sync: bool, hole_map: bool) -> Result<Recovered> {
     let mut found = Recovered::Nothing;
     for naming in &beside.logs {
-        found = finish_from_log(&place.under(*naming), sync)?;
+        found = finish_from_log(&place.under(*naming), sync, hole_map)?;
         if matches!(found, Recovered::Finished(_) | Recovered::Damaged) {
             return Ok(found);
         }
@@ -87,7 +87,7 @@ pub(super) fn finish_beside(place: &Place, beside: &Beside, sync: bool) -> Resul
     }
 }
 
-fn finish_from_log(place: &Place, sync: bool) -> Result<Recovered> {
+fn finish_from_log(place: &Place, sync: bool, hole_map: bool) -> Result<Recovered> {
     let peek = || place.peek(Working::Log).map_err(place.error("open the log of"));
     let Some(log) = peek()? else { return Ok(Recovered::Nothing) };
     log::read_header(&log).map_err(|error| log_error(place, error))?;
@@ -102,7 +102,7 @@ fn finish_from_log(place: &Place, sync: bool) -> Result<Recovered> {
     match look(place, &old.file, log)? {
         Left::Nothing(found) => Ok(found),
         Left::Incomplete => Ok(Recovered::Damaged),
-        Left::Whole(sealed) => finish(place, &old, &sealed, sync),
+        Left::Whole(sealed) => finish(place, &old, &sealed, (sync, hole_map)),
     }
 }
 
@@ -175,14 +175,14 @@ fn look(place: &Place, old: &File, log: File) -> Result<Left> {
     })
 }
 
-fn finish(place: &Place, old: &Old, sealed: &Sealed, sync: bool) -> Result<Recovered> {
+fn finish(place: &Place, old: &Old, sealed: &Sealed, (sync, hole_map): (bool, bool)) -> Result<Recovered> {
     if old.access == Access::None {
         return Ok(Recovered::Damaged);
     }
     let root = sealed.seal.root;
     let block = BlockSize::try_from(sealed.seal.block_size)?;
     let grid = Grid { length: sealed.seal.length, block };
-    let overlay = sealed.overlay(&old.file).map_err(place.error("read the log of"))?;
+    let overlay = sealed.overlay(&old.file, hole_map).map_err(place.error("read the log of"))?;
     let Some(overlay) = overlay else { return Ok(Recovered::Damaged) };
     if hashmap::root_of(&overlay, &grid, |_| true).map_err(place.error("read the stage of"))? != Some(root) {
         return Ok(Recovered::Damaged);
@@ -195,7 +195,7 @@ fn finish(place: &Place, old: &Old, sealed: &Sealed, sync: bool) -> Result<Recov
         attributes_set = replay(place, sealed, &old.file, sync)?;
     }
     // What may not be written may have been made so at the end of the replay.
-    check_root(place, &old.file, &grid, &root)?;
+    check_root(place, &old.file, &grid, &root, hole_map)?;
     forget_stage(place, sync).map_err(place.error("remove the log of"))?;
     attributes_set.map(|()| Recovered::Finished(root))
 }
@@ -235,8 +235,9 @@ pub(super) fn forget_stage(place: &Place, sync: bool) -> io::Result<()> {
 }
 
 /// Demands that a file has this root hash.
-pub(super) fn check_root(place: &Place, file: &File, grid: &Grid, root: &Hash) -> Result<()> {
-    let image = FileImage::new(file.try_clone().map_err(place.error("read"))?, true);
+pub(super) fn check_root(place: &Place, file: &File, grid: &Grid, root: &Hash, hole_map: bool) -> Result<()> {
+    let image = FileImage::new(file.try_clone().map_err(place.error("read"))?, hole_map);
+    let image = image.sparing_cache_for(grid.length);
     let found = hashmap::root_of(&image, grid, |_| true).map_err(place.error("read back"))?;
     if found.as_ref() != Some(root) {
         return Err(Error::refused(

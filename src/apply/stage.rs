@@ -9,14 +9,16 @@ pub mod overlay;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
-use crate::apply::ranges::{self, copy_between, make_zero, set_length};
+use crate::apply::behind::{WriteBehind, share_to_give_back};
+use crate::apply::cover::Cover;
+use crate::apply::ranges::{self, make_zero, set_length};
 use crate::apply::stage::log::{
     Identity, KIND_SEAL, LogReader, MAX_RUNS, Seal, digest_of, each_stretch, encode, kind_of, read_seal,
 };
 use crate::apply::stage::overlay::{Overlay, RangeKind, Runs};
-use crate::scan::{self, FileImage};
+use crate::scan::FileImage;
 use crate::sys;
 
 /// A stage that is being filled.
@@ -42,8 +44,9 @@ impl Stage {
     /// Begins with two empty files.
     pub fn begin(data: File, log: File, identity: Identity) -> io::Result<Stage> {
         log.set_len(0)?;
-        log.write_all_at(&identity.header(), 0)?;
-        Stage::at_end(data, log)
+        let mut stage = Stage::new(data, log);
+        stage.log.get_mut().write_all(&identity.header())?;
+        Ok(stage)
     }
 
     /// Goes on with what an interrupted run left, if it fits this file and can
@@ -55,6 +58,7 @@ impl Stage {
             return Err(io::Error::other("another run has just sealed it and ended; run again"));
         }
         log.set_len(reader.at)?;
+        (&log).seek(SeekFrom::Start(reader.at))?;
         // After a crash of the machine it may be shorter than the log says.
         let end = runs.iter().last().map_or(0, |(range, _)| range.end);
         if data.metadata()?.len() < end {
@@ -65,13 +69,13 @@ impl Stage {
             return Ok(None);
         }
         let (bytes, records) = (runs.data_bytes(), runs.len());
-        Ok(Some((Stage { bytes, records, runs_a_record: 2, ..Stage::at_end(data, log)? }, runs)))
+        Ok(Some((Stage { bytes, records, runs_a_record: 2, ..Stage::new(data, log) }, runs)))
     }
 
-    fn at_end(data: File, mut log: File) -> io::Result<Stage> {
-        log.seek(SeekFrom::End(0))?;
+    /// `log` is to be written to where it stands.
+    fn new(data: File, log: File) -> Stage {
         let log = BufWriter::with_capacity(32 << 10, log);
-        Ok(Stage { data, log, open: None, bytes: 0, records: 0, runs_a_record: 1, unflushed: 0 })
+        Stage { data, log, open: None, bytes: 0, records: 0, runs_a_record: 1, unflushed: 0 }
     }
 
     /// Bytes of new data, those of earlier runs included.
@@ -140,9 +144,21 @@ impl Stage {
     /// Makes old file, stage and log a unit that can be finished whatever
     /// happens: everything is on storage when this returns (unless `sync` is
     /// false: then only a crash of the machine can still undo it).
-    pub fn seal(mut self, seal: &Seal, sync: bool) -> io::Result<Sealed> {
+    ///
+    /// # Errors
+    ///
+    /// Then the log has no seal, as far as the system allows it.
+    pub fn seal(&mut self, seal: &Seal, sync: bool) -> io::Result<Sealed> {
         self.flush()?;
-        let mut log = self.log.into_inner().map_err(|error| error.into_error())?;
+        let end = self.log.get_ref().metadata()?.len();
+        self.put_seal(seal, sync).or_else(|error| {
+            self.log.get_ref().set_len(end)?;
+            Err(error)
+        })
+    }
+
+    fn put_seal(&mut self, seal: &Seal, sync: bool) -> io::Result<Sealed> {
+        let mut log = self.log.get_ref().try_clone()?;
         if sync {
             self.data.sync_data()?;
         }
@@ -154,20 +170,41 @@ impl Stage {
         if sync {
             log.sync_data()?;
         }
-        Ok(Sealed { data: self.data, log, seal: seal.clone() })
+        Ok(Sealed { data: self.data.try_clone()?, log, seal: seal.clone() })
     }
 
     /// Allocates in the old file what replaying will need, so that a full disk
     /// shows before the point of no return. `false`: the file system cannot. An
     /// error gives back what was allocated.
-    pub fn reserve(&mut self, old: &File, length: u64) -> io::Result<bool> {
+    pub fn reserve(&mut self, old: &File, length: u64, hole_map: bool) -> io::Result<bool> {
         self.flush()?;
         let result = self.each_data_range(old, length, |range| sys::allocate(old, range));
         if result.is_err() {
-            // Where there is no data, nothing but this allocation can be lost.
-            self.each_data_range(old, length, |range| ranges::free_holes(old, range).map(|()| true))?;
+            self.give_up_reserve(old, length, hole_map)?;
         }
         result
+    }
+
+    /// Gives back what was reserved: where there is no data, nothing but that can be lost.
+    pub fn give_up_reserve(&self, old: &File, length: u64, hole_map: bool) -> io::Result<()> {
+        let free = |range| ranges::free_holes(old, range, hole_map).map(|()| true);
+        self.each_data_range(old, length, free).map(drop)
+    }
+
+    /// Gives back the last of what came, on a full disk: the last records leave the log, and
+    /// what they held the stage.
+    pub fn give_back(&mut self) -> io::Result<()> {
+        // What does not reach the log is sent again.
+        let _ = self.flush();
+        let mut log = self.log.get_ref();
+        let share = share_to_give_back(512 * self.data.metadata()?.blocks());
+        let (end, records) = log::last_records(log, share)?;
+        log.set_len(end)?;
+        log.seek(SeekFrom::Start(end))?;
+        for range in records {
+            sys::punch_hole(&self.data, range)?;
+        }
+        Ok(())
     }
 
     /// Until `each` says `false`; whether it never did.
@@ -189,31 +226,34 @@ impl Stage {
         Ok(true)
     }
 
-    /// Copies what is not new from the old file, so that the stage is all of the new one.
-    /// Returns bytes copied.
+    /// Copies what is `kept`, and not new, from the old file, so that the stage is all of the
+    /// new one. Returns bytes copied.
     ///
     /// # Errors
     ///
     /// Then the stage is as it was, as far as the system allows it.
-    pub fn complete(&mut self, old: &File, length: u64, identity: Identity) -> io::Result<u64> {
+    pub fn complete(&mut self, old: &File, kept: &Cover, length: u64, identity: Identity) -> io::Result<u64> {
         self.flush()?;
-        self.complete_in_stretches(old, length, identity, MAX_RUNS)
+        self.complete_in_stretches((old, kept), length, identity, MAX_RUNS)
     }
 
     fn complete_in_stretches(
         &self,
-        old: &File,
+        (old, kept): (&File, &Cover),
         length: u64,
         identity: Identity,
         most: usize,
     ) -> io::Result<u64> {
         let (data, log) = (&self.data, self.log.get_ref());
+        let there = old.metadata()?;
+        let mut behind = WriteBehind::new(false, 512 * there.blocks());
         let mut copied = 0;
         let completed = each_stretch(log, identity, 0..length, most, &mut |stretch, runs| {
-            for extent in runs.kept_extents(scan::data_extents(old, stretch)) {
+            let stretch = stretch.start..stretch.end.min(there.len()).max(stretch.start);
+            for extent in runs.kept_extents(kept.within(stretch).map(Ok)) {
                 let extent = extent?;
                 copied += extent.end - extent.start;
-                copy_between(old, data, extent)?;
+                behind.copy(old, data, extent)?;
             }
             for (range, new) in runs.iter() {
                 if new != RangeKind::Data && range.start < data.metadata()?.len() {
@@ -266,10 +306,10 @@ impl Sealed {
 
     /// What the old file is with the stage over it, however much of the stage it
     /// has already. `None`: there are too many ranges.
-    pub fn overlay(&self, old: &File) -> io::Result<Option<Overlay>> {
+    pub fn overlay(&self, old: &File, hole_map: bool) -> io::Result<Option<Overlay>> {
         let Some(mut reader) = LogReader::open(&self.log, Identity::of(old)?)? else { return Ok(None) };
         let Some(runs) = reader.load()? else { return Ok(None) };
-        Ok(Some(Overlay::new(FileImage::new(old.try_clone()?, true), self.data.try_clone()?, runs)))
+        Ok(Some(Overlay::new(FileImage::new(old.try_clone()?, hole_map), self.data.try_clone()?, runs)))
     }
 
     /// Has everything on storage that finishing needs, whoever sealed it.
@@ -283,6 +323,7 @@ impl Sealed {
     pub fn replay(&self, old: &File) -> io::Result<(u64, u64)> {
         let Seal { length, preallocate, .. } = self.seal;
         let (mut written, mut zeroed) = (0, 0);
+        let mut behind = WriteBehind::new(false, 512 * self.data.metadata()?.blocks());
         let reader = LogReader::open(&self.log, Identity::of(old)?)?;
         let mut reader = reader.ok_or_else(|| io::Error::other("the log is damaged"))?;
         while let Some((range, new)) = reader.next_record()? {
@@ -291,7 +332,7 @@ impl Sealed {
             match new {
                 RangeKind::Data => {
                     written += bytes;
-                    copy_between(&self.data, old, range)?;
+                    behind.copy(&self.data, old, range)?;
                 }
                 RangeKind::Zero => {
                     zeroed += bytes;
@@ -332,7 +373,9 @@ mod tests {
         }
         stage.flush().unwrap();
         let length = wanted.len() as u64;
-        let copied = stage.complete_in_stretches(&old, length, identity, 5).unwrap();
+        let mut kept = Cover::default();
+        kept.add(0..length);
+        let copied = stage.complete_in_stretches((&old, &kept), length, identity, 5).unwrap();
         assert_eq!(copied, length / 2);
         let mut found = vec![0; wanted.len()];
         data.read_exact_at(&mut found, 0).unwrap();

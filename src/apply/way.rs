@@ -64,6 +64,15 @@ impl Way {
         }
     }
 
+    /// The temp file, where there is one.
+    pub fn temp(&self) -> Option<&File> {
+        match self {
+            Way::Fresh(fresh) => fresh.temp(),
+            Way::Replica(replica) => replica.temp(),
+            Way::Staged(_) | Way::Direct(_) => None,
+        }
+    }
+
     pub fn is_device(&self) -> bool {
         matches!(self, Way::Direct(direct) if direct.old().is_device())
     }

@@ -74,7 +74,7 @@ fn cut_name(dir: &Path, log: &OsStr) -> Option<OsString> {
 fn recover_at(place: &Place, sync: bool) -> Result<()> {
     let shown = printable(&place.path);
     let refused = |why: &str| Err(Error::refused(&place.path, why));
-    match recover::recover(place, sync)? {
+    match recover::recover(place, sync, true)? {
         Recovered::Finished(root) => {
             print_line(&format!("{shown}: finished from its log and verified, root hash {}", hex(&root)))
         }

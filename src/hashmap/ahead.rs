@@ -58,7 +58,8 @@ impl Ahead {
     fn of(likely: &Likely, mut is_enough: impl FnMut() -> bool) -> Option<Ahead> {
         let metadata = likely.path.metadata().ok()?;
         // What the cache does not keep is to be read once, and opening a fifo is felt.
-        if !metadata.is_file() || scan::exceeds_cache(512 * metadata.blocks()) {
+        if !metadata.is_file() || scan::exceeds_cache(scan::may_hold(512 * metadata.blocks(), metadata.len()))
+        {
             return None;
         }
         let (file, length) = scan::open_image(&likely.path).ok()?;

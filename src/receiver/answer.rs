@@ -114,6 +114,9 @@ fn answer(
         BasisState::Blank => Some(FeedEnd::Whole),
         BasisState::Unknown => Some(FeedEnd::Unknown),
     };
+    if let Some(Err(gone)) = destination.shortage().map(|shortage| shared.warn(shortage)) {
+        return Ok(Err(gone));
+    }
     let basis = destination.basis();
     if !shared.feeds.open(Box::new(Begun { id, entry, destination, grid, whole }), end) {
         return Ok(Ok(()));

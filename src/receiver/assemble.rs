@@ -108,6 +108,7 @@ impl OpenFile {
                     if block.data != 0 {
                         self.root.add(self.at, &block.hash);
                         bytes += self.grid.masked_bytes(self.at, block.data);
+                        self.keep_pages(self.at, block.data)?;
                     }
                     self.zero_pages(self.at, block.read & !block.data, true)?;
                 }
@@ -221,6 +222,7 @@ impl OpenFile {
             }
         }
         self.kept += self.grid.masked_bytes(self.at, same);
+        self.keep_pages(self.at, same)?;
         Ok(same)
     }
 
@@ -244,6 +246,8 @@ impl OpenFile {
             };
             let bytes = self.old_bytes(self.at, had.data)?;
             leaves.push(Leaves::of(leaf, &self.grid, self.at, had.data, &bytes));
+            // What arrives of it is written over that.
+            self.keep_pages(self.at, had.data)?;
             self.root.add(self.at, &hash);
             self.asked.push_back(UnpatchedBlock { index: self.at, had, hash });
             self.at += 1;
@@ -345,6 +349,14 @@ impl OpenFile {
             return rule(format!("{blocks} blocks beyond the end of a file"));
         }
         Ok(self.at + blocks)
+    }
+
+    /// Pages of a block are data that stays.
+    fn keep_pages(&mut self, block: u64, mask: PageMask) -> Result<(), ApplyError> {
+        for range in hashmap::page_runs(mask).map(|run| self.grid.pages(block, &run)) {
+            self.destination.keep_range(range)?;
+        }
+        Ok(())
     }
 
     /// Makes pages of a block zero, if any; `already`: they only take room.

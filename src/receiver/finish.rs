@@ -26,6 +26,7 @@ pub fn finish_files(shared: &ReceiverShared, queue: &Mutex<Receiver<Complete>>) 
     loop {
         let next = lock(queue).recv();
         let Ok(Complete { file, root }) = next else { return };
+        let path = file.destination.path().to_path_buf();
         let OpenFile { id, entry, destination, kept, received, .. } = *file;
         if received > WORTH_TELLING {
             shared.reporter.event(Event::Phase(Phase::WritingBack));
@@ -35,7 +36,7 @@ pub fn finish_files(shared: &ReceiverShared, queue: &Mutex<Receiver<Complete>>) 
         let _finishing = shared.finishing();
         // The file is complete even when nobody is left to hear it.
         let _ = match destination.finish(&root, kept) {
-            Ok(Finished { written, punched, changed }) => {
+            Ok(finished @ Finished { written, punched, changed, .. }) => {
                 let mut stats = shared.lock_stats();
                 stats.written_bytes += written;
                 stats.punched_bytes = stats.punched_bytes.saturating_add(punched);
@@ -43,7 +44,8 @@ pub fn finish_files(shared: &ReceiverShared, queue: &Mutex<Receiver<Complete>>) 
                 let outcome = if changed { Outcome::Sent(received) } else { Outcome::Unchanged };
                 shared.report(&entry, outcome);
                 let changed = changed.then(|| written.saturating_add(punched));
-                shared.tell(Message::Done { id, changed }, Settles::Entry)
+                let noted = finished.note(&path).map_or(Ok(()), |note| shared.warn(note));
+                noted.and_then(|()| shared.tell(Message::Done { id, changed }, Settles::Entry))
             }
             Err(error) => shared.fail(id, &error, Settles::Entry),
         };

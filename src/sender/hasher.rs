@@ -127,7 +127,8 @@ impl FileHasher {
             return Ok(self.outgoing.add(Hashed::End(true)));
         };
         // Small files do not wait for a large one.
-        let is_small = allocated < SMALL_FILES as u64;
+        let data = scan::may_hold(allocated, length);
+        let is_small = data < SMALL_FILES as u64;
         if !is_small && !self.outgoing.pass_on() {
             return Ok(false);
         }
@@ -138,7 +139,7 @@ impl FileHasher {
         let opened = Arc::new(opened);
         let OpenSource { image, state } = opened.as_ref();
         let grid = Grid { length, block: self.options.block_size };
-        let exceeds_cache = scan::exceeds_cache(allocated);
+        let exceeds_cache = scan::exceeds_cache(data);
         // One that changed unseen before may do so again.
         let is_read_once = is_small || exceeds_cache || retry || !state.shows_changes();
         let keeps_bytes = is_read_once || !sys::is_cached(image.file()) || self.wants_bytes(job);

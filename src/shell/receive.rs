@@ -325,6 +325,11 @@ impl ReceiveJob<'_> {
         if let Some(warning) = opening.recovered.warning(&path) {
             self.reporter.event(Event::Warning(&warning));
         }
+        if let Opened::Different(destination) = &opening.opened
+            && let Some(shortage) = destination.shortage()
+        {
+            self.reporter.event(Event::Warning(&shortage));
+        }
         Ok(Some(opening.opened))
     }
 
@@ -332,6 +337,8 @@ impl ReceiveJob<'_> {
     fn choose_encoding(&self, entry: &ListedEntry) -> Encoding {
         let is_sparse = entry.kind == FileType::Device || entry.allocated < entry.length;
         match self.far.sparse {
+            // A tar takes a file without blocks for one hole, and there may be content.
+            Encoding::Tar(_) if entry.allocated == 0 => Encoding::Whole,
             _ if !is_sparse || !self.options.hole_map => Encoding::Whole,
             Encoding::Tar(_) if entry.kind == FileType::Device => Encoding::Whole,
             Encoding::Tar(_) if entry.allocated >= LARGE_FILE => Encoding::Tar(LARGE_FACTOR),

@@ -5,6 +5,7 @@ mod crash;
 mod devices;
 mod every_call;
 mod full;
+mod holes;
 mod meddling;
 mod power;
 mod recover;

@@ -5,4 +5,5 @@ mod early;
 mod interrupt;
 mod names;
 mod swaps;
+mod times;
 mod trees;

@@ -127,6 +127,25 @@ pub fn each_stretch(
     each_stretch(log, identity, middle..stretch.end, most, each)
 }
 
+/// The ranges of the last records of a log that has no seal, as many as hold so many bytes
+/// of data, the last one first; and where in the log the first of them begins.
+pub fn last_records(log: &File, bytes: u64) -> io::Result<(u64, Vec<Range<u64>>)> {
+    let header = HEADER as u64;
+    let records = log.metadata()?.len().saturating_sub(header) / RECORD as u64;
+    let mut end = header + records * RECORD as u64;
+    let (mut left, mut ranges) = (bytes, Vec::new());
+    while left > 0 && end > header {
+        let mut record = [0; RECORD];
+        scan::read_or_zeros(log, &mut record, end - RECORD as u64)?;
+        end -= RECORD as u64;
+        if let Some((range, KIND_DATA)) = decode(&record) {
+            left = left.saturating_sub(range.end - range.start);
+            ranges.push(range);
+        }
+    }
+    Ok((end, ranges))
+}
+
 /// Everything that finishing needs besides the ranges.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seal {

@@ -2,12 +2,19 @@
 //! it is patched, and takes its name.
 
 use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 
+use crate::apply::behind::WriteBehind;
 use crate::apply::commit::{OldFile, Task};
+use crate::apply::copy::copy_data;
+use crate::apply::cover::Cover;
 use crate::apply::place::Old;
 use crate::apply::ranges;
-use crate::error::Result;
+use crate::error::{Result, Stop};
 use crate::hashmap::Hash;
+use crate::scan::{self, FileImage};
 use crate::sys;
 use crate::working::Working;
 
@@ -15,11 +22,13 @@ pub struct Replica {
     old: Old,
     /// Made when there is something to change.
     temp: Option<File>,
+    /// What a copy did not get of the old file, which had no data there.
+    left_out: Cover,
 }
 
 impl Replica {
     pub fn new(old: Old) -> Replica {
-        Replica { old, temp: None }
+        Replica { old, temp: None, left_out: Cover::default() }
     }
 
     pub fn old(&self) -> &Old {
@@ -34,30 +43,82 @@ impl Replica {
     pub fn file(&mut self, task: &Task) -> Result<&File> {
         match &mut self.temp {
             Some(temp) => Ok(temp),
-            none => Ok(none.insert(begin(task, &self.old)?)),
+            none => {
+                let (temp, left_out) = begin(task, &self.old)?;
+                self.left_out = left_out;
+                Ok(none.insert(temp))
+            }
         }
     }
 
+    /// What the old file has in a range was found to be data, and stays: the new one gets
+    /// it, whatever a seek says now.
+    pub fn keep(&mut self, task: &Task, range: Range<u64>) -> Result<()> {
+        let Some(temp) = &self.temp else { return Ok(()) };
+        for part in self.left_out.within(range) {
+            let copied = ranges::copy_between(&self.old.file, temp, part);
+            copied.map_err(|error| task.failed("copy", error, OldFile::Whole))?;
+        }
+        Ok(())
+    }
+
+    /// The clone or copy, if there is one.
+    pub fn temp(&self) -> Option<&File> {
+        self.temp.as_ref()
+    }
+
     /// See step 7 of [`apply`](crate::apply).
-    pub fn finish(mut self, task: &Task, root: &Hash) -> Result<()> {
+    pub fn finish(&mut self, task: &Task, root: &Hash) -> Result<()> {
         self.file(task)?;
-        let Replica { old, temp: Some(temp) } = self else { return Err(task.place.replaced()) };
-        task.replace(&temp, Working::Temp, Some(&old), root)
+        let Some(temp) = &self.temp else { return Err(task.place.replaced()) };
+        task.replace(temp, Working::Temp, Some(&self.old), root)
     }
 }
 
 /// The name of a temp file is for what is equal to the old file already, since the next run
-/// goes on from it; until then it is a clone in the making.
-fn begin(task: &Task, old: &Old) -> Result<File> {
+/// goes on from it; until then it is a clone in the making. Also returns what it lacks of
+/// the old file, which has no data there.
+fn begin(task: &Task, old: &Old) -> Result<(File, Cover)> {
     let place = &task.place;
     let temp = place.create(Working::Clone).map_err(place.error("create the temp file of"))?;
     let temp = place.locked(temp)?;
-    ranges::copy_all(&old.file, &temp).map_err(|error| task.failed("copy", error, OldFile::Whole))?;
+    let copied = ranges::clone(&old.file, &temp).and_then(|cloned| match cloned {
+        true => Ok(Cover::default()),
+        false => copy(task, old, &temp),
+    });
+    let left_out = copied.map_err(|error| task.failed("copy", error, OldFile::Whole))?;
     if task.has_excess(&old.file).map_err(place.error("look at"))? {
         let all = 0..ranges::page_up(old.state.len());
         ranges::free_holes_of(&old.file, &temp, all).map_err(place.error("punch holes into"))?;
     }
     let names = [Working::Clone, Working::Temp].map(|kind| place.name_of(kind));
     sys::rename_at(&place.dir, &names[0], &names[1]).map_err(place.error("create the temp file of"))?;
-    Ok(temp)
+    Ok((temp, left_out))
+}
+
+/// Copies what is data in the old file, and what was found to be data so far in any case.
+/// Without a hole map that is what reads as anything but zeros.
+fn copy(task: &Task, old: &Old, temp: &File) -> io::Result<Cover> {
+    let length = old.state.len();
+    let mut behind = WriteBehind::new(task.options.fsync, 512 * old.state.blocks());
+    temp.set_len(length)?;
+    let mut left_out = Cover::default();
+    if !task.options.hole_map {
+        let image = FileImage::new(old.file.try_clone()?, false).sparing_cache_for(length);
+        copy_data(&image, temp, length, |range, _| behind.wrote(temp, range))
+            .map_err(|(Stop::Read(error) | Stop::Taken(error))| error)?;
+        return Ok(left_out);
+    }
+    let mut at = 0;
+    for extent in scan::data_extents(&old.file, 0..length) {
+        let extent = extent?;
+        left_out.add(at..extent.start);
+        at = extent.end;
+        behind.copy(&old.file, temp, extent)?;
+    }
+    left_out.add(at..length);
+    for part in task.data.within(0..length).flat_map(|range| left_out.within(range)) {
+        behind.copy(&old.file, temp, part)?;
+    }
+    Ok(left_out)
 }

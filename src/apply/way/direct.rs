@@ -38,7 +38,7 @@ impl Direct {
     }
 
     /// Content first: a time that is right says that the content is. See step 7 of [`apply`](crate::apply).
-    pub fn finish(self, task: &Task, root: &Hash) -> Result<()> {
+    pub fn finish(&self, task: &Task, root: &Hash) -> Result<()> {
         let (file, place) = (&self.old.file, &task.place);
         if self.old.is_device() {
             task.sync(file, OldFile::PartlyWritten)?;

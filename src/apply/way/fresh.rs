@@ -49,11 +49,16 @@ impl Fresh {
         }
     }
 
+    /// The temp file, if there is one.
+    pub fn temp(&self) -> Option<&File> {
+        self.temp.as_ref()
+    }
+
     /// See step 7 of [`apply`](crate::apply).
-    pub fn finish(mut self, task: &Task, root: &Hash) -> Result<()> {
+    pub fn finish(&mut self, task: &Task, root: &Hash) -> Result<()> {
         self.file(task)?;
-        let Fresh { old, temp: Some(temp), .. } = self else { return Err(task.place.replaced()) };
-        task.replace(&temp, Working::Temp, old.as_ref(), root)
+        let Some(temp) = &self.temp else { return Err(task.place.replaced()) };
+        task.replace(temp, Working::Temp, self.old.as_ref(), root)
     }
 }
 

@@ -10,8 +10,8 @@ use crate::apply::commit::{OldFile, Task};
 use crate::apply::place::Old;
 use crate::apply::ranges;
 use crate::apply::recover::{forget_stage, replay};
-use crate::apply::stage::Stage;
 use crate::apply::stage::log::{Identity, Seal};
+use crate::apply::stage::{Sealed, Stage};
 use crate::error::Result;
 use crate::hashmap::Hash;
 use crate::sys;
@@ -22,16 +22,18 @@ pub struct Staged {
     /// Made when there is something to change.
     stage: Option<Stage>,
     is_resumed: bool,
+    /// From here on log and stage are what the file is finished from.
+    is_sealed: bool,
 }
 
 impl Staged {
     pub fn new(old: Old) -> Staged {
-        Staged { old, stage: None, is_resumed: false }
+        Staged { old, stage: None, is_resumed: false, is_sealed: false }
     }
 
     /// Goes on with the stage of an earlier run.
     pub fn resumed(old: Old, stage: Stage) -> Staged {
-        Staged { old, stage: Some(stage), is_resumed: true }
+        Staged { stage: Some(stage), is_resumed: true, ..Staged::new(old) }
     }
 
     pub fn old(&self) -> &Old {
@@ -66,6 +68,19 @@ impl Staged {
         recorded.map_err(|error| task.failed("punch holes into", error, OldFile::Whole))
     }
 
+    pub fn is_sealed(&self) -> bool {
+        self.is_sealed
+    }
+
+    /// Gives back the last of what came. What the log does not know of is given back by who
+    /// goes on from it.
+    pub fn give_back(&mut self) {
+        if let Some(stage) = &mut self.stage {
+            // The disk is in trouble already.
+            let _ = stage.give_back();
+        }
+    }
+
     /// Has all records reach the log, for the next run.
     pub fn keep(&mut self) {
         if let Some(stage) = &mut self.stage {
@@ -83,17 +98,21 @@ impl Staged {
 
     /// Step 7 of [`apply`](crate::apply): the cheaper of its two ends. `kept`: bytes of the
     /// old file that stay.
-    pub fn finish(mut self, task: &Task, root: &Hash, kept: u64) -> Result<()> {
-        task.or_make_room(self.stage(task).map(drop))?;
-        let Staged { old, stage: Some(mut stage), .. } = self else { return Err(task.place.replaced()) };
-        match task.or_make_room(prepare(task, &old, &mut stage, kept))? {
+    pub fn finish(&mut self, task: &Task, root: &Hash, kept: u64) -> Result<()> {
+        self.stage(task)?;
+        let Staged { old, stage: Some(stage), .. } = self else { return Err(task.place.replaced()) };
+        match prepare(task, old, stage, kept)? {
             End::Complete => {
                 // Until here the lock on the old file kept other runs away.
                 let data =
                     task.place.locked(stage.data().try_clone().map_err(task.place.error("finish"))?)?;
-                task.or_make_room(task.replace(&data, Working::Stage, Some(&old), root))
+                task.replace(&data, Working::Stage, Some(old), root)
             }
-            End::Seal => seal(task, &old, stage, root),
+            End::Seal => {
+                let sealed = seal(task, old, stage, root)?;
+                self.is_sealed = true;
+                end(task, &self.old, &sealed, root)
+            }
         }
     }
 }
@@ -119,13 +138,13 @@ fn begin(task: &Task, old: &Old) -> Result<Stage> {
 }
 
 /// Completes the stage, or reserves room in the old file: both may fail, and nothing is
-/// decided by then.
+/// decided by then. `kept`: how much of the old file stays.
 fn prepare(task: &Task, old: &Old, stage: &mut Stage, kept: u64) -> Result<End> {
     task.check_old(Some(old))?;
-    let length = task.wanted.length;
+    let (length, hole_map) = (task.wanted.length, task.options.hole_map);
     let identity = Identity::of(&old.file).map_err(task.place.error("look at"))?;
     let complete = |stage: &mut Stage| {
-        let completed = stage.complete(&old.file, length, identity);
+        let completed = stage.complete(&old.file, &task.data, length, identity);
         completed.map(|_| End::Complete)
     };
     let failed = |doing| move |error| task.failed(doing, error, OldFile::Whole);
@@ -142,12 +161,12 @@ fn prepare(task: &Task, old: &Old, stage: &mut Stage, kept: u64) -> Result<End> 
     if task.options.preallocate {
         sys::allocate(&old.file, 0..length).map_err(|error| {
             // The error to report is that there is no room.
-            let _ = ranges::free_holes(&old.file, 0..length.max(old.state.len()));
+            let _ = ranges::free_holes(&old.file, 0..length.max(old.state.len()), hole_map);
             failed("allocate")(error)
         })?;
     }
     // Single files may lack what their file system has: those of ext4 that ext3 made.
-    match stage.reserve(&old.file, length).map_err(failed("make room in"))? {
+    match stage.reserve(&old.file, length, hole_map).map_err(failed("make room in"))? {
         true => Ok(End::Seal),
         false => complete(stage).map_err(failed("copy")),
     }
@@ -155,8 +174,7 @@ fn prepare(task: &Task, old: &Old, stage: &mut Stage, kept: u64) -> Result<End> 
 
 /// From here on the file can be finished without the source, and nothing else may become
 /// of it: log and stage stay until it is.
-fn seal(task: &Task, old: &Old, stage: Stage, root: &Hash) -> Result<()> {
-    let (place, fsync) = (&task.place, task.options.fsync);
+fn seal(task: &Task, old: &Old, stage: &mut Stage, root: &Hash) -> Result<Sealed> {
     let seal = Seal {
         length: task.wanted.length,
         block_size: task.options.block_size.into(),
@@ -164,10 +182,18 @@ fn seal(task: &Task, old: &Old, stage: Stage, root: &Hash) -> Result<()> {
         attributes: task.wanted.attributes.clone(),
         preallocate: task.options.preallocate,
     };
-    let sealed = stage.seal(&seal, fsync).map_err(|error| task.failed("seal", error, OldFile::Whole));
-    let sealed = task.or_make_room(sealed)?;
+    stage.seal(&seal, task.options.fsync).map_err(|error| {
+        // The error to report is the first one.
+        let _ = stage.give_up_reserve(&old.file, seal.length, task.options.hole_map);
+        task.failed("seal", error, OldFile::Whole)
+    })
+}
+
+/// Finishes what is sealed.
+fn end(task: &Task, old: &Old, sealed: &Sealed, root: &Hash) -> Result<()> {
+    let (place, fsync) = (&task.place, task.options.fsync);
     task.sync_dir()?;
-    let attributes_set = replay(place, &sealed, &old.file, fsync)?;
+    let attributes_set = replay(place, sealed, &old.file, fsync)?;
     forget_stage(place, fsync).map_err(place.error("clean up after"))?;
     attributes_set?;
     task.free_excess(&old.file).map_err(place.error("punch holes into"))?;

@@ -89,7 +89,7 @@ impl SendJob<'_> {
 
     fn is_unchanged(&self, far: &FarFile, length: u64, metadata: &Metadata) -> bool {
         let options = self.options;
-        let same_time = options.times && far.has_time(metadata, self.root.times);
+        let same_time = options.times && far.has_time(metadata, options, self.root.times);
         far.size == length && !self.wants_comparison() && (options.size_only || same_time)
     }
 

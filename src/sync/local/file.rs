@@ -6,6 +6,7 @@ use crate::error::{Error, Result, lock};
 use crate::hashmap::Hash;
 use crate::hashmap::compare::{Hashing, OldContent};
 use crate::report::{Event, Outcome, Phase};
+use crate::scan;
 use crate::source::{self, Kind, OpenSource, Source};
 use crate::sync::local::update::{Compared, Update};
 use crate::sync::local::{Job, LocalCopy};
@@ -90,20 +91,29 @@ impl LocalCopy<'_> {
     /// Steps 3 and 4 of [`local`](crate::sync::local).
     fn fill(&self, source: &Source, mut destination: Destination) -> Result<Outcome, FileError> {
         let copies = self.copies(source, &destination);
-        let filled =
-            if copies { self.copy(source, &mut destination) } else { self.update(source, &mut destination) };
+        let filled = if copies {
+            self.copy(source, &mut destination)
+        } else {
+            self.warn_of_shortage(&destination);
+            self.update(source, &mut destination)
+        };
         match filled {
             Ok(filled) => self.finish(destination, filled),
             Err(error) => {
                 match &error {
-                    // On a full disk it would only be in the way, and a copy that was torn
-                    // is no better.
-                    FileError::Destination(full @ Error::Space { .. }) => destination.discard(Some(full)),
+                    FileError::Destination(error) => destination.give_up(error),
+                    // A copy that was torn is of no use.
                     FileError::Changed if copies => destination.discard(None),
                     _ => destination.keep(),
                 }
                 Err(error)
             }
+        }
+    }
+
+    fn warn_of_shortage(&self, destination: &Destination) {
+        if let Some(shortage) = destination.shortage() {
+            self.reporter.event(Event::Warning(&shortage));
         }
     }
 
@@ -136,15 +146,24 @@ impl LocalCopy<'_> {
 
     /// Fills a destination that is empty.
     fn copy(&self, source: &Source, destination: &mut Destination) -> Result<Filled, FileError> {
-        let Kind::File { allocated, .. } = source.kind else { return Err(FileError::Changed) };
+        let Kind::File { length, allocated, .. } = source.kind else { return Err(FileError::Changed) };
         let opened = open_source(source, self.options.hole_map)?;
         self.stats().data_bytes += allocated;
-        let _cores = (allocated > LARGE).then(|| lock(&self.cores));
-        let sent =
-            destination.copy_from(opened.image.file(), &source.path, self.options.hole_map, |bytes| {
-                self.stats().sent_data_bytes += bytes;
-                self.reporter.event(Event::Done(Phase::Sending, bytes));
-            })?;
+        let _cores = (scan::may_hold(allocated, length) > LARGE).then(|| lock(&self.cores));
+        let told = |bytes| {
+            self.stats().sent_data_bytes += bytes;
+            self.reporter.event(Event::Done(Phase::Sending, bytes));
+        };
+        let sent = match destination.clone_from(opened.image.file())? {
+            Some(bytes) => {
+                told(bytes);
+                bytes
+            }
+            None => {
+                self.warn_of_shortage(destination);
+                destination.copy_from(&opened.image, &source.path, told)?
+            }
+        };
         if !opened.is_unchanged() {
             return Err(FileError::Changed);
         }
@@ -153,7 +172,7 @@ impl LocalCopy<'_> {
 
     /// Holds a source against what the destination has, and writes what differs.
     fn update(&self, source: &Source, destination: &mut Destination) -> Result<Filled, FileError> {
-        let Kind::File { allocated, .. } = source.kind else { return Err(FileError::Changed) };
+        let Kind::File { length, allocated, .. } = source.kind else { return Err(FileError::Changed) };
         let opened = open_source(source, self.options.hole_map)?;
         let basis = destination.basis();
         let old = match &basis {
@@ -161,7 +180,7 @@ impl LocalCopy<'_> {
             None if destination.basis_state() == BasisState::Blank => OldContent::Zeros,
             None => OldContent::Unknown,
         };
-        let most = allocated.max(basis.as_ref().map_or(0, |basis| basis.length));
+        let most = scan::may_hold(allocated, length).max(basis.as_ref().map_or(0, |basis| basis.length));
         let _cores = (most > LARGE).then(|| lock(&self.cores));
         let hashing = if destination.needs_root() { Hashing::Wanted } else { Hashing::Unneeded };
         let path = destination.path().to_path_buf();
@@ -180,7 +199,11 @@ impl LocalCopy<'_> {
         if counts.sent > WORTH_TELLING {
             self.reporter.event(Event::Phase(Phase::WritingBack));
         }
+        let path = destination.path().to_path_buf();
         let finished = destination.finish(&root, counts.kept)?;
+        if let Some(note) = finished.note(&path) {
+            self.reporter.event(Event::Warning(&note));
+        }
         let mut stats = self.stats();
         stats.written_bytes += finished.written;
         stats.punched_bytes = stats.punched_bytes.saturating_add(finished.punched);

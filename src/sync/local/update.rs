@@ -109,6 +109,7 @@ impl<'a> Update<'a> {
                 let ranges = |mask| page_runs(mask).map(|run| self.grid.pages(block.index, &run));
                 ranges(block.zero).try_for_each(|range| destination.zero(range))?;
                 ranges(block.free).try_for_each(|range| destination.free(range))?;
+                ranges(block.data & !block.new).try_for_each(|range| destination.keep_range(range))?;
             }
         }
         if is_unknown {

@@ -1,6 +1,6 @@
-//! A file system that is full: the error says what was needed, the old image
-//! is whole, nothing that fills the disk stays, and with room made the same
-//! command succeeds.
+//! A file system that is full: the error says what was needed, the old image is whole, what
+//! came is kept but for a part that is given back, and with room made the same command goes
+//! on from it.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -71,26 +71,39 @@ struct Case {
     free: u64,
     /// Whether the old image may be partly written.
     in_place: bool,
+    /// The working files in which what came is kept.
+    kept: &'static [&'static str],
+    /// MiB of data that the next run sends at most.
+    sends: u64,
 }
 
 fn cases(rng: &mut Rng) -> Vec<Case> {
     let dense = Layout::dense("old", 10 * MIB, rng);
     let sparse = Layout::hole("old", 12 * MIB).data(0..7 * MIB, rng);
     let changed = dense.clone().data(2 * MIB..6 * MIB, rng);
-    let case = |name, flags, old, new, free| Case { name, flags, old, new, free, in_place: false };
+    let case = |name, flags, old, new, free| {
+        let (in_place, kept, sends) = (false, &[][..], 10);
+        Case { name, flags, old, new, free, in_place, kept, sends }
+    };
+    let kept = |kept, sends, case| Case { kept, sends, ..case };
+    let stage = &["log", "stage"][..];
     vec![
-        case("nothing there", &[], None, dense.clone(), 6),
+        kept(&["temp"][..], 7, case("nothing there", &[], None, dense.clone(), 6)),
         case("--preallocate", &["--preallocate"], None, Layout::hole("new", 20 * MIB), 6),
-        case("the stage does not fit", &[], Some(dense.clone()), changed.clone(), 2),
-        case(
-            "what replaying needs does not fit",
-            &[],
-            Some(sparse.clone()),
-            sparse.clone().data(8 * MIB..12 * MIB, rng),
-            6,
+        kept(stage, 3, case("the stage does not fit", &[], Some(dense.clone()), changed.clone(), 3)),
+        kept(
+            stage,
+            2,
+            case(
+                "what replaying needs does not fit",
+                &[],
+                Some(sparse.clone()),
+                sparse.clone().data(8 * MIB..12 * MIB, rng),
+                6,
+            ),
         ),
         case("the copy does not fit", &["--commit=atomic"], Some(dense.clone()), changed.clone(), 5),
-        case("--whole-file", &["-W"], Some(dense), changed, 6),
+        kept(&["temp"][..], 10, case("--whole-file", &["-W"], Some(dense), changed, 6)),
         Case {
             in_place: true,
             ..case("--inplace", &["--inplace"], Some(sparse.clone()), sparse.data(7 * MIB..12 * MIB, rng), 3)
@@ -99,7 +112,7 @@ fn cases(rng: &mut Rng) -> Vec<Case> {
 }
 
 #[test]
-fn a_full_disk_is_an_error_that_says_what_was_needed_and_leaves_nothing() {
+fn a_full_disk_is_an_error_that_says_what_was_needed_and_keeps_what_came() {
     for case in cases(&mut Rng(3)) {
         eprintln!("{}", case.name);
         let Some(small) = Small::new() else { return };
@@ -122,7 +135,11 @@ fn fails_and_then_succeeds(small: &Small, case: &Case) {
     for part in ["no space left for", "image", "needed", "are free now", "make room"] {
         assert!(outcome.stdout.contains(part), "{part:?} is not in {outcome}");
     }
-    assert_eq!(leftovers(small.lab.dir.path()), Vec::<String>::new(), "{outcome}");
+    let names: Vec<String> = case.kept.iter().map(|kind| format!(".image.holesync.{kind}")).collect();
+    let mut left = leftovers(small.lab.dir.path());
+    left.sort();
+    assert_eq!(left, names, "{outcome}");
+    let came: u64 = names.iter().map(|name| allocated(&small.lab.dir.path().join(name))).sum();
     if case.in_place {
         assert!(outcome.stdout.contains("partly written"), "{outcome}");
     } else {
@@ -132,10 +149,30 @@ fn fails_and_then_succeeds(small: &Small, case: &Case) {
             // But for a block of the file system's own records of it.
             assert!(allocated(&small.image()) <= before + (16 << 10), "the old image has grown: {outcome}");
         }
-        assert!(free(small.lab.dir.path()) + (256 << 10) >= room, "less room than before: {outcome}");
+        let now = free(small.lab.dir.path());
+        assert!(now + came + (256 << 10) >= room, "less room than before: {outcome}");
+        assert!(20 * (now + (64 << 10)) >= came, "{now} bytes are free, {came} bytes stay: {outcome}");
     }
     small.make_room();
-    small.push(case.flags, &source).code(0);
+    let outcome = small.push(case.flags, &source).code(0);
+    assert!(outcome.count("sent_data_bytes") <= case.sends << 20, "{outcome}");
+    assert_same(&small.image(), &source);
+    assert_no_leftovers(small.lab.dir.path());
+}
+
+#[test]
+fn a_local_copy_goes_on_from_what_came() {
+    let Some(small) = Small::new() else { return };
+    let source = small.sources.path().join("new");
+    Layout::dense("new", 10 * MIB, &mut Rng(8)).write(&source);
+    small.leave(6);
+    let copy = || run(holesync().arg("--json").arg(&source).arg(small.image()));
+    let outcome = copy().code(11);
+    assert!(outcome.stdout.contains("will need up to 10"), "{outcome}");
+    assert_eq!(leftovers(small.lab.dir.path()), [".image.holesync.temp"]);
+    small.make_room();
+    let outcome = copy().ok();
+    assert!(outcome.count("sent_data_bytes") < 7 << 20, "{outcome}");
     assert_same(&small.image(), &source);
     assert_no_leftovers(small.lab.dir.path());
 }
@@ -163,13 +200,13 @@ fn a_stage_that_cannot_be_completed_is_written_in_place() {
 }
 
 #[test]
-fn a_file_that_does_not_fit_does_not_keep_the_others_from_it() {
+fn a_file_that_does_not_fit_does_not_keep_small_ones_from_it() {
     let Some(small) = Small::new() else { return };
     let mut rng = Rng(5);
     let tree = small.sources.path().join("tree");
     std::fs::create_dir(&tree).expect("create a directory");
-    for (name, mib) in [("a", 1), ("b", 12), ("c", 1)] {
-        Layout::dense(name, mib * MIB, &mut rng).write(&tree.join(name));
+    for (name, blocks) in [("a", 16), ("b", 192), ("c", 2)] {
+        Layout::dense(name, blocks * BLOCK, &mut rng).write(&tree.join(name));
     }
     small.leave(6);
     let outcome = small.push(&[], &tree.join("")).code(11);
@@ -179,7 +216,7 @@ fn a_file_that_does_not_fit_does_not_keep_the_others_from_it() {
     for name in ["a", "c"] {
         assert_same(&there(name), &tree.join(name));
     }
-    assert_no_leftovers(small.lab.dir.path());
+    assert_eq!(leftovers(&small.image()), [".b.holesync.temp"]);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::ops::Range;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -107,10 +107,14 @@ impl Lab {
         let wanted = Wanted { length: self.way.length, data: 0, whole, quick_check, attributes };
         let options = Options { commit, preallocate, verify, fsync: false, ..Options::default() };
         let opening = Destination::open(place, wanted, &Setup::new(Arc::new(options)));
-        match opening.expect("open the destination").opened {
+        let mut destination = match opening.expect("open the destination").opened {
             Opened::Different(destination) => *destination,
             _ => panic!("not open"),
-        }
+        };
+        // All of it, but for what steps do to it.
+        let kept = destination.basis().map_or(0, |basis| basis.length);
+        destination.keep_range(0..kept).expect("keep");
+        destination
     }
 
     /// Where in the file a place of a step is.
@@ -258,4 +262,37 @@ fn a_second_run_on_the_same_destination_is_refused() {
         assert!(second.is_err(), "two runs have the same destination");
         lab.finish(first);
     }
+}
+
+/// What a seek said to whoever hashed the old file, and says no more when it is copied.
+#[test]
+fn what_was_found_to_be_data_gets_into_a_copy() {
+    let lab = Lab::new(&Way {
+        old: None,
+        length: 64 * PAGE,
+        commit: Commit::Atomic,
+        whole: false,
+        preallocate: false,
+        verify: false,
+        linked: false,
+        much_kept: false,
+    });
+    let old = File::create(lab.path()).expect("create");
+    old.set_len(64 * PAGE).expect("set the length");
+    let dir = Arc::new(File::open(lab.dir.path()).expect("open").into());
+    let place = Place::new(dir, "image".into(), lab.path());
+    let (attributes, quick_check) = (Attributes::default(), QuickCheck::Never);
+    let wanted = Wanted { length: 64 * PAGE, data: 0, whole: false, quick_check, attributes };
+    let options = Options { commit: Commit::Atomic, fsync: false, ..Options::default() };
+    let opened = Destination::open(place, wanted, &Setup::new(Arc::new(options))).expect("open").opened;
+    let Opened::Different(mut destination) = opened else { panic!("not open") };
+    let range = 8 * PAGE..9 * PAGE;
+    // The copy is made, and there is a hole for every seek.
+    destination.write(0, &[1; 4096]).expect("write");
+    old.write_all_at(&[2; 4096], range.start).expect("write");
+    destination.keep_range(range).expect("keep");
+    destination.keep();
+    let temp = fs::read(lab.dir.path().join(".image.holesync.temp")).expect("a temp file");
+    assert!(temp[..4096] == [1; 4096] && temp[8 * 4096..9 * 4096] == [2; 4096]);
+    assert!(temp[9 * 4096..].iter().all(|byte| *byte == 0));
 }

@@ -10,7 +10,7 @@ use holesync::apply::recover::{Recovered, recover};
 use holesync::apply::stage::Stage;
 use holesync::apply::stage::log::{Identity, Seal};
 use holesync::apply::{
-    Attributes, BasisState, Destination, Opened, Place, Precision, QuickCheck, Setup, Wanted, is_same_time,
+    Attributes, BasisState, Destination, Opened, Place, Precision, QuickCheck, Setup, Wanted,
 };
 use holesync::hashmap::{Grid, Hash, root_of};
 use holesync::options::{BlockSize, Commit, Options};
@@ -83,22 +83,6 @@ fn different(opened: Opened) -> Destination {
     match opened {
         Opened::Different(destination) => *destination,
         _ => panic!("not open"),
-    }
-}
-
-#[test]
-fn times_are_compared_as_exactly_as_both_are_known() {
-    use Precision::{Nanoseconds, Seconds};
-    let (seconds, nanoseconds) = TIME;
-    for (precision, there, same) in [
-        (Nanoseconds, TIME, true),
-        (Nanoseconds, (seconds, 0), true),
-        (Nanoseconds, (seconds, nanoseconds + 1), false),
-        (Nanoseconds, (seconds + 1, 0), false),
-        (Seconds, (seconds, nanoseconds + 1), true),
-        (Seconds, (seconds + 1, nanoseconds), false),
-    ] {
-        assert_eq!(is_same_time(TIME, precision, there), same, "{precision:?} {there:?}");
     }
 }
 
@@ -257,7 +241,7 @@ fn a_log_that_was_sealed_while_its_lock_was_awaited_is_finished() {
     new.extend([2; 4096]);
     old.lock().expect("lock");
     let recovered = std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| recover(&lab.place(), false));
+        let waiting = scope.spawn(|| recover(&lab.place(), false, true));
         // It has seen that log when it sleeps for the lock.
         std::thread::sleep(std::time::Duration::from_millis(200));
         let image = FileImage::new(tempfile::tempfile().expect("a file"), true);

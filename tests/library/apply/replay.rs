@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use holesync::apply::Attributes;
+use holesync::apply::cover::Cover;
 use holesync::apply::stage::Stage;
 use holesync::apply::stage::log::{Identity, Seal};
 use holesync::apply::stage::overlay::Overlay;
@@ -191,7 +192,9 @@ proptest! {
     fn a_stage_completed_from_the_old_file_is_the_new_one(old in sparse(5), steps in steps(), length in length()) {
         let mut staged = Staged::new(&old, &steps);
         let (file, identity) = (staged.open("old"), staged.identity());
-        staged.stage().complete(&file, length, identity).expect("complete");
+        let mut kept = Cover::default();
+        kept.add(0..old.bytes.len() as u64);
+        staged.stage().complete(&file, &kept, length, identity).expect("complete");
         let mut found = staged.read("stage");
         found.resize(length as usize, 0);
         prop_assert!(found == staged.wanted(length), "the stage differs");
@@ -202,7 +205,7 @@ proptest! {
     fn room_made_for_a_replay_changes_no_byte(old in sparse(5), steps in steps(), length in length()) {
         let mut staged = Staged::new(&old, &steps);
         let file = staged.open("old");
-        staged.stage().reserve(&file, length).expect("reserve");
+        staged.stage().reserve(&file, length, true).expect("reserve");
         prop_assert!(staged.read("old") == old.bytes, "the old file was touched");
         let sealed = staged.seal(length);
         sealed.replay(&staged.old).expect("replay");

@@ -129,7 +129,7 @@ proptest! {
         let (mut stage, mut model) = (Some(files.begin()), old.bytes.clone());
         steps.iter().for_each(|step| take(&files, &mut stage, &mut model, step));
         stage.as_mut().expect("a stage").flush().expect("flush");
-        let (stage, runs) = { drop(stage); files.resume() };
+        let (mut stage, runs) = { drop(stage); files.resume() };
         prop_assert!(bytes_of(&files.overlay(runs), model.len()) == model, "the overlay differs");
 
         let length = model.len().saturating_sub(cut * 1000);
