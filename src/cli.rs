@@ -1,6 +1,7 @@
 //! The command line: parsed with clap, turned into [`Options`] and the like.
 //! Knows every flag and nothing about how the work is done.
 
+mod reach;
 mod recover;
 mod verbs;
 
@@ -13,6 +14,7 @@ use holesync::location::Location;
 use holesync::options::{BlockSize, Commit, Compress, Options};
 use holesync::report::{Units, Verbosity};
 
+pub use reach::{AgentArg, RemoteArgs};
 pub use verbs::run;
 
 /// Make a disk image on one machine equal to one on another, at the cost of the
@@ -119,34 +121,6 @@ pub enum Verb {
     },
 }
 
-/// How to reach a host.
-#[derive(Debug, Args)]
-pub struct RemoteArgs {
-    /// The command that reaches a host [default: $RSYNC_RSH, or ssh]
-    #[arg(short = 'e', long, value_name = "CMD")]
-    pub rsh: Option<String>,
-    /// The holesync to run there [default: holesync]
-    #[arg(long, value_name = "PATH")]
-    pub remote_path: Option<String>,
-    /// Who chooses the cipher of a connection without --rsh
-    #[arg(long, value_enum, default_value_t = CipherArg::Auto)]
-    pub cipher: CipherArg,
-    /// Seconds that the other end may take to answer; 0: for ever
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-    pub contimeout: u32,
-    /// Seconds for which the other end may be silent; 0: for ever
-    #[arg(long, value_name = "SECONDS", default_value_t = Options::TIMEOUT)]
-    pub timeout: u32,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum CipherArg {
-    /// AES-GCM where processors have instructions for it and ssh's configuration names no ciphers
-    Auto,
-    /// ssh and its configuration
-    Ssh,
-}
-
 /// `holesync [OPTIONS] SRC... DEST`.
 #[derive(Debug, Args)]
 pub struct TransferArgs {
@@ -251,6 +225,10 @@ pub struct TransferArgs {
     /// ($HOLESYNC_DEST, $HOLESYNC_SIZE)
     #[arg(long, value_name = "CMD")]
     through: Option<OsString>,
+    /// Tries that may follow one whose connection died [default: 3 if ssh asks nothing
+    /// (BatchMode), else 0]
+    #[arg(long, value_name = "N")]
+    retries: Option<u32>,
     #[command(flatten)]
     remote: RemoteArgs,
     /// Show progress, also where there is no terminal
@@ -290,18 +268,6 @@ enum CompressArg {
     None,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
-pub enum AgentArg {
-    /// A holesync where there is one, else the shell
-    Auto,
-    /// A holesync that is installed there
-    Require,
-    /// This program, brought along and kept there for the next time
-    Push,
-    /// The shell
-    None,
-}
-
 /// A transfer, ready to run.
 #[derive(Debug)]
 pub struct Transfer {
@@ -311,6 +277,8 @@ pub struct Transfer {
     pub remote: RemoteArgs,
     /// What has to run there.
     pub agent: AgentArg,
+    /// Tries after the first.
+    pub retries: Option<u32>,
     /// A command in the place of the destination.
     pub through: Option<OsString>,
     /// What to show.
@@ -360,6 +328,7 @@ impl TransferArgs {
             options,
             remote: self.remote,
             agent: self.agent,
+            retries: self.retries,
             through: self.through,
             show,
             json: self.json,

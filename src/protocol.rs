@@ -67,11 +67,14 @@ pub const MAX_LENGTH: u64 = i64::MAX as u64;
 /// Sources in one request.
 pub const MAX_SOURCES: usize = 1024;
 
+/// What tells the tries of one run from those of others: random bytes.
+pub type RunId = [u8; 16];
+
 /// A control message. Sender and receiver each accept only their part of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
-    /// Initiator: what is wanted.
-    Start(Box<Options>, Request),
+    /// Initiator: what is wanted, and in which run, if that may try again.
+    Start(Box<Options>, Request, Option<RunId>),
     /// Sender: whether there is a single source that is no directory.
     Layout {
         /// Then the destination may be the name of the file itself.

@@ -6,10 +6,12 @@ mod bootstrap;
 mod child;
 mod cipher;
 mod push;
+mod ssh;
 
 pub use bootstrap::{
     Agent, Bootstrapped, FarSide, Incoming, Input, Outgoing, Output, RemoteOptions, bootstrap, command,
     script,
 };
-pub use child::{RemoteProcess, connect, interrupt, watch_group};
-pub use cipher::{Cipher, aes_here, choose_ciphers, remember_aes};
+pub use child::{RemoteProcess, connect, interrupt, is_interrupted, watch_group};
+pub use cipher::{Cipher, aes_here, remember_aes};
+pub use ssh::Ssh;

@@ -90,9 +90,12 @@ pub enum Route {
 pub struct Summary {
     /// What both ends did.
     pub stats: Stats,
-    /// Bytes sent through the connection.
+    /// How often a connection was made: its work is counted for the last one alone, what
+    /// went over the wire for all.
+    pub tries: u32,
+    /// Bytes sent through the connections.
     pub wire_sent: u64,
-    /// Bytes received through the connection.
+    /// Bytes received through the connections.
     pub wire_received: u64,
     /// How the two ends were joined.
     pub route: Route,
@@ -111,6 +114,8 @@ pub enum Phase {
     Sending,
     /// The destination is being completed and synced to storage.
     WritingBack,
+    /// Somebody else has to finish first.
+    Waiting,
 }
 
 /// What became of one file.
@@ -137,6 +142,8 @@ pub enum Event<'a> {
     Failed(&'a Failure),
     /// Something unexpected that is no failure.
     Warning(&'a str),
+    /// The connection died, and the run begins again: why, and when.
+    Retry(&'a str),
     /// Something that is shown with `-v` only.
     Note(&'a str),
 }

@@ -3,6 +3,8 @@
 
 mod agent;
 mod local;
+mod retry;
+mod takeover;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -20,7 +22,7 @@ use crate::protocol::{
     Connection, Frame, FrameReader, FrameWriter, Message, Request, Silence, TimedReader, TimedWriter,
 };
 use crate::receiver::{self, Answerer, Target};
-use crate::remote::{self, FarSide, Incoming, Input, Outgoing, Output};
+use crate::remote::{self, FarSide, Incoming, Input, Outgoing, Output, Ssh};
 use crate::report::{Event, Phase, Reporter, Route, Stats, Summary, human};
 use crate::sender::{self, Hasher, Side};
 use crate::shell;
@@ -28,6 +30,7 @@ use crate::stream::{self, ImageStream};
 
 pub use crate::remote::{Agent, Cipher, RemoteOptions};
 pub use agent::serve;
+use retry::Tries;
 
 /// How much data has to go to a shell before an agent is suggested.
 const WORTH_AN_AGENT: u64 = 64 << 20;
@@ -45,14 +48,19 @@ pub fn run(
     reporter: &dyn Reporter,
 ) -> Result<()> {
     let start = Instant::now();
-    let initiator = Initiator { options, remote, reporter };
+    let tries = &Tries::new(remote.retries);
+    let initiator = Initiator { options, remote, reporter, tries };
     let completed = match (origin(sources)?, destination) {
         (Origin::Local(sources), Location::Local(path)) => {
             let target = initiator.target(path, sources.len());
             Completed::here(local::run(&sources, target, options, reporter)?)
         }
-        (Origin::Local(sources), Location::Remote(host, path)) => initiator.send(&sources, host, path)?,
-        (Origin::Remote(host, paths), Location::Local(path)) => initiator.receive(&host, paths, path)?,
+        (Origin::Local(sources), Location::Remote(host, path)) => {
+            tries.run_until_done(reporter, || initiator.send(&sources, host, path))?
+        }
+        (Origin::Remote(host, paths), Location::Local(path)) => {
+            tries.run_until_done(reporter, || initiator.receive(&host, &paths, path))?
+        }
         (Origin::Remote(..), Location::Remote(..)) => {
             return Err(Error::Usage(
                 "source and destination cannot both be remote; run holesync on one of the two hosts".into(),
@@ -81,7 +89,8 @@ pub fn through(
     reporter: &dyn Reporter,
 ) -> Result<()> {
     let start = Instant::now();
-    let initiator = Initiator { options, remote, reporter };
+    let tries = &Tries::new(Some(0));
+    let initiator = Initiator { options, remote, reporter, tries };
     let Location::Local(source) = source else {
         return Err(Error::Usage("--through wants a source on this machine".into()));
     };
@@ -128,7 +137,8 @@ pub fn digest(
         Location::Remote(host, path) => {
             let request = Request::Digest { paths: vec![path.as_os_str().as_bytes().to_vec()] };
             let remote = &RemoteOptions { agent: Agent::Require, ..remote.clone() };
-            let initiator = Initiator { options, remote, reporter };
+            let tries = &Tries::new(Some(0));
+            let initiator = Initiator { options, remote, reporter, tries };
             let completed = initiator.connect(host, |_, mut input, mut output| {
                 initiator.request(&mut output, request)?;
                 loop {
@@ -203,6 +213,7 @@ struct Initiator<'a> {
     options: &'a Options,
     remote: &'a RemoteOptions,
     reporter: &'a dyn Reporter,
+    tries: &'a Tries,
 }
 
 impl Initiator<'_> {
@@ -231,22 +242,22 @@ impl Initiator<'_> {
     }
 
     /// Receives sources that are on a host.
-    fn receive(self, host: &Host, paths: Vec<Vec<u8>>, path: &Path) -> Result<Completed<Stats>> {
+    fn receive(self, host: &Host, paths: &[Vec<u8>], path: &Path) -> Result<Completed<Stats>> {
         let Initiator { options, remote, .. } = self;
         let target = self.target(path, paths.len());
         let compares = remote.agent != Agent::None && !options.whole_file;
-        let old = if compares { file_below(path, &paths) } else { None };
+        let old = if compares { file_below(path, paths) } else { None };
         let likely = old.map(|path| Likely { path, block: options.block_size, hole_map: true });
         std::thread::scope(|scope| {
             let answerer = likely.map(|likely| Answerer::start(scope, Some(likely)));
             self.connect(host, |far_side, input, mut output| match far_side {
                 FarSide::Agent => {
-                    self.request(&mut output, Request::Send { sources: paths })?;
+                    self.request(&mut output, Request::Send { sources: paths.to_vec() })?;
                     receiver::run(self.connection(input, output), target, answerer)
                 }
                 FarSide::Shell => {
                     drop(answerer);
-                    shell::receive(self.shell_session(input, output, &host.to_string()), &paths, &target)
+                    shell::receive(self.shell_session(input, output, &host.to_string()), paths, &target)
                 }
             })
         })
@@ -307,11 +318,10 @@ impl Initiator<'_> {
     ) -> Result<Completed<T>> {
         let Initiator { remote, reporter, .. } = self;
         let (command, program) = remote::command(remote)?;
-        // The user's own command is left as it is.
-        let choose = remote.rsh.is_none() && remote.cipher == Cipher::Auto;
-        let ciphers = if choose { remote::choose_ciphers(host, reporter) } else { None };
+        let ssh = Ssh::prepare(host, remote, self.options.silence(), reporter);
+        self.tries.connecting(ssh.is_batch);
         let (connection, stdout, stdin) =
-            remote::connect(host, remote.rsh.as_deref(), ciphers.as_deref(), &command, program)?;
+            remote::connect(host, remote.rsh.as_deref(), &ssh.options, &command, program)?;
         let peer = host.to_string();
         let silence = Arc::<Silence>::default();
         silence.limit((remote.contimeout > 0).then(|| Duration::from_secs(remote.contimeout.into())));
@@ -321,7 +331,8 @@ impl Initiator<'_> {
         let mut route = Route::Agent;
         let bootstrapped = remote::bootstrap(&mut input, &mut output, host, remote, reporter);
         let result = bootstrapped.and_then(|found| {
-            if let (true, Some(aes)) = (choose, found.aes) {
+            self.tries.answered();
+            if let (None, Cipher::Auto, Some(aes)) = (&remote.rsh, remote.cipher, found.aes) {
                 remote::remember_aes(host, aes);
             }
             // A shell says nothing while a tool works.
@@ -331,13 +342,14 @@ impl Initiator<'_> {
             }
             role(found.far_side, input, output)
         });
-        let value = connection.finish(result)?;
-        Ok(Completed { value, route, wire: (sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed)) })
+        let result = connection.finish(result);
+        let wire = self.tries.wire(sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed));
+        Ok(Completed { value: result?, route, wire })
     }
 
     /// Sends an agent its request, with the options.
     fn request(self, output: &mut Output, request: Request) -> Result<()> {
-        output.message(&Message::Start(Box::new(self.options.clone()), request))?;
+        output.message(&Message::Start(Box::new(self.options.clone()), request, self.tries.run()))?;
         output.flush()
     }
 
@@ -357,6 +369,7 @@ impl Initiator<'_> {
         let (wire_sent, wire_received) = completed.wire;
         self.reporter.summary(&Summary {
             stats: completed.value,
+            tries: self.tries.count(),
             wire_sent,
             wire_received,
             route: completed.route,

@@ -15,12 +15,12 @@ use holesync::remote;
 use holesync::report::{JsonLines, Reporter, Silent, Terminal, hex};
 use holesync::scan::{self, FileImage, Image};
 use holesync::stream::{self, ImageStream};
-use holesync::sync::{self, Agent, Cipher, RemoteOptions};
+use holesync::sync::{self, RemoteOptions};
 use holesync::sys;
 use serde_json::json;
 
 use crate::cli::recover;
-use crate::cli::{self, AgentArg, CipherArg, Cli, RemoteArgs, Transfer, Verb};
+use crate::cli::{self, AgentArg, Cli, Transfer, Verb};
 
 /// Runs what the command line asks for.
 ///
@@ -49,7 +49,7 @@ pub fn run(cli: Cli) -> Result<()> {
                 timeout: remote.timeout,
                 ..Options::default()
             };
-            let remote = remote_options(remote, AgentArg::Require, umask);
+            let remote = remote.options(AgentArg::Require, umask);
             let files = files.iter().map(|file| Ok((file, Location::parse(file)?)));
             let files = files.collect::<Result<Vec<_>>>()?;
             each(&files, |(file, location)| {
@@ -92,28 +92,6 @@ fn own(stream: impl std::os::fd::AsFd) -> Result<OwnedFd> {
     stream.as_fd().try_clone_to_owned().map_err(Error::file("use", "stdin and stdout"))
 }
 
-fn remote_options(args: RemoteArgs, agent: AgentArg, umask: u32) -> RemoteOptions {
-    let from_environment = || std::env::var("RSYNC_RSH").ok().filter(|command| !command.is_empty());
-    let agent = match agent {
-        AgentArg::Auto => Agent::Auto,
-        AgentArg::Require => Agent::Require,
-        AgentArg::Push => Agent::Push,
-        AgentArg::None => Agent::None,
-    };
-    let cipher = match args.cipher {
-        CipherArg::Auto => Cipher::Auto,
-        CipherArg::Ssh => Cipher::Ssh,
-    };
-    RemoteOptions {
-        rsh: args.rsh.or_else(from_environment),
-        remote_path: args.remote_path,
-        agent,
-        contimeout: args.contimeout,
-        cipher,
-        umask,
-    }
-}
-
 /// Whether a signal asked to stop.
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -125,7 +103,8 @@ fn transfer(transfer: Transfer, umask: u32) -> Result<()> {
     }
     let reporter: Box<dyn Reporter> =
         if transfer.json { Box::new(JsonLines::default()) } else { Box::new(Terminal::new(transfer.show)) };
-    let remote = remote_options(transfer.remote, transfer.agent, umask);
+    let remote =
+        RemoteOptions { retries: transfer.retries, ..transfer.remote.options(transfer.agent, umask) };
     let reporter = reporter.as_ref();
     let result = match (&transfer.through, transfer.sources.as_slice()) {
         (Some(command), [source]) => {

@@ -22,6 +22,8 @@ const SLICE: Duration = Duration::from_secs(1);
 const ALIVE: u8 = 0;
 const SILENT: u8 = 1;
 const SUPERSEDED: u8 = 2;
+/// Nothing more can be read: who writes waits for nobody.
+const CLOSED: u8 = 3;
 
 /// What both directions of a connection know of its silence.
 #[derive(Debug, Default)]
@@ -56,6 +58,8 @@ impl Silence {
             };
             match self.state.load(Ordering::Relaxed) {
                 ALIVE => {}
+                CLOSED if events == PollFlags::POLLIN => {}
+                CLOSED => return Err(io::ErrorKind::BrokenPipe.into()),
                 SUPERSEDED => return Err(io::Error::other("a later connection of this run took its place")),
                 _ => return Err(timed_out(limit)),
             }
@@ -67,10 +71,14 @@ impl Silence {
             if heard != self.heard.load(Ordering::Relaxed) {
                 (waited, heard) = (Duration::ZERO, self.heard.load(Ordering::Relaxed));
             } else if waited >= limit {
-                // Unless it is superseded: then nobody is to blame.
-                let _ = self.state.compare_exchange(ALIVE, SILENT, Ordering::Relaxed, Ordering::Relaxed);
+                self.become_first(SILENT);
             }
         }
+    }
+
+    /// What ends a connection first is the reason.
+    fn become_first(&self, state: u8) {
+        let _ = self.state.compare_exchange(ALIVE, state, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
@@ -112,7 +120,12 @@ impl<R: Read + AsFd> Read for TimedReader<R> {
                 // Both directions may be one socket, which does not wait by itself.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 read => {
-                    self.silence.heard.fetch_add(1, Ordering::Relaxed);
+                    match read {
+                        Ok(count) if count > 0 || buffer.is_empty() => {
+                            self.silence.heard.fetch_add(1, Ordering::Relaxed);
+                        }
+                        _ => self.silence.become_first(CLOSED),
+                    }
                     return read;
                 }
             }
@@ -219,6 +232,17 @@ mod tests {
         drop(said);
         reader.join().unwrap().unwrap();
         assert_eq!(writer.write_all(&vec![7; 1 << 20]).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn who_writes_waits_for_nobody_who_says_nothing_more() {
+        let silence = Arc::<Silence>::default();
+        let ((input, said), (_unread, out)) = (io::pipe().unwrap(), io::pipe().unwrap());
+        drop(said);
+        let mut reader = TimedReader::new(input, Arc::clone(&silence));
+        assert!([0, 0].into_iter().all(|end| reader.read(&mut [0]).unwrap() == end));
+        let error = TimedWriter::new(out, silence).write_all(&vec![0; 1 << 20]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 
     #[test]

@@ -58,6 +58,9 @@ pub struct RemoteOptions {
     pub agent: Agent,
     /// Seconds for which a connection that is being made may be silent; 0: for ever.
     pub contimeout: u32,
+    /// Tries that may follow one whose connection died; `None`: 3 where ssh asks its user
+    /// nothing, else 0.
+    pub retries: Option<u32>,
     /// Who chooses the cipher.
     pub cipher: Cipher,
     /// The umask of this process.

@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -34,8 +34,17 @@ static CHILD: AtomicI32 = AtomicI32::new(0);
 /// The process group that a signal has to stop, 0 if there is none.
 static GROUP: AtomicI32 = AtomicI32::new(0);
 
+/// Whether a signal has asked to stop.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether [`interrupt`] was called: nothing new need be begun.
+pub fn is_interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// Stops the child and the process group that are running. For signal handling.
 pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
     let (child, group) = (CHILD.load(Ordering::Relaxed), GROUP.load(Ordering::Relaxed));
     // Either may have ended by itself.
     if child > 0 {
@@ -72,8 +81,8 @@ struct Stderr {
 ///
 /// `rsh` is the command that reaches a host, split like a shell splits words;
 /// options, the host and the command follow these words, as ssh takes them. The login shell
-/// there, whichever it is, reads the command. `ciphers` is ssh's option of that
-/// name, see ssh_config(5).
+/// there, whichever it is, reads the command. `options` are those
+/// that ssh takes behind `-o`, see ssh_config(5).
 ///
 /// # Errors
 ///
@@ -82,11 +91,11 @@ struct Stderr {
 pub fn connect(
     host: &Host,
     rsh: Option<&str>,
-    ciphers: Option<&str>,
+    options: &[String],
     command: &str,
     program: &str,
 ) -> Result<(RemoteProcess, ChildStdout, ChildStdin)> {
-    let words = command_line(host, rsh, ciphers, command)?;
+    let words = command_line(host, rsh, options, command)?;
     let spawned = Command::new(&words[0])
         .args(&words[1..])
         .stdin(Stdio::piped())
@@ -112,12 +121,7 @@ pub fn connect(
     Ok((connection, stdout, stdin))
 }
 
-fn command_line(
-    host: &Host,
-    rsh: Option<&str>,
-    ciphers: Option<&str>,
-    command: &str,
-) -> Result<Vec<OsString>> {
+fn command_line(host: &Host, rsh: Option<&str>, options: &[String], command: &str) -> Result<Vec<OsString>> {
     let rsh = rsh.unwrap_or(SSH_PROGRAM);
     let mut words: Vec<OsString> = shlex::split(rsh)
         .filter(|words| !words.is_empty())
@@ -125,9 +129,7 @@ fn command_line(
         .into_iter()
         .map(OsString::from)
         .collect();
-    if let Some(ciphers) = ciphers {
-        words.extend(["-o".into(), format!("Ciphers={ciphers}").into()]);
-    }
+    words.extend(options.iter().flat_map(|option| ["-o".into(), option.into()]));
     words.extend(host_words(host));
     words.push(command.into());
     Ok(words)

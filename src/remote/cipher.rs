@@ -6,19 +6,15 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use crate::location::Host;
-use crate::remote::child::{SSH_PROGRAM, host_words};
+use crate::remote::ssh::SshConfig;
 use crate::report::{Event, Reporter};
 
 /// Among those that ssh allows by default since OpenSSH 6.2, but not its first.
 const FAST: &str = "aes128-gcm@openssh.com";
 /// The first of those: OpenSSH 6.9 to 9.9, ssh_config(5).
 const USUAL: &str = "chacha20-poly1305@openssh.com";
-/// How long ssh may take to print its configuration.
-const QUERY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Who chooses the cipher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -46,26 +42,26 @@ pub fn aes_here() -> Option<bool> {
     has
 }
 
+/// Whether AES-GCM may be asked for on the way to a host, as far as that is known without
+/// asking ssh.
+pub fn may_be_asked_for(host: &Host, reporter: &dyn Reporter) -> bool {
+    let is_slow = marker(host).is_some_and(|path| path.exists());
+    if is_slow && aes_here() == Some(true) {
+        reporter.event(Event::Note(&format!("{host} had no instructions for AES: ssh chooses the cipher")));
+    }
+    aes_here() == Some(true) && !is_slow
+}
+
 /// The ciphers to ask ssh for on the way to a host, as its option Ciphers takes them;
 /// `None` leaves them to ssh. What is chosen is reported.
-pub fn choose_ciphers(host: &Host, reporter: &dyn Reporter) -> Option<String> {
-    if aes_here() != Some(true) {
-        return None;
-    }
+pub fn choose(host: &Host, config: &SshConfig, reporter: &dyn Reporter) -> Option<String> {
     let note = |what: String| reporter.event(Event::Note(&what));
-    if marker(host).is_some_and(|path| path.exists()) {
-        note(format!("{host} had no instructions for AES: ssh chooses the cipher"));
-        return None;
-    }
-    if !is_openssh() {
-        return None;
-    }
-    let (default, configured) = cipher_lists(host)?;
+    let (default, configured) = (config.default_value("ciphers")?, config.value("ciphers")?);
     if default != configured {
         note(format!("the configuration of ssh names ciphers for {host}: it chooses"));
         return None;
     }
-    let wanted = fast_first(&default)?;
+    let wanted = fast_first(default)?;
     note(format!("asking ssh for {FAST}, see --cipher"));
     Some(wanted)
 }
@@ -94,55 +90,6 @@ fn marker(host: &Host) -> Option<PathBuf> {
     let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache")))?;
     let name = blake3::hash(host.to_string().as_bytes()).to_hex();
     Some(cache.join("holesync").join(format!("no-aes-{}", &name[..16])))
-}
-
-/// Whether ssh is OpenSSH. Other programs of this name ignore options that they do not
-/// know, and would connect.
-fn is_openssh() -> bool {
-    let mut command = Command::new(SSH_PROGRAM);
-    command.arg("-V").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let version = command.spawn().ok().and_then(output_in_time);
-    version.is_some_and(|output| output.stderr.starts_with(b"OpenSSH_"))
-}
-
-/// The ciphers that ssh tries by default, and on the way to a host, by `ssh -G`.
-/// `None` where ssh does not print them.
-fn cipher_lists(host: &Host) -> Option<(String, String)> {
-    let start = |config: &[&str]| {
-        let mut command = Command::new(SSH_PROGRAM);
-        command.args(config).arg("-G").args(host_words(host));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()
-    };
-    // The two commands run at the same time. Of several -F the last one counts.
-    let both = [start(&["-F", "none"]), start(&[])];
-    let [default, configured] = both.map(|child| child.and_then(printed).as_deref().and_then(ciphers));
-    default.zip(configured)
-}
-
-fn printed(child: Child) -> Option<String> {
-    let output = output_in_time(child).filter(|output| output.status.success())?;
-    String::from_utf8(output.stdout).ok()
-}
-
-/// The output of a child that ends soon. A child that does not is stopped: so is one whose
-/// output does not fit a pipe.
-fn output_in_time(mut child: Child) -> Option<Output> {
-    let start = Instant::now();
-    while child.try_wait().ok()?.is_none() {
-        if start.elapsed() > QUERY_PATIENCE {
-            // A child that cannot be stopped is left to init.
-            let _ = child.kill();
-            let _ = child.wait();
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    child.wait_with_output().ok()
-}
-
-/// The ciphers in the output of `ssh -G`.
-fn ciphers(config: &str) -> Option<String> {
-    config.lines().find_map(|line| line.strip_prefix("ciphers ")).map(str::to_owned)
 }
 
 /// The ciphers of a list with the fast one first. `None` where it is not among them, or
@@ -180,12 +127,6 @@ mod tests {
         for list in ["chacha20-poly1305@openssh.com,aes128-ctr", "", "aes128-gcm"] {
             assert_eq!(fast_first(list), None, "{list}");
         }
-    }
-
-    #[test]
-    fn ciphers_are_found_among_what_ssh_says() {
-        assert_eq!(ciphers("host h\nciphers a,b\nmacs c\n").as_deref(), Some("a,b"));
-        assert_eq!(ciphers("host h\nstderr ciphers\n"), None);
     }
 
     #[test]

@@ -42,6 +42,10 @@ impl Reporter for JsonLines {
             }
             Event::Failed(f) => self.print(json!({"event": "error", "code": f.code, "message": f.message})),
             Event::Warning(text) => self.print(json!({"event": "warning", "message": text})),
+            Event::Retry(text) => {
+                self.ticker.restart();
+                self.print(json!({"event": "retry", "message": text}));
+            }
             Event::Note(text) => self.print(json!({"event": "note", "message": text})),
         }
     }
@@ -63,6 +67,7 @@ impl Reporter for JsonLines {
             "hashed_bytes": stats.hashed_bytes.saturating_add(stats.basis_hashed_bytes),
             "written_bytes": stats.written_bytes,
             "punched_bytes": stats.punched_bytes,
+            "tries": summary.tries,
             "elapsed_seconds": summary.elapsed.as_secs_f64(),
             "route": match summary.route {
                 Route::Local => "local",

@@ -13,6 +13,7 @@ pub fn phase_name(phase: Phase) -> &'static str {
         Phase::Mapping => "mapping",
         Phase::Sending => "sending",
         Phase::WritingBack => "writing back",
+        Phase::Waiting => "waiting",
     }
 }
 
@@ -37,6 +38,12 @@ impl Default for Ticker {
 
 impl Ticker {
     const PAUSE: Duration = Duration::from_millis(500);
+
+    /// Counts from the beginning.
+    pub fn restart(&self) {
+        let mut progress = lock(&self.0);
+        (progress.found, progress.done) = (0, 0);
+    }
 
     /// Adds to the counts. Returns them when it is time to show them.
     pub fn add(&self, found: u64, done: u64) -> Option<Progress> {

@@ -162,6 +162,12 @@ impl Reporter for Terminal {
             Event::File(..) => {}
             Event::Failed(failure) => self.warn(&escape(failure.message.as_bytes())),
             Event::Warning(text) if !self.show.quiet => self.warn(&escape(text.as_bytes())),
+            Event::Retry(text) => {
+                self.bar.set_length(0);
+                self.bar.set_position(0);
+                self.ticker.iter().for_each(Ticker::restart);
+                self.warn(&escape(text.as_bytes()));
+            }
             Event::Note(text) if self.show.names > 0 => self.warn(&escape(text.as_bytes())),
             Event::Warning(_) | Event::Note(_) => {}
         }
@@ -213,5 +219,7 @@ pub fn stats_table(summary: &Summary, units: Units) -> String {
             format!("{:.1} (apparent size / wire)", stats.apparent_bytes as f64 / wire.max(1) as f64),
         ),
     ];
-    rows.map(|(name, value)| format!("{name:<14} {value}")).join("\n")
+    let tries = (summary.tries > 1).then(|| ("tries", summary.tries.to_string()));
+    let rows = rows.into_iter().chain(tries).map(|(name, value)| format!("{name:<14} {value}"));
+    rows.collect::<Vec<_>>().join("\n")
 }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::hashmap::{self, Grid, Hash};
 use crate::options::Options;
 use crate::protocol::{
-    Connection, Frame, FrameReader, FrameWriter, MAX_NOISE, MAX_SOURCES, Message, Request, Silence,
+    Connection, Frame, FrameReader, FrameWriter, MAX_NOISE, MAX_SOURCES, Message, Request, RunId, Silence,
     TimedReader, TimedWriter,
 };
 use crate::receiver::{self, Target};
@@ -23,6 +23,7 @@ use crate::report::{Phase, Silent};
 use crate::scan::{self, FileImage};
 use crate::sender::{self, Side};
 use crate::stream;
+use crate::sync::takeover;
 
 /// The name of the other end in errors.
 const PEER: &str = "the initiator";
@@ -45,12 +46,16 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
     output.greet(remote::aes_here())?;
     // What is meant for a shell may come before the greeting: here there is none.
     input.await_greeting(MAX_NOISE)?;
-    let (options, request) = match input.read()? {
-        Frame::Message(Message::Start(options, request)) => (options, request),
+    let (options, request, run) = match input.read()? {
+        Frame::Message(Message::Start(options, request, run)) => (options, request, run),
         _ => return Err(input.bad("something else than a request")),
     };
     // A stream of records has no room for signs of life.
     silence.limit(options.silence().filter(|_| !matches!(request, Request::Through { .. })));
+    if let (Some(run), Request::Receive { .. } | Request::Send { .. }) = (run, &request) {
+        replace_earlier(&run, &options, &mut output)?;
+        takeover::end_when_asked(run, silence);
+    }
     let served = match request {
         Request::Receive { destination, directory } => {
             let target = Target { path: home(&path_of(destination)), directory, umask };
@@ -84,6 +89,19 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
         Request::Digest { paths } => answer_digests(paths, &options, &mut output),
     };
     served.map_err(|error| Error::Reported { code: error.exit_code() })
+}
+
+/// Has the agent of an earlier try of this run end, which may hold locks.
+fn replace_earlier<W: Write>(run: &RunId, options: &Options, output: &mut FrameWriter<W>) -> Result<()> {
+    let mut told = false;
+    takeover::end_earlier(run, options.life_sign(), || {
+        if !std::mem::replace(&mut told, true) {
+            let what = "an earlier try of this run is still at work there, and is waited for";
+            output.message(&Message::Warning(what.into()))?;
+        }
+        output.message(&Message::Busy(Phase::Waiting))?;
+        output.flush()
+    })
 }
 
 fn answer_digests<W: Write>(

@@ -55,7 +55,8 @@ impl Peer {
         Peer::script(dir, "agent")
     }
 
-    fn over(rsh: &str, agent: &'static str) -> Peer {
+    /// Another command in the place of ssh.
+    pub fn over(rsh: &str, agent: &'static str) -> Peer {
         Peer { rsh: rsh.to_owned(), program: PROGRAM.to_owned(), agent }
     }
 

@@ -21,15 +21,15 @@ const FAST: &str = "aes128-gcm@openssh.com";
 const NAMED: &str = "aes192-ctr";
 
 /// A directory that comes first in PATH and has an `ssh`, a cache, and an image.
-struct Client {
-    dir: TempDir,
+pub(super) struct Client {
+    pub dir: TempDir,
     source: PathBuf,
 }
 
 impl Client {
     /// `None`, and a counted skip, where there is no sshd or there are no instructions for
     /// AES. The shell reads `first`, then calls the real ssh with its `$@`.
-    fn new(first: &str) -> Option<Client> {
+    pub fn new(first: &str) -> Option<Client> {
         if aes_here() != Some(true) {
             lab::skip("no instructions for AES");
             return None;
@@ -53,7 +53,7 @@ impl Client {
         Some(client)
     }
 
-    fn configure(&self, text: &str) {
+    pub fn configure(&self, text: &str) {
         fs::write(self.dir.path().join("config"), text).expect("write");
     }
 
@@ -76,7 +76,7 @@ impl Client {
     }
 
     #[track_caller]
-    fn push(&self, host: &str, to: &Path, flags: &[&str]) -> Outcome {
+    pub fn push(&self, host: &str, to: &Path, flags: &[&str]) -> Outcome {
         let outcome = run(self.command().args(flags).arg(&self.source).arg(on(host, to))).ok();
         assert_same(&self.source, to);
         outcome
@@ -84,7 +84,7 @@ impl Client {
 
     /// A push to the lab's host.
     #[track_caller]
-    fn run(&self, flags: &[&str]) -> Outcome {
+    pub fn run(&self, flags: &[&str]) -> Outcome {
         let to = self.dir.path().join("to");
         self.push("peer", &to, &[flags, &["-I", "--remote-path", PROGRAM]].concat())
     }
@@ -95,7 +95,7 @@ fn install(script: &Path, program: &Path) {
     run(Command::new("install").args(["-m", "755"]).arg(script).arg(program)).ok();
 }
 
-fn config() -> Option<PathBuf> {
+pub(super) fn config() -> Option<PathBuf> {
     lab::root().map(|root| root.join("sshd/config")).filter(|path| path.is_file())
 }
 

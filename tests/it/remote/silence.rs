@@ -12,27 +12,27 @@ use crate::common::faults::{Direction, Fault, await_pause, can_trace, resume};
 use crate::common::lab;
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at};
-use crate::common::process::{PROGRAM, agents, holesync, run, start, wait_until};
+use crate::common::process::{Outcome, PROGRAM, agents, holesync, run, start, wait_until};
 use crate::common::redeploy::{Redeploy, State, every};
 
 const BLOCK: usize = 64 << 10;
 /// Half of them differ between the versions.
 const BLOCKS: usize = 128;
 /// Where the transfer comes to a stand, in bytes.
-const STALL: u64 = 40 * BLOCK as u64;
+pub(super) const STALL: u64 = 40 * BLOCK as u64;
 /// Only ends hangs.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
 /// Two versions, and a directory in which nothing else happens.
-struct Case {
-    dir: tempfile::TempDir,
-    redeploy: Redeploy,
+pub(super) struct Case {
+    pub dir: tempfile::TempDir,
+    pub redeploy: Redeploy,
     /// The program under a name of its own, by which its agents are found.
-    agent: PathBuf,
+    pub agent: PathBuf,
 }
 
 impl Case {
-    fn new() -> Case {
+    pub fn new() -> Case {
         let dir = lab::scratch();
         let (sources, target) = (dir.path().join("sources"), dir.path().join("target"));
         [&sources, &target].into_iter().for_each(|dir| fs::create_dir(dir).expect("create"));
@@ -51,18 +51,18 @@ impl Case {
         Peer::script(self.dir.path(), &pipeline).with_program(&self.agent)
     }
 
-    fn code(&self) -> PathBuf {
+    pub fn code(&self) -> PathBuf {
         self.dir.path().join("code")
     }
 
     #[track_caller]
-    fn agent_ends_with(&self, code: &str) {
+    pub fn agent_ends_with(&self, code: &str) {
         let ended = || fs::read_to_string(self.code()).is_ok_and(|text| text.ends_with('\n'));
         assert!(wait_until(LIMIT, ended), "the agent goes on");
         assert_eq!(fs::read_to_string(self.code()).expect("read").trim(), code);
     }
 
-    fn signal_agents(&self, signal: Signal) {
+    pub fn signal_agents(&self, signal: Signal) {
         let agents = agents(&self.agent);
         assert!(!agents.is_empty(), "no agent");
         agents.into_iter().for_each(|pid| kill(pid, signal).expect("signal the agent"));
@@ -70,9 +70,14 @@ impl Case {
 
     /// Nothing came to harm, and the next run goes on.
     #[track_caller]
-    fn is_gone_on_from(&self, command: &mut Command) {
+    pub fn is_gone_on_from(&self, command: &mut Command) {
         assert_eq!(self.redeploy.state(), State::Old);
-        let outcome = self.redeploy.complete(command, "new");
+        Case::assert_gone_on(&self.redeploy.complete(command, "new"));
+    }
+
+    /// A run has not sent what had come already.
+    #[track_caller]
+    pub fn assert_gone_on(outcome: &Outcome) {
         // A frame and what was on its way may be lost.
         let most = (BLOCKS / 2 * BLOCK) as u64 - STALL + 20 * BLOCK as u64;
         assert!(outcome.count("sent_data_bytes") <= most, "more than {most}: {outcome}");

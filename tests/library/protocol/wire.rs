@@ -70,7 +70,11 @@ fn message() -> impl Strategy<Value = Message> {
     ];
     let options = Options { compress: Compress::Auto, compress_level: Some(-3), ..Options::default() };
     prop_oneof![
-        request.prop_map(move |request| Message::Start(Box::new(options.clone()), request)),
+        (request, any::<Option<[u8; 16]>>()).prop_map(move |(request, run)| Message::Start(
+            Box::new(options.clone()),
+            request,
+            run
+        )),
         any::<bool>().prop_map(|single| Message::Layout { single }),
         (any::<u64>(), path(), kind(), metadata())
             .prop_map(|(id, path, kind, metadata)| Message::Entry(Entry { id, path, kind, metadata })),

@@ -1,0 +1,120 @@
+//! One agent of a run at a time. An agent whose connection died may not know it yet, and
+//! holds locks; the next one of the same run asks it to end, and waits until it has.
+//!
+//! It listens on an abstract socket, unix(7), whose name follows from the id of the run. Who
+//! asks must be the same user and know the id; who is asked must be the same user. An agent
+//! that is asked ends as if its connection had broken: what it received is kept, and a file
+//! whose log is sealed is finished first. The end of its process ends the socket.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, UnixCredentials, sockopt};
+use nix::unistd::{Pid, geteuid};
+
+use crate::error::Result;
+use crate::protocol::{RunId, Silence};
+
+/// How long the agent before may take to finish what it is at.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How long who asks may take to say for which run.
+const ASKING: Duration = Duration::from_secs(1);
+
+/// Has the agent that served this run before end. `waiting` is called after each `pause`
+/// until it has. Where it does not end in time, its locks tell so.
+///
+/// # Errors
+///
+/// Those of `waiting`.
+pub fn end_earlier(run: &RunId, pause: Duration, mut waiting: impl FnMut() -> Result<()>) -> Result<()> {
+    let Ok(mut earlier) = ask(run) else { return Ok(()) };
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE && earlier.set_read_timeout(Some(pause)).is_ok() {
+        match earlier.read(&mut [0]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => waiting()?,
+            _ => break,
+        }
+    }
+    Ok(())
+}
+
+/// Asks the agent that serves a run to end, if there is one of this user.
+fn ask(run: &RunId) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let asking = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    // It does not wait where others fill its queue.
+    socket::connect(asking.as_raw_fd(), &UnixAddr::new_abstract(name_of(run).as_bytes())?)?;
+    let other = credentials(&asking)?;
+    if other.uid() != geteuid().as_raw() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let mut asking = UnixStream::from(asking);
+    asking.set_nonblocking(false)?;
+    asking.write_all(run)?;
+    // One that is stopped does not listen.
+    kill(Pid::from_raw(other.pid()), Signal::SIGCONT)?;
+    Ok(asking)
+}
+
+/// Has this agent end when a later one of its run asks. Where that cannot be, the later one
+/// finds its locks.
+pub fn end_when_asked(run: RunId, silence: Arc<Silence>) {
+    let bound = SocketAddr::from_abstract_name(name_of(&run)).and_then(|name| UnixListener::bind_addr(&name));
+    let Ok(listener) = bound else { return };
+    std::thread::spawn(move || {
+        // They stay open: their end is that of this process.
+        let mut asked = Vec::new();
+        for asking in listener.incoming().flatten() {
+            if is_entitled(&asking, &run) {
+                silence.supersede();
+                asked.push(asking);
+            }
+        }
+    });
+}
+
+fn is_entitled(mut asking: &UnixStream, run: &RunId) -> bool {
+    let mut said = RunId::default();
+    credentials(asking).is_ok_and(|other| other.uid() == geteuid().as_raw())
+        && asking.set_read_timeout(Some(ASKING)).is_ok()
+        && asking.read_exact(&mut said).is_ok()
+        && said == *run
+}
+
+fn credentials(socket: &impl AsFd) -> nix::Result<UnixCredentials> {
+    socket::getsockopt(socket, sockopt::PeerCredentials)
+}
+
+/// The id itself is not shown to those who list sockets.
+fn name_of(run: &RunId) -> String {
+    format!("holesync-{}", &blake3::hash(run).to_hex()[..32])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn nobody_is_asked_where_there_is_nobody() {
+        end_earlier(&[1; 16], Duration::from_millis(1), || panic!("somebody answers")).unwrap();
+    }
+
+    #[test]
+    fn only_the_same_run_is_asked() {
+        end_when_asked([2; 16], Arc::default());
+        end_earlier(&[3; 16], Duration::from_millis(1), || panic!("somebody answers")).unwrap();
+        let mut count = 0;
+        // It lives as long as this process.
+        let waited = end_earlier(&[2; 16], Duration::from_millis(1), || {
+            count += 1;
+            if count == 3 { Err(Error::Interrupted) } else { Ok(()) }
+        });
+        assert!(waited.is_err());
+    }
+}
