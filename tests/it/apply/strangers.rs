@@ -18,7 +18,7 @@ use crate::common::check::{assert_no_leftovers, assert_same, leftovers};
 use crate::common::faults::{can_trace, killed_at};
 use crate::common::lab::{self, Fs};
 use crate::common::layout::{Layout, Rng};
-use crate::common::peer::Peer;
+use crate::common::peer::{Peer, at};
 use crate::common::process::{Outcome, PROGRAM, holesync, run};
 use crate::common::redeploy::{Redeploy, every};
 
@@ -249,4 +249,48 @@ fn an_interrupted_run_goes_on_beside_the_files_of_another_user() {
         assert_eq!(outcome.count("sent_data_bytes"), 0, "{outcome}");
         assert_no_leftovers(target.path());
     }
+}
+
+/// A file system that shows one owner and one mode for all files, as servers do that squash
+/// root, and mounts with fixed numbers.
+fn squashed() -> Option<lab::Mounted> {
+    lab::is_root().then(|| {
+        lab::Mounted::new(
+            64,
+            &["mkntfs", "-q", "-F", "-f"],
+            &["-t", "ntfs-3g", "-o", "loop,uid=65534,gid=65534,umask=022"],
+        )
+    })
+}
+
+#[test]
+fn where_all_files_have_one_owner_a_run_finds_its_own_again() {
+    let Some(squashed) = squashed().filter(|_| can_trace()) else { return };
+    let sources = lab::scratch();
+    let image = squashed.path().join("image");
+    let layout = Layout::dense("new", 64 * BLOCK, &mut Rng(31));
+    let new = sources.path().join("new");
+    layout.write(&new);
+    let to = |peer: &Peer| run(peer.holesync().arg("--json").arg(&new).arg(at(&image)));
+    let killed = to(&killed_at(sources.path(), "pwrite64", 3));
+    assert_ne!(killed.code, 0, "{killed}");
+    assert_eq!(leftovers(squashed.path()), [".image.holesync.temp"]);
+    let outcome = to(&Peer::pipe(sources.path())).ok();
+    let sent = outcome.count("sent_data_bytes");
+    assert!(sent > 0 && sent < layout.len() as u64, "{outcome}");
+    assert_same(&image, &new);
+    assert_no_leftovers(squashed.path());
+}
+
+#[test]
+fn where_all_files_have_one_owner_a_seal_counts_for_its_content_alone() {
+    let Some(squashed) = squashed() else { return };
+    let image = squashed.path().join("image");
+    fs::write(&image, [1; 2 * BLOCK]).expect("write");
+    let attributes = Attributes { mtime: Some((1_000_000_000, 0)), ..setuid_root() };
+    forge(&image, USER, 0o600, attributes);
+    let outcome = run(holesync().arg("recover").arg(&image)).ok();
+    assert!(outcome.stdout.contains("finished"), "{outcome}");
+    assert_eq!(fs::read(&image).expect("read")[..BLOCK], [7; BLOCK]);
+    assert_ne!(fs::metadata(&image).expect("stat").mtime(), 1_000_000_000);
 }

@@ -1,12 +1,16 @@
 //! The place where tests work. `tests/run` names it in `HOLESYNC_TEST_ROOT`.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use tempfile::TempDir;
+
+use super::process::{run, wait_until};
 
 /// A file system that `tests/run` mounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,5 +133,39 @@ impl Drop for Loop {
         if !detached.is_ok_and(|status| status.success()) {
             eprintln!("cannot detach {}", self.0.display());
         }
+    }
+}
+
+/// A file system of a test's own, on a loop device; it goes when this is dropped.
+pub struct Mounted {
+    at: PathBuf,
+    /// Goes last.
+    _dir: TempDir,
+}
+
+impl Mounted {
+    /// Makes and mounts one of `mebibytes`. `make` is the command that makes it, `options`
+    /// those of `mount`.
+    pub fn new(mebibytes: u64, make: &[&str], options: &[&str]) -> Mounted {
+        let dir = scratch();
+        let (image, at) = (dir.path().join("image"), dir.path().join("mount"));
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).expect("chmod");
+        File::create(&image).and_then(|file| file.set_len(mebibytes << 20)).expect("make room");
+        run(Command::new(make[0]).args(&make[1..]).arg(&image)).ok();
+        std::fs::create_dir(&at).expect("mkdir");
+        run(Command::new("mount").args(options).arg(&image).arg(&at)).ok();
+        Mounted { at, _dir: dir }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // A process that was just ended may hold it for a moment longer.
+        let unmount = || Command::new("umount").arg("-q").arg(&self.at).status().is_ok_and(|s| s.success());
+        wait_until(Duration::from_secs(5), unmount);
     }
 }
