@@ -455,6 +455,16 @@ pub fn umask() -> u32 {
     mask.bits()
 }
 
+/// Whether whoever started this process had it ignore a signal, as nohup(1) does.
+pub fn is_ignored(signal: i32) -> bool {
+    // SAFETY: all bytes zero are a valid `struct sigaction`; with no new action the call
+    // only writes the present one, which outlives it.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
 /// How long a processor has worked for this thread; zero where nobody knows.
 pub fn thread_time() -> Duration {
     let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;

@@ -18,6 +18,8 @@ use holesync::stream::{self, ImageStream};
 use holesync::sync::{self, RemoteOptions};
 use holesync::sys;
 use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::cli::recover;
 use crate::cli::{self, AgentArg, Cli, Transfer, Verb};
@@ -116,13 +118,20 @@ fn transfer(transfer: Transfer, umask: u32) -> Result<()> {
     result.map_err(|error| if STOP.load(Ordering::Relaxed) { Error::Interrupted } else { error })
 }
 
+/// The signals that ask to stop. A hangup that is ignored, as below nohup(1), stays so.
+fn ending_signals() -> Result<Signals> {
+    let mut signals = vec![SIGINT, SIGTERM];
+    if !sys::is_ignored(SIGHUP) {
+        signals.push(SIGHUP);
+    }
+    Signals::new(signals).map_err(Error::file("listen for", "signals"))
+}
+
 /// Closes the connection on the first signal, which ends the run by itself. A run that
 /// does not end soon is ended: the next one goes on from any point.
 fn stop_on_signals() -> Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     const GRACE: Duration = Duration::from_millis(700);
-    let signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]);
-    let mut signals = signals.map_err(Error::file("listen for", "signals"))?;
+    let mut signals = ending_signals()?;
     std::thread::spawn(move || {
         if signals.forever().next().is_some() {
             STOP.store(true, Ordering::Relaxed);
@@ -139,9 +148,7 @@ fn stop_on_signals() -> Result<()> {
 /// Stops the command of an agent that is stopped: it must not take the part of its image
 /// that came for the whole.
 fn end_the_command_on_signals() -> Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]);
-    let mut signals = signals.map_err(Error::file("listen for", "signals"))?;
+    let mut signals = ending_signals()?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             remote::interrupt();

@@ -46,7 +46,9 @@ impl NameTable {
     /// Lines of `name:password:number:…`; passwd(5), group(5).
     fn read(path: &str) -> NameTable {
         let mut table = NameTable::default();
-        for line in fs::read_to_string(path).unwrap_or_default().lines() {
+        // A name that is not UTF-8 cannot travel; the others can.
+        let bytes = fs::read(path).unwrap_or_default();
+        for line in bytes.split(|&byte| byte == b'\n').filter_map(|line| str::from_utf8(line).ok()) {
             let mut fields = line.split(':');
             if let (Some(name), Some(Ok(number))) = (fields.next(), fields.nth(1).map(str::parse)) {
                 table.names.entry(number).or_insert_with(|| name.into());

@@ -2,12 +2,13 @@
 //! and the next run goes on from what had come.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 
 use crate::common::check::leftovers;
-use crate::common::faults::{Direction, Fault};
+use crate::common::faults::{Direction, Fault, await_pause, resume};
 use crate::common::lab;
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::Peer;
@@ -50,6 +51,23 @@ fn an_agent_that_is_stopped_ends_the_run_and_is_gone_on_from() {
     stalled(&redeploy, dir.path(), &agent);
     assert_eq!(redeploy.state(), State::Old);
     redeploy.finish(&Peer::pipe(dir.path()), &[], "new");
+}
+
+/// As below nohup(1): a terminal that goes takes nothing along.
+#[test]
+fn a_hangup_that_is_ignored_stays_ignored() {
+    let dir = lab::scratch();
+    let (redeploy, _) = versions(dir.path(), true);
+    let peer = Fault::Pause(STALL as u64).peer(dir.path(), Direction::ToAgent);
+    let mut plain = peer.holesync();
+    let plain = plain.args(redeploy.push("new"));
+    let mut nohup = Command::new("nohup");
+    let running = start(nohup.arg(plain.get_program()).args(plain.get_args()));
+    await_pause(dir.path());
+    running.signal(Signal::SIGHUP);
+    resume(dir.path());
+    running.finish().ok();
+    assert_eq!(redeploy.state(), State::New);
 }
 
 fn interrupt(signal: Signal, has_old: bool, pull: bool) {
