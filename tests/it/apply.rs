@@ -6,6 +6,7 @@ mod devices;
 mod every_call;
 mod full;
 mod holes;
+mod hostile;
 mod meddling;
 mod power;
 mod recover;
