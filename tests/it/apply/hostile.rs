@@ -295,7 +295,7 @@ impl Hostile {
             file.set_permissions(Permissions::from_mode(0o600))?;
             Ok::<_, std::io::Error>(file)
         };
-        let stage = Stage::begin(working("stage")?, working("log")?, Identity::of(&old)?)?;
+        let mut stage = Stage::begin(working("stage")?, working("log")?, Identity::of(&old)?)?;
         let length = old.metadata()?.len();
         let block = BlockSize::default();
         let grid = Grid { length, block };
