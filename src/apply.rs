@@ -24,7 +24,7 @@
 //! |---|---|---|
 //! | nothing, a symlink, nothing worth comparing | `fresh`: a temp file | |
 //! | a file, and the file system clones; `--commit=atomic`; a file that must not be written; a file system that cannot reserve or punch | `clone`: a clone or copy is patched | |
-//! | a file otherwise | `staged`: a stage and its log | completed like the others, or sealed: the old file is still the one of step 4; room is reserved in it; sync of the stage; seal; sync of log and directory; replay; attributes; sync; removal of the log; reading back |
+//! | a file otherwise | `staged`: a stage and its log | completed like the others, or sealed: the old file is still the one of step 4; room is reserved in it; sync of the stage; seal; sync of log and directory; replay; sync; attributes; sync; removal of the log; reading back |
 //! | a file and `--inplace`, a block device | `direct`: itself | length; sync; reading back; attributes; sync |
 //!
 //! Guaranteed, but for the last row: the file is the old one until the new one is on
@@ -33,12 +33,13 @@
 //! lock never write the same file.
 //!
 //! Not guaranteed: that nobody else writes the file between the last look and the end of a
-//! replay; the old file's other names, extended attributes and ACLs after a rename;
+//! replay; the old file's other names after a rename;
 //! anything about a crash of the machine with `--no-fsync`; locks where the file system has
 //! none.
 
 mod attributes;
 mod behind;
+mod belongings;
 mod beside;
 mod commit;
 mod copy;
@@ -66,7 +67,7 @@ pub use crate::apply::open::{Opened, Opening, Preview, Setup};
 pub use crate::apply::place::{Place, finish_directory};
 pub use crate::apply::times::{Grain, Precision, TimeRule};
 use crate::apply::way::Way;
-use crate::error::{Error, Result, printable};
+use crate::error::{Error, Failure, Result, printable};
 use crate::hashmap::{Hash, PAGE};
 use crate::scan::{FileState, Image};
 use crate::sys;
@@ -118,7 +119,7 @@ pub enum BasisState {
 }
 
 /// What finishing a destination came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
     /// Bytes that were written.
     pub written: u64,
@@ -130,6 +131,8 @@ pub struct Finished {
     /// What was read back came from memory, in part at least: the system did not drop it, or
     /// does not tell.
     pub from_cache: bool,
+    /// Attributes that may not be set: the content is in place all the same.
+    pub unset: Option<Failure>,
 }
 
 impl Finished {
@@ -312,7 +315,7 @@ impl Destination {
                 staged.zero(task, range)?;
                 Ok(())
             }
-            Way::Direct(direct) => direct.zero(task, range),
+            Way::Direct(direct) => direct.zero(task, range)?,
             way => {
                 let range = task.to_page_at_end(range);
                 ranges::make_zero(way.file(task)?, range, task.options.preallocate)
@@ -365,13 +368,13 @@ impl Destination {
             && let Some(old) = way.old()
             && task.can_leave(old)?
         {
-            task.leave(old, root)?;
+            let unset = task.leave(old, root)?;
             task.place.remove_litter(&task.beside.litter);
             let from_cache = task.counts.from_cache.get();
-            return Ok(Finished { written: 0, punched: 0, changed: false, from_cache });
+            return Ok(Finished { written: 0, punched: 0, changed: false, from_cache, unset });
         }
         let changed = way.is_resumed() || !compared || changes_length || task.counts.has_changes();
-        match way {
+        let unset = match way {
             Way::Fresh(fresh) => fresh.finish(task, root),
             Way::Replica(replica) => replica.finish(task, root),
             Way::Direct(direct) => direct.finish(task, root),
@@ -380,7 +383,8 @@ impl Destination {
         task.place.remove_litter(&task.beside.litter);
         let counts = &task.counts;
         let punched = counts.zeroed.saturating_add(counts.freed);
-        Ok(Finished { written: counts.written, punched, changed, from_cache: counts.from_cache.get() })
+        let (written, from_cache) = (counts.written, counts.from_cache.get());
+        Ok(Finished { written, punched, changed, from_cache, unset })
     }
 
     /// Keeps what was gathered for the next run.

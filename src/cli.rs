@@ -342,6 +342,8 @@ impl TransferArgs {
             links: !self.no_links,
             perms: !self.no_perms,
             times: !self.no_times,
+            destination_perms: (self.perms || self.archive) && !self.no_perms,
+            destination_times: (self.times || self.archive) && !self.no_times,
             owner: (self.owner || self.archive) && !self.no_owner,
             group: (self.group || self.archive) && !self.no_group,
             dry_run: self.dry_run,

@@ -127,14 +127,27 @@ pub enum Error {
     /// A signal asked to stop.
     #[error("interrupted; run the same command again: between two holesyncs it goes on from there")]
     Interrupted,
-    /// Some files were not transferred; each was reported on its own.
-    #[error("{failed} of the files could not be transferred (see above)")]
+    /// A file is in place, without all of its attributes.
+    #[error("{}", .0.message)]
+    Unset(Failure),
+    /// Some files were not transferred, or not with all of their attributes; each was
+    /// reported on its own.
+    #[error("{}", partial(*.failed, *.unset))]
     Partial {
-        /// How many.
+        /// How many were not transferred.
         failed: u64,
+        /// How many are in place without all of their attributes.
+        unset: u64,
         /// The exit code that fits the worst of them.
         code: u8,
     },
+}
+
+fn partial(failed: u64, unset: u64) -> String {
+    let failed = (failed > 0).then(|| format!("{failed} of the files could not be transferred"));
+    let unset = (unset > 0).then(|| format!("{unset} are in place without all of their attributes"));
+    let parts = failed.into_iter().chain(unset).collect::<Vec<_>>();
+    format!("{} (see above)", parts.join(", "))
 }
 
 /// Why something was not read to its end, where what is read is handed on part by part.
@@ -236,7 +249,7 @@ impl Error {
             Error::Link { .. } => code::LINK,
             Error::Timeout { .. } => code::TIMEOUT,
             Error::Closed { .. } | Error::Protocol { .. } => code::STREAM,
-            Error::Remote { failure, .. } => failure.code,
+            Error::Remote { failure, .. } | Error::Unset(failure) => failure.code,
             Error::Ssh { .. } => code::SSH,
             Error::Interrupted => code::INTERRUPTED,
             Error::Partial { code, .. } | Error::Reported { code } => *code,

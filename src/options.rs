@@ -18,6 +18,10 @@ pub struct Options {
     pub perms: bool,
     /// Set modification times, to the nanosecond.
     pub times: bool,
+    /// Set permissions, too, of a directory that is there and only named as the destination.
+    pub destination_perms: bool,
+    /// Set its modification time, too.
+    pub destination_times: bool,
     /// Set the owner, by name where the name exists there.
     pub owner: bool,
     /// Set the group, by name where the name exists there.
@@ -81,6 +85,8 @@ impl Default for Options {
             links: true,
             perms: true,
             times: true,
+            destination_perms: false,
+            destination_times: false,
             owner: false,
             group: false,
             dry_run: false,

@@ -181,6 +181,9 @@ pub enum Message {
         /// Units.
         units: u64,
     },
+    /// Receiver: something is in its place, or is about to be, and not all of its attributes
+    /// could be set. Its result is another message.
+    Unset(Failure),
 }
 
 impl Message {

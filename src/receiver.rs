@@ -54,7 +54,7 @@ use shared::{ReceiverShared, Settles};
 use crate::apply::tree::DestinationTree;
 pub use crate::apply::tree::Target;
 use crate::apply::{Precision, QuickCheck, Wanted};
-use crate::error::{Error, Result, lock};
+use crate::error::{Error, Failure, Result, lock};
 use crate::hashmap::Hash;
 use crate::protocol::{self, Connection, Credit, Differ, Entry, Frame, LeafAnswer, MAX_LENGTH, Message};
 use crate::report::{Event, Outcome, Phase, Stats};
@@ -138,10 +138,18 @@ fn receive<'a>(
     });
     let theirs = result?;
     // As many as there are directories; each of them takes memory here anyway.
-    for (id, error) in tree.map(DestinationTree::finish).unwrap_or_default() {
-        shared.fail(id, &error, Settles::Nothing)?;
+    let mut told = Ok(());
+    let mut tell = |id, set: Result<Option<Failure>>| {
+        let now =
+            set.map_or_else(|error| shared.fail(id, &error, Settles::Nothing), |unset| shared.unset(unset));
+        if told.is_ok() {
+            told = now;
+        }
+    };
+    if let Some(tree) = tree {
+        tree.finish(&mut tell);
     }
-    Ok(theirs)
+    told.map(|()| theirs)
 }
 
 /// What the caller's thread is at.
@@ -272,7 +280,7 @@ impl Applier<'_, '_> {
             }
             Kind::Directory => {
                 let made = tree.make_directory(entry.id, &entry.path, &entry.metadata);
-                self.settle(entry.id, made)
+                self.settle(entry.id, made.map(|()| None))
             }
             Kind::Symlink(link) => {
                 let made = tree.make_symlink(&entry.path, &link, &entry.metadata);
@@ -282,9 +290,12 @@ impl Applier<'_, '_> {
     }
 
     /// Reports what became of an entry that is no file.
-    fn settle(&self, id: u64, result: Result<()>) -> Result<()> {
+    fn settle(&self, id: u64, result: Result<Option<Failure>>) -> Result<()> {
         match result {
-            Ok(()) => self.shared.outbox.settle(Settles::Entry.units()),
+            Ok(unset) => {
+                self.shared.unset(unset)?;
+                self.shared.outbox.settle(Settles::Entry.units())
+            }
             Err(error) => self.shared.fail(id, &error, Settles::Entry),
         }
     }

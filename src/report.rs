@@ -45,6 +45,8 @@ pub struct Stats {
     pub written_bytes: u64,
     /// Bytes of the destinations that were made into holes.
     pub punched_bytes: u64,
+    /// Files, directories and symlinks that are in place without all of their attributes.
+    pub attributes_unset: u64,
     /// The exit code that the worst failure asks for; 0 if there was none.
     pub worst_code: u8,
 }
@@ -57,6 +59,7 @@ impl Stats {
         add(&mut self.written_bytes, other.written_bytes);
         add(&mut self.punched_bytes, other.punched_bytes);
         add(&mut self.files_failed, other.files_failed);
+        add(&mut self.attributes_unset, other.attributes_unset);
         self.remember_code(other.worst_code);
     }
 
@@ -64,6 +67,19 @@ impl Stats {
     pub fn count_failure(&mut self, code: u8) {
         self.files_failed += 1;
         self.remember_code(code);
+    }
+
+    /// Counts something that is in place without all of its attributes.
+    pub fn count_unset(&mut self, code: u8) {
+        self.attributes_unset += 1;
+        self.remember_code(code);
+    }
+
+    /// Counts no fewer failures than were told of.
+    pub fn count_told(&mut self, told: &Stats) {
+        self.files_failed = self.files_failed.max(told.files_failed);
+        self.attributes_unset = self.attributes_unset.max(told.attributes_unset);
+        self.remember_code(told.worst_code);
     }
 
     fn remember_code(&mut self, code: u8) {
@@ -140,6 +156,8 @@ pub enum Event<'a> {
     File(&'a Path, Outcome),
     /// A file failed; the run goes on.
     Failed(&'a Failure),
+    /// Something is in place, but not all of its attributes could be set; the run goes on.
+    Unset(&'a Failure),
     /// Something unexpected that is no failure.
     Warning(&'a str),
     /// The connection died, and the run begins again: why, and when.

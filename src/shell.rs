@@ -74,7 +74,6 @@ impl FarFile {
 
     /// Whether mode, owner and time are what the options ask for.
     pub fn has_attributes(&self, metadata: &Metadata, options: &Options, times: Times) -> bool {
-        let mode = metadata.mode.filter(|_| options.perms && !self.is_symlink());
         let owner = metadata.owner.as_ref();
         // By name where both ends have one: there, a number may mean another user.
         let same = |ours: &str, theirs: &str, our_number: u32, their_number: u32| {
@@ -83,6 +82,11 @@ impl FarFile {
         };
         let same_user = |o: &Owner| !options.owner || same(&o.user, &self.user, o.uid, self.uid);
         let same_group = |o: &Owner| !options.group || same(&o.group, &self.group, o.gid, self.gid);
+        let mode = metadata.mode.filter(|_| options.perms && !self.is_symlink());
+        let mode = mode.map(|mode| {
+            let (user, group) = (owner.is_some_and(same_user), owner.is_some_and(same_group));
+            if self.is_directory() { mode } else { safe_mode(mode, options, user, group) }
+        });
         mode.is_none_or(|mode| mode & 0o7777 == self.mode & 0o7777)
             && owner.is_none_or(|owner| same_user(owner) && same_group(owner))
             && (!options.times || self.has_time(metadata, options, times))
@@ -101,6 +105,13 @@ impl FarFile {
     }
 }
 
+/// A program keeps the bits that let it run as its owner or group only where these are
+/// asked for, and are those that it has.
+pub fn safe_mode(mode: u32, options: &Options, has_owner: bool, has_group: bool) -> u32 {
+    let lost_user = if options.owner && has_owner { 0 } else { 0o4000 };
+    mode & !lost_user & !if options.group && has_group { 0 } else { 0o2000 }
+}
+
 /// How exactly the tools at the other end can set times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Times {
@@ -110,7 +121,7 @@ pub enum Times {
 }
 
 /// What became of a command: done, or why it failed.
-pub type CommandResult = std::result::Result<(), String>;
+pub type CommandResult<T = ()> = std::result::Result<T, String>;
 
 /// Reads an answer: `good`, or `failed` and why.
 pub fn read_result(line: &[u8], good: &[u8], host: &str) -> Result<CommandResult> {

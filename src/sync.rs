@@ -67,11 +67,11 @@ pub fn run(
             ));
         }
     };
-    let (failed, worst) = (completed.value.files_failed, completed.value.worst_code);
+    let Stats { files_failed: failed, attributes_unset: unset, worst_code: worst, .. } = completed.value;
     initiator.summarize(start, completed);
     // An agent that reports failures may leave out their code.
     let code = if worst == 0 { code::PARTIAL } else { worst };
-    if failed > 0 { Err(Error::Partial { failed, code }) } else { Ok(()) }
+    if failed + unset > 0 { Err(Error::Partial { failed, unset, code }) } else { Ok(()) }
 }
 
 /// Has `command`, run where `destination` is, read the image `source` whole, and

@@ -3,19 +3,25 @@
 //! I/O error is always an error.
 #![allow(unsafe_code)]
 
+mod names;
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, FallocateFlags, OFlag, OpenHow, PosixFadviseAdvice, RenameFlags, ResolveFlag};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, UtimensatFlags};
+use nix::fcntl::{AtFlags, FallocateFlags, FcntlArg, OFlag, PosixFadviseAdvice};
+use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, Whence};
+use nix::unistd::{Gid, Uid, Whence};
+
+pub use names::{
+    make_dir_at, open_beneath, read_link_at, remove_dir_at, rename_at, rename_new_at, stat_at, symlink_at,
+    sync_dir, unlink_at,
+};
 
 /// What a seek for data or for a hole found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +101,8 @@ mod ioctl {
     nix::ioctl_write_ptr_bad!(blkzeroout, 0x127f, [u64; 2]);
     nix::ioctl_read!(fsgetxattr, b'X', 31, super::FsXattr);
     nix::ioctl_write_ptr!(fssetxattr, b'X', 32, super::FsXattr);
+    nix::ioctl_read!(fs_ioc_getflags, b'f', 1, libc::c_long);
+    nix::ioctl_write_ptr!(fs_ioc_setflags, b'f', 2, libc::c_long);
 }
 
 /// Makes `to` share all data of `from`; ioctl_ficlone(2). `false`: these two cannot.
@@ -163,6 +171,27 @@ pub fn allocate_exactly(clone: &File, exactly: bool) {
     };
     // SAFETY: the kernel only reads `attributes`, which outlives the call.
     let _ = unsafe { ioctl::fssetxattr(clone.as_raw_fd(), &attributes) };
+}
+
+/// Whether a file's data is overwritten where it lies, on a file system that copies on
+/// write; ioctl_iflags(2), `FS_NOCOW_FL`.
+pub fn is_nocow(file: &File) -> bool {
+    inode_flags(file).is_some_and(|flags| flags & FS_NOCOW_FL != 0)
+}
+
+/// Has the data of a file, which must be empty, overwritten where it lies. Only a hint.
+pub fn set_nocow(file: &File) {
+    let Some(flags) = inode_flags(file).map(|flags| flags | FS_NOCOW_FL) else { return };
+    // SAFETY: the descriptor is open, and the kernel only reads `flags`, which outlives the call.
+    let _ = unsafe { ioctl::fs_ioc_setflags(file.as_raw_fd(), &flags) };
+}
+
+const FS_NOCOW_FL: libc::c_long = 0x0080_0000;
+
+fn inode_flags(file: &File) -> Option<libc::c_long> {
+    let mut flags = 0;
+    // SAFETY: the descriptor is open, and the kernel writes one int into `flags`, a long.
+    unsafe { ioctl::fs_ioc_getflags(file.as_raw_fd(), &mut flags) }.ok().map(|_| flags)
 }
 
 /// Makes a range of a block device read as zeros, the fastest way it knows
@@ -278,97 +307,6 @@ pub fn is_cached(file: &File) -> bool {
     fs::fstatfs(file).is_ok_and(|found| known.contains(&found.filesystem_type()))
 }
 
-/// Opens `path` below `dir`: no component may be a symlink or lead out of
-/// `dir` (openat2(2); where the kernel lacks it, one component at a time).
-/// `path` must hold plain names only; an empty one is `dir` itself.
-pub fn open_beneath(dir: BorrowedFd, path: &Path, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    let create = Mode::from_bits_truncate(mode);
-    let how = OpenHow::new()
-        .flags(flags)
-        .mode(if flags.contains(OFlag::O_CREAT) { create } else { Mode::empty() })
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    match nix::fcntl::openat2(dir, path, how) {
-        Err(Errno::ENOSYS | Errno::EPERM) => open_stepwise(dir, path, flags, create),
-        other => Ok(other?),
-    }
-}
-
-fn open_stepwise(dir: BorrowedFd, path: &Path, flags: OFlag, mode: Mode) -> io::Result<OwnedFd> {
-    let mut at = dir.try_clone_to_owned()?;
-    let mut names = path.iter().peekable();
-    while let Some(name) = names.next() {
-        if name == ".." || name == "/" {
-            return Err(Errno::EXDEV.into());
-        }
-        if names.peek().is_none() {
-            return Ok(nix::fcntl::openat(&at, name, flags, mode)?);
-        }
-        let step = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        at = nix::fcntl::openat(&at, name, step, Mode::empty())?;
-    }
-    Err(Errno::ENOENT.into())
-}
-
-/// `fstatat` without following a symlink; `None`: nothing has this name.
-pub fn stat_at(dir: impl AsFd, name: &OsStr) -> io::Result<Option<FileStat>> {
-    match nix::sys::stat::fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(Errno::ENOENT) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// `renameat` within one directory.
-pub fn rename_at(dir: impl AsFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
-    let dir = dir.as_fd();
-    Ok(nix::fcntl::renameat(dir, from, dir, to)?)
-}
-
-/// `renameat2` within one directory, to a name that nothing has: what has it is an error
-/// (`EEXIST`). A file system that cannot promise that renames all the same.
-pub fn rename_new_at(dir: impl AsFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
-    let dir = dir.as_fd();
-    match nix::fcntl::renameat2(dir, from, dir, to, RenameFlags::RENAME_NOREPLACE) {
-        Err(Errno::EINVAL | Errno::ENOSYS) => rename_at(dir, from, to),
-        other => Ok(other?),
-    }
-}
-
-/// Removes an empty directory.
-pub fn remove_dir_at(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
-    Ok(nix::unistd::unlinkat(dir, name, UnlinkatFlags::RemoveDir)?)
-}
-
-/// Removes a name that is not a directory; whether there was one.
-pub fn unlink_at(dir: impl AsFd, name: &OsStr) -> io::Result<bool> {
-    match nix::unistd::unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
-        Ok(()) => Ok(true),
-        Err(Errno::ENOENT) => Ok(false),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// `mkdirat`; whether the directory is new.
-pub fn make_dir_at(dir: impl AsFd, name: &OsStr, mode: u32) -> io::Result<bool> {
-    match nix::sys::stat::mkdirat(dir, name, Mode::from_bits_truncate(mode)) {
-        Ok(()) => Ok(true),
-        Err(Errno::EEXIST) => Ok(false),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// `symlinkat`.
-pub fn symlink_at(dir: impl AsFd, target: &OsStr, name: &OsStr) -> io::Result<()> {
-    Ok(nix::unistd::symlinkat(target, dir, name)?)
-}
-
-/// `readlinkat`.
-pub fn read_link_at(dir: impl AsFd, name: &OsStr) -> io::Result<std::ffi::OsString> {
-    Ok(nix::fcntl::readlinkat(dir, name)?)
-}
-
 // What follows sets attributes by descriptor, `O_PATH` descriptors included, which give
 // no access to content and which some of the older calls refuse with `EBADF`.
 
@@ -430,9 +368,17 @@ pub fn set_mode(file: &File, mode: u32) -> io::Result<()> {
     }
 }
 
-/// Leads to an open file itself, whatever has its name now; proc_pid_fd(5).
-fn proc_path(file: &File) -> String {
-    format!("/proc/self/fd/{}", file.as_raw_fd())
+/// Whether this process may do with an open file what its owner may: open(2), `O_NOATIME`,
+/// which nobody else may set and which is harmless.
+pub fn acts_as_owner(file: &File) -> bool {
+    let flags = |flags| nix::fcntl::fcntl(file, FcntlArg::F_SETFL(flags));
+    let now = nix::fcntl::fcntl(file, FcntlArg::F_GETFL).map(OFlag::from_bits_truncate);
+    now.is_ok_and(|now| flags(now | OFlag::O_NOATIME).is_ok() && flags(now).is_ok())
+}
+
+/// A path that leads to an open file itself, whatever has its name now; proc_pid_fd(5).
+pub fn proc_path(file: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())
 }
 
 /// Sets the permission bits of a name that is no symlink, also where it may not be opened.
@@ -481,5 +427,5 @@ pub fn memory() -> Option<u64> {
 
 /// Asks for a larger pipe, so that a writer sleeps less often; only a hint.
 pub fn grow_pipe(pipe: impl AsFd) {
-    let _ = nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
+    let _ = nix::fcntl::fcntl(pipe, FcntlArg::F_SETPIPE_SZ(1 << 20));
 }

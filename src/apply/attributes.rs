@@ -1,14 +1,19 @@
-//! What a file, directory or symlink carries besides its content, and the one function
-//! that sets it. By descriptor: what a name leads to may change, an open file stays the
-//! same. Knows nothing of how content gets there.
+//! What a file, directory or symlink carries besides its content, and the functions that
+//! set it. By descriptor: what a name leads to may change, an open file stays the same.
+//! What may not be set is told and is no error: the content counts. Knows nothing of how
+//! content gets there.
 
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use nix::sys::stat::{FileStat, SFlag};
 use serde::{Deserialize, Serialize};
 
+use crate::apply::belongings::{self, Handed};
+use crate::apply::place::{Old, Place};
+use crate::error::{Error, Failure, Result, code, printable};
 use crate::sys;
 
 /// What a finished file is to carry besides its content.
@@ -26,68 +31,177 @@ pub struct Attributes {
     pub gid: Option<u32>,
 }
 
+/// What a program runs as: the owner of its file (setuid), or the group (setgid).
+const SET_UID: u32 = 0o4000;
+const SET_GID: u32 = 0o2000;
+
 impl Attributes {
     /// Whether something that is so has all of them.
     pub(super) fn are_those_of(&self, stat: &FileStat) -> bool {
-        let is_link = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK;
+        let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+        let (is_link, is_file) = (kind == SFlag::S_IFLNK, kind == SFlag::S_IFREG);
+        let mode =
+            self.mode.map(|mode| if is_file { self.safe_mode(mode, stat.st_uid, stat.st_gid) } else { mode });
         self.uid.is_none_or(|uid| uid == stat.st_uid)
             && self.gid.is_none_or(|gid| gid == stat.st_gid)
-            && (is_link || self.mode.is_none_or(|mode| mode == stat.st_mode & 0o7777))
-            && self.mtime.is_none_or(|(s, ns)| (s, i64::from(ns)) == (stat.st_mtime, stat.st_mtime_nsec))
+            && (is_link || mode.is_none_or(|mode| mode == stat.st_mode & 0o7777))
+            && self.mtime.is_none_or(|mtime| mtime == (stat.st_mtime, stat.st_mtime_nsec as u32))
     }
 
-    /// Whether this process may set them on a file that is so once its content was
-    /// written: its owner and root may.
-    pub(super) fn may_be_set_on(&self, file: &Metadata) -> bool {
-        let euid = nix::unistd::geteuid();
-        let mode_differs = self.mode.is_some_and(|mode| mode != file.mode() & 0o7777);
-        euid.is_root() || euid.as_raw() == file.uid() || !(mode_differs || self.mtime.is_some())
+    /// Whether something that is so `now` gets another modification time.
+    pub(super) fn changes_mtime(&self, now: &Metadata) -> bool {
+        self.mtime.is_some_and(|mtime| mtime != (now.mtime(), now.mtime_nsec() as u32))
     }
 
-    /// Those of a file that takes the place of one that is so, or of nothing: what is
-    /// not wanted otherwise stays.
-    pub(super) fn replacing(&self, old: Option<&Metadata>) -> Attributes {
-        let old_mode = old.map(|old| old.mode() & 0o7777);
+    /// Whether this process may set them on a file that is there: its owner may, and who
+    /// has his rights.
+    pub(super) fn may_be_set_on(&self, old: &Old) -> bool {
+        let state = &old.state;
+        let mode = self.mode.map(|mode| self.safe_mode(mode, state.uid(), state.gid()));
+        let differ = self.mtime.is_some()
+            || mode.is_some_and(|mode| mode != state.mode() & 0o7777)
+            || self.gid.is_some_and(|gid| gid != state.gid());
+        !differ || nix::unistd::geteuid().as_raw() == state.uid() || sys::acts_as_owner(&old.file)
+    }
+
+    /// A program keeps the bits that let it run as somebody else only where that is who
+    /// was asked for: its file with this owner and group has no other's rights.
+    fn safe_mode(&self, mode: u32, uid: u32, gid: u32) -> u32 {
+        let lost = if self.uid == Some(uid) { 0 } else { SET_UID };
+        mode & !lost & !if self.gid == Some(gid) { 0 } else { SET_GID }
+    }
+
+    /// Those of a file that takes the place of one that is so, or of nothing: what is not
+    /// wanted otherwise stays, but for the bits that let the old content run as somebody.
+    fn replacing(&self, old: Option<&Metadata>) -> Attributes {
+        let old_mode = old.map(|old| old.mode() & 0o1777);
+        let mode = self.mode.map(|mode| {
+            let lost = if self.uid.is_none() { SET_UID } else { 0 };
+            mode & !lost & !if self.gid.is_none() { SET_GID } else { 0 }
+        });
         Attributes {
-            mode: Some(self.mode.or(old_mode).unwrap_or(self.new_mode)),
+            mode: Some(mode.or(old_mode).unwrap_or(self.new_mode)),
             uid: self.uid.or(old.map(Metadata::uid)),
             gid: self.gid.or(old.map(Metadata::gid)),
             ..self.clone()
         }
     }
 
-    /// Sets those that an open file does not have; a descriptor from `O_PATH` will do.
+    /// Sets those that an open file, directory or symlink does not have; a descriptor from
+    /// `O_PATH` will do. What may not be set is returned, as the user should be told of it.
     ///
     /// # Errors
     ///
-    /// What the system calls report; that only root gives files away is none.
-    pub(super) fn set(&self, file: &File) -> io::Result<()> {
+    /// What the system calls report of storage.
+    pub(super) fn set(&self, file: &File, path: &Path) -> Result<Option<Failure>> {
+        let mut unset = Unset::default();
+        let mut set = || -> io::Result<()> {
+            let now = self.set_owner(file, self, &mut unset)?;
+            self.set_mode(file, &now, self, &mut unset)?;
+            self.set_mtime(file, &now, &mut unset)
+        };
+        set().map_err(Error::file("set the attributes of", path))?;
+        Ok(unset.into_failure(path))
+    }
+
+    /// The same for a new file that takes the place of `old`, or of nothing: with them go
+    /// the [`belongings`] of the old one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Attributes::set`].
+    pub(super) fn set_on_new(&self, new: &File, old: Option<&Old>, place: &Place) -> Result<Option<Failure>> {
+        let mut unset = Unset::default();
+        let mut set = || -> io::Result<()> {
+            let mut wanted = self.replacing(old.map(|old| &old.state));
+            let mut now = wanted.set_owner(new, self, &mut unset)?;
+            let most = match old {
+                Some(old) => belongings::hand_on(old, new, now.gid(), &mut unset)?,
+                None if self.mode.is_none() => belongings::most_of_a_new_file(&place.dir)?,
+                None => Handed::default(),
+            };
+            if most.has_acl {
+                now = new.metadata()?;
+            }
+            let kept = self.mode.is_none();
+            wanted.mode = wanted.mode.map(|mode| most.limit(mode, kept));
+            wanted.set_mode(new, &now, self, &mut unset)?;
+            self.set_mtime(new, &now, &mut unset)
+        };
+        set().map_err(place.error("set the attributes of"))?;
+        Ok(unset.into_failure(&place.path))
+    }
+
+    /// Sets owner and group; how the file is then. The group by itself: its members may set
+    /// it, where only root sets the owner.
+    fn set_owner(&self, file: &File, asked: &Attributes, unset: &mut Unset) -> io::Result<Metadata> {
         let now = file.metadata()?;
         let gid = self.gid.filter(|&gid| gid != now.gid());
         let uid = self.uid.filter(|&uid| uid != now.uid());
-        // The group by itself: its members may set it, where only root sets the owner.
         if gid.is_some() {
-            forgive_owner(sys::set_owner(file, None, gid))?;
+            unset.note(asked.gid.map(|_| "group"), sys::set_owner(file, None, gid))?;
         }
         if uid.is_some() {
-            forgive_owner(sys::set_owner(file, uid, None))?;
+            // As for rsync: only root is asked to give files away.
+            let is_asked = asked.uid.is_some() && nix::unistd::geteuid().is_root();
+            unset.note(is_asked.then_some("owner"), sys::set_owner(file, uid, None))?;
         }
-        // Either clears the setuid and setgid bits of a program (chown(2)).
-        let is_stale = uid.or(gid).is_some();
-        let mode = self.mode.filter(|&mode| is_stale || mode != now.mode() & 0o7777);
-        if let Some(mode) = mode.filter(|_| !now.is_symlink()) {
-            sys::set_mode(file, mode)?;
+        if uid.or(gid).is_some() { file.metadata() } else { Ok(now) }
+    }
+
+    fn set_mode(&self, file: &File, now: &Metadata, asked: &Attributes, unset: &mut Unset) -> io::Result<()> {
+        let Some(mode) = self.mode.filter(|_| !now.is_symlink()) else { return Ok(()) };
+        let mode = if now.is_file() { self.safe_mode(mode, now.uid(), now.gid()) } else { mode };
+        if mode == now.mode() & 0o7777 {
+            return Ok(());
         }
-        match self.mtime.filter(|&(s, ns)| (s, i64::from(ns)) != (now.mtime(), now.mtime_nsec())) {
-            Some((seconds, nanoseconds)) => sys::set_mtime(file, seconds, nanoseconds),
+        unset.note(asked.mode.map(|_| "mode"), sys::set_mode(file, mode))
+    }
+
+    fn set_mtime(&self, file: &File, now: &Metadata, unset: &mut Unset) -> io::Result<()> {
+        match self.mtime.filter(|_| self.changes_mtime(now)) {
+            Some((seconds, nanoseconds)) => {
+                unset.note(Some("time"), sys::set_mtime(file, seconds, nanoseconds))
+            }
             None => Ok(()),
         }
     }
 }
 
-/// As for rsync: only root can give files away.
-fn forgive_owner(result: io::Result<()>) -> io::Result<()> {
-    result.or_else(|error| if error.kind() == io::ErrorKind::PermissionDenied { Ok(()) } else { Err(error) })
+/// What could not be set, for a reason of policy.
+#[derive(Default)]
+pub(super) struct Unset(Vec<(&'static str, io::Error)>);
+
+impl Unset {
+    /// Notes what may not be set. `what` it is; `None`: nobody asked for it.
+    ///
+    /// # Errors
+    ///
+    /// Those that are no answer to the question who may.
+    pub fn note(&mut self, what: Option<&'static str>, result: io::Result<()>) -> io::Result<()> {
+        match result {
+            Err(error) if is_policy(&error) => {
+                self.0.extend(what.map(|what| (what, error)));
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn into_failure(self, path: &Path) -> Option<Failure> {
+        let reasons = self.0.iter().map(|(what, why)| format!("its {what} could not be set: {why}"));
+        let reasons = reasons.collect::<Vec<_>>().join("; ");
+        let message = format!("{} is in place, but {reasons}", printable(path));
+        (!self.0.is_empty()).then_some(Failure { code: code::PARTIAL, message })
+    }
+}
+
+/// Whether a call was refused because of who asked, or because the file system has no such
+/// thing; chown(2), chmod(2), utimensat(2), setxattr(2). `EINVAL` and `EOVERFLOW`: a number
+/// that has no mapping in a user namespace, or on the mount.
+pub(super) fn is_policy(error: &io::Error) -> bool {
+    let known = [libc::EPERM, libc::EACCES, libc::EINVAL, libc::EOVERFLOW, libc::EOPNOTSUPP, libc::ENOSYS];
+    error.raw_os_error().is_some_and(|errno| known.contains(&errno))
 }
 
 #[cfg(test)]
@@ -100,36 +214,70 @@ mod tests {
         File::options().read(true).custom_flags(flags).open(path).unwrap()
     }
 
+    fn set(wanted: &Attributes, file: &File) -> Metadata {
+        assert_eq!(wanted.set(file, Path::new("it")).unwrap(), None);
+        file.metadata().unwrap()
+    }
+
     #[test]
     fn attributes_are_set_through_any_descriptor() {
         let dir = tempfile::tempdir().unwrap();
         let (file, link) = (dir.path().join("file"), dir.path().join("link"));
         std::fs::write(&file, "x").unwrap();
         symlink("file", &link).unwrap();
-        let wanted = Attributes { mode: Some(0o2751), mtime: Some((-5, 7)), ..Attributes::default() };
+        let wanted = Attributes { mode: Some(0o1751), mtime: Some((-5, 7)), ..Attributes::default() };
         let path_only = [path_only(&file), path_only(&link), path_only(dir.path())];
         let opened = [File::open(&file).unwrap(), File::open(dir.path()).unwrap()];
         for descriptor in path_only.iter().chain(&opened) {
-            wanted.set(descriptor).unwrap();
-            let found = descriptor.metadata().unwrap();
+            let found = set(&wanted, descriptor);
             assert_eq!((found.mtime(), found.mtime_nsec()), (-5, 7));
-            assert!(found.is_symlink() || found.mode() & 0o7777 == 0o2751, "{:o}", found.mode());
-            Attributes { mode: Some(0o700), mtime: Some((9, 0)), ..wanted.clone() }.set(descriptor).unwrap();
+            assert!(found.is_symlink() || found.mode() & 0o7777 == 0o1751, "{:o}", found.mode());
+            set(&Attributes { mode: Some(0o700), mtime: Some((9, 0)), ..wanted.clone() }, descriptor);
         }
         assert_eq!(std::fs::metadata(&file).unwrap().mtime(), 9, "a link is not followed");
     }
 
+    /// What is asked for, mode included, and the mode that a file and a directory end with.
     #[test]
-    fn a_new_owner_does_not_clear_the_bits_that_are_wanted() {
+    fn set_id_bits_come_with_the_owner_and_group_that_they_mean() {
         if !nix::unistd::geteuid().is_root() {
             return;
         }
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().metadata().unwrap();
+        let same = (Some(root.uid()), Some(root.gid()));
+        let table = [
+            ((None, None), 0o0755),
+            ((Some(7), None), 0o4755),
+            ((None, Some(7)), 0o2755),
+            ((Some(7), Some(8)), 0o6755),
+            (same, 0o6755),
+        ];
+        for ((uid, gid), expected) in table {
+            let wanted = Attributes { mode: Some(0o6755), uid, gid, ..Attributes::default() };
+            let found = set(&wanted, &tempfile::tempfile().unwrap());
+            assert_eq!(found.mode() & 0o7777, expected, "{wanted:?}");
+            assert!(uid.is_none_or(|uid| uid == found.uid()) && gid.is_none_or(|gid| gid == found.gid()));
+            // Another owner clears them; they are set again.
+            let file = tempfile::tempfile().unwrap();
+            set(
+                &Attributes { uid: Some(1), gid: Some(2), mode: Some(0o6711), ..Attributes::default() },
+                &file,
+            );
+            let found = set(&wanted, &file);
+            assert_eq!(found.mode() & 0o7777, expected, "{wanted:?}");
+            let found = set(&wanted, &File::open(dir.path()).unwrap());
+            assert_eq!(found.mode() & 0o7777, 0o6755, "a directory; {wanted:?}");
+        }
+    }
+
+    #[test]
+    fn what_takes_the_place_of_a_file_keeps_its_mode_without_set_id_bits() {
         let file = tempfile::tempfile().unwrap();
-        let owner = |uid, gid| Attributes { uid: Some(uid), gid: Some(gid), ..Attributes::default() };
-        let wanted = Attributes { mode: Some(0o6755), ..owner(1, 2) };
-        wanted.set(&file).unwrap();
-        Attributes { mode: Some(0o6755), ..owner(3, 4) }.set(&file).unwrap();
-        let found = file.metadata().unwrap();
-        assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), (3, 4, 0o6755));
+        sys::set_mode(&file, 0o6751).unwrap();
+        let old = file.metadata().unwrap();
+        assert_eq!(Attributes::default().replacing(Some(&old)).mode, Some(0o751));
+        let wanted = Attributes { mode: Some(0o6711), uid: Some(1), ..Attributes::default() };
+        assert_eq!(wanted.replacing(Some(&old)).mode, Some(0o4711));
     }
 }

@@ -18,7 +18,7 @@ use crate::apply::cover::Cover;
 use crate::apply::place::{Access, Old, Place, kind_of};
 use crate::apply::ranges::{self, Abilities};
 use crate::apply::recover::{Recovered, check_root};
-use crate::error::{Error, Result};
+use crate::error::{Error, Failure, Result};
 use crate::hashmap::{Grid, Hash};
 use crate::options::Options;
 use crate::report::human;
@@ -86,11 +86,17 @@ impl Task {
 
     /// The working file `kind` has all of the new content: it takes the place of the old
     /// file. Step 7 of [`apply`](crate::apply).
-    pub fn replace(&self, new: &File, kind: Working, old: Option<&Old>, root: &Hash) -> Result<()> {
+    /// Returns which attributes may not be set.
+    pub fn replace(
+        &self,
+        new: &File,
+        kind: Working,
+        old: Option<&Old>,
+        root: &Hash,
+    ) -> Result<Option<Failure>> {
         let place = &self.place;
         self.set_length(new, old).map_err(|error| self.failed("set the length of", error, OldFile::Whole))?;
-        let attributes = self.wanted.attributes.replacing(old.map(|old| &old.state));
-        attributes.set(new).map_err(place.error("set the attributes of"))?;
+        let unset = self.wanted.attributes.set_on_new(new, old, place)?;
         self.sync(new, OldFile::Whole)?;
         sys::allocate_exactly(new, false);
         self.verify(new, root)?;
@@ -108,7 +114,7 @@ impl Task {
             let both = [Working::Log, Working::Stage];
             place.remove(&both).map_err(place.error("clean up after"))?;
         }
-        Ok(())
+        Ok(unset)
     }
 
     /// Has a working file take the name of the destination. Where nothing was, what came
@@ -127,13 +133,21 @@ impl Task {
         })
     }
 
-    /// The old file turned out to be all that is wanted but for its attributes.
-    pub fn leave(&self, old: &Old, root: &Hash) -> Result<()> {
+    /// The old file turned out to be all that is wanted but for its attributes. A time that
+    /// is right says that the content is, so that is on storage first.
+    pub fn leave(&self, old: &Old, root: &Hash) -> Result<Option<Failure>> {
         let place = &self.place;
         self.check_old(Some(old))?;
         self.verify(&old.file, root)?;
-        self.wanted.attributes.set(&old.file).map_err(place.error("set the attributes of"))?;
-        place.remove(&self.beside.leftovers).map_err(place.error("clean up after"))
+        let attributes = &self.wanted.attributes;
+        // Without access to the content nothing of it was compared: it is empty.
+        let sync = self.options.fsync && old.access != Access::None && attributes.changes_mtime(&old.state);
+        if sync {
+            old.file.sync_data().map_err(place.error("sync"))?;
+        }
+        let unset = attributes.set(&old.file, &place.path)?;
+        place.remove(&self.beside.leftovers).map_err(place.error("clean up after"))?;
+        Ok(unset)
     }
 
     /// Whether the old file, of which nothing was found to differ, can be left as it is.

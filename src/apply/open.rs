@@ -29,7 +29,7 @@ use crate::apply::way::direct::Direct;
 use crate::apply::way::fresh::Fresh;
 use crate::apply::way::staged::Staged;
 use crate::apply::{Basis, Destination, QuickCheck, Wanted, Zeros, check_device_size};
-use crate::error::{Error, Result, lock};
+use crate::error::{Error, Failure, Result, lock};
 use crate::options::{Commit, Options};
 use crate::scan::{self, FileImage, FileState};
 use crate::sys;
@@ -108,8 +108,11 @@ pub struct Opening {
 
 /// What there is at a destination.
 pub enum Opened {
-    /// What is wanted, attributes included.
-    Equal,
+    /// What is wanted.
+    Equal {
+        /// Attributes that may not be set.
+        unset: Option<Failure>,
+    },
     /// In a dry run, what there is to compare with.
     Preview(Preview),
     /// Something else.
@@ -147,20 +150,21 @@ impl Destination {
         let mut recovered = Recovered::Nothing;
         if kind != Some(SFlag::S_IFBLK) {
             recovered = recover::finish_beside(&place, &beside, options.fsync, options.hole_map)?;
-            if matches!(recovered, Recovered::Finished(_)) {
+            if matches!(recovered, Recovered::Finished { .. }) {
                 (stat, beside) = (place.stat()?, place.look_beside()?);
             }
         }
         if !recovered.is_doubtful()
             && let Some(stat) = stat.filter(|stat| setup.is_equal(&place, stat, &wanted))
         {
-            place.set_attributes_of(&stat, &wanted.attributes)?;
+            let unset = place.set_attributes_of(&stat, &wanted.attributes, options.fsync)?;
             remove_leftovers(&place, &beside)?;
-            return Ok(Opening { recovered, opened: Opened::Equal });
+            return Ok(Opening { recovered, opened: Opened::Equal { unset } });
         }
         let (options, can) = (Arc::clone(options), Abilities::default());
         let (counts, data) = (Counts::default(), Cover::default());
-        let task = Task { place, wanted, options, can, beside, recovered, counts, data };
+        let kept = recovered.clone();
+        let task = Task { place, wanted, options, can, beside, recovered: kept, counts, data };
         let destination = match stat.map(|stat| (kind_of(&stat), stat)) {
             Some((SFlag::S_IFREG, stat)) => existing(task, stat, setup),
             Some((SFlag::S_IFBLK, _)) => device(task),
@@ -183,7 +187,7 @@ impl Destination {
 fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, setup: &Setup) -> Result<Opening> {
     let opening = |opened| Ok(Opening { recovered: Recovered::Nothing, opened });
     if stat.is_some_and(|stat| setup.is_equal(place, &stat, wanted)) {
-        return opening(Opened::Equal);
+        return opening(Opened::Equal { unset: None });
     }
     let file = match stat.as_ref().map(kind_of) {
         None | Some(SFlag::S_IFLNK) => {
@@ -288,7 +292,7 @@ fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination
     let may_change = old.access == Access::Write
         && old.state.nlink() == 1
         && !task.recovered.is_doubtful()
-        && task.wanted.attributes.may_be_set_on(&old.state)
+        && task.wanted.attributes.may_be_set_on(&old)
         && task.can.reserve
         && task.can.punch;
     if commit == Commit::Auto && may_change && !task.can.clone {

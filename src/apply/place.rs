@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
 use crate::apply::attributes::Attributes;
-use crate::error::{Error, Result, lock};
+use crate::error::{Error, Failure, Result, lock};
 use crate::sys;
 use crate::working::{Naming, Working};
 
@@ -202,9 +202,9 @@ impl Place {
         kinds.iter().try_for_each(|kind| sys::unlink_at(&self.dir, &self.name_of(*kind)).map(|_| ()))
     }
 
+    /// Has the names in the directory on storage, where it can be synced.
     pub(super) fn sync_dir(&self) -> io::Result<()> {
-        let dir = sys::open_beneath(self.dir.as_fd(), "".as_ref(), OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)?;
-        File::from(dir).sync_all()
+        sys::sync_dir(self.dir.as_fd()).map(drop)
     }
 
     /// A temp file, locked. Between opening and locking it, another run may have
@@ -218,20 +218,27 @@ impl Place {
         Ok(file)
     }
 
-    /// Sets the attributes of what has this name, a symlink included.
+    /// Sets the attributes of what has this name, a symlink included. Returns what may not
+    /// be set.
     ///
     /// # Errors
     ///
-    /// What the system calls report; that only root gives files away is none.
-    pub fn set_attributes(&self, wanted: &Attributes) -> Result<()> {
-        self.stat()?.map_or(Ok(()), |now| self.set_attributes_of(&now, wanted))
+    /// What the system calls report of storage.
+    pub fn set_attributes(&self, wanted: &Attributes) -> Result<Option<Failure>> {
+        self.stat()?.map_or(Ok(None), |now| self.set_attributes_of(&now, wanted, false))
     }
 
     /// Sets the attributes of what has this name and is so `now`. What has them all is not
-    /// opened.
-    pub(super) fn set_attributes_of(&self, now: &FileStat, wanted: &Attributes) -> Result<()> {
+    /// opened. `sync`: a time that is right says that the content is, so that is on storage
+    /// first.
+    pub(super) fn set_attributes_of(
+        &self,
+        now: &FileStat,
+        wanted: &Attributes,
+        sync: bool,
+    ) -> Result<Option<Failure>> {
         if wanted.are_those_of(now) {
-            return Ok(());
+            return Ok(None);
         }
         let failed = || self.error("set the attributes of");
         let file = self.open(&self.name, OFlag::O_PATH).map_err(failed())?;
@@ -239,7 +246,12 @@ impl Place {
         if (opened.dev(), opened.ino()) != (now.st_dev, now.st_ino) {
             return Err(self.replaced());
         }
-        wanted.set(&file).map_err(failed())
+        if sync && wanted.changes_mtime(&opened) {
+            // What cannot be opened by its owner has no content that he relies on.
+            let content = self.open(&self.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK);
+            content.map_or(Ok(()), |content| content.sync_data()).map_err(self.error("sync"))?;
+        }
+        wanted.set(&file, &self.path)
     }
 
     /// Makes or replaces a symlink: there is always either the old one or the new.
@@ -297,12 +309,19 @@ pub(super) fn kind_of(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
 
-/// Sets the attributes of a directory below `base`.
+/// Sets the attributes of a directory below `base`. `shown`: how to name it to people.
+/// Returns what may not be set.
 ///
 /// # Errors
 ///
-/// What the system calls report.
-pub fn finish_directory(base: BorrowedFd, path: &Path, wanted: &Attributes) -> io::Result<()> {
-    let dir = sys::open_beneath(base, path, OFlag::O_PATH | OFlag::O_DIRECTORY, 0)?;
-    wanted.set(&File::from(dir))
+/// What the system calls report of storage.
+pub fn finish_directory(
+    base: BorrowedFd,
+    path: &Path,
+    wanted: &Attributes,
+    shown: &Path,
+) -> Result<Option<Failure>> {
+    let dir = sys::open_beneath(base, path, OFlag::O_PATH | OFlag::O_DIRECTORY, 0);
+    let dir = dir.map_err(Error::file("set the attributes of", shown))?;
+    wanted.set(&File::from(dir), shown)
 }

@@ -4,23 +4,26 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::fcntl::OFlag;
 
 use crate::apply::attributes::Attributes;
+use crate::apply::belongings;
 use crate::apply::beside::Beside;
 use crate::apply::place::{Access, Old, Place};
 use crate::apply::stage::Sealed;
 use crate::apply::stage::log::{self, Identity, LogEnd, UnknownFormat};
-use crate::error::{Error, Result, printable};
+use crate::error::{Error, Failure, Result, printable};
 use crate::hashmap::{self, Grid, Hash};
 use crate::options::BlockSize;
 use crate::scan::FileImage;
+use crate::sys;
 use crate::working::Working;
 
 /// What there was to finish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recovered {
     /// Nothing: no log lies there.
     Nothing,
@@ -30,8 +33,13 @@ pub enum Recovered {
     Unreadable,
     /// A log of another file, which had this name before.
     Replaced,
-    /// The file, which now has this root hash.
-    Finished(Hash),
+    /// The file.
+    Finished {
+        /// What it hashes to now.
+        root: Hash,
+        /// Attributes that may not be set.
+        unset: Option<Failure>,
+    },
     /// Something, but it is not what was sealed: it was not touched.
     Damaged,
     /// Something that a run of this user sealed, or may have.
@@ -48,7 +56,7 @@ impl Recovered {
     pub fn warning(&self, path: &Path) -> Option<String> {
         let path = printable(path);
         match self {
-            Recovered::Finished(_) => {
+            Recovered::Finished { .. } => {
                 Some(format!("finished what an interrupted run had begun to write into {path}"))
             }
             Recovered::Damaged => Some(format!(
@@ -77,7 +85,7 @@ pub(super) fn finish_beside(place: &Place, beside: &Beside, sync: bool, hole_map
     let mut found = Recovered::Nothing;
     for naming in &beside.logs {
         found = finish_from_log(&place.under(*naming), sync, hole_map)?;
-        if matches!(found, Recovered::Finished(_) | Recovered::Damaged) {
+        if matches!(found, Recovered::Finished { .. } | Recovered::Damaged) {
             return Ok(found);
         }
     }
@@ -176,28 +184,65 @@ fn look(place: &Place, old: &File, log: File) -> Result<Left> {
 }
 
 fn finish(place: &Place, old: &Old, sealed: &Sealed, (sync, hole_map): (bool, bool)) -> Result<Recovered> {
-    if old.access == Access::None {
-        return Ok(Recovered::Damaged);
-    }
+    let Some((file, access, opened_up)) = open_up(place, old)? else { return Ok(Recovered::Damaged) };
     let root = sealed.seal.root;
     let block = BlockSize::try_from(sealed.seal.block_size)?;
     let grid = Grid { length: sealed.seal.length, block };
-    let overlay = sealed.overlay(&old.file, hole_map).map_err(place.error("read the log of"))?;
+    let overlay = sealed.overlay(&file, hole_map).map_err(place.error("read the log of"))?;
     let Some(overlay) = overlay else { return Ok(Recovered::Damaged) };
     if hashmap::root_of(&overlay, &grid, |_| true).map_err(place.error("read the stage of"))? != Some(root) {
         return Ok(Recovered::Damaged);
     }
-    let mut attributes_set = Ok(());
-    if old.access == Access::Write {
+    let mut unset = Ok(None);
+    if access == Access::Write {
         if sync {
             sealed.sync().and_then(|()| place.sync_dir()).map_err(place.error("sync the log of"))?;
         }
-        attributes_set = replay(place, sealed, &old.file, sync)?;
+        unset = replay(place, sealed, &file, sync, || Ok(()))?;
+        if sealed.seal.attributes.mode.is_some() {
+            // It was set.
+            std::mem::forget(opened_up);
+        }
     }
     // What may not be written may have been made so at the end of the replay.
-    check_root(place, &old.file, &grid, &root, hole_map)?;
+    check_root(place, &file, &grid, &root, hole_map)?;
     forget_stage(place, sync).map_err(place.error("remove the log of"))?;
-    attributes_set.map(|()| Recovered::Finished(root))
+    Ok(Recovered::Finished { root, unset: unset? })
+}
+
+/// A file of ours that its mode keeps from being written is writable until this is dropped.
+struct OpenedUp<'a> {
+    old: &'a File,
+    mode: u32,
+}
+
+impl Drop for OpenedUp<'_> {
+    fn drop(&mut self) {
+        // Else it stays writable for its owner, no more.
+        let _ = sys::set_mode(self.old, self.mode);
+    }
+}
+
+/// The old file, open for writing if that may be; what keeps it so. `None`: it cannot even be
+/// read.
+fn open_up<'a>(place: &Place, old: &'a Old) -> Result<Option<(File, Access, Option<OpenedUp<'a>>)>> {
+    let mode = old.state.mode() & 0o7777;
+    let is_ours = nix::unistd::geteuid().as_raw() == old.state.uid();
+    if old.access != Access::Write && is_ours && mode & 0o600 != 0o600 {
+        sys::set_mode(&old.file, mode | 0o600).map_err(place.error("open"))?;
+        let guard = OpenedUp { old: &old.file, mode: mode & 0o1777 };
+        let file = place.open(&place.name, OFlag::O_RDWR | OFlag::O_NONBLOCK).map_err(place.error("open"))?;
+        let opened = file.metadata().map_err(place.error("look at"))?;
+        if (opened.dev(), opened.ino()) != (old.state.dev(), old.state.ino()) {
+            return Err(place.replaced());
+        }
+        return Ok(Some((file, Access::Write, Some(guard))));
+    }
+    if old.access == Access::None {
+        return Ok(None);
+    }
+    let file = old.file.try_clone().map_err(place.error("open"))?;
+    Ok(Some((file, old.access, None)))
 }
 
 /// An error of reading a log; one of another version is named.
@@ -211,15 +256,25 @@ fn log_error(place: &Place, error: io::Error) -> Error {
     Error::refused(log, why)
 }
 
-/// Writes a sealed stage into the old file and has it on storage. The inner result is that
-/// of the attributes: whatever becomes of them, the log is of no more use.
-pub(super) fn replay(place: &Place, sealed: &Sealed, old: &File, sync: bool) -> Result<Result<()>> {
+/// Writes a sealed stage into the old file and has it on storage; then, as a time that is
+/// right says that the content is, attributes. The inner result is of what makes the log no
+/// less of no use: which attributes may not be set, and what `tidy` came to, which gives room
+/// back before the time is set.
+pub(super) fn replay(
+    place: &Place,
+    sealed: &Sealed,
+    old: &File,
+    sync: bool,
+    tidy: impl FnOnce() -> Result<()>,
+) -> Result<Result<Option<Failure>>> {
+    let sync = || if sync { old.sync_all().map_err(place.error("sync")) } else { Ok(()) };
+    belongings::end_privileges(old).map_err(place.error("finish writing"))?;
     sealed.replay(old).map_err(place.error("finish writing"))?;
-    let set = sealed.seal.attributes.set(old).map_err(place.error("set the attributes of"));
-    if sync {
-        old.sync_all().map_err(place.error("sync"))?;
-    }
-    Ok(set)
+    let tidied = tidy();
+    sync()?;
+    let set = sealed.seal.attributes.set(old, &place.path);
+    sync()?;
+    Ok(tidied.and(set))
 }
 
 /// Removes log and stage, in an order that never leaves a log alone.

@@ -13,7 +13,7 @@ use nix::sys::stat::SFlag;
 
 use crate::apply::attributes::Attributes;
 use crate::apply::place::{self, Place};
-use crate::error::{Error, Result, escape};
+use crate::error::{Error, Failure, Result, escape};
 use crate::options::Options;
 use crate::source::Metadata;
 use crate::source::Names;
@@ -37,6 +37,8 @@ pub struct DestinationRoot {
     dir: Option<Arc<OwnedFd>>,
     /// The single file goes under this name.
     rename: Option<OsString>,
+    /// The directory was made for this run.
+    is_new: bool,
     shown: PathBuf,
 }
 
@@ -56,7 +58,7 @@ impl DestinationRoot {
         let path = target.path.clone();
         let there = std::fs::metadata(&path);
         if there.as_ref().is_ok_and(|metadata| metadata.is_dir()) {
-            return DestinationRoot::open(&path, None);
+            return DestinationRoot::open(&path, None, false);
         }
         let shown = escape(path.as_os_str().as_bytes());
         if single && !target.directory {
@@ -66,7 +68,7 @@ impl DestinationRoot {
                 return Err(Error::Destination(format!("{shown} names no file")));
             };
             let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            return DestinationRoot::open(parent, Some(name.to_owned()));
+            return DestinationRoot::open(parent, Some(name.to_owned()), false);
         }
         match there {
             Ok(_) => Err(Error::Destination(format!(
@@ -75,19 +77,19 @@ impl DestinationRoot {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::Destination(format!("cannot open the directory {shown}: {error}")))
             }
-            Err(_) if dry_run => Ok(DestinationRoot { dir: None, rename: None, shown: path }),
+            Err(_) if dry_run => Ok(DestinationRoot { dir: None, rename: None, is_new: true, shown: path }),
             Err(_) => {
                 std::fs::create_dir(&path).map_err(|error| {
                     Error::Destination(format!(
                         "cannot create the directory {shown}: {error}; create its parent first"
                     ))
                 })?;
-                DestinationRoot::open(&path, None)
+                DestinationRoot::open(&path, None, true)
             }
         }
     }
 
-    fn open(path: &Path, rename: Option<OsString>) -> Result<DestinationRoot> {
+    fn open(path: &Path, rename: Option<OsString>, is_new: bool) -> Result<DestinationRoot> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let dir = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty()).map_err(|errno| {
             let shown = escape(path.as_os_str().as_bytes());
@@ -96,7 +98,7 @@ impl DestinationRoot {
                 errno.desc()
             ))
         })?;
-        Ok(DestinationRoot { dir: Some(Arc::new(dir)), rename, shown: path.to_path_buf() })
+        Ok(DestinationRoot { dir: Some(Arc::new(dir)), rename, is_new, shown: path.to_path_buf() })
     }
 
     /// Whether the destination names the single file itself, and not a directory.
@@ -173,6 +175,8 @@ struct Directory {
     id: u64,
     path: Vec<u8>,
     attributes: Attributes,
+    /// The permissions that it has to get back, as it was opened to be filled.
+    closed: Option<u32>,
 }
 
 impl DestinationTree {
@@ -211,6 +215,8 @@ impl DestinationTree {
 
     /// Makes a directory that its owner can fill meanwhile. It gets its attributes from
     /// [`DestinationTree::finish`]; `id` is the caller's number for it. A dry run makes none.
+    /// What was there, and was only named as the destination, keeps mode and time unless
+    /// they are asked for.
     ///
     /// # Errors
     ///
@@ -220,24 +226,28 @@ impl DestinationTree {
             return Ok(());
         }
         let attributes = self.attributes(metadata);
-        let mode = make_directory(&self.root, path, attributes.new_mode)?;
-        let attributes = Attributes { mode: attributes.mode.or(mode), ..attributes };
-        self.directories.push(Directory { id, path: path.to_vec(), attributes });
+        let closed = make_directory(&self.root, path, attributes.new_mode)?;
+        let mut attributes = Attributes { mode: attributes.mode.or(closed), ..attributes };
+        if path.is_empty() && !self.root.is_new {
+            attributes.mode.take_if(|_| !self.options.destination_perms);
+            attributes.mtime.take_if(|_| !self.options.destination_times);
+        }
+        self.directories.push(Directory { id, path: path.to_vec(), attributes, closed });
         Ok(())
     }
 
     /// Makes or replaces a symlink to `link`; a temporary one is renamed over the old. A
-    /// dry run makes none.
+    /// dry run makes none. Returns which attributes may not be set.
     ///
     /// # Errors
     ///
     /// When it cannot be made, or a directory is in its place.
-    pub fn make_symlink(&mut self, path: &[u8], link: &[u8], metadata: &Metadata) -> Result<()> {
+    pub fn make_symlink(&mut self, path: &[u8], link: &[u8], metadata: &Metadata) -> Result<Option<Failure>> {
         if self.options.dry_run {
-            return Ok(());
+            return Ok(None);
         }
         let attributes = self.attributes(metadata);
-        let Some(place) = self.root.place(path, false)? else { return Ok(()) };
+        let Some(place) = self.root.place(path, false)? else { return Ok(None) };
         let link = OsStr::from_bytes(link);
         if !sys::read_link_at(&place.dir, &place.name).is_ok_and(|now| now == link) {
             place.put_symlink(link)?;
@@ -246,16 +256,31 @@ impl DestinationTree {
     }
 
     /// Gives directories their attributes, the deepest first: files that are made in a
-    /// directory change its time, and its permissions may forbid to make them. Returns
-    /// the numbers of those that failed, and why.
-    pub fn finish(self) -> Vec<(u64, Error)> {
-        let Some(root) = &self.root.dir else { return Vec::new() };
-        let finish = |Directory { id, path, attributes }| {
-            let path = Path::new(OsStr::from_bytes(&path));
-            let failed = place::finish_directory(root.as_fd(), path, &attributes).err()?;
-            Some((id, Error::file("set the attributes of", path)(failed)))
-        };
-        self.directories.into_iter().rev().filter_map(finish).collect()
+    /// directory change its time, and its permissions may forbid to make them. `each` gets
+    /// the number of every directory, and which attributes may not be set, or why it failed.
+    pub fn finish(mut self, mut each: impl FnMut(u64, Result<Option<Failure>>)) {
+        let directories = std::mem::take(&mut self.directories);
+        let Some(root) = &self.root.dir else { return };
+        for Directory { id, path, attributes, .. } in directories.into_iter().rev() {
+            let (shown, path) = (self.root.path_of(&path), Path::new(OsStr::from_bytes(&path)));
+            each(id, place::finish_directory(root.as_fd(), path, &attributes, &shown));
+        }
+    }
+}
+
+/// A run that ends early leaves no directory open that was not.
+impl Drop for DestinationTree {
+    fn drop(&mut self) {
+        let Some(root) = &self.root.dir else { return };
+        for Directory { path, closed, .. } in self.directories.iter().rev() {
+            let Some(mode) = *closed else { continue };
+            let (path, attributes) = (
+                Path::new(OsStr::from_bytes(path)),
+                Attributes { mode: Some(mode), ..Attributes::default() },
+            );
+            // The error of the run is the one to report.
+            let _ = place::finish_directory(root.as_fd(), path, &attributes, path);
+        }
     }
 }
 
@@ -269,7 +294,7 @@ fn make_directory(root: &DestinationRoot, path: &[u8], mode: u32) -> Result<Opti
     let Some(place) = root.place(path, false)? else { return Ok(None) };
     let made = sys::make_dir_at(&place.dir, &place.name, mode | OWNER);
     if made.map_err(Error::file("create the directory", &place.path))? {
-        return Ok(Some(mode));
+        return Ok((mode & OWNER != OWNER).then_some(mode));
     }
     let stat = place
         .stat()?

@@ -60,7 +60,7 @@ impl Way {
             Way::Fresh(fresh) => fresh.file(task),
             Way::Replica(replica) => replica.file(task),
             Way::Staged(staged) => staged.file(task),
-            Way::Direct(direct) => Ok(direct.file()),
+            Way::Direct(direct) => direct.file(task),
         }
     }
 

@@ -75,8 +75,9 @@ fn recover_at(place: &Place, sync: bool) -> Result<()> {
     let shown = printable(&place.path);
     let refused = |why: &str| Err(Error::refused(&place.path, why));
     match recover::recover(place, sync, true)? {
-        Recovered::Finished(root) => {
-            print_line(&format!("{shown}: finished from its log and verified, root hash {}", hex(&root)))
+        Recovered::Finished { root, unset } => {
+            print_line(&format!("{shown}: finished from its log and verified, root hash {}", hex(&root)))?;
+            unset.map_or(Ok(()), |unset| Err(Error::Unset(unset)))
         }
         Recovered::Nothing => print_line(&format!("{shown}: nothing to finish")),
         Recovered::NotBegun => print_line(&format!(

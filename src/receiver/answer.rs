@@ -96,11 +96,12 @@ fn answer(
         return Ok(Err(gone));
     }
     let destination = match opening.opened {
-        Opened::Equal => {
+        Opened::Equal { unset } => {
             *last = directory;
             shared.report(&entry, Outcome::Unchanged);
             shared.feeds.settled();
-            return Ok(shared.tell(Message::Unchanged { id }, Settles::Entry));
+            let told = shared.unset(unset);
+            return Ok(told.and_then(|()| shared.tell(Message::Unchanged { id }, Settles::Entry)));
         }
         Opened::Preview(Preview { basis, changes_length }) => {
             let told = basis.map(|basis| Told { id, place, grid, basis, ahead });

@@ -36,7 +36,9 @@ pub fn finish_files(shared: &ReceiverShared, queue: &Mutex<Receiver<Complete>>) 
         let _finishing = shared.finishing();
         // The file is complete even when nobody is left to hear it.
         let _ = match destination.finish(&root, kept) {
-            Ok(finished @ Finished { written, punched, changed, .. }) => {
+            Ok(finished) => {
+                let note = finished.note(&path);
+                let Finished { written, punched, changed, unset, .. } = finished;
                 let mut stats = shared.lock_stats();
                 stats.written_bytes += written;
                 stats.punched_bytes = stats.punched_bytes.saturating_add(punched);
@@ -44,7 +46,7 @@ pub fn finish_files(shared: &ReceiverShared, queue: &Mutex<Receiver<Complete>>) 
                 let outcome = if changed { Outcome::Sent(received) } else { Outcome::Unchanged };
                 shared.report(&entry, outcome);
                 let changed = changed.then(|| written.saturating_add(punched));
-                let noted = finished.note(&path).map_or(Ok(()), |note| shared.warn(note));
+                let noted = note.map_or(Ok(()), |note| shared.warn(note)).and_then(|()| shared.unset(unset));
                 noted.and_then(|()| shared.tell(Message::Done { id, changed }, Settles::Entry))
             }
             Err(error) => shared.fail(id, &error, Settles::Entry),

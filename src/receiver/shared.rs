@@ -107,6 +107,16 @@ impl<'a> ReceiverShared<'a> {
         self.tell(Message::Failed { id, failure }, settles)
     }
 
+    /// Counts something that is in place without all of its attributes, and shows it at both
+    /// ends. It has its own result.
+    pub fn unset(&self, unset: Option<Failure>) -> Result<()> {
+        let Some(failure) = unset else { return Ok(()) };
+        self.lock_stats().count_unset(failure.code);
+        self.reporter.event(Event::Unset(&failure));
+        let failure = Failure { message: shortened(failure.message), ..failure };
+        self.tell(Message::Unset(failure), Settles::Nothing)
+    }
+
     /// Warns the user, wherever they are.
     pub fn warn(&self, text: String) -> Result<()> {
         self.reporter.event(Event::Warning(&text));

@@ -41,6 +41,7 @@ impl Reporter for JsonLines {
                     "sent_data_bytes": sent}));
             }
             Event::Failed(f) => self.print(json!({"event": "error", "code": f.code, "message": f.message})),
+            Event::Unset(f) => self.print(json!({"event": "warning", "code": f.code, "message": f.message})),
             Event::Warning(text) => self.print(json!({"event": "warning", "message": text})),
             Event::Retry(text) => {
                 self.ticker.restart();
@@ -57,6 +58,7 @@ impl Reporter for JsonLines {
             "files_total": stats.files_total,
             "files_sent": stats.files_sent,
             "files_failed": stats.files_failed,
+            "attributes_unset": stats.attributes_unset,
             "apparent_bytes": stats.apparent_bytes,
             "data_bytes": stats.data_bytes,
             "hole_bytes": stats.apparent_bytes.saturating_sub(stats.data_bytes),

@@ -160,7 +160,7 @@ impl Reporter for Terminal {
                 self.print(&format!("{} is unchanged", printable(path)));
             }
             Event::File(..) => {}
-            Event::Failed(failure) => self.warn(&escape(failure.message.as_bytes())),
+            Event::Failed(failure) | Event::Unset(failure) => self.warn(&escape(failure.message.as_bytes())),
             Event::Warning(text) if !self.show.quiet => self.warn(&escape(text.as_bytes())),
             Event::Retry(text) => {
                 self.bar.set_length(0);

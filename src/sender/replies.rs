@@ -9,10 +9,11 @@ use crate::hashmap::plan::Run;
 use crate::protocol::{CREDIT, Credit, Frame, LeafAnswer, MAX_TEXT, MAX_UNPATCHED, Message, RESERVED};
 
 /// Messages about no file that is being described: a unit of credit causes at most a
-/// warning, a phase and a result.
+/// warning, attributes that are not set, a phase and a result.
 const MAX_MESSAGES: usize = 4 * CREDIT;
-/// Bytes of text in those: each entry causes at most a warning and a failure.
-const MAX_TEXTS: usize = 2 * (CREDIT - RESERVED) * MAX_TEXT;
+/// Bytes of text in those: each entry causes at most a warning, attributes that are not set
+/// and a failure.
+const MAX_TEXTS: usize = 3 * (CREDIT - RESERVED) * MAX_TEXT;
 
 /// A file that the receiver asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,9 +127,9 @@ impl Replies {
     }
 
     fn message(&mut self, message: Message) -> Result<(), &'static str> {
-        use Message::{Again, Busy, Done, End, Failed, Granted, Unchanged, Warning};
+        use Message::{Again, Busy, Done, End, Failed, Granted, Unchanged, Unset, Warning};
         match &message {
-            Failed { .. } | Warning(_) | Unchanged { .. } | Done { .. } | Again { .. } => Ok(()),
+            Failed { .. } | Warning(_) | Unset(_) | Unchanged { .. } | Done { .. } | Again { .. } => Ok(()),
             Busy(_) | Granted { .. } | End(_) => Ok(()),
             _ => Err("a message out of turn"),
         }?;
@@ -247,7 +248,7 @@ impl FileReplies {
 /// Bytes of text in a message.
 fn text_of(message: &Message) -> usize {
     match message {
-        Message::Failed { failure, .. } => failure.message.len(),
+        Message::Failed { failure, .. } | Message::Unset(failure) => failure.message.len(),
         Message::Warning(text) => text.len(),
         _ => 0,
     }
@@ -382,7 +383,7 @@ mod tests {
             let failure = Failure { code: 23, message: "f".repeat(MAX_TEXT + 1) };
             assert!(replies.take_in(Frame::Message(Message::Failed { id, failure })).is_err());
         }
-        (0..CREDIT).for_each(|_| replies.take_in(warning(MAX_TEXT)).unwrap());
+        (0..MAX_TEXTS / MAX_TEXT).for_each(|_| replies.take_in(warning(MAX_TEXT)).unwrap());
         assert!(!replies.is_overrun());
         replies.take_in(warning(1)).unwrap();
         assert!(replies.is_overrun());

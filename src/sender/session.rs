@@ -109,10 +109,7 @@ impl<'a, W: Write> Session<'a, W> {
             match self.wait(None)? {
                 Arrival::Message(Message::End(mut theirs)) => {
                     // Totals cannot take back what was said before.
-                    if theirs.files_failed < self.told.files_failed {
-                        theirs.files_failed = self.told.files_failed;
-                        theirs.worst_code = self.told.worst_code;
-                    }
+                    theirs.count_told(&self.told);
                     stats.add_receiver(&theirs);
                     return Ok(stats);
                 }
@@ -187,6 +184,12 @@ impl<'a, W: Write> Session<'a, W> {
                 self.shared.files.take(id);
                 self.awaited.remove(&id);
                 self.receiver_failed(&failure);
+            }
+            Message::Unset(failure) => {
+                self.told.count_unset(failure.code);
+                if self.shared.side == Side::Initiator {
+                    self.shared.reporter.event(Event::Unset(&failure));
+                }
             }
             Message::Done { id, changed } => {
                 if let Some(sent) = self.awaited.remove(&id) {

@@ -112,14 +112,19 @@ impl<'a> PendingCommands<'a> {
     }
 
     /// Deals with the answer to the oldest command.
-    fn on_answer(&mut self, answer: CommandResult) {
+    fn on_answer(&mut self, answer: CommandResult<Option<String>>) {
         let Some(PendingCommand { path, about }) = self.waiting.pop_front() else { return };
         match (answer, about) {
-            (Ok(()), About::File(sent)) => {
-                self.stats.files_sent += 1;
-                self.report(&path, Outcome::Sent(sent));
+            (_, About::StoppedFile) => {}
+            (Ok(unset), about) => {
+                if let Some(what) = unset {
+                    self.unset_far(&path, &what);
+                }
+                if let About::File(sent) = about {
+                    self.stats.files_sent += 1;
+                    self.report(&path, Outcome::Sent(sent));
+                }
             }
-            (Ok(()), About::Name) | (_, About::StoppedFile) => {}
             (Err(why), About::Name | About::File(_)) => {
                 self.fail_far(&path, &why);
                 self.failed.insert(path);
@@ -129,10 +134,22 @@ impl<'a> PendingCommands<'a> {
 
     /// Counts and shows what failed at the other end.
     pub fn fail_far(&mut self, path: &[u8], why: &str) {
+        let message = format!("{}: {why}", self.name(path));
+        self.fail(Failure { code: code::PARTIAL, message });
+    }
+
+    /// Counts and shows what is in place at the other end without all of its attributes.
+    fn unset_far(&mut self, path: &[u8], what: &str) {
+        let message = format!("{} is in place, but its {what} could not be set", self.name(path));
+        self.stats.count_unset(code::PARTIAL);
+        self.reporter.event(Event::Unset(&Failure { code: code::PARTIAL, message }));
+    }
+
+    /// How to name something at the other end to people.
+    fn name(&self, path: &[u8]) -> String {
         let path = Path::new(OsStr::from_bytes(path));
         let path = if self.is_file { self.root.into() } else { self.root.join(path) };
-        let message = format!("{}: {}: {why}", self.host, printable(&path));
-        self.fail(Failure { code: code::PARTIAL, message });
+        format!("{}: {}", self.host, printable(&path))
     }
 
     /// Counts and shows a failure.

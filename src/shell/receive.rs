@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::apply::tree::{DestinationTree, Target};
-use crate::apply::{Destination, Opened, Precision, QuickCheck, Setup, Wanted};
+use crate::apply::{Destination, Finished, Opened, Precision, QuickCheck, Setup, Wanted};
 use crate::error::{Error, Failure, Result, code, escape, printable};
 use crate::options::Options;
 use crate::protocol;
@@ -61,8 +61,8 @@ pub fn run(session: ShellSession, sources: &[Vec<u8>], target: &Target) -> Resul
         };
         job.receive(source, found, tree)?;
     }
-    for (_, error) in tree.map(DestinationTree::finish).unwrap_or_default() {
-        job.fail(&error);
+    if let Some(tree) = tree {
+        tree.finish(|_, set| job.settle(set));
     }
     job.far.end()?;
     Ok(job.stats)
@@ -273,9 +273,8 @@ impl ReceiveJob<'_> {
                 return Ok(());
             }
         };
-        if let Err(error) = tree.make_symlink(&entry.target, &link, &entry.metadata) {
-            self.fail(&error);
-        }
+        let made = tree.make_symlink(&entry.target, &link, &entry.metadata);
+        self.settle(made);
         Ok(())
     }
 
@@ -294,7 +293,8 @@ impl ReceiveJob<'_> {
         self.reporter.event(Event::Found(entry.allocated));
         match self.open_destination(entry, tree) {
             Ok(Some(Opened::Different(destination))) => return Some(destination),
-            Ok(Some(Opened::Equal)) => {
+            Ok(Some(Opened::Equal { unset })) => {
+                self.unset(unset);
                 self.stats.data_bytes = self.stats.data_bytes.saturating_add(entry.allocated);
                 self.report(entry, Outcome::Unchanged);
             }
@@ -377,9 +377,11 @@ impl ReceiveJob<'_> {
             (Ok(()), Err(error)) => self.fail(&error),
             (Ok(()), Ok(finished)) => {
                 let stats = &mut self.stats;
-                stats.written_bytes += finished.map_or(0, |finished| finished.written);
-                let punched = finished.map_or(0, |finished| finished.punched);
-                stats.punched_bytes = stats.punched_bytes.saturating_add(punched);
+                if let Some(Finished { written, punched, unset, .. }) = finished {
+                    stats.written_bytes += written;
+                    stats.punched_bytes = stats.punched_bytes.saturating_add(punched);
+                    self.unset(unset);
+                }
                 self.count_sent(&entry, data);
             }
         }
@@ -389,6 +391,21 @@ impl ReceiveJob<'_> {
     fn fail_far(&mut self, entry: &ListedEntry, why: &str) {
         let message = format!("{}: {}: {why}", self.far.host, printable(&entry.source));
         self.failed(Failure { code: code::PARTIAL, message });
+    }
+
+    /// Counts and shows what could not be made, or not with all of its attributes.
+    fn settle(&mut self, made: Result<Option<Failure>>) {
+        match made {
+            Ok(unset) => self.unset(unset),
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn unset(&mut self, unset: Option<Failure>) {
+        if let Some(failure) = unset {
+            self.stats.count_unset(failure.code);
+            self.reporter.event(Event::Unset(&failure));
+        }
     }
 
     fn fail(&mut self, error: &Error) {

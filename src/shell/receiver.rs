@@ -48,14 +48,23 @@ pub struct FarRoot {
 impl FarRoot {
     /// The words for mode, time, user and group (name, number) of an entry; `far` is what
     /// the other end has in its place. The mode has five digits: with fewer, chmod leaves a
-    /// directory its setgid bit.
-    pub fn attributes(&self, metadata: &Metadata, far: Option<&FarFile>, options: &Options) -> [String; 6] {
+    /// directory its setgid bit. A file keeps set-id bits only where the owner or group that
+    /// they mean is asked for; the script clears them where it cannot be given.
+    pub fn attributes(
+        &self,
+        metadata: &Metadata,
+        is_directory: bool,
+        far: Option<&FarFile>,
+        options: &Options,
+    ) -> [String; 6] {
         let none = || "-".to_string();
         let in_place = options.commit == Commit::InPlace;
         let kept = far.filter(|_| !in_place);
         let mode = match (metadata.mode.filter(|_| options.perms), kept) {
-            (Some(mode), _) => format!("{:05o}", mode & 0o7777),
-            (None, Some(kept)) => format!("{:05o}", kept.mode & 0o7777),
+            (Some(mode), _) if is_directory => format!("{:05o}", mode & 0o7777),
+            (Some(mode), _) => format!("{:05o}", shell::safe_mode(mode & 0o7777, options, true, true)),
+            (None, Some(kept)) if is_directory => format!("{:05o}", kept.mode & 0o7777),
+            (None, Some(kept)) => format!("{:05o}", kept.mode & 0o1777),
             (None, None) if far.is_some() => none(),
             (None, None) => format!("{:05o}", metadata.mode.unwrap_or(0o666) & 0o777 & !self.umask),
         };
@@ -95,6 +104,8 @@ impl FarRoot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FarRootKind {
     Directory,
+    /// A directory that was made for this run.
+    New,
     /// The name of a file in a directory.
     Name,
     /// Nothing yet, in a dry run.
@@ -125,13 +136,13 @@ impl ReceivingShell {
     }
 
     /// Waits for the answer to a command that is answered with a single line.
-    pub fn answer(&mut self) -> Result<CommandResult> {
+    pub fn answer(&mut self) -> Result<CommandResult<Option<String>>> {
         let line = self.line()?;
         self.read_answer(&line)
     }
 
     /// The answer to such a command, if it has come already.
-    pub fn answer_so_far(&mut self) -> Result<Option<CommandResult>> {
+    pub fn answer_so_far(&mut self) -> Result<Option<CommandResult<Option<String>>>> {
         match self.answers.try_recv() {
             Ok(line) => {
                 let line = line?;
@@ -142,8 +153,12 @@ impl ReceivingShell {
         }
     }
 
-    fn read_answer(&self, line: &[u8]) -> Result<CommandResult> {
-        shell::read_result(line, b"done", &self.host)
+    /// Where it is done, which attributes could not be set, if any.
+    fn read_answer(&self, line: &[u8]) -> Result<CommandResult<Option<String>>> {
+        if let Some(what) = line.strip_prefix(b"unset ") {
+            return Ok(Ok(Some(escape(what))));
+        }
+        Ok(shell::read_result(line, b"done", &self.host)?.map(|()| None))
     }
 
     /// Finds, or makes, the directory that everything goes to.
@@ -167,6 +182,7 @@ impl ReceivingShell {
         Ok(FarRoot {
             kind: match kind {
                 "directory" => FarRootKind::Directory,
+                "new" => FarRootKind::New,
                 "yes" => FarRootKind::Name,
                 _ => FarRootKind::Absent,
             },
@@ -338,7 +354,7 @@ pub fn run_command(
     });
     let sent = sent.map_err(partial)?;
     match shell.answer().map_err(partial)? {
-        Ok(()) => shell.end().map(|()| sent),
+        Ok(_) => shell.end().map(|()| sent),
         Err(why) => {
             Err(Error::Remote { peer: host.into(), failure: Failure { code: code::PARTIAL, message: why } })
         }

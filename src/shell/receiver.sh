@@ -108,6 +108,7 @@ base() {
         named=absent
     else
         { mkdir "$plain" && cd -P "$plain"; } || refuse 'this directory cannot be created; create its parent first'
+        named=new
     fi
     say "base ${named:-directory} $(umask) $user $times $lists $sums $digs $bulk"
 }
@@ -174,12 +175,13 @@ make_link() {
         say 'failed cannot be made a symlink: a directory is in the way'
     elif [ -L "$path" ] && [ "$(readlink "$path" && echo .)" = "$plain
 ." ]; then
+        missing=
         [ "$1" = same ] || link_attributes "$2" "$3" "$4" "$5" "$6" "$path"
-        say 'done'
+        finished
     else
         temp=$new
         if ln -s -- "$plain" "$temp" && link_attributes "$2" "$3" "$4" "$5" "$6" "$temp" && replace "$path"; then
-            say 'done'
+            finished
         else
             clean
             say 'failed cannot be made a symlink'
@@ -190,8 +192,10 @@ make_link() {
 
 # A touch that cannot set the time of a symlink itself is no failure.
 link_attributes() {
-    give 'chown -h' "$2" "$3" "$6" && give 'chgrp -h' "$4" "$5" "$6" &&
-        { [ "$1" = - ] || touch -h -m -d "@$1" "$6" 2>/dev/null || :; }
+    missing=
+    give 'chown -h' "$2" "$3" "$6" || [ "$user" != 0 ] || lacking owner
+    give 'chgrp -h' "$4" "$5" "$6" || lacking group
+    [ "$1" = - ] || touch -h -m -d "@$1" "$6" 2>/dev/null || :
 }
 
 # Renames the temp file: at any time there is the old file or the new one.
@@ -206,30 +210,47 @@ set_attributes() {
     decode "$7"
     if is_blocked "$plain" || [ -L "${plain%/.}" ]; then
         say 'failed a symlink is in the way'
-    elif attributes "$@"; then
-        say 'done'
+    else
+        attributes "$@"
+        finished
     fi
 }
 
 # Words: mode, time, user (name, number), group (name, number), path. "-" changes
-# nothing.
+# nothing. $missing: what could not be set. A program that does not get its owner or group
+# runs as nobody else.
 attributes() {
     decode "$7"
-    give chown "$3" "$4" "$plain" && give chgrp "$5" "$6" "$plain" &&
-        { [ "$1" = - ] || chmod "$1" "$plain"; } &&
-        { [ "$2" = - ] || touch -m -d "@$2" "$plain"; } && return
-    say 'failed its attributes cannot be set'
-    return 1
+    mode=$1 missing=
+    give chown "$3" "$4" "$plain" || {
+        # Only root is asked to give files away.
+        [ "$user" != 0 ] || lacking owner
+        [ -d "$plain" ] || [ "$mode" = - ] || mode=$(printf %05o $((mode & ~04000)))
+    }
+    give chgrp "$5" "$6" "$plain" || {
+        lacking group
+        [ -d "$plain" ] || [ "$mode" = - ] || mode=$(printf %05o $((mode & ~02000)))
+    }
+    [ "$mode" = - ] || chmod "$mode" "$plain" || lacking mode
+    [ "$2" = - ] || touch -m -d "@$2" "$plain" || lacking time
 }
 
-# Changes user or group, by name where the name exists here. For others than root it
-# is no failure that they may not.
+lacking() {
+    missing=${missing:+$missing, }$1
+}
+
+# Answers a command that has done its work.
+finished() {
+    if [ -n "$missing" ]; then say "unset $missing"; else say 'done'; fi
+}
+
+# Changes user or group, by name where the name exists here.
 give() {
     whose=$plain
     decode "$2"
     name=$plain plain=$whose
     set -- "$1" "$name" "$3" "$4"
-    [ "$3" = - ] || $1 "$2" "$4" 2>/dev/null || $1 "$3" "$4" 2>/dev/null || [ "$user" != 0 ]
+    [ "$3" = - ] || $1 "$2" "$4" 2>/dev/null || $1 "$3" "$4" 2>/dev/null
 }
 
 # --- content ------------------------------------------------------------------
@@ -283,16 +304,14 @@ file() {
         say 'failed changed while it was being updated; it was left alone'
     elif [ "$device" = yes ]; then
         say 'done'
-    elif attributes "$5" "$6" "$7" "$8" "$9" "${10}" "$out"; then
+    else
+        attributes "$5" "$6" "$7" "$8" "$9" "${10}" "$out"
         if [ -z "$temp" ] || replace "$path"; then
-            say 'done'
+            finished
         else
             clean
             say 'failed cannot be put in place'
         fi
-        temp=
-    else
-        clean
         temp=
     fi
 }
@@ -325,6 +344,10 @@ open() {
             return 1
         }
         temp=$2
+        [ ! -f "$1" ] || [ -L "$1" ] || belongings "$1" "$2"
+    elif [ -z "$device" ] && { [ -u "$1" ] || [ -g "$1" ]; }; then
+        # What the old content could do ends with it.
+        chmod ug-s "$1"
     fi
     # Before any data: some file systems allocate ahead of a file that grows.
     long=$device
@@ -333,6 +356,14 @@ open() {
     if [ "$zeros" = allocated ] && [ "$size" != 0 ] && [ -z "$device" ]; then
         if fallocate -l "$size" "$out" 2>/dev/null; then allocated=yes; fi
     fi
+}
+
+# Gives a temp file the ACL of the old file, or none if that has none, as far as there is a
+# tool for it. It is for its owner alone until it gets its mode: that is the mask, too.
+belongings() {
+    cp --attributes-only --preserve=mode "$1" "$2" 2>/dev/null ||
+        { getfacl -p -c "$1" | setfacl --set-file=- "$2"; } 2>/dev/null || :
+    chmod 600 "$2"
 }
 
 # Creates a file, for its owner alone until it is complete.

@@ -150,7 +150,8 @@ impl SendJob<'_> {
     fn send_symlink(&mut self, source: &Source, link: &[u8]) -> Result<()> {
         let far = self.far_files.get(&source.target).filter(|far| far.is_symlink());
         let same = far.is_some_and(|far| self.has_attributes(far, &source.metadata));
-        let [_, mtime, user, uid, group, gid] = self.root.attributes(&source.metadata, None, self.options);
+        let [_, mtime, user, uid, group, gid] =
+            self.root.attributes(&source.metadata, false, None, self.options);
         self.mark_parent_changed(&source.target);
         let (path, temp) = (relative(&source.target), self.temp_names.of(&source.target));
         let mut command: Vec<&[u8]> = vec![b"link", if same { b"same" } else { b"set" }];
@@ -165,9 +166,20 @@ impl SendJob<'_> {
 
     fn set_attributes(&mut self, source: &Source) -> Result<()> {
         let far = self.far_files.get(&source.target);
-        let words = self.root.attributes(&source.metadata, far, self.options);
+        let is_directory = source.kind == Kind::Directory;
+        let mut words = self.root.attributes(&source.metadata, is_directory, far, self.options);
+        if source.target.is_empty() && self.root.kind == FarRootKind::Directory {
+            // It was there, and is only named as the destination.
+            let [mode, time, ..] = &mut words;
+            let asked = [self.options.destination_perms, self.options.destination_times];
+            for word in
+                [mode, time].into_iter().zip(asked).filter_map(|(word, asked)| (!asked).then_some(word))
+            {
+                *word = "-".into();
+            }
+        }
         let mut path = relative(&source.target);
-        if source.kind == Kind::Directory {
+        if is_directory {
             // With this end the name of anything else leads nowhere.
             path.extend(b"/.");
         }

@@ -56,7 +56,8 @@ pub fn receive_file(
     match receive(input, size, refuse_empty, &mut sink) {
         Ok(size) => {
             sink.destination.extend(size)?;
-            sink.destination.finish(&Hash::default(), 0).map(drop)
+            let finished = sink.destination.finish(&Hash::default(), 0)?;
+            finished.unset.map_or(Ok(()), |unset| Err(Error::Unset(unset)))
         }
         Err(error) => {
             sink.destination.discard(Some(&error));

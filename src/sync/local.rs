@@ -74,9 +74,7 @@ pub fn run(sources: &[PathBuf], target: Target, options: &Options, reporter: &dy
             }
         });
     }
-    for (_, error) in tree.finish() {
-        copy.failed(&error.to_failure());
-    }
+    tree.finish(|_, set| copy.settle(set));
     Ok(copy.stats.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
 }
 
@@ -152,11 +150,25 @@ impl LocalCopy<'_> {
                 self.reporter.event(Event::Found(allocated));
                 return self.queue(source, tree, jobs);
             }
-            Kind::Directory => tree.make_directory(0, &source.target, &source.metadata),
+            Kind::Directory => tree.make_directory(0, &source.target, &source.metadata).map(|()| None),
             Kind::Symlink(link) => tree.make_symlink(&source.target, link, &source.metadata),
         };
-        if let Err(error) = made {
-            self.failed(&error.to_failure());
+        self.settle(made);
+    }
+
+    /// Counts and reports what could not be made, or not with all of its attributes.
+    fn settle(&self, made: Result<Option<Failure>>) {
+        match made {
+            Ok(unset) => self.unset(unset),
+            Err(error) => self.failed(&error.to_failure()),
+        }
+    }
+
+    /// Counts and reports what is in place without all of its attributes.
+    fn unset(&self, unset: Option<Failure>) {
+        if let Some(failure) = unset {
+            self.stats().count_unset(failure.code);
+            self.reporter.event(Event::Unset(&failure));
         }
     }
 

@@ -1,5 +1,6 @@
 //! The destination of one file: its promises under every fault.
 
+mod belongings;
 mod calls;
 mod crash;
 mod devices;
@@ -10,5 +11,6 @@ mod hostile;
 mod meddling;
 mod power;
 mod recover;
+mod rights;
 mod soak;
 mod strangers;

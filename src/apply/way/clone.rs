@@ -7,12 +7,13 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
 use crate::apply::behind::WriteBehind;
+use crate::apply::belongings;
 use crate::apply::commit::{OldFile, Task};
 use crate::apply::copy::copy_data;
 use crate::apply::cover::Cover;
 use crate::apply::place::Old;
 use crate::apply::ranges;
-use crate::error::{Result, Stop};
+use crate::error::{Failure, Result, Stop};
 use crate::hashmap::Hash;
 use crate::scan::{self, FileImage};
 use crate::sys;
@@ -68,7 +69,7 @@ impl Replica {
     }
 
     /// See step 7 of [`apply`](crate::apply).
-    pub fn finish(&mut self, task: &Task, root: &Hash) -> Result<()> {
+    pub fn finish(&mut self, task: &Task, root: &Hash) -> Result<Option<Failure>> {
         self.file(task)?;
         let Some(temp) = &self.temp else { return Err(task.place.replaced()) };
         task.replace(temp, Working::Temp, Some(&self.old), root)
@@ -82,6 +83,7 @@ fn begin(task: &Task, old: &Old) -> Result<(File, Cover)> {
     let place = &task.place;
     let temp = place.create(Working::Clone).map_err(place.error("create the temp file of"))?;
     let temp = place.locked(temp)?;
+    belongings::prepare(Some(old), &temp);
     let copied = ranges::clone(&old.file, &temp).and_then(|cloned| match cloned {
         true => Ok(Cover::default()),
         false => copy(task, old, &temp),

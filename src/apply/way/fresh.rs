@@ -5,9 +5,10 @@
 use std::fs::File;
 use std::io;
 
+use crate::apply::belongings;
 use crate::apply::commit::{OldFile, Task};
 use crate::apply::place::Old;
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::hashmap::Hash;
 use crate::sys;
 use crate::working::Working;
@@ -45,7 +46,7 @@ impl Fresh {
     pub fn file(&mut self, task: &Task) -> Result<&File> {
         match &mut self.temp {
             Some(temp) => Ok(temp),
-            none => Ok(none.insert(begin(task)?)),
+            none => Ok(none.insert(begin(task, self.old.as_ref())?)),
         }
     }
 
@@ -55,14 +56,14 @@ impl Fresh {
     }
 
     /// See step 7 of [`apply`](crate::apply).
-    pub fn finish(&mut self, task: &Task, root: &Hash) -> Result<()> {
+    pub fn finish(&mut self, task: &Task, root: &Hash) -> Result<Option<Failure>> {
         self.file(task)?;
         let Some(temp) = &self.temp else { return Err(task.place.replaced()) };
         task.replace(temp, Working::Temp, self.old.as_ref(), root)
     }
 }
 
-fn begin(task: &Task) -> Result<File> {
+fn begin(task: &Task, old: Option<&Old>) -> Result<File> {
     let failed = |error| task.failed("create the temp file of", error, OldFile::Whole);
     let place = &task.place;
     let temp = match place.create_new(Working::Temp) {
@@ -79,6 +80,7 @@ fn begin(task: &Task) -> Result<File> {
     if temp.metadata().map_err(place.error("look at"))?.len() > 0 {
         temp.set_len(0).map_err(place.error("write"))?;
     }
+    belongings::prepare(old, &temp);
     if task.options.preallocate {
         sys::allocate(&temp, 0..task.wanted.length)
             .map_err(|error| task.failed("allocate", error, OldFile::Whole))?;

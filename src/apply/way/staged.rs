@@ -6,13 +6,14 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
+use crate::apply::belongings;
 use crate::apply::commit::{OldFile, Task};
 use crate::apply::place::Old;
 use crate::apply::ranges;
 use crate::apply::recover::{forget_stage, replay};
 use crate::apply::stage::log::{Identity, Seal};
 use crate::apply::stage::{Sealed, Stage};
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::hashmap::Hash;
 use crate::sys;
 use crate::working::Working;
@@ -98,7 +99,7 @@ impl Staged {
 
     /// Step 7 of [`apply`](crate::apply): the cheaper of its two ends. `kept`: bytes of the
     /// old file that stay.
-    pub fn finish(&mut self, task: &Task, root: &Hash, kept: u64) -> Result<()> {
+    pub fn finish(&mut self, task: &Task, root: &Hash, kept: u64) -> Result<Option<Failure>> {
         self.stage(task)?;
         let Staged { old, stage: Some(stage), .. } = self else { return Err(task.place.replaced()) };
         match prepare(task, old, stage, kept)? {
@@ -132,7 +133,9 @@ fn begin(task: &Task, old: &Old) -> Result<Stage> {
             place.remove(&[Working::Log, Working::Stage])?;
         }
         let identity = Identity::of(&old.file)?;
-        Stage::begin(place.create(Working::Stage)?, place.create(Working::Log)?, identity)
+        let data = place.create(Working::Stage)?;
+        belongings::prepare(Some(old), &data);
+        Stage::begin(data, place.create(Working::Log)?, identity)
     };
     create().map_err(|error| task.failed("create the stage of", error, OldFile::Whole))
 }
@@ -190,19 +193,13 @@ fn seal(task: &Task, old: &Old, stage: &mut Stage, root: &Hash) -> Result<Sealed
 }
 
 /// Finishes what is sealed.
-fn end(task: &Task, old: &Old, sealed: &Sealed, root: &Hash) -> Result<()> {
+fn end(task: &Task, old: &Old, sealed: &Sealed, root: &Hash) -> Result<Option<Failure>> {
     let (place, fsync) = (&task.place, task.options.fsync);
     task.sync_dir()?;
-    let attributes_set = replay(place, sealed, &old.file, fsync)?;
+    let tidy = || task.free_excess(&old.file).map_err(place.error("punch holes into"));
+    let replayed = replay(place, sealed, &old.file, fsync, tidy)?;
     forget_stage(place, fsync).map_err(place.error("clean up after"))?;
-    attributes_set?;
-    task.free_excess(&old.file).map_err(place.error("punch holes into"))?;
-    restore_mtime(task, &old.file)?;
-    task.verify(&old.file, root)
-}
-
-/// Punching after the attributes were set moves the modification time.
-fn restore_mtime(task: &Task, file: &File) -> Result<()> {
-    let Some((seconds, nanoseconds)) = task.wanted.attributes.mtime else { return Ok(()) };
-    sys::set_mtime(file, seconds, nanoseconds).map_err(task.place.error("set the attributes of"))
+    let unset = replayed?;
+    task.verify(&old.file, root)?;
+    Ok(unset)
 }

@@ -274,7 +274,8 @@ impl SendJob<'_> {
             (false, true) => b"dense",
             (false, false) => b"hole",
         };
-        let (size, words) = (length.to_string(), self.root.attributes(&source.metadata, far, self.options));
+        let (size, words) =
+            (length.to_string(), self.root.attributes(&source.metadata, false, far, self.options));
         let (temp, path) = (self.temp_names.of(&source.target), relative(&source.target));
         let mut command: Vec<&[u8]> = vec![b"file", how, sync, zeros, size.as_bytes()];
         command.extend(words.iter().map(|word| word.as_bytes()));

@@ -53,7 +53,8 @@ impl LocalCopy<'_> {
     fn make_equal(&self, job: &Job, last: &mut LastDirectory) -> Result<Outcome, FileError> {
         let source = &job.source;
         match self.open(job, last)? {
-            Opened::Equal => {
+            Opened::Equal { unset } => {
+                self.unset(unset);
                 if let Kind::File { allocated, .. } = source.kind {
                     self.stats().data_bytes += allocated;
                     self.reporter.event(Event::Done(Phase::Mapping, allocated));
@@ -67,7 +68,9 @@ impl LocalCopy<'_> {
 
     /// Step 2 of [`local`](crate::sync::local).
     fn open(&self, job: &Job, last: &mut LastDirectory) -> Result<Opened> {
-        let Kind::File { length, allocated, retry, .. } = job.source.kind else { return Ok(Opened::Equal) };
+        let Kind::File { length, allocated, retry, .. } = job.source.kind else {
+            return Ok(Opened::Equal { unset: None });
+        };
         let options = &self.options;
         // It is kept as long as nothing is written: somebody may put another in its place.
         let mut directory = std::mem::take(last);
@@ -82,7 +85,7 @@ impl LocalCopy<'_> {
         if let Some(warning) = recovered.warning(&path) {
             self.reporter.event(Event::Warning(&warning));
         }
-        if matches!(opened, Opened::Equal) {
+        if matches!(opened, Opened::Equal { .. }) {
             *last = directory;
         }
         Ok(opened)
@@ -208,6 +211,7 @@ impl LocalCopy<'_> {
         stats.written_bytes += finished.written;
         stats.punched_bytes = stats.punched_bytes.saturating_add(finished.punched);
         drop(stats);
+        self.unset(finished.unset);
         Ok(self.outcome(&counts, finished.changed))
     }
 

@@ -19,7 +19,8 @@ const BLOCK: usize = 64 << 10;
 const ACCEPT: &str = "HOLESYNC_TEST_ACCEPT";
 
 const CALLS: &str = "openat2,newfstatat,statx,flock,ioctl,fallocate,ftruncate,pwrite64,write,\
-    copy_file_range,fchmod,?fchmodat2,fchownat,utimensat,fsync,fdatasync,renameat,renameat2,unlinkat";
+    copy_file_range,flistxattr,fgetxattr,fsetxattr,fremovexattr,fchmod,?fchmodat2,fchownat,utimensat,\
+    fsync,fdatasync,renameat,renameat2,unlinkat";
 
 /// An agent whose calls are recorded in `log`; `inject`: what strace does to some.
 fn traced(dir: &Path, log: &Path, inject: &str) -> Peer {

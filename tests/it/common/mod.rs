@@ -12,3 +12,4 @@ pub mod process;
 pub mod redeploy;
 pub mod trace;
 pub mod tree;
+pub mod users;

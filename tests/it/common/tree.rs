@@ -42,9 +42,18 @@ impl Way {
     #[track_caller]
     pub fn run(self, flags: &[&str], sources: &[&OsStr], to: &OsStr) -> Option<Outcome> {
         let mut command = match self {
-            Way::Local => holesync(),
-            Way::Push | Way::Pull => Peer::sshd()?.holesync(),
-            Way::PushShell | Way::PullShell => Peer::sshd()?.shell(),
+            Way::Local => self.command(None, flags, sources, to),
+            _ => self.command(Some(&Peer::sshd()?), flags, sources, to),
+        };
+        Some(run(&mut command))
+    }
+
+    /// The command for it; one on this machine needs no peer.
+    pub fn command(self, peer: Option<&Peer>, flags: &[&str], sources: &[&OsStr], to: &OsStr) -> Command {
+        let mut command = match peer {
+            Some(peer) if matches!(self, Way::Push | Way::Pull) => peer.holesync(),
+            Some(peer) if self != Way::Local => peer.shell(),
+            _ => holesync(),
         };
         command.args(flags);
         match self {
@@ -52,7 +61,7 @@ impl Way {
             _ => command.args(sources),
         };
         command.arg(if matches!(self, Way::Push | Way::PushShell) { at(to) } else { to.to_owned() });
-        Some(run(&mut command))
+        command
     }
 }
 

@@ -93,7 +93,7 @@ fn an_equal_file_gets_its_attributes_and_loses_what_earlier_runs_left() {
     for kind in ["temp", "clone", "stage"] {
         fs::write(lab.path(&format!(".image.holesync.{kind}")), "left").expect("write");
     }
-    assert!(matches!(lab.open(exactly(5), Options::default()), Opened::Equal));
+    assert!(matches!(lab.open(exactly(5), Options::default()), Opened::Equal { .. }));
     assert_eq!(lab.names(), ["image"]);
     assert_eq!(lab.mode(), 0o640);
 }
@@ -111,7 +111,7 @@ fn what_is_not_equal_is_opened_and_left_as_it_is() {
     assert_eq!((lab.mode(), lab.names()), (0o600, vec!["image".to_owned()]));
     assert!(matches!(
         lab.open(wanted(5, QuickCheck::Time(Precision::Seconds)), Options::default()),
-        Opened::Equal
+        Opened::Equal { .. }
     ));
 }
 
@@ -126,7 +126,7 @@ fn a_dry_run_tells_what_there_is_and_touches_nothing() {
     let whole = Wanted { whole: true, ..wanted(5, QuickCheck::Never) };
     let Opened::Preview(found) = lab.open(whole, dry_run()) else { panic!("no preview") };
     assert!(!found.changes_length && found.basis.is_none());
-    assert!(matches!(lab.open(exactly(5), dry_run()), Opened::Equal));
+    assert!(matches!(lab.open(exactly(5), dry_run()), Opened::Equal { .. }));
     assert_eq!((lab.mode(), lab.names().len()), (0o600, 2));
     let Opened::Preview(found) = Lab::new(None).open(exactly(6), dry_run()) else { panic!("no preview") };
     assert!(found.changes_length && found.basis.is_none());
@@ -254,7 +254,7 @@ fn a_log_that_was_sealed_while_its_lock_was_awaited_is_finished() {
         old.unlock().expect("unlock");
         waiting.join().expect("no panic")
     });
-    assert!(matches!(recovered.expect("recovered"), Recovered::Finished(_)));
+    assert!(matches!(recovered.expect("recovered"), Recovered::Finished { .. }));
     assert!(fs::read(lab.path("image")).expect("read") == new);
     assert_eq!(lab.names(), ["image"]);
 }

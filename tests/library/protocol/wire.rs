@@ -98,6 +98,7 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|id| Message::Again { id }),
         any::<u64>().prop_map(|units| Message::Granted { units }),
         Just(Message::Busy(Phase::WritingBack)),
+        failure().prop_map(Message::Unset),
         ".{0,50}".prop_map(Message::Warning),
         failure().prop_map(Message::SourceFailed),
         any::<u64>().prop_map(|n| Message::End(Box::new(Stats { files_total: n, ..Stats::default() }))),

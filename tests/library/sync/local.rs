@@ -51,7 +51,7 @@ impl Reporter for Told<'_> {
             Event::Warning(text) => self.warnings.lock().unwrap().push(text.to_string()),
             Event::Done(_, bytes) => *self.done.lock().unwrap() += bytes,
             Event::Found(bytes) => *self.found.lock().unwrap() += bytes,
-            Event::Phase(_) | Event::Note(_) | Event::Retry(_) => {}
+            Event::Phase(_) | Event::Note(_) | Event::Retry(_) | Event::Unset(_) => {}
         }
     }
 
@@ -86,7 +86,7 @@ fn copy(sources: &[&Path], to: &Path, options: &Options, told: &Told) -> Result<
 
 /// No sync: no test here cuts the power.
 fn options() -> Options {
-    Options { fsync: false, ..Options::default() }
+    Options { fsync: false, destination_perms: true, destination_times: true, ..Options::default() }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,7 +200,7 @@ fn ways() -> Vec<(&'static str, Options)> {
     let base = options;
     vec![
         ("as it is", base()),
-        ("synced", Options::default()),
+        ("synced", Options { fsync: true, ..base() }),
         ("--checksum", Options { checksum: true, ..base() }),
         ("--ignore-times", Options { ignore_times: true, ..base() }),
         ("--whole-file", Options { whole_file: true, ..base() }),
@@ -409,7 +409,7 @@ fn a_source_that_changes_whenever_it_is_read_fails_and_the_old_file_stays() {
         let change = at(ANY, true, || scribble(&from, 9 << 20));
         let told = Told { at_event: Some(&change), ..Told::default() };
         let ended = copy(&[&from], &to, &options(), &told);
-        assert!(matches!(ended, Err(Error::Partial { failed: 1, code: code::PARTIAL })), "{ended:?}");
+        assert!(matches!(ended, Err(Error::Partial { failed: 1, code: code::PARTIAL, .. })), "{ended:?}");
         told.assert_failed(code::PARTIAL, "changed while it was read, twice");
         assert!(fs::read(&to).ok() == before);
         assert_eq!(told.outcomes().len(), 0);
@@ -447,7 +447,7 @@ fn a_source_that_vanishes_ends_with_code_24_and_the_others_arrive() {
         };
         let told = Told { at_event: Some(&remove), ..Told::default() };
         let ended = copy(&[&trees.from()], &trees.to(), &options(), &told);
-        assert!(matches!(ended, Err(Error::Partial { failed: 1, code: code::VANISHED })), "{ended:?}");
+        assert!(matches!(ended, Err(Error::Partial { failed: 1, code: code::VANISHED, .. })), "{ended:?}");
         told.assert_failed(code::VANISHED, "changed");
         assert_eq!(told.stats().files_vanished, 1);
         assert_eq!(told.outcomes().len(), 67);
@@ -483,7 +483,7 @@ fn what_cannot_be_made_equal_fails_alone() {
     fs::create_dir(trees.to().join("link")).unwrap();
     let told = Told::default();
     let ended = copy(&[&trees.from()], &trees.to(), &options(), &told);
-    assert!(matches!(ended, Err(Error::Partial { failed: 2, code: code::PARTIAL })), "{ended:?}");
+    assert!(matches!(ended, Err(Error::Partial { failed: 2, code: code::PARTIAL, .. })), "{ended:?}");
     let failures = told.failures.lock().unwrap();
     assert!(failures.iter().any(|(_, message)| message.contains("sub/new: there is a directory")));
     assert!(failures.iter().any(|(_, message)| message.contains("to/link")), "{failures:?}");

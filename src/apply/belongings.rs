@@ -1,0 +1,228 @@
+//! What belongs to a file and neither the source nor the options speak of: its ACL, its
+//! `user.` attributes, its security label, whether it is copied on write. It goes along when
+//! another inode takes the file's name, or rights are narrowed; they are never widened, not
+//! by a default ACL of the directory either (acl(5), xattr(7)). What the old content could
+//! do ends with it: capabilities, set-id bits, signatures.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+
+use xattr::FileExt;
+
+use crate::apply::attributes::{Unset, is_policy};
+use crate::apply::place::{Access, Old};
+use crate::sys;
+
+const ACL: &str = "system.posix_acl_access";
+const DEFAULT_ACL: &str = "system.posix_acl_default";
+/// Who may: where it cannot be handed on, the system's own rules decide.
+const LABELS: [&str; 3] = ["security.selinux", "security.SMACK64", "system.nfs4_acl"];
+const CAPABILITY: &str = "security.capability";
+
+/// What the permissions of a new file may be at most.
+pub(super) struct Handed {
+    /// Permission bits of the owning group, and of others, whatever the mode is to be.
+    most: u32,
+    /// The same, where the mode is that of the old file, whose group the new one lacks.
+    most_kept: u32,
+    /// The ACL was looked at: the mode may be another now.
+    pub has_acl: bool,
+}
+
+impl Default for Handed {
+    fn default() -> Handed {
+        Handed { most: 0o7777, most_kept: 0o7777, has_acl: false }
+    }
+}
+
+impl Handed {
+    /// What is left of a mode; `kept`: that of the old file.
+    pub fn limit(&self, mode: u32, kept: bool) -> u32 {
+        mode & self.most & if kept { self.most_kept } else { 0o7777 }
+    }
+}
+
+/// Has a new file, which is empty, copied on write as the old one is. Where that cannot be,
+/// it is slower, and no more.
+pub(super) fn prepare(old: Option<&Old>, new: &File) {
+    if let Some(old) = old
+        && old.access != Access::None
+        && sys::is_nocow(&old.file)
+    {
+        sys::set_nocow(new);
+    }
+}
+
+/// Gives a new file, whose group is `gid`, what belongs to the old one. The new file is for
+/// its owner alone until then.
+///
+/// # Errors
+///
+/// Those of storage. What may not be set is noted.
+pub(super) fn hand_on(old: &Old, new: &File, gid: u32, unset: &mut Unset) -> io::Result<Handed> {
+    let names = or_none(list(old))?;
+    let inherited = or_none(new.list_xattr().map(Iterator::collect::<Vec<_>>))?;
+    for name in names.iter().filter(|name| is_handed_on(name)) {
+        let copied =
+            get(old, name).and_then(|value| value.map_or(Ok(()), |value| new.set_xattr(name, &value)));
+        // A label that may not be set is that of any new file here.
+        let what = name.as_bytes().starts_with(b"user.").then_some("extended attribute");
+        unset.note(what, copied.or_else(ignore_full))?;
+    }
+    let is_strange = gid != old.state.gid();
+    let has = |names: &[OsString]| names.iter().any(|name| name == ACL);
+    if !has(&names) {
+        let mut handed = Handed { has_acl: has(&inherited), ..Handed::default() };
+        if handed.has_acl && new.remove_xattr(ACL).is_err() {
+            handed.most = 0o7707;
+        }
+        if is_strange {
+            handed.most_kept = shared_by_group_and_others(old.state.mode());
+        }
+        return Ok(handed);
+    }
+    hand_on_acl(old, new, is_strange, unset)
+}
+
+fn hand_on_acl(old: &Old, new: &File, is_strange: bool, unset: &mut Unset) -> io::Result<Handed> {
+    let mut acl = get(old, OsStr::new(ACL)).map(|value| value.map(Acl));
+    let mut handed = Handed { has_acl: true, ..Handed::default() };
+    if let (true, Ok(Some(acl))) = (is_strange, &mut acl) {
+        // Its group is another one now, whose members were others.
+        let shared = acl.perm_of(Acl::GROUP_OBJ) & acl.perm_of(Acl::OTHER);
+        acl.narrow(Acl::GROUP_OBJ, shared);
+        acl.narrow(Acl::OTHER, shared);
+        handed.most_kept = 0o7770 | shared;
+    }
+    let set = match &acl {
+        Ok(Some(acl)) => new.set_xattr(ACL, &acl.0),
+        Ok(None) => return Ok(handed),
+        Err(error) => Err(io::Error::from(error.kind())),
+    };
+    if set.is_err() {
+        let group = acl.as_ref().ok().and_then(Option::as_ref).map_or(0, |acl| acl.perm_of(Acl::GROUP_OBJ));
+        // Without its entries the group bits are the group's own, and no longer the mask.
+        let is_plain =
+            new.remove_xattr(ACL).or_else(|error| if is_none(&error) { Ok(()) } else { Err(error) });
+        handed.most = 0o7707 | if is_plain.is_ok() { group << 3 } else { 0 };
+    }
+    unset.note(Some("ACL"), set.or_else(ignore_full))?;
+    Ok(handed)
+}
+
+/// What the permissions of a file may be at most that nobody has asked for, where there was
+/// none: what a default ACL of its directory says, if there is one.
+///
+/// # Errors
+///
+/// Those of storage.
+pub(super) fn most_of_a_new_file(dir: impl AsFd) -> io::Result<Handed> {
+    let found = xattr::get_deref(sys::proc_path(dir), DEFAULT_ACL);
+    let acl = match found {
+        Err(error) if is_none(&error) || is_policy(&error) || error.kind() == io::ErrorKind::NotFound => None,
+        other => other?,
+    };
+    let most = acl.map_or(0o7777, |acl| 0o7000 | Acl(acl).mode());
+    Ok(Handed { most, ..Handed::default() })
+}
+
+/// Before content changes in place: what the old content could do ends with it. The kernel
+/// takes it from a file that a user writes, and not always from one that root writes.
+///
+/// # Errors
+///
+/// Those of storage.
+pub(super) fn end_privileges(file: &File) -> io::Result<()> {
+    let may_stay = |error: io::Error| if is_none(&error) || is_policy(&error) { Ok(()) } else { Err(error) };
+    file.remove_xattr(CAPABILITY).or_else(may_stay)?;
+    let mode = file.metadata()?.mode() & 0o7777;
+    if mode & 0o6000 == 0 { Ok(()) } else { sys::set_mode(file, mode & 0o1777).or_else(may_stay) }
+}
+
+fn is_handed_on(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b"user.") || LABELS.iter().any(|label| name == *label)
+}
+
+fn list(old: &Old) -> io::Result<Vec<OsString>> {
+    match old.access {
+        Access::None => xattr::list_deref(sys::proc_path(&old.file)).map(Iterator::collect),
+        Access::Read | Access::Write => old.file.list_xattr().map(Iterator::collect),
+    }
+}
+
+fn get(old: &Old, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
+    match old.access {
+        Access::None => xattr::get_deref(sys::proc_path(&old.file), name),
+        Access::Read | Access::Write => old.file.get_xattr(name),
+    }
+}
+
+/// A file system without such things has none.
+fn or_none(names: io::Result<Vec<OsString>>) -> io::Result<Vec<OsString>> {
+    names.or_else(|error| if is_policy(&error) { Ok(Vec::new()) } else { Err(error) })
+}
+
+fn is_none(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENODATA)
+}
+
+/// Some file systems have little room for these (ext4(5): one block).
+fn ignore_full(error: io::Error) -> io::Result<()> {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::E2BIG | libc::ERANGE | libc::EDQUOT) => {
+            Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+        }
+        _ => Err(error),
+    }
+}
+
+/// The permission bits of a file whose group has become another one: what both the old
+/// group and others could do.
+fn shared_by_group_and_others(mode: u32) -> u32 {
+    let shared = mode >> 3 & mode & 0o7;
+    0o7700 | shared << 3 | shared
+}
+
+/// An ACL as its extended attribute has it (linux/posix_acl_xattr.h): a version, then 8
+/// bytes an entry: tag and permissions, 16 bits each, and a number.
+struct Acl(Vec<u8>);
+
+impl Acl {
+    const USER_OBJ: u16 = 0x01;
+    const GROUP_OBJ: u16 = 0x04;
+    const MASK: u16 = 0x10;
+    const OTHER: u16 = 0x20;
+
+    fn entries(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.0.get_mut(4..).unwrap_or_default().chunks_exact_mut(8)
+    }
+
+    /// The permissions of the only entry of its kind, if there is one.
+    fn find(&self, tag: u16) -> Option<u32> {
+        let entries = self.0.get(4..).unwrap_or_default().chunks_exact(8);
+        let mut found = entries.filter(|entry| entry[..2] == tag.to_le_bytes());
+        found.next().map(|entry| u32::from(entry[2] & 7))
+    }
+
+    /// What such an entry comes to.
+    fn perm_of(&self, tag: u16) -> u32 {
+        let perm = self.find(tag).unwrap_or(0);
+        if tag == Acl::GROUP_OBJ { perm & self.find(Acl::MASK).unwrap_or(7) } else { perm }
+    }
+
+    fn narrow(&mut self, tag: u16, most: u32) {
+        for entry in self.entries().filter(|entry| entry[..2] == tag.to_le_bytes()) {
+            entry[2] &= most as u8;
+        }
+    }
+
+    /// The permission bits that go with it; acl(5).
+    fn mode(&self) -> u32 {
+        let group = self.find(Acl::MASK).or_else(|| self.find(Acl::GROUP_OBJ)).unwrap_or(0);
+        self.perm_of(Acl::USER_OBJ) << 6 | group << 3 | self.perm_of(Acl::OTHER)
+    }
+}

@@ -1,0 +1,118 @@
+//! Names in open directories: none is looked up twice, no symlink is followed.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag};
+use nix::sys::stat::{FileStat, Mode};
+use nix::unistd::UnlinkatFlags;
+
+/// Opens `path` below `dir`: no component may be a symlink or lead out of
+/// `dir` (openat2(2); where the kernel lacks it, one component at a time).
+/// `path` must hold plain names only; an empty one is `dir` itself.
+pub fn open_beneath(dir: BorrowedFd, path: &Path, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let create = Mode::from_bits_truncate(mode);
+    let how = OpenHow::new()
+        .flags(flags)
+        .mode(if flags.contains(OFlag::O_CREAT) { create } else { Mode::empty() })
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    match nix::fcntl::openat2(dir, path, how) {
+        Err(Errno::ENOSYS | Errno::EPERM) => open_stepwise(dir, path, flags, create),
+        other => Ok(other?),
+    }
+}
+
+fn open_stepwise(dir: BorrowedFd, path: &Path, flags: OFlag, mode: Mode) -> io::Result<OwnedFd> {
+    let mut at = dir.try_clone_to_owned()?;
+    let mut names = path.iter().peekable();
+    while let Some(name) = names.next() {
+        if name == ".." || name == "/" {
+            return Err(Errno::EXDEV.into());
+        }
+        if names.peek().is_none() {
+            return Ok(nix::fcntl::openat(&at, name, flags, mode)?);
+        }
+        let step = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        at = nix::fcntl::openat(&at, name, step, Mode::empty())?;
+    }
+    Err(Errno::ENOENT.into())
+}
+
+/// `fstatat` without following a symlink; `None`: nothing has this name.
+pub fn stat_at(dir: impl AsFd, name: &OsStr) -> io::Result<Option<FileStat>> {
+    match nix::sys::stat::fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// `renameat` within one directory.
+pub fn rename_at(dir: impl AsFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
+    let dir = dir.as_fd();
+    Ok(nix::fcntl::renameat(dir, from, dir, to)?)
+}
+
+/// `renameat2` within one directory, to a name that nothing has: what has it is an error
+/// (`EEXIST`). A file system that cannot promise that renames all the same.
+pub fn rename_new_at(dir: impl AsFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
+    let dir = dir.as_fd();
+    match nix::fcntl::renameat2(dir, from, dir, to, RenameFlags::RENAME_NOREPLACE) {
+        Err(Errno::EINVAL | Errno::ENOSYS) => rename_at(dir, from, to),
+        other => Ok(other?),
+    }
+}
+
+/// Removes an empty directory.
+pub fn remove_dir_at(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
+    Ok(nix::unistd::unlinkat(dir, name, UnlinkatFlags::RemoveDir)?)
+}
+
+/// Removes a name that is not a directory; whether there was one.
+pub fn unlink_at(dir: impl AsFd, name: &OsStr) -> io::Result<bool> {
+    match nix::unistd::unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) => Ok(true),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// `mkdirat`; whether the directory is new.
+pub fn make_dir_at(dir: impl AsFd, name: &OsStr, mode: u32) -> io::Result<bool> {
+    match nix::sys::stat::mkdirat(dir, name, Mode::from_bits_truncate(mode)) {
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// `symlinkat`.
+pub fn symlink_at(dir: impl AsFd, target: &OsStr, name: &OsStr) -> io::Result<()> {
+    Ok(nix::unistd::symlinkat(target, dir, name)?)
+}
+
+/// `readlinkat`.
+pub fn read_link_at(dir: impl AsFd, name: &OsStr) -> io::Result<std::ffi::OsString> {
+    Ok(nix::fcntl::readlinkat(dir, name)?)
+}
+
+/// Has the names in a directory on storage; fsync(2). `false`: this directory cannot be
+/// synced, or not be opened by this process.
+pub fn sync_dir(dir: BorrowedFd) -> io::Result<bool> {
+    let synced = open_beneath(dir, "".as_ref(), OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0).map(File::from);
+    match synced.and_then(|dir| dir.sync_all()) {
+        Ok(()) => Ok(true),
+        Err(error) => match error.raw_os_error() {
+            Some(
+                libc::EINVAL | libc::EBADF | libc::EOPNOTSUPP | libc::ENOSYS | libc::EACCES | libc::EPERM,
+            ) => Ok(false),
+            _ => Err(error),
+        },
+    }
+}
