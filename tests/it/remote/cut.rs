@@ -275,7 +275,7 @@ fn ssh_that_asks_nothing_is_tried_again_unless_the_user_says_otherwise() {
     fs::write(&agent, text).expect("write");
     fs::set_permissions(&agent, PermissionsExt::from_mode(0o755)).expect("chmod");
     let agent = format!("sh {}", agent.display());
-    let flags = ["--agent=require", "--remote-path", &agent, "--json"];
+    let flags = ["--agent=require", "--timeout=3", "--remote-path", &agent, "--json"];
     let again = client.push("peer", &client.dir.path().join("to"), &flags);
     assert_eq!(again.count("tries"), 2, "{again}");
 }
