@@ -187,6 +187,13 @@ impl Destination {
         self.basis.clone()
     }
 
+    /// The source may have changed unseen: the file gets a time that tells the next run to
+    /// look at it, if it is to get any.
+    pub fn forget_time(&mut self) {
+        let attributes = &mut self.task.wanted.attributes;
+        attributes.mtime = attributes.mtime.map(|_| (0, 0));
+    }
+
     /// What is known of what it has.
     pub fn basis_state(&self) -> BasisState {
         match (&self.basis, &self.way) {

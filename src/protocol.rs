@@ -101,6 +101,9 @@ pub enum Message {
     Finish {
         /// The root hash of the source.
         root: Hash,
+        /// The source did not change while it was read. Otherwise it may have, unseen: the
+        /// file gets the time 0.
+        settled: bool,
     },
     /// Sender: the source cannot be read further, or changed; keep what is there.
     Abandon,

@@ -211,7 +211,7 @@ impl Applier<'_, '_> {
             Message::Content { id } if matches!(self.current, Current::None) => self.begin(id),
             Message::Keep { blocks } => self.describe(|feeds, file| file.keep(feeds, blocks)),
             Message::Zero { blocks } => self.describe(|feeds, file| file.zero(feeds, blocks)),
-            Message::Finish { root } => self.finish(root),
+            Message::Finish { root, settled } => self.finish(root, settled),
             Message::Abandon => self.abandon(),
             Message::Granted { units } if self.shared.options.dry_run => {
                 let fits = usize::try_from(units).is_ok_and(|units| self.shared.feeds.give_back(units));
@@ -380,14 +380,19 @@ impl Applier<'_, '_> {
         }
     }
 
-    fn finish(&mut self, root: Hash) -> Result<()> {
+    fn finish(&mut self, root: Hash, settled: bool) -> Result<()> {
         let mut found = None;
         self.describe(|_, file| {
             found = Some(file.end()?);
             Ok(0)
         })?;
         match (std::mem::replace(&mut self.current, Current::None), found) {
-            (Current::File(file), Some(found)) => self.complete(file, found, root),
+            (Current::File(mut file), Some(found)) => {
+                if !settled {
+                    file.destination.forget_time();
+                }
+                self.complete(file, found, root)
+            }
             // It failed, and that was said.
             _ => self.shared.outbox.settle(Settles::Entry.units()),
         }

@@ -146,6 +146,16 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     strides.into_iter().all(clear) && clear(tail)
 }
 
+/// The longest tick of the clock that file systems take times from: CONFIG_HZ=100.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Sleeps, if there is anything to wait for.
+fn pause(wait: Duration) {
+    if !wait.is_zero() {
+        std::thread::sleep(wait);
+    }
+}
+
 /// What tells that a file was changed, or is another. A device's times say nothing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FileState {
@@ -191,22 +201,64 @@ impl FileState {
         self.times.is_some()
     }
 
-    /// Whether it shows when the file is changed from now on. Times advance in ticks of
-    /// the clock: a change within the tick of the last one leaves them as they are. Waits
-    /// for the end of that tick; where it is too long, as in file systems with times in
-    /// seconds, the answer is no.
-    pub fn will_show_changes(&self) -> bool {
-        // The longest that Linux has, with CONFIG_HZ=100.
-        const TICK: Duration = Duration::from_millis(10);
-        let Some([_, _, seconds, nanoseconds]) = self.times else { return false };
-        let changed = Duration::new(seconds.max(0) as u64, nanoseconds as u32);
-        let Some(changed) = UNIX_EPOCH.checked_add(changed) else { return false };
-        let age = SystemTime::now().duration_since(changed).unwrap_or_default();
-        if nanoseconds == 0 {
-            return age > Duration::from_secs(2);
+    /// Whether it shows when the file is changed from now on: dirty pages are written back,
+    /// and the end of the clock's tick is waited for. Where that is too long, as in file
+    /// systems with times in seconds, the answer is no.
+    pub fn will_show_changes(&self, file: &File) -> bool {
+        let wait = self.until_changes_show();
+        let soon = self.shows_changes() && wait <= TICK && sys::write_back(file).is_ok();
+        if soon {
+            pause(wait);
         }
-        std::thread::sleep(TICK.saturating_sub(age));
-        true
+        soon
+    }
+
+    /// The state of a file that is about to be read, and whether it will show when it is
+    /// changed from then on. Waits for that as long as it takes, and gives up on a file that
+    /// changes meanwhile, again and again, or cannot be written back.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`FileState::of`].
+    pub fn settled(file: &File) -> io::Result<(FileState, bool)> {
+        const LOOKS: usize = 2;
+        let mut state = FileState::of(file)?;
+        if !state.shows_changes() {
+            return Ok((state, true));
+        }
+        for _ in 0..LOOKS {
+            // In this order: what is stored after it shows, compared with the state.
+            if sys::write_back(file).is_err() {
+                return Ok((state, false));
+            }
+            let wait = state.until_changes_show();
+            if wait.is_zero() {
+                return Ok((state, true));
+            }
+            pause(wait);
+            let now = FileState::of(file)?;
+            if now == state {
+                return Ok((state, true));
+            }
+            state = now;
+        }
+        Ok((state, false))
+    }
+
+    /// How long it takes until another change shows. Times advance in ticks of the clock:
+    /// a change within the tick of the last one leaves them as they are. A time that is to
+    /// come was set by another clock, or before this one was set back.
+    fn until_changes_show(&self) -> Duration {
+        let Some([_, _, seconds, nanoseconds]) = self.times else { return Duration::ZERO };
+        // Whole seconds, of which FAT has every other one.
+        let tick = if nanoseconds == 0 { Duration::from_secs(2) } else { TICK };
+        let changed = Duration::new(seconds.max(0) as u64, nanoseconds as u32);
+        let Some(changed) = UNIX_EPOCH.checked_add(changed) else { return Duration::ZERO };
+        match SystemTime::now().duration_since(changed) {
+            Ok(age) => tick.saturating_sub(age),
+            Err(ahead) if ahead.duration() < tick => tick + ahead.duration(),
+            Err(_) => Duration::ZERO,
+        }
     }
 
     /// Whether a file is still in this state. One that cannot be looked at is not.
@@ -246,32 +298,46 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         for byte in 0..50 {
             file.write_all_at(&[byte], 0).unwrap();
-            let seen = FileState::of(&file).unwrap();
-            assert!(seen.will_show_changes());
+            let (seen, settled) = FileState::settled(&file).unwrap();
+            assert!(settled && seen.will_show_changes(&file));
             file.write_all_at(&[byte + 1], 0).unwrap();
             assert!(!seen.is_still(&file));
         }
     }
 
+    fn changed(age: Duration) -> FileState {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - age;
+        let times = Some([0, 0, since.as_secs() as i64, i64::from(since.subsec_nanos().max(1))]);
+        FileState { length: 1, times, device: 1, inode: 1 }
+    }
+
     #[test]
     fn the_tick_of_the_last_change_is_waited_for() {
         // Where times are finer than ticks, a real file would not show that it is.
-        let changed = SystemTime::now();
-        let age = changed.duration_since(UNIX_EPOCH).unwrap();
-        let times = Some([0, 0, age.as_secs() as i64, i64::from(age.subsec_nanos().max(1))]);
-        assert!(FileState { length: 1, times, device: 1, inode: 1 }.will_show_changes());
-        assert!(changed.elapsed().unwrap() >= Duration::from_millis(10));
+        let wait = changed(Duration::ZERO).until_changes_show();
+        assert!(!wait.is_zero() && wait <= TICK, "{wait:?}");
+        assert!(changed(Duration::from_millis(11)).until_changes_show().is_zero());
     }
 
     #[test]
     fn whole_seconds_tell_nothing_of_what_happens_in_this_one() {
-        let changed = |age: u64| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-            let times = Some([0, 0, (now - age) as i64, 0]);
-            FileState { length: 1, times, device: 1, inode: 1 }
+        let file = tempfile::tempfile().unwrap();
+        let whole = |age: u64| {
+            let mut state = changed(Duration::from_secs(age));
+            state.times.as_mut().unwrap()[3] = 0;
+            state
         };
-        assert!(!changed(1).will_show_changes());
-        assert!(changed(5).will_show_changes());
-        assert!(!FileState { times: None, ..changed(5) }.will_show_changes());
+        assert!(whole(1).until_changes_show() > TICK);
+        assert!(!whole(1).will_show_changes(&file));
+        assert!(whole(5).will_show_changes(&file));
+        assert!(!FileState { times: None, ..whole(5) }.will_show_changes(&file));
+    }
+
+    #[test]
+    fn times_of_another_clock_are_not_waited_for() {
+        let day = Duration::from_secs(86_400);
+        let mut ahead = changed(Duration::ZERO);
+        ahead.times.as_mut().unwrap()[2] += 2 * day.as_secs() as i64;
+        assert!(ahead.until_changes_show().is_zero());
     }
 }

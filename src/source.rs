@@ -21,7 +21,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag, fstat};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Failure, Result, code};
+use crate::error::{Error, Failure, Result, code, printable};
 use crate::scan::{self, FileImage, FileState};
 use crate::sys;
 
@@ -126,6 +126,8 @@ pub struct OpenSource {
     pub image: FileImage,
     /// The state that it was in before anything was read.
     pub state: FileState,
+    /// Whether every change since then shows; a device's show never.
+    pub settled: bool,
 }
 
 impl OpenSource {
@@ -146,13 +148,20 @@ impl Source {
     pub fn open(&self, hole_map: bool) -> Result<Option<OpenSource>> {
         let Kind::File { length, allocated, .. } = self.kind else { return Ok(None) };
         let file = File::from(self.open_as(READ)?);
-        let state = FileState::of(&file).map_err(|error| match error.kind() {
+        let (state, settled) = FileState::settled(&file).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidInput => changed(&self.path),
             _ => Error::file("look at", &self.path)(error),
         })?;
         let image = FileImage::new(file, hole_map).sparing_cache_for(scan::may_hold(allocated, length));
         let same = state.length == length && self.identity == Identity::of_state(&state);
-        Ok(same.then_some(OpenSource { image, state }))
+        Ok(same.then_some(OpenSource { image, state, settled }))
+    }
+
+    /// It with a time that tells the next run to read it again.
+    pub fn without_time(&self) -> Source {
+        let mut source = self.clone();
+        source.metadata.mtime = source.metadata.mtime.map(|_| (0, 0));
+        source
     }
 
     /// Looks at a file again, after it changed while it was read. Another file may have its
@@ -240,6 +249,14 @@ fn regular(source: Source, stat: &FileStat) -> Result<Source> {
     };
     let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512).min(length);
     Ok(Source { kind: Kind::File { length, allocated, whole: false, retry: false }, ..source })
+}
+
+/// What is said of a source that was read while changes to it might not have shown.
+pub fn doubt(path: &Path) -> String {
+    let path = printable(path);
+    format!(
+        "{path} may have been changed unseen while it was read: its time is not kept, the next run reads it again"
+    )
 }
 
 fn changed(path: &Path) -> Error {

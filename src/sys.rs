@@ -251,6 +251,19 @@ pub fn drop_cached(file: &File, range: Range<u64>) {
     let _ = nix::fcntl::posix_fadvise(file, start, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
 }
 
+/// Writes dirty pages back, so that a later store through a mapping is a fault again,
+/// which sets the file's times; sync_file_range(2). Waits for what is under way already,
+/// not for the end of the rest. Where nothing is dirty it looks at no page. A system or
+/// file system without it has nothing to say here.
+pub fn write_back(file: &File) -> io::Result<()> {
+    const HOW: libc::c_uint = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE;
+    // SAFETY: the descriptor is open and no memory is passed; a length of 0 is all of it.
+    match Errno::result(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, HOW) }) {
+        Ok(_) | Err(Errno::ENOSYS | Errno::EINVAL | Errno::ESPIPE) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Forgets the cached pages of a file, so that the next read comes from
 /// storage; dirty pages stay, so sync first. Only a hint (posix_fadvise(2)).
 pub fn drop_cache(file: &File) {

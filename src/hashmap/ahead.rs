@@ -67,7 +67,7 @@ impl Ahead {
             return None;
         }
         let seen = FileState::of(&file).ok()?;
-        if !seen.will_show_changes() {
+        if !seen.will_show_changes(&file) {
             return None;
         }
         let grid = Grid { length, block: likely.block };

@@ -12,7 +12,7 @@ use crate::error::lock;
 use crate::protocol::{CREDIT, Credit, Entry, Message};
 use crate::report::Event;
 use crate::sender::hasher::WantedFile;
-use crate::sender::shared::{SenderShared, Side};
+use crate::sender::shared::SenderShared;
 use crate::source::{Found, Kind, Source, Walk};
 
 /// Files that were announced and are not described yet, and the credit for more.
@@ -147,10 +147,7 @@ pub fn announce_all<W: Write>(shared: &SenderShared<W>, sources: &[PathBuf]) -> 
     for found in walk {
         match found {
             Found::Failed(failure) => shared.source_failed(failure)?,
-            Found::Skipped(what) if shared.side == Side::Initiator => {
-                shared.reporter.event(Event::Warning(&what));
-            }
-            Found::Skipped(what) => shared.send(&Message::Warning(what))?,
+            Found::Skipped(what) => shared.warn(what)?,
             Found::Source(source) => {
                 if let Kind::File { length, allocated, .. } = source.kind {
                     let mut stats = lock(&shared.stats);

@@ -45,6 +45,8 @@ pub struct DescribedFile {
     /// It is not equal to what the receiver has. Only a dry run looks at that.
     pub differs: bool,
     pub obstacle: Option<Obstacle>,
+    /// If the source had changed while it was read, it would have shown.
+    pub settled: bool,
 }
 
 impl DescribedFile {
@@ -68,6 +70,7 @@ impl DescribedFile {
             bytes: 0,
             differs: answered.resized,
             obstacle: None,
+            settled: true,
         }
     }
 

@@ -36,8 +36,13 @@ pub enum Hashed {
     Batch(Batch),
     /// One without its bytes, which are to be had from the file.
     Bare(Batch, Arc<OpenSource>),
-    /// The file is through; whether it stayed the same meanwhile.
-    End(bool),
+    /// The file is through.
+    End {
+        /// It stayed the same meanwhile, as far as that shows.
+        same: bool,
+        /// It would have shown.
+        settled: bool,
+    },
     Failed(Error),
 }
 
@@ -92,7 +97,7 @@ impl HashedQueue {
     fn add(&mut self, hashed: Hashed) -> bool {
         self.bytes += match &hashed {
             Hashed::Batch(batch) | Hashed::Bare(batch, _) => batch.bytes_read,
-            Hashed::End(_) | Hashed::Failed(_) => LEAST,
+            Hashed::End { .. } | Hashed::Failed(_) => LEAST,
         };
         self.held.push(hashed);
         self.bytes < SMALL_FILES || self.pass_on()
@@ -124,7 +129,7 @@ impl FileHasher {
     fn hash(&mut self, job: &WantedFile, ahead: Option<Ahead>) -> Result<bool> {
         let WantedFile { source, compared, .. } = job;
         let Kind::File { length, allocated, retry, .. } = source.kind else {
-            return Ok(self.outgoing.add(Hashed::End(true)));
+            return Ok(self.outgoing.add(Hashed::End { same: true, settled: true }));
         };
         // Small files do not wait for a large one.
         let data = scan::may_hold(allocated, length);
@@ -134,10 +139,10 @@ impl FileHasher {
         }
         let io = |doing| Error::file(doing, &source.path);
         let Some(opened) = source.open(self.options.hole_map)? else {
-            return Ok(self.outgoing.add(Hashed::End(false)));
+            return Ok(self.outgoing.add(Hashed::End { same: false, settled: true }));
         };
         let opened = Arc::new(opened);
-        let OpenSource { image, state } = opened.as_ref();
+        let OpenSource { image, state, settled } = opened.as_ref();
         let grid = Grid { length, block: self.options.block_size };
         let exceeds_cache = scan::exceeds_cache(data);
         // One that changed unseen before may do so again.
@@ -170,7 +175,7 @@ impl FileHasher {
             Ok::<_, io::Error>(go_on)
         })
         .map_err(io("read"))?;
-        Ok(go_on && self.outgoing.add(Hashed::End(opened.is_unchanged())))
+        Ok(go_on && self.outgoing.add(Hashed::End { same: opened.is_unchanged(), settled: *settled }))
     }
 
     /// Whether the merging thread needs all bytes: most are sent, and not past us.

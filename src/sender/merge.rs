@@ -44,8 +44,9 @@ impl<W: Write> Session<'_, W> {
                 match self.next_hashed()? {
                     Hashed::Batch(batch) => self.begin_batch(file, batch, None),
                     Hashed::Bare(batch, source) => self.begin_batch(file, batch, Some(source)),
-                    Hashed::End(same) => {
+                    Hashed::End { same, settled } => {
                         file.hashes = Supply::Ended;
+                        file.settled = settled;
                         if !same {
                             return Ok(Merged::SourceChanged);
                         }
@@ -156,7 +157,7 @@ impl<W: Write> Session<'_, W> {
         loop {
             match self.next_hashed()? {
                 Hashed::Batch(batch) | Hashed::Bare(batch, _) => self.recycle(batch.buffer),
-                Hashed::End(_) | Hashed::Failed(_) => return Ok(()),
+                Hashed::End { .. } | Hashed::Failed(_) => return Ok(()),
             }
         }
     }

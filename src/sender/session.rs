@@ -275,7 +275,10 @@ impl<'a, W: Write> Session<'a, W> {
         match merged {
             Merged::Whole(_) if dry_run => self.compared(source, &file),
             Merged::Whole(root) => {
-                self.shared.send(&Message::Finish { root })?;
+                if !file.settled {
+                    self.shared.warn(source::doubt(&source.path))?;
+                }
+                self.shared.send(&Message::Finish { root, settled: file.settled })?;
                 self.awaited.insert(id, Sent { source, bytes: file.bytes });
                 if self.awaited.len() > CREDIT {
                     return Err(self.unexpected("credit for files without a result"));

@@ -51,6 +51,15 @@ impl<W: Write> SenderShared<'_, W> {
         }
     }
 
+    /// Has a warning shown where the user is.
+    pub fn warn(&self, what: String) -> Result<()> {
+        match self.side {
+            Side::Responder => self.send(&Message::Warning(what))?,
+            Side::Initiator => self.reporter.event(Event::Warning(&what)),
+        }
+        Ok(())
+    }
+
     /// Counts a source that failed, and has it shown where the user is.
     pub fn source_failed(&self, failure: Failure) -> Result<()> {
         if failure.code == code::VANISHED {

@@ -4,6 +4,7 @@ mod deploy;
 mod early;
 mod interrupt;
 mod names;
+mod racy;
 mod swaps;
 mod times;
 mod trees;

@@ -554,12 +554,12 @@ fn a_receiver_ends_when_its_peer_breaks_a_rule_and_stays_connected() {
         vec![layout(), entry(0, "a", 1), Message::Content { id: 1 }],
         vec![layout(), Message::Done { id: 0, changed: None }],
         vec![layout(), Message::Abandon],
-        vec![layout(), Message::Finish { root: [0; 32] }],
+        vec![layout(), Message::Finish { root: [0; 32], settled: true }],
         begun(&[Message::Keep { blocks: 1 << 40 }]),
         begun(&[Message::Zero { blocks: u64::MAX }]),
         begun(&[Message::Content { id: 0 }]),
         begun(&[Message::End(Box::default())]),
-        begun(&[Message::Finish { root: [0; 32] }]),
+        begun(&[Message::Finish { root: [0; 32], settled: true }]),
     ];
     for messages in wrong {
         let (ended, before, after) = receive(&messages);

@@ -127,6 +127,14 @@ impl SendJob<'_> {
     fn try_content(&mut self, source: &Source, far: Option<&FarFile>) -> Result<Attempt> {
         let Kind::File { length, .. } = source.kind else { return Ok(Attempt::Done) };
         let Some(opened) = source.open(self.options.hole_map)? else { return Ok(Attempt::Changed) };
+        let timeless;
+        let source = if opened.settled {
+            source
+        } else {
+            self.reporter.event(Event::Warning(&source::doubt(&source.path)));
+            timeless = source.without_time();
+            &timeless
+        };
         let image = &opened.image;
         let mut kept = KeptBlocks::default();
         if self.compares(far) {

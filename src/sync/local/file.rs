@@ -167,9 +167,7 @@ impl LocalCopy<'_> {
                 destination.copy_from(&opened.image, &source.path, told)?
             }
         };
-        if !opened.is_unchanged() {
-            return Err(FileError::Changed);
-        }
+        self.check_source(source, &opened, destination)?;
         Ok(Filled { root: Hash::default(), counts: Compared { sent, kept: 0, differs: true } })
     }
 
@@ -187,13 +185,28 @@ impl LocalCopy<'_> {
         let _cores = (most > LARGE).then(|| lock(&self.cores));
         let hashing = if destination.needs_root() { Hashing::Wanted } else { Hashing::Unneeded };
         let path = destination.path().to_path_buf();
-        let mut update = Update::new(self, Some(destination), opened.state.length, hashing);
+        let mut update = Update::new(self, Some(&mut *destination), opened.state.length, hashing);
         update.run(&opened.image, old).map_err(|error| error.named(&source.path, &path))?;
+        let (root, counts) = update.end();
+        self.check_source(source, &opened, destination)?;
+        Ok(Filled { root, counts })
+    }
+
+    /// Looks whether a source that was read changed meanwhile, or may have.
+    fn check_source(
+        &self,
+        source: &Source,
+        opened: &OpenSource,
+        destination: &mut Destination,
+    ) -> Result<(), FileError> {
         if !opened.is_unchanged() {
             return Err(FileError::Changed);
         }
-        let (root, counts) = update.end();
-        Ok(Filled { root, counts })
+        if !opened.settled {
+            self.reporter.event(Event::Warning(&source::doubt(&source.path)));
+            destination.forget_time();
+        }
+        Ok(())
     }
 
     /// Completes a file that has its content.

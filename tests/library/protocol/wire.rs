@@ -81,7 +81,7 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|id| Message::Content { id }),
         any::<u64>().prop_map(|blocks| Message::Keep { blocks }),
         any::<u64>().prop_map(|blocks| Message::Zero { blocks }),
-        any::<[u8; 32]>().prop_map(|root| Message::Finish { root }),
+        (any::<[u8; 32]>(), any::<bool>()).prop_map(|(root, settled)| Message::Finish { root, settled }),
         Just(Message::Abandon),
         any::<u64>().prop_map(|id| Message::Unchanged { id }),
         any::<u64>().prop_map(|id| Message::NoBasis { id }),

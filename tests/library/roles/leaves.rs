@@ -533,7 +533,7 @@ fn a_sender_that_asks_or_patches_what_it_may_not_is_refused() {
             v.differ(0, vec![[7; 32]; 2]);
             v.patch(0, &[(3, 1)], noise(9, PAGE));
             v.peer.say(&Message::Keep { blocks: 6 });
-            v.peer.say(&Message::Finish { root: [0; 32] });
+            v.peer.say(&Message::Finish { root: [0; 32], settled: true });
         }),
         ("leaves from a sender", |v| {
             v.peer.tell(|output| output.leaves(&LeafAnswer { id: 0, blocks: Vec::new() }))
@@ -592,7 +592,7 @@ fn a_block_that_is_not_what_was_promised_is_asked_for_again() {
         assert_eq!(victim.leaves().blocks[0].data, 3);
         victim.patch(0, &[(3, 1)], noise(8, PAGE));
         victim.peer.say(&Message::Keep { blocks: 7 });
-        victim.peer.say(&Message::Finish { root });
+        victim.peer.say(&Message::Finish { root, settled: true });
         victim.peer.message(|message| *message == Message::Again { id: 0 });
         assert!(fs::read(victim.pair.to()).unwrap() == basis);
         victim.announce(1, true);
@@ -610,7 +610,7 @@ fn a_block_that_is_not_what_was_promised_is_asked_for_again() {
                 }
             }
         }
-        victim.peer.say(&Message::Finish { root });
+        victim.peer.say(&Message::Finish { root, settled: true });
         let done = victim.peer.until(|frame| match frame {
             Frame::Message(Message::Done { id: 1, .. }) => Some(true),
             Frame::Message(Message::Failed { id: 1, .. }) => Some(false),
