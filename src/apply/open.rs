@@ -298,11 +298,19 @@ fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination
     if commit == Commit::Auto && may_change && !task.can.clone {
         return staged(task, old);
     }
-    if let Some(temp) = resumable_temp(&task)? {
+    if let Some(temp) = resumable_temp(&task)?
+        && has_half_of(&temp, &old).map_err(task.place.error("look at the temp file of"))?
+    {
         return resumed(task, setup, Some(old), temp);
     }
     let basis = basis_of(&old.file, task.options.hole_map).map_err(task.place.error("open"))?;
     Ok(Destination::new(task, Way::Replica(Replica::new(old)), Some(basis)))
+}
+
+/// Whether a temp file is more likely to have what is wanted than the old file: what a first
+/// run had only begun to receive must not hide an image that came since by another way.
+fn has_half_of(temp: &File, old: &Old) -> io::Result<bool> {
+    Ok(temp.metadata()?.blocks() >= old.state.blocks() / 2)
 }
 
 fn in_place(mut task: Task, setup: &Setup, old: Old) -> Result<Destination> {
