@@ -38,19 +38,14 @@
 //! none.
 
 mod attributes;
-mod behind;
-mod belongings;
-mod beside;
 mod commit;
 mod copy;
-pub mod cover;
 mod open;
 mod place;
 pub mod ranges;
 pub mod recover;
 mod room;
 pub mod stage;
-mod times;
 pub mod tree;
 mod way;
 
@@ -61,11 +56,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use crate::apply::attributes::Attributes;
-use crate::apply::behind::WriteBehind;
+pub use crate::apply::attributes::times::{Grain, Precision, TimeRule};
 use crate::apply::commit::Task;
 pub use crate::apply::open::{Opened, Opening, Preview, Setup};
 pub use crate::apply::place::{Place, finish_directory};
-pub use crate::apply::times::{Grain, Precision, TimeRule};
+use crate::apply::ranges::behind::WriteBehind;
 use crate::apply::way::Way;
 use crate::error::{Error, Failure, Result, printable};
 use crate::hashmap::{Hash, PAGE};

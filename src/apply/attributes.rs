@@ -3,6 +3,9 @@
 //! What may not be set is told and is no error: the content counts. Knows nothing of how
 //! content gets there.
 
+pub mod belongings;
+pub mod times;
+
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -11,7 +14,7 @@ use std::path::Path;
 use nix::sys::stat::{FileStat, SFlag};
 use serde::{Deserialize, Serialize};
 
-use crate::apply::belongings::{self, Handed};
+use crate::apply::attributes::belongings::Handed;
 use crate::apply::place::{Old, Place};
 use crate::error::{Error, Failure, Result, code, printable};
 use crate::sys;

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use nix::sys::stat::SFlag;
 
 use crate::apply::Wanted;
-use crate::apply::behind::LastWritten;
-use crate::apply::beside::Beside;
-use crate::apply::cover::Cover;
+use crate::apply::place::beside::Beside;
 use crate::apply::place::{Access, Old, Place, kind_of};
+use crate::apply::ranges::behind::LastWritten;
+use crate::apply::ranges::cover::Cover;
 use crate::apply::ranges::{self, Abilities};
 use crate::apply::recover::{Recovered, check_root};
 use crate::error::{Error, Failure, Result};
@@ -70,6 +70,9 @@ pub(super) enum OldFile {
     PartlyWritten,
 }
 
+/// Bytes of which the sync takes longer than one need lose.
+const LARGE: u64 = 16 << 20;
+
 /// Somebody else wrote the destination, or took its name.
 fn changed_meanwhile(place: &Place) -> Error {
     let why = "changed while it was being updated; it was left alone: see what writes to it, then run again";
@@ -96,6 +99,10 @@ impl Task {
     ) -> Result<Option<Failure>> {
         let place = &self.place;
         self.set_length(new, old).map_err(|error| self.failed("set the length of", error, OldFile::Whole))?;
+        if self.counts.written >= LARGE {
+            // That takes long: until then it is a working file of ours that a run goes on from.
+            self.sync(new, OldFile::Whole)?;
+        }
         let unset = self.wanted.attributes.set_on_new(new, old, place)?;
         self.sync(new, OldFile::Whole)?;
         sys::allocate_exactly(new, false);

@@ -1,6 +1,8 @@
 //! A name in an open directory, and what is done to it there: working files
 //! beside it, locks, links. No path is resolved twice. Knows nothing of content.
 
+pub mod beside;
+
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata, TryLockError};

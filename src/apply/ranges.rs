@@ -1,6 +1,9 @@
 //! Whole ranges of open files: copied, made zero, given back to the file system,
 //! each the cheapest way that works there; and which ways a file system has.
 
+pub mod behind;
+pub mod cover;
+
 use std::fs::File;
 use std::io;
 use std::ops::Range;

@@ -10,8 +10,8 @@ use std::path::Path;
 use nix::fcntl::OFlag;
 
 use crate::apply::attributes::Attributes;
-use crate::apply::belongings;
-use crate::apply::beside::Beside;
+use crate::apply::attributes::belongings;
+use crate::apply::place::beside::Beside;
 use crate::apply::place::{Access, Old, Place};
 use crate::apply::stage::Sealed;
 use crate::apply::stage::log::{self, Identity, LogEnd, UnknownFormat};

@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use crate::apply::behind::share_to_give_back;
 use crate::apply::commit::Task;
+use crate::apply::ranges::behind::share_to_give_back;
 use crate::apply::way::Way;
 use crate::apply::{Destination, ranges};
 use crate::error::{Error, printable};

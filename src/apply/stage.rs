@@ -11,8 +11,8 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use crate::apply::behind::{WriteBehind, share_to_give_back};
-use crate::apply::cover::Cover;
+use crate::apply::ranges::behind::{WriteBehind, share_to_give_back};
+use crate::apply::ranges::cover::Cover;
 use crate::apply::ranges::{self, make_zero, set_length};
 use crate::apply::stage::log::{
     Identity, KIND_SEAL, LogReader, MAX_RUNS, Seal, digest_of, each_stretch, encode, kind_of, read_seal,

@@ -6,13 +6,13 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
-use crate::apply::behind::WriteBehind;
-use crate::apply::belongings;
+use crate::apply::attributes::belongings;
 use crate::apply::commit::{OldFile, Task};
 use crate::apply::copy::copy_data;
-use crate::apply::cover::Cover;
 use crate::apply::place::Old;
 use crate::apply::ranges;
+use crate::apply::ranges::behind::WriteBehind;
+use crate::apply::ranges::cover::Cover;
 use crate::error::{Failure, Result, Stop};
 use crate::hashmap::Hash;
 use crate::scan::{self, FileImage};

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use holesync::apply::Attributes;
-use holesync::apply::cover::Cover;
+use holesync::apply::ranges::cover::Cover;
 use holesync::apply::stage::Stage;
 use holesync::apply::stage::log::{Identity, Seal};
 use holesync::apply::stage::overlay::Overlay;

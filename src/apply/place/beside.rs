@@ -18,7 +18,7 @@ use crate::working::{Naming, Working};
 
 /// What lies beside a place under the names of working files.
 #[derive(Debug, Default)]
-pub(super) struct Beside {
+pub struct Beside {
     /// Ours, under the names that this run uses.
     pub leftovers: Vec<Working>,
     /// What else is there: another's, and ours under names that this run does not use.
@@ -66,7 +66,7 @@ impl Maker {
 
 impl Place {
     /// Looks for working files, and chooses the names under which this run has its own.
-    pub(super) fn look_beside(&mut self) -> Result<Beside> {
+    pub(in crate::apply) fn look_beside(&mut self) -> Result<Beside> {
         let looked = self.look().map_err(self.error("look beside"))?;
         let (naming, beside) = looked;
         self.naming = naming;
@@ -131,17 +131,17 @@ impl Place {
     }
 
     /// Whether the next run finds the working files of this one.
-    pub(super) fn finds_again(&self) -> bool {
+    pub(in crate::apply) fn finds_again(&self) -> bool {
         !matches!(self.naming, Naming::Once(..))
     }
 
     /// A working file of an earlier run, to go on from.
-    pub(super) fn leftover(&self, kind: Working) -> io::Result<Option<File>> {
+    pub(in crate::apply) fn leftover(&self, kind: Working) -> io::Result<Option<File>> {
         self.open_ours(kind, OFlag::O_RDWR)
     }
 
     /// A working file as it is, for reading, if it is ours.
-    pub(super) fn peek(&self, kind: Working) -> io::Result<Option<File>> {
+    pub(in crate::apply) fn peek(&self, kind: Working) -> io::Result<Option<File>> {
         self.open_ours(kind, OFlag::O_RDONLY)
     }
 
@@ -157,19 +157,19 @@ impl Place {
 
     /// Whether all files there have one owner, so that theirs says nothing about who made
     /// them.
-    pub(super) fn hides_owners(&self) -> bool {
+    pub(in crate::apply) fn hides_owners(&self) -> bool {
         let made = self.unnamed().and_then(|file| file.metadata());
         made.is_ok_and(|made| made.uid() != nix::unistd::geteuid().as_raw())
     }
 
     /// A new working file; there must be none.
-    pub(super) fn create_new(&self, kind: Working) -> io::Result<File> {
+    pub(in crate::apply) fn create_new(&self, kind: Working) -> io::Result<File> {
         self.open(&self.name_of(kind), OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)
     }
 
     /// A new working file, in the place of what somebody put there since
     /// [`look_beside`](Place::look_beside).
-    pub(super) fn create(&self, kind: Working) -> io::Result<File> {
+    pub(in crate::apply) fn create(&self, kind: Working) -> io::Result<File> {
         const TRIES: usize = 8;
         for _ in 1..TRIES {
             match self.create_new(kind) {
@@ -183,7 +183,7 @@ impl Place {
     }
 
     /// Removes what is another's or of no use any more, where that may be.
-    pub(super) fn remove_litter(&self, names: &[OsString]) {
+    pub(in crate::apply) fn remove_litter(&self, names: &[OsString]) {
         for name in names {
             // It is in nobody's way.
             let _ = self.clear(name);
@@ -192,7 +192,7 @@ impl Place {
 
     /// Removes what has a name, a directory too. Another's that is locked is at work: it
     /// stays, as an error.
-    pub(super) fn clear(&self, name: &OsStr) -> io::Result<()> {
+    pub(in crate::apply) fn clear(&self, name: &OsStr) -> io::Result<()> {
         if let Ok(file) = self.open(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK)
             && file.metadata()?.is_file()
             && matches!(file.try_lock(), Err(TryLockError::WouldBlock))

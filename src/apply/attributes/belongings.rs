@@ -24,7 +24,7 @@ const LABELS: [&str; 3] = ["security.selinux", "security.SMACK64", "system.nfs4_
 const CAPABILITY: &str = "security.capability";
 
 /// What the permissions of a new file may be at most.
-pub(super) struct Handed {
+pub struct Handed {
     /// Permission bits of the owning group, and of others, whatever the mode is to be.
     most: u32,
     /// The same, where the mode is that of the old file, whose group the new one lacks.
@@ -48,7 +48,7 @@ impl Handed {
 
 /// Has a new file, which is empty, copied on write as the old one is. Where that cannot be,
 /// it is slower, and no more.
-pub(super) fn prepare(old: Option<&Old>, new: &File) {
+pub fn prepare(old: Option<&Old>, new: &File) {
     if let Some(old) = old
         && old.access != Access::None
         && sys::is_nocow(&old.file)
@@ -63,7 +63,7 @@ pub(super) fn prepare(old: Option<&Old>, new: &File) {
 /// # Errors
 ///
 /// Those of storage. What may not be set is noted.
-pub(super) fn hand_on(old: &Old, new: &File, gid: u32, unset: &mut Unset) -> io::Result<Handed> {
+pub fn hand_on(old: &Old, new: &File, gid: u32, unset: &mut Unset) -> io::Result<Handed> {
     let names = or_none(list(old))?;
     let inherited = or_none(new.list_xattr().map(Iterator::collect::<Vec<_>>))?;
     for name in names.iter().filter(|name| is_handed_on(name)) {
@@ -120,7 +120,7 @@ fn hand_on_acl(old: &Old, new: &File, is_strange: bool, unset: &mut Unset) -> io
 /// # Errors
 ///
 /// Those of storage.
-pub(super) fn most_of_a_new_file(dir: impl AsFd) -> io::Result<Handed> {
+pub fn most_of_a_new_file(dir: impl AsFd) -> io::Result<Handed> {
     let found = xattr::get_deref(sys::proc_path(dir), DEFAULT_ACL);
     let acl = match found {
         Err(error) if is_none(&error) || is_policy(&error) || error.kind() == io::ErrorKind::NotFound => None,
@@ -136,7 +136,7 @@ pub(super) fn most_of_a_new_file(dir: impl AsFd) -> io::Result<Handed> {
 /// # Errors
 ///
 /// Those of storage.
-pub(super) fn end_privileges(file: &File) -> io::Result<()> {
+pub fn end_privileges(file: &File) -> io::Result<()> {
     let may_stay = |error: io::Error| if is_none(&error) || is_policy(&error) { Ok(()) } else { Err(error) };
     file.remove_xattr(CAPABILITY).or_else(may_stay)?;
     let mode = file.metadata()?.mode() & 0o7777;

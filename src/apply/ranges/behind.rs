@@ -17,7 +17,7 @@ const PIECE: u64 = 64 << 20;
 
 /// Writes back behind what is written to one file, so that the sync at the end is short.
 #[derive(Debug)]
-pub(super) struct WriteBehind {
+pub struct WriteBehind {
     /// It will be synced.
     syncs: bool,
     /// It is more than the page cache should take: what is on storage leaves it.
@@ -73,7 +73,7 @@ impl WriteBehind {
 
 /// The last ranges that were written to a working file.
 #[derive(Debug, Default)]
-pub(super) struct LastWritten {
+pub struct LastWritten {
     ranges: VecDeque<Range<u64>>,
 }
 
@@ -112,7 +112,7 @@ impl LastWritten {
 
 /// How much of what came is given back on a full disk, so that the disk can be used: of
 /// `came` bytes.
-pub(super) fn share_to_give_back(came: u64) -> u64 {
+pub fn share_to_give_back(came: u64) -> u64 {
     const MOST: u64 = 64 << 20;
     came.div_ceil(20).min(MOST)
 }
