@@ -9,7 +9,7 @@
 //!    version wrote is an error.
 //! 3. A file that passes the quick check gets its attributes, working files go, and that is
 //!    all.
-//! 4. The old file is locked. What its file system can do is tried, once a run.
+//! 4. The old file is locked, and used by nobody else. What its file system can do is tried, once a run.
 //! 5. One of four ways is chosen, and says what there is to compare with (a [`Basis`]).
 //! 6. Content comes in any order: [`write`](Destination::write), [`zero`](Destination::zero),
 //!    [`free`](Destination::free). A way begins, and makes working files, with the first of
@@ -24,7 +24,7 @@
 //! |---|---|---|
 //! | nothing, a symlink, nothing worth comparing | `fresh`: a temp file | |
 //! | a file, and the file system clones; `--commit=atomic`; a file that must not be written; a file system that cannot reserve or punch | `clone`: a clone or copy is patched | |
-//! | a file otherwise | `staged`: a stage and its log | completed like the others, or sealed: the old file is still the one of step 4; room is reserved in it; sync of the stage; seal; sync of log and directory; replay; sync; attributes; sync; removal of the log; reading back |
+//! | a file otherwise | `staged`: a stage and its log | completed like the others, or sealed: the old file is still the one of step 4; room is reserved in it; sync of the stage; nobody has touched it since; seal; sync of log and directory; the same look; replay; sync; attributes; sync; removal of the log; reading back |
 //! | a file and `--inplace`, a block device | `direct`: itself | length; sync; reading back; attributes; sync |
 //!
 //! Guaranteed, but for the last row: the file is the old one until the new one is on
@@ -33,13 +33,15 @@
 //! lock never write the same file.
 //!
 //! Not guaranteed: that nobody else writes the file between the last look and the end of a
-//! replay; the old file's other names after a rename;
+//! replay, unless it is QEMU, which cannot open it then ([`in_use`](crate::in_use)); the old
+//! file's other names after a rename;
 //! anything about a crash of the machine with `--no-fsync`; locks where the file system has
 //! none.
 
 mod attributes;
 mod commit;
 mod copy;
+mod nodes;
 mod open;
 mod place;
 pub mod ranges;

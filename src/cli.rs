@@ -109,6 +109,9 @@ pub enum Verb {
         /// Do not wait until data is on storage
         #[arg(long)]
         no_fsync: bool,
+        /// Write also what other programs use
+        #[arg(long)]
+        force_in_use: bool,
     },
     /// Finish what an interrupted run had begun to write into a file
     Recover {
@@ -118,6 +121,9 @@ pub enum Verb {
         /// Do not wait until data is on storage
         #[arg(long)]
         no_fsync: bool,
+        /// Write also what other programs use
+        #[arg(long)]
+        force_in_use: bool,
     },
 }
 
@@ -205,6 +211,9 @@ pub struct TransferArgs {
     /// Do not wait until data is on storage
     #[arg(long)]
     no_fsync: bool,
+    /// Write also what other programs use: locked files, mounted devices
+    #[arg(long)]
+    force_in_use: bool,
     /// Unit of comparison, a power of two from 4K to 256K [default: 64K]
     #[arg(short = 'B', long, value_name = "SIZE", value_parser = size)]
     block_size: Option<u64>,
@@ -362,6 +371,7 @@ impl TransferArgs {
             hole_map: !self.no_hole_map,
             verify: self.verify,
             fsync: !self.no_fsync,
+            force_in_use: self.force_in_use,
             block_size: block_size(self.block_size)?,
             leaf_size: self.leaf_size.map_or(Ok(BlockSize::SMALLEST), BlockSize::new)?,
             compress: match self.compress {

@@ -27,6 +27,8 @@ pub mod sync;
 #[doc(hidden)]
 pub mod apply;
 #[doc(hidden)]
+pub mod in_use;
+#[doc(hidden)]
 pub mod protocol;
 #[doc(hidden)]
 pub mod receiver;

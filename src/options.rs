@@ -49,6 +49,8 @@ pub struct Options {
     pub verify: bool,
     /// Have data on storage before a file counts as done.
     pub fsync: bool,
+    /// Write also what other programs use.
+    pub force_in_use: bool,
     /// The unit of comparison.
     pub block_size: BlockSize,
     /// The parts of a block that are compared by themselves when it differs; as
@@ -100,6 +102,7 @@ impl Default for Options {
             hole_map: true,
             verify: false,
             fsync: true,
+            force_in_use: false,
             block_size: BlockSize::default(),
             leaf_size: BlockSize::SMALLEST,
             compress: Compress::Auto,

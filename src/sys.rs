@@ -3,7 +3,9 @@
 //! I/O error is always an error.
 #![allow(unsafe_code)]
 
+mod locks;
 mod names;
+mod seek;
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -23,35 +25,8 @@ pub use names::{
     sync_dir, unlink_at,
 };
 
-/// What a seek for data or for a hole found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sought {
-    /// The next data or hole begins here.
-    At(u64),
-    /// There is no data from here on (`ENXIO`).
-    End,
-    /// This file has no map (`EINVAL`): block devices, some file systems.
-    NoMap,
-}
-
-/// `lseek(fd, from, SEEK_DATA)`; lseek(2).
-pub fn seek_data(file: &File, from: u64) -> io::Result<Sought> {
-    sought(nix::unistd::lseek(file, offset(from)?, Whence::SeekData))
-}
-
-/// `lseek(fd, from, SEEK_HOLE)`; lseek(2). The end of the file counts as a hole.
-pub fn seek_hole(file: &File, from: u64) -> io::Result<Sought> {
-    sought(nix::unistd::lseek(file, offset(from)?, Whence::SeekHole))
-}
-
-fn sought(result: nix::Result<libc::off_t>) -> io::Result<Sought> {
-    match result {
-        Ok(at) => Ok(Sought::At(at as u64)),
-        Err(Errno::ENXIO) => Ok(Sought::End),
-        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(Sought::NoMap),
-        Err(errno) => Err(errno.into()),
-    }
-}
+pub use locks::{LockKind, hold_shared, lock_in_the_way};
+pub use seek::{Sought, seek_data, seek_hole};
 
 /// The size of a block device, which `stat` does not tell.
 pub fn device_size(file: &File) -> io::Result<u64> {
@@ -99,6 +74,8 @@ mod ioctl {
     nix::ioctl_write_ptr!(ficlonerange, 0x94, 13, super::CloneRange);
     // BLKZEROOUT of linux/fs.h, `_IO(0x12, 127)`: start and length in bytes.
     nix::ioctl_write_ptr_bad!(blkzeroout, 0x127f, [u64; 2]);
+    // LOOP_GET_STATUS64 of linux/loop.h.
+    nix::ioctl_read_bad!(loop_get_status64, 0x4c05, super::LoopInfo64);
     nix::ioctl_read!(fsgetxattr, b'X', 31, super::FsXattr);
     nix::ioctl_write_ptr!(fssetxattr, b'X', 32, super::FsXattr);
     nix::ioctl_read!(fs_ioc_getflags, b'f', 1, libc::c_long);
@@ -206,6 +183,23 @@ pub fn zero_out_device(file: &File, range: Range<u64>) -> io::Result<bool> {
         Err(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EINVAL) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// `struct loop_info64` of linux/loop.h; what is not asked for here is one field.
+#[repr(C)]
+struct LoopInfo64 {
+    device: u64,
+    inode: u64,
+    others: [u64; 27],
+}
+
+/// Device and inode of the file behind a loop device; loop(4).
+pub fn loop_backing(device: &File) -> io::Result<(u64, u64)> {
+    let mut info = LoopInfo64 { device: 0, inode: 0, others: [0; 27] };
+    // SAFETY: the descriptor is open, and the kernel writes one `struct loop_info64`, which
+    // has the 232 bytes of `info`.
+    unsafe { ioctl::loop_get_status64(device.as_raw_fd(), &mut info) }?;
+    Ok((info.device, info.inode))
 }
 
 /// Reads some bytes at `at`, and leaves no more of them in the page cache than was

@@ -20,6 +20,7 @@ use crate::apply::ranges::{self, Abilities};
 use crate::apply::recover::{Recovered, check_root};
 use crate::error::{Error, Failure, Result};
 use crate::hashmap::{Grid, Hash};
+use crate::in_use;
 use crate::options::Options;
 use crate::report::human;
 use crate::scan;
@@ -249,20 +250,43 @@ impl Task {
         })
     }
 
-    /// Demands that the old file is still what it was; that there is still nothing, or a
+    /// Demands that nobody else uses the old file.
+    pub fn refuse_in_use(&self, old: &Old) -> Result<()> {
+        if self.options.force_in_use {
+            Ok(())
+        } else {
+            in_use::refuse(&old.file, &old.state, &self.place.path)
+        }
+    }
+
+    /// The same of a file that is to be written itself, which QEMU cannot open from now on.
+    pub fn claim(&self, old: &Old) -> Result<()> {
+        if self.options.force_in_use {
+            Ok(())
+        } else {
+            in_use::claim(&old.file, &old.state, &self.place.path)
+        }
+    }
+
+    /// Demands that the old file is still what it was, and used by nobody; that there is still nothing, or a
     /// symlink, where there was none.
     pub fn check_old(&self, old: Option<&Old>) -> Result<()> {
-        let stat = self.place.stat()?;
-        let same = match old {
-            Some(old) => {
-                let now = old.file.metadata().map_err(self.place.error("look at"))?;
-                let state = |m: &Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
-                let named = stat.map(|stat| (stat.st_dev, stat.st_ino));
-                state(&now) == state(&old.state) && named == Some((now.dev(), now.ino()))
-            }
-            None => stat.is_none_or(|stat| kind_of(&stat) == SFlag::S_IFLNK),
+        let Some(old) = old else {
+            let same = self.place.stat()?.is_none_or(|stat| kind_of(&stat) == SFlag::S_IFLNK);
+            return if same { Ok(()) } else { Err(changed_meanwhile(&self.place)) };
         };
-        if same { Ok(()) } else { Err(changed_meanwhile(&self.place)) }
+        self.check_state(old, &old.state)
+    }
+
+    /// Demands that the old file is still in this state, and used by nobody.
+    pub fn check_state(&self, old: &Old, expected: &Metadata) -> Result<()> {
+        let named = self.place.stat()?.map(|stat| (stat.st_dev, stat.st_ino));
+        let now = old.file.metadata().map_err(self.place.error("look at"))?;
+        let state = |m: &Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+        if state(&now) != state(expected) || named != Some((now.dev(), now.ino())) {
+            return Err(changed_meanwhile(&self.place));
+        }
+        self.refuse_in_use(old)
     }
 
     /// Whether an earlier run left a log or a stage.

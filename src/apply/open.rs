@@ -14,6 +14,7 @@ use nix::sys::stat::{FileStat, SFlag};
 
 use crate::apply::attributes::times::{Grain, TimeRule};
 use crate::apply::commit::{Counts, Task};
+use crate::apply::nodes::NodeDirectories;
 use crate::apply::place::beside::Beside;
 use crate::apply::place::{Access, Old, Place, Turns, kind_of};
 use crate::apply::ranges::behind::WriteBehind;
@@ -30,6 +31,7 @@ use crate::apply::way::fresh::Fresh;
 use crate::apply::way::staged::Staged;
 use crate::apply::{Basis, Destination, QuickCheck, Wanted, Zeros, check_device_size};
 use crate::error::{Error, Failure, Result, lock};
+use crate::in_use;
 use crate::options::{Commit, Options};
 use crate::scan::{self, FileImage, FileState};
 use crate::sys;
@@ -45,12 +47,19 @@ pub struct Setup {
     /// Likewise.
     grains: Mutex<HashMap<u64, Grain>>,
     turns: Arc<Turns>,
+    nodes: NodeDirectories,
 }
 
 impl Setup {
     /// For one run.
     pub fn new(options: Arc<Options>) -> Setup {
-        Setup { options, probed: Mutex::default(), grains: Mutex::default(), turns: Arc::default() }
+        Setup {
+            options,
+            probed: Mutex::default(),
+            grains: Mutex::default(),
+            turns: Arc::default(),
+            nodes: NodeDirectories::default(),
+        }
     }
 
     /// What can be done about an old file. What its file system can do is tried once, with
@@ -139,6 +148,9 @@ impl Destination {
     pub fn open(mut place: Place, wanted: Wanted, setup: &Setup) -> Result<Opening> {
         let options = &setup.options;
         let mut stat = place.stat()?;
+        if let None | Some(SFlag::S_IFLNK) = stat.as_ref().map(kind_of) {
+            setup.nodes.refuse_missing(&place, stat.is_some())?;
+        }
         if options.dry_run {
             return preview(&place, stat, &wanted, setup);
         }
@@ -149,7 +161,7 @@ impl Destination {
         let mut beside = place.look_beside()?;
         let mut recovered = Recovered::Nothing;
         if kind != Some(SFlag::S_IFBLK) {
-            recovered = recover::finish_beside(&place, &beside, options.fsync, options.hole_map)?;
+            recovered = recover::finish_beside(&place, &beside, options)?;
             if matches!(recovered, Recovered::Finished { .. }) {
                 (stat, beside) = (place.stat()?, place.look_beside()?);
             }
@@ -193,13 +205,16 @@ fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, setup: &Setup
         None | Some(SFlag::S_IFLNK) => {
             return opening(Opened::Preview(Preview { basis: None, changes_length: true }));
         }
-        Some(kind) if is_possible(kind) => {
-            place.open(&place.name, OFlag::O_RDONLY).map_err(place.error("open"))?
-        }
+        Some(SFlag::S_IFBLK) => open_device(place, OFlag::O_RDONLY, &setup.options)?,
+        Some(SFlag::S_IFREG) => place.open(&place.name, OFlag::O_RDONLY).map_err(place.error("open"))?,
         Some(other) => return Err(in_the_way(place, other)),
     };
+    let state = file.metadata().map_err(place.error("look at"))?;
+    if !setup.options.force_in_use {
+        in_use::refuse(&file, &state, &place.path)?;
+    }
     let basis = basis_of(&file, setup.options.hole_map).map_err(place.error("open"))?;
-    let is_file = file.metadata().map_err(place.error("look at"))?.is_file();
+    let is_file = state.is_file();
     if !is_file {
         check_device_size(place, basis.length, wanted.length, "nothing was written")?;
     }
@@ -278,6 +293,7 @@ fn resumable_temp(task: &Task) -> Result<Option<File>> {
 fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination> {
     let turn = setup.turns.take(&task.place, &stat)?;
     let old = Old { _turn: turn, ..task.place.open_old()? };
+    task.refuse_in_use(&old)?;
     remove_drafts(&task, &[Working::Clone])?;
     let commit = task.options.commit;
     if commit == Commit::InPlace {
@@ -318,6 +334,7 @@ fn in_place(mut task: Task, setup: &Setup, old: Old) -> Result<Destination> {
     if old.access != Access::Write {
         return Err(Error::refused(&place.path, "cannot be written in place (read-only, or busy)"));
     }
+    task.claim(&old)?;
     remove_drafts(&task, &[Working::Temp])?;
     let mut basis = None;
     if !task.wanted.whole {
@@ -357,15 +374,21 @@ fn staged(task: Task, old: Old) -> Result<Destination> {
     Ok(Destination::new(task, Way::Staged(Staged::new(old)), Some(basis)))
 }
 
+/// Opens a device that nobody holds, unless that is to be no matter.
+fn open_device(place: &Place, access: OFlag, options: &Options) -> Result<File> {
+    // O_EXCL without O_CREAT: fails when the device is mounted or otherwise held (open(2)).
+    let alone = if options.force_in_use { OFlag::empty() } else { OFlag::O_EXCL };
+    place.open(&place.name, access | alone).map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) => {
+            in_use::refuse_held(&place.path, place.stat().ok().flatten().map_or(0, |stat| stat.st_rdev))
+        }
+        _ => place.error("open")(error),
+    })
+}
+
 fn device(task: Task) -> Result<Destination> {
     let place = &task.place;
-    // O_EXCL without O_CREAT: fails when the device is mounted or otherwise held (open(2)).
-    let file = match place.open(&place.name, OFlag::O_RDWR | OFlag::O_EXCL) {
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-            return Err(Error::refused(&place.path, "the device is in use (mounted?); free it first"));
-        }
-        other => place.locked(other.map_err(place.error("open"))?)?,
-    };
+    let file = place.locked(open_device(place, OFlag::O_RDWR, &task.options)?)?;
     let size = sys::device_size(&file).map_err(place.error("find the size of"))?;
     check_device_size(place, size, task.wanted.length, "nothing was written")?;
     let state = file.metadata().map_err(place.error("look at"))?;
@@ -375,6 +398,7 @@ fn device(task: Task) -> Result<Destination> {
         Some(basis_of(&file, task.options.hole_map).map_err(place.error("open"))?)
     };
     let old = Old { file, state, access: Access::Write, _turn: None };
+    task.claim(&old)?;
     Ok(Destination::new(task, Way::Direct(Direct::new(old)), basis))
 }
 

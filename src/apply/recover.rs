@@ -17,7 +17,8 @@ use crate::apply::stage::Sealed;
 use crate::apply::stage::log::{self, Identity, LogEnd, UnknownFormat};
 use crate::error::{Error, Failure, Result, printable};
 use crate::hashmap::{self, Grid, Hash};
-use crate::options::BlockSize;
+use crate::in_use;
+use crate::options::{BlockSize, Options};
 use crate::scan::FileImage;
 use crate::sys;
 use crate::working::Working;
@@ -68,23 +69,23 @@ impl Recovered {
 }
 
 /// Finishes what a crash interrupted between sealing a log and the end of its
-/// replay: step 2 of [`apply`](crate::apply). Without a `hole_map`, holes are read, too.
+/// replay: step 2 of [`apply`](crate::apply). Of the options, those count that say how to read and to sync, and what is in use.
 ///
 /// # Errors
 ///
 /// When the log is sealed and the file can't be finished from it, or another version
 /// wrote it: then everything stays.
-pub fn recover(place: &Place, sync: bool, hole_map: bool) -> Result<Recovered> {
+pub fn recover(place: &Place, options: &Options) -> Result<Recovered> {
     let mut place = place.clone();
     let beside = place.look_beside()?;
-    finish_beside(&place, &beside, sync, hole_map)
+    finish_beside(&place, &beside, options)
 }
 
 /// Finishes the file from a log that lies beside it.
-pub(super) fn finish_beside(place: &Place, beside: &Beside, sync: bool, hole_map: bool) -> Result<Recovered> {
+pub(super) fn finish_beside(place: &Place, beside: &Beside, options: &Options) -> Result<Recovered> {
     let mut found = Recovered::Nothing;
     for naming in &beside.logs {
-        found = finish_from_log(&place.under(*naming), sync, hole_map)?;
+        found = finish_from_log(&place.under(*naming), options)?;
         if matches!(found, Recovered::Finished { .. } | Recovered::Damaged) {
             return Ok(found);
         }
@@ -95,7 +96,7 @@ pub(super) fn finish_beside(place: &Place, beside: &Beside, sync: bool, hole_map
     }
 }
 
-fn finish_from_log(place: &Place, sync: bool, hole_map: bool) -> Result<Recovered> {
+fn finish_from_log(place: &Place, options: &Options) -> Result<Recovered> {
     let peek = || place.peek(Working::Log).map_err(place.error("open the log of"));
     let Some(log) = peek()? else { return Ok(Recovered::Nothing) };
     log::read_header(&log).map_err(|error| log_error(place, error))?;
@@ -110,7 +111,7 @@ fn finish_from_log(place: &Place, sync: bool, hole_map: bool) -> Result<Recovere
     match look(place, &old.file, log)? {
         Left::Nothing(found) => Ok(found),
         Left::Incomplete => Ok(Recovered::Damaged),
-        Left::Whole(sealed) => finish(place, &old, &sealed, (sync, hole_map)),
+        Left::Whole(sealed) => finish(place, &old, &sealed, options),
     }
 }
 
@@ -183,7 +184,8 @@ fn look(place: &Place, old: &File, log: File) -> Result<Left> {
     })
 }
 
-fn finish(place: &Place, old: &Old, sealed: &Sealed, (sync, hole_map): (bool, bool)) -> Result<Recovered> {
+fn finish(place: &Place, old: &Old, sealed: &Sealed, options: &Options) -> Result<Recovered> {
+    let (sync, hole_map) = (options.fsync, options.hole_map);
     let Some((file, access, opened_up)) = open_up(place, old)? else { return Ok(Recovered::Damaged) };
     let root = sealed.seal.root;
     let block = BlockSize::try_from(sealed.seal.block_size)?;
@@ -195,6 +197,9 @@ fn finish(place: &Place, old: &Old, sealed: &Sealed, (sync, hole_map): (bool, bo
     }
     let mut unset = Ok(None);
     if access == Access::Write {
+        if !options.force_in_use {
+            in_use::claim(&file, &old.state, &place.path)?;
+        }
         if sync {
             sealed.sync().and_then(|()| place.sync_dir()).map_err(place.error("sync the log of"))?;
         }

@@ -141,8 +141,14 @@ impl Stage {
         self.log.write_all(&encode(range, kind))
     }
 
+    /// Has the data on storage, which may take long.
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.flush()?;
+        self.data.sync_data()
+    }
+
     /// Makes old file, stage and log a unit that can be finished whatever
-    /// happens: everything is on storage when this returns (unless `sync` is
+    /// happens, if the data is on storage: the log is when this returns (unless `sync` is
     /// false: then only a crash of the machine can still undo it).
     ///
     /// # Errors
@@ -159,9 +165,6 @@ impl Stage {
 
     fn put_seal(&mut self, seal: &Seal, sync: bool) -> io::Result<Sealed> {
         let mut log = self.log.get_ref().try_clone()?;
-        if sync {
-            self.data.sync_data()?;
-        }
         let body = postcard::to_stdvec(seal).map_err(io::Error::other)?;
         log.write_all(&encode(0..body.len() as u64, KIND_SEAL))?;
         log.write_all(&body)?;

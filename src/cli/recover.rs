@@ -10,6 +10,7 @@ use std::sync::Arc;
 use holesync::apply::Place;
 use holesync::apply::recover::{self, Recovered};
 use holesync::error::{Error, Result, printable};
+use holesync::options::Options;
 use holesync::report::hex;
 use holesync::sys;
 use holesync::working::{image_of_log, is_working_file_of};
@@ -25,19 +26,19 @@ use crate::cli::verbs::{each, print_line};
 ///
 /// [`Error::Refused`] for a file that may be half written and cannot be finished; what
 /// opening files and directories reports.
-pub fn run(paths: &[PathBuf], sync: bool) -> Result<()> {
-    each(paths, |path| if path.is_dir() { recover_tree(path, sync) } else { recover_file(path, sync) })
+pub fn run(paths: &[PathBuf], options: &Options) -> Result<()> {
+    each(paths, |path| if path.is_dir() { recover_tree(path, options) } else { recover_file(path, options) })
 }
 
-fn recover_file(path: &Path, sync: bool) -> Result<()> {
+fn recover_file(path: &Path, options: &Options) -> Result<()> {
     let Some(name) = path.file_name() else { return Err(Error::refused(path, "names no file")) };
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let dir = File::open(parent).map_err(Error::file("open", parent))?;
-    recover_at(&Place::new(Arc::new(dir.into()), name.to_owned(), path.to_path_buf()), sync)
+    recover_at(&Place::new(Arc::new(dir.into()), name.to_owned(), path.to_path_buf()), options)
 }
 
 /// Everything below `root` is reached from its descriptor: others may move what lies there.
-fn recover_tree(path: &Path, sync: bool) -> Result<()> {
+fn recover_tree(path: &Path, options: &Options) -> Result<()> {
     let root = OwnedFd::from(File::open(path).map_err(Error::file("open", path))?);
     each(WalkDir::new(path).min_depth(1).sort_by_file_name(), |entry| {
         let entry = entry.map_err(|error| {
@@ -45,14 +46,20 @@ fn recover_tree(path: &Path, sync: bool) -> Result<()> {
             Error::file("read", path)(error.into())
         })?;
         match image_of_log(entry.file_name()) {
-            Some(literal) => recover_beside(&root, path, &entry, literal, sync),
+            Some(literal) => recover_beside(&root, path, &entry, literal, options),
             None => Ok(()),
         }
     })
 }
 
 /// Finishes the image that a log belongs to. `literal`: its name, if that was not cut.
-fn recover_beside(root: &OwnedFd, above: &Path, log: &DirEntry, literal: &OsStr, sync: bool) -> Result<()> {
+fn recover_beside(
+    root: &OwnedFd,
+    above: &Path,
+    log: &DirEntry,
+    literal: &OsStr,
+    options: &Options,
+) -> Result<()> {
     let parent = log.path().parent().unwrap_or(above);
     let below = parent.strip_prefix(above).unwrap_or(Path::new(""));
     let dir = sys::open_beneath(root.as_fd(), below, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0);
@@ -62,7 +69,7 @@ fn recover_beside(root: &OwnedFd, above: &Path, log: &DirEntry, literal: &OsStr,
         _ => literal.to_owned(),
     };
     let path = parent.join(&name);
-    recover_at(&Place::new(dir, name, path), sync)
+    recover_at(&Place::new(dir, name, path), options)
 }
 
 /// The name in a directory that was too long for that of its log.
@@ -71,10 +78,10 @@ fn cut_name(dir: &Path, log: &OsStr) -> Option<OsString> {
     entries.map(|entry| entry.file_name()).find(|name| is_working_file_of(log, name))
 }
 
-fn recover_at(place: &Place, sync: bool) -> Result<()> {
+fn recover_at(place: &Place, options: &Options) -> Result<()> {
     let shown = printable(&place.path);
     let refused = |why: &str| Err(Error::refused(&place.path, why));
-    match recover::recover(place, sync, true)? {
+    match recover::recover(place, options)? {
         Recovered::Finished { root, unset } => {
             print_line(&format!("{shown}: finished from its log and verified, root hash {}", hex(&root)))?;
             unset.map_or(Ok(()), |unset| Err(Error::Unset(unset)))

@@ -60,8 +60,8 @@ pub fn run(cli: Cli) -> Result<()> {
             })
         }
         Some(Verb::Send { image, end }) => send(&image, end),
-        Some(Verb::Recv { file, size, no_fsync }) => {
-            let options = Options { fsync: !no_fsync, ..Options::default() };
+        Some(Verb::Recv { file, size, no_fsync, force_in_use }) => {
+            let options = Options { fsync: !no_fsync, force_in_use, ..Options::default() };
             let input = File::from(own(std::io::stdin())?);
             if file == Path::new("-") {
                 stream::expand(input, File::from(own(std::io::stdout())?), size)
@@ -69,7 +69,9 @@ pub fn run(cli: Cli) -> Result<()> {
                 stream::receive_file(input, &file, size, options, umask, warn)
             }
         }
-        Some(Verb::Recover { paths, no_fsync }) => recover::run(&paths, !no_fsync),
+        Some(Verb::Recover { paths, no_fsync, force_in_use }) => {
+            recover::run(&paths, &Options { fsync: !no_fsync, force_in_use, ..Options::default() })
+        }
     }
 }
 

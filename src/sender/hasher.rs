@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use crate::error::{Error, Result};
 use crate::hashmap::ahead::{Ahead, Likely, await_job};
 use crate::hashmap::{self, Batch, Grid};
+use crate::in_use;
 use crate::options::{Compress, Options};
 use crate::scan;
 use crate::source::{Kind, OpenSource, Source};
@@ -36,6 +37,8 @@ pub enum Hashed {
     Batch(Batch),
     /// One without its bytes, which are to be had from the file.
     Bare(Batch, Arc<OpenSource>),
+    /// What the user should know of the file.
+    Warning(String),
     /// The file is through.
     End {
         /// It stayed the same meanwhile, as far as that shows.
@@ -97,7 +100,7 @@ impl HashedQueue {
     fn add(&mut self, hashed: Hashed) -> bool {
         self.bytes += match &hashed {
             Hashed::Batch(batch) | Hashed::Bare(batch, _) => batch.bytes_read,
-            Hashed::End { .. } | Hashed::Failed(_) => LEAST,
+            Hashed::Warning(_) | Hashed::End { .. } | Hashed::Failed(_) => LEAST,
         };
         self.held.push(hashed);
         self.bytes < SMALL_FILES || self.pass_on()
@@ -141,6 +144,9 @@ impl FileHasher {
         let Some(opened) = source.open(self.options.hole_map)? else {
             return Ok(self.outgoing.add(Hashed::End { same: false, settled: true }));
         };
+        if !retry && let Some(warning) = in_use::warning(opened.image.file(), &source.path) {
+            self.outgoing.add(Hashed::Warning(warning));
+        }
         let opened = Arc::new(opened);
         let OpenSource { image, state, settled } = opened.as_ref();
         let grid = Grid { length, block: self.options.block_size };

@@ -44,6 +44,7 @@ impl<W: Write> Session<'_, W> {
                 match self.next_hashed()? {
                     Hashed::Batch(batch) => self.begin_batch(file, batch, None),
                     Hashed::Bare(batch, source) => self.begin_batch(file, batch, Some(source)),
+                    Hashed::Warning(text) => self.shared.warn(text)?,
                     Hashed::End { same, settled } => {
                         file.hashes = Supply::Ended;
                         file.settled = settled;
@@ -157,6 +158,7 @@ impl<W: Write> Session<'_, W> {
         loop {
             match self.next_hashed()? {
                 Hashed::Batch(batch) | Hashed::Bare(batch, _) => self.recycle(batch.buffer),
+                Hashed::Warning(_) => {}
                 Hashed::End { .. } | Hashed::Failed(_) => return Ok(()),
             }
         }

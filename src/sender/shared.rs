@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::{Failure, Result, code, lock};
 use crate::options::Options;
-use crate::protocol::{FrameWriter, Message};
+use crate::protocol::{FrameWriter, Message, shortened};
 use crate::report::{Event, Phase, Reporter, Stats};
 use crate::sender::announce::Files;
 
@@ -54,7 +54,7 @@ impl<W: Write> SenderShared<'_, W> {
     /// Has a warning shown where the user is.
     pub fn warn(&self, what: String) -> Result<()> {
         match self.side {
-            Side::Responder => self.send(&Message::Warning(what))?,
+            Side::Responder => self.send(&Message::Warning(shortened(what)))?,
             Side::Initiator => self.reporter.event(Event::Warning(&what)),
         }
         Ok(())

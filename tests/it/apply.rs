@@ -8,6 +8,7 @@ mod every_call;
 mod full;
 mod holes;
 mod hostile;
+mod in_use;
 mod meddling;
 mod power;
 mod recover;

@@ -2,7 +2,7 @@
 //! [`Stage`] beside it. In the end either the stage gets the rest from the old file and takes
 //! its name, or its log is sealed and the old file is written from it: whichever writes less.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 
@@ -110,9 +110,11 @@ impl Staged {
                 task.replace(&data, Working::Stage, Some(old), root)
             }
             End::Seal => {
-                let sealed = seal(task, old, stage, root)?;
+                let reserved = old.file.metadata().map_err(task.place.error("look at"))?;
+                task.claim(old)?;
+                let sealed = seal(task, old, stage, root, &reserved)?;
                 self.is_sealed = true;
-                end(task, &self.old, &sealed, root)
+                end(task, &self.old, &sealed, root, &reserved)
             }
         }
     }
@@ -176,8 +178,10 @@ fn prepare(task: &Task, old: &Old, stage: &mut Stage, kept: u64) -> Result<End> 
 }
 
 /// From here on the file can be finished without the source, and nothing else may become
-/// of it: log and stage stay until it is.
-fn seal(task: &Task, old: &Old, stage: &mut Stage, root: &Hash) -> Result<Sealed> {
+/// of it: log and stage stay until it is. `reserved`: the state of the old file since room
+/// was reserved in it.
+fn seal(task: &Task, old: &Old, stage: &mut Stage, root: &Hash, reserved: &Metadata) -> Result<Sealed> {
+    let fsync = task.options.fsync;
     let seal = Seal {
         length: task.wanted.length,
         block_size: task.options.block_size.into(),
@@ -185,17 +189,28 @@ fn seal(task: &Task, old: &Old, stage: &mut Stage, root: &Hash) -> Result<Sealed
         attributes: task.wanted.attributes.clone(),
         preallocate: task.options.preallocate,
     };
-    stage.seal(&seal, task.options.fsync).map_err(|error| {
+    let given_up = |stage: &mut Stage, error| {
         // The error to report is the first one.
         let _ = stage.give_up_reserve(&old.file, seal.length, task.options.hole_map);
         task.failed("seal", error, OldFile::Whole)
-    })
+    };
+    if fsync {
+        stage.sync().map_err(|error| given_up(stage, error))?;
+    }
+    // What somebody else has begun to use keeps the room, too: there may be data in it.
+    task.check_state(old, reserved)?;
+    stage.seal(&seal, fsync).map_err(|error| given_up(stage, error))
 }
 
 /// Finishes what is sealed.
-fn end(task: &Task, old: &Old, sealed: &Sealed, root: &Hash) -> Result<Option<Failure>> {
+fn end(task: &Task, old: &Old, sealed: &Sealed, root: &Hash, reserved: &Metadata) -> Result<Option<Failure>> {
     let (place, fsync) = (&task.place, task.options.fsync);
     task.sync_dir()?;
+    // Nothing is written yet: what somebody else wrote meanwhile must not be replayed over.
+    task.check_state(old, reserved).or_else(|error| {
+        forget_stage(place, fsync).map_err(place.error("clean up after"))?;
+        Err(error)
+    })?;
     let tidy = || task.free_excess(&old.file).map_err(place.error("punch holes into"));
     let replayed = replay(place, sealed, &old.file, fsync, tidy)?;
     forget_stage(place, fsync).map_err(place.error("clean up after"))?;

@@ -6,6 +6,7 @@ use std::io;
 
 use super::SendJob;
 use crate::error::{Error, Result, Stop, code, printable};
+use crate::in_use;
 use crate::options::Commit;
 use crate::report::{Event, Outcome, Phase};
 use crate::scan::FileImage;
@@ -63,7 +64,10 @@ impl SendJob<'_> {
         if let Attempt::Done = self.try_content(source, far)? {
             return Ok(());
         }
-        let source = source.look_again()?;
+        let mut source = source.look_again()?;
+        if let Kind::File { retry, .. } = &mut source.kind {
+            *retry = true;
+        }
         match self.try_content(&source, far)? {
             Attempt::Done => Ok(()),
             Attempt::Changed => {
@@ -125,8 +129,11 @@ impl SendJob<'_> {
     }
 
     fn try_content(&mut self, source: &Source, far: Option<&FarFile>) -> Result<Attempt> {
-        let Kind::File { length, .. } = source.kind else { return Ok(Attempt::Done) };
+        let Kind::File { length, retry, .. } = source.kind else { return Ok(Attempt::Done) };
         let Some(opened) = source.open(self.options.hole_map)? else { return Ok(Attempt::Changed) };
+        if !retry && let Some(warning) = in_use::warning(opened.image.file(), &source.path) {
+            self.reporter.event(Event::Warning(&warning));
+        }
         let timeless;
         let source = if opened.settled {
             source

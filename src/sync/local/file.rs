@@ -5,6 +5,7 @@ use crate::apply::{BasisState, Destination, Opened, Opening, Precision, Preview,
 use crate::error::{Error, Result, lock};
 use crate::hashmap::Hash;
 use crate::hashmap::compare::{Hashing, OldContent};
+use crate::in_use;
 use crate::report::{Event, Outcome, Phase};
 use crate::scan;
 use crate::source::{self, Kind, OpenSource, Source};
@@ -130,7 +131,7 @@ impl LocalCopy<'_> {
 
     /// Finds out what would be sent.
     fn preview(&self, source: &Source, preview: &Preview) -> Result<Outcome, FileError> {
-        let opened = open_source(source, self.options.hole_map)?;
+        let opened = self.open_source(source)?;
         let old = match &preview.basis {
             Some(basis) => OldContent::Image(basis.image.as_ref(), basis.length),
             None => OldContent::Zeros,
@@ -150,7 +151,7 @@ impl LocalCopy<'_> {
     /// Fills a destination that is empty.
     fn copy(&self, source: &Source, destination: &mut Destination) -> Result<Filled, FileError> {
         let Kind::File { length, allocated, .. } = source.kind else { return Err(FileError::Changed) };
-        let opened = open_source(source, self.options.hole_map)?;
+        let opened = self.open_source(source)?;
         self.stats().data_bytes += allocated;
         let _cores = (scan::may_hold(allocated, length) > LARGE).then(|| lock(&self.cores));
         let told = |bytes| {
@@ -174,7 +175,7 @@ impl LocalCopy<'_> {
     /// Holds a source against what the destination has, and writes what differs.
     fn update(&self, source: &Source, destination: &mut Destination) -> Result<Filled, FileError> {
         let Kind::File { length, allocated, .. } = source.kind else { return Err(FileError::Changed) };
-        let opened = open_source(source, self.options.hole_map)?;
+        let opened = self.open_source(source)?;
         let basis = destination.basis();
         let old = match &basis {
             Some(basis) => OldContent::Image(basis.image.as_ref(), basis.length),
@@ -207,6 +208,18 @@ impl LocalCopy<'_> {
             destination.forget_time();
         }
         Ok(())
+    }
+
+    /// Opens a source, which must be as long as it was found, and warns of who uses it.
+    fn open_source(&self, source: &Source) -> Result<OpenSource, FileError> {
+        let opened =
+            source.open(self.options.hole_map).map_err(FileError::Source)?.ok_or(FileError::Changed)?;
+        if matches!(source.kind, Kind::File { retry: false, .. })
+            && let Some(warning) = in_use::warning(opened.image.file(), &source.path)
+        {
+            self.reporter.event(Event::Warning(&warning));
+        }
+        Ok(opened)
     }
 
     /// Completes a file that has its content.
@@ -253,9 +266,4 @@ impl LocalCopy<'_> {
             Err(error) => self.source_failed(&source::lost(&error)),
         }
     }
-}
-
-/// Opens a source, which must be as long as it was found.
-fn open_source(source: &Source, hole_map: bool) -> Result<OpenSource, FileError> {
-    source.open(hole_map).map_err(FileError::Source)?.ok_or(FileError::Changed)
 }

@@ -9,7 +9,7 @@ use crate::common::check::{assert_begins_with, assert_holes_kept, assert_same};
 use crate::common::lab::{self, Loop};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at};
-use crate::common::process::{Outcome, holesync, run};
+use crate::common::process::{Outcome, holesync, run, run_on};
 
 const MIB: usize = 1 << 20;
 const BLOCK: usize = 64 << 10;
@@ -114,8 +114,89 @@ fn a_device_in_use_is_refused() {
     let path = garbage.file(&image());
     let outcome = garbage.push(&[], &path);
     run(Command::new("umount").arg(&mount)).ok();
-    assert!(outcome.code(23).stdout.contains("in use"));
+    let outcome = outcome.code(23);
+    for part in ["in use", "mounted at", mount.to_str().expect("a path"), "--force-in-use"] {
+        assert!(outcome.stdout.contains(part), "{part:?} is not in {outcome}");
+    }
     garbage.push(&[], &path).ok();
+}
+
+#[test]
+fn a_mounted_device_is_refused_in_a_dry_run_warned_of_as_a_source_and_written_by_force() {
+    let Some(garbage) = Garbage::new() else { return };
+    run(Command::new("mkfs.ext4").arg("-q").arg(garbage.path())).ok();
+    let mount = garbage.dir.path().join("mount");
+    fs::create_dir(&mount).expect("create");
+    let (path, copy) = (garbage.file(&image()), garbage.dir.path().join("copy"));
+    for (rights, warnings) in [("ro", 0), ("rw", 1)] {
+        run(Command::new("mount").args(["-o", rights]).arg(garbage.path()).arg(&mount)).ok();
+        let dry = run(holesync().arg("-n").arg(&path).arg(garbage.path()));
+        let read = run(holesync().arg(garbage.path()).arg(&copy));
+        run(Command::new("umount").arg(&mount)).ok();
+        dry.code(23).says(&["in use", "mounted at"]);
+        assert_eq!(read.stderr.matches("may be inconsistent").count(), warnings, "{read}");
+    }
+    // Mounted, since there is no other way to hold it here.
+    run(Command::new("mount").args(["-o", "ro"]).arg(garbage.path()).arg(&mount)).ok();
+    let forced = garbage.push(&["--force-in-use"], &path);
+    let written = fs::read(garbage.path()).expect("read the device");
+    run(Command::new("umount").arg(&mount)).ok();
+    forced.ok();
+    assert!(written.starts_with(&fs::read(&path).expect("read the image")));
+}
+
+/// A directory below `/dev` of the test's own.
+struct NodeDirectory(PathBuf);
+
+impl NodeDirectory {
+    fn new() -> Option<NodeDirectory> {
+        if !lab::is_root() {
+            return None;
+        }
+        let path = PathBuf::from(format!("/dev/holesync-test-{}", std::process::id()));
+        fs::create_dir(&path).expect("create a directory below /dev");
+        Some(NodeDirectory(path))
+    }
+}
+
+impl Drop for NodeDirectory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn where_a_device_node_is_missing_no_file_is_made() {
+    let Some(nodes) = NodeDirectory::new() else { return };
+    let dir = lab::scratch();
+    let path = dir.path().join("image");
+    image().write(&path);
+    let tree = dir.path().join("tree");
+    fs::create_dir(&tree).expect("create");
+    fs::copy(&path, tree.join("vm")).expect("copy");
+    let peer = Peer::pipe(dir.path());
+    let node = nodes.0.join("vm");
+    let link = dir.path().join("link");
+    symlink(&node, &link).expect("link");
+    let says = ["no such device", "set the device up first"];
+    for target in [&node, &link] {
+        for flags in [&[][..], &["-n"], &["--inplace"], &["-W"]] {
+            run(holesync().args(flags).arg(&path).arg(target)).code(23).says(&says);
+            run(peer.holesync().args(flags).arg(&path).arg(at(target))).code(23).says(&says);
+            run(peer.holesync().args(flags).arg(at(&path)).arg(target)).code(23).says(&says);
+        }
+        run(peer.shell().arg(at(&path)).arg(target)).code(23).says(&says);
+        run_on(holesync().arg("recv").arg(target), b"DATA\n1\nx").code(23).says(&says);
+    }
+    run(holesync().arg(tree.join("")).arg(&nodes.0)).code(23).says(&says);
+    assert!(fs::read_dir(&nodes.0).expect("list").next().is_none() && link.is_symlink());
+    // Memory that is for files is none of this.
+    let memory = PathBuf::from(format!("/dev/shm/holesync-test-{}", std::process::id()));
+    if Path::new("/dev/shm").is_dir() {
+        let outcome = run(holesync().arg(&path).arg(&memory));
+        let _ = fs::remove_file(&memory);
+        outcome.ok();
+    }
 }
 
 #[test]
