@@ -136,8 +136,14 @@ pub fn bootstrap(
         }
     };
     let Some(Greeting { version, aes }) = greeting else {
-        reporter
-            .event(Event::Note(&format!("the shell answered on {host}, and takes part without a holesync")));
+        let what = format!("the shell answered on {host}, and takes part without a holesync");
+        match remote.agent {
+            // Nobody asked for it, and it promises less.
+            Agent::Auto => reporter.event(Event::Warning(&format!(
+                "{what}, which promises less: no hashes are compared; --agent=require would not do that, --agent=push brings one"
+            ))),
+            _ => reporter.event(Event::Note(&what)),
+        }
         return Ok(Bootstrapped { far_side: FarSide::Shell, aes });
     };
     reporter.event(Event::Note(&format!("holesync answered on {host}, protocol {version}")));

@@ -357,10 +357,13 @@ impl ReceiveJob<'_> {
     /// Receives what answers a request: the file, or why there is none.
     fn file(&mut self, requested: Requested) -> Result<()> {
         let Requested { entry, encoding, destination, .. } = requested;
-        if let Err(why) = self.far.answer(b"sent")? {
-            self.fail_far(&entry, &why);
-            return Ok(());
-        }
+        let encoding = match self.far.sent(encoding)? {
+            Ok(encoding) => encoding,
+            Err(why) => {
+                self.fail_far(&entry, &why);
+                return Ok(());
+            }
+        };
         let mut sink = ArrivingFile::new(*destination, self.reporter);
         let sent = match self.far.content(&entry, encoding, &mut sink).and_then(|()| self.far.answer(b"done"))
         {

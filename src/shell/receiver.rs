@@ -162,9 +162,12 @@ impl ReceivingShell {
     }
 
     /// Finds, or makes, the directory that everything goes to.
-    pub fn open_root(&mut self, path: &[u8], is_file: bool, dry_run: bool) -> Result<FarRoot> {
+    pub fn open_root(&mut self, path: &[u8], is_file: bool, options: &Options) -> Result<FarRoot> {
         let kind: &[u8] = if is_file { b"file" } else { b"directory" };
-        self.command(&[b"base", kind, if dry_run { b"dry" } else { b"real" }, path])?;
+        let dry = if options.dry_run { b"dry".as_slice() } else { b"real" };
+        let sync = if options.fsync { b"sync".as_slice() } else { b"nosync" };
+        let guard = if options.force_in_use { b"force".as_slice() } else { b"guard" };
+        self.command(&[b"base", kind, dry, path, sync, guard])?;
         let line = self.line().map_err(|error| match error {
             Error::Remote { peer, failure: Failure { code: code @ code::SELECT, message } } => {
                 let message = format!("{}: {message}", escape(path));

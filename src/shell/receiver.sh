@@ -6,7 +6,7 @@
 
 main() {
     prepare
-    temp='' command=''
+    temp='' command='' unsynced=''
     trap 'clean' EXIT
     trap 'exit 20' HUP INT TERM PIPE
     probe
@@ -24,6 +24,7 @@ main() {
         file) file "$@" ;;
         through) through "$@" ;;
         end)
+            sync_names
             say end
             exit 0
             ;;
@@ -91,8 +92,10 @@ can_touch() {
 # --- names --------------------------------------------------------------------
 
 # Enters the directory that everything is relative to. "file": the path may also be
-# the name of the single file that is sent.
+# the name of the single file that is sent. "sync": names are to be on storage at the end.
+# "force": what others use is written, too.
 base() {
+    names=$4 guard=$5
     decode_path "$3"
     named=
     parent=${plain%/*}
@@ -110,6 +113,7 @@ base() {
         { mkdir "$plain" && cd -P "$plain"; } || refuse 'this directory cannot be created; create its parent first'
         named=new
     fi
+    here=$(pwd -P)
     say "base ${named:-directory} $(umask) $user $times $lists $sums $digs $bulk"
 }
 
@@ -155,6 +159,7 @@ is_blocked() {
 make_directory() {
     decode "$1"
     if ! is_blocked "$plain" && [ ! -L "$plain" ] && { [ -d "$plain" ] || mkdir "$plain"; }; then
+        renamed "$plain"
         # The directory is filled first, and given its permissions last.
         { [ -w "$plain" ] && [ -x "$plain" ]; } || chmod u+rwx "$plain"
         say 'done'
@@ -203,7 +208,22 @@ replace() {
     if [ "$move" = 'mv -f' ] && [ -L "$1" ] && [ -d "$1" ]; then
         rm -f "$1" || return 1
     fi
-    $move "$temp" "$1"
+    $move "$temp" "$1" && renamed "$1"
+}
+
+# Remembers that a name was made, and has those in another directory on storage.
+renamed() {
+    [ "$names" = sync ] || return 0
+    [ "$unsynced" = "${1%/*}" ] || sync_names
+    unsynced=${1%/*}
+}
+
+# A sync that takes no names does it for all there is.
+sync_names() {
+    if [ -n "$unsynced" ] && command -v sync >/dev/null 2>&1; then
+        sync "$unsynced" 2>/dev/null || sync || fatal 'its directory could not be synced'
+    fi
+    unsynced=
 }
 
 set_attributes() {
@@ -304,6 +324,10 @@ file() {
         say 'failed changed while it was being updated; it was left alone'
     elif [ "$device" = yes ]; then
         say 'done'
+    elif [ -n "$temp" ] && is_busy "$path"; then
+        clean
+        temp=
+        say "failed $why"
     else
         attributes "$5" "$6" "$7" "$8" "$9" "${10}" "$out"
         if [ -z "$temp" ] || replace "$path"; then
@@ -327,6 +351,8 @@ open() {
         device=yes how=inplace
         room=$(blockdev --getsize64 "$1" 2>/dev/null || echo "$size")
         [ "$room" -ge "$size" ] || why="the device holds $room bytes and the image has $size; nothing was written"
+    elif is_missing_node "$1"; then
+        why='there is no such device, and a file in its place would be of no use: set the device up first'
     elif [ -L "$1" ] || [ ! -e "$1" ]; then
         how=fresh
     elif [ -d "$1" ]; then
@@ -336,7 +362,7 @@ open() {
     elif [ "$how" = inplace ] && ! true >>"$1"; then
         why='cannot be written in place (read-only, or busy)'
     fi
-    [ -z "$why" ] || return 1
+    if [ -n "$why" ] || is_busy "$1"; then return 1; fi
     if [ "$how" = fresh ]; then
         out=$2
         create "$2" || {
@@ -356,6 +382,32 @@ open() {
     if [ "$zeros" = allocated ] && [ "$size" != 0 ] && [ -z "$device" ]; then
         if fallocate -l "$size" "$out" 2>/dev/null; then allocated=yes; fi
     fi
+}
+
+# Whether a device should have this name and is not there.
+is_missing_node() {
+    [ ! -e "$1" ] || return 1
+    link=
+    [ ! -L "$1" ] || link=$(readlink "$1")
+    case $here/${1#./} in
+    /dev/shm/*) return 1 ;;
+    /dev/*) return 0 ;;
+    esac
+    case $link in /dev/*) ;; *) return 1 ;; esac
+}
+
+# Whether somebody uses what is there, and that matters; $why tells. Perl can ask the system
+# for a device that nobody holds.
+is_busy() {
+    [ "$guard" != force ] || return 1
+    [ "$device" = yes ] || { [ -f "$1" ] && [ ! -L "$1" ]; } || return 1
+    # shellcheck disable=SC2016 # these are variables of perl
+    if ! in_use "$1" '' && [ "$device:$bulk" = yes:yes ]; then
+        perl -e 'use Fcntl; exit(!sysopen(my $device, $ARGV[0], O_RDWR | O_EXCL) && $! == 16)' "$1" ||
+            who='it is held (mounted elsewhere?)'
+    fi
+    [ -n "$who" ] || return 1
+    why="is in use: $who; stop that first, or write all the same with --force-in-use"
 }
 
 # Gives a temp file the ACL of the old file, or none if that has none, as far as there is a

@@ -34,7 +34,7 @@ pub fn run(session: ShellSession, sources: &[PathBuf], target: &Target) -> Resul
     let path = target.path.as_os_str().as_bytes();
     let walk = Walk::new(sources, options);
     let single = walk.is_single() && !target.directory;
-    let root = shell.open_root(path, single, options.dry_run)?;
+    let root = shell.open_root(path, single, options)?;
     let rename = (root.kind == FarRootKind::Name).then(|| target.path.file_name()).flatten();
     let rename = rename.map(|name| name.as_bytes().to_vec());
     if options.times && root.times == Times::No {

@@ -166,6 +166,17 @@ impl SendingShell {
         shell::read_result(&line, good, &self.host)
     }
 
+    /// Reads how a file comes that was asked for in this encoding, or why none comes.
+    pub fn sent(&mut self, asked: Encoding) -> Result<std::result::Result<Encoding, String>> {
+        let line = self.line()?;
+        Ok(match line.strip_prefix(b"sent ") {
+            Some(how) if how == asked.word() => Ok(asked),
+            Some(how) if how == Encoding::Whole.word() => Ok(Encoding::Whole),
+            Some(_) => return Err(shell::unexpected(&line, &self.host)),
+            None => shell::read_result(&line, b"", &self.host)?.map(|()| asked),
+        })
+    }
+
     /// Reads a listing, and returns the exit status of the command that made it.
     pub fn list(&mut self, mut take: impl FnMut(&[u8]) -> Option<()>) -> Result<Vec<u8>> {
         let mut record = RecordLines::default();

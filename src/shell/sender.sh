@@ -86,7 +86,7 @@ follow() {
 }
 
 # Sends a file. Words: how, its size, the blocking factor of tar, its name. The answer
-# is "sent" and the bytes, and then "done" or "failed".
+# is "sent", how it really is, and the bytes, and then "done" or "failed".
 get() {
     decode_path "$4"
     if ! { [ -f "$plain" ] || [ -b "$plain" ]; } || ! [ -r "$plain" ]; then
@@ -98,7 +98,13 @@ get() {
         say 'failed changed since it was looked at'
         return
     fi
-    say sent
+    ! in_use "$plain" writers ||
+        echo "$plain is in use: $who; the copy may be inconsistent, send a snapshot" >&2
+    [ "$1" != tar ] || counts_blocks || {
+        shift
+        set -- whole "$@"
+    }
+    say "sent $1"
     status=0
     pour "$@" || status=$?
     if [ $status = 0 ] && [ "$before" = "$(look_at)" ]; then
@@ -114,6 +120,13 @@ get() {
         exit 12
         ;;
     esac
+}
+
+# Whether tar may go by the blocks of a file: it takes one without any for a hole, which is so
+# on ext4, xfs, btrfs and tmpfs.
+counts_blocks() {
+    [ "$(stat -L -c %b "$plain")" = 0 ] || return 0
+    case $(stat -f -c %t "$plain") in ef53 | 58465342 | 9123683e | 1021994) ;; *) return 1 ;; esac
 }
 
 pour() {

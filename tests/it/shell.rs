@@ -1,6 +1,8 @@
 //! A far side with nothing but a shell and a few tools: every login shell,
 //! BusyBox alone, and what must not happen to the old file when things break.
 
+mod in_use;
+
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

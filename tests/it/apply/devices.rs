@@ -186,6 +186,7 @@ fn where_a_device_node_is_missing_no_file_is_made() {
             run(peer.holesync().args(flags).arg(at(&path)).arg(target)).code(23).says(&says);
         }
         run(peer.shell().arg(at(&path)).arg(target)).code(23).says(&says);
+        run(peer.shell().arg(&path).arg(at(target))).code(23).says(&["no such device"]);
         run_on(holesync().arg("recv").arg(target), b"DATA\n1\nx").code(23).says(&says);
     }
     run(holesync().arg(tree.join("")).arg(&nodes.0)).code(23).says(&says);

@@ -8,13 +8,13 @@ use std::time::{Duration, SystemTime};
 
 use crate::common::check::{assert_no_leftovers, assert_same, leftovers};
 use crate::common::faults::{Direction, Fault, await_pause, can_trace, killed_at, resume};
+use crate::common::guests::{await_lock, qemu};
 use crate::common::lab::{self, Fs, Loop};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at};
-use crate::common::process::{Running, holesync, run, run_on, start, wait_until};
+use crate::common::process::{holesync, run, run_on, start};
 
 const BLOCK: usize = 64 << 10;
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// An image, and another version of it elsewhere.
 struct Pair {
@@ -55,25 +55,6 @@ impl Pair {
 fn set_day(path: &Path, day: u64) {
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(day * 86_400);
     File::options().write(true).open(path).and_then(|file| file.set_modified(time)).expect("set the time");
-}
-
-/// Waits until a program holds a lock on a file.
-fn await_lock(file: &Path, kind: &str) {
-    let inode = format!(":{} ", fs::metadata(file).expect("look").ino());
-    let is_there = || {
-        let locks = fs::read_to_string("/proc/locks").expect("read /proc/locks");
-        locks.lines().any(|line| line.contains(&inode) && line.contains(kind))
-    };
-    assert!(wait_until(LIMIT, is_there), "nobody locks {}", file.display());
-}
-
-/// QEMU with an image, which it may write unless `flags` say otherwise.
-fn qemu(image: &Path, flags: &[&str]) -> Running {
-    let running = start(
-        Command::new("qemu-io").args(["-f", "raw"]).args(flags).args(["-c", "sleep 100000"]).arg(image),
-    );
-    await_lock(image, "OFDLCK");
-    running
 }
 
 #[test]

@@ -5,6 +5,7 @@ pub mod account;
 pub mod check;
 pub mod disk;
 pub mod faults;
+pub mod guests;
 pub mod lab;
 pub mod layout;
 pub mod peer;

@@ -1,0 +1,28 @@
+//! Programs that use a file besides.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use super::process::{Running, start, wait_until};
+
+/// Waits until a program holds a lock on a file.
+pub fn await_lock(file: &Path, kind: &str) {
+    let inode = format!(":{} ", fs::metadata(file).expect("look").ino());
+    let is_there = || {
+        let locks = fs::read_to_string("/proc/locks").expect("read /proc/locks");
+        locks.lines().any(|line| line.contains(&inode) && line.contains(kind))
+    };
+    assert!(wait_until(Duration::from_secs(60), is_there), "nobody locks {}", file.display());
+}
+
+/// QEMU with an image, which it may write unless `flags` say otherwise.
+pub fn qemu(image: &Path, flags: &[&str]) -> Running {
+    let running = start(
+        Command::new("qemu-io").args(["-f", "raw"]).args(flags).args(["-c", "sleep 100000"]).arg(image),
+    );
+    await_lock(image, "OFDLCK");
+    running
+}
