@@ -119,7 +119,10 @@ impl Attributes {
             let mut wanted = self.replacing(old.map(|old| &old.state));
             let mut now = wanted.set_owner(new, self, &mut unset)?;
             let most = match old {
-                Some(old) => belongings::hand_on(old, new, now.gid(), &mut unset)?,
+                Some(old) => {
+                    let is_strange = wanted.gid != Some(now.gid());
+                    belongings::hand_on(old, new, is_strange, &mut unset)?
+                }
                 None if self.mode.is_none() => belongings::most_of_a_new_file(&place.dir)?,
                 None => Handed::default(),
             };

@@ -57,13 +57,13 @@ pub fn prepare(old: Option<&Old>, new: &File) {
     }
 }
 
-/// Gives a new file, whose group is `gid`, what belongs to the old one. The new file is for
-/// its owner alone until then.
+/// Gives a new file what belongs to the old one. The new file is for its owner alone until
+/// then. `is_strange`: its group is neither the old one nor that which was asked for.
 ///
 /// # Errors
 ///
 /// Those of storage. What may not be set is noted.
-pub fn hand_on(old: &Old, new: &File, gid: u32, unset: &mut Unset) -> io::Result<Handed> {
+pub fn hand_on(old: &Old, new: &File, is_strange: bool, unset: &mut Unset) -> io::Result<Handed> {
     let names = or_none(list(old))?;
     let inherited = or_none(new.list_xattr().map(Iterator::collect::<Vec<_>>))?;
     for name in names.iter().filter(|name| is_handed_on(name)) {
@@ -73,7 +73,6 @@ pub fn hand_on(old: &Old, new: &File, gid: u32, unset: &mut Unset) -> io::Result
         let what = name.as_bytes().starts_with(b"user.").then_some("extended attribute");
         unset.note(what, copied.or_else(ignore_full))?;
     }
-    let is_strange = gid != old.state.gid();
     let has = |names: &[OsString]| names.iter().any(|name| name == ACL);
     if !has(&names) {
         let mut handed = Handed { has_acl: has(&inherited), ..Handed::default() };

@@ -195,7 +195,8 @@ fn slashes_and_new_names_mean_what_they_mean_to_rsync() {
         let sides = ["ours/side", "theirs/side"].map(|side| mkdir(dir.path().join(side)));
         sides.iter().for_each(|side| lay_out(side));
         let theirs = rsync(&sides[1].join(at), &[&["-rlptS"], *case].concat());
-        let ours = run(holesync().current_dir(sides[0].join(at)).args(*case));
+        // Asked for, or a directory that is there keeps its mode and time.
+        let ours = run(holesync().current_dir(sides[0].join(at)).arg("-pt").args(*case));
         assert_eq!(theirs, 0, "rsync {case:?}");
         assert_eq!(ours.code, 0, "{case:?}: {ours}");
         assert_trees(&dir.path().join("ours"), &dir.path().join("theirs"), false, &format!("{case:?}"));
@@ -268,9 +269,12 @@ fn compare_options(flags: &[&str], umask: u32) {
     };
     // Without -o and -g rsync gives what it replaces to who runs it; here it stays whose it was.
     let owners = !flags.iter().any(|flag| ["--no-o", "--no-owner", "--no-g", "--no-group"].contains(flag));
+    // With rsync a program runs as whoever owns it there; here only as the owner that was asked for.
+    let has_owner = flags.contains(&"-o") || flags.contains(&"-a") && !flags.contains(&"--no-owner");
+    let theirs: &[&str] = if has_owner { &["-S"] } else { &["-S", "--chmod=Fu-s"] };
     for version in 1..3 {
         optional(&from, version);
-        masked("rsync", &[&["-S"], flags].concat(), &sides[1]);
+        masked("rsync", &[theirs, flags].concat(), &sides[1]);
         let flags = if flags.contains(&"-a") || flags.contains(&"-o") {
             flags.to_vec()
         } else {
