@@ -14,7 +14,7 @@ use nix::sys::stat::SFlag;
 use crate::apply::attributes::Attributes;
 use crate::apply::place::{self, Place};
 use crate::error::{Error, Failure, Result, escape};
-use crate::options::Options;
+use crate::options::{Commit, Options};
 use crate::source::Metadata;
 use crate::source::Names;
 use crate::sys;
@@ -54,7 +54,7 @@ impl DestinationRoot {
     /// # Errors
     ///
     /// [`Error::Destination`] when it cannot be had.
-    pub fn find(target: &Target, single: bool, dry_run: bool) -> Result<DestinationRoot> {
+    pub fn find(target: &Target, single: bool, options: &Options) -> Result<DestinationRoot> {
         let path = target.path.clone();
         let there = std::fs::metadata(&path);
         if there.as_ref().is_ok_and(|metadata| metadata.is_dir()) {
@@ -62,8 +62,10 @@ impl DestinationRoot {
         }
         let shown = escape(path.as_os_str().as_bytes());
         if single && !target.directory {
-            let device = there.is_ok_and(|metadata| !metadata.is_file());
-            let path = if device { path.canonicalize().unwrap_or(path) } else { path };
+            // A file that is written in place is found through symlinks, as a device is.
+            let in_place = options.commit == Commit::InPlace && path.is_symlink();
+            let followed = there.is_ok_and(|metadata| in_place || !metadata.is_file());
+            let path = if followed { path.canonicalize().unwrap_or(path) } else { path };
             let Some(name) = path.file_name() else {
                 return Err(Error::Destination(format!("{shown} names no file")));
             };
@@ -77,7 +79,9 @@ impl DestinationRoot {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::Destination(format!("cannot open the directory {shown}: {error}")))
             }
-            Err(_) if dry_run => Ok(DestinationRoot { dir: None, rename: None, is_new: true, shown: path }),
+            Err(_) if options.dry_run => {
+                Ok(DestinationRoot { dir: None, rename: None, is_new: true, shown: path })
+            }
             Err(_) => {
                 std::fs::create_dir(&path).map_err(|error| {
                     Error::Destination(format!(
@@ -187,7 +191,7 @@ impl DestinationTree {
     ///
     /// [`Error::Destination`] when it cannot be had.
     pub fn open(target: &Target, single: bool, options: Arc<Options>) -> Result<DestinationTree> {
-        let root = DestinationRoot::find(target, single, options.dry_run)?;
+        let root = DestinationRoot::find(target, single, &options)?;
         let (umask, names) = (target.umask, Names::default());
         Ok(DestinationTree { root, options, umask, names, directories: Vec::new() })
     }

@@ -353,6 +353,11 @@ open() {
         [ "$room" -ge "$size" ] || why="the device holds $room bytes and the image has $size; nothing was written"
     elif is_missing_node "$1"; then
         why='there is no such device, and a file in its place would be of no use: set the device up first'
+    elif [ "$how:$named" = inplace:yes ] && [ -L "$1" ] && [ -f "$1" ]; then
+        # As a device, the file that the user named is found through symlinks.
+        out=$(readlink -f "$1" && echo .)
+        out=${out%?.}
+        true >>"$out" || why='cannot be written in place (read-only, or busy)'
     elif [ -L "$1" ] || [ ! -e "$1" ]; then
         how=fresh
     elif [ -d "$1" ]; then

@@ -34,7 +34,7 @@ pub fn receive_file(
     warn: impl FnOnce(&str),
 ) -> Result<()> {
     let target = Target { path: path.to_path_buf(), directory: false, umask };
-    let root = DestinationRoot::find(&target, true, false)?;
+    let root = DestinationRoot::find(&target, true, &options)?;
     let directory = || Error::refused(path, "is a directory: name the file that is to be written");
     if !root.is_file() {
         return Err(directory());

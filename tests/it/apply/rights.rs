@@ -459,3 +459,24 @@ fn content_is_synced_before_the_time_that_vouches_for_it() {
         assert_eq!(fs::read_to_string(&log).expect("read"), "");
     }
 }
+
+/// A symlink to a file that is named as the only destination.
+#[test]
+fn a_named_symlink_is_followed_in_place_and_replaced_otherwise() {
+    let common = Common::new();
+    let [old, new] = [1, 2].map(|version| image(&common.dir().join(format!("v{version}")), version));
+    for (flags, way) in [&["--inplace"][..], &[]].into_iter().flat_map(|flags| WAYS.map(|way| (flags, way))) {
+        let dir = lab::scratch();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::copy(&old, &file).expect("copy");
+        symlink("file", &link).expect("symlink");
+        let inode = fs::metadata(&file).expect("stat").ino();
+        common.run(&[], way, flags, &new, &link).ok();
+        let what = format!("{way:?} {flags:?}");
+        assert_eq!(link.is_symlink(), !flags.is_empty(), "{what}");
+        assert_same(&new, &link);
+        assert_same(if flags.is_empty() { &old } else { &new }, &file);
+        assert_eq!(fs::metadata(&file).expect("stat").ino(), inode, "{what}");
+        assert_no_leftovers(dir.path());
+    }
+}
