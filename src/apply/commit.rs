@@ -100,9 +100,9 @@ impl Task {
     ) -> Result<Option<Failure>> {
         let place = &self.place;
         self.set_length(new, old).map_err(|error| self.failed("set the length of", error, OldFile::Whole))?;
-        if self.counts.written >= LARGE {
+        if self.options.fsync && self.counts.written >= LARGE {
             // That takes long: until then it is a working file of ours that a run goes on from.
-            self.sync(new, OldFile::Whole)?;
+            new.sync_data().map_err(|error| self.failed("sync", error, OldFile::Whole))?;
         }
         let unset = self.wanted.attributes.set_on_new(new, old, place)?;
         self.sync(new, OldFile::Whole)?;
