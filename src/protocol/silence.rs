@@ -229,9 +229,9 @@ mod tests {
         }
         unread.read_exact(&mut vec![0; 1 << 20]).unwrap();
         let mut writer = writer.join().unwrap().unwrap();
-        drop(said);
-        reader.join().unwrap().unwrap();
         assert_eq!(writer.write_all(&vec![7; 1 << 20]).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(reader.join().unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(said);
     }
 
     #[test]
