@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
+use holesync::confinement::Confinement;
 use holesync::location::{Host, Location};
 use holesync::options::{Compress, Options};
 use holesync::report::{Event, Reporter, Summary, human};
@@ -67,7 +68,7 @@ fn main() -> ExitCode {
 /// The hidden half: what `holesync agent` does.
 fn be_the_agent(umask: u32) -> Result<()> {
     let output = File::from(stdout().as_fd().try_clone_to_owned()?);
-    Ok(sync::serve(stdin(), output, umask)?)
+    Ok(sync::serve(stdin(), output, umask, &Confinement::default())?)
 }
 
 fn demonstrate(place: &Path, umask: u32) -> Result<()> {

@@ -64,7 +64,17 @@ impl Cli {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Answer another holesync on stdin and stdout
-    Agent,
+    Agent {
+        /// Take every path that is asked for below DIR, and run no commands
+        #[arg(long, value_name = "DIR")]
+        root: Option<PathBuf>,
+        /// Only send what is there
+        #[arg(long, requires = "root", conflicts_with = "write_only")]
+        read_only: bool,
+        /// Only take what is sent
+        #[arg(long, requires = "root")]
+        write_only: bool,
+    },
     /// Show the extents of an image
     Map {
         /// The image

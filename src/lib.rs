@@ -11,11 +11,13 @@
 //! - [`options::Options`]: how a transfer is to be done
 //! - [`location::Location`]: where its ends are
 //! - [`sync::run`], [`sync::digest`]: the transfer, and the root hash of a file
+//! - [`sync::serve`], [`confinement::Confinement`]: the other end, and what it may be asked for
 //! - [`report::Reporter`]: what is told meanwhile
 //! - [`scan::Image`], [`scan::data_extents`]: extents; [`hashmap::map_image`]: maps
 //!
 //! The other modules are reachable for tests and benches, and promise nothing.
 
+pub mod confinement;
 pub mod error;
 pub mod hashmap;
 pub mod location;

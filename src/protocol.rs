@@ -22,6 +22,7 @@ pub use reader::{FrameReader, Greeting};
 pub use silence::{Silence, TimedReader, TimedWriter};
 pub use writer::FrameWriter;
 
+use crate::confinement::RequestPath;
 use crate::error::{Error, Failure, Result, escape};
 use crate::hashmap::leaves::Leaves;
 use crate::hashmap::plan::Run;
@@ -219,32 +220,33 @@ pub struct Connection<'a, R: Read, W: Write> {
     pub reporter: &'a dyn Reporter,
 }
 
-/// What the initiator wants of the responder.
+/// What the initiator wants of the responder. Its paths are opened through the responder's
+/// [`Confinement`](crate::confinement::Confinement).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// Be the receiver.
     Receive {
         /// The destination as the user wrote it.
-        destination: Vec<u8>,
+        destination: RequestPath,
         /// It must be a directory: trailing slash, or several sources.
         directory: bool,
     },
     /// Be the sender.
     Send {
         /// The sources as the user wrote them.
-        sources: Vec<Vec<u8>>,
+        sources: Vec<RequestPath>,
     },
     /// LeafAnswer with the root hash of each file.
     Digest {
         /// The files.
-        paths: Vec<Vec<u8>>,
+        paths: Vec<RequestPath>,
     },
     /// Run a command on what follows, a [stream](crate::stream) in the place of frames.
     Through {
         /// For a shell.
         command: Vec<u8>,
         /// The destination as the user wrote it; the command may use it.
-        destination: Vec<u8>,
+        destination: RequestPath,
         /// Bytes in the image.
         size: u64,
     },

@@ -7,11 +7,13 @@ mod extents;
 use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::fcntl::OFlag;
+
+use crate::confinement::NamedPath;
 use crate::error::{Error, Result};
 use crate::sys;
 
@@ -98,9 +100,10 @@ pub fn may_hold(allocated: u64, length: u64) -> u64 {
 /// # Errors
 ///
 /// [`Error::Refused`] for anything else.
-pub fn open_image(path: &Path) -> Result<(File, u64)> {
+pub fn open_image(named: &NamedPath) -> Result<(File, u64)> {
+    let path = named.path();
     // Without waiting: opening a fifo would, for its other end.
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = named.open(OFlag::O_RDONLY | OFlag::O_NONBLOCK).map(File::from);
     let file = file.map_err(Error::file("open", path))?;
     let metadata = file.metadata().map_err(Error::file("look at", path))?;
     let kind = metadata.file_type();

@@ -40,10 +40,10 @@ mod session;
 mod shared;
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
+use crate::confinement::NamedPath;
 use crate::error::Result;
 use crate::protocol::Connection;
 use crate::report::Stats;
@@ -63,7 +63,7 @@ pub use shared::Side;
 /// When the connection fails or the receiver gives up.
 pub fn run<R: Read + Send + 'static, W: Write + Send>(
     connection: Connection<R, W>,
-    sources: &[PathBuf],
+    sources: &[NamedPath],
     hasher: Option<Hasher>,
     side: Side,
 ) -> Result<Stats> {

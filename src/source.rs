@@ -21,6 +21,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag, fstat};
 use serde::{Deserialize, Serialize};
 
+use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, code, printable};
 use crate::scan::{self, FileImage, FileState};
 use crate::sys;
@@ -87,8 +88,17 @@ pub struct Source {
     pub metadata: Metadata,
     /// Which file it is.
     identity: Identity,
-    /// The directory below which it was found; `None`: it was named itself.
-    root: Option<Arc<SourceRoot>>,
+    /// What it is opened from.
+    origin: Origin,
+}
+
+/// Where a source was found.
+#[derive(Debug, Clone)]
+enum Origin {
+    /// It was named itself.
+    Named(NamedPath),
+    /// Below a directory that was named.
+    Below(Arc<SourceRoot>),
 }
 
 /// A directory that the user named. It is held: nobody can put another in its place.
@@ -184,7 +194,7 @@ impl Source {
         }
         match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
             SFlag::S_IFREG => regular(found, &stat),
-            SFlag::S_IFBLK if self.root.is_none() => found.device(),
+            SFlag::S_IFBLK if matches!(self.origin, Origin::Named(_)) => found.device(),
             _ => Err(changed(&self.path)),
         }
     }
@@ -198,21 +208,26 @@ impl Source {
 
     /// Its path below the directory that was named.
     fn below(&self) -> &Path {
-        let root = self.root.as_ref().map_or(Path::new(""), |root| &root.path);
-        self.path.strip_prefix(root).unwrap_or(&self.path)
+        match &self.origin {
+            Origin::Named(_) => &self.path,
+            Origin::Below(root) => self.path.strip_prefix(&root.path).unwrap_or(&self.path),
+        }
     }
 
-    /// Opens it: what the user named wherever that leads, all else below the directory that
+    /// Opens it: what was named wherever that may lead, all else below the directory that
     /// is held, over no symlink.
     fn open_as(&self, flags: OFlag) -> Result<OwnedFd> {
-        let opened = match &self.root {
-            Some(root) => sys::open_beneath(root.fd.as_fd(), self.below(), flags, 0),
-            None => named::open_named(&self.path, flags),
-        };
-        opened.map_err(|error| match error.raw_os_error() {
-            Some(libc::ELOOP | libc::ENOTDIR | libc::EXDEV) if self.root.is_some() => changed(&self.path),
-            _ => Error::file("open", &self.path)(error),
-        })
+        match &self.origin {
+            Origin::Named(named) => named.open(flags).map_err(Error::file("open", &self.path)),
+            Origin::Below(root) => {
+                sys::open_beneath(root.fd.as_fd(), self.below(), flags, 0).map_err(|error| {
+                    match error.raw_os_error() {
+                        Some(libc::ELOOP | libc::ENOTDIR | libc::EXDEV) => changed(&self.path),
+                        _ => Error::file("open", &self.path)(error),
+                    }
+                })
+            }
+        }
     }
 }
 

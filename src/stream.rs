@@ -10,6 +10,7 @@ mod through;
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 
+use crate::confinement::NamedPath;
 use crate::error::{Error, Result};
 use crate::protocol::MAX_LENGTH;
 use crate::scan::{self, FileImage, FileState, Image};
@@ -80,7 +81,7 @@ impl ImageStream {
     ///
     /// When it is neither, or cannot be opened.
     pub fn open(path: &Path, hole_map: bool) -> Result<ImageStream> {
-        let (file, length) = scan::open_image(path)?;
+        let (file, length) = scan::open_image(&NamedPath::here(path))?;
         let seen = FileState::of(&file).map_err(Error::file("look at", path))?;
         Ok(ImageStream { path: path.to_path_buf(), image: FileImage::new(file, hole_map), length, seen })
     }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::confinement::{NamedPath, RequestPath};
 use crate::error::{Error, Result, code};
 use crate::hashmap::Hash;
 use crate::hashmap::ahead::Likely;
@@ -133,9 +134,9 @@ pub fn digest(
     reporter: &dyn Reporter,
 ) -> Result<Hash> {
     match location {
-        Location::Local(path) => agent::digest(path, options),
+        Location::Local(path) => agent::digest(&NamedPath::here(path), options),
         Location::Remote(host, path) => {
-            let request = Request::Digest { paths: vec![path.as_os_str().as_bytes().to_vec()] };
+            let request = Request::Digest { paths: vec![path.as_path().into()] };
             let remote = &RemoteOptions { agent: Agent::Require, ..remote.clone() };
             let tries = &Tries::new(Some(0));
             let initiator = Initiator { options, remote, reporter, tries };
@@ -156,7 +157,7 @@ pub fn digest(
 
 /// All sources, which are on one machine.
 enum Origin {
-    Local(Vec<PathBuf>),
+    Local(Vec<NamedPath>),
     Remote(Host, Vec<Vec<u8>>),
 }
 
@@ -165,7 +166,7 @@ fn origin(sources: &[Location]) -> Result<Origin> {
     let mut remote: Option<(Host, Vec<Vec<u8>>)> = None;
     for source in sources {
         match source {
-            Location::Local(path) => local.push(path.clone()),
+            Location::Local(path) => local.push(NamedPath::here(path)),
             Location::Remote(host, path) => {
                 let (first, paths) = remote.get_or_insert_with(|| (host.clone(), Vec::new()));
                 if first != host {
@@ -217,14 +218,13 @@ struct Initiator<'a> {
 }
 
 impl Initiator<'_> {
-    fn send(self, sources: &[PathBuf], host: &Host, path: &Path) -> Result<Completed<Stats>> {
+    fn send(self, sources: &[NamedPath], host: &Host, path: &Path) -> Result<Completed<Stats>> {
         let Initiator { options, remote, .. } = self;
         let target = self.target(path, sources.len());
-        let destination = path.as_os_str().as_bytes().to_vec();
-        let request = Request::Receive { destination, directory: target.directory };
+        let request = Request::Receive { destination: path.into(), directory: target.directory };
         let hasher = match sources {
             // Of several, it is not known which the receiver wants.
-            [source] if remote.agent != Agent::None => Some(Hasher::start(options, Some(source))),
+            [source] if remote.agent != Agent::None => Some(Hasher::start(options, Some(source.path()))),
             _ => None,
         };
         let completed = self.connect(host, |far_side, input, mut output| match far_side {
@@ -252,7 +252,8 @@ impl Initiator<'_> {
             let answerer = likely.map(|likely| Answerer::start(scope, Some(likely)));
             self.connect(host, |far_side, input, mut output| match far_side {
                 FarSide::Agent => {
-                    self.request(&mut output, Request::Send { sources: paths.to_vec() })?;
+                    let sources = paths.iter().cloned().map(RequestPath::from).collect();
+                    self.request(&mut output, Request::Send { sources })?;
                     receiver::run(self.connection(input, output), target, answerer)
                 }
                 FarSide::Shell => {
@@ -278,7 +279,7 @@ impl Initiator<'_> {
                 shell::run_command(self.shell_session(input, output, &host), image, command, destination)
             }
             FarSide::Agent => {
-                let (command, destination) = (command.to_vec(), destination.to_vec());
+                let (command, destination) = (command.to_vec(), path.into());
                 self.request(&mut output, Request::Through { command, destination, size: image.length })?;
                 let write = |bytes: &[u8]| {
                     self.reporter.event(Event::Done(Phase::Sending, bytes.len() as u64));
@@ -299,7 +300,7 @@ impl Initiator<'_> {
 
     fn target(self, path: &Path, sources: usize) -> Target {
         let slash = path.as_os_str().as_bytes().ends_with(b"/");
-        Target { path: path.to_path_buf(), directory: slash || sources > 1, umask: self.remote.umask }
+        Target { path: NamedPath::here(path), directory: slash || sources > 1, umask: self.remote.umask }
     }
 
     fn connection<'a>(&'a self, input: Input, output: Output) -> Connection<'a, Incoming, Outgoing> {

@@ -21,8 +21,8 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, Whence};
 
 pub use names::{
-    make_dir_at, open_beneath, read_link_at, remove_dir_at, rename_at, rename_new_at, stat_at, symlink_at,
-    sync_dir, unlink_at,
+    make_dir_at, open, open_below, open_beneath, read_link_at, remove_dir_at, rename_at, rename_new_at,
+    stat_at, symlink_at, sync_dir, unlink_at,
 };
 
 pub use locks::{LockKind, hold_shared, lock_in_the_way};

@@ -13,7 +13,8 @@ use nix::sys::stat::SFlag;
 
 use crate::apply::attributes::Attributes;
 use crate::apply::place::{self, Place};
-use crate::error::{Error, Failure, Result, escape};
+use crate::confinement::NamedPath;
+use crate::error::{Error, Failure, Result, printable};
 use crate::options::{Commit, Options};
 use crate::source::Metadata;
 use crate::source::Names;
@@ -23,7 +24,7 @@ use crate::sys;
 #[derive(Debug, Clone)]
 pub struct Target {
     /// The destination as the user wrote it.
-    pub path: PathBuf,
+    pub path: NamedPath,
     /// It must be a directory: trailing slash, or several sources.
     pub directory: bool,
     /// The umask of this process.
@@ -55,22 +56,22 @@ impl DestinationRoot {
     ///
     /// [`Error::Destination`] when it cannot be had.
     pub fn find(target: &Target, single: bool, options: &Options) -> Result<DestinationRoot> {
-        let path = target.path.clone();
-        let there = std::fs::metadata(&path);
+        let path = &target.path;
+        let there = path.metadata();
         if there.as_ref().is_ok_and(|metadata| metadata.is_dir()) {
-            return DestinationRoot::open(&path, None, false);
+            return DestinationRoot::open(path, None, false);
         }
-        let shown = escape(path.as_os_str().as_bytes());
+        let shown = printable(path.path());
         if single && !target.directory {
             // A file that is written in place is found through symlinks, as a device is.
-            let in_place = options.commit == Commit::InPlace && path.is_symlink();
+            let is_symlink = || path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+            let in_place = options.commit == Commit::InPlace && is_symlink();
             let followed = there.is_ok_and(|metadata| in_place || !metadata.is_file());
-            let path = if followed { path.canonicalize().unwrap_or(path) } else { path };
-            let Some(name) = path.file_name() else {
+            let path = if followed { followed_path(path)? } else { path.clone() };
+            let Some(name) = path.path().file_name() else {
                 return Err(Error::Destination(format!("{shown} names no file")));
             };
-            let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            return DestinationRoot::open(parent, Some(name.to_owned()), false);
+            return DestinationRoot::open(&path.parent(), Some(name.to_owned()), false);
         }
         match there {
             Ok(_) => Err(Error::Destination(format!(
@@ -79,30 +80,29 @@ impl DestinationRoot {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::Destination(format!("cannot open the directory {shown}: {error}")))
             }
-            Err(_) if options.dry_run => {
-                Ok(DestinationRoot { dir: None, rename: None, is_new: true, shown: path })
-            }
+            Err(_) if options.dry_run => Ok(DestinationRoot {
+                dir: None,
+                rename: None,
+                is_new: true,
+                shown: path.path().to_path_buf(),
+            }),
             Err(_) => {
-                std::fs::create_dir(&path).map_err(|error| {
+                path.create_dir().map_err(|error| {
                     Error::Destination(format!(
                         "cannot create the directory {shown}: {error}; create its parent first"
                     ))
                 })?;
-                DestinationRoot::open(&path, None, true)
+                DestinationRoot::open(path, None, true)
             }
         }
     }
 
-    fn open(path: &Path, rename: Option<OsString>, is_new: bool) -> Result<DestinationRoot> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let dir = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty()).map_err(|errno| {
-            let shown = escape(path.as_os_str().as_bytes());
-            Error::Destination(format!(
-                "cannot open the directory {shown}: {}; create it first",
-                errno.desc()
-            ))
+    fn open(path: &NamedPath, rename: Option<OsString>, is_new: bool) -> Result<DestinationRoot> {
+        let dir = path.open(OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(|error| {
+            let shown = printable(path.path());
+            Error::Destination(format!("cannot open the directory {shown}: {error}; create it first"))
         })?;
-        Ok(DestinationRoot { dir: Some(Arc::new(dir)), rename, is_new, shown: path.to_path_buf() })
+        Ok(DestinationRoot { dir: Some(Arc::new(dir)), rename, is_new, shown: path.path().to_path_buf() })
     }
 
     /// Whether the destination names the single file itself, and not a directory.
@@ -163,6 +163,18 @@ impl DestinationRoot {
         };
         Ok(Some(Place::new(dir, name.to_owned(), path)))
     }
+}
+
+/// Where a path leads, for a destination that is written as it is found there.
+fn followed_path(path: &NamedPath) -> Result<NamedPath> {
+    if !path.is_confined() {
+        return Ok(NamedPath::here(path.path().canonicalize().unwrap_or(path.path().to_path_buf())));
+    }
+    if path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink()) {
+        let shown = printable(path.path());
+        return Err(Error::Destination(format!("{shown} is a symlink: name the place that it leads to")));
+    }
+    Ok(path.clone())
 }
 
 /// A tree that is being received.

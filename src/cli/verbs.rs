@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use holesync::confinement::{Access, Confinement, NamedPath};
 use holesync::error::{Error, Result, Stop, escape, printable};
 use holesync::hashmap::{self, Grid, Item};
 use holesync::location::Location;
@@ -33,14 +34,15 @@ pub fn run(cli: Cli) -> Result<()> {
     let umask = sys::umask();
     match cli.verb {
         None => transfer(cli.transfer.into_transfer()?, umask),
-        Some(Verb::Agent) => {
+        Some(Verb::Agent { root, read_only, write_only }) => {
+            let confinement = confinement(root.as_deref(), read_only, write_only)?;
             end_the_command_on_signals()?;
             let (input, output) = (own(std::io::stdin())?, own(std::io::stdout())?);
             [&input, &output].into_iter().for_each(sys::grow_pipe);
             // The only one that is left: where it is dropped after an error, the other end learns of it.
             nix::unistd::dup2_stdout(std::io::stderr())
                 .map_err(|errno| Error::file("use", "stdin and stdout")(errno.into()))?;
-            sync::serve(File::from(input), File::from(output), umask)
+            sync::serve(File::from(input), File::from(output), umask, &confinement)
         }
         Some(Verb::Map { image, hashes, json, block_size }) => {
             map(&image, hashes, json, cli::block_size(block_size)?)
@@ -73,6 +75,15 @@ pub fn run(cli: Cli) -> Result<()> {
             recover::run(&paths, &Options { fsync: !no_fsync, force_in_use, ..Options::default() })
         }
     }
+}
+
+fn confinement(root: Option<&Path>, read_only: bool, write_only: bool) -> Result<Confinement> {
+    let access = match (read_only, write_only) {
+        (true, _) => Access::ReadOnly,
+        (_, true) => Access::WriteOnly,
+        _ => Access::Full,
+    };
+    root.map_or_else(|| Ok(Confinement::default()), |root| Confinement::below(root, access))
 }
 
 /// Does `work` for each item, also after one that failed. The last failure is that of the
@@ -171,7 +182,7 @@ fn send(image: &Path, end: bool) -> Result<()> {
 
 /// Prints the extents of an image, or its blocks.
 fn map(path: &Path, hashes: bool, as_json: bool, block: BlockSize) -> Result<()> {
-    let (file, length) = scan::open_image(path)?;
+    let (file, length) = scan::open_image(&NamedPath::here(path))?;
     let image = FileImage::new(file, true);
     let print_row = |offset: u64, len: u64, kind: &str, hash: Option<&str>| {
         print_line(&match (as_json, hash) {

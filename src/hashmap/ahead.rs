@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
+use crate::confinement::NamedPath;
 use crate::hashmap::{self, Batch, Grid, Item};
 use crate::options::BlockSize;
 use crate::scan::{self, FileImage, FileState};
@@ -62,7 +63,7 @@ impl Ahead {
         {
             return None;
         }
-        let (file, length) = scan::open_image(&likely.path).ok()?;
+        let (file, length) = scan::open_image(&NamedPath::here(&likely.path)).ok()?;
         if !sys::is_cached(&file) {
             return None;
         }

@@ -127,7 +127,10 @@ pub fn bootstrap(
         output.plain(&script(&[("program", program), ("version", PROGRAM_VERSION)], &[BOOTSTRAP_SCRIPT])?)?;
         output.flush()?;
         match input.await_greeting_or(MARK, MAX_NOISE)? {
-            Some(greeting) => Some(greeting),
+            Some(greeting) => {
+                refuse_if_unbidden(remote.agent, host)?;
+                Some(greeting)
+            }
             None => {
                 let shell = Shell::read(input)?;
                 aes = shell.aes;
@@ -149,6 +152,18 @@ pub fn bootstrap(
     reporter.event(Event::Note(&format!("holesync answered on {host}, protocol {version}")));
     output.greet(cipher::aes_here())?;
     Ok(Bootstrapped { far_side: FarSide::Agent, aes })
+}
+
+/// A holesync that answers where none was to be run is a command that the key is bound to.
+fn refuse_if_unbidden(agent: Agent, host: &Host) -> Result<()> {
+    let asked = match agent {
+        Agent::Auto | Agent::Require => return Ok(()),
+        Agent::Push => "--agent=push cannot bring another",
+        Agent::None => "--agent=none cannot have a shell",
+    };
+    Err(Error::Start(format!(
+        "{host} runs a holesync whatever it is asked for (a forced command), so that {asked}: leave --agent out"
+    )))
 }
 
 /// Several texts as one script in the form that the shell at the other end loads,

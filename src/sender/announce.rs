@@ -3,10 +3,10 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::sync::{Condvar, Mutex};
 
+use crate::confinement::NamedPath;
 use crate::error::Result;
 use crate::error::lock;
 use crate::protocol::{CREDIT, Credit, Entry, Message};
@@ -141,7 +141,7 @@ impl Table {
 }
 
 /// Walks the sources and announces what is there (step 1 of [`sender`](crate::sender)).
-pub fn announce_all<W: Write>(shared: &SenderShared<W>, sources: &[PathBuf]) -> Result<()> {
+pub fn announce_all<W: Write>(shared: &SenderShared<W>, sources: &[NamedPath]) -> Result<()> {
     let walk = Walk::new(sources, shared.options);
     shared.send(&Message::Layout { single: walk.is_single() })?;
     for found in walk {

@@ -6,9 +6,9 @@ mod file;
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 use crate::apply::tree::Target;
+use crate::confinement::NamedPath;
 use crate::error::{Error, Result, printable};
 use crate::options::Options;
 use crate::report::{Event, Reporter, Stats};
@@ -27,15 +27,15 @@ const MAX_ROOTS: usize = 1000;
 /// # Errors
 ///
 /// What ends the run; files that fail are counted in what is returned.
-pub fn run(session: ShellSession, sources: &[PathBuf], target: &Target) -> Result<Stats> {
+pub fn run(session: ShellSession, sources: &[NamedPath], target: &Target) -> Result<Stats> {
     let ShellSession { options, host, reporter, .. } = session;
     shell::refuse_what_needs_an_agent(options, host, reporter)?;
     let mut shell = ReceivingShell::begin(session.input, session.output, host)?;
-    let path = target.path.as_os_str().as_bytes();
+    let path = target.path.path().as_os_str().as_bytes();
     let walk = Walk::new(sources, options);
     let single = walk.is_single() && !target.directory;
     let root = shell.open_root(path, single, options)?;
-    let rename = (root.kind == FarRootKind::Name).then(|| target.path.file_name()).flatten();
+    let rename = (root.kind == FarRootKind::Name).then(|| target.path.path().file_name()).flatten();
     let rename = rename.map(|name| name.as_bytes().to_vec());
     if options.times && root.times == Times::No {
         let what = format!("touch on {host} cannot set times: the next run will send everything again");
@@ -43,7 +43,7 @@ pub fn run(session: ShellSession, sources: &[PathBuf], target: &Target) -> Resul
     }
     let mut job = SendJob {
         far_files: HashMap::new(),
-        pending: PendingCommands::new(shell, host, &target.path, rename.is_some(), reporter),
+        pending: PendingCommands::new(shell, host, target.path.path(), rename.is_some(), reporter),
         root,
         options,
         host,
@@ -86,7 +86,7 @@ struct SendJob<'a> {
 
 impl SendJob<'_> {
     /// Lists everything that may have to be compared, with one command.
-    fn list_far_files(&mut self, sources: &[PathBuf], rename: Option<&[u8]>) -> Result<()> {
+    fn list_far_files(&mut self, sources: &[NamedPath], rename: Option<&[u8]>) -> Result<()> {
         if self.root.kind == FarRootKind::Absent {
             return Ok(());
         }

@@ -8,14 +8,10 @@ use std::path::Path;
 
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::sys::stat::{FileStat, SFlag, fstat};
 
+use crate::confinement::NamedPath;
 use crate::source::walk::names_in;
-
-/// Opens a path that the user named, symlinks on the way followed.
-pub(super) fn open_named(path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
-    Ok(nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, Mode::empty())?)
-}
 
 /// A source that is held: nobody can put another in its place.
 pub(super) struct Named {
@@ -27,8 +23,8 @@ pub(super) struct Named {
 impl Named {
     /// Finds a source. A symlink is followed to a file or device, and with a slash behind
     /// it to a directory; else the symlink itself is the source.
-    pub fn find(path: &Path) -> io::Result<Named> {
-        if names_contents(path) {
+    pub fn find(path: &NamedPath) -> io::Result<Named> {
+        if names_contents(path.path()) {
             return Named::look(path, OFlag::O_PATH);
         }
         let named = Named::look(path, OFlag::O_PATH | OFlag::O_NOFOLLOW)?;
@@ -39,8 +35,8 @@ impl Named {
         Ok(if followed.is_directory() { named } else { followed })
     }
 
-    fn look(path: &Path, flags: OFlag) -> io::Result<Named> {
-        let fd = open_named(path, flags)?;
+    fn look(path: &NamedPath, flags: OFlag) -> io::Result<Named> {
+        let fd = path.open(flags)?;
         let stat = fstat(&fd)?;
         Ok(Named { fd, stat })
     }
@@ -63,11 +59,11 @@ pub fn names_contents(path: &Path) -> bool {
 
 /// The names directly below the destination that a source goes to; none for a source
 /// that cannot be read.
-pub fn top_names(source: &Path) -> Vec<Vec<u8>> {
-    if !names_contents(source) {
-        return vec![base_name(source)];
+pub fn top_names(source: &NamedPath) -> Vec<Vec<u8>> {
+    if !names_contents(source.path()) {
+        return vec![base_name(source.path())];
     }
-    let opened = open_named(source, OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+    let opened = source.open(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
     let Some(mut dir) = opened.ok().and_then(|fd| Dir::from_fd(fd).ok()) else { return Vec::new() };
     names_in(&mut dir).filter_map(Result::ok).map(|(name, _)| name.into_vec()).collect()
 }

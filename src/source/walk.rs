@@ -13,11 +13,12 @@ use nix::dir::{Dir, Type};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
+use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, printable};
 use crate::options::Options;
 use crate::source::named::{Named, base_name, is, names_contents};
 use crate::source::path::why_not_sent;
-use crate::source::{self, Identity, Kind, Names, Source, SourceRoot};
+use crate::source::{self, Identity, Kind, Names, Origin, Source, SourceRoot};
 use crate::sys;
 use crate::working::is_working_name;
 
@@ -45,7 +46,7 @@ pub enum Found {
 /// is named as a source is followed to a file or device.
 pub struct Walk<'a> {
     /// Not begun.
-    sources: std::slice::Iter<'a, PathBuf>,
+    sources: std::slice::Iter<'a, NamedPath>,
     options: &'a Options,
     /// The only source, which was found already.
     only: Option<io::Result<Named>>,
@@ -58,7 +59,7 @@ pub struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     /// Begins a walk. Nothing is read yet, but a single source is held from now on.
-    pub fn new(sources: &'a [PathBuf], options: &'a Options) -> Walk<'a> {
+    pub fn new(sources: &'a [NamedPath], options: &'a Options) -> Walk<'a> {
         let only = if let [only] = sources { Some(Named::find(only)) } else { None };
         let taken = only.is_none().then(HashSet::new);
         Walk { sources: sources.iter(), options, only, tree: None, names: Names::default(), taken }
@@ -76,9 +77,10 @@ impl<'a> Walk<'a> {
             if let Some(found) = self.tree.as_mut().and_then(TreeWalk::next) {
                 return Some(found);
             }
-            let path = self.sources.next()?;
-            let named = self.only.take().unwrap_or_else(|| Named::find(path));
-            let begun = named.map_err(Error::file("read", path)).and_then(|named| self.begin(path, named));
+            let from = self.sources.next()?;
+            let named = self.only.take().unwrap_or_else(|| Named::find(from));
+            let begun = named.map_err(Error::file("read", from.path()));
+            let begun = begun.and_then(|named| self.begin(from, named));
             match begun {
                 Ok(Some(found)) => return Some(found),
                 Ok(None) => {}
@@ -88,7 +90,8 @@ impl<'a> Walk<'a> {
     }
 
     /// Takes up a source. A directory is walked next.
-    fn begin(&mut self, path: &Path, named: Named) -> Result<Option<Found>> {
+    fn begin(&mut self, from: &NamedPath, named: Named) -> Result<Option<Found>> {
+        let path = from.path();
         let contents = names_contents(path);
         let prefix = if contents { Vec::new() } else { base_name(path) };
         if let Some(why) = why_not_sent(&prefix) {
@@ -107,7 +110,7 @@ impl<'a> Walk<'a> {
             kind: Kind::Directory,
             metadata: source::metadata_of(&named.stat),
             identity: Identity::of(&named.stat),
-            root: None,
+            origin: Origin::Named(from.clone()),
         };
         if is(&named.stat, SFlag::S_IFBLK) {
             return source.device().map(|device| Some(Found::Source(device)));
@@ -226,7 +229,7 @@ impl TreeWalk {
             kind: Kind::Directory,
             metadata: source::metadata_of(stat),
             identity: Identity::of(stat),
-            root: Some(Arc::clone(&self.root)),
+            origin: Origin::Below(Arc::clone(&self.root)),
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::apply::tree::{DestinationRoot, Target};
 use crate::apply::{Attributes, BasisState, Destination, Opened, QuickCheck, Setup, Wanted};
+use crate::confinement::NamedPath;
 use crate::error::{Error, Result};
 use crate::hashmap::Hash;
 use crate::options::Options;
@@ -33,7 +34,7 @@ pub fn receive_file(
     umask: u32,
     warn: impl FnOnce(&str),
 ) -> Result<()> {
-    let target = Target { path: path.to_path_buf(), directory: false, umask };
+    let target = Target { path: NamedPath::here(path), directory: false, umask };
     let root = DestinationRoot::find(&target, true, &options)?;
     let directory = || Error::refused(path, "is a directory: name the file that is to be written");
     if !root.is_file() {

@@ -1,15 +1,17 @@
-//! The responder: greets, reads a request, and takes the other role. It works over any
+//! The responder: greets, reads a request, and takes the other role, as far as it is not
+//! confined. It works over any
 //! pair of streams; `holesync agent` gives it stdin and stdout.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
+use crate::confinement::{Confinement, NamedPath, RequestPath};
 use crate::error::{Error, Result};
 use crate::hashmap::{self, Grid, Hash};
 use crate::options::Options;
@@ -38,6 +40,7 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
     input: R,
     output: W,
     umask: u32,
+    confinement: &Confinement,
 ) -> Result<()> {
     let silence = Arc::<Silence>::default();
     silence.limit(Some(Duration::from_secs(Options::TIMEOUT.into())));
@@ -52,26 +55,71 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
     };
     // A stream of records has no room for signs of life.
     silence.limit(options.silence().filter(|_| !matches!(request, Request::Through { .. })));
-    if let (Some(run), Request::Receive { .. } | Request::Send { .. }) = (run, &request) {
-        replace_earlier(&run, &options, &mut output)?;
-        takeover::end_when_asked(run, silence);
-    }
-    let served = match request {
+    let resumes = matches!(request, Request::Receive { .. } | Request::Send { .. });
+    let served = match admit(request, confinement) {
+        Ok(admitted) => {
+            if let Some(run) = run.filter(|_| resumes) {
+                replace_earlier(&run, &options, &mut output)?;
+                takeover::end_when_asked(run, silence);
+            }
+            perform(admitted, &options, input, output, umask)
+        }
+        Err(error) => {
+            output.give_up(&error);
+            Err(error)
+        }
+    };
+    served.map_err(|error| Error::Reported { code: error.exit_code() })
+}
+
+/// A request that the confinement allows, with paths that can be opened.
+enum Admitted {
+    Receive { destination: NamedPath, directory: bool },
+    Send { sources: Vec<NamedPath> },
+    Digest { paths: Vec<NamedPath> },
+    Through { command: OsString, destination: PathBuf, size: u64 },
+}
+
+fn admit(request: Request, confinement: &Confinement) -> Result<Admitted> {
+    let readable = |paths: Vec<RequestPath>| -> Result<Vec<NamedPath>> {
+        if paths.len() > MAX_SOURCES {
+            let what = "too many sources".into();
+            return Err(Error::Protocol { peer: PEER.into(), what });
+        }
+        paths.into_iter().map(|path| confinement.readable(path)).collect()
+    };
+    Ok(match request {
         Request::Receive { destination, directory } => {
-            let target = Target { path: home(&path_of(destination)), directory, umask };
-            let connection = Connection { input, output, options: &options, reporter: &Silent };
+            Admitted::Receive { destination: confinement.writable(destination)?, directory }
+        }
+        Request::Send { sources } => Admitted::Send { sources: readable(sources)? },
+        Request::Digest { paths } => Admitted::Digest { paths: readable(paths)? },
+        Request::Through { command, destination, size } => Admitted::Through {
+            command: OsString::from_vec(command),
+            destination: confinement.unconfined(destination)?,
+            size,
+        },
+    })
+}
+
+fn perform<R: Read + Send + 'static, W: Write + Send>(
+    request: Admitted,
+    options: &Options,
+    input: FrameReader<R>,
+    mut output: FrameWriter<W>,
+    umask: u32,
+) -> Result<()> {
+    match request {
+        Admitted::Receive { destination, directory } => {
+            let target = Target { path: destination, directory, umask };
+            let connection = Connection { input, output, options, reporter: &Silent };
             receiver::run(connection, target, None).map(drop)
         }
-        Request::Send { sources } => {
-            if sources.len() > MAX_SOURCES {
-                return Err(input.bad("too many sources"));
-            }
-            let sources: Vec<PathBuf> = sources.into_iter().map(|path| home(&path_of(path))).collect();
-            let connection = Connection { input, output, options: &options, reporter: &Silent };
+        Admitted::Send { sources } => {
+            let connection = Connection { input, output, options, reporter: &Silent };
             sender::run(connection, &sources, None, Side::Responder).map(drop)
         }
-        Request::Through { command, destination, size } => {
-            let (command, destination) = (OsString::from_vec(command), home(&path_of(destination)));
+        Admitted::Through { command, destination, size } => {
             let mut input = input.into_plain();
             let served = stream::run_command(&command, &destination, size, |sink| {
                 let (_, ended) = stream::read_records(&mut input, PEER, Some(size), sink)?;
@@ -86,9 +134,8 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
                 }
             }
         }
-        Request::Digest { paths } => answer_digests(paths, &options, &mut output),
-    };
-    served.map_err(|error| Error::Reported { code: error.exit_code() })
+        Admitted::Digest { paths } => answer_digests(&paths, options, &mut output),
+    }
 }
 
 /// Has the agent of an earlier try of this run end, which may hold locks.
@@ -105,15 +152,14 @@ fn replace_earlier<W: Write>(run: &RunId, options: &Options, output: &mut FrameW
 }
 
 fn answer_digests<W: Write>(
-    paths: Vec<Vec<u8>>,
+    paths: &[NamedPath],
     options: &Options,
     output: &mut FrameWriter<W>,
 ) -> Result<()> {
     for path in paths {
-        let path = home(&path_of(path));
         let root = std::thread::scope(|scope| {
             let (root_in, root) = sync_channel(1);
-            scope.spawn(move || root_in.send(digest(&path, options)));
+            scope.spawn(move || root_in.send(digest(path, options)));
             loop {
                 match root.recv_timeout(options.life_sign()) {
                     Err(RecvTimeoutError::Timeout) => output.keep_alive(Phase::Mapping)?,
@@ -132,26 +178,10 @@ fn answer_digests<W: Write>(
 /// # Errors
 ///
 /// When it cannot be opened or read.
-pub fn digest(path: &Path, options: &Options) -> Result<Hash> {
+pub fn digest(path: &NamedPath, options: &Options) -> Result<Hash> {
     let (file, length) = scan::open_image(path)?;
     let grid = Grid { length, block: options.block_size };
     let image = FileImage::new(file, options.hole_map);
-    let root = hashmap::root_of(&image, &grid, |_| true).map_err(Error::file("read", path))?;
+    let root = hashmap::root_of(&image, &grid, |_| true).map_err(Error::file("read", path.path()))?;
     root.ok_or(Error::Interrupted)
-}
-
-fn path_of(bytes: Vec<u8>) -> PathBuf {
-    PathBuf::from(OsString::from_vec(bytes))
-}
-
-/// A path with `~/` replaced, as a shell at this end would do it.
-fn home(path: &Path) -> PathBuf {
-    match path.strip_prefix("~") {
-        Ok(rest) => {
-            let slash = path.as_os_str().as_encoded_bytes().ends_with(b"/");
-            let home = std::env::home_dir().unwrap_or_default().join(rest);
-            if slash { home.join("") } else { home }
-        }
-        Err(_) => path.to_path_buf(),
-    }
 }

@@ -32,6 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::apply::tree::{DestinationRoot, DestinationTree, LastDirectory, Target};
 use crate::apply::{Attributes, Setup};
+use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, code, lock, printable};
 use crate::options::Options;
 use crate::report::{Event, Outcome, Reporter, Stats};
@@ -48,9 +49,14 @@ const QUEUED: usize = 1024;
 /// # Errors
 ///
 /// When the destination as a whole cannot be used.
-pub fn run(sources: &[PathBuf], target: Target, options: &Options, reporter: &dyn Reporter) -> Result<Stats> {
+pub fn run(
+    sources: &[NamedPath],
+    target: Target,
+    options: &Options,
+    reporter: &dyn Reporter,
+) -> Result<Stats> {
     if options.recursive {
-        sources.iter().try_for_each(|source| refuse_inside(source, &target.path))?;
+        sources.iter().try_for_each(|source| refuse_inside(source.path(), target.path.path()))?;
     }
     let walk = Walk::new(sources, options);
     let single = walk.is_single();

@@ -1,4 +1,5 @@
-//! Names in open directories: none is looked up twice, no symlink is followed.
+//! Names in open directories: none is looked up twice, and no symlink is followed but by
+//! [`open`] and [`open_below`].
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -10,6 +11,30 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag};
 use nix::sys::stat::{FileStat, Mode};
 use nix::unistd::UnlinkatFlags;
+
+/// open(2): wherever the path leads.
+pub fn open(path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+    Ok(nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// Opens `path`, which is relative, below `dir`. Symlinks are followed as long as neither
+/// they nor `..` lead out of `dir` (`EXDEV`); openat2(2). Where the kernel lacks that, no
+/// component may be either.
+pub fn open_below(dir: BorrowedFd, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+    let flags = flags | OFlag::O_CLOEXEC;
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let how = OpenHow::new().flags(flags).resolve(resolve);
+    loop {
+        match nix::fcntl::openat2(dir, path, how) {
+            Err(Errno::ENOSYS | Errno::EPERM) => {
+                return open_stepwise(dir, path, flags | OFlag::O_NOFOLLOW, Mode::empty());
+            }
+            // Something was renamed while `..` was looked up.
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            other => return Ok(other?),
+        }
+    }
+}
 
 /// Opens `path` below `dir`: no component may be a symlink or lead out of
 /// `dir` (openat2(2); where the kernel lacks it, one component at a time).

@@ -2,6 +2,7 @@
 //! login shell, and paths that survive all of them.
 
 mod ciphers;
+mod confined;
 mod cut;
 mod push;
 mod silence;

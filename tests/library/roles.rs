@@ -15,6 +15,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use holesync::confinement::NamedPath;
 use holesync::error::{Error, Failure, Result, code};
 use holesync::options::{BlockSize, Commit, Compress, Options};
 use holesync::protocol::{
@@ -201,7 +202,7 @@ pub(super) fn start_sender(
         let input = FrameReader::new(input, "the receiver");
         let output = FrameWriter::new(output, "the receiver");
         let connection = Connection { input, output, options: &options, reporter: &Silent };
-        sender::run(connection, &[source], None, Side::Initiator)
+        sender::run(connection, &[NamedPath::here(source)], None, Side::Initiator)
     })
 }
 
@@ -215,7 +216,11 @@ pub(super) fn start_receiver(
         let input = FrameReader::new(input, "the sender");
         let output = FrameWriter::new(output, "the sender");
         let connection = Connection { input, output, options: &options, reporter: &Silent };
-        receiver::run(connection, Target { path, directory: false, umask: 0o022 }, None)
+        receiver::run(
+            connection,
+            Target { path: NamedPath::here(path), directory: false, umask: 0o022 },
+            None,
+        )
     })
 }
 
@@ -851,7 +856,7 @@ fn both_ends_say_the_same_of_what_changed() {
             move || {
                 let (input, output) = (FrameReader::new(back.0, "r"), FrameWriter::new(forth.1, "r"));
                 let connection = Connection { input, output, options: &options, reporter: &*said };
-                sender::run(connection, &[from], None, Side::Initiator)
+                sender::run(connection, &[NamedPath::here(from)], None, Side::Initiator)
             }
         });
         let received = start({
@@ -859,7 +864,11 @@ fn both_ends_say_the_same_of_what_changed() {
             move || {
                 let (input, output) = (FrameReader::new(forth.0, "s"), FrameWriter::new(back.1, "s"));
                 let connection = Connection { input, output, options: &options, reporter: &*said };
-                receiver::run(connection, Target { path, directory: false, umask: 0o022 }, None)
+                receiver::run(
+                    connection,
+                    Target { path: NamedPath::here(path), directory: false, umask: 0o022 },
+                    None,
+                )
             }
         });
         let stats = wait(&sent, "sender", "changed").unwrap();

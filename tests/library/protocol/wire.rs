@@ -63,10 +63,12 @@ fn message() -> impl Strategy<Value = Message> {
     let path = || prop::collection::vec(any::<u8>(), 0..300);
     let failure = || (1..=255u8, ".{0,50}").prop_map(|(code, message)| Failure { code, message });
     let request = prop_oneof![
-        (path(), any::<bool>())
-            .prop_map(|(destination, directory)| Request::Receive { destination, directory }),
-        prop::collection::vec(path(), 0..4).prop_map(|sources| Request::Send { sources }),
-        prop::collection::vec(path(), 0..4).prop_map(|paths| Request::Digest { paths }),
+        (path(), any::<bool>()).prop_map(|(destination, directory)| Request::Receive {
+            destination: destination.into(),
+            directory
+        }),
+        prop::collection::vec(path().prop_map_into(), 0..4).prop_map(|sources| Request::Send { sources }),
+        prop::collection::vec(path().prop_map_into(), 0..4).prop_map(|paths| Request::Digest { paths }),
     ];
     let options = Options { compress: Compress::Auto, compress_level: Some(-3), ..Options::default() };
     prop_oneof![

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use holesync::confinement::NamedPath;
 use holesync::error::{Error, Failure, code};
 use holesync::hashmap::leaves::Leaves;
 use holesync::hashmap::plan::Run;
@@ -29,7 +30,7 @@ fn dense(len: usize) -> Vec<u8> {
 
 /// The keys of a file whose blocks all have data.
 fn keys_of(path: &Path, grid: &Grid) -> Vec<Key> {
-    let image = FileImage::new(open_image(path).unwrap().0, true);
+    let image = FileImage::new(open_image(&NamedPath::here(path)).unwrap().0, true);
     let mut keys = Vec::new();
     let hashed = hash_image(&image, grid, |batch| {
         keys.extend(batch.items.iter().filter_map(|item| match item {
