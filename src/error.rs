@@ -274,14 +274,15 @@ pub fn printable(path: &Path) -> String {
     escape(path.as_os_str().as_encoded_bytes())
 }
 
-/// Text from outside made safe to show: control characters, and bytes that are
-/// not UTF-8, become `\#ooo` in octal, as rsync shows them.
+/// Text from outside made safe to show: control characters, characters that are not seen
+/// or change the order of others, and bytes that are not UTF-8, become `\#ooo` in octal, as
+/// rsync shows them.
 pub fn escape(bytes: &[u8]) -> String {
     let octal = |bytes: &[u8]| bytes.iter().map(|b| format!("\\#{b:03o}")).collect::<String>();
     let mut out = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
-            if c.is_control() {
+            if c.is_control() || is_format(c) {
                 out.push_str(&octal(c.encode_utf8(&mut [0; 4]).as_bytes()));
             } else {
                 out.push(c);
@@ -292,9 +293,35 @@ pub fn escape(bytes: &[u8]) -> String {
     out
 }
 
+/// Characters that show nothing, or that change how others are shown: the general category
+/// Cf, the line and paragraph separators, fillers and variation selectors (Unicode 17,
+/// UnicodeData.txt and DerivedCoreProperties.txt, Default_Ignorable_Code_Point).
+fn is_format(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
+        | '\u{890}'..='\u{891}' | '\u{8e2}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+        | '\u{fff0}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}'
+        | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_seen_or_turns_others_round_is_escaped() {
+        assert_eq!(escape("a\u{202e}gmi.exe".as_bytes()), "a\\#342\\#200\\#256gmi.exe");
+        for c in
+            ['\u{200b}', '\u{200f}', '\u{2066}', '\u{2069}', '\u{feff}', '\u{ad}', '\u{2028}', '\u{e0041}']
+        {
+            assert!(!escape(c.to_string().as_bytes()).contains(c), "{c:?}");
+        }
+        for c in ["dísk", "磁盘", "диск", "قرص", "डिस्क", "💾", "\u{a0}"] {
+            assert_eq!(escape(c.as_bytes()), c);
+        }
+    }
 
     #[test]
     fn escape_leaves_plain_text_alone_and_disarms_the_rest() {

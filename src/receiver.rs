@@ -282,6 +282,9 @@ impl Applier<'_, '_> {
                 let made = tree.make_directory(entry.id, &entry.path, &entry.metadata);
                 self.settle(entry.id, made.map(|()| None))
             }
+            Kind::Symlink(_) if !self.shared.options.links => {
+                Err(self.frames.bad("a symlink that nobody wants"))
+            }
             Kind::Symlink(link) => {
                 let made = tree.make_symlink(&entry.path, &link, &entry.metadata);
                 self.settle(entry.id, made)

@@ -253,7 +253,8 @@ impl DestinationTree {
     }
 
     /// Makes or replaces a symlink to `link`; a temporary one is renamed over the old. A
-    /// dry run makes none. Returns which attributes may not be set.
+    /// dry run makes none. In the place of a destination that was named itself, only another
+    /// symlink is replaced. Returns which attributes may not be set.
     ///
     /// # Errors
     ///
@@ -265,6 +266,9 @@ impl DestinationTree {
         let attributes = self.attributes(metadata);
         let Some(place) = self.root.place(path, false)? else { return Ok(None) };
         let link = OsStr::from_bytes(link);
+        if self.root.is_file() {
+            refuse_to_lose(&place)?;
+        }
         if !sys::read_link_at(&place.dir, &place.name).is_ok_and(|now| now == link) {
             place.put_symlink(link)?;
         }
@@ -298,6 +302,16 @@ impl Drop for DestinationTree {
             let _ = place::finish_directory(root.as_fd(), path, &attributes, path);
         }
     }
+}
+
+/// What the user named as the destination becomes a symlink only if there is none or another.
+fn refuse_to_lose(place: &Place) -> Result<()> {
+    let kind = place.stat()?.map(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
+    if kind.is_none_or(|kind| kind == SFlag::S_IFLNK) {
+        return Ok(());
+    }
+    let why = "would be replaced by a symlink; remove it first, or name a source that is a file";
+    Err(Error::refused(&place.path, why))
 }
 
 /// Makes a directory that its owner can fill meanwhile. Returns the permissions

@@ -12,7 +12,7 @@ use crate::protocol::frame::*;
 use crate::protocol::lines::Plain;
 use crate::protocol::{
     Data, Differ, FEATURE_AES, FEATURE_NO_AES, Frame, LeafAnswer, MAGIC, MAX_CONTROL, MAX_DATA,
-    MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST, Patch, VERSION,
+    MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST, Patch, VERSION, shortened,
 };
 
 /// What the other side's greeting says.
@@ -327,10 +327,10 @@ impl<R: Read> FrameReader<R> {
     }
 }
 
-/// Codes from the other side stay within those that say "failed".
+/// Codes from the other side stay within those that say "failed", texts are cut.
 fn bounded(failure: Failure) -> Failure {
     let code = if failure.code == 0 { crate::error::code::STREAM } else { failure.code };
-    Failure { code, ..failure }
+    Failure { code, message: shortened(failure.message) }
 }
 
 fn no_greeting(peer: &str, seen: &[u8], how: &str) -> Error {

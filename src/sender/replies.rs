@@ -6,7 +6,9 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::error::Failure;
 use crate::hashmap::plan::Run;
-use crate::protocol::{CREDIT, Credit, Frame, LeafAnswer, MAX_TEXT, MAX_UNPATCHED, Message, RESERVED};
+use crate::protocol::{
+    CREDIT, Credit, Frame, LeafAnswer, MAX_AHEAD, MAX_TEXT, MAX_UNPATCHED, Message, RESERVED,
+};
 
 /// Messages about no file that is being described: a unit of credit causes at most a
 /// warning, attributes that are not set, a phase and a result.
@@ -47,6 +49,9 @@ pub struct Replies {
     last: Option<u64>,
     /// Keys and runs of zeros that are known and not described.
     ahead: Credit,
+    /// How much of maps may still come too late: each file may have as much under way as
+    /// there is credit.
+    late: usize,
     /// In a dry run the receiver is not told what is described, and has to be granted what
     /// it may send more of: so much by now.
     granted: Option<usize>,
@@ -83,6 +88,7 @@ impl Replies {
             files: HashMap::new(),
             last: None,
             ahead: Credit::for_maps(),
+            late: 0,
             leaves: 0,
         }
     }
@@ -90,6 +96,7 @@ impl Replies {
     /// A file that may be described, and that was not asked for before.
     pub fn open(&mut self, answered: Answered) {
         self.last = Some(answered.id);
+        self.late = self.late.saturating_add(2 * MAX_AHEAD);
         self.answered.push_back(answered);
         let expected = if answered.mapped { Expected::Map } else { Expected::Mapped };
         self.files.insert(answered.id, FileReplies::new(expected, None));
@@ -145,7 +152,7 @@ impl Replies {
             if self.granted.is_some() && self.ahead.take(entries) {
                 self.free(entries);
             }
-            return self.late(id);
+            return self.late(id, 1 + entries);
         };
         if file.expected != Expected::Map {
             return Err("a map out of turn");
@@ -161,7 +168,7 @@ impl Replies {
     }
 
     fn map_end(&mut self, id: u64) -> Result<(), &'static str> {
-        let Some(file) = self.files.get_mut(&id) else { return self.late(id) };
+        let Some(file) = self.files.get_mut(&id) else { return self.late(id, 1) };
         match file.expected {
             Expected::Map => {
                 file.expected = Expected::Mapped;
@@ -182,9 +189,16 @@ impl Replies {
         }
     }
 
-    /// Something about a file whose queue is gone, or never was.
-    fn late(&self, id: u64) -> Result<(), &'static str> {
-        if self.last.is_some_and(|last| id <= last) { Ok(()) } else { Err("a map out of turn") }
+    /// So much about a file whose queue is gone, or never was.
+    fn late(&mut self, id: u64, weight: usize) -> Result<(), &'static str> {
+        if self.last.is_none_or(|last| id > last) {
+            return Err("a map out of turn");
+        }
+        // In a dry run the receiver is granted what is dropped here, and goes on to its end.
+        if self.granted.is_none() {
+            self.late = self.late.checked_sub(weight).ok_or("a map without an end")?;
+        }
+        Ok(())
     }
 
     /// Whether more messages wait than credit allows.
@@ -258,7 +272,6 @@ fn text_of(message: &Message) -> usize {
 mod tests {
     use super::*;
     use crate::hashmap::leaves::Leaves;
-    use crate::protocol::MAX_AHEAD;
 
     fn asked_for(ids: &[u64]) -> Replies {
         let mut replies = Replies::new(false);

@@ -4,6 +4,7 @@
 
 mod credit;
 mod leaves;
+mod liars;
 mod pipes;
 
 use std::collections::BTreeMap;

@@ -249,3 +249,29 @@ fn a_device_is_reached_over_ssh_too() {
     run(peer.holesync().arg(at(garbage.path())).arg(&copy.0)).ok();
     assert!(garbage.bytes() == fs::read(&copy.0).expect("read"), "from device to device");
 }
+
+#[test]
+fn no_named_destination_is_replaced_by_a_symlink() {
+    let Some(garbage) = Garbage::new() else { return };
+    let dir = garbage.dir.path();
+    symlink("/nowhere/at/all", dir.join("dangling")).expect("symlink");
+    fs::write(dir.join("file"), "kept").expect("write");
+    nix::unistd::mkfifo(&dir.join("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+    let peer = Peer::pipe(dir);
+    let device = garbage.path().to_path_buf();
+    let before = garbage.bytes();
+    for to in [&device, &dir.join("file"), &dir.join("fifo")] {
+        let kind = fs::symlink_metadata(to).expect("stat").file_type();
+        for (mut command, from) in [
+            (holesync(), dir.join("dangling").into_os_string()),
+            (peer.holesync(), at(dir.join("dangling"))),
+            (peer.shell(), at(dir.join("dangling"))),
+        ] {
+            let outcome = run(command.arg(&from).arg(to)).code(23);
+            outcome.says(&["would be replaced by a symlink"]);
+            assert_eq!(fs::symlink_metadata(to).expect("stat").file_type(), kind);
+        }
+    }
+    assert_eq!(fs::read(dir.join("file")).expect("read"), b"kept");
+    assert!(garbage.bytes() == before, "the device was written");
+}
