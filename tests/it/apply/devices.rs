@@ -254,7 +254,9 @@ fn a_device_is_reached_over_ssh_too() {
 fn no_named_destination_is_replaced_by_a_symlink() {
     let Some(garbage) = Garbage::new() else { return };
     let dir = garbage.dir.path();
-    symlink("/nowhere/at/all", dir.join("dangling")).expect("symlink");
+    // What is named is followed, but for a directory.
+    fs::create_dir(dir.join("directory")).expect("mkdir");
+    symlink("directory", dir.join("link")).expect("symlink");
     fs::write(dir.join("file"), "kept").expect("write");
     nix::unistd::mkfifo(&dir.join("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
     let peer = Peer::pipe(dir);
@@ -263,9 +265,9 @@ fn no_named_destination_is_replaced_by_a_symlink() {
     for to in [&device, &dir.join("file"), &dir.join("fifo")] {
         let kind = fs::symlink_metadata(to).expect("stat").file_type();
         for (mut command, from) in [
-            (holesync(), dir.join("dangling").into_os_string()),
-            (peer.holesync(), at(dir.join("dangling"))),
-            (peer.shell(), at(dir.join("dangling"))),
+            (holesync(), dir.join("link").into_os_string()),
+            (peer.holesync(), at(dir.join("link"))),
+            (peer.shell(), at(dir.join("link"))),
         ] {
             let outcome = run(command.arg(&from).arg(to)).code(23);
             outcome.says(&["would be replaced by a symlink"]);
