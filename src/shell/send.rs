@@ -100,7 +100,7 @@ impl SendJob<'_> {
         }
         let roots: Vec<Vec<u8>> = match rename {
             Some(name) => vec![name.to_vec()],
-            None => sources.iter().flat_map(|source| source::top_names(source)).take(MAX_ROOTS + 1).collect(),
+            None => sources.iter().flat_map(source::top_names).take(MAX_ROOTS + 1).collect(),
         };
         let all: &[u8] = b"";
         self.far_files = match roots.len() {
