@@ -51,7 +51,6 @@
 //! | sender | a symlink that nobody wants | `a_lying_sender_ends_its_session_and_changes_nothing` |
 //! | sender | what only receivers say | `a_lying_sender_ends_its_session_and_changes_nothing` |
 //! | sender | a map | `a_lying_sender_ends_its_session_and_changes_nothing` |
-//! | sender | what a receiver is busy with | `a_lying_sender_ends_its_session_and_changes_nothing` |
 //! | sender | credit outside a dry run | `a_lying_sender_ends_its_session_and_changes_nothing` |
 //! | sender | a comparison outside a dry run | `a_lying_sender_ends_its_session_and_changes_nothing` |
 //! | sender | another root hash | `a_lying_sender_loses_its_file_and_the_others_come` |

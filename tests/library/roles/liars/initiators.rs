@@ -31,7 +31,7 @@ fn greet(liar: &mut Liar) {
 /// The bytes of a request, the options in it changed by `lie`.
 fn request(lie: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let request = Request::Digest { paths: vec![b"/etc/hostname".to_vec().into()] };
-    let mut bytes = postcard::to_stdvec(&Message::Start(Box::default(), request)).unwrap();
+    let mut bytes = postcard::to_stdvec(&Message::Start(Box::default(), request, None)).unwrap();
     lie(&mut bytes);
     bytes
 }
@@ -100,7 +100,7 @@ fn a_lying_initiator_ends_its_session() {
         lie("more sources than a request may have", |liar| {
             greet(liar);
             let sources = vec![b"/etc/hostname".to_vec().into(); 1025];
-            liar.say(&Message::Start(Box::default(), Request::Send { sources }));
+            liar.say(&Message::Start(Box::default(), Request::Send { sources }, None));
         }),
         lie("data in the place of a request", |liar| {
             greet(liar);

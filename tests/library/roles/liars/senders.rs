@@ -7,7 +7,7 @@ use holesync::error::{Failure, Result};
 use holesync::hashmap::{Grid, Hash, root_of};
 use holesync::options::{Commit, Options};
 use holesync::protocol::{Entry, Frame, MAX_CONTROL, MAX_DATA, MAX_LENGTH, MAX_PATH, Message, Request};
-use holesync::report::{Phase, Stats};
+use holesync::report::Stats;
 use holesync::source::{Kind, Metadata, Owner};
 
 use super::{Liar, MEMORY, is_protocol_error, peak_memory};
@@ -240,7 +240,7 @@ fn a_lying_sender_ends_its_session_and_changes_nothing() {
         }),
         lie("a request within a session", "a message out of turn", |liar| {
             let request = Request::Send { sources: vec![b"/etc".to_vec().into()] };
-            liar.say(&Message::Start(Box::default(), request));
+            liar.say(&Message::Start(Box::default(), request, None));
         }),
         lie("a symlink that nobody wants", "a symlink that nobody wants", |liar| {
             layout(liar);
@@ -252,9 +252,6 @@ fn a_lying_sender_ends_its_session_and_changes_nothing() {
             liar.say(&Message::Done { id: 0, changed: None });
         }),
         lie("a map", "something that only receivers say", |liar| liar.tell(|output| output.map(0, &[]))),
-        lie("what a receiver is busy with", "a message out of turn", |liar| {
-            liar.say(&Message::Busy(Phase::Sending))
-        }),
         lie("credit outside a dry run", "a message out of turn", |liar| {
             liar.say(&Message::Granted { units: u64::MAX })
         }),
