@@ -150,14 +150,14 @@ fn a_lying_sender_ends_its_session_and_changes_nothing() {
         lie("an end before all is described", "a file of", |liar| {
             begun(liar);
             liar.say(&Message::Zero { blocks: 9 });
-            liar.say(&Message::Finish { root: [0; 32] });
+            liar.say(&Message::Finish { root: [0; 32], settled: true });
         }),
         lie("the end of a file twice", "content without a file", |liar| {
             layout(liar);
             liar.say(&file("new", 0, 0));
             content(liar, 0);
-            liar.say(&Message::Finish { root: [0; 32] });
-            liar.say(&Message::Finish { root: [0; 32] });
+            liar.say(&Message::Finish { root: [0; 32], settled: true });
+            liar.say(&Message::Finish { root: [0; 32], settled: true });
         }),
         lie("no file abandoned", "an abandoned file that was never begun", |liar| {
             layout(liar);
@@ -282,13 +282,13 @@ fn a_lying_sender_loses_its_file_and_the_others_come() {
             liar.say(&entry(0, "lie", 80 << 10));
             content(liar, 0);
             liar.say(&Message::Zero { blocks: 10 });
-            liar.say(&Message::Finish { root: [7; 32] });
+            liar.say(&Message::Finish { root: [7; 32], settled: true });
         }),
         lie("a file of 2^63 - 1 bytes", "", |liar| {
             liar.say(&entry(0, "lie", MAX_LENGTH));
             content(liar, 0);
             liar.say(&Message::Zero { blocks: MAX_LENGTH.div_ceil(8 << 10) });
-            liar.say(&Message::Finish { root: [7; 32] });
+            liar.say(&Message::Finish { root: [7; 32], settled: true });
         }),
         lie("an entry below a symlink that it sent", "", |liar| {
             let kind = Kind::Symlink(b"/tmp".to_vec());
@@ -310,7 +310,7 @@ fn a_lying_sender_loses_its_file_and_the_others_come() {
             let kind = Kind::File { length: 0, allocated: u64::MAX, whole: false, retry: false };
             liar.say(&Message::Entry(Entry { id: 0, path: "lie".into(), kind, metadata }));
             content(liar, 0);
-            liar.say(&Message::Finish { root: [7; 32] });
+            liar.say(&Message::Finish { root: [7; 32], settled: true });
         }),
     ];
     for Lie { lie, script, .. } in lies {
@@ -319,7 +319,7 @@ fn a_lying_sender_loses_its_file_and_the_others_come() {
             script(liar);
             liar.say(&entry(5, "true", 0));
             content(liar, 5);
-            liar.say(&Message::Finish { root: root_of_nothing() });
+            liar.say(&Message::Finish { root: root_of_nothing(), settled: true });
             let totals = Stats {
                 files_total: u64::MAX,
                 data_bytes: u64::MAX,
