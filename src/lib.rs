@@ -39,6 +39,8 @@ pub mod remote;
 #[doc(hidden)]
 pub mod sender;
 #[doc(hidden)]
+pub mod shell;
+#[doc(hidden)]
 pub mod source;
 #[doc(hidden)]
 pub mod stream;
@@ -46,8 +48,3 @@ pub mod stream;
 pub mod sys;
 #[doc(hidden)]
 pub mod working;
-
-mod shell;
-// For its tests, which are outside.
-#[doc(hidden)]
-pub use shell::sparse_tar;

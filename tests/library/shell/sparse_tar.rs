@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use holesync::error::{Error, Result};
 use holesync::protocol::MAX_LENGTH;
-use holesync::sparse_tar::receive;
+use holesync::shell::sparse_tar::receive;
 use holesync::stream::Sink;
 
 const PAGE: u64 = 4096;

@@ -1,0 +1,154 @@
+//! Writes the seeds anew: `cargo run --bin seeds DIRECTORY`. What a seed holds is what an
+//! honest peer would say. Those of the shell were said by one.
+
+use std::path::Path;
+
+use holesync::error::Failure;
+use holesync::hashmap::leaves::Leaves;
+use holesync::hashmap::plan::Run;
+use holesync::protocol::{Differ, Entry, FrameWriter, LeafAnswer, MAGIC, Message, Patch, Request};
+use holesync::source::{Kind, Metadata, Owner};
+use holesync_fuzz::unframed;
+
+fn main() {
+    let root = std::env::args().nth(1).expect("a directory");
+    let put = |target: &str, name: &str, bytes: &[u8]| {
+        let dir = Path::new(&root).join(target);
+        std::fs::create_dir_all(&dir).expect("mkdir");
+        std::fs::write(dir.join(name), bytes).expect("write");
+    };
+    put("frames", "greeting", &[&MAGIC[..], &[2, 0, 2, 0, 0, 0, 0, 0]].concat());
+    put(
+        "frames",
+        "request",
+        &written(&|output| {
+            let request = Request::Receive { destination: b"old".to_vec().into(), directory: false };
+            output.message(&Message::Start(Box::default(), request, None))
+        }),
+    );
+    put("frames", "descriptions", &description());
+    put("frames", "answers", &answers());
+    for how in [0, 1] {
+        put("receiver", &format!("tree-{how}"), &[&[how][..], &description()].concat());
+        put("sender", &format!("answers-{how}"), &[&[how][..], &answers()].concat());
+    }
+    put("receiver", "single", &[&[2][..], &single()].concat());
+    for (name, text) in [
+        ("path", "vm.img"),
+        ("host", "user@host:dir/vm.img"),
+        ("v6", "user@[::1]:vm.img"),
+        ("url", "ssh://user@host:22/vm.img"),
+        ("url-v6", "ssh://[fe80::1%eth0]:22/"),
+    ] {
+        put("locations", name, text.as_bytes());
+    }
+    put("records", "image", b"DATA\n4\nabcdHOLE\n4092\nEND\n4096\n");
+    put("records", "open", b"HOLE\n4096\n");
+    put("log", "records", &log());
+    put("tar", "sparse", &tar());
+}
+
+type Write<'a> = &'a dyn Fn(&mut FrameWriter<&mut Vec<u8>>) -> holesync::error::Result<()>;
+
+fn written(write: Write) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut output = FrameWriter::new(&mut bytes, "memory");
+    write(&mut output).and_then(|()| output.flush()).expect("memory");
+    drop(output);
+    unframed(&bytes)
+}
+
+fn entry(id: u64, path: &str, kind: Kind) -> Message {
+    let owner = Owner { uid: 0, gid: 0, user: "root".into(), group: "root".into() };
+    let metadata = Metadata { mode: Some(0o644), mtime: Some((1, 2)), owner: Some(owner) };
+    Message::Entry(Entry { id, path: path.into(), kind, metadata })
+}
+
+fn file(length: u64) -> Kind {
+    Kind::File { length, allocated: length, whole: false, retry: false }
+}
+
+fn description() -> Vec<u8> {
+    written(&|output| {
+        output.message(&Message::Layout { single: false })?;
+        output.message(&entry(0, "new", file(40_000)))?;
+        output.message(&entry(1, "old", file(20_000)))?;
+        output.message(&entry(2, "made", Kind::Directory))?;
+        output.message(&entry(3, "link", Kind::Symlink(b"old".to_vec())))?;
+        output.message(&Message::Content { id: 0 })?;
+        output.data(0, &[1, 2], &[&[7; 8192]])?;
+        output.message(&Message::Zero { blocks: 3 })?;
+        output.message(&Message::Finish { root: [0; 32], settled: true })?;
+        output.message(&Message::Content { id: 1 })?;
+        output.message(&Message::Keep { blocks: 1 })?;
+        output.differ(&Differ { first: 1, hashes: vec![[1; 32]] })?;
+        output.patch(&Patch { first: 1, masks: vec![3], sent: vec![1], bytes: vec![5; 4096] }, None)?;
+        output.message(&Message::Abandon)?;
+        output.message(&Message::End(Box::default()))
+    })
+}
+
+fn single() -> Vec<u8> {
+    written(&|output| {
+        output.message(&Message::Layout { single: true })?;
+        output.message(&entry(0, "old", file(0)))?;
+        output.message(&Message::Content { id: 0 })?;
+        output.message(&Message::Finish { root: [0; 32], settled: true })?;
+        output.message(&Message::End(Box::default()))
+    })
+}
+
+fn answers() -> Vec<u8> {
+    written(&|output| {
+        output.message(&Message::Map { id: 1 })?;
+        output.map(1, &[Run::Keys(vec![[9; 16]; 2]), Run::Zero(1)])?;
+        output.message(&Message::MapEnd { id: 1 })?;
+        output.leaves(&LeafAnswer { id: 1, blocks: vec![Leaves::default(); 2] })?;
+        output.message(&Message::NoBasis { id: 3 })?;
+        output.message(&Message::Granted { units: 2 })?;
+        output.message(&Message::Warning("w".into()))?;
+        output.message(&Message::Again { id: 1 })?;
+        output.message(&Message::Done { id: 3, changed: Some(1) })?;
+        output.message(&Message::Failed { id: 1, failure: Failure { code: 23, message: "f".into() } })?;
+        output.message(&Message::End(Box::default()))
+    })
+}
+
+/// Three records and the head of a seal.
+fn log() -> Vec<u8> {
+    let mut bytes = vec![4];
+    for (start, end, kind) in [(0u64, 4096u64, 1), (8192, 12288, 2), (4096, 9000, 3), (0, 64, 4)] {
+        bytes.extend(start.to_le_bytes());
+        bytes.extend(end.to_le_bytes());
+        bytes.push(kind);
+    }
+    bytes.extend([0; 64]);
+    bytes
+}
+
+/// A sparse file of 8192 bytes, of which the second half is data.
+fn tar() -> Vec<u8> {
+    let header = |name: &str, kind: u8, size: usize| {
+        let mut block = vec![0; 512];
+        block[..name.len()].copy_from_slice(name.as_bytes());
+        block[124..135].copy_from_slice(format!("{size:011o}").as_bytes());
+        block[156] = kind;
+        block[257..265].copy_from_slice(b"ustar\x0000");
+        block
+    };
+    let pax = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n26 GNU.sparse.name=image\n29 GNU.sparse.realsize=8192\n";
+    let mut archive = vec![0, 32, 19];
+    archive.extend(header("./PaxHeaders/image", b'x', pax.len()));
+    archive.extend(padded(pax));
+    archive.extend(header("./GNUSparseFile.0/image", b'0', 512 + 4096));
+    archive.extend(padded(b"1\n4096\n4096\n"));
+    archive.extend([7; 4096]);
+    archive.resize(3 + 20 * 512, 0);
+    archive
+}
+
+fn padded(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes.resize(512, 0);
+    bytes
+}

@@ -1,0 +1,25 @@
+//! Messages to a sender.
+#![no_main]
+
+use holesync::confinement::NamedPath;
+use holesync::protocol::{Connection, FrameReader, FrameWriter};
+use holesync::report::Silent;
+use holesync::sender::{self, Side};
+use holesync_fuzz::{Ground, Paced, options};
+use libfuzzer_sys::fuzz_target;
+
+thread_local! {
+    static GROUND: Ground = Ground::new();
+}
+
+fuzz_target!(|data: &[u8]| GROUND.with(|ground| {
+    let Some((&how, data)) = data.split_first() else { return };
+    let mut options = options();
+    options.dry_run = how & 1 != 0;
+    let sources = [NamedPath::here(ground.tree().join(""))];
+    let input = FrameReader::new(Paced::new(data), "the input");
+    let output = FrameWriter::new(std::io::sink(), "the input");
+    let connection = Connection { input, output, options: &options, reporter: &Silent };
+    let _ = sender::run(connection, &sources, None, Side::Initiator);
+    ground.check();
+}));
