@@ -163,6 +163,7 @@ fn answers_to_nobody_cost_nothing() {
         }
         liar.say(&Message::Busy(holesync::report::Phase::WritingBack));
         files.iter().for_each(|&id| liar.say(&Message::Unchanged { id }));
+        liar.hear(|message| matches!(message, Message::End(_)));
         liar.say(&Message::End(Box::new(Stats {
             files_sent: u64::MAX,
             written_bytes: u64::MAX,
