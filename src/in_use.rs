@@ -67,15 +67,19 @@ impl fmt::Display for User {
     }
 }
 
-/// Refuses a file that somebody else uses, as it was known within the last second. `state`:
-/// what it is like, at any time.
+/// Refuses a file that somebody else uses; what the kernel uses of small files, as it was
+/// known within the last second. `state`: what it is like, at any time.
 ///
 /// # Errors
 ///
 /// [`Error::Refused`], with who it is; what the system calls report.
 pub fn refuse(file: &File, state: &Metadata, path: &Path) -> Result<()> {
-    refuse_user(user_of(file, Some(state), &kernel_users(SHORT)), path)
+    let age = if state.len() < LARGE { SHORT } else { Duration::ZERO };
+    refuse_user(user_of(file, Some(state), &kernel_users(age)), path)
 }
+
+/// Bytes of a file for which listing what the kernel uses takes no time.
+const LARGE: u64 = 16 << 20;
 
 /// Keeps QEMU from opening a file for as long as it is open here, and then refuses one that
 /// somebody uses already.

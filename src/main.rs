@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use holesync::error::{Error, code, escape};
 
 fn main() -> ExitCode {
+    end_with_a_thread_that_panics();
     let cli = match cli::Cli::read(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => {
@@ -32,4 +33,15 @@ fn main() -> ExitCode {
 /// The last line of a run that failed: the error with its exit code, as rsync has it.
 fn message(error: &Error) -> String {
     format!("{error} (code {})", error.exit_code())
+}
+
+/// A thread that panics takes the process along: others may be waiting for it, and so may
+/// the other end.
+fn end_with_a_thread_that_panics() {
+    const PANICKED: i32 = 101;
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::exit(PANICKED);
+    }));
 }

@@ -408,6 +408,15 @@ pub fn umask() -> u32 {
     mask.bits()
 }
 
+/// Lets this process have as many files open as it may ask for; setrlimit(2). Each source
+/// that was named is held open, and so is each destination that is under way.
+pub fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    // Where it cannot be raised, what does not fit is an error with a name.
+    let _ = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+}
+
 /// Whether whoever started this process had it ignore a signal, as nohup(1) does.
 pub fn is_ignored(signal: i32) -> bool {
     // SAFETY: all bytes zero are a valid `struct sigaction`; with no new action the call

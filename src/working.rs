@@ -100,6 +100,19 @@ pub fn image_of_log(name: &OsStr) -> Option<&OsStr> {
     Some(OsStr::from_bytes(&name.as_bytes()[1..name.len() - suffix.len()]))
 }
 
+/// Under which of its names a working file is there.
+pub fn naming_of(name: &OsStr) -> Option<Naming> {
+    let mark = str::from_utf8(suffix_of(name)?).ok()?.strip_prefix(MARK)?;
+    let mut parts = mark.split('.').next()?.split('-').skip(1);
+    match (parts.next(), parts.next()) {
+        (None, _) => Some(Naming::Common),
+        (Some(uid), None) => uid.parse().ok().map(Naming::User),
+        (Some(uid), Some(random)) => {
+            Some(Naming::Once(uid.parse().ok()?, u64::from_str_radix(random, 16).ok()?))
+        }
+    }
+}
+
 /// Whether a working file belongs to `image`.
 pub fn is_working_file_of(name: &OsStr, image: &OsStr) -> bool {
     suffix_of(name).is_some_and(|suffix| with_suffix(image.as_bytes(), suffix) == name)
@@ -146,6 +159,7 @@ mod tests {
             {
                 let working = kind.name_for(OsStr::new(&name), naming);
                 assert!(is_working_name(&working), "{working:?}");
+                assert_eq!(naming_of(&working), Some(naming));
                 assert!(working.len() <= 255 && working.to_str().is_some(), "{working:?}");
             }
         }

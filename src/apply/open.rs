@@ -293,6 +293,7 @@ fn resumable_temp(task: &Task) -> Result<Option<File>> {
 fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination> {
     let turn = setup.turns.take(&task.place, &stat)?;
     let old = Old { _turn: turn, ..task.place.open_old()? };
+    refuse_new_log(&task)?;
     task.refuse_in_use(&old)?;
     remove_drafts(&task, &[Working::Clone])?;
     let commit = task.options.commit;
@@ -309,6 +310,7 @@ fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination
         && old.state.nlink() == 1
         && !task.recovered.is_doubtful()
         && task.wanted.attributes.may_be_set_on(&old)
+        && task.place.finds_again()
         && task.can.reserve
         && task.can.punch;
     if commit == Commit::Auto && may_change && !task.can.clone {
@@ -321,6 +323,20 @@ fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination
     }
     let basis = basis_of(&old.file, task.options.hole_map).map_err(task.place.error("open"))?;
     Ok(Destination::new(task, Way::Replica(Replica::new(old)), Some(basis)))
+}
+
+/// Whoever held the lock may have sealed a log since working files were looked for, and died.
+fn refuse_new_log(task: &Task) -> Result<()> {
+    let place = &task.place;
+    let is_new = !task.beside.leftovers.contains(&Working::Log)
+        && place.peek(Working::Log).map_err(place.error("open the log of"))?.is_some();
+    if is_new {
+        return Err(Error::refused(
+            &place.path,
+            "another holesync run was at work there meanwhile; run again",
+        ));
+    }
+    Ok(())
 }
 
 /// Whether a temp file is more likely to have what is wanted than the old file: what a first

@@ -220,16 +220,6 @@ impl Place {
         Ok(file)
     }
 
-    /// Sets the attributes of what has this name, a symlink included. Returns what may not
-    /// be set.
-    ///
-    /// # Errors
-    ///
-    /// What the system calls report of storage.
-    pub fn set_attributes(&self, wanted: &Attributes) -> Result<Option<Failure>> {
-        self.stat()?.map_or(Ok(None), |now| self.set_attributes_of(&now, wanted, false))
-    }
-
     /// Sets the attributes of what has this name and is so `now`. What has them all is not
     /// opened. `sync`: a time that is right says that the content is, so that is on storage
     /// first.
@@ -256,29 +246,53 @@ impl Place {
         wanted.set(&file, &self.path)
     }
 
-    /// Makes or replaces a symlink: there is always either the old one or the new.
+    /// Makes or replaces a symlink, with its attributes: there is always either the old one
+    /// or the new. Returns which attributes may not be set.
     ///
     /// # Errors
     ///
     /// What the system calls report: a directory in its place, for one.
-    pub fn put_symlink(&self, link: &OsStr) -> Result<()> {
-        let put = |naming| -> io::Result<()> {
-            let temp = Working::Temp.name_for(&self.name, naming);
-            match sys::symlink_at(&self.dir, link, &temp) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    self.clear(&temp)?;
-                    sys::symlink_at(&self.dir, link, &temp)?;
-                }
-                other => other?,
-            }
-            sys::rename_at(&self.dir, &temp, &self.name).inspect_err(|_| {
-                // The rename's error is the one to report.
-                let _ = sys::unlink_at(&self.dir, &temp);
-            })
-        };
+    pub fn put_symlink(&self, link: &OsStr, wanted: &Attributes) -> Result<Option<Failure>> {
         // What has the common name may be another's.
-        let once = || Naming::once(nix::unistd::geteuid().as_raw());
-        put(Naming::Common).or_else(|_| put(once())).map_err(self.error("create the symlink"))
+        let once = || self.make_symlink(link, Naming::once(nix::unistd::geteuid().as_raw()));
+        let temp = self.make_symlink(link, Naming::Common).or_else(|_| once());
+        let temp = temp.map_err(self.error("create the symlink"))?;
+        let put = || {
+            let unset = self.set_attributes_of_link(&temp, wanted)?;
+            sys::rename_at(&self.dir, &temp, &self.name).map_err(self.error("create the symlink"))?;
+            Ok(unset)
+        };
+        put().inspect_err(|_| {
+            // That error is the one to report.
+            let _ = sys::unlink_at(&self.dir, &temp);
+        })
+    }
+
+    /// Makes a temporary symlink, and says how it is called.
+    fn make_symlink(&self, link: &OsStr, naming: Naming) -> io::Result<OsString> {
+        let temp = Working::Temp.name_for(&self.name, naming);
+        match sys::symlink_at(&self.dir, link, &temp) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.clear(&temp)?;
+                sys::symlink_at(&self.dir, link, &temp)?;
+            }
+            other => other?,
+        }
+        Ok(temp)
+    }
+
+    /// Sets the attributes of a symlink, and of nothing else that may have its name by now.
+    pub(super) fn set_attributes_of_link(
+        &self,
+        name: &OsStr,
+        wanted: &Attributes,
+    ) -> Result<Option<Failure>> {
+        let failed = || self.error("set the attributes of");
+        let link = self.open(name, OFlag::O_PATH).map_err(failed())?;
+        if !link.metadata().map_err(failed())?.is_symlink() {
+            return Err(self.replaced());
+        }
+        wanted.set(&link, &self.path)
     }
 
     /// What is there now, not following a symlink.
@@ -311,7 +325,8 @@ pub(super) fn kind_of(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
 
-/// Sets the attributes of a directory below `base`. `shown`: how to name it to people.
+/// Sets the attributes of a directory below `base`. `identity`: device and inode of the
+/// directory that is meant, if that was looked at. `shown`: how to name it to people.
 /// Returns what may not be set.
 ///
 /// # Errors
@@ -320,10 +335,19 @@ pub(super) fn kind_of(stat: &FileStat) -> SFlag {
 pub fn finish_directory(
     base: BorrowedFd,
     path: &Path,
+    identity: Option<(u64, u64)>,
     wanted: &Attributes,
     shown: &Path,
 ) -> Result<Option<Failure>> {
-    let dir = sys::open_beneath(base, path, OFlag::O_PATH | OFlag::O_DIRECTORY, 0);
-    let dir = dir.map_err(Error::file("set the attributes of", shown))?;
-    wanted.set(&File::from(dir), shown)
+    let failed = || Error::file("set the attributes of", shown);
+    let dir = sys::open_beneath(base, path, OFlag::O_PATH | OFlag::O_DIRECTORY, 0).map_err(failed())?;
+    let dir = File::from(dir);
+    let found = dir.metadata().map_err(failed())?;
+    if identity.is_some_and(|identity| identity != (found.dev(), found.ino())) {
+        return Err(Error::refused(
+            shown,
+            "another directory has its name now; its attributes were left alone",
+        ));
+    }
+    wanted.set(&dir, shown)
 }

@@ -48,9 +48,20 @@ pub enum Recovered {
 }
 
 impl Recovered {
+    /// Of several logs, that counts which may have cost most.
+    fn gravity(&self) -> u8 {
+        match self {
+            Recovered::Nothing | Recovered::Finished { .. } => 0,
+            Recovered::NotBegun => 1,
+            Recovered::Replaced => 2,
+            Recovered::Unreadable => 3,
+            Recovered::Damaged | Recovered::Foreign(_) => 4,
+        }
+    }
+
     /// Whether the file may be half written, as far as is known.
     pub fn is_doubtful(&self) -> bool {
-        matches!(self, Recovered::Damaged | Recovered::Foreign(_))
+        matches!(self, Recovered::Damaged | Recovered::Unreadable | Recovered::Foreign(_))
     }
 
     /// What the user should be told of it, where the file is sent anyhow.
@@ -60,8 +71,11 @@ impl Recovered {
             Recovered::Finished { .. } => {
                 Some(format!("finished what an interrupted run had begun to write into {path}"))
             }
-            Recovered::Damaged => Some(format!(
+            Recovered::Damaged | Recovered::Unreadable => Some(format!(
                 "what an interrupted run left to finish {path} from is damaged; it is compared with the source instead"
+            )),
+            Recovered::Replaced => Some(format!(
+                "an interrupted run left a sealed log of another file that was {path}; it goes with this run"
             )),
             _ => None,
         }
@@ -69,30 +83,37 @@ impl Recovered {
 }
 
 /// Finishes what a crash interrupted between sealing a log and the end of its
-/// replay: step 2 of [`apply`](crate::apply). Of the options, those count that say how to read and to sync, and what is in use.
+/// replay: step 2 of [`apply`](crate::apply). `log`: the name of one that lies there, if it
+/// was found; others than those of all users and of this one are found in no other way. Of the options, those count that say how to read and to sync, and what is in use.
 ///
 /// # Errors
 ///
 /// When the log is sealed and the file can't be finished from it, or another version
 /// wrote it: then everything stays.
-pub fn recover(place: &Place, options: &Options) -> Result<Recovered> {
+pub fn recover(place: &Place, log: Option<&OsStr>, options: &Options) -> Result<Recovered> {
     let mut place = place.clone();
-    let beside = place.look_beside()?;
+    let mut beside = place.look_beside()?;
+    if let Some(log) = log {
+        beside.add_log(&place, log).map_err(place.error("look beside"))?;
+    }
     finish_beside(&place, &beside, options)
 }
 
 /// Finishes the file from a log that lies beside it.
 pub(super) fn finish_beside(place: &Place, beside: &Beside, options: &Options) -> Result<Recovered> {
-    let mut found = Recovered::Nothing;
+    let mut worst = Recovered::Nothing;
     for naming in &beside.logs {
-        found = finish_from_log(&place.under(*naming), options)?;
-        if matches!(found, Recovered::Finished { .. } | Recovered::Damaged) {
+        let found = finish_from_log(&place.under(*naming), options)?;
+        if matches!(found, Recovered::Finished { .. }) {
             return Ok(found);
+        }
+        if found.gravity() > worst.gravity() {
+            worst = found;
         }
     }
     match &beside.foreign_log {
         Some((name, uid)) if may_be_sealed(place, name)? => Ok(Recovered::Foreign(*uid)),
-        _ => Ok(found),
+        _ => Ok(worst),
     }
 }
 
@@ -127,7 +148,10 @@ fn may_be_sealed(place: &Place, name: &OsStr) -> Result<bool> {
         Ok(log::read_seal(&log, Identity::of(&old)?)?.is_some())
     };
     match read() {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(true),
+        // It may not be read, or is leased (fcntl(2), F_SETLEASE).
+        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::WouldBlock) => {
+            Ok(true)
+        }
         Err(error) if UnknownFormat::is_in(&error) => Ok(true),
         Err(error) if is_gone(&error) => Ok(false),
         other => other.map_err(place.error("read the log of")),
@@ -168,14 +192,15 @@ enum Left {
     Whole(Box<Sealed>),
 }
 
-/// Looks for the seal in a log. Where a file system shows one owner for all files, anybody
-/// may have made it: its content is checked, its attributes are left out.
+/// Looks for the seal in a log. Where others may rename, a file that this user wrote may be
+/// one that somebody else filled, and where a file system shows one owner for all files,
+/// anybody may have made it: its content is checked, its attributes are left out.
 fn look(place: &Place, old: &File, log: File) -> Result<Left> {
     let data = place.peek(Working::Stage).map_err(place.error("open the stage of"))?;
     let identity = Identity::of(old).map_err(place.error("look at"))?;
     let seal = log::read_seal(&log, identity).map_err(|error| log_error(place, error))?;
     let Some(mut seal) = seal else { return without_seal(place, &log).map(Left::Nothing) };
-    if place.hides_owners() {
+    if place.is_shared().map_err(place.error("look at the directory of"))? {
         seal.attributes = Attributes::default();
     }
     Ok(match data {
@@ -186,7 +211,11 @@ fn look(place: &Place, old: &File, log: File) -> Result<Left> {
 
 fn finish(place: &Place, old: &Old, sealed: &Sealed, options: &Options) -> Result<Recovered> {
     let (sync, hole_map) = (options.fsync, options.hole_map);
-    let Some((file, access, opened_up)) = open_up(place, old)? else { return Ok(Recovered::Damaged) };
+    if old.state.nlink() != 1 {
+        // It had no other name when its log was sealed.
+        return Ok(Recovered::Damaged);
+    }
+    let Some((file, access, mut opened_up)) = open_up(place, old)? else { return Ok(Recovered::Damaged) };
     let root = sealed.seal.root;
     let block = BlockSize::try_from(sealed.seal.block_size)?;
     let grid = Grid { length: sealed.seal.length, block };
@@ -202,6 +231,9 @@ fn finish(place: &Place, old: &Old, sealed: &Sealed, options: &Options) -> Resul
         }
         if sync {
             sealed.sync().and_then(|()| place.sync_dir()).map_err(place.error("sync the log of"))?;
+        }
+        if let Some(opened_up) = &mut opened_up {
+            opened_up.mode &= 0o1777;
         }
         unset = replay(place, sealed, &file, sync, || Ok(()))?;
         if sealed.seal.attributes.mode.is_some() {
@@ -235,7 +267,7 @@ fn open_up<'a>(place: &Place, old: &'a Old) -> Result<Option<(File, Access, Opti
     let is_ours = nix::unistd::geteuid().as_raw() == old.state.uid();
     if old.access != Access::Write && is_ours && mode & 0o600 != 0o600 {
         sys::set_mode(&old.file, mode | 0o600).map_err(place.error("open"))?;
-        let guard = OpenedUp { old: &old.file, mode: mode & 0o1777 };
+        let guard = OpenedUp { old: &old.file, mode };
         let file = place.open(&place.name, OFlag::O_RDWR | OFlag::O_NONBLOCK).map_err(place.error("open"))?;
         let opened = file.metadata().map_err(place.error("look at"))?;
         if (opened.dev(), opened.ino()) != (old.state.dev(), old.state.ino()) {

@@ -197,11 +197,13 @@ impl Stage {
     /// Gives back the last of what came, on a full disk: the last records leave the log, and
     /// what they held the stage.
     pub fn give_back(&mut self) -> io::Result<()> {
-        // What does not reach the log is sent again.
+        // What does not reach the log is sent again, and must not follow what is cut off.
         let _ = self.flush();
-        let mut log = self.log.get_ref();
+        let log = self.log.get_ref().try_clone()?;
+        let unwritten = std::mem::replace(&mut self.log, BufWriter::with_capacity(32 << 10, log));
+        let (mut log, _) = unwritten.into_parts();
         let share = share_to_give_back(512 * self.data.metadata()?.blocks());
-        let (end, records) = log::last_records(log, share)?;
+        let (end, records) = log::last_records(&log, share)?;
         log.set_len(end)?;
         log.seek(SeekFrom::Start(end))?;
         for range in records {

@@ -190,6 +190,8 @@ pub struct DestinationTree {
 struct Directory {
     id: u64,
     path: Vec<u8>,
+    /// Device and inode; `None`: that of the root, which is held.
+    identity: Option<(u64, u64)>,
     attributes: Attributes,
     /// The permissions that it has to get back, as it was opened to be filled.
     closed: Option<u32>,
@@ -242,13 +244,13 @@ impl DestinationTree {
             return Ok(());
         }
         let attributes = self.attributes(metadata);
-        let closed = make_directory(&self.root, path, attributes.new_mode)?;
+        let Made { closed, identity } = make_directory(&self.root, path, attributes.new_mode)?;
         let mut attributes = Attributes { mode: attributes.mode.or(closed), ..attributes };
         if path.is_empty() && !self.root.is_new {
             attributes.mode.take_if(|_| !self.options.destination_perms);
             attributes.mtime.take_if(|_| !self.options.destination_times);
         }
-        self.directories.push(Directory { id, path: path.to_vec(), attributes, closed });
+        self.directories.push(Directory { id, path: path.to_vec(), identity, attributes, closed });
         Ok(())
     }
 
@@ -269,10 +271,11 @@ impl DestinationTree {
         if self.root.is_file() {
             refuse_to_lose(&place)?;
         }
-        if !sys::read_link_at(&place.dir, &place.name).is_ok_and(|now| now == link) {
-            place.put_symlink(link)?;
+        if sys::read_link_at(&place.dir, &place.name).is_ok_and(|now| now == link) {
+            place.set_attributes_of_link(&place.name, &attributes)
+        } else {
+            place.put_symlink(link, &attributes)
         }
-        place.set_attributes(&attributes)
     }
 
     /// Gives directories their attributes, the deepest first: files that are made in a
@@ -281,9 +284,9 @@ impl DestinationTree {
     pub fn finish(mut self, mut each: impl FnMut(u64, Result<Option<Failure>>)) {
         let directories = std::mem::take(&mut self.directories);
         let Some(root) = &self.root.dir else { return };
-        for Directory { id, path, attributes, .. } in directories.into_iter().rev() {
+        for Directory { id, path, identity, attributes, .. } in directories.into_iter().rev() {
             let (shown, path) = (self.root.path_of(&path), Path::new(OsStr::from_bytes(&path)));
-            each(id, place::finish_directory(root.as_fd(), path, &attributes, &shown));
+            each(id, place::finish_directory(root.as_fd(), path, identity, &attributes, &shown));
         }
     }
 }
@@ -292,14 +295,14 @@ impl DestinationTree {
 impl Drop for DestinationTree {
     fn drop(&mut self) {
         let Some(root) = &self.root.dir else { return };
-        for Directory { path, closed, .. } in self.directories.iter().rev() {
+        for Directory { path, identity, closed, .. } in self.directories.iter().rev() {
             let Some(mode) = *closed else { continue };
             let (path, attributes) = (
                 Path::new(OsStr::from_bytes(path)),
                 Attributes { mode: Some(mode), ..Attributes::default() },
             );
             // The error of the run is the one to report.
-            let _ = place::finish_directory(root.as_fd(), path, &attributes, path);
+            let _ = place::finish_directory(root.as_fd(), path, *identity, &attributes, path);
         }
     }
 }
@@ -314,29 +317,39 @@ fn refuse_to_lose(place: &Place) -> Result<()> {
     Err(Error::refused(&place.path, why))
 }
 
-/// Makes a directory that its owner can fill meanwhile. Returns the permissions
-/// that it is to have at the end, if they are not those that it has now.
-fn make_directory(root: &DestinationRoot, path: &[u8], mode: u32) -> Result<Option<u32>> {
+/// A directory that can be filled.
+#[derive(Default)]
+struct Made {
+    /// The permissions that it is to have at the end, if they are not those that it has now.
+    closed: Option<u32>,
+    /// Device and inode.
+    identity: Option<(u64, u64)>,
+}
+
+/// Makes a directory that its owner can fill meanwhile.
+fn make_directory(root: &DestinationRoot, path: &[u8], mode: u32) -> Result<Made> {
     const OWNER: u32 = 0o700;
     if path.is_empty() {
-        return Ok(None);
+        return Ok(Made::default());
     }
-    let Some(place) = root.place(path, false)? else { return Ok(None) };
+    let Some(place) = root.place(path, false)? else { return Ok(Made::default()) };
     let made = sys::make_dir_at(&place.dir, &place.name, mode | OWNER);
-    if made.map_err(Error::file("create the directory", &place.path))? {
-        return Ok((mode & OWNER != OWNER).then_some(mode));
-    }
+    let is_new = made.map_err(Error::file("create the directory", &place.path))?;
     let stat = place
         .stat()?
         .filter(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR);
     let Some(stat) = stat else {
         return Err(Error::refused(&place.path, "is in the way of a directory; remove it first"));
     };
+    let identity = Some((stat.st_dev, stat.st_ino));
+    if is_new {
+        return Ok(Made { closed: (mode & OWNER != OWNER).then_some(mode), identity });
+    }
     let mode = stat.st_mode & 0o7777;
     if mode & OWNER == OWNER || nix::unistd::geteuid().is_root() {
-        return Ok(None);
+        return Ok(Made { closed: None, identity });
     }
     // It may be somebody else's, and writable all the same.
     let opened = sys::set_mode_at(&place.dir, &place.name, mode | OWNER).is_ok();
-    Ok(opened.then_some(mode))
+    Ok(Made { closed: opened.then_some(mode), identity })
 }

@@ -32,6 +32,7 @@ use crate::cli::{self, AgentArg, Cli, Transfer, Verb};
 /// Those that decide the exit code.
 pub fn run(cli: Cli) -> Result<()> {
     let umask = sys::umask();
+    sys::raise_open_files();
     match cli.verb {
         None => transfer(cli.transfer.into_transfer()?, umask),
         Some(Verb::Agent { root, read_only, write_only }) => {

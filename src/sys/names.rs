@@ -43,9 +43,10 @@ pub fn open_beneath(dir: BorrowedFd, path: &Path, flags: OFlag, mode: u32) -> io
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
     let create = Mode::from_bits_truncate(mode);
+    let creates = flags.contains(OFlag::O_CREAT) || flags.contains(OFlag::O_TMPFILE);
     let how = OpenHow::new()
         .flags(flags)
-        .mode(if flags.contains(OFlag::O_CREAT) { create } else { Mode::empty() })
+        .mode(if creates { create } else { Mode::empty() })
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
     match nix::fcntl::openat2(dir, path, how) {
         Err(Errno::ENOSYS | Errno::EPERM) => open_stepwise(dir, path, flags, create),

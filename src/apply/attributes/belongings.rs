@@ -20,7 +20,8 @@ use crate::sys;
 const ACL: &str = "system.posix_acl_access";
 const DEFAULT_ACL: &str = "system.posix_acl_default";
 /// Who may: where it cannot be handed on, the system's own rules decide.
-const LABELS: [&str; 3] = ["security.selinux", "security.SMACK64", "system.nfs4_acl"];
+const LABELS: [&str; 3] = ["security.selinux", "security.SMACK64", NFS4_ACL];
+const NFS4_ACL: &str = "system.nfs4_acl";
 const CAPABILITY: &str = "security.capability";
 
 /// What the permissions of a new file may be at most.
@@ -82,6 +83,8 @@ pub fn hand_on(old: &Old, new: &File, is_strange: bool, unset: &mut Unset) -> io
         if is_strange {
             handed.most_kept = shared_by_group_and_others(old.state.mode());
         }
+        // It sets the mode as well.
+        handed.has_acl |= names.iter().any(|name| name == NFS4_ACL);
         return Ok(handed);
     }
     hand_on_acl(old, new, is_strange, unset)

@@ -14,7 +14,7 @@ use nix::sys::stat::{FileStat, SFlag};
 use crate::apply::place::{Place, kind_of};
 use crate::error::Result;
 use crate::sys;
-use crate::working::{Naming, Working};
+use crate::working::{Naming, Working, naming_of};
 
 /// What lies beside a place under the names of working files.
 #[derive(Debug, Default)]
@@ -30,6 +30,23 @@ pub struct Beside {
 }
 
 impl Beside {
+    /// Takes note of a log that was found, under whatever name.
+    pub fn add_log(&mut self, place: &Place, name: &OsStr) -> io::Result<()> {
+        let Some(naming) = naming_of(name) else { return Ok(()) };
+        let is_known = self.foreign_log.as_ref().is_some_and(|(known, _)| known == name);
+        if is_known || self.logs.contains(&naming) {
+            return Ok(());
+        }
+        match sys::stat_at(&place.dir, name)? {
+            Some(stat) if place.is_ours(&stat, &mut None)? => self.logs.push(naming),
+            Some(stat) => {
+                self.foreign_log.get_or_insert((name.to_owned(), stat.st_uid));
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
         self.leftovers.is_empty() && self.litter.is_empty()
@@ -55,11 +72,10 @@ impl Maker {
         Maker { uid: file.uid(), mode: file.mode() & 0o7777 }
     }
 
-    /// Whether it made what is so. A temp file has its final permissions for a moment; what
-    /// others may write to is nobody's.
-    fn made(self, kind: Working, stat: &FileStat) -> bool {
-        let mode = stat.st_mode & 0o7777;
-        let is_private = mode == self.mode || kind == Working::Temp && mode & 0o7022 == 0;
+    /// Whether it made what is so. A temp file has its final permissions for a moment: who
+    /// has it open then reads what comes later, so it is no working file any more.
+    fn made(self, stat: &FileStat) -> bool {
+        let is_private = stat.st_mode & 0o7777 == self.mode;
         kind_of(stat) == SFlag::S_IFREG && stat.st_nlink == 1 && stat.st_uid == self.uid && is_private
     }
 }
@@ -86,7 +102,7 @@ impl Place {
             for kind in looked_for.iter().copied() {
                 let name = kind.name_for(&self.name, naming);
                 let Some(stat) = sys::stat_at(&self.dir, &name)? else { continue };
-                if self.is_ours(kind, &stat, &mut maker)? {
+                if self.is_ours(&stat, &mut maker)? {
                     found.push((kind, name));
                     continue;
                 }
@@ -115,8 +131,8 @@ impl Place {
 
     /// Whether this process made a working file. On a file system where all files have one
     /// owner, or one mode, a file is made and looked at: once, into `maker`.
-    fn is_ours(&self, kind: Working, stat: &FileStat, maker: &mut Option<Maker>) -> io::Result<bool> {
-        if Maker::this_process().made(kind, stat) {
+    fn is_ours(&self, stat: &FileStat, maker: &mut Option<Maker>) -> io::Result<bool> {
+        if Maker::this_process().made(stat) {
             return Ok(true);
         }
         let maker = match maker {
@@ -127,7 +143,7 @@ impl Place {
                 Err(_) => Maker::this_process(),
             }),
         };
-        Ok(maker.made(kind, stat))
+        Ok(maker.made(stat))
     }
 
     /// Whether the next run finds the working files of this one.
@@ -151,15 +167,20 @@ impl Place {
             other => other?,
         };
         let stat = nix::sys::stat::fstat(&file)?;
-        let is_ours = self.is_ours(kind, &stat, &mut None)?;
+        let is_ours = self.is_ours(&stat, &mut None)?;
         Ok(is_ours.then_some(file))
     }
 
-    /// Whether all files there have one owner, so that theirs says nothing about who made
-    /// them.
-    pub(in crate::apply) fn hides_owners(&self) -> bool {
-        let made = self.unnamed().and_then(|file| file.metadata());
-        made.is_ok_and(|made| made.uid() != nix::unistd::geteuid().as_raw())
+    /// Whether somebody else may have put a file of ours under the name of a working file,
+    /// or made it: others may rename in this directory, or all files there have one owner
+    /// or mode.
+    pub(in crate::apply) fn is_shared(&self) -> io::Result<bool> {
+        let dir = nix::sys::stat::fstat(&self.dir)?;
+        let (euid, others) = (nix::unistd::geteuid().as_raw(), 0o022);
+        if dir.st_uid != euid || dir.st_mode & others != 0 {
+            return Ok(true);
+        }
+        Ok(Maker::of_new(&self.unnamed()?.metadata()?) != Maker::this_process())
     }
 
     /// A new working file; there must be none.
@@ -167,14 +188,18 @@ impl Place {
         self.open(&self.name_of(kind), OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)
     }
 
-    /// A new working file, in the place of what somebody put there since
-    /// [`look_beside`](Place::look_beside).
+    /// A new working file, in the place of what somebody else put there since
+    /// [`look_beside`](Place::look_beside). A log or stage of ours is another run's, which
+    /// may have sealed it.
     pub(in crate::apply) fn create(&self, kind: Working) -> io::Result<File> {
         const TRIES: usize = 8;
         for _ in 1..TRIES {
             match self.create_new(kind) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    self.clear(&self.name_of(kind))?
+                    if matches!(kind, Working::Log | Working::Stage) && self.peek(kind)?.is_some() {
+                        return Err(error);
+                    }
+                    self.clear(&self.name_of(kind))?;
                 }
                 other => return other,
             }

@@ -193,7 +193,9 @@ fn fail_everywhere(way: &Way) {
     let cases = cases.flat_map(|(call, nth)| FAULTS.map(|fault| (call, nth, fault)));
     let mut broken = Vec::new();
     for (number, (call, nth, fault)) in cases.enumerate() {
-        let applies = fault != Fault::Short || moves_an_amount(call);
+        // Nothing of Linux fails to close a directory but by a signal, and std panics if it does.
+        let closes = call != "close" || matches!(fault, Fault::Kill | Fault::Fails(Errno::EINTR));
+        let applies = closes && (fault != Fault::Short || moves_an_amount(call));
         if applies && (all || (number + seed).is_multiple_of(SAMPLE)) {
             broken.extend(bench.suffers(call, nth, fault, &mut counts).err());
         }

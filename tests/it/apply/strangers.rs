@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use holesync::apply::Attributes;
 use holesync::apply::stage::Stage;
@@ -12,6 +13,7 @@ use holesync::apply::stage::log::{Identity, Seal};
 use holesync::hashmap::{Grid, root_of};
 use holesync::options::BlockSize;
 use holesync::scan::FileImage;
+use holesync::working::{Naming, Working};
 use tempfile::TempDir;
 
 use crate::common::check::{assert_no_leftovers, assert_same, leftovers};
@@ -19,7 +21,7 @@ use crate::common::faults::{can_trace, killed_at};
 use crate::common::lab::{self, Fs};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at};
-use crate::common::process::{Outcome, PROGRAM, holesync, run};
+use crate::common::process::{Outcome, PROGRAM, holesync, run, start, wait_until};
 use crate::common::redeploy::{Redeploy, every};
 
 const USER: u32 = 65534;
@@ -155,10 +157,106 @@ fn a_log_is_sealed_by_this_user_alone_and_for_nobody_else_to_write() {
         let first = fs::read(&image).expect("read")[0];
         assert_eq!(
             (first, owner_and_mode(&image).1),
-            if believed { (7, 0o640) } else { (1, 0o644) },
+            if believed { (7, 0o644) } else { (1, 0o644) },
             "case {index}"
         );
     }
+}
+
+/// A file of root's may be one that a user had him write: where others may rename, the
+/// content of a seal counts, and nothing of its attributes.
+#[test]
+fn a_seal_gives_nothing_away_where_others_may_rename() {
+    let Some(home) = Home::new() else { return };
+    let own = home.dir.path().join("own");
+    fs::create_dir(&own).expect("mkdir");
+    for (dir, mode, applied) in [
+        (home.path(""), 0o755, false),
+        (own.clone(), 0o1777, false),
+        (own.clone(), 0o775, false),
+        (own, 0o755, true),
+    ] {
+        let image = dir.join("image");
+        fs::write(&image, [1; 2 * BLOCK]).expect("write");
+        chown(&image, Some(USER), Some(USER)).expect("chown");
+        forge(&image, 0, 0o600, setuid_root());
+        fs::set_permissions(&dir, PermissionsExt::from_mode(mode)).expect("chmod");
+        run(holesync().arg("recover").arg(&image)).ok();
+        assert_eq!(fs::read(&image).expect("read")[0], 7);
+        let expected = if applied { (0, 0o4755) } else { (USER, 0o644) };
+        assert_eq!(owner_and_mode(&image), expected, "{} {mode:o}", dir.display());
+        fs::remove_file(&image).expect("remove");
+    }
+}
+
+/// What had one name when its log was sealed is not written where it has two.
+#[test]
+fn a_file_that_got_another_name_since_is_not_replayed_into() {
+    let Some(home) = Home::new() else { return };
+    let image = home.write("image", &[1; 2 * BLOCK]);
+    fs::hard_link(&image, home.path("another name")).expect("link");
+    forge(&image, 0, 0o600, Attributes::default());
+    run(holesync().arg("recover").arg(&image)).code(23).says(&["damaged"]);
+    assert_eq!(fs::read(&image).expect("read"), [1; 2 * BLOCK]);
+}
+
+/// A log that another user sealed under a name of their own, and one that a run of this user
+/// has under a name that no later run looks for.
+#[test]
+fn recover_finds_logs_under_every_name() {
+    let Some(home) = Home::new() else { return };
+    let uid = nix::unistd::geteuid().as_raw();
+    for (owner, naming, code) in [
+        (USER, Naming::User(USER), 23),
+        (USER, Naming::Once(USER, 5), 23),
+        (uid, Naming::User(uid), 0),
+        (uid, Naming::Once(uid, 5), 0),
+    ] {
+        let image = home.write("image", &[1; 2 * BLOCK]);
+        let made = forge(&image, owner, 0o600, Attributes::default());
+        for (path, kind) in made.iter().zip([Working::Stage, Working::Log]) {
+            fs::rename(path, home.path("").join(kind.name_for("image".as_ref(), naming))).expect("rename");
+        }
+        for path in [home.path("image"), home.path("")] {
+            let outcome = run(holesync().arg("recover").arg(&path)).code(code);
+            assert!(code == 0 || outcome.stderr.contains("user 65534"), "{naming:?}: {outcome}");
+            if code == 0 {
+                assert_eq!(fs::read(&image).expect("read")[0], 7, "{naming:?}");
+                break;
+            }
+        }
+        leftovers(&home.path("")).iter().for_each(|name| fs::remove_file(home.path(name)).expect("remove"));
+    }
+}
+
+/// A symlink and a directory of a tree that became something else before they got their
+/// attributes.
+#[test]
+fn attributes_go_to_what_was_made() {
+    let Some(home) = Home::new() else { return };
+    if !can_trace() {
+        return;
+    }
+    let tree = home.dir.path().join("tree");
+    fs::create_dir(&tree).expect("mkdir");
+    fs::create_dir(tree.join("d")).expect("mkdir");
+    fs::write(tree.join("d/file"), "x").expect("write");
+    fs::set_permissions(tree.join("d"), PermissionsExt::from_mode(0o777)).expect("chmod");
+    chown(tree.join("d"), Some(USER), Some(USER)).expect("chown");
+    let there = home.path("there");
+    let secret = home.path("secret");
+    fs::create_dir(&secret).expect("mkdir");
+    fs::set_permissions(&secret, PermissionsExt::from_mode(0o700)).expect("chmod");
+    // The rename of the file waits, and meanwhile its directory is another.
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=renameat,renameat2"]);
+    traced.args(["-e", "inject=renameat,renameat2:delay_exit=1500000:when=1"]);
+    let running = start(traced.arg(PROGRAM).arg("-a").arg(tree.join("")).arg(&there));
+    assert!(wait_until(Duration::from_secs(20), || there.join("d/file").exists()));
+    fs::rename(there.join("d"), home.path("moved")).expect("rename");
+    fs::rename(&secret, there.join("d")).expect("rename");
+    running.finish().code(23).says(&["another directory has its name"]);
+    assert_eq!(owner_and_mode(&there.join("d")), (0, 0o700));
 }
 
 /// Everything that can have the name of a working file, made by root and by another user, in

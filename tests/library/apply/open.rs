@@ -241,7 +241,8 @@ fn a_log_that_was_sealed_while_its_lock_was_awaited_is_finished() {
     new.extend([2; 4096]);
     old.lock().expect("lock");
     let recovered = std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| recover(&lab.place(), &Options { fsync: false, ..Options::default() }));
+        let waiting =
+            scope.spawn(|| recover(&lab.place(), None, &Options { fsync: false, ..Options::default() }));
         // It has seen that log when it sleeps for the lock.
         std::thread::sleep(std::time::Duration::from_millis(200));
         let image = FileImage::new(tempfile::tempfile().expect("a file"), true);
