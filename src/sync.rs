@@ -140,7 +140,7 @@ pub fn digest(
             let remote = &RemoteOptions { agent: Agent::Require, ..remote.clone() };
             let tries = &Tries::new(Some(0));
             let initiator = Initiator { options, remote, reporter, tries };
-            let completed = initiator.connect(host, |_, mut input, mut output| {
+            let completed = initiator.connect(host, options.silence(), |_, mut input, mut output| {
                 initiator.request(&mut output, request)?;
                 loop {
                     match input.read()? {
@@ -227,16 +227,17 @@ impl Initiator<'_> {
             [source] if remote.agent != Agent::None => Some(Hasher::start(options, Some(source.path()))),
             _ => None,
         };
-        let completed = self.connect(host, |far_side, input, mut output| match far_side {
-            FarSide::Agent => {
-                self.request(&mut output, request)?;
-                sender::run(self.connection(input, output), sources, hasher, Side::Initiator)
-            }
-            FarSide::Shell => {
-                drop(hasher);
-                shell::send(self.shell_session(input, output, &host.to_string()), sources, &target)
-            }
-        })?;
+        let completed =
+            self.connect(host, options.silence(), |far_side, input, mut output| match far_side {
+                FarSide::Agent => {
+                    self.request(&mut output, request)?;
+                    sender::run(self.connection(input, output), sources, hasher, Side::Initiator)
+                }
+                FarSide::Shell => {
+                    drop(hasher);
+                    shell::send(self.shell_session(input, output, &host.to_string()), sources, &target)
+                }
+            })?;
         self.suggest_agent(&completed, host);
         Ok(completed)
     }
@@ -250,7 +251,7 @@ impl Initiator<'_> {
         let likely = old.map(|path| Likely { path, block: options.block_size, hole_map: true });
         std::thread::scope(|scope| {
             let answerer = likely.map(|likely| Answerer::start(scope, Some(likely)));
-            self.connect(host, |far_side, input, mut output| match far_side {
+            self.connect(host, options.silence(), |far_side, input, mut output| match far_side {
                 FarSide::Agent => {
                     let sources = paths.iter().cloned().map(RequestPath::from).collect();
                     self.request(&mut output, Request::Send { sources })?;
@@ -273,7 +274,8 @@ impl Initiator<'_> {
         path: &Path,
     ) -> Result<Completed<u64>> {
         let (command, destination) = (command.as_bytes(), path.as_os_str().as_bytes());
-        self.connect(host, |far_side, mut input, mut output| match far_side {
+        // The command says nothing while it works, and the agent not for it.
+        self.connect(host, None, |far_side, mut input, mut output| match far_side {
             FarSide::Shell => {
                 let host = host.to_string();
                 shell::run_command(self.shell_session(input, output, &host), image, command, destination)
@@ -311,10 +313,12 @@ impl Initiator<'_> {
         shell::ShellSession { input, output, options: self.options, host, reporter: self.reporter }
     }
 
-    /// Reaches the other end, takes part as `role` does, and ends the connection.
+    /// Reaches the other end, takes part as `role` does, and ends the connection. An agent
+    /// there may be silent for so long.
     fn connect<T>(
         self,
         host: &Host,
+        agent_silence: Option<Duration>,
         role: impl FnOnce(FarSide, Input, Output) -> Result<T>,
     ) -> Result<Completed<T>> {
         let Initiator { remote, reporter, .. } = self;
@@ -337,7 +341,7 @@ impl Initiator<'_> {
                 remote::remember_aes(host, aes);
             }
             // A shell says nothing while a tool works.
-            silence.limit(self.options.silence().filter(|_| found.far_side == FarSide::Agent));
+            silence.limit(agent_silence.filter(|_| found.far_side == FarSide::Agent));
             if found.far_side == FarSide::Shell {
                 route = Route::Shell;
             }

@@ -213,3 +213,12 @@ fn a_host_that_does_not_answer_is_waited_for_as_long_as_was_said() {
         .arg(at(dir.path().join("to"))));
     push.code(30).says(&["connection to peer timed out while starting", "nothing was heard for 1 s"]);
 }
+
+#[test]
+fn a_command_that_takes_its_time_is_no_dead_link() {
+    let dir = lab::scratch();
+    fs::write(dir.path().join("source"), "x").expect("write");
+    let mut through = Peer::pipe(dir.path()).holesync();
+    through.args(["--timeout=1", "--through", "cat >/dev/null; sleep 4"]);
+    run(through.arg(dir.path().join("source")).arg(at(dir.path().join("to")))).ok();
+}
