@@ -94,6 +94,15 @@ pub enum Error {
         /// How its process ended, and the end of its stderr; empty if unknown.
         detail: String,
     },
+    /// The process at the other end ended by itself, with a status that tells of a failure
+    /// of its own: it would fail again.
+    #[error("{peer} closed the connection before it was done{detail}")]
+    Exited {
+        /// Who the peer is, for people.
+        peer: String,
+        /// How its process ended, and the end of its stderr.
+        detail: String,
+    },
     /// The other end sent something that the protocol forbids.
     #[error("bad data from {peer}: {what}")]
     Protocol {
@@ -248,7 +257,7 @@ impl Error {
             Error::File { .. } | Error::Refused { .. } => code::PARTIAL,
             Error::Link { .. } => code::LINK,
             Error::Timeout { .. } => code::TIMEOUT,
-            Error::Closed { .. } | Error::Protocol { .. } => code::STREAM,
+            Error::Closed { .. } | Error::Exited { .. } | Error::Protocol { .. } => code::STREAM,
             Error::Remote { failure, .. } | Error::Unset(failure) => failure.code,
             Error::Ssh { .. } => code::SSH,
             Error::Interrupted => code::INTERRUPTED,

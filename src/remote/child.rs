@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use crate::error::{Error, Result, escape, lock};
+use crate::error::{Error, Result, code, escape, lock};
 use crate::location::Host;
 use crate::sys;
 
@@ -177,6 +177,14 @@ impl Stderr {
     }
 }
 
+/// Whether a process that ended with this status failed by itself. One whose connection was
+/// cut did not: it is done, stopped by a signal, which a shell adds to 128 (POSIX, 2.8.2), or
+/// an agent that says so.
+fn tells_of_a_failure(status: i32) -> bool {
+    let cut = [0, code::LINK.into(), code::STREAM.into(), code::TIMEOUT.into()];
+    !cut.contains(&status) && status <= 128
+}
+
 impl RemoteProcess {
     /// Waits for the child, whose streams are closed by now, and combines how it ended with
     /// the result of the run.
@@ -190,13 +198,13 @@ impl RemoteProcess {
         CHILD.store(0, Ordering::Relaxed);
         let words = self.stderr.last_words();
         let detail = if words.is_empty() { String::new() } else { format!(": {words}") };
-        let code = status.and_then(|status| status.code());
+        let ended_with = status.and_then(|status| status.code());
         let (host, program) = (self.host.to_string(), &self.program);
-        match (result, code) {
+        match (result, ended_with) {
             (Ok(value), Some(0)) => Ok(value),
             (Ok(_), _) => {
                 let ended = status.map_or("did not end".into(), |status| format!("ended with {status}"));
-                Err(Error::Closed { peer: host, detail: format!(" (its process {ended}){detail}") })
+                Err(Error::Exited { peer: host, detail: format!(" (its process {ended}){detail}") })
             }
             (Err(Error::Start(_) | Error::Closed { .. } | Error::Link { .. }), Some(255)) => {
                 Err(Error::Ssh { host, detail })
@@ -210,7 +218,9 @@ impl RemoteProcess {
             ))),
             (Err(Error::Closed { peer, .. }), _) => {
                 let ended = status.map_or(String::new(), |status| format!(" ({status})"));
-                Err(Error::Closed { peer, detail: format!("{ended}{detail}") })
+                let detail = format!("{ended}{detail}");
+                let failed = ended_with.is_some_and(tells_of_a_failure);
+                Err(if failed { Error::Exited { peer, detail } } else { Error::Closed { peer, detail } })
             }
             (Err(error), _) => Err(error),
         }

@@ -97,10 +97,19 @@ impl Tries {
     }
 
     fn is_worth_another(&self, error: &Error) -> bool {
-        let died = matches!(error.exit_code(), code::LINK | code::STREAM | code::TIMEOUT | code::SSH);
-        died && self.has_worked.load(Ordering::Relaxed)
+        has_died(error)
+            && self.has_worked.load(Ordering::Relaxed)
             && self.failed.load(Ordering::Relaxed) < self.most()
             && !remote::is_interrupted()
+    }
+}
+
+/// Whether the connection died, and not what either end wanted: that would fail again.
+fn has_died(error: &Error) -> bool {
+    match error {
+        Error::Timeout { .. } | Error::Link { .. } | Error::Ssh { .. } | Error::Closed { .. } => true,
+        Error::Remote { failure, .. } => matches!(failure.code, code::LINK | code::TIMEOUT),
+        _ => false,
     }
 }
 
@@ -121,6 +130,7 @@ fn waited(pause: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Failure;
     use crate::report::Silent;
     use std::io;
 
@@ -157,5 +167,21 @@ mod tests {
         unsaid.connecting(true);
         assert!(unsaid.is_worth_another(&lost()) && unsaid.run().is_some());
         assert_eq!(unsaid.run(), unsaid.run());
+    }
+
+    #[test]
+    fn what_an_end_refuses_is_not_asked_for_again() {
+        let remote =
+            |code| Error::Remote { peer: "h".into(), failure: Failure { code, message: "x".into() } };
+        let closed = Error::Closed { peer: "h".into(), detail: String::new() };
+        let ssh = Error::Ssh { host: "h".into(), detail: String::new() };
+        for error in [lost(), closed, ssh, remote(code::LINK), remote(code::TIMEOUT)] {
+            assert!(has_died(&error), "{error}");
+        }
+        let exited = Error::Exited { peer: "h".into(), detail: String::new() };
+        let bad = Error::Protocol { peer: "h".into(), what: "x".into() };
+        for error in [exited, bad, remote(code::STREAM), remote(code::SSH), remote(code::FILE_IO)] {
+            assert!(!has_died(&error), "{error}");
+        }
     }
 }

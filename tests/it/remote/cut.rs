@@ -235,10 +235,13 @@ fn there_is_no_other_try_after_the_last_nor_before_the_first_answer_nor_after_a_
     interrupted.signal(Signal::SIGINT);
     interrupted.finish().code(20);
     assert_eq!(count_tries(&case), 2);
-    let mute = Peer::script(case.dir.path(), &format!("echo >>{made}; exit 255"));
-    let _ = fs::remove_file(tries(&case));
-    run(mute.holesync().arg("--retries=3").args(case.redeploy.push("new"))).code(255);
-    assert_eq!(count_tries(&case), 1);
+    // A far side that never answered; and one that has, and then failed by itself.
+    for (body, code) in [("exit 255".into(), 255), (format!("{{ {cut}; }}; exit 1"), 12)] {
+        let peer = Peer::script(case.dir.path(), &format!("echo >>{made}\n{body}"));
+        let _ = fs::remove_file(tries(&case));
+        run(peer.holesync().arg("--retries=3").args(case.redeploy.push("new"))).code(code);
+        assert_eq!(count_tries(&case), 1);
+    }
     assert_eq!(case.redeploy.state(), State::Old);
 }
 
