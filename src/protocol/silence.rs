@@ -3,7 +3,7 @@
 //! else meanwhile, or is stopped, learns nothing about the other one.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -133,29 +133,40 @@ impl<R: Read + AsFd> Read for TimedReader<R> {
     }
 }
 
+/// Sets `O_NONBLOCK`, and returns the flags before; `None` where nothing was changed: what
+/// cannot be set so waits longer than it may, and nothing else.
+fn stop_waiting(fd: BorrowedFd) -> Option<OFlag> {
+    let flags = fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain).ok()?;
+    if flags.contains(OFlag::O_NONBLOCK) {
+        return None;
+    }
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).ok().map(|_| flags)
+}
+
 /// The direction to the other end.
 #[derive(Debug)]
-pub struct TimedWriter<W> {
+pub struct TimedWriter<W: AsFd> {
     out: W,
     silence: Arc<Silence>,
+    /// The flags that the descriptor had, where they were changed.
+    flags: Option<OFlag>,
     /// The last write did not take all: the next one would not take anything.
     is_full: bool,
 }
 
 impl<W: Write + AsFd> TimedWriter<W> {
-    /// Writes to a pipe, a socket or a terminal. The descriptor, and what shares it, does
-    /// not wait by itself any more: fcntl(2), `O_NONBLOCK`.
+    /// Writes to a pipe, a socket or a terminal. Until this is dropped, the descriptor, and
+    /// what shares it, does not wait by itself: fcntl(2), `O_NONBLOCK`. A terminal stays as
+    /// it is: a shell shares it.
     pub fn new(out: W, silence: Arc<Silence>) -> TimedWriter<W> {
-        // What cannot be set so waits longer than it may, and nothing else.
-        let flags = fcntl(out.as_fd(), FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
-        let _ = flags.and_then(|flags| fcntl(out.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)));
-        TimedWriter { out, silence, is_full: false }
+        let flags = if out.as_fd().is_terminal() { None } else { stop_waiting(out.as_fd()) };
+        TimedWriter { out, silence, flags, is_full: false }
     }
 
     /// The same direction once more.
     pub fn duplicate(&self) -> io::Result<TimedWriter<File>> {
         let out = File::from(self.out.as_fd().try_clone_to_owned()?);
-        Ok(TimedWriter { out, silence: Arc::clone(&self.silence), is_full: false })
+        Ok(TimedWriter { out, silence: Arc::clone(&self.silence), flags: None, is_full: false })
     }
 
     /// Sends up to `len` bytes at `at` of a file without copying them, as
@@ -176,6 +187,15 @@ impl<W: Write + AsFd> TimedWriter<W> {
                     return written;
                 }
             }
+        }
+    }
+}
+
+impl<W: AsFd> Drop for TimedWriter<W> {
+    fn drop(&mut self) {
+        if let Some(flags) = self.flags {
+            // What took the flag keeps it where it cannot be taken back.
+            let _ = fcntl(self.out.as_fd(), FcntlArg::F_SETFL(flags));
         }
     }
 }
@@ -243,6 +263,28 @@ mod tests {
         assert!([0, 0].into_iter().all(|end| reader.read(&mut [0]).unwrap() == end));
         let error = TimedWriter::new(out, silence).write_all(&vec![0; 1 << 20]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn a_descriptor_that_others_share_is_left_as_it_was() {
+        let (_unread, out) = io::pipe().unwrap();
+        let waits = |shared: &io::PipeWriter| {
+            !OFlag::from_bits_retain(fcntl(shared, FcntlArg::F_GETFL).unwrap()).contains(OFlag::O_NONBLOCK)
+        };
+        let shared = out.try_clone().unwrap();
+        let writer = TimedWriter::new(out, Arc::default());
+        assert!(!waits(&shared));
+        drop(writer);
+        assert!(waits(&shared));
+    }
+
+    #[test]
+    fn a_terminal_is_not_changed() {
+        let terminal = File::options().read(true).write(true).open("/dev/ptmx").unwrap();
+        let shared = terminal.try_clone().unwrap();
+        let _writer = TimedWriter::new(terminal, Arc::default());
+        let flags = OFlag::from_bits_retain(fcntl(&shared, FcntlArg::F_GETFL).unwrap());
+        assert!(!flags.contains(OFlag::O_NONBLOCK));
     }
 
     #[test]
