@@ -75,7 +75,7 @@ pub enum Error {
     },
     /// The other end is silent, or the way to it.
     #[error(
-        "connection to {peer} timed out while {doing}: {source} (see --timeout); run the same command again: between two \
+        "connection to {peer} timed out while {doing}: {source}; run the same command again: between two \
          holesyncs it goes on from there"
     )]
     Timeout {
@@ -83,7 +83,7 @@ pub enum Error {
         doing: &'static str,
         /// Who the peer is, for people.
         peer: String,
-        /// How long it was silent, in words.
+        /// How long it was silent, and which option says so, in words.
         source: io::Error,
     },
     /// The other end closed the connection, or died, before it was done.

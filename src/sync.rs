@@ -329,12 +329,12 @@ impl Initiator<'_> {
             remote::connect(host, remote.rsh.as_deref(), &ssh.options, &command, program)?;
         let peer = host.to_string();
         let silence = Arc::<Silence>::default();
-        silence.limit((remote.contimeout > 0).then(|| Duration::from_secs(remote.contimeout.into())));
+        silence.limit_start((remote.contimeout > 0).then(|| Duration::from_secs(remote.contimeout.into())));
         let mut input = FrameReader::new(TimedReader::new(stdout, Arc::clone(&silence)), &peer);
         let mut output = FrameWriter::direct(TimedWriter::new(stdin, Arc::clone(&silence)), &peer);
         let (sent, received) = (output.sent(), input.received());
         let mut route = Route::Agent;
-        let bootstrapped = remote::bootstrap(&mut input, &mut output, host, remote, reporter);
+        let bootstrapped = remote::bootstrap(&mut input, &mut output, &silence, host, remote, reporter);
         let result = bootstrapped.and_then(|found| {
             self.tries.answered();
             if let (None, Cipher::Auto, Some(aes)) = (&remote.rsh, remote.cipher, found.aes) {

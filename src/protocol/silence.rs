@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -30,14 +30,23 @@ const CLOSED: u8 = 3;
 pub struct Silence {
     /// Milliseconds that silence may last; 0: for ever.
     limit: AtomicU64,
+    /// The limit is that of a connection that is being made.
+    is_starting: AtomicBool,
     /// Reads that brought something.
     heard: AtomicU64,
     state: AtomicU8,
 }
 
 impl Silence {
+    /// Until the other end has answered, silence may last so long; `None`: for ever.
+    pub fn limit_start(&self, limit: Option<Duration>) {
+        self.limit(limit);
+        self.is_starting.store(true, Ordering::Relaxed);
+    }
+
     /// From now on silence may last so long; `None`: for ever.
     pub fn limit(&self, limit: Option<Duration>) {
+        self.is_starting.store(false, Ordering::Relaxed);
         let millis = limit.map_or(0, |limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1));
         self.limit.store(millis, Ordering::Relaxed);
     }
@@ -61,7 +70,7 @@ impl Silence {
                 CLOSED if events == PollFlags::POLLIN => {}
                 CLOSED => return Err(io::ErrorKind::BrokenPipe.into()),
                 SUPERSEDED => return Err(io::Error::other("a later connection of this run took its place")),
-                _ => return Err(timed_out(limit)),
+                _ => return Err(self.timed_out(limit)),
             }
             let slice = SLICE.min(limit.saturating_sub(waited));
             if is_ready(fd, events, slice)? {
@@ -80,11 +89,12 @@ impl Silence {
     fn become_first(&self, state: u8) {
         let _ = self.state.compare_exchange(ALIVE, state, Ordering::Relaxed, Ordering::Relaxed);
     }
-}
 
-fn timed_out(limit: Duration) -> io::Error {
-    let text = format!("nothing was heard for {} s", limit.as_secs_f64());
-    io::Error::new(io::ErrorKind::TimedOut, text)
+    fn timed_out(&self, limit: Duration) -> io::Error {
+        let option = if self.is_starting.load(Ordering::Relaxed) { "--contimeout" } else { "--timeout" };
+        let text = format!("nothing was heard for {} s (see {option})", limit.as_secs_f64());
+        io::Error::new(io::ErrorKind::TimedOut, text)
+    }
 }
 
 fn is_ready(fd: BorrowedFd, events: PollFlags, wait: Duration) -> io::Result<bool> {

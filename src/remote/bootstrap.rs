@@ -7,7 +7,7 @@ use std::process::{ChildStdin, ChildStdout};
 use crate::error::{Error, Result};
 use crate::location::Host;
 use crate::protocol::MAX_NOISE;
-use crate::protocol::{FrameReader, FrameWriter, Greeting, TimedReader, TimedWriter};
+use crate::protocol::{FrameReader, FrameWriter, Greeting, Silence, TimedReader, TimedWriter};
 use crate::remote::cipher::{self, Cipher};
 use crate::remote::push;
 use crate::report::{Event, Reporter};
@@ -103,7 +103,7 @@ pub fn command(remote: &RemoteOptions) -> Result<(String, &str)> {
 }
 
 /// Finds out who answers at the other end of [`command`], and brings this program along
-/// if that is wanted. What could not be done as wished is reported.
+/// if that is wanted. The first answer ends the limit of `silence`. What could not be done as wished is reported.
 ///
 /// # Errors
 ///
@@ -112,6 +112,7 @@ pub fn command(remote: &RemoteOptions) -> Result<(String, &str)> {
 pub fn bootstrap(
     input: &mut Input,
     output: &mut Output,
+    silence: &Silence,
     host: &Host,
     remote: &RemoteOptions,
     reporter: &dyn Reporter,
@@ -126,7 +127,10 @@ pub fn bootstrap(
         };
         output.plain(&script(&[("program", program), ("version", PROGRAM_VERSION)], &[BOOTSTRAP_SCRIPT])?)?;
         output.flush()?;
-        match input.await_greeting_or(MARK, MAX_NOISE)? {
+        let answer = input.await_greeting_or(MARK, MAX_NOISE)?;
+        // What is brought along may take longer.
+        silence.limit(None);
+        match answer {
             Some(greeting) => {
                 refuse_if_unbidden(remote.agent, host)?;
                 Some(greeting)

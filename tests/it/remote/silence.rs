@@ -211,7 +211,10 @@ fn a_host_that_does_not_answer_is_waited_for_as_long_as_was_said() {
         .arg("--contimeout=1")
         .arg(dir.path().join("source"))
         .arg(at(dir.path().join("to"))));
-    push.code(30).says(&["connection to peer timed out while starting", "nothing was heard for 1 s"]);
+    push.code(30).says(&[
+        "connection to peer timed out while starting",
+        "nothing was heard for 1 s (see --contimeout)",
+    ]);
 }
 
 #[test]
@@ -221,4 +224,17 @@ fn a_command_that_takes_its_time_is_no_dead_link() {
     let mut through = Peer::pipe(dir.path()).holesync();
     through.args(["--timeout=1", "--through", "cat >/dev/null; sleep 4"]);
     run(through.arg(dir.path().join("source")).arg(at(dir.path().join("to")))).ok();
+}
+
+#[test]
+fn what_follows_the_first_answer_is_no_part_of_it() {
+    let dir = lab::scratch();
+    fs::write(dir.path().join("source"), "x").expect("write");
+    let late = "{ printf '\\nholesync shell 1 no no Linux x86_64\\n'; sleep 3; echo 'none too late'; }";
+    let peer = Peer::script(dir.path(), late);
+    let mut push = crate::common::process::holesync();
+    push.args(["--contimeout=1", "-e", peer.rsh(), "--agent=push"]);
+    let push = run(push.arg(dir.path().join("source")).arg(at(dir.path().join("to"))));
+    assert_ne!(push.code, 30, "{push}");
+    push.says(&["too late"]);
 }
