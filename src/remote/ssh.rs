@@ -14,6 +14,8 @@ use crate::report::Reporter;
 const QUERY_PATIENCE: Duration = Duration::from_secs(1);
 /// `ServerAliveInterval` that Debian's ssh has with `BatchMode`, which nobody asked for.
 const DEBIANS_INTERVAL: &str = "300";
+/// The longest time that ssh takes: it keeps seconds in an int.
+const MOST_SECONDS: u32 = i32::MAX as u32;
 
 /// How ssh is called.
 #[derive(Debug, Default)]
@@ -39,7 +41,7 @@ impl Ssh {
         }
         let mut options = Vec::new();
         if remote.contimeout > 0 {
-            options.push(format!("ConnectTimeout={}", remote.contimeout));
+            options.push(format!("ConnectTimeout={}", remote.contimeout.min(MOST_SECONDS)));
         }
         let asks = remote.cipher == Cipher::Auto && cipher::may_be_asked_for(host, reporter);
         let Some(config) = SshConfig::of(host, asks) else { return Ssh { options, is_batch: false } };
@@ -50,7 +52,10 @@ impl Ssh {
         let is_open = interval == Some("0") || is_batch && interval == Some(DEBIANS_INTERVAL);
         if let (true, Some(silence)) = (is_open, silence) {
             // Three are sent, and waited for: two holesyncs notice before that.
-            options.push(format!("ServerAliveInterval={}", (silence.as_secs() / 3).max(1)));
+            options.push(format!(
+                "ServerAliveInterval={}",
+                (silence.as_secs() / 3).clamp(1, MOST_SECONDS.into())
+            ));
             options.push("ServerAliveCountMax=3".into());
         }
         Ssh { options, is_batch }
