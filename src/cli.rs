@@ -329,6 +329,9 @@ impl TransferArgs {
                         --preallocate out";
             return Err(Error::Usage(what.into()));
         }
+        if self.through.is_some() && self.retries.is_some() {
+            return Err(Error::Usage("--through runs its command once: leave --retries out".into()));
+        }
         if self.inplace && self.commit == CommitArg::Atomic {
             return Err(Error::Usage("--inplace and --commit=atomic exclude each other".into()));
         }

@@ -285,3 +285,9 @@ fn ssh_that_asks_nothing_is_tried_again_unless_the_user_says_otherwise() {
     let again = client.push("peer", &client.dir.path().join("to"), &flags);
     assert_eq!(again.count("tries"), 2, "{again}");
 }
+
+#[test]
+fn a_command_is_not_run_again() {
+    let mut command = crate::common::process::holesync();
+    run(command.args(["--retries=1", "--through", "cat", "/a", "peer:/b"])).code(1).says(&["--retries"]);
+}
