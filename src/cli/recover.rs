@@ -35,14 +35,24 @@ fn recover_file(path: &Path, options: &Options) -> Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let dir = File::open(parent).map_err(Error::file("open", parent))?;
     let place = Place::new(Arc::new(dir.into()), name.to_owned(), path.to_path_buf());
-    let entries = std::fs::read_dir(parent).map_err(Error::file("read", parent))?.flatten();
-    let names = entries.map(|entry| entry.file_name());
-    let logs = names.filter(|log| image_of_log(log).is_some() && is_working_file_of(log, name));
-    let logs = logs.collect::<Vec<_>>();
-    if logs.is_empty() {
-        return print_line(&format!("{}: nothing to finish", printable(path)));
+    match logs_beside(parent, name) {
+        Ok(logs) if logs.is_empty() => print_line(&format!("{}: nothing to finish", printable(path))),
+        Ok(logs) => each(&logs, |log| recover_at(&place, Some(log), options)),
+        // A directory that cannot be listed: the usual names are tried.
+        Err(_) => recover_at(&place, None, options),
     }
-    each(&logs, |log| recover_at(&place, log, options))
+}
+
+/// The names of the logs of an image, under whatever names they are there.
+fn logs_beside(dir: &Path, image: &OsStr) -> std::io::Result<Vec<OsString>> {
+    let mut logs = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        if image_of_log(&name).is_some() && is_working_file_of(&name, image) {
+            logs.push(name);
+        }
+    }
+    Ok(logs)
 }
 
 /// Everything below `root` is reached from its descriptor: others may move what lies there.
@@ -77,7 +87,7 @@ fn recover_beside(
         _ => literal.to_owned(),
     };
     let path = parent.join(&name);
-    recover_at(&Place::new(dir, name, path), log.file_name(), options)
+    recover_at(&Place::new(dir, name, path), Some(log.file_name()), options)
 }
 
 /// The name in a directory that was too long for that of its log.
@@ -86,10 +96,10 @@ fn cut_name(dir: &Path, log: &OsStr) -> Option<OsString> {
     entries.map(|entry| entry.file_name()).find(|name| is_working_file_of(log, name))
 }
 
-fn recover_at(place: &Place, log: &OsStr, options: &Options) -> Result<()> {
+fn recover_at(place: &Place, log: Option<&OsStr>, options: &Options) -> Result<()> {
     let shown = printable(&place.path);
     let refused = |why: &str| Err(Error::refused(&place.path, why));
-    match recover::recover(place, Some(log), options)? {
+    match recover::recover(place, log, options)? {
         Recovered::Finished { root, unset } => {
             print_line(&format!("{shown}: finished from its log and verified, root hash {}", hex(&root)))?;
             unset.map_or(Ok(()), |unset| Err(Error::Unset(unset)))
