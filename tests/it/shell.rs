@@ -737,6 +737,11 @@ fn a_forced_command_is_met_without_a_shell() {
             command.args(["-e", forced.rsh(), "--agent", agent, "--json"]);
             command
         };
+        if matches!(agent, "none" | "push") {
+            // They want a shell there, and there is none.
+            push(&mut command(), &source, &pushed).code(5).says(&["a forced command"]);
+            continue;
+        }
         let outcome = push(&mut command(), &source, &pushed).ok();
         assert_eq!(outcome.summary()["route"], "agent", "{outcome}");
         assert_same(&source, &pushed);
