@@ -316,9 +316,7 @@ fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination
     if commit == Commit::Auto && may_change && !task.can.clone {
         return staged(task, old);
     }
-    if let Some(temp) = resumable_temp(&task)?
-        && has_half_of(&temp, &old).map_err(task.place.error("look at the temp file of"))?
-    {
+    if let Some(temp) = resumable_temp(&task)? {
         return resumed(task, setup, Some(old), temp);
     }
     let basis = basis_of(&old.file, task.options.hole_map).map_err(task.place.error("open"))?;
@@ -337,12 +335,6 @@ fn refuse_new_log(task: &Task) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// Whether a temp file is more likely to have what is wanted than the old file: what a first
-/// run had only begun to receive must not hide an image that came since by another way.
-fn has_half_of(temp: &File, old: &Old) -> io::Result<bool> {
-    Ok(temp.metadata()?.blocks() >= old.state.blocks() / 2)
 }
 
 fn in_place(mut task: Task, setup: &Setup, old: Old) -> Result<Destination> {

@@ -259,20 +259,3 @@ fn a_log_that_was_sealed_while_its_lock_was_awaited_is_finished() {
     assert!(fs::read(lab.path("image")).expect("read") == new);
     assert_eq!(lab.names(), ["image"]);
 }
-
-/// Half a page of a first run that died is not preferred to an image that was put there
-/// since.
-#[test]
-fn a_temp_file_that_was_only_begun_does_not_hide_the_old_file() {
-    let lab = Lab::new(None);
-    let length = 64 * 4096;
-    let mut begun = different(lab.open(wanted(length, QuickCheck::Never), Options::default()));
-    begun.write(0, &[1; 4096]).expect("write");
-    begun.keep();
-    fs::write(lab.path("image"), vec![2; length as usize]).expect("write");
-    let atomic = Options { commit: Commit::Atomic, ..Options::default() };
-    let opened = different(lab.open(wanted(length, QuickCheck::Never), atomic));
-    let mut page = [0; 4096];
-    opened.basis().expect("a basis").image.read_at(&mut page, 8192).expect("read");
-    assert_eq!(page, [2; 4096]);
-}
