@@ -238,7 +238,8 @@ impl FileState {
             if wait.is_zero() {
                 return Ok((state, true));
             }
-            pause(wait);
+            // Past the border of a whole second, so that what goes on writing has left its time.
+            pause(if wait > TICK { wait + 2 * TICK } else { wait });
             let now = FileState::of(file)?;
             if now == state {
                 return Ok((state, true));
