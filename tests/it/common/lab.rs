@@ -153,7 +153,12 @@ impl Mounted {
         File::create(&image).and_then(|file| file.set_len(mebibytes << 20)).expect("make room");
         run(Command::new(make[0]).args(&make[1..]).arg(&image)).ok();
         std::fs::create_dir(&at).expect("mkdir");
-        run(Command::new("mount").args(options).arg(&image).arg(&at)).ok();
+        // Others take loop devices at the same time, and the first free one may be gone.
+        let mount = || {
+            let mounted = Command::new("mount").args(options).arg(&image).arg(&at).status();
+            mounted.is_ok_and(|status| status.success())
+        };
+        assert!(wait_until(Duration::from_secs(10), mount), "cannot mount {}", image.display());
         Mounted { at, _dir: dir }
     }
 
