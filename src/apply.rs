@@ -29,8 +29,8 @@
 //!
 //! Guaranteed, but for the last row: the file is the old one until the new one is on
 //! storage, or a sealed log is from which it will be finished. What came is kept when a run
-//! is interrupted; on a full disk, all but a part that makes room. A sealed log goes when its file is whole, and not before. Two runs that
-//! lock never write the same file.
+//! is interrupted; on a full disk, all but a part that makes room. A sealed log goes when its
+//! file is whole, and not before. Two runs that lock never write the same file.
 //!
 //! Not guaranteed: that nobody else writes the file between the last look and the end of a
 //! replay, unless it is QEMU, which cannot open it then ([`in_use`](crate::in_use)); the old

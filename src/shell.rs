@@ -22,7 +22,7 @@ use crate::options::{Compress, Options};
 use crate::remote::{Input, Output};
 use crate::report::{Event, Reporter};
 use crate::source::{Metadata, Owner};
-use crate::working::{Naming, Working};
+use crate::working::{Naming, Working, unforeseen};
 
 pub use receive::run as receive;
 pub use receiver::run_command;
@@ -207,8 +207,7 @@ pub struct TempNames(String);
 
 impl Default for TempNames {
     fn default() -> TempNames {
-        use std::hash::{BuildHasher, Hasher};
-        TempNames(format!("{:016x}", std::hash::RandomState::new().build_hasher().finish()))
+        TempNames(format!("{:016x}", unforeseen()))
     }
 }
 

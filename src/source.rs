@@ -192,7 +192,7 @@ impl Source {
         {
             now.clone_from(before);
         }
-        match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
+        match sys::kind_of(&stat) {
             SFlag::S_IFREG => regular(found, &stat),
             SFlag::S_IFBLK if matches!(self.origin, Origin::Named(_)) => found.device(),
             _ => Err(changed(&self.path)),

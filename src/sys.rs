@@ -21,8 +21,8 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, Whence};
 
 pub use names::{
-    make_dir_at, open, open_below, open_beneath, read_link_at, remove_dir_at, rename_at, rename_new_at,
-    stat_at, symlink_at, sync_dir, unlink_at,
+    kind_of, make_dir_at, open, open_below, open_beneath, read_link_at, remove_dir_at, rename_at,
+    rename_new_at, stat_at, symlink_at, sync_dir, unlink_at,
 };
 
 pub use locks::{LockKind, hold_shared, lock_in_the_way};
@@ -408,13 +408,15 @@ pub fn umask() -> u32 {
     mask.bits()
 }
 
-/// Lets this process have as many files open as it may ask for; setrlimit(2). Each source
-/// that was named is held open, and so is each destination that is under way.
+/// Lets this process have more files open than most need, if it may; setrlimit(2). Each
+/// source that was named is held open, and so is each destination that is under way.
 pub fn raise_open_files() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    // What is started from here inherits it, and may try to close all that there could be.
+    const MANY: u64 = 1 << 16;
     // Where it cannot be raised, what does not fit is an error with a name.
     let _ = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+        .and_then(|(now, most)| setrlimit(Resource::RLIMIT_NOFILE, now.max(most.min(MANY)), most));
 }
 
 /// Whether whoever started this process had it ignore a signal, as nohup(1) does.

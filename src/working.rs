@@ -66,8 +66,7 @@ pub enum Naming {
 impl Naming {
     /// A name that nobody can have foreseen.
     pub fn once(uid: u32) -> Naming {
-        use std::hash::{BuildHasher, Hasher, RandomState};
-        Naming::Once(uid, RandomState::new().build_hasher().finish())
+        Naming::Once(uid, unforeseen())
     }
 
     fn mark(self) -> String {
@@ -77,6 +76,12 @@ impl Naming {
             Naming::Once(uid, random) => format!("{MARK}-{uid}-{random:016x}"),
         }
     }
+}
+
+/// A number that nobody can have foreseen, for a name.
+pub fn unforeseen() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
 }
 
 /// What all working files have in their names.

@@ -41,7 +41,7 @@ const SET_GID: u32 = 0o2000;
 impl Attributes {
     /// Whether something that is so has all of them.
     pub(super) fn are_those_of(&self, stat: &FileStat) -> bool {
-        let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+        let kind = sys::kind_of(stat);
         let (is_link, is_file) = (kind == SFlag::S_IFLNK, kind == SFlag::S_IFREG);
         let mode =
             self.mode.map(|mode| if is_file { self.safe_mode(mode, stat.st_uid, stat.st_gid) } else { mode });

@@ -13,7 +13,7 @@ use nix::sys::stat::SFlag;
 
 use crate::apply::Wanted;
 use crate::apply::place::beside::Beside;
-use crate::apply::place::{Access, Old, Place, kind_of};
+use crate::apply::place::{Access, Old, Place};
 use crate::apply::ranges::behind::LastWritten;
 use crate::apply::ranges::cover::Cover;
 use crate::apply::ranges::{self, Abilities};
@@ -24,7 +24,7 @@ use crate::in_use;
 use crate::options::Options;
 use crate::report::human;
 use crate::scan;
-use crate::sys;
+use crate::sys::{self, kind_of};
 use crate::working::Working;
 
 /// What is to be done with one file, and how far that is.
@@ -89,8 +89,7 @@ impl Task {
     }
 
     /// The working file `kind` has all of the new content: it takes the place of the old
-    /// file. Step 7 of [`apply`](crate::apply).
-    /// Returns which attributes may not be set.
+    /// file. Step 7 of [`apply`](crate::apply). Returns which attributes may not be set.
     pub fn replace(
         &self,
         new: &File,
@@ -129,16 +128,20 @@ impl Task {
     /// meanwhile is not replaced.
     fn rename(&self, working: &OsStr, old: Option<&Old>) -> Result<()> {
         let place = &self.place;
-        let is_new = old.is_none() && place.stat()?.is_none();
-        let renamed = if is_new {
+        let renamed = if old.is_none() {
             sys::rename_new_at(&place.dir, working, &place.name)
         } else {
             sys::rename_at(&place.dir, working, &place.name)
         };
-        renamed.map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => changed_meanwhile(place),
-            _ => place.error("put in place")(error),
-        })
+        let renamed = match renamed {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // A symlink is replaced, and nothing else.
+                self.check_old(None)?;
+                sys::rename_at(&place.dir, working, &place.name)
+            }
+            other => other,
+        };
+        renamed.map_err(place.error("put in place"))
     }
 
     /// The old file turned out to be all that is wanted but for its attributes. A time that
@@ -268,8 +271,8 @@ impl Task {
         }
     }
 
-    /// Demands that the old file is still what it was, and used by nobody; that there is still nothing, or a
-    /// symlink, where there was none.
+    /// Demands that the old file is still what it was, and used by nobody; that there is
+    /// still nothing, or a symlink, where there was none.
     pub fn check_old(&self, old: Option<&Old>) -> Result<()> {
         let Some(old) = old else {
             let same = self.place.stat()?.is_none_or(|stat| kind_of(&stat) == SFlag::S_IFLNK);

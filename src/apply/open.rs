@@ -16,7 +16,7 @@ use crate::apply::attributes::times::{Grain, TimeRule};
 use crate::apply::commit::{Counts, Task};
 use crate::apply::nodes::NodeDirectories;
 use crate::apply::place::beside::Beside;
-use crate::apply::place::{Access, Old, Place, Turns, kind_of};
+use crate::apply::place::{Access, Old, Place, Turns};
 use crate::apply::ranges::behind::WriteBehind;
 use crate::apply::ranges::cover::Cover;
 use crate::apply::ranges::{Abilities, Probe};
@@ -34,7 +34,7 @@ use crate::error::{Error, Failure, Result, lock};
 use crate::in_use;
 use crate::options::{Commit, Options};
 use crate::scan::{self, FileImage, FileState};
-use crate::sys;
+use crate::sys::{self, kind_of};
 use crate::working::Working;
 
 /// What all destinations of one run share: what was asked for, and what the file systems

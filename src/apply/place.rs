@@ -18,7 +18,7 @@ use nix::sys::stat::{FileStat, SFlag};
 
 use crate::apply::attributes::Attributes;
 use crate::error::{Error, Failure, Result, lock};
-use crate::sys;
+use crate::sys::{self, kind_of};
 use crate::working::{Naming, Working};
 
 /// A name in an open directory: where a destination is. Nobody can put another
@@ -233,17 +233,29 @@ impl Place {
             return Ok(None);
         }
         let failed = || self.error("set the attributes of");
-        let file = self.open(&self.name, OFlag::O_PATH).map_err(failed())?;
+        let there = (now.st_mtime, now.st_mtime_nsec as u32);
+        let sync = sync && wanted.mtime.is_some_and(|mtime| mtime != there);
+        let (file, has_content) = self.open_for_attributes(sync).map_err(failed())?;
         let opened = file.metadata().map_err(failed())?;
         if (opened.dev(), opened.ino()) != (now.st_dev, now.st_ino) {
             return Err(self.replaced());
         }
-        if sync && wanted.changes_mtime(&opened) {
-            // What cannot be opened by its owner has no content that he relies on.
-            let content = self.open(&self.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK);
-            content.map_or(Ok(()), |content| content.sync_data()).map_err(self.error("sync"))?;
+        if has_content {
+            file.sync_data().map_err(self.error("sync"))?;
         }
         wanted.set(&file, &self.path)
+    }
+
+    /// What has this name, for its attributes; `content`: and to be synced, unless its owner
+    /// may not read it, who then relies on nothing in it. Returns whether it can be.
+    fn open_for_attributes(&self, content: bool) -> io::Result<(File, bool)> {
+        if content {
+            match self.open(&self.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                other => return Ok((other?, true)),
+            }
+        }
+        Ok((self.open(&self.name, OFlag::O_PATH)?, false))
     }
 
     /// Makes or replaces a symlink, with its attributes: there is always either the old one
@@ -318,11 +330,6 @@ impl Place {
             }
         }
     }
-}
-
-/// The kind of file that a state tells of.
-pub(super) fn kind_of(stat: &FileStat) -> SFlag {
-    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
 
 /// Sets the attributes of a directory below `base`. `identity`: device and inode of the

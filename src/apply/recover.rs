@@ -84,7 +84,8 @@ impl Recovered {
 
 /// Finishes what a crash interrupted between sealing a log and the end of its
 /// replay: step 2 of [`apply`](crate::apply). `log`: the name of one that lies there, if it
-/// was found; others than those of all users and of this one are found in no other way. Of the options, those count that say how to read and to sync, and what is in use.
+/// was found; others than those of all users and of this one are found in no other way. Of
+/// the options, those count that say how to read and to sync, and what is in use.
 ///
 /// # Errors
 ///

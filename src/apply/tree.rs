@@ -309,7 +309,7 @@ impl Drop for DestinationTree {
 
 /// What the user named as the destination becomes a symlink only if there is none or another.
 fn refuse_to_lose(place: &Place) -> Result<()> {
-    let kind = place.stat()?.map(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
+    let kind = place.stat()?.as_ref().map(sys::kind_of);
     if kind.is_none_or(|kind| kind == SFlag::S_IFLNK) {
         return Ok(());
     }
@@ -335,9 +335,7 @@ fn make_directory(root: &DestinationRoot, path: &[u8], mode: u32) -> Result<Made
     let Some(place) = root.place(path, false)? else { return Ok(Made::default()) };
     let made = sys::make_dir_at(&place.dir, &place.name, mode | OWNER);
     let is_new = made.map_err(Error::file("create the directory", &place.path))?;
-    let stat = place
-        .stat()?
-        .filter(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR);
+    let stat = place.stat()?.filter(|stat| sys::kind_of(stat) == SFlag::S_IFDIR);
     let Some(stat) = stat else {
         return Err(Error::refused(&place.path, "is in the way of a directory; remove it first"));
     };

@@ -12,6 +12,7 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 
 use crate::confinement::NamedPath;
 use crate::source::walk::names_in;
+use crate::sys;
 
 /// A source that is held: nobody can put another in its place.
 pub(super) struct Named {
@@ -48,7 +49,7 @@ impl Named {
 
 /// Whether something is of this kind.
 pub(super) fn is(stat: &FileStat, kind: SFlag) -> bool {
-    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == kind
+    sys::kind_of(stat) == kind
 }
 
 /// rsync's rule: `dir/`, `.` and `..` mean what is in the directory.

@@ -69,10 +69,15 @@ pub fn end_when_asked(run: RunId, silence: Arc<Silence>) {
     std::thread::spawn(move || {
         // They stay open: their end is that of this process.
         let mut asked = Vec::new();
-        for asking in listener.incoming().flatten() {
-            if is_entitled(&asking, &run) {
-                silence.supersede();
-                asked.push(asking);
+        for asking in listener.incoming() {
+            match asking {
+                Ok(asking) if is_entitled(&asking, &run) => {
+                    silence.supersede();
+                    asked.push(asking);
+                }
+                Ok(_) => {}
+                // Too many files are open, for one: that may pass.
+                Err(_) => std::thread::sleep(ASKING),
             }
         }
     });

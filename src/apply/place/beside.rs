@@ -11,9 +11,9 @@ use std::os::unix::fs::MetadataExt;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
-use crate::apply::place::{Place, kind_of};
+use crate::apply::place::Place;
 use crate::error::Result;
-use crate::sys;
+use crate::sys::{self, kind_of};
 use crate::working::{Naming, Working, naming_of};
 
 /// What lies beside a place under the names of working files.
@@ -83,8 +83,7 @@ impl Maker {
 impl Place {
     /// Looks for working files, and chooses the names under which this run has its own.
     pub(in crate::apply) fn look_beside(&mut self) -> Result<Beside> {
-        let looked = self.look().map_err(self.error("look beside"))?;
-        let (naming, beside) = looked;
+        let (naming, beside) = self.look().map_err(self.error("look beside"))?;
         self.naming = naming;
         Ok(beside)
     }
@@ -96,7 +95,8 @@ impl Place {
         for naming in [Naming::Common, user] {
             let mut found = Vec::new();
             let mut is_free = true;
-            // A clone and a stage do not outlive the others for long.
+            // Under names that are not used now: a stage lies where its log does, and no clone
+            // outlives its run for long.
             let looked_for: &[Working] =
                 if free.is_none() { &Working::ALL } else { &[Working::Temp, Working::Log] };
             for kind in looked_for.iter().copied() {
@@ -180,7 +180,9 @@ impl Place {
         if dir.st_uid != euid || dir.st_mode & others != 0 {
             return Ok(true);
         }
-        Ok(Maker::of_new(&self.unnamed()?.metadata()?) != Maker::this_process())
+        // Where none can be made, as on a full disk, nobody knows.
+        let made = self.unnamed().and_then(|file| file.metadata());
+        Ok(!made.is_ok_and(|made| Maker::of_new(&made) == Maker::this_process()))
     }
 
     /// A new working file; there must be none.

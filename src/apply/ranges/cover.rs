@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use crate::hashmap::PAGE;
 
-/// Ranges that ascend as they are added. Where there are too many to keep, what lies between
-/// close ones counts as covered, too: never less than was added.
+/// Ranges, added in any order; cheap where they ascend. Where there are too many to keep,
+/// what lies between close ones counts as covered, too: never less than was added.
 #[derive(Debug, Default)]
 pub struct Cover {
+    /// In order, and none touches the next.
     ranges: Vec<Range<u64>>,
     /// Ranges no further apart than this, in bytes, count as one.
     gap: u64,
@@ -15,19 +16,28 @@ pub struct Cover {
 
 impl Cover {
     /// The most ranges that are kept.
-    const MOST: usize = 1 << 16;
+    const MOST: usize = 1 << 20;
 
-    /// Adds a range that begins no earlier than the last one.
+    /// Adds a range.
     pub fn add(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
         }
-        match self.ranges.last_mut() {
-            Some(last) if range.start <= last.end.saturating_add(self.gap) => {
-                last.start = last.start.min(range.start);
-                last.end = last.end.max(range.end);
-            }
-            _ => self.ranges.push(range),
+        let gap = self.gap;
+        let lies_before = |covered: &Range<u64>| covered.end.saturating_add(gap) < range.start;
+        let first = match self.ranges.last() {
+            Some(last) if !lies_before(last) => self.ranges.partition_point(lies_before),
+            _ => self.ranges.len(),
+        };
+        let touched =
+            self.ranges[first..].partition_point(|covered| covered.start <= range.end.saturating_add(gap));
+        if touched == 0 {
+            self.ranges.insert(first, range);
+        } else {
+            let start = range.start.min(self.ranges[first].start);
+            let end = range.end.max(self.ranges[first + touched - 1].end);
+            self.ranges[first] = start..end;
+            self.ranges.drain(first + 1..first + touched);
         }
         if self.ranges.len() > Cover::MOST {
             self.join();
@@ -65,8 +75,12 @@ mod tests {
     #[test]
     fn parts_are_those_of_the_ranges() {
         let mut cover = Cover::default();
-        [0..10, 10..20, 30..40, 5..35, 100..100, 50..60].into_iter().for_each(|range| cover.add(range));
-        assert_eq!(cover.ranges, [0..20, 5..40, 50..60]);
+        [30..40, 0..10, 80..90, 10..20, 100..100, 70..75, 50..60]
+            .into_iter()
+            .for_each(|range| cover.add(range));
+        assert_eq!(cover.ranges, [0..20, 30..40, 50..60, 70..75, 80..90]);
+        [5..35, 58..85, 45..46].into_iter().for_each(|range| cover.add(range));
+        assert_eq!(cover.ranges, [0..40, 45..46, 50..90]);
         let mut cover = Cover::default();
         [0..20, 30..40, 50..60].into_iter().for_each(|range| cover.add(range));
         assert_eq!(cover.within(15..55).collect::<Vec<_>>(), [15..20, 30..40, 50..55]);

@@ -23,6 +23,7 @@ use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at};
 use crate::common::process::{Outcome, PROGRAM, holesync, run, start, wait_until};
 use crate::common::redeploy::{Redeploy, every};
+use crate::common::users::{as_user, wrapped};
 
 const USER: u32 = 65534;
 const BLOCK: usize = 64 << 10;
@@ -61,9 +62,7 @@ impl Home {
 
     /// Runs the program as the user.
     fn run(&self, args: &[&Path]) -> Outcome {
-        let mut command = Command::new("setpriv");
-        command.args([&format!("--reuid={USER}"), &format!("--regid={USER}"), "--clear-groups", "--"]);
-        run(command.arg(&self.program).args(args))
+        run(wrapped(&as_user("65534", "65534"), &self.program).args(args))
     }
 }
 

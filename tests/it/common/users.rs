@@ -45,7 +45,8 @@ impl Common {
     }
 }
 
-fn wrapped(wrap: &[&str], program: &Path) -> Command {
+/// A program below another one.
+pub fn wrapped(wrap: &[&str], program: &Path) -> Command {
     let mut command = match wrap {
         [] => Command::new(program),
         [first, rest @ ..] => {

@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,7 +13,7 @@ use crate::common::lab::{self, Fs};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at};
 use crate::common::process::{Outcome, holesync, run};
-use crate::common::tree::{Way, mkdir};
+use crate::common::tree::Way;
 
 const WAYS: [Way; 4] = [Way::Local, Way::Push, Way::Pull, Way::PushShell];
 
@@ -109,33 +109,15 @@ fn a_store_through_a_mapping_is_seen_by_the_next_run_on_btrfs() {
     follows_a_mapping_on(Fs::Btrfs);
 }
 
-/// A file system whose times are whole seconds; it goes when this is dropped.
-struct WholeSeconds(PathBuf);
-
-impl WholeSeconds {
-    fn mount(dir: &Path) -> WholeSeconds {
-        let (image, at) = (dir.join("ext4"), mkdir(dir.join("mounted")));
-        File::create(&image).and_then(|file| file.set_len(16 << 20)).expect("make an image");
-        run(Command::new("mkfs.ext4").args(["-q", "-I", "128"]).arg(&image)).ok();
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at)).ok();
-        WholeSeconds(at)
-    }
-}
-
-impl Drop for WholeSeconds {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn what_may_have_changed_unseen_gets_no_time() {
     if !lab::is_root() {
         return;
     }
     let dir = lab::scratch();
-    let mounted = WholeSeconds::mount(dir.path());
-    let from = mounted.0.join("image");
+    // Inodes of 128 bytes have no room for less than seconds.
+    let mounted = lab::Mounted::new(16, &["mkfs.ext4", "-q", "-I", "128"], &["-o", "loop"]);
+    let from = mounted.path().join("image");
     fs::write(&from, [0; 4096]).expect("write");
     for way in WAYS {
         let to = dir.path().join(format!("to-{way:?}"));

@@ -1,10 +1,8 @@
 //! Times on file systems that round them.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use nix::sys::time::TimeSpec;
-use tempfile::TempDir;
 
 use crate::common::check::assert_same;
 use crate::common::lab;
@@ -20,41 +18,9 @@ fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
     nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, path, &time, &time, follow).expect("set the time");
 }
 
-/// NTFS by way of FUSE, which keeps times in units of 100 ns.
-struct Ntfs {
-    dir: TempDir,
-}
-
-impl Ntfs {
-    /// `None`, and a counted skip, where it cannot be mounted.
-    fn mount() -> Option<Ntfs> {
-        if !lab::is_root() {
-            return None;
-        }
-        let ntfs = Ntfs { dir: lab::scratch() };
-        let (image, at) = (ntfs.dir.path().join("image"), ntfs.path());
-        std::fs::create_dir(&at).expect("create a directory");
-        Layout::hole("image", 64 * MIB).write(&image);
-        let made =
-            Command::new("mkntfs").arg("-qFf").arg(&image).output().is_ok_and(|out| out.status.success());
-        let mounted =
-            || Command::new("mount").args(["-t", "ntfs-3g", "-o", "loop"]).arg(&image).arg(&at).status();
-        if !made || !mounted().is_ok_and(|status| status.success()) {
-            lab::skip("no ntfs-3g");
-            return None;
-        }
-        Some(ntfs)
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("ntfs")
-    }
-}
-
-impl Drop for Ntfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.path()).stderr(std::process::Stdio::null()).status();
-    }
+/// NTFS by way of FUSE, which keeps times in units of 100 ns. `None`: the test may not mount.
+fn ntfs() -> Option<lab::Mounted> {
+    lab::is_root().then(|| lab::Mounted::new(64, &["mkntfs", "-qFf"], &["-t", "ntfs-3g", "-o", "loop"]))
 }
 
 fn hashed(outcome: &Outcome) -> u64 {
@@ -63,11 +29,12 @@ fn hashed(outcome: &Outcome) -> u64 {
 
 #[test]
 fn a_time_that_was_rounded_where_it_had_to_be_is_the_same() {
-    let Some(ntfs) = Ntfs::mount() else { return };
-    let source = ntfs.dir.path().join("source");
+    let Some(ntfs) = ntfs() else { return };
+    let beside = lab::scratch();
+    let source = beside.path().join("source");
     Layout::dense("source", MIB, &mut Rng(31)).write(&source);
     set_time(&source, 1_700_000_001, 123_456_789);
-    let peer = Peer::pipe(ntfs.dir.path());
+    let peer = Peer::pipe(beside.path());
     let (near, far, shell) = (ntfs.path().join("near"), ntfs.path().join("far"), ntfs.path().join("shell"));
     let copy = |extra: &[&str]| run(holesync().arg("--json").args(extra).arg(&source).arg(&near)).ok();
     let push = || run(peer.holesync().arg("--json").arg(&source).arg(at(&far))).ok();

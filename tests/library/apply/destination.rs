@@ -296,3 +296,38 @@ fn what_was_found_to_be_data_gets_into_a_copy() {
     assert!(temp[..4096] == [1; 4096] && temp[8 * 4096..9 * 4096] == [2; 4096]);
     assert!(temp[9 * 4096..].iter().all(|byte| *byte == 0));
 }
+
+/// A patch may come after all that was described behind it: what lies between takes no room.
+#[test]
+fn a_late_patch_leaves_holes_that_lie_behind_it_alone() {
+    let length = 64 << 20;
+    for commit in [Commit::Auto, Commit::Atomic] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("image");
+        let old = File::create(&path).expect("create");
+        old.set_len(length).expect("set the length");
+        for at in [0, length / 4, length - PAGE] {
+            old.write_all_at(&[1; PAGE as usize], at).expect("write");
+        }
+        let place =
+            Place::new(Arc::new(File::open(dir.path()).expect("open").into()), "image".into(), path.clone());
+        let (attributes, quick_check) = (Attributes::default(), QuickCheck::Never);
+        let wanted = Wanted { length, data: 4 * PAGE, whole: false, quick_check, attributes };
+        let options = Options { commit, fsync: false, ..Options::default() };
+        let opened = Destination::open(place, wanted, &Setup::new(Arc::new(options))).expect("open").opened;
+        let Opened::Different(mut destination) = opened else { panic!("not open") };
+        for at in [0, length / 4, length - PAGE] {
+            destination.keep_range(at..at + PAGE).expect("keep");
+        }
+        for at in [length / 2, PAGE] {
+            destination.write(at, &[2; PAGE as usize]).expect("write");
+        }
+        // Less is kept than came: a stage is completed. Nothing is read back.
+        destination.finish(&Hash::default(), 0).expect("finish");
+        let found = fs::metadata(&path).expect("stat");
+        assert!(found.blocks() * 512 <= 32 * PAGE, "{commit:?}: {} blocks", found.blocks());
+        let bytes = fs::read(&path).expect("read");
+        let at = |at: u64| bytes[at as usize];
+        assert_eq!([at(0), at(PAGE), at(length / 4), at(length / 2), at(length - PAGE)], [1, 2, 1, 2, 1]);
+    }
+}
