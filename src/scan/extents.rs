@@ -57,11 +57,10 @@ impl Extents<'_> {
         };
         if data > self.at && !self.is_hole {
             match sys::seek_hole(self.file, self.at)? {
-                // They agree; or the file ends here.
                 Sought::At(hole) if hole == self.at => {}
-                Sought::End => return Ok(None),
+                Sought::End if self.ends_at(self.at)? => return Ok(None),
                 Sought::At(hole) if hole > self.at => return Ok(Some(self.data_to(self.at, hole))),
-                Sought::At(_) | Sought::NoMap => return Ok(Some(self.doubt(self.at))),
+                Sought::At(_) | Sought::End | Sought::NoMap => return Ok(Some(self.doubt(self.at))),
             }
         }
         if data >= self.end {
@@ -71,9 +70,14 @@ impl Extents<'_> {
             Sought::At(hole) if hole > data => Some(self.data_to(data, hole)),
             Sought::NoMap => Some(data..self.end),
             // Data that is gone by the time its end is asked for was cut off.
-            Sought::End if self.file.metadata()?.len() <= data => None,
+            Sought::End if self.ends_at(data)? => None,
             Sought::At(_) | Sought::End => Some(self.doubt(data)),
         })
+    }
+
+    /// Whether the file has no more than so many bytes.
+    fn ends_at(&self, at: u64) -> io::Result<bool> {
+        Ok(self.file.metadata()?.len() <= at)
     }
 
     fn data_to(&mut self, start: u64, hole: u64) -> Extent {
