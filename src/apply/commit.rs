@@ -157,7 +157,7 @@ impl Task {
             old.file.sync_data().map_err(place.error("sync"))?;
         }
         let unset = attributes.set(&old.file, &place.path)?;
-        place.remove(&self.beside.leftovers).map_err(place.error("clean up after"))?;
+        place.remove_leftovers(&self.beside.leftovers);
         Ok(unset)
     }
 

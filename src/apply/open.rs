@@ -181,7 +181,7 @@ impl Destination {
             Some((SFlag::S_IFREG, stat)) => existing(task, stat, setup),
             Some((SFlag::S_IFBLK, _)) => device(task),
             _ => {
-                remove_drafts(&task, &[Working::Clone])?;
+                remove_drafts(&task, &[Working::Clone]);
                 fresh(task, setup, None)
             }
         };
@@ -231,7 +231,7 @@ fn remove_leftovers(place: &Place, beside: &Beside) -> Result<()> {
         match place.open(&place.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK).map(|file| place.locked(file)) {
             // Another run may have sealed a log since they were looked for, and ended.
             Ok(Ok(locked)) if !recover::is_sealed(place, &locked)? => {
-                place.remove(&beside.leftovers).map_err(place.error("clean up after"))?;
+                place.remove_leftovers(&beside.leftovers);
                 place.remove_litter(&beside.litter);
             }
             _ => {}
@@ -255,9 +255,9 @@ fn in_the_way(place: &Place, kind: SFlag) -> Error {
 }
 
 /// Removes leftovers that no file can be finished from.
-fn remove_drafts(task: &Task, kinds: &[Working]) -> Result<()> {
+fn remove_drafts(task: &Task, kinds: &[Working]) {
     let there = kinds.iter().copied().filter(|kind| task.beside.leftovers.contains(kind)).collect::<Vec<_>>();
-    task.place.remove(&there).map_err(task.place.error("clean up after"))
+    task.place.remove_leftovers(&there);
 }
 
 /// Into a temp file that starts empty, or with what an earlier run left. Stage and log of an
@@ -295,7 +295,7 @@ fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination
     let old = Old { _turn: turn, ..task.place.open_old()? };
     refuse_new_log(&task)?;
     task.refuse_in_use(&old)?;
-    remove_drafts(&task, &[Working::Clone])?;
+    remove_drafts(&task, &[Working::Clone]);
     let commit = task.options.commit;
     if commit == Commit::InPlace {
         return in_place(task, setup, old);
@@ -343,7 +343,7 @@ fn in_place(mut task: Task, setup: &Setup, old: Old) -> Result<Destination> {
         return Err(Error::refused(&place.path, "cannot be written in place (read-only, or busy)"));
     }
     task.claim(&old)?;
-    remove_drafts(&task, &[Working::Temp])?;
+    remove_drafts(&task, &[Working::Temp]);
     let mut basis = None;
     if !task.wanted.whole {
         basis = Some(basis_of(&old.file, task.options.hole_map).map_err(place.error("open"))?);
@@ -354,7 +354,7 @@ fn in_place(mut task: Task, setup: &Setup, old: Old) -> Result<Destination> {
 
 /// Beside the old file, going on with what an earlier run left.
 fn staged(task: Task, old: Old) -> Result<Destination> {
-    remove_drafts(&task, &[Working::Temp])?;
+    remove_drafts(&task, &[Working::Temp]);
     let place = &task.place;
     let resume = |data: File, log: File| -> io::Result<_> {
         let over = data.try_clone()?;

@@ -92,8 +92,7 @@ impl Task {
             in_use.contains(kind) || is_damaged && matches!(kind, Working::Log | Working::Stage)
         };
         let kinds: Vec<Working> = Working::ALL.into_iter().filter(|kind| !stays(kind)).collect();
-        // The disk is in trouble already; what cannot be removed is found by the next run.
-        let _ = self.place.remove(&kinds);
+        self.place.remove_leftovers(&kinds);
     }
 
     /// On a full disk, gives back the last of what came into a temp file, and what is

@@ -209,6 +209,12 @@ impl Place {
         self.create_new(kind)
     }
 
+    /// Removes what earlier runs left, unless another run is at work with it.
+    pub(in crate::apply) fn remove_leftovers(&self, kinds: &[Working]) {
+        let names: Vec<OsString> = kinds.iter().map(|kind| self.name_of(*kind)).collect();
+        self.remove_litter(&names);
+    }
+
     /// Removes what is another's or of no use any more, where that may be.
     pub(in crate::apply) fn remove_litter(&self, names: &[OsString]) {
         for name in names {

@@ -259,3 +259,21 @@ fn a_log_that_was_sealed_while_its_lock_was_awaited_is_finished() {
     assert!(fs::read(lab.path("image")).expect("read") == new);
     assert_eq!(lab.names(), ["image"]);
 }
+
+/// Of a run that still fills its temp file, when an image comes by another way.
+#[test]
+fn what_another_run_is_filling_is_not_removed() {
+    let lab = Lab::new(None);
+    let mut filling = different(lab.open(wanted(8192, QuickCheck::Never), Options::default()));
+    filling.write(0, &[1; 4096]).expect("write");
+    fs::write(lab.path("image"), [2; 8192]).expect("write");
+    lab.has_time(TIME.0, TIME.1);
+    let exactly = wanted(8192, QuickCheck::Time(Precision::Nanoseconds));
+    assert!(matches!(lab.open(exactly, Options::default()), Opened::Equal { .. }));
+    assert_eq!(lab.names(), [".image.holesync.temp", "image"]);
+    drop(different(
+        lab.open(wanted(8192, QuickCheck::Never), Options { commit: Commit::InPlace, ..Options::default() }),
+    ));
+    assert_eq!(lab.names(), [".image.holesync.temp", "image"]);
+    filling.keep();
+}
