@@ -15,7 +15,7 @@ use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -206,10 +206,9 @@ fn loop_devices() -> Vec<KernelUser> {
     users.collect()
 }
 
-/// Files that are swapped to; proc_swaps(5). Devices are held besides.
+/// Files that are swapped to. Devices are held besides.
 fn swap_files() -> Vec<KernelUser> {
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let paths = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(device::unescape);
-    let files = paths.map(PathBuf::from).filter_map(|path| fs::metadata(path).ok()).filter(Metadata::is_file);
+    let files = device::swap_names().into_iter().filter_map(|name| fs::metadata(name).ok());
+    let files = files.filter(Metadata::is_file);
     files.map(|metadata| KernelUser { file: id_of(&metadata), by: User::Swap }).collect()
 }

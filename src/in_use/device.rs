@@ -104,10 +104,15 @@ fn mount_of(devices: &[Related], line: &str) -> Option<Use> {
 }
 
 fn swaps_of(devices: &[Related]) -> Vec<Use> {
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let names = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(unescape);
+    let names = swap_names().into_iter();
     let ours = names.filter(|name| devices.iter().any(|device| is_device(name, device.number)));
     ours.map(|_| Use { what: "it is swap space".into(), is_read_only: false }).collect()
+}
+
+/// What is swapped to, files and devices; proc_swaps(5).
+pub(super) fn swap_names() -> Vec<OsString> {
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(unescape).collect()
 }
 
 fn is_device(path: &OsString, number: u64) -> bool {
@@ -116,7 +121,7 @@ fn is_device(path: &OsString, number: u64) -> bool {
 }
 
 /// Turns `\ooo` back into the byte that it stands for.
-pub(super) fn unescape(text: &str) -> OsString {
+fn unescape(text: &str) -> OsString {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, behind @ ..] = rest {
