@@ -134,7 +134,7 @@ pub fn digest(
     reporter: &dyn Reporter,
 ) -> Result<Hash> {
     match location {
-        Location::Local(path) => agent::digest(&NamedPath::here(path), options),
+        Location::Local(path) => agent::digest(&NamedPath::here(path), options, || true),
         Location::Remote(host, path) => {
             let request = Request::Digest { paths: vec![path.as_path().into()] };
             let remote = &RemoteOptions { agent: Agent::Require, ..remote.clone() };

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
@@ -157,12 +158,18 @@ fn answer_digests<W: Write>(
     output: &mut FrameWriter<W>,
 ) -> Result<()> {
     for path in paths {
+        let is_wanted = AtomicBool::new(true);
         let root = std::thread::scope(|scope| {
             let (root_in, root) = sync_channel(1);
-            scope.spawn(move || root_in.send(digest(path, options)));
+            let is_wanted = &is_wanted;
+            scope.spawn(move || root_in.send(digest(path, options, || is_wanted.load(Ordering::Relaxed))));
             loop {
                 match root.recv_timeout(options.life_sign()) {
-                    Err(RecvTimeoutError::Timeout) => output.keep_alive(Phase::Mapping)?,
+                    Err(RecvTimeoutError::Timeout) => {
+                        let heard = output.keep_alive(Phase::Mapping);
+                        // Nobody is left to tell: the file is not read to its end.
+                        heard.inspect_err(|_| is_wanted.store(false, Ordering::Relaxed))?;
+                    }
                     root => return root.unwrap_or(Err(Error::Interrupted)),
                 }
             }
@@ -173,15 +180,15 @@ fn answer_digests<W: Write>(
     output.flush()
 }
 
-/// The root hash of a file or device.
+/// The root hash of a file or device, for as long as it `is_wanted`.
 ///
 /// # Errors
 ///
-/// When it cannot be opened or read.
-pub fn digest(path: &NamedPath, options: &Options) -> Result<Hash> {
+/// When it cannot be opened or read; [`Error::Interrupted`] when it is not wanted any more.
+pub fn digest(path: &NamedPath, options: &Options, is_wanted: impl Fn() -> bool) -> Result<Hash> {
     let (file, length) = scan::open_image(path)?;
     let grid = Grid { length, block: options.block_size };
     let image = FileImage::new(file, options.hole_map);
-    let root = hashmap::root_of(&image, &grid, |_| true).map_err(Error::file("read", path.path()))?;
+    let root = hashmap::root_of(&image, &grid, |_| is_wanted()).map_err(Error::file("read", path.path()))?;
     root.ok_or(Error::Interrupted)
 }

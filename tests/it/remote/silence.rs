@@ -184,6 +184,27 @@ fn a_slow_disk_is_no_dead_link() {
     assert_eq!(digest(&peer).stdout, digest(&Peer::pipe(case.dir.path())).stdout);
 }
 
+/// It would take minutes.
+#[test]
+fn a_digest_that_nobody_waits_for_is_not_worked_out() {
+    if !can_trace() {
+        return;
+    }
+    let case = Case::new();
+    let image = case.dir.path().join("large");
+    Layout::dense("large", 4096 * BLOCK, &mut Rng(82)).write(&image);
+    let peer = slow(case.dir.path(), "pread64,?preadv2:delay_enter=300000").with_program(&case.agent);
+    let mut command = holesync();
+    command.args(["digest", "--timeout=1", "-e", peer.rsh(), "--remote-path"]).arg(&case.agent);
+    let running = start(command.arg(at(&image)));
+    assert!(wait_until(LIMIT, || !agents(&case.agent).is_empty()), "no agent started");
+    // It is reading by now, or will be.
+    std::thread::sleep(Duration::from_secs(1));
+    // It alone: what it started goes with the group.
+    running.signal(Signal::SIGKILL);
+    assert!(wait_until(LIMIT, || agents(&case.agent).is_empty()), "it works on for nobody");
+}
+
 #[test]
 fn the_file_is_finished_when_the_link_dies_behind_the_seal() {
     if !can_trace() {
