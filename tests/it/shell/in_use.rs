@@ -78,11 +78,7 @@ fn a_part_of_a_device_in_use_is_use_of_the_whole() {
     let (new, behind) = pair(dir.path());
     fs::File::options().write(true).open(&behind).and_then(|file| file.set_len(32 << 20)).expect("grow");
     let device = Loop::over(&behind);
-    let holder =
-        format!("echo '2048,,L' | sfdisk -q {0} && partx -u {0} && test -b {0}p1", device.0.display());
-    if run(Command::new("sh").args(["-c", &holder])).code != 0 {
-        return lab::skip("no partitions on loop devices");
-    }
+    run(Command::new("addpart").arg(&device.0).args(["1", "2048", "61440"])).ok();
     let part = PathBuf::from(format!("{}p1", device.0.display()));
     let mount = dir.path().join("mount");
     fs::create_dir(&mount).expect("create");
@@ -94,7 +90,7 @@ fn a_part_of_a_device_in_use_is_use_of_the_whole() {
         run(command.arg(&new).arg(at(&device.0)))
     });
     run(Command::new("umount").arg(&mount)).ok();
-    run(Command::new("partx").arg("-d").arg(&device.0)).ok();
+    run(Command::new("delpart").arg(&device.0).arg("1")).ok();
     whole.code(23).says(&["in use", "mounted at"]);
     agent.code(23).says(&["in use", "mounted at"]);
 }
