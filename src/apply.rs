@@ -48,6 +48,7 @@ pub mod ranges;
 pub mod recover;
 mod room;
 pub mod stage;
+mod synced;
 pub mod tree;
 mod way;
 

@@ -298,6 +298,19 @@ pub fn send_file(from: &File, at: u64, to: impl AsFd, len: usize) -> io::Result<
     Ok(nix::sys::sendfile::sendfile64(to, from, Some(&mut source), len)?)
 }
 
+/// The time that a change of a file would get now: the clock of the last tick, which the
+/// kernel gives to files (`ktime_get_coarse_real_ts64` in its fs/inode.c); seconds and
+/// nanoseconds.
+pub fn file_time_now() -> (i64, i64) {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME_COARSE);
+    now.map_or((i64::MIN, 0), |now| (now.tv_sec(), now.tv_nsec()))
+}
+
+/// Has on storage all that was written to the file system of a file; syncfs(2).
+pub fn sync_file_system(file: &File) -> io::Result<()> {
+    Ok(nix::unistd::syncfs(file)?)
+}
+
 /// Whether a file lies on a file system of this machine that keeps pages in the cache:
 /// what was just read can be had again at once.
 pub fn is_cached(file: &File) -> bool {

@@ -18,6 +18,7 @@ use crate::apply::ranges::behind::LastWritten;
 use crate::apply::ranges::cover::Cover;
 use crate::apply::ranges::{self, Abilities};
 use crate::apply::recover::{Recovered, check_root};
+use crate::apply::synced::Synced;
 use crate::error::{Error, Failure, Result};
 use crate::hashmap::{Grid, Hash};
 use crate::in_use;
@@ -39,6 +40,8 @@ pub(super) struct Task {
     /// What became of a sealed log of an earlier run.
     pub recovered: Recovered,
     pub counts: Counts,
+    /// What of other files is on storage.
+    pub synced: Arc<Synced>,
     /// Where the new file has data, as far as that is known: what was written, and what was
     /// found to be data and stays.
     pub data: Cover,
@@ -154,7 +157,7 @@ impl Task {
         // Without access to the content nothing of it was compared: it is empty.
         let sync = self.options.fsync && old.access != Access::None && attributes.changes_mtime(&old.state);
         if sync {
-            old.file.sync_data().map_err(place.error("sync"))?;
+            self.synced.ensure(&old.file, &old.state).map_err(place.error("sync"))?;
         }
         let unset = attributes.set(&old.file, &place.path)?;
         place.remove_leftovers(&self.beside.leftovers);

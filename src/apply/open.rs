@@ -24,6 +24,7 @@ use crate::apply::recover::{self, Recovered};
 use crate::apply::stage::Stage;
 use crate::apply::stage::log::Identity;
 use crate::apply::stage::overlay::Overlay;
+use crate::apply::synced::Synced;
 use crate::apply::way::Way;
 use crate::apply::way::clone::Replica;
 use crate::apply::way::direct::Direct;
@@ -46,6 +47,7 @@ pub struct Setup {
     probed: Mutex<HashMap<u64, Arc<Probe>>>,
     /// Likewise.
     grains: Mutex<HashMap<u64, Grain>>,
+    synced: Arc<Synced>,
     turns: Arc<Turns>,
     nodes: NodeDirectories,
 }
@@ -57,6 +59,7 @@ impl Setup {
             options,
             probed: Mutex::default(),
             grains: Mutex::default(),
+            synced: Arc::default(),
             turns: Arc::default(),
             nodes: NodeDirectories::default(),
         }
@@ -169,14 +172,16 @@ impl Destination {
         if !recovered.is_doubtful()
             && let Some(stat) = stat.filter(|stat| setup.is_equal(&place, stat, &wanted))
         {
-            let unset = place.set_attributes_of(&stat, &wanted.attributes, options.fsync)?;
+            let synced = options.fsync.then_some(&*setup.synced);
+            let unset = place.set_attributes_of(&stat, &wanted.attributes, synced)?;
             remove_leftovers(&place, &beside)?;
             return Ok(Opening { recovered, opened: Opened::Equal { unset } });
         }
         let (options, can) = (Arc::clone(options), Abilities::default());
         let (counts, data) = (Counts::default(), Cover::default());
         let kept = recovered.clone();
-        let task = Task { place, wanted, options, can, beside, recovered: kept, counts, data };
+        let synced = Arc::clone(&setup.synced);
+        let task = Task { place, wanted, options, can, beside, recovered: kept, counts, synced, data };
         let destination = match stat.map(|stat| (kind_of(&stat), stat)) {
             Some((SFlag::S_IFREG, stat)) => existing(task, stat, setup),
             Some((SFlag::S_IFBLK, _)) => device(task),

@@ -17,6 +17,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
 use crate::apply::attributes::Attributes;
+use crate::apply::synced::Synced;
 use crate::error::{Error, Failure, Result, lock};
 use crate::sys::{self, kind_of};
 use crate::working::{Naming, Working};
@@ -221,27 +222,27 @@ impl Place {
     }
 
     /// Sets the attributes of what has this name and is so `now`. What has them all is not
-    /// opened. `sync`: a time that is right says that the content is, so that is on storage
-    /// first.
+    /// opened. `synced`: a time that is right says that the content is, so that is on
+    /// storage first.
     pub(super) fn set_attributes_of(
         &self,
         now: &FileStat,
         wanted: &Attributes,
-        sync: bool,
+        synced: Option<&Synced>,
     ) -> Result<Option<Failure>> {
         if wanted.are_those_of(now) {
             return Ok(None);
         }
         let failed = || self.error("set the attributes of");
         let there = (now.st_mtime, now.st_mtime_nsec as u32);
-        let sync = sync && wanted.mtime.is_some_and(|mtime| mtime != there);
-        let (file, has_content) = self.open_for_attributes(sync).map_err(failed())?;
+        let synced = synced.filter(|_| wanted.mtime.is_some_and(|mtime| mtime != there));
+        let (file, has_content) = self.open_for_attributes(synced.is_some()).map_err(failed())?;
         let opened = file.metadata().map_err(failed())?;
         if (opened.dev(), opened.ino()) != (now.st_dev, now.st_ino) {
             return Err(self.replaced());
         }
-        if has_content {
-            file.sync_data().map_err(self.error("sync"))?;
+        if let Some(synced) = synced.filter(|_| has_content) {
+            synced.ensure(&file, &opened).map_err(self.error("sync"))?;
         }
         wanted.set(&file, &self.path)
     }
