@@ -3,6 +3,7 @@
 //! I/O error is always an error.
 #![allow(unsafe_code)]
 
+mod file_system;
 mod locks;
 mod names;
 mod seek;
@@ -20,6 +21,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, Whence};
 
+pub use file_system::{file_time_now, free_space, is_cached, sync_file_system};
 pub use names::{
     kind_of, make_dir_at, open, open_below, open_beneath, read_link_at, remove_dir_at, rename_at,
     rename_new_at, stat_at, symlink_at, sync_dir, unlink_at,
@@ -298,35 +300,6 @@ pub fn send_file(from: &File, at: u64, to: impl AsFd, len: usize) -> io::Result<
     Ok(nix::sys::sendfile::sendfile64(to, from, Some(&mut source), len)?)
 }
 
-/// The time that a change of a file would get now: the clock of the last tick, which the
-/// kernel gives to files (`ktime_get_coarse_real_ts64` in its fs/inode.c); seconds and
-/// nanoseconds.
-pub fn file_time_now() -> (i64, i64) {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME_COARSE);
-    now.map_or((i64::MIN, 0), |now| (now.tv_sec(), now.tv_nsec()))
-}
-
-/// Has on storage all that was written to the file system of a file; syncfs(2).
-pub fn sync_file_system(file: &File) -> io::Result<()> {
-    Ok(nix::unistd::syncfs(file)?)
-}
-
-/// Whether a file lies on a file system of this machine that keeps pages in the cache:
-/// what was just read can be had again at once.
-pub fn is_cached(file: &File) -> bool {
-    use nix::sys::statfs as fs;
-    // ext2 to ext4 have one number.
-    let known = [
-        fs::EXT4_SUPER_MAGIC,
-        fs::XFS_SUPER_MAGIC,
-        fs::BTRFS_SUPER_MAGIC,
-        fs::F2FS_SUPER_MAGIC,
-        fs::TMPFS_MAGIC,
-        fs::OVERLAYFS_SUPER_MAGIC,
-    ];
-    fs::fstatfs(file).is_ok_and(|found| known.contains(&found.filesystem_type()))
-}
-
 // What follows sets attributes by descriptor, `O_PATH` descriptors included, which give
 // no access to content and which some of the older calls refuse with `EBADF`.
 
@@ -405,12 +378,6 @@ pub fn proc_path(file: impl AsFd) -> String {
 pub fn set_mode_at(dir: impl AsFd, name: &OsStr, mode: u32) -> io::Result<()> {
     let flag = FchmodatFlags::NoFollowSymlink;
     Ok(nix::sys::stat::fchmodat(dir, name, Mode::from_bits_truncate(mode), flag)?)
-}
-
-/// Bytes free for this user on the file system of an open file.
-pub fn free_space(file: impl AsFd) -> io::Result<u64> {
-    let stat = nix::sys::statvfs::fstatvfs(file)?;
-    Ok(stat.blocks_available() as u64 * stat.fragment_size() as u64)
 }
 
 /// The process's umask. Reading it means setting it for a moment, so call this

@@ -40,7 +40,7 @@ pub(super) struct Task {
     /// What became of a sealed log of an earlier run.
     pub recovered: Recovered,
     pub counts: Counts,
-    /// What of other files is on storage.
+    /// What the files of this run have on storage without its doing.
     pub synced: Arc<Synced>,
     /// Where the new file has data, as far as that is known: what was written, and what was
     /// found to be data and stays.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use crate::error::lock;
 use crate::sys;
@@ -20,7 +20,7 @@ const ALONE: u32 = 16;
 #[derive(Debug, Default)]
 pub(super) struct Synced {
     /// By device number.
-    file_systems: Mutex<HashMap<u64, FileSystem>>,
+    file_systems: Mutex<HashMap<u64, Arc<Mutex<FileSystem>>>>,
 }
 
 #[derive(Debug, Default)]
@@ -38,17 +38,19 @@ impl Synced {
     ///
     /// Those of the sync.
     pub fn ensure(&self, file: &File, state: &Metadata) -> io::Result<()> {
-        let mut file_systems = lock(&self.file_systems);
-        let known = file_systems.entry(state.dev()).or_default();
+        let file_system = Arc::clone(lock(&self.file_systems).entry(state.dev()).or_default());
+        // Whoever comes while all of it is synced waits for that.
+        let mut known = lock(&file_system);
         if known.alone == ALONE {
             known.alone += 1;
             known.before = everything_before_now(file);
         }
         if known.before.is_some_and(|before| (state.ctime(), state.ctime_nsec()) < before) {
-            return Ok(());
+            // Which costs no flush, and tells of pages of this file that were lost before.
+            return sys::write_back(file);
         }
         known.alone = known.alone.saturating_add(1);
-        drop(file_systems);
+        drop(known);
         file.sync_data()
     }
 }
@@ -70,9 +72,9 @@ mod tests {
         let make = |name: &str| File::create(dir.path().join(name)).expect("create");
         let ensure = |synced: &Synced, file: &File| {
             synced.ensure(file, &file.metadata().expect("look at")).expect("sync");
-            let known = lock(&synced.file_systems);
-            let all = known.values().next().expect("known");
-            (all.alone, all.before.is_some())
+            let file_systems = lock(&synced.file_systems);
+            let known = lock(file_systems.values().next().expect("known"));
+            (known.alone, known.before.is_some())
         };
         let files = (0..2 * ALONE).map(|n| make(&n.to_string())).collect::<Vec<_>>();
         // A change within the tick in which all was synced may have come after it.

@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,8 +39,9 @@ fn recover_file(path: &Path, options: &Options) -> Result<()> {
     match logs_beside(parent, name) {
         Ok(logs) if logs.is_empty() => print_line(&format!("{}: nothing to finish", printable(path))),
         Ok(logs) => each(&logs, |log| recover_at(&place, Some(log), options)),
-        // A directory that cannot be listed: the usual names are tried.
-        Err(_) => recover_at(&place, None, options),
+        // A directory that may not be listed: the usual names are tried.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => recover_at(&place, None, options),
+        Err(error) => Err(Error::file("read", parent)(error)),
     }
 }
 

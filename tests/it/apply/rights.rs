@@ -463,6 +463,48 @@ fn content_is_synced_before_the_time_that_vouches_for_it() {
     }
 }
 
+/// The sync of a file is a flush of the disk, also where there is nothing left to write.
+#[test]
+fn many_files_that_only_get_a_time_are_synced_together_before_it() {
+    if !can_trace() || !lab::is_root() {
+        return;
+    }
+    const FILES: usize = 60;
+    for fs in [Fs::Ext4, Fs::Xfs, Fs::Btrfs] {
+        let Some(dir) = lab::dir(fs) else { return };
+        let (from, there, log) =
+            (dir.path().join("from"), dir.path().join("there"), dir.path().join("calls"));
+        for dir in [&from, &there] {
+            fs::create_dir(dir).expect("create a directory");
+            for n in 0..FILES {
+                fs::write(dir.join(format!("{n}")), format!("content {n}")).expect("write");
+            }
+        }
+        for n in 0..FILES {
+            set_mtime(&there.join(format!("{n}")), 1, 0);
+        }
+        let calls = || {
+            let log = log.to_str().expect("a plain path");
+            let wrap = ["strace", "-f", "-qq", "-o", log, "-e", "trace=fdatasync,syncfs,utimensat", "--"];
+            let common = Common::new();
+            let from = from.join("");
+            common.run(&wrap, Way::Local, &["-rt"], &from, &there.join("")).ok();
+            fs::read_to_string(log).expect("read")
+        };
+        // What changed within the tick in which all is synced is synced by itself.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let first = calls();
+        let count = |call: &str| first.lines().filter(|line| line.contains(&format!("{call}("))).count();
+        assert_eq!((count("fdatasync"), count("syncfs")), (16, 1), "{fs:?} {first}");
+        assert!(count("utimensat") >= FILES, "{fs:?} {first}");
+        assert_same(&from.join("59"), &there.join("59"));
+        let time = |dir: &Path| fs::metadata(dir.join("59")).expect("stat").mtime();
+        assert_eq!(time(&there), time(&from));
+        let again = calls();
+        assert!(!again.contains("sync"), "{fs:?} {again}");
+    }
+}
+
 /// A symlink to a file that is named as the only destination.
 #[test]
 fn a_named_symlink_is_followed_in_place_and_replaced_otherwise() {
