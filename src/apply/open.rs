@@ -16,6 +16,7 @@ use crate::apply::attributes::times::{Grain, TimeRule};
 use crate::apply::commit::{Counts, Task};
 use crate::apply::nodes::NodeDirectories;
 use crate::apply::place::beside::Beside;
+use crate::apply::place::listing::Listing;
 use crate::apply::place::{Access, Old, Place, Turns};
 use crate::apply::ranges::behind::WriteBehind;
 use crate::apply::ranges::cover::Cover;
@@ -50,6 +51,7 @@ pub struct Setup {
     synced: Arc<Synced>,
     turns: Arc<Turns>,
     nodes: NodeDirectories,
+    listing: Listing,
 }
 
 impl Setup {
@@ -62,6 +64,7 @@ impl Setup {
             synced: Arc::default(),
             turns: Arc::default(),
             nodes: NodeDirectories::default(),
+            listing: Listing::default(),
         }
     }
 
@@ -161,7 +164,8 @@ impl Destination {
         if let Some(other) = kind.filter(|kind| !is_possible(*kind)) {
             return Err(in_the_way(&place, other));
         }
-        let mut beside = place.look_beside()?;
+        let mut beside =
+            if setup.listing.is_clean_around(&place) { Beside::default() } else { place.look_beside()? };
         let mut recovered = Recovered::Nothing;
         if kind != Some(SFlag::S_IFBLK) {
             recovered = recover::finish_beside(&place, &beside, options)?;

@@ -2,6 +2,7 @@
 //! beside it, locks, links. No path is resolved twice. Knows nothing of content.
 
 pub mod beside;
+pub(super) mod listing;
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};

@@ -505,6 +505,43 @@ fn many_files_that_only_get_a_time_are_synced_together_before_it() {
     }
 }
 
+/// Looks for working files beside every file of a directory cost more than its listing.
+#[test]
+fn a_directory_at_rest_is_listed_in_the_place_of_looks_beside_its_files() {
+    if !can_trace() {
+        return;
+    }
+    const FILES: usize = 60;
+    let Some(dir) = lab::dir(Fs::Ext4) else { return };
+    let (from, there, log) = (dir.path().join("from"), dir.path().join("there"), dir.path().join("calls"));
+    for dir in [&from, &there] {
+        fs::create_dir(dir).expect("create a directory");
+        for n in 0..FILES {
+            fs::write(dir.join(format!("{n}")), "content").expect("write");
+            set_mtime(&dir.join(format!("{n}")), 1, 0);
+        }
+    }
+    let looks = || {
+        let log = log.to_str().expect("a plain path");
+        let wrap = ["strace", "-f", "-qq", "-o", log, "-e", "trace=%%stat", "--"];
+        Common::new().run(&wrap, Way::Local, &["-rt"], &from.join(""), &there.join("")).ok();
+        let calls = fs::read_to_string(log).expect("read");
+        calls.lines().filter(|line| line.contains(".holesync")).count()
+    };
+    // Six names a file; while the directory may still change within a tick, each time.
+    assert_eq!(looks(), 6 * FILES);
+    // Longer than the coarsest tick of a local file system.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    assert_eq!(looks(), 6 * 15);
+    // What a killed run left goes, whichever file it lies beside.
+    let left = there.join(".59.holesync.temp");
+    fs::write(&left, "").expect("write");
+    fs::set_permissions(&left, fs::Permissions::from_mode(0o600)).expect("set the mode");
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    assert!(looks() >= 6 * FILES);
+    assert!(!left.exists());
+}
+
 /// A symlink to a file that is named as the only destination.
 #[test]
 fn a_named_symlink_is_followed_in_place_and_replaced_otherwise() {

@@ -1,0 +1,82 @@
+//! Directories in which no working file lies: of many files in one, listed once in the place
+//! of looks beside each.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, Mutex};
+
+use nix::dir::Dir;
+use nix::fcntl::OFlag;
+use nix::sys::stat::fstat;
+
+use crate::apply::place::Place;
+use crate::error::lock;
+use crate::sys;
+use crate::working::is_working_name;
+
+/// After so many looks at a directory that stays as it is, it is listed.
+const LOOKS: u32 = 16;
+
+/// A change this long ago has another time than one that comes now, on every file system;
+/// seconds. FAT has the coarsest times, of two.
+const TICK: i64 = 3;
+
+/// What a run knows of the directory that it looked at last: mostly the next name lies in
+/// it, too.
+#[derive(Debug, Default)]
+pub(in crate::apply) struct Listing {
+    last: Mutex<Option<Directory>>,
+}
+
+#[derive(Debug)]
+struct Directory {
+    dir: Arc<OwnedFd>,
+    /// When a name in it was last made, removed or changed: its ctime.
+    changed: (i64, i64),
+    /// How often it was found like that.
+    looks: u32,
+    /// Whether no name in it was that of a working file.
+    is_clean: bool,
+}
+
+impl Listing {
+    /// Whether no working file can lie beside a place, of this destination or another.
+    pub fn is_clean_around(&self, place: &Place) -> bool {
+        let Ok(now) = fstat(&place.dir) else { return false };
+        let changed = (now.st_ctime, now.st_ctime_nsec);
+        let mut last = lock(&self.last);
+        let is_known =
+            |known: &&mut Directory| Arc::ptr_eq(&known.dir, &place.dir) && known.changed == changed;
+        let Some(known) = last.as_mut().filter(is_known) else {
+            let dir = Arc::clone(&place.dir);
+            *last = Some(Directory { dir, changed, looks: 1, is_clean: false });
+            return false;
+        };
+        known.looks = known.looks.saturating_add(1);
+        if known.looks == LOOKS {
+            known.is_clean = is_at_rest(changed) && is_clean(place).unwrap_or(false);
+        }
+        known.is_clean
+    }
+}
+
+/// Whether a directory that changes from now on gets another time than it has.
+fn is_at_rest(changed: (i64, i64)) -> bool {
+    sys::file_time_now().0 - changed.0 >= TICK
+}
+
+/// Whether a directory whose times can be relied on holds no working file.
+fn is_clean(place: &Place) -> io::Result<bool> {
+    let dir = place.open(OsStr::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+    if !sys::is_cached(&dir) {
+        return Ok(false);
+    }
+    for entry in Dir::from_fd(OwnedFd::from(dir))? {
+        if is_working_name(OsStr::from_bytes(entry?.file_name().to_bytes())) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
