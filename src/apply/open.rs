@@ -302,7 +302,7 @@ fn resumable_temp(task: &Task) -> Result<Option<File>> {
 fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination> {
     let turn = setup.turns.take(&task.place, &stat)?;
     let old = Old { _turn: turn, ..task.place.open_old()? };
-    refuse_new_log(&task)?;
+    refuse_new_log(&task, setup)?;
     task.refuse_in_use(&old)?;
     remove_drafts(&task, &[Working::Clone]);
     let commit = task.options.commit;
@@ -333,8 +333,11 @@ fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination
 }
 
 /// Whoever held the lock may have sealed a log since working files were looked for, and died.
-fn refuse_new_log(task: &Task) -> Result<()> {
+fn refuse_new_log(task: &Task, setup: &Setup) -> Result<()> {
     let place = &task.place;
+    if setup.listing.is_clean_around(place) {
+        return Ok(());
+    }
     let is_new = !task.beside.leftovers.contains(&Working::Log)
         && place.peek(Working::Log).map_err(place.error("open the log of"))?.is_some();
     if is_new {

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
@@ -30,11 +30,18 @@ pub(in crate::apply) struct Listing {
     last: Mutex<Option<Directory>>,
 }
 
-#[derive(Debug)]
-struct Directory {
-    dir: Arc<OwnedFd>,
+/// What tells one directory from another, and from itself with other names in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct State {
+    device: u64,
+    inode: u64,
     /// When a name in it was last made, removed or changed: its ctime.
     changed: (i64, i64),
+}
+
+#[derive(Debug)]
+struct Directory {
+    state: State,
     /// How often it was found like that.
     looks: u32,
     /// Whether no name in it was that of a working file.
@@ -46,12 +53,10 @@ impl Listing {
     pub fn is_clean_around(&self, place: &Place) -> bool {
         let Ok(now) = fstat(&place.dir) else { return false };
         let changed = (now.st_ctime, now.st_ctime_nsec);
+        let state = State { device: now.st_dev, inode: now.st_ino, changed };
         let mut last = lock(&self.last);
-        let is_known =
-            |known: &&mut Directory| Arc::ptr_eq(&known.dir, &place.dir) && known.changed == changed;
-        let Some(known) = last.as_mut().filter(is_known) else {
-            let dir = Arc::clone(&place.dir);
-            *last = Some(Directory { dir, changed, looks: 1, is_clean: false });
+        let Some(known) = last.as_mut().filter(|known| known.state == state) else {
+            *last = Some(Directory { state, looks: 1, is_clean: false });
             return false;
         };
         known.looks = known.looks.saturating_add(1);
