@@ -43,6 +43,7 @@ mod commit;
 mod copy;
 mod nodes;
 mod open;
+mod others;
 mod place;
 pub mod ranges;
 pub mod recover;

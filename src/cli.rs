@@ -1,6 +1,7 @@
 //! The command line: parsed with clap, turned into [`Options`] and the like.
 //! Knows every flag and nothing about how the work is done.
 
+mod delete;
 mod reach;
 mod recover;
 mod verbs;
@@ -14,6 +15,7 @@ use holesync::location::Location;
 use holesync::options::{BlockSize, Commit, Compress, Options};
 use holesync::report::{Units, Verbosity};
 
+use delete::DeleteArgs;
 pub use reach::{AgentArg, RemoteArgs};
 pub use verbs::run;
 
@@ -74,6 +76,9 @@ pub enum Verb {
         /// Only take what is sent
         #[arg(long, requires = "root")]
         write_only: bool,
+        /// Remove nothing that the other end does not have
+        #[arg(long, requires = "root")]
+        no_delete: bool,
     },
     /// Show the extents of an image
     Map {
@@ -200,6 +205,8 @@ pub struct TransferArgs {
     /// Take files of equal size for equal
     #[arg(long)]
     size_only: bool,
+    #[command(flatten)]
+    delete: DeleteArgs,
     /// Send all data, whatever the destination has
     #[arg(short = 'W', long)]
     whole_file: bool,
@@ -336,6 +343,10 @@ impl TransferArgs {
             return Err(Error::Usage("--inplace and --commit=atomic exclude each other".into()));
         }
         let options = self.options()?;
+        if self.through.is_some() && (options.delete.is_some() || options.remove_source_files) {
+            let what = "--through keeps its source and has no directory: leave --delete and --remove-source-files out";
+            return Err(Error::Usage(what.into()));
+        }
         let destination = self.paths.pop().unwrap_or_default();
         let show = Verbosity {
             names: if self.quiet { 0 } else { self.verbose + u8::from(self.dry_run && self.verbose == 0) },
@@ -394,6 +405,8 @@ impl TransferArgs {
             },
             compress_level: self.compress_level,
             timeout: self.remote.timeout,
+            remove_source_files: self.delete.remove_source_files,
+            delete: self.delete.options(!self.no_recursive)?,
         })
     }
 }

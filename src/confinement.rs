@@ -14,6 +14,7 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::options::Options;
 use crate::sys;
 
 /// A path as it came in a request: bytes, and no way to open them.
@@ -57,6 +58,8 @@ pub struct Confinement {
     /// `None`: anywhere.
     root: Option<Arc<OwnedFd>>,
     access: Access,
+    /// Nothing is removed that the other end does not have.
+    keeps_all: bool,
 }
 
 impl Confinement {
@@ -71,7 +74,27 @@ impl Confinement {
         let root = opened.map_err(|error| {
             Error::Destination(format!("cannot open the directory that this agent is confined to: {error}"))
         })?;
-        Ok(Confinement { root: Some(Arc::new(root)), access })
+        Ok(Confinement { root: Some(Arc::new(root)), access, keeps_all: false })
+    }
+
+    /// Which keeps what the other end does not have.
+    pub fn keeping_all(self, keeps_all: bool) -> Confinement {
+        Confinement { keeps_all, ..self }
+    }
+
+    /// Refuses what the options ask for and this agent does not do.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Start`] when entries would be removed that are to stay.
+    pub fn allow(&self, options: &Options) -> Result<()> {
+        if self.keeps_all && options.delete.is_some() {
+            return Err(Error::Start("this agent removes nothing: leave --delete out".into()));
+        }
+        if options.remove_source_files && (self.keeps_all || self.access == Access::ReadOnly) {
+            return Err(Error::Start("this agent removes nothing: leave --remove-source-files out".into()));
+        }
+        Ok(())
     }
 
     /// A path that is to be read.

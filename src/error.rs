@@ -227,6 +227,8 @@ pub mod code {
     pub const PARTIAL: u8 = 23;
     /// Some source files vanished before they could be read.
     pub const VANISHED: u8 = 24;
+    /// `--max-delete` kept entries from being removed.
+    pub const DELETE_LIMIT: u8 = 25;
     /// Timeout in data send/receive.
     pub const TIMEOUT: u8 = 30;
     /// ssh failed.

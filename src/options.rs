@@ -62,6 +62,33 @@ pub struct Options {
     pub compress_level: Option<i32>,
     /// Seconds for which a connection may be silent; 0: for ever.
     pub timeout: u32,
+    /// Files of the source are removed when the destination has them.
+    pub remove_source_files: bool,
+    /// What directories of the destination have and those of the source have not is removed.
+    /// `None`: it stays.
+    pub delete: Option<Delete>,
+}
+
+/// How entries are removed that the source does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delete {
+    /// At what time.
+    pub when: DeleteWhen,
+    /// How many entries at most; `None`: any number.
+    pub most: Option<u64>,
+    /// Also when something could not be read or transferred.
+    pub ignore_errors: bool,
+}
+
+/// When entries are removed that the source does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeleteWhen {
+    /// Before anything is transferred.
+    Before,
+    /// In each directory, before what is in it is transferred.
+    During,
+    /// When everything is in its place.
+    After,
 }
 
 impl Options {
@@ -108,6 +135,8 @@ impl Default for Options {
             compress: Compress::Auto,
             compress_level: None,
             timeout: Options::TIMEOUT,
+            remove_source_files: false,
+            delete: None,
         }
     }
 }

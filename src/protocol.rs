@@ -36,9 +36,9 @@ pub use crate::source::{MAX_NAME, MAX_PATH};
 /// line ends or strips the eighth bit.
 pub const MAGIC: [u8; 8] = *b"\x89hole\xff\r\n";
 /// The newest version this program speaks.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The oldest version this program speaks.
-pub const OLDEST: u16 = 2;
+pub const OLDEST: u16 = 3;
 /// The bits among the features of a greeting that tell whether the processor has
 /// instructions for AES; neither is set where that is not known.
 pub const FEATURE_AES: u32 = 1;
@@ -61,6 +61,8 @@ pub const MAX_MAP_RUNS: usize = 4096;
 pub const MAX_DIFFER: usize = 256;
 /// Blocks whose leaves were asked for and that are not patched yet.
 pub const MAX_UNPATCHED: usize = 4096;
+/// Bytes in the names of one message, counted with one more each.
+pub const MAX_NAMES: usize = 16 << 10;
 /// Bytes of text in a failure or warning of the receiver.
 pub const MAX_TEXT: usize = 4 << 10;
 /// The largest file: the largest offset the system calls take.
@@ -188,6 +190,24 @@ pub enum Message {
     /// Receiver: something is in its place, or is about to be, and not all of its attributes
     /// could be set. Its result is another message.
     Unset(Failure),
+    /// Sender: a directory of the source has these names, and maybe more.
+    Contents {
+        /// Where it goes; see [`check_path`].
+        directory: Vec<u8>,
+        /// Plain names, [`MAX_NAMES`] bytes of them at most.
+        names: Vec<Vec<u8>>,
+    },
+    /// Sender: what else is in the directories of which it told by [`Message::Contents`] since
+    /// this was said last is to be removed.
+    RemoveOthers,
+    /// Receiver: these were removed, or would be: paths below the destination, with a slash
+    /// behind a directory's; [`MAX_NAMES`] bytes at most.
+    Removed {
+        /// The paths.
+        paths: Vec<Vec<u8>>,
+    },
+    /// Receiver: something that the source does not have stays, and why.
+    Stays(Failure),
 }
 
 impl Message {
@@ -325,6 +345,22 @@ pub enum Frame {
     Leaves(LeafAnswer),
     /// Sender: what it lacks.
     Patch(Patch),
+}
+
+/// Names in pieces of [`MAX_NAMES`] bytes; one piece without names where there are none.
+pub fn in_pieces(names: Vec<Vec<u8>>) -> Vec<Vec<Vec<u8>>> {
+    let (mut pieces, mut piece, mut left) = (Vec::new(), Vec::new(), MAX_NAMES);
+    for name in names {
+        let size = name.len() + 1;
+        if size > left {
+            pieces.push(std::mem::take(&mut piece));
+            left = MAX_NAMES;
+        }
+        left = left.saturating_sub(size);
+        piece.push(name);
+    }
+    pieces.push(piece);
+    pieces
 }
 
 /// Checks a relative path from the other side: plain names between single

@@ -13,6 +13,8 @@
 //! 3. The applying thread makes directories and symlinks, and takes up the files that are
 //!    described, one after the other, in the order of the answers: holds the description
 //!    against what is there, writes, and answers questions about leaves.
+//!    Where the sender says so, it removes what the sender does not have, and may wait for the
+//!    way back, which has the names of it.
 //! 4. A file is described to its end and its root hash right: it goes to the finishers. It
 //!    is not: the sender is told to send it whole. Abandoned, or failed here: what there is
 //!    of it stays for the next run, its queue is dropped, and the answering thread stops.
@@ -35,6 +37,7 @@ mod assemble;
 mod basis_feed;
 mod blocks;
 mod finish;
+mod others;
 mod outbox;
 mod read_ahead;
 mod shared;
@@ -208,6 +211,10 @@ impl Applier<'_, '_> {
                 Ok(())
             }
             Message::Entry(entry) => self.entry(entry),
+            Message::Contents { directory, names } if self.shared.options.delete.is_some() => {
+                self.contents(directory, names)
+            }
+            Message::RemoveOthers if self.shared.options.delete.is_some() => self.remove_others(),
             Message::Content { id } if matches!(self.current, Current::None) => self.begin(id),
             Message::Keep { blocks } => self.describe(|feeds, file| file.keep(feeds, blocks)),
             Message::Zero { blocks } => self.describe(|feeds, file| file.zero(feeds, blocks)),
@@ -248,6 +255,9 @@ impl Applier<'_, '_> {
             if *only != entry.path || matches!(entry.kind, Kind::Directory) {
                 return Err(self.frames.bad("more than the single file that it promised"));
             }
+        }
+        if !self.target.is_asked(&entry.path) {
+            return Err(self.frames.bad("it sends what it was not asked for"));
         }
         if names_working_file(&entry.path) {
             // It could plant a sealed log there, which the next run would finish.

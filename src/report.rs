@@ -47,6 +47,8 @@ pub struct Stats {
     pub punched_bytes: u64,
     /// Files, directories and symlinks that are in place without all of their attributes.
     pub attributes_unset: u64,
+    /// Entries that the source does not have and that were removed, or would be (count).
+    pub removed: u64,
     /// The exit code that the worst failure asks for; 0 if there was none.
     pub worst_code: u8,
 }
@@ -60,7 +62,13 @@ impl Stats {
         add(&mut self.punched_bytes, other.punched_bytes);
         add(&mut self.files_failed, other.files_failed);
         add(&mut self.attributes_unset, other.attributes_unset);
+        add(&mut self.removed, other.removed);
         self.remember_code(other.worst_code);
+    }
+
+    /// Whether anything could not be transferred that was there.
+    pub fn has_failed(&self) -> bool {
+        self.files_failed > self.files_vanished
     }
 
     /// Counts a failure and remembers the code that matters most.
@@ -83,7 +91,7 @@ impl Stats {
     }
 
     fn remember_code(&mut self, code: u8) {
-        let rank = |code: u8| [0, 24, 23].iter().position(|&c| c == code).unwrap_or(usize::MAX);
+        let rank = |code: u8| [0, 25, 24, 23].iter().position(|&c| c == code).unwrap_or(usize::MAX);
         if rank(code) > rank(self.worst_code) {
             self.worst_code = code;
         }
@@ -154,6 +162,9 @@ pub enum Event<'a> {
     Phase(Phase),
     /// A file, directory or symlink is equal now; the path is relative to the destination.
     File(&'a Path, Outcome),
+    /// An entry that the source does not have was removed, or would be; the path is relative
+    /// to the destination, with a slash behind a directory's.
+    Removed(&'a [u8]),
     /// A file failed; the run goes on.
     Failed(&'a Failure),
     /// Something is in place, but not all of its attributes could be set; the run goes on.

@@ -17,7 +17,8 @@
 //!    either end failed; then nothing that the receiver still says of it counts.
 //! 6. Files that changed or arrived damaged are announced once more, when all others have
 //!    their result.
-//! 7. Totals are exchanged when every file has its result.
+//! 7. When every file has its result, the walker tells once more what directories hold, if the
+//!    receiver is to remove what else it has. Then totals are exchanged.
 //!
 //! Guaranteed: each block of a file is described exactly once, in order, and not before
 //! its key is known; when the receiver was told Finish, the source was in one state from
@@ -45,9 +46,11 @@ use std::sync::{Arc, Mutex};
 
 use crate::confinement::NamedPath;
 use crate::error::Result;
+use crate::options::DeleteWhen;
 use crate::protocol::Connection;
 use crate::report::Stats;
-use announce::{Files, announce_all};
+use crate::source;
+use announce::{Files, announce_all, remove_others};
 pub use hasher::Hasher;
 use inbox::Inbox;
 use session::Session;
@@ -83,8 +86,18 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
         let (_until_here, over) = channel();
         let shared = &shared;
         scope.spawn(move || shared.keep_alive(&over));
-        scope.spawn(|| inbox.walked(announce_all(shared, sources)));
-        let mut session = Session::new(shared, Arc::clone(&inbox), hashed, buffers);
+        let (arrived_in, arrived) = channel();
+        let walked = Arc::clone(&inbox);
+        scope.spawn(move || {
+            walked.walked(announce_all(shared, sources));
+            // When everything has arrived; never, if the run fails.
+            if arrived.recv().is_ok() {
+                walked.walked(remove_others(shared, sources));
+            }
+        });
+        let when = options.delete.map(|delete| delete.when_merged(source::merges(sources)));
+        let remove = (when == Some(DeleteWhen::After)).then_some(arrived_in);
+        let mut session = Session::new(shared, Arc::clone(&inbox), hashed, buffers, remove);
         let result = session.run();
         shared.files.close();
         result.map_err(|error| session.reason(error))

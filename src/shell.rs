@@ -184,9 +184,14 @@ impl RecordLines {
 /// Refuses the options that a shell cannot serve, or warns of them: none of them is left
 /// out in silence.
 pub fn refuse_what_needs_an_agent(options: &Options, host: &str, reporter: &dyn Reporter) -> Result<()> {
-    if options.verify {
+    let needs = [
+        ("--verify", options.verify),
+        ("--delete", options.delete.is_some()),
+        ("--remove-source-files", options.remove_source_files),
+    ];
+    if let Some((option, _)) = needs.into_iter().find(|(_, wanted)| *wanted) {
         return Err(Error::Usage(format!(
-            "--verify needs a holesync on {host}: install it there, or bring it with --agent=push"
+            "{option} needs a holesync on {host}: install it there, or bring it with --agent=push"
         )));
     }
     if options.compress == Compress::Zstd {

@@ -6,11 +6,13 @@
 //! `..`: others may write in it. A file that is read is the one that was found (device and
 //! inode), or it is looked at again, as after any change.
 
+mod contents;
 mod named;
 mod owners;
 mod path;
 mod walk;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,10 +28,11 @@ use crate::error::{Error, Failure, Result, code, printable};
 use crate::scan::{self, FileImage, FileState};
 use crate::sys;
 
-pub use named::{names_contents, top_names};
+pub use contents::{NOTHING_REMOVED, Told, tell_contents};
+pub use named::{names_below, names_contents, top_names};
 pub use owners::Names;
 pub use path::{MAX_NAME, MAX_PATH, is_plain};
-pub use walk::{Found, Walk};
+pub use walk::{Contents, Found, Walk, merges};
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,6 +207,44 @@ impl Source {
         let file = File::from(self.open_as(READ)?);
         let length = sys::device_size(&file).map_err(Error::file("find the size of", &self.path))?;
         Ok(Source { kind: Kind::File { length, allocated: length, whole: false, retry: false }, ..self })
+    }
+
+    /// Removes it, now that the destination has it, if its name leads to what was sent and
+    /// that is as it was. A device stays.
+    ///
+    /// # Errors
+    ///
+    /// When something else has its name, or it may not be removed.
+    pub fn remove(&self) -> Result<()> {
+        let Kind::File { length, .. } = self.kind else { return Ok(()) };
+        let Some(mtime) = self.metadata.mtime else { return Ok(()) };
+        let failed = || Error::file("remove", &self.path);
+        let (dir, name) = self.open_parent()?;
+        let Some(now) = sys::stat_at(&dir, &name).map_err(failed())? else { return Ok(()) };
+        let is_same = Identity::of(&now) == self.identity
+            && u64::try_from(now.st_size) == Ok(length)
+            && (now.st_mtime, now.st_mtime_nsec as u32) == mtime;
+        if !is_same {
+            return Err(Error::refused(
+                &self.path,
+                "changed after it was sent, and was not removed; run again",
+            ));
+        }
+        sys::unlink_at(&dir, &name).map(drop).map_err(failed())
+    }
+
+    /// The directory that it lies in, and its name there.
+    fn open_parent(&self) -> Result<(OwnedFd, OsString)> {
+        const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY);
+        let opened = match &self.origin {
+            Origin::Named(named) => named.parent().open(DIRECTORY),
+            Origin::Below(root) => {
+                let parent = self.below().parent().unwrap_or(Path::new(""));
+                sys::open_beneath(root.fd.as_fd(), parent, DIRECTORY, 0)
+            }
+        };
+        let dir = opened.map_err(Error::file("open the directory of", &self.path))?;
+        Ok((dir, self.path.file_name().unwrap_or_default().to_owned()))
     }
 
     /// Its path below the directory that was named.

@@ -27,6 +27,7 @@ use crate::remote::{self, FarSide, Incoming, Input, Outgoing, Output, Ssh};
 use crate::report::{Event, Phase, Reporter, Route, Stats, Summary, human};
 use crate::sender::{self, Hasher, Side};
 use crate::shell;
+use crate::source;
 use crate::stream::{self, ImageStream};
 
 pub use crate::remote::{Agent, Cipher, RemoteOptions};
@@ -246,6 +247,8 @@ impl Initiator<'_> {
     fn receive(self, host: &Host, paths: &[Vec<u8>], path: &Path) -> Result<Completed<Stats>> {
         let Initiator { options, remote, .. } = self;
         let target = self.target(path, paths.len());
+        let asked = source::names_below(paths.iter().map(Vec::as_slice));
+        let target = Target { asked, ..target };
         let compares = remote.agent != Agent::None && !options.whole_file;
         let old = if compares { file_below(path, paths) } else { None };
         let likely = old.map(|path| Likely { path, block: options.block_size, hole_map: true });
@@ -302,7 +305,7 @@ impl Initiator<'_> {
 
     fn target(self, path: &Path, sources: usize) -> Target {
         let slash = path.as_os_str().as_bytes().ends_with(b"/");
-        Target { path: NamedPath::here(path), directory: slash || sources > 1, umask: self.remote.umask }
+        Target::new(NamedPath::here(path), slash || sources > 1, self.remote.umask)
     }
 
     fn connection<'a>(&'a self, input: Input, output: Output) -> Connection<'a, Incoming, Outgoing> {

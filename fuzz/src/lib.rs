@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holesync::error::Result;
-use holesync::options::{BlockSize, Options};
+use holesync::options::{BlockSize, Delete, DeleteWhen, Options};
 use holesync::protocol::Message;
 use holesync::stream::Sink;
 use tempfile::TempDir;
@@ -31,6 +31,12 @@ impl Sink for Counted {
 pub fn options() -> Options {
     let block_size = BlockSize::new(8 << 10).expect("a power of two");
     Options { block_size, fsync: false, ..Options::default() }
+}
+
+/// Those of a session: a dry run; one that removes what the source does not have.
+pub fn options_of(how: u8) -> Options {
+    let delete = Delete { when: DeleteWhen::After, most: None, ignore_errors: true };
+    Options { dry_run: how & 1 != 0, delete: (how & 4 != 0).then_some(delete), ..options() }
 }
 
 /// A frame in an input: its type, the length of its body in two bytes, the body.

@@ -5,7 +5,7 @@ use holesync::confinement::NamedPath;
 use holesync::protocol::{Connection, FrameReader, FrameWriter};
 use holesync::receiver::{self, Target};
 use holesync::report::Silent;
-use holesync_fuzz::{Ground, Paced, options};
+use holesync_fuzz::{Ground, Paced, options_of};
 use libfuzzer_sys::fuzz_target;
 
 thread_local! {
@@ -14,13 +14,12 @@ thread_local! {
 
 fuzz_target!(|data: &[u8]| GROUND.with(|ground| {
     let Some((&how, data)) = data.split_first() else { return };
-    let mut options = options();
-    options.dry_run = how & 1 != 0;
+    let options = options_of(how);
     let tree = ground.tree();
     let path = NamedPath::here(if how & 2 == 0 { tree } else { tree.join("old") });
     let input = FrameReader::new(Paced::new(data), "the input");
     let output = FrameWriter::new(std::io::sink(), "the input");
     let connection = Connection { input, output, options: &options, reporter: &Silent };
-    let _ = receiver::run(connection, Target { path, directory: false, umask: 0o022 }, None);
+    let _ = receiver::run(connection, Target::new(path, false, 0o022), None);
     ground.check();
 }));

@@ -6,7 +6,9 @@ use std::path::Path;
 use holesync::error::Failure;
 use holesync::hashmap::leaves::Leaves;
 use holesync::hashmap::plan::Run;
-use holesync::protocol::{Differ, Entry, FrameWriter, LeafAnswer, MAGIC, Message, Patch, Request};
+use holesync::protocol::{
+    Differ, Entry, FrameWriter, LeafAnswer, MAGIC, Message, OLDEST, Patch, Request, VERSION,
+};
 use holesync::source::{Kind, Metadata, Owner};
 use holesync_fuzz::unframed;
 
@@ -17,7 +19,7 @@ fn main() {
         std::fs::create_dir_all(&dir).expect("mkdir");
         std::fs::write(dir.join(name), bytes).expect("write");
     };
-    put("frames", "greeting", &[&MAGIC[..], &[2, 0, 2, 0, 0, 0, 0, 0]].concat());
+    put("frames", "greeting", &[&MAGIC[..], &OLDEST.to_le_bytes(), &VERSION.to_le_bytes(), &[0; 4]].concat());
     put(
         "frames",
         "request",
@@ -32,6 +34,8 @@ fn main() {
         put("receiver", &format!("tree-{how}"), &[&[how][..], &description()].concat());
         put("sender", &format!("answers-{how}"), &[&[how][..], &answers()].concat());
     }
+    put("receiver", "removal", &[&[4][..], &removal()].concat());
+    put("sender", "removed", &[&[4][..], &removed()].concat());
     put("receiver", "single", &[&[2][..], &single()].concat());
     for (name, text) in [
         ("path", "vm.img"),
@@ -94,6 +98,26 @@ fn single() -> Vec<u8> {
         output.message(&entry(0, "old", file(0)))?;
         output.message(&Message::Content { id: 0 })?;
         output.message(&Message::Finish { root: [0; 32], settled: true })?;
+        output.message(&Message::End(Box::default()))
+    })
+}
+
+fn removal() -> Vec<u8> {
+    written(&|output| {
+        output.message(&Message::Layout { single: false })?;
+        output.message(&entry(0, "made", Kind::Directory))?;
+        output.message(&Message::Contents { directory: b"".to_vec(), names: vec![b"old".to_vec()] })?;
+        output.message(&Message::Contents { directory: b"made".to_vec(), names: Vec::new() })?;
+        output.message(&Message::RemoveOthers)?;
+        output.message(&Message::End(Box::default()))
+    })
+}
+
+fn removed() -> Vec<u8> {
+    written(&|output| {
+        (1..4).try_for_each(|id| output.message(&Message::Unchanged { id }))?;
+        output.message(&Message::Removed { paths: vec![b"x/".to_vec()] })?;
+        output.message(&Message::Stays(Failure { code: 23, message: "f".into() }))?;
         output.message(&Message::End(Box::default()))
     })
 }

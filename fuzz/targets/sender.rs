@@ -5,7 +5,7 @@ use holesync::confinement::NamedPath;
 use holesync::protocol::{Connection, FrameReader, FrameWriter};
 use holesync::report::Silent;
 use holesync::sender::{self, Side};
-use holesync_fuzz::{Ground, Paced, options};
+use holesync_fuzz::{Ground, Paced, options_of};
 use libfuzzer_sys::fuzz_target;
 
 thread_local! {
@@ -14,8 +14,7 @@ thread_local! {
 
 fuzz_target!(|data: &[u8]| GROUND.with(|ground| {
     let Some((&how, data)) = data.split_first() else { return };
-    let mut options = options();
-    options.dry_run = how & 1 != 0;
+    let options = options_of(how);
     let sources = [NamedPath::here(ground.tree().join(""))];
     let input = FrameReader::new(Paced::new(data), "the input");
     let output = FrameWriter::new(std::io::sink(), "the input");

@@ -40,7 +40,7 @@ fuzz_target!(|data: &[u8]| GROUND.with(|(ground, file)| {
     let session = ShellSession { input, output, options: &options, host: "the input", reporter: &Silent };
     let tree = ground.tree();
     let source = NamedPath::here(tree.join(""));
-    let target = Target { path: NamedPath::here(tree), directory: false, umask: 0o022 };
+    let target = Target::new(NamedPath::here(tree), false, 0o022);
     let _ = if how & 1 == 0 {
         shell::send(session, &[source], &target)
     } else {

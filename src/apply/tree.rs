@@ -12,6 +12,8 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
 use crate::apply::attributes::Attributes;
+use crate::apply::others::Others;
+pub use crate::apply::others::Removed;
 use crate::apply::place::{self, Place};
 use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, printable};
@@ -29,6 +31,21 @@ pub struct Target {
     pub directory: bool,
     /// The umask of this process.
     pub umask: u32,
+    /// Under which names something may come, right below the destination. `None`: any.
+    pub asked: Option<Vec<Vec<u8>>>,
+}
+
+impl Target {
+    /// A destination for whatever comes.
+    pub fn new(path: NamedPath, directory: bool, umask: u32) -> Target {
+        Target { path, directory, umask, asked: None }
+    }
+
+    /// Whether something was asked for that goes there.
+    pub fn is_asked(&self, path: &[u8]) -> bool {
+        let top = path.split(|&byte| byte == b'/').next().unwrap_or_default();
+        self.asked.as_ref().is_none_or(|asked| asked.iter().any(|name| name == top))
+    }
 }
 
 /// The directory that entries are relative to.
@@ -185,6 +202,7 @@ pub struct DestinationTree {
     names: Names,
     /// Directories that get their attributes when everything is in them.
     directories: Vec<Directory>,
+    others: Others,
 }
 
 struct Directory {
@@ -207,7 +225,8 @@ impl DestinationTree {
     pub fn open(target: &Target, single: bool, options: Arc<Options>) -> Result<DestinationTree> {
         let root = DestinationRoot::find(target, single, &options)?;
         let (umask, names) = (target.umask, Names::default());
-        Ok(DestinationTree { root, options, umask, names, directories: Vec::new() })
+        let others = Others::default();
+        Ok(DestinationTree { root, options, umask, names, directories: Vec::new(), others })
     }
 
     /// The directory that entries are relative to.
@@ -276,6 +295,22 @@ impl DestinationTree {
         } else {
             place.put_symlink(link, &attributes)
         }
+    }
+
+    /// A directory of the source has these names, and maybe more.
+    pub fn source_has(&mut self, directory: Vec<u8>, names: Vec<Vec<u8>>) {
+        self.others.has(directory, names);
+    }
+
+    /// Removes what else is in the directories that were told of since this was called last.
+    /// A dry run removes nothing. `each` is told of every entry.
+    ///
+    /// # Errors
+    ///
+    /// Those of `each`.
+    pub fn remove_others(&mut self, each: &mut dyn FnMut(Removed) -> Result<()>) -> Result<()> {
+        let DestinationRoot { dir: Some(root), rename: None, shown, .. } = &self.root else { return Ok(()) };
+        self.others.remove(root, shown, &self.options, each)
     }
 
     /// Gives directories their attributes, the deepest first: files that are made in a

@@ -35,8 +35,8 @@ pub fn run(cli: Cli) -> Result<()> {
     sys::raise_open_files();
     match cli.verb {
         None => transfer(cli.transfer.into_transfer()?, umask),
-        Some(Verb::Agent { root, read_only, write_only }) => {
-            let confinement = confinement(root.as_deref(), read_only, write_only)?;
+        Some(Verb::Agent { root, read_only, write_only, no_delete }) => {
+            let confinement = confinement(root.as_deref(), read_only, write_only)?.keeping_all(no_delete);
             end_the_command_on_signals()?;
             let (input, output) = (own(std::io::stdin())?, own(std::io::stdout())?);
             [&input, &output].into_iter().for_each(sys::grow_pipe);

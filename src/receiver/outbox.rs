@@ -1,8 +1,9 @@
 //! The way back to the sender (step 6 of [`receiver`](crate::receiver)).
 //!
 //! Nobody but the writing thread ever waits for the connection: what there is to say
-//! queues up, but for maps, whose thread may wait. So the queue is bounded: a sender that
-//! does not read has no credit for more messages, and maps wait until others are written.
+//! queues up, but for maps and the names of what was removed, whose threads may wait. So the
+//! queue is bounded: a sender that does not read has no credit for more messages, and maps and
+//! names wait until others are written.
 
 use std::io::Write;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -33,7 +34,7 @@ struct QueuedMaps {
 
 #[derive(Default)]
 struct MapState {
-    /// Keys and runs of zeros that are queued and not written.
+    /// Keys, runs of zeros and names that are queued and not written.
     unwritten: usize,
     /// Nothing more is written, or the run is over: nobody need wait.
     stopped: bool,
@@ -84,6 +85,12 @@ impl Outbox {
     pub fn map(&self, id: u64, runs: Vec<Run>) -> Result<()> {
         self.maps.take(entries_of(&runs));
         self.put(OutFrame::Map(id, runs), 0)
+    }
+
+    /// Queues the names of what was removed; waits while too much of maps and names is queued.
+    pub fn removed(&self, paths: Vec<Vec<u8>>) -> Result<()> {
+        self.maps.take(paths.len());
+        self.put(OutFrame::Message(Message::Removed { paths }), 0)
     }
 
     /// The run is over: maps need not wait any more.
@@ -195,7 +202,12 @@ impl Unsent {
             };
             patient &= matches!(next.what, OutFrame::Message(_) | OutFrame::Silence);
             match next.what {
-                OutFrame::Message(message) => output.message(&message)?,
+                OutFrame::Message(message) => {
+                    output.message(&message)?;
+                    if let Message::Removed { paths } = message {
+                        self.maps.written(paths.len());
+                    }
+                }
                 OutFrame::Map(id, runs) => {
                     output.map(id, &runs)?;
                     self.maps.written(entries_of(&runs));

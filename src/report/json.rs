@@ -40,6 +40,10 @@ impl Reporter for JsonLines {
                 self.print(json!({"event": "file", "path": path.to_string_lossy(), "action": action,
                     "sent_data_bytes": sent}));
             }
+            Event::Removed(path) => {
+                let path = String::from_utf8_lossy(path);
+                self.print(json!({"event": "file", "path": path, "action": "deleted"}));
+            }
             Event::Failed(f) => self.print(json!({"event": "error", "code": f.code, "message": f.message})),
             Event::Unset(f) => self.print(json!({"event": "warning", "code": f.code, "message": f.message})),
             Event::Warning(text) => self.print(json!({"event": "warning", "message": text})),
@@ -59,6 +63,7 @@ impl Reporter for JsonLines {
             "files_sent": stats.files_sent,
             "files_failed": stats.files_failed,
             "attributes_unset": stats.attributes_unset,
+            "files_deleted": stats.removed,
             "apparent_bytes": stats.apparent_bytes,
             "data_bytes": stats.data_bytes,
             "hole_bytes": stats.apparent_bytes.saturating_sub(stats.data_bytes),

@@ -159,7 +159,8 @@ impl Reporter for Terminal {
             Event::File(path, Outcome::Unchanged) if self.show.names > 1 => {
                 self.print(&format!("{} is unchanged", printable(path)));
             }
-            Event::File(..) => {}
+            Event::Removed(path) if self.show.names > 0 => self.print(&format!("deleting {}", escape(path))),
+            Event::File(..) | Event::Removed(_) => {}
             Event::Failed(failure) | Event::Unset(failure) => self.warn(&escape(failure.message.as_bytes())),
             Event::Warning(text) if !self.show.quiet => self.warn(&escape(text.as_bytes())),
             Event::Retry(text) => {
@@ -220,6 +221,8 @@ pub fn stats_table(summary: &Summary, units: Units) -> String {
         ),
     ];
     let tries = (summary.tries > 1).then(|| ("tries", summary.tries.to_string()));
-    let rows = rows.into_iter().chain(tries).map(|(name, value)| format!("{name:<14} {value}"));
+    let removed = (stats.removed > 0).then(|| ("deleted", stats.removed.to_string()));
+    let rows =
+        rows.into_iter().chain(removed).chain(tries).map(|(name, value)| format!("{name:<14} {value}"));
     rows.collect::<Vec<_>>().join("\n")
 }

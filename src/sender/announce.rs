@@ -9,11 +9,12 @@ use std::sync::{Condvar, Mutex};
 use crate::confinement::NamedPath;
 use crate::error::Result;
 use crate::error::lock;
-use crate::protocol::{CREDIT, Credit, Entry, Message};
+use crate::options::DeleteWhen;
+use crate::protocol::{CREDIT, Credit, Entry, Message, in_pieces};
 use crate::report::Event;
 use crate::sender::hasher::WantedFile;
 use crate::sender::shared::SenderShared;
-use crate::source::{Found, Kind, Source, Walk};
+use crate::source::{self, Contents, Found, Kind, Source, Told, Walk};
 
 /// Files that were announced and are not described yet, and the credit for more.
 pub struct Files {
@@ -144,9 +145,22 @@ impl Table {
 pub fn announce_all<W: Write>(shared: &SenderShared<W>, sources: &[NamedPath]) -> Result<()> {
     let walk = Walk::new(sources, shared.options);
     shared.send(&Message::Layout { single: walk.is_single() })?;
+    let when = shared.options.delete.map(|delete| delete.when_merged(source::merges(sources)));
+    if when == Some(DeleteWhen::Before) {
+        remove_others(shared, sources)?;
+    }
+    let mut removes = shared.options.delete.filter(|_| when == Some(DeleteWhen::During));
     for found in walk {
         match found {
-            Found::Failed(failure) => shared.source_failed(failure)?,
+            Found::Failed(failure) => {
+                removes.take_if(|delete| delete.is_ended_by(&failure));
+                shared.source_failed(failure)?;
+            }
+            Found::Contents(contents) if removes.is_some() => {
+                tell(shared, Told::Contents(contents))?;
+                tell(shared, Told::RemoveOthers)?;
+            }
+            Found::Contents(_) => {}
             Found::Skipped(what) => shared.warn(what)?,
             Found::Source(source) => {
                 if let Kind::File { length, allocated, .. } = source.kind {
@@ -162,6 +176,22 @@ pub fn announce_all<W: Write>(shared: &SenderShared<W>, sources: &[NamedPath]) -
         }
     }
     shared.lock_output().flush()
+}
+
+/// Has the receiver remove what the sources do not have, unless something cannot be read.
+pub fn remove_others<W: Write>(shared: &SenderShared<W>, sources: &[NamedPath]) -> Result<()> {
+    let is_whole = source::tell_contents(sources, shared.options, &mut |told| tell(shared, told))?;
+    if is_whole { Ok(()) } else { shared.warn(source::NOTHING_REMOVED.into()) }
+}
+
+fn tell<W: Write>(shared: &SenderShared<W>, told: Told) -> Result<()> {
+    let Told::Contents(Contents { directory, names }) = told else {
+        return shared.send(&Message::RemoveOthers);
+    };
+    for names in in_pieces(names) {
+        shared.send(&Message::Contents { directory: directory.clone(), names })?;
+    }
+    Ok(())
 }
 
 /// Announces one source; `false`: the run is over.

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use crate::error::Failure;
 use crate::hashmap::plan::Run;
 use crate::protocol::{
-    CREDIT, Credit, Frame, LeafAnswer, MAX_AHEAD, MAX_TEXT, MAX_UNPATCHED, Message, RESERVED,
+    CREDIT, Credit, Frame, LeafAnswer, MAX_AHEAD, MAX_NAMES, MAX_TEXT, MAX_UNPATCHED, Message, RESERVED,
 };
 
 /// Messages about no file that is being described: a unit of credit causes at most a
@@ -134,13 +134,21 @@ impl Replies {
     }
 
     fn message(&mut self, message: Message) -> Result<(), &'static str> {
-        use Message::{Again, Busy, Done, End, Failed, Granted, Unchanged, Unset, Warning};
+        use Message::{Again, Busy, Done, End, Failed, Granted, Removed, Stays, Unchanged, Unset, Warning};
         match &message {
-            Failed { .. } | Warning(_) | Unset(_) | Unchanged { .. } | Done { .. } | Again { .. } => Ok(()),
+            Removed { .. } if memory_of(&message) > MAX_NAMES => Err("too many names"),
+            Removed { .. }
+            | Stays(_)
+            | Failed { .. }
+            | Warning(_)
+            | Unset(_)
+            | Unchanged { .. }
+            | Done { .. }
+            | Again { .. } => Ok(()),
             Busy(_) | Granted { .. } | End(_) => Ok(()),
             _ => Err("a message out of turn"),
         }?;
-        self.text += text_of(&message);
+        self.text += memory_of(&message);
         self.messages.push_back(message);
         Ok(())
     }
@@ -208,7 +216,7 @@ impl Replies {
 
     pub fn next_message(&mut self) -> Option<Message> {
         let message = self.messages.pop_front()?;
-        self.text -= text_of(&message);
+        self.text -= memory_of(&message);
         Some(message)
     }
 
@@ -260,9 +268,19 @@ impl FileReplies {
 }
 
 /// Bytes of text in a message.
+/// Bytes of texts and names in a message.
+fn memory_of(message: &Message) -> usize {
+    match message {
+        Message::Removed { paths } => paths.iter().map(Vec::len).sum(),
+        other => text_of(other),
+    }
+}
+
 fn text_of(message: &Message) -> usize {
     match message {
-        Message::Failed { failure, .. } | Message::Unset(failure) => failure.message.len(),
+        Message::Failed { failure, .. } | Message::Unset(failure) | Message::Stays(failure) => {
+            failure.message.len()
+        }
         Message::Warning(text) => text.len(),
         _ => 0,
     }

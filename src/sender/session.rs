@@ -28,6 +28,8 @@ use crate::source::{self, Kind, Source};
 struct Sent {
     source: Source,
     bytes: u64,
+    /// Every change since it was read shows.
+    settled: bool,
 }
 
 /// The merging thread's state.
@@ -46,18 +48,22 @@ pub struct Session<'a, W: Write> {
     awaited: HashMap<u64, Sent>,
     /// Failures that the receiver told of.
     told: Stats,
+    /// Has the walker tell, when everything has arrived, what the receiver may remove the
+    /// rest of.
+    remove: Option<Sender<()>>,
     /// Nothing more will come, and why is known.
     closed: bool,
 }
 
 impl<'a, W: Write> Session<'a, W> {
     /// Fed by a reader through `inbox` and by the hasher through `hashed`, whose buffers
-    /// go back to it.
+    /// go back to it. `remove` has the walker tell once more what directories hold.
     pub fn new(
         shared: &'a SenderShared<'a, W>,
         inbox: Arc<Inbox>,
         hashed: Receiver<Vec<Hashed>>,
         buffers: Sender<Vec<u8>>,
+        remove: Option<Sender<()>>,
     ) -> Session<'a, W> {
         Session {
             shared,
@@ -70,6 +76,7 @@ impl<'a, W: Write> Session<'a, W> {
             again: VecDeque::new(),
             awaited: HashMap::new(),
             told: Stats::default(),
+            remove,
             closed: false,
         }
     }
@@ -82,7 +89,23 @@ impl<'a, W: Write> Session<'a, W> {
                 other => self.on_arrival(other)?,
             }
         }
+        self.remove_others()?;
         self.end()
+    }
+
+    /// Has the receiver remove what the sources do not have, if everything has arrived.
+    fn remove_others(&mut self) -> Result<()> {
+        let Some(remove) = self.remove.take() else { return Ok(()) };
+        let ignores = self.shared.options.delete.is_some_and(|delete| delete.ignore_errors);
+        if !ignores && (lock(&self.shared.stats).has_failed() || self.told.has_failed()) {
+            return self.shared.warn(source::NOTHING_REMOVED.into());
+        }
+        self.walked = remove.send(()).is_err();
+        while !self.walked {
+            let arrival = self.wait(None)?;
+            self.on_arrival(arrival)?;
+        }
+        Ok(())
     }
 
     /// Whether every file has its result; announces those that need another try (step 6).
@@ -179,6 +202,7 @@ impl<'a, W: Write> Session<'a, W> {
                     self.shared.reporter.event(Event::Done(Phase::Mapping, allocated));
                 }
                 self.report(&source.target, Outcome::Unchanged);
+                self.arrived(&source)?;
             }
             Message::Failed { id, failure } => {
                 self.shared.files.take(id);
@@ -196,6 +220,9 @@ impl<'a, W: Write> Session<'a, W> {
                     lock(&self.shared.stats).files_sent += u64::from(changed.is_some());
                     let outcome = changed.map_or(Outcome::Unchanged, |_| Outcome::Sent(sent.bytes));
                     self.report(&sent.source.target, outcome);
+                    if sent.settled {
+                        self.arrived(&sent.source)?;
+                    }
                 }
             }
             Message::Again { id } => {
@@ -209,11 +236,24 @@ impl<'a, W: Write> Session<'a, W> {
                     return Err(self.unexpected("more credit than was taken"));
                 }
             }
+            Message::Removed { paths } if self.shared.options.delete.is_some() => {
+                paths.iter().for_each(|path| self.shared.reporter.event(Event::Removed(path)));
+            }
+            Message::Stays(failure) if self.shared.options.delete.is_some() => self.receiver_failed(&failure),
             Message::Busy(phase) => self.shared.reporter.event(Event::Phase(phase)),
             Message::Warning(text) => self.shared.reporter.event(Event::Warning(&text)),
             _ => return Err(self.unexpected("a message out of turn")),
         }
         Ok(())
+    }
+
+    /// The destination has a file.
+    fn arrived(&self, source: &Source) -> Result<()> {
+        let options = self.shared.options;
+        if !options.remove_source_files || options.dry_run {
+            return Ok(());
+        }
+        source.remove().or_else(|error| self.shared.source_failed(error.to_failure()))
     }
 
     fn report(&self, target: &[u8], outcome: Outcome) {
@@ -279,7 +319,7 @@ impl<'a, W: Write> Session<'a, W> {
                     self.shared.warn(source::doubt(&source.path))?;
                 }
                 self.shared.send(&Message::Finish { root, settled: file.settled })?;
-                self.awaited.insert(id, Sent { source, bytes: file.bytes });
+                self.awaited.insert(id, Sent { source, bytes: file.bytes, settled: file.settled });
                 if self.awaited.len() > CREDIT {
                     return Err(self.unexpected("credit for files without a result"));
                 }

@@ -57,6 +57,8 @@ pub fn run(session: ShellSession, sources: &[NamedPath], target: &Target) -> Res
         match found {
             Found::Failed(failure) => job.pending.fail(failure),
             Found::Skipped(what) => reporter.event(Event::Warning(&what)),
+            // Nothing is removed over a shell.
+            Found::Contents(_) => {}
             Found::Source(mut source) => {
                 if let Some(name) = &rename {
                     source.target.clone_from(name);

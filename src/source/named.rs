@@ -11,7 +11,6 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
 use crate::confinement::NamedPath;
-use crate::source::walk::names_in;
 use crate::sys;
 
 /// A source that is held: nobody can put another in its place.
@@ -66,7 +65,15 @@ pub fn top_names(source: &NamedPath) -> Vec<Vec<u8>> {
     }
     let opened = source.open(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
     let Some(mut dir) = opened.ok().and_then(|fd| Dir::from_fd(fd).ok()) else { return Vec::new() };
-    names_in(&mut dir).filter_map(Result::ok).map(|(name, _)| name.into_vec()).collect()
+    sys::names_in(&mut dir).filter_map(Result::ok).map(|(name, _)| name.into_vec()).collect()
+}
+
+/// The names directly below the destination under which what these sources are can go.
+/// `None`: any name; so for a home, whose name only its machine knows.
+pub fn names_below<'a>(sources: impl IntoIterator<Item = &'a [u8]>) -> Option<Vec<Vec<u8>>> {
+    let paths = sources.into_iter().map(|source| Path::new(OsStr::from_bytes(source)));
+    let is_known = |path: &Path| !names_contents(path) && !matches!(path.as_os_str().as_bytes(), b"" | b"~");
+    paths.map(|path| is_known(path).then(|| base_name(path))).collect()
 }
 
 /// The name under which a source goes that is not meant for its contents.

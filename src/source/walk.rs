@@ -40,6 +40,17 @@ pub enum Found {
     Failed(Failure),
     /// An entry that is left out on purpose.
     Skipped(String),
+    /// Where entries are removed that the source does not have: what a directory holds.
+    Contents(Contents),
+}
+
+/// The names in a directory of the source, whether they are sent or not.
+#[derive(Debug)]
+pub struct Contents {
+    /// Where it goes.
+    pub directory: Vec<u8>,
+    /// Without working files.
+    pub names: Vec<Vec<u8>>,
 }
 
 /// Everything below the sources, parents before children, names in order. A symlink that
@@ -55,6 +66,10 @@ pub struct Walk<'a> {
     names: Names,
     /// Where something goes already, if there are several sources.
     taken: Option<HashSet<Vec<u8>>>,
+    /// How several sources go together.
+    together: Together,
+    /// Found, and not handed out yet.
+    later: Option<Found>,
 }
 
 impl<'a> Walk<'a> {
@@ -62,7 +77,8 @@ impl<'a> Walk<'a> {
     pub fn new(sources: &'a [NamedPath], options: &'a Options) -> Walk<'a> {
         let only = if let [only] = sources { Some(Named::find(only)) } else { None };
         let taken = only.is_none().then(HashSet::new);
-        Walk { sources: sources.iter(), options, only, tree: None, names: Names::default(), taken }
+        let (together, names) = (Together::of(sources), Names::default());
+        Walk { sources: sources.iter(), options, only, tree: None, names, taken, together, later: None }
     }
 
     /// Whether there is a single source and it is no directory: then the destination may
@@ -74,8 +90,9 @@ impl<'a> Walk<'a> {
     /// The next of what is found, names of owners left out.
     fn find(&mut self) -> Option<Found> {
         loop {
-            if let Some(found) = self.tree.as_mut().and_then(TreeWalk::next) {
-                return Some(found);
+            let next = self.later.take().or_else(|| self.tree.as_mut().and_then(TreeWalk::next));
+            if next.is_some() {
+                return next;
             }
             let from = self.sources.next()?;
             let named = self.only.take().unwrap_or_else(|| Named::find(from));
@@ -97,11 +114,16 @@ impl<'a> Walk<'a> {
         if let Some(why) = why_not_sent(&prefix) {
             return Err(Error::refused(path, why));
         }
+        if self.together == Together::AtTheTop && !contents {
+            // Beside what other sources hold.
+            self.later =
+                Some(Found::Contents(Contents { directory: Vec::new(), names: vec![prefix.clone()] }));
+        }
         if named.is_directory() {
             if !self.options.recursive {
                 return Ok(Some(skipped("directory", path)));
             }
-            self.tree = Some(TreeWalk::begin(path, prefix, named, self.options.links));
+            self.tree = Some(TreeWalk::begin(path, prefix, named, self.options));
             return Ok(None);
         }
         let source = Source {
@@ -142,6 +164,37 @@ impl Iterator for Walk<'_> {
     }
 }
 
+/// Whether what a directory holds may have to be told of in several pieces: it is made of
+/// several sources.
+pub fn merges(sources: &[NamedPath]) -> bool {
+    Together::of(sources) != Together::Apart
+}
+
+/// How several sources go together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Together {
+    /// Each goes to a place of its own.
+    Apart,
+    /// Some have one name.
+    UnderOneName,
+    /// The contents of one go where the others go.
+    AtTheTop,
+}
+
+impl Together {
+    fn of(sources: &[NamedPath]) -> Together {
+        let named = sources.iter().map(NamedPath::path);
+        let goes_to = |path: &Path| if names_contents(path) { Vec::new() } else { base_name(path) };
+        let places = named.map(goes_to).collect::<HashSet<_>>();
+        match sources.len() {
+            0 | 1 => Together::Apart,
+            _ if places.contains(&Vec::new()) => Together::AtTheTop,
+            count if places.len() < count => Together::UnderOneName,
+            _ => Together::Apart,
+        }
+    }
+}
+
 /// A directory that was named, and the way down to where the walk is.
 struct TreeWalk {
     root: Arc<SourceRoot>,
@@ -149,6 +202,8 @@ struct TreeWalk {
     prefix: Vec<u8>,
     /// Symlinks are sent.
     links: bool,
+    /// What directories hold is told.
+    contents: bool,
     /// The directory that is being read, below the root.
     below: PathBuf,
     levels: Vec<Level>,
@@ -165,12 +220,13 @@ struct Level {
 }
 
 impl TreeWalk {
-    fn begin(path: &Path, prefix: Vec<u8>, named: Named, links: bool) -> TreeWalk {
+    fn begin(path: &Path, prefix: Vec<u8>, named: Named, options: &Options) -> TreeWalk {
         let Named { fd, stat } = named;
+        let (links, contents) = (options.links, options.delete.is_some());
         let opened = sys::open_beneath(fd.as_fd(), Path::new(""), DIRECTORY, 0);
         let root = Arc::new(SourceRoot { fd, path: path.to_path_buf() });
         let (below, levels) = (PathBuf::new(), Vec::new());
-        let mut tree = TreeWalk { root, prefix, links, below, levels, later: VecDeque::new() };
+        let mut tree = TreeWalk { root, prefix, links, contents, below, levels, later: VecDeque::new() };
         let source = tree.source(PathBuf::new(), &stat);
         tree.enter(source, opened);
         tree
@@ -237,21 +293,29 @@ impl TreeWalk {
     /// there all the same.
     fn enter(&mut self, source: Source, opened: io::Result<OwnedFd>) {
         let (path, identity) = (source.path.clone(), source.identity);
+        let directory = source.target.clone();
         let below = source.below().to_path_buf();
         self.later.push_back(Found::Source(source));
         let mut dir = match opened.and_then(|fd| Ok(Dir::from_fd(fd)?)) {
             Ok(dir) => dir,
             Err(error) => return self.failed(&Error::file("read", path)(error)),
         };
-        let mut names = Vec::new();
-        for found in names_in(&mut dir) {
+        let (mut names, mut is_whole) = (Vec::new(), true);
+        for found in sys::names_in(&mut dir) {
             match found {
                 Ok((name, _)) if is_working_name(&name) => {}
                 Ok(found) => names.push(found),
-                Err(error) => self.failed(&Error::file("read", &path)(error)),
+                Err(error) => {
+                    is_whole = false;
+                    self.failed(&Error::file("read", &path)(error));
+                }
             }
         }
         names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        if self.contents && is_whole {
+            let names = names.iter().map(|(name, _)| name.as_bytes().to_vec()).collect();
+            self.later.push_back(Found::Contents(Contents { directory, names }));
+        }
         self.below = below;
         self.levels.push(Level { dir: Some(dir), identity, names: names.into_iter() });
         if let Some(above) = self.levels.len().checked_sub(MAX_OPEN + 1) {
@@ -274,20 +338,6 @@ impl TreeWalk {
             }
         }
     }
-}
-
-/// The names in a directory, working files and all, and what each is said to be. An error
-/// is the last: it would come again.
-pub(super) fn names_in(dir: &mut Dir) -> impl Iterator<Item = io::Result<(OsString, Option<Type>)>> + '_ {
-    let mut failed = false;
-    let entries = dir.iter().take_while(move |entry| !std::mem::replace(&mut failed, entry.is_err()));
-    entries.filter_map(|entry| match entry {
-        Ok(entry) => {
-            let name = OsStr::from_bytes(entry.file_name().to_bytes());
-            (name != "." && name != "..").then(|| Ok((name.to_owned(), entry.file_type())))
-        }
-        Err(errno) => Some(Err(errno.into())),
-    })
 }
 
 /// What was opened to be looked at.

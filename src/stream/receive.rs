@@ -34,7 +34,7 @@ pub fn receive_file(
     umask: u32,
     warn: impl FnOnce(&str),
 ) -> Result<()> {
-    let target = Target { path: NamedPath::here(path), directory: false, umask };
+    let target = Target::new(NamedPath::here(path), false, umask);
     let root = DestinationRoot::find(&target, true, &options)?;
     let directory = || Error::refused(path, "is a directory: name the file that is to be written");
     if !root.is_file() {

@@ -57,7 +57,7 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
     // A stream of records has no room for signs of life.
     silence.limit(options.silence().filter(|_| !matches!(request, Request::Through { .. })));
     let resumes = matches!(request, Request::Receive { .. } | Request::Send { .. });
-    let served = match admit(request, confinement) {
+    let served = match confinement.allow(&options).and_then(|()| admit(request, confinement)) {
         Ok(admitted) => {
             if let Some(run) = run.filter(|_| resumes) {
                 replace_earlier(&run, &options, &mut output)?;
@@ -112,7 +112,7 @@ fn perform<R: Read + Send + 'static, W: Write + Send>(
 ) -> Result<()> {
     match request {
         Admitted::Receive { destination, directory } => {
-            let target = Target { path: destination, directory, umask };
+            let target = Target::new(destination, directory, umask);
             let connection = Connection { input, output, options, reporter: &Silent };
             receiver::run(connection, target, None).map(drop)
         }

@@ -30,13 +30,13 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::apply::tree::{DestinationRoot, DestinationTree, LastDirectory, Target};
+use crate::apply::tree::{DestinationRoot, DestinationTree, LastDirectory, Removed, Target};
 use crate::apply::{Attributes, Setup};
 use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, code, lock, printable};
-use crate::options::Options;
+use crate::options::{DeleteWhen, Options};
 use crate::report::{Event, Outcome, Reporter, Stats};
-use crate::source::{self, Found, Kind, Source, Walk};
+use crate::source::{self, Contents, Found, Kind, Source, Told, Walk};
 
 /// Files that are worked on side by side: while one waits for storage, others go on.
 const WORKERS: usize = 4;
@@ -62,15 +62,20 @@ pub fn run(
     let single = walk.is_single();
     let options = Arc::new(options.clone());
     let mut tree = DestinationTree::open(&target, single, Arc::clone(&options))?;
+    let when = options.delete.map(|delete| delete.when_merged(source::merges(sources)));
     let copy = LocalCopy {
         root: tree.root().clone(),
         setup: Setup::new(Arc::clone(&options)),
         options,
+        when,
         reporter,
         stats: Mutex::default(),
         again: Mutex::default(),
         cores: Mutex::default(),
     };
+    if when == Some(DeleteWhen::Before) {
+        copy.remove_others(sources, &mut tree);
+    }
     copy.with_workers(if single { 1 } else { WORKERS }, |jobs| copy.walk(walk, &mut tree, jobs));
     let again = std::mem::take(&mut *lock(&copy.again));
     if !again.is_empty() {
@@ -79,6 +84,9 @@ pub fn run(
                 copy.queue(source, &mut tree, jobs);
             }
         });
+    }
+    if when == Some(DeleteWhen::After) {
+        copy.remove_others(sources, &mut tree);
     }
     tree.finish(|_, set| copy.settle(set));
     Ok(copy.stats.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
@@ -96,6 +104,8 @@ struct LocalCopy<'a> {
     root: DestinationRoot,
     setup: Setup,
     options: Arc<Options>,
+    /// When what the sources do not have is removed.
+    when: Option<DeleteWhen>,
     reporter: &'a dyn Reporter,
     stats: Mutex<Stats>,
     /// Files that changed while they were read.
@@ -133,11 +143,54 @@ impl LocalCopy<'_> {
 
     /// Makes directories and symlinks, and queues files.
     fn walk(&self, walk: Walk, tree: &mut DestinationTree, jobs: &SyncSender<Job>) {
+        let mut removes = self.options.delete.filter(|_| self.when == Some(DeleteWhen::During));
         for found in walk {
             match found {
-                Found::Failed(failure) => self.source_failed(&failure),
+                Found::Failed(failure) => {
+                    removes.take_if(|delete| delete.is_ended_by(&failure));
+                    self.source_failed(&failure);
+                }
+                Found::Contents(contents) if removes.is_some() => {
+                    self.told(Told::Contents(contents), tree);
+                    self.told(Told::RemoveOthers, tree);
+                }
+                Found::Contents(_) => {}
                 Found::Skipped(what) => self.reporter.event(Event::Warning(&what)),
                 Found::Source(source) => self.entry(source, tree, jobs),
+            }
+        }
+    }
+
+    /// Removes what the sources do not have, unless something failed.
+    fn remove_others(&self, sources: &[NamedPath], tree: &mut DestinationTree) {
+        let ignores = self.options.delete.is_some_and(|delete| delete.ignore_errors);
+        let is_whole = ignores || !self.stats().has_failed();
+        let told = is_whole.then(|| {
+            source::tell_contents(sources, &self.options, &mut |told| {
+                self.told(told, tree);
+                Ok(())
+            })
+        });
+        if !matches!(told, Some(Ok(true))) {
+            self.reporter.event(Event::Warning(source::NOTHING_REMOVED));
+        }
+    }
+
+    fn told(&self, told: Told, tree: &mut DestinationTree) {
+        match told {
+            Told::Contents(Contents { directory, names }) => tree.source_has(directory, names),
+            Told::RemoveOthers => {
+                // Reporting cannot fail here.
+                let _ = tree.remove_others(&mut |removed| {
+                    match removed {
+                        Removed::Gone(path) => {
+                            self.stats().removed += 1;
+                            self.reporter.event(Event::Removed(path));
+                        }
+                        Removed::Stays(failure) => self.failed(&failure),
+                    }
+                    Ok(())
+                });
             }
         }
     }

@@ -1,12 +1,14 @@
 //! Names in open directories: none is looked up twice, and no symlink is followed but by
 //! [`open`] and [`open_below`].
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag};
 use nix::sys::stat::{FileStat, Mode, SFlag};
@@ -50,6 +52,23 @@ pub fn open_beneath(dir: BorrowedFd, path: &Path, flags: OFlag, mode: u32) -> io
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
     match nix::fcntl::openat2(dir, path, how) {
         Err(Errno::ENOSYS | Errno::EPERM) => open_stepwise(dir, path, flags, create),
+        other => Ok(other?),
+    }
+}
+
+/// Opens the directory `name` of `dir`, but neither a symlink nor a place where something is
+/// mounted (`EXDEV`; openat2(2), `RESOLVE_NO_XDEV`; where the kernel lacks that, as far as
+/// device numbers tell).
+pub fn open_on_same_mount(dir: BorrowedFd, name: &OsStr, flags: OFlag) -> io::Result<OwnedFd> {
+    let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let resolve =
+        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV;
+    match nix::fcntl::openat2(dir, name, OpenHow::new().flags(flags).resolve(resolve)) {
+        Err(Errno::ENOSYS | Errno::EPERM) => {
+            let opened = open_stepwise(dir, Path::new(name), flags, Mode::empty())?;
+            let device = |fd: BorrowedFd| nix::sys::stat::fstat(fd).map(|stat| stat.st_dev);
+            if device(opened.as_fd())? == device(dir)? { Ok(opened) } else { Err(Errno::EXDEV.into()) }
+        }
         other => Ok(other?),
     }
 }
@@ -129,7 +148,7 @@ pub fn symlink_at(dir: impl AsFd, target: &OsStr, name: &OsStr) -> io::Result<()
 }
 
 /// `readlinkat`.
-pub fn read_link_at(dir: impl AsFd, name: &OsStr) -> io::Result<std::ffi::OsString> {
+pub fn read_link_at(dir: impl AsFd, name: &OsStr) -> io::Result<OsString> {
     Ok(nix::fcntl::readlinkat(dir, name)?)
 }
 
@@ -146,4 +165,18 @@ pub fn sync_dir(dir: BorrowedFd) -> io::Result<bool> {
             _ => Err(error),
         },
     }
+}
+
+/// The names in a directory, working files and all, and what each is said to be. An error
+/// is the last: it would come again.
+pub fn names_in(dir: &mut Dir) -> impl Iterator<Item = io::Result<(OsString, Option<Type>)>> + '_ {
+    let mut failed = false;
+    let entries = dir.iter().take_while(move |entry| !std::mem::replace(&mut failed, entry.is_err()));
+    entries.filter_map(|entry| match entry {
+        Ok(entry) => {
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            (name != "." && name != "..").then(|| Ok((name.to_owned(), entry.file_type())))
+        }
+        Err(errno) => Some(Err(errno.into())),
+    })
 }

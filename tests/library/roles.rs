@@ -217,11 +217,7 @@ pub(super) fn start_receiver(
         let input = FrameReader::new(input, "the sender");
         let output = FrameWriter::new(output, "the sender");
         let connection = Connection { input, output, options: &options, reporter: &Silent };
-        receiver::run(
-            connection,
-            Target { path: NamedPath::here(path), directory: false, umask: 0o022 },
-            None,
-        )
+        receiver::run(connection, Target::new(NamedPath::here(path), false, 0o022), None)
     })
 }
 
@@ -865,11 +861,7 @@ fn both_ends_say_the_same_of_what_changed() {
             move || {
                 let (input, output) = (FrameReader::new(forth.0, "s"), FrameWriter::new(back.1, "s"));
                 let connection = Connection { input, output, options: &options, reporter: &*said };
-                receiver::run(
-                    connection,
-                    Target { path: NamedPath::here(path), directory: false, umask: 0o022 },
-                    None,
-                )
+                receiver::run(connection, Target::new(NamedPath::here(path), false, 0o022), None)
             }
         });
         let stats = wait(&sent, "sender", "changed").unwrap();

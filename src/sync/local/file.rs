@@ -38,6 +38,8 @@ struct Filled {
     /// The root hash of the source; of no meaning when nobody needs it.
     root: Hash,
     counts: Compared,
+    /// Every change of the source since then shows.
+    settled: bool,
 }
 
 impl LocalCopy<'_> {
@@ -60,6 +62,7 @@ impl LocalCopy<'_> {
                     self.stats().data_bytes += allocated;
                     self.reporter.event(Event::Done(Phase::Mapping, allocated));
                 }
+                self.arrived(source);
                 Ok(Outcome::Unchanged)
             }
             Opened::Preview(preview) => self.preview(source, &preview),
@@ -102,7 +105,14 @@ impl LocalCopy<'_> {
             self.update(source, &mut destination)
         };
         match filled {
-            Ok(filled) => self.finish(destination, filled),
+            Ok(filled) => {
+                let settled = filled.settled;
+                let outcome = self.finish(destination, filled)?;
+                if settled {
+                    self.arrived(source);
+                }
+                Ok(outcome)
+            }
             Err(error) => {
                 match &error {
                     FileError::Destination(error) => destination.give_up(error),
@@ -168,8 +178,8 @@ impl LocalCopy<'_> {
                 destination.copy_from(&opened.image, &source.path, told)?
             }
         };
-        self.check_source(source, &opened, destination)?;
-        Ok(Filled { root: Hash::default(), counts: Compared { sent, kept: 0, differs: true } })
+        let settled = self.check_source(source, &opened, destination)?;
+        Ok(Filled { root: Hash::default(), counts: Compared { sent, kept: 0, differs: true }, settled })
     }
 
     /// Holds a source against what the destination has, and writes what differs.
@@ -189,17 +199,17 @@ impl LocalCopy<'_> {
         let mut update = Update::new(self, Some(&mut *destination), opened.state.length, hashing);
         update.run(&opened.image, old).map_err(|error| error.named(&source.path, &path))?;
         let (root, counts) = update.end();
-        self.check_source(source, &opened, destination)?;
-        Ok(Filled { root, counts })
+        let settled = self.check_source(source, &opened, destination)?;
+        Ok(Filled { root, counts, settled })
     }
 
-    /// Looks whether a source that was read changed meanwhile, or may have.
+    /// Looks whether a source that was read changed meanwhile. Returns whether a change would show.
     fn check_source(
         &self,
         source: &Source,
         opened: &OpenSource,
         destination: &mut Destination,
-    ) -> Result<(), FileError> {
+    ) -> Result<bool, FileError> {
         if !opened.is_unchanged() {
             return Err(FileError::Changed);
         }
@@ -207,7 +217,17 @@ impl LocalCopy<'_> {
             self.reporter.event(Event::Warning(&source::doubt(&source.path)));
             destination.forget_time();
         }
-        Ok(())
+        Ok(opened.settled)
+    }
+
+    /// The destination has a file.
+    fn arrived(&self, source: &Source) {
+        if self.options.remove_source_files
+            && !self.options.dry_run
+            && let Err(error) = source.remove()
+        {
+            self.failed(&error.to_failure());
+        }
     }
 
     /// Opens a source, which must be as long as it was found, and warns of who uses it.
@@ -224,7 +244,7 @@ impl LocalCopy<'_> {
 
     /// Completes a file that has its content.
     fn finish(&self, destination: Destination, filled: Filled) -> Result<Outcome, FileError> {
-        let Filled { root, counts } = filled;
+        let Filled { root, counts, .. } = filled;
         if counts.sent > WORTH_TELLING {
             self.reporter.event(Event::Phase(Phase::WritingBack));
         }

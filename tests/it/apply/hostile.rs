@@ -139,7 +139,9 @@ impl Lab {
         let changed = source.join(IMAGES[rng.below(IMAGES.len())]);
         Layout::dense("new", 200_000 + rng.below(200_000), rng).write(&changed);
         let mut command = if rng.chance(50) { holesync() } else { self.peer.holesync() };
-        command.args([&["-a"][..], &[], &["--commit=atomic"], &["-W"], &["-c"]][rng.below(5)]);
+        command.args(
+            [&["-a"][..], &[], &["--commit=atomic"], &["-W"], &["-c"], &["-a", "--delete"]][rng.below(6)],
+        );
         let mut input = std::process::Stdio::null();
         match rng.below(8) {
             0 => command.arg(source.join(image)).arg(home.join("")),

@@ -213,6 +213,21 @@ fn a_key_bound_to_one_direction_keeps_to_it() {
     assert_same(&writes.local("new"), &writes.root("image"));
 }
 
+#[test]
+fn a_key_that_may_not_remove_keeps_what_the_other_end_does_not_have() {
+    let Some(keeps) = Bound::new("--no-delete") else { return };
+    fs::create_dir(keeps.local("empty")).expect("create a directory");
+    let refused = keeps.copy(&["--delete"], keeps.local("empty/"), at("./"));
+    refused.code(code::START.into()).says(&["removes nothing"]);
+    assert!(keeps.root("image").exists());
+    keeps.copy(&[], keeps.local("empty/"), at("./")).ok();
+    let Some(removes) = Bound::new("") else { return };
+    fs::create_dir(removes.local("empty")).expect("create a directory");
+    removes.copy(&["--delete"], removes.local("empty/"), at("./")).ok();
+    assert!(!removes.root("image").exists());
+    removes.assert_nothing_outside();
+}
+
 /// Asks an agent without ssh, as an initiator that does not keep to what holesync would ask.
 fn ask(args: &[&str], request: Request) -> Result<Frame, Error> {
     let mut agent = Command::new(PROGRAM);

@@ -13,7 +13,7 @@ use holesync::hashmap::plan::Run;
 use holesync::options::{Compress, Options};
 use holesync::protocol::{
     Data, Differ, Entry, Frame, FrameReader, FrameWriter, LeafAnswer, MAGIC, MAX_DATA, MAX_DATA_BLOCKS,
-    MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, Patch, Request,
+    MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, OLDEST, Patch, Request,
     TimedWriter, VERSION, check_path,
 };
 use holesync::report::{Phase, Stats};
@@ -483,7 +483,12 @@ fn noise_before_the_greeting_is_skipped_up_to_its_limit() {
 
 #[test]
 fn the_newest_common_version_is_spoken_or_none() {
-    for (oldest, newest, common) in [(2, 2, Some(2)), (0, 9, Some(VERSION)), (3, 9, None), (0, 1, None)] {
+    for (oldest, newest, common) in [
+        (VERSION, VERSION, Some(VERSION)),
+        (0, 9, Some(VERSION)),
+        (VERSION + 1, 9, None),
+        (0, OLDEST - 1, None),
+    ] {
         let versions = [u16::to_le_bytes(oldest), u16::to_le_bytes(newest)].concat();
         let bytes = [&MAGIC[..], &versions, &[0; 4]].concat();
         let spoken =

@@ -59,6 +59,16 @@
 //! | sender | a directory in the place of a file | `a_lying_sender_loses_its_file_and_the_others_come` |
 //! | sender | a file in the place of a directory | `a_lying_sender_loses_its_file_and_the_others_come` |
 //! | sender | attributes out of every range | `a_lying_sender_loses_its_file_and_the_others_come` |
+//! | sender | what another directory has | `a_sender_that_lies_about_what_it_has_removes_nothing` |
+//! | sender | an absolute directory | `a_sender_that_lies_about_what_it_has_removes_nothing` |
+//! | sender | a name that leads on | `a_sender_that_lies_about_what_it_has_removes_nothing` |
+//! | sender | a name that is `..` among those it has | `a_sender_that_lies_about_what_it_has_removes_nothing` |
+//! | sender | names before the layout | `a_sender_that_lies_about_what_it_has_removes_nothing` |
+//! | sender | a removal before the layout | `a_sender_that_lies_about_what_it_has_removes_nothing` |
+//! | sender | names without end, and what a symlink leads to | `names_of_a_lying_sender_lead_nowhere_and_take_bounded_memory` |
+//! | receiver | removals that nobody asked for | `a_lying_receiver_ends_its_session` |
+//! | receiver | something that stays where nothing goes | `a_lying_receiver_ends_its_session` |
+//! | receiver | more names than a message may have | `a_lying_receiver_ends_its_session` |
 //! | receiver | a map of nobody's file | `a_lying_receiver_ends_its_session` |
 //! | receiver | a wish for nobody's file | `a_lying_receiver_ends_its_session` |
 //! | receiver | a wish for one file twice | `a_lying_receiver_ends_its_session` |

@@ -51,7 +51,7 @@ impl Reporter for Told<'_> {
             Event::Warning(text) => self.warnings.lock().unwrap().push(text.to_string()),
             Event::Done(_, bytes) => *self.done.lock().unwrap() += bytes,
             Event::Found(bytes) => *self.found.lock().unwrap() += bytes,
-            Event::Phase(_) | Event::Note(_) | Event::Retry(_) | Event::Unset(_) => {}
+            Event::Removed(_) | Event::Phase(_) | Event::Note(_) | Event::Retry(_) | Event::Unset(_) => {}
         }
     }
 

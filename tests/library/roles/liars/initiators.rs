@@ -4,7 +4,7 @@ use std::io;
 
 use holesync::confinement::Confinement;
 use holesync::error::{Error, Result};
-use holesync::protocol::{Frame, FrameReader, MAGIC, MAX_NOISE, Message, Request};
+use holesync::protocol::{Frame, FrameReader, MAGIC, MAX_NOISE, Message, OLDEST, Request, VERSION};
 use holesync::sync;
 
 use super::{Liar, MEMORY, peak_memory};
@@ -25,7 +25,7 @@ fn tell(what: &str, script: impl FnOnce(&mut Liar)) -> (Result<()>, Result<Frame
 }
 
 fn greet(liar: &mut Liar) {
-    liar.bytes(&[&MAGIC[..], &[2, 0, 2, 0], &[0; 4]].concat());
+    liar.bytes(&[&MAGIC[..], &OLDEST.to_le_bytes(), &VERSION.to_le_bytes(), &[0; 4]].concat());
 }
 
 /// The bytes of a request, the options in it changed by `lie`.

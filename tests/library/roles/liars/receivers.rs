@@ -119,6 +119,15 @@ fn a_lying_receiver_ends_its_session() {
         lie("a preview outside a dry run", "a message out of turn", |liar, files| {
             liar.say(&Message::Preview { id: files[0], mapped: false, resized: false });
         }),
+        lie("removals that nobody asked for", "a message out of turn", |liar, _| {
+            liar.say(&Message::Removed { paths: vec![b"x".to_vec()] });
+        }),
+        lie("something that stays where nothing goes", "a message out of turn", |liar, _| {
+            liar.say(&Message::Stays(Failure { code: 23, message: String::new() }));
+        }),
+        lie("more names than a message may have", "too many names", |liar, _| {
+            liar.say(&Message::Removed { paths: vec![vec![b'x'; 4096]; 5] });
+        }),
         lie("what only senders say", "a message out of turn", |liar, _| {
             liar.say(&Message::Keep { blocks: 1 })
         }),

@@ -5,7 +5,7 @@ use std::io;
 
 use holesync::error::{Failure, Result};
 use holesync::hashmap::{Grid, Hash, root_of};
-use holesync::options::{Commit, Options};
+use holesync::options::{Commit, Delete, DeleteWhen, Options};
 use holesync::protocol::{Entry, Frame, MAX_CONTROL, MAX_DATA, MAX_LENGTH, MAX_PATH, Message, Request};
 use holesync::report::Stats;
 use holesync::source::{Kind, Metadata, Owner};
@@ -385,4 +385,84 @@ fn a_named_destination_is_not_replaced_by_a_symlink() {
         assert_eq!(after.is_symlink(), is_lost, "{there}");
         assert!(is_lost || after.len() == before.unwrap(), "{there}");
     }
+}
+
+/// Names that a sender says it has.
+fn contents(directory: &str, names: &[&str]) -> Message {
+    let names = names.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Message::Contents { directory: directory.into(), names }
+}
+
+fn deleting() -> Options {
+    let delete = Delete { when: DeleteWhen::After, most: None, ignore_errors: false };
+    Options { delete: Some(delete), ..options(Commit::Auto) }
+}
+
+#[test]
+fn a_sender_that_lies_about_what_it_has_removes_nothing() {
+    let lies = [
+        lie("what another directory has", "it names the path", |liar| {
+            layout(liar);
+            liar.say(&contents("../out", &[]));
+        }),
+        lie("an absolute directory", "it names the path", |liar| {
+            layout(liar);
+            liar.say(&contents("/etc", &[]));
+        }),
+        lie("a name that leads on", "it names what is no name", |liar| {
+            layout(liar);
+            liar.say(&contents("", &["sub/x"]));
+        }),
+        lie("a name that is `..` among those it has", "it names what is no name", |liar| {
+            layout(liar);
+            liar.say(&contents("", &[".."]));
+        }),
+        lie("names before the layout", "names before the layout", |liar| liar.say(&contents("", &[]))),
+        lie("a removal before the layout", "a removal before the layout", |liar| {
+            liar.say(&Message::RemoveOthers);
+        }),
+    ];
+    for Lie { lie, why, script } in lies {
+        let told = tell(lie, deleting(), script);
+        assert!(is_protocol_error(&told.ended), "{lie}: {:?}", told.ended);
+        let error = told.ended.unwrap_err().to_string();
+        assert!(error.contains(why), "{lie}: {error}");
+        assert!(told.after == told.before, "{lie}: something changed");
+    }
+    for message in [contents("", &[]), Message::RemoveOthers] {
+        let told = tell("a removal that nobody wants", options(Commit::Auto), |liar| {
+            layout(liar);
+            liar.say(&message);
+        });
+        assert!(is_protocol_error(&told.ended) && told.after == told.before, "{message:?}");
+    }
+}
+
+/// What a sender may cause with its names, at its worst.
+#[test]
+fn names_of_a_lying_sender_lead_nowhere_and_take_bounded_memory() {
+    let trees = Trees::new();
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("data"), "data").unwrap();
+    std::os::unix::fs::symlink(outside.path(), trees.target().join("way out")).unwrap();
+    let memory = peak_memory();
+    let (forth, back) = (io::pipe().unwrap(), io::pipe().unwrap());
+    let received = start_receiver(forth.0, back.1, trees.target(), deleting());
+    let mut liar = Liar::new(back.0, forth.1);
+    layout(&mut liar);
+    liar.say(&contents("way out", &[]));
+    liar.say(&contents("same", &["no directory"]));
+    liar.say(&contents("not there", &[]));
+    liar.say(&Message::RemoveOthers);
+    let long = "x".repeat(200);
+    for n in 0..30_000 {
+        let names = (0..75).map(|m| format!("{n} {m} {long}")).collect::<Vec<_>>();
+        liar.say(&contents("", &names.iter().map(String::as_str).collect::<Vec<_>>()));
+    }
+    liar.say(&Message::RemoveOthers);
+    liar.say(&Message::End(Box::default()));
+    let stats = wait(&received, "receiver", "names without end").unwrap();
+    assert_eq!((stats.removed, stats.files_failed), (0, 1));
+    assert!(outside.path().join("data").exists() && trees.target().join("same").exists());
+    assert!(peak_memory() < memory + (1 << 30), "names took {} MiB", (peak_memory() - memory) >> 20);
 }

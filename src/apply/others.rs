@@ -1,0 +1,283 @@
+//! What directories of the destination have and those of the source have not: it is removed,
+//! where that was asked for. Below the directory that is held, over no symlink and into no
+//! other file system, as far as nobody else is at work with it.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::dir::Dir;
+use nix::fcntl::OFlag;
+use nix::sys::stat::SFlag;
+
+use crate::apply::place::Place;
+use crate::error::{Error, Failure, Result, code, printable};
+use crate::in_use;
+use crate::options::{Delete, Options};
+use crate::sys::{self, kind_of};
+use crate::working::is_working_name;
+
+/// Bytes of names that are remembered where directories are made of several sources. Of others
+/// one at a time is.
+const MAX_BYTES: usize = 256 << 20;
+
+/// How deep a directory may be below one that is removed.
+const MAX_DEPTH: usize = 256;
+
+/// For a directory whose names are read.
+const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY);
+
+/// What became of an entry that the source does not have.
+#[derive(Debug)]
+pub enum Removed<'a> {
+    /// It is removed, or would be; its path below the destination, with a slash behind a
+    /// directory's.
+    Gone(&'a [u8]),
+    /// It stays, and why.
+    Stays(Failure),
+}
+
+/// What the source has, as far as it was told of.
+#[derive(Debug, Default)]
+pub struct Others {
+    contents: BTreeMap<Vec<u8>, HashSet<Vec<u8>>>,
+    /// Bytes in these names.
+    bytes: usize,
+    removed: u64,
+    /// It was told that there are too many to be removed.
+    is_limited: bool,
+}
+
+impl Others {
+    /// A directory of the source has these names, and maybe more.
+    pub fn has(&mut self, directory: Vec<u8>, names: Vec<Vec<u8>>) {
+        let bytes = names.iter().map(Vec::len).sum::<usize>();
+        self.bytes = self.bytes.saturating_add(directory.len()).saturating_add(bytes);
+        if self.bytes > MAX_BYTES {
+            self.contents.clear();
+        } else {
+            self.contents.entry(directory).or_default().extend(names);
+        }
+    }
+
+    /// Removes what else is in the directories that were told of since this was called last.
+    /// `root`: what they are below; `shown`: how to name it to people. `each` is told of every entry.
+    ///
+    /// # Errors
+    ///
+    /// Those of `each`.
+    pub fn remove(
+        &mut self,
+        root: &OwnedFd,
+        shown: &Path,
+        options: &Options,
+        each: &mut dyn FnMut(Removed) -> Result<()>,
+    ) -> Result<()> {
+        let Some(delete) = options.delete else { return Ok(()) };
+        let bytes = std::mem::take(&mut self.bytes);
+        if bytes > MAX_BYTES {
+            let why = "is made of too many names from several sources; what they do not have stays";
+            return each(Removed::Stays(Error::refused(shown, why).to_failure()));
+        }
+        let (removed, is_limited) = (self.removed, self.is_limited);
+        let mut removal = Removal { options, delete, removed, is_limited, each };
+        for (directory, names) in std::mem::take(&mut self.contents) {
+            removal.in_directory(root, &directory, shown, &names)?;
+        }
+        (self.removed, self.is_limited) = (removal.removed, removal.is_limited);
+        Ok(())
+    }
+}
+
+struct Removal<'a> {
+    options: &'a Options,
+    delete: Delete,
+    removed: u64,
+    is_limited: bool,
+    each: &'a mut dyn FnMut(Removed) -> Result<()>,
+}
+
+/// An open directory at the destination.
+struct Open {
+    dir: Arc<OwnedFd>,
+    /// Below the destination.
+    path: Vec<u8>,
+    shown: PathBuf,
+    depth: usize,
+}
+
+impl Open {
+    fn path_of(&self, name: &OsStr) -> Vec<u8> {
+        let mut path = self.path.clone();
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend(name.as_bytes());
+        path
+    }
+}
+
+impl Removal<'_> {
+    /// Removes what a directory has besides `names`.
+    fn in_directory(
+        &mut self,
+        root: &OwnedFd,
+        directory: &[u8],
+        shown: &Path,
+        names: &HashSet<Vec<u8>>,
+    ) -> Result<()> {
+        let relative = Path::new(OsStr::from_bytes(directory));
+        let shown = if directory.is_empty() { shown.to_path_buf() } else { shown.join(relative) };
+        let dir = match sys::open_beneath(root.as_fd(), relative, DIRECTORY, 0) {
+            Ok(dir) => dir,
+            // It was not made, and that was said.
+            Err(error) if is_no_directory(&error) => return Ok(()),
+            Err(error) => return self.stays(Error::file("read", &shown)(error)),
+        };
+        let open = Open { dir: Arc::new(dir), path: directory.to_vec(), shown, depth: 0 };
+        let found = match names_of(&open) {
+            Ok(found) => found,
+            Err(error) => return self.stays(error),
+        };
+        for name in found {
+            if !names.contains(name.as_bytes()) && !is_working_name(&name) {
+                self.entry(&open, &name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an entry, and what is below it. Returns whether it is gone.
+    fn entry(&mut self, open: &Open, name: &OsStr) -> Result<bool> {
+        let place = Place::new(Arc::clone(&open.dir), name.to_owned(), open.shown.join(name));
+        let kind = match place.stat() {
+            Ok(Some(stat)) => kind_of(&stat),
+            Ok(None) => return Ok(true),
+            Err(error) => return self.stays(error).map(|()| false),
+        };
+        let is_directory = kind == SFlag::S_IFDIR;
+        if is_directory && !self.below(open, name)? {
+            return Ok(false);
+        }
+        if self.delete.most.is_some_and(|most| self.removed >= most) {
+            return self.limit(&place).map(|()| false);
+        }
+        let removed = match kind {
+            SFlag::S_IFDIR => self.remove_directory(&place),
+            SFlag::S_IFREG => self.remove_file(place),
+            _ => self.unlink(&place),
+        };
+        if let Err(error) = removed {
+            return self.stays(error).map(|()| false);
+        }
+        self.removed += 1;
+        let mut path = open.path_of(name);
+        path.extend(is_directory.then_some(b'/'));
+        (self.each)(Removed::Gone(&path)).map(|()| true)
+    }
+
+    /// Removes everything in a directory that is to go. Returns whether nothing is left.
+    fn below(&mut self, open: &Open, name: &OsStr) -> Result<bool> {
+        let shown = open.shown.join(name);
+        let opened = sys::open_on_same_mount(open.dir.as_fd(), name, DIRECTORY);
+        let opened = opened.map_err(|error| match error.raw_os_error() {
+            Some(libc::EXDEV) => Error::refused(&shown, "is a mount point: unmount it first"),
+            _ => Error::file("read", &shown)(error),
+        });
+        let inner = opened.and_then(|dir| {
+            let depth = open.depth + 1;
+            if depth > MAX_DEPTH {
+                return Err(Error::refused(&shown, "lies too deep to be removed; remove it by hand"));
+            }
+            let inner = Open { dir: Arc::new(dir), path: open.path_of(name), shown: shown.clone(), depth };
+            names_of(&inner).map(|names| (inner, names))
+        });
+        let (inner, names) = match inner {
+            Ok(found) => found,
+            Err(error) => return self.stays(error).map(|()| false),
+        };
+        let mut is_empty = true;
+        // Working files that are nobody's go with their directory, unless a run is at work.
+        for name in names {
+            is_empty &= self.entry(&inner, &name)?;
+        }
+        Ok(is_empty)
+    }
+
+    fn remove_directory(&self, place: &Place) -> Result<()> {
+        if self.options.dry_run {
+            return Ok(());
+        }
+        match sys::remove_dir_at(&place.dir, &place.name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(place.error("remove")),
+        }
+    }
+
+    /// Removes a file that nobody is at work with, and what runs left beside it.
+    fn remove_file(&self, mut place: Place) -> Result<()> {
+        // Who may remove a file need not be one who may read it.
+        if let Ok(file) = place.open(&place.name, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+            refuse_busy(&file, &place, self.options)?;
+        }
+        if self.options.dry_run {
+            return Ok(());
+        }
+        let beside = if is_working_name(&place.name) { None } else { Some(place.look_beside()?) };
+        self.unlink(&place)?;
+        if let Some(beside) = beside {
+            place.remove_leftovers(&beside.leftovers);
+        }
+        Ok(())
+    }
+
+    fn unlink(&self, place: &Place) -> Result<()> {
+        if !self.options.dry_run {
+            sys::unlink_at(&place.dir, &place.name).map_err(place.error("remove"))?;
+        }
+        Ok(())
+    }
+
+    fn stays(&mut self, error: Error) -> Result<()> {
+        (self.each)(Removed::Stays(error.to_failure()))
+    }
+
+    fn limit(&mut self, place: &Place) -> Result<()> {
+        if std::mem::replace(&mut self.is_limited, true) {
+            return Ok(());
+        }
+        let path = printable(&place.path);
+        let message =
+            format!("{path} stays, as does what else would be removed: --max-delete allows no more");
+        (self.each)(Removed::Stays(Failure { code: code::DELETE_LIMIT, message }))
+    }
+}
+
+/// Refuses a file that another program has locked, or another run of this one.
+fn refuse_busy(file: &File, place: &Place, options: &Options) -> Result<()> {
+    let state = file.metadata().map_err(place.error("look at"))?;
+    if state.is_file() && matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+        return Err(Error::refused(&place.path, "another holesync run is writing it; wait for it to end"));
+    }
+    if options.force_in_use { Ok(()) } else { in_use::refuse(file, &state, &place.path) }
+}
+
+/// The names in a directory, the last first, as rsync removes them.
+fn names_of(open: &Open) -> Result<Vec<OsString>> {
+    let read = || -> io::Result<_> {
+        let mut dir = Dir::from_fd(open.dir.try_clone()?)?;
+        let mut names = sys::names_in(&mut dir).map(|found| Ok(found?.0)).collect::<io::Result<Vec<_>>>()?;
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(names)
+    };
+    read().map_err(Error::file("read", &open.shown))
+}
+
+fn is_no_directory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP))
+}

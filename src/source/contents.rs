@@ -1,0 +1,66 @@
+//! What the directories of the sources hold, told by itself: for who removes what else is
+//! at the destination.
+
+use crate::confinement::NamedPath;
+use crate::error::{Failure, Result, code};
+use crate::options::{Delete, DeleteWhen, Options};
+use crate::source::{Contents, Found, Walk, merges};
+
+/// What is told.
+#[derive(Debug)]
+pub enum Told {
+    /// A directory holds this, and maybe more.
+    Contents(Contents),
+    /// What else is in directories that were told of since this came last can go.
+    RemoveOthers,
+}
+
+/// What the user is told where nothing is removed.
+pub const NOTHING_REMOVED: &str = "nothing was removed that the source does not have, since not everything could be \
+                                   read or transferred; --ignore-errors removes it all the same";
+
+impl Delete {
+    /// When entries are removed of directories that may be `merged` from several sources:
+    /// not before all of those are known.
+    pub fn when_merged(self, merged: bool) -> DeleteWhen {
+        match self.when {
+            DeleteWhen::During if merged => DeleteWhen::After,
+            when => when,
+        }
+    }
+
+    /// Whether nothing may be removed after a failure: what could not be read may be there.
+    pub fn is_ended_by(self, failure: &Failure) -> bool {
+        !self.ignore_errors && failure.code != code::VANISHED
+    }
+}
+
+/// Tells of all directories below the sources, in a walk of its own. Returns whether
+/// everything that can go was told of: not if something cannot be read.
+///
+/// # Errors
+///
+/// Those of `tell`.
+pub fn tell_contents(
+    sources: &[NamedPath],
+    options: &Options,
+    tell: &mut dyn FnMut(Told) -> Result<()>,
+) -> Result<bool> {
+    let Some(delete) = options.delete else { return Ok(true) };
+    let ends = |found: &Found| matches!(found, Found::Failed(failure) if delete.is_ended_by(failure));
+    if delete.when == DeleteWhen::Before && Walk::new(sources, options).any(|found| ends(&found)) {
+        return Ok(false);
+    }
+    let merges = merges(sources);
+    for found in Walk::new(sources, options) {
+        if ends(&found) {
+            return Ok(false);
+        }
+        let Found::Contents(contents) = found else { continue };
+        tell(Told::Contents(contents))?;
+        if !merges {
+            tell(Told::RemoveOthers)?;
+        }
+    }
+    tell(Told::RemoveOthers).map(|()| true)
+}
