@@ -1,6 +1,7 @@
 //! The command line: parsed with clap, turned into [`Options`] and the like.
 //! Knows every flag and nothing about how the work is done.
 
+mod choose;
 mod delete;
 mod reach;
 mod recover;
@@ -15,6 +16,7 @@ use holesync::location::Location;
 use holesync::options::{BlockSize, Commit, Compress, Options};
 use holesync::report::{Units, Verbosity};
 
+pub use choose::FilterArgs;
 use delete::DeleteArgs;
 pub use reach::{AgentArg, RemoteArgs};
 pub use verbs::run;
@@ -183,6 +185,9 @@ pub struct TransferArgs {
     #[arg(long, visible_alias = "no-g", help = "Leave the group alone")]
     no_group: bool,
 
+    #[command(flatten)]
+    filter: FilterArgs,
+
     /// Name the files that are sent; twice: all files
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
@@ -336,6 +341,9 @@ impl TransferArgs {
                         --preallocate out";
             return Err(Error::Usage(what.into()));
         }
+        if self.through.is_some() && !self.filter.is_empty() {
+            return Err(Error::Usage("--through takes one image: leave filter rules out".into()));
+        }
         if self.through.is_some() && self.retries.is_some() {
             return Err(Error::Usage("--through runs its command once: leave --retries out".into()));
         }
@@ -343,6 +351,10 @@ impl TransferArgs {
             return Err(Error::Usage("--inplace and --commit=atomic exclude each other".into()));
         }
         let options = self.options()?;
+        if options.delete.is_some() && !options.filter.is_empty() {
+            let what = "filter rules protect nothing from --delete: leave one of them out";
+            return Err(Error::Usage(what.into()));
+        }
         if self.through.is_some() && (options.delete.is_some() || options.remove_source_files) {
             let what = "--through keeps its source and has no directory: leave --delete and --remove-source-files out";
             return Err(Error::Usage(what.into()));
@@ -373,6 +385,7 @@ impl TransferArgs {
         Ok(Options {
             recursive: !self.no_recursive,
             links: !self.no_links,
+            filter: self.filter.rules()?,
             perms: !self.no_perms,
             times: !self.no_times,
             destination_perms: (self.perms || self.archive) && !self.no_perms,

@@ -182,6 +182,17 @@ impl NamedPath {
         self.below.is_some()
     }
 
+    /// Another path from the same place: absolute, it is one of the directory that may not
+    /// be left, if there is one.
+    pub fn elsewhere(&self, path: &Path) -> NamedPath {
+        let relative = path.strip_prefix("/").ok().filter(|_| self.is_confined());
+        let path = match relative {
+            Some(path) if path.as_os_str().is_empty() => Path::new("."),
+            other => other.unwrap_or(path),
+        };
+        NamedPath { below: self.below.clone(), path: path.to_path_buf() }
+    }
+
     /// The directory that it lies in.
     pub fn parent(&self) -> NamedPath {
         let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());

@@ -19,6 +19,7 @@
 
 pub mod confinement;
 pub mod error;
+pub mod filter;
 pub mod hashmap;
 pub mod location;
 pub mod options;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::filter::FilterRules;
 
 /// How a transfer is to be done. Both ends work from the same copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +15,8 @@ pub struct Options {
     pub recursive: bool,
     /// Copy symlinks as symlinks; otherwise they are skipped.
     pub links: bool,
+    /// Which names are transferred, and which are not deleted.
+    pub filter: FilterRules,
     /// Set permissions; otherwise new files follow the umask.
     pub perms: bool,
     /// Set modification times, to the nanosecond.
@@ -112,6 +115,7 @@ impl Default for Options {
         Options {
             recursive: true,
             links: true,
+            filter: FilterRules::default(),
             perms: true,
             times: true,
             destination_perms: false,

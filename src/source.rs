@@ -10,6 +10,7 @@ mod contents;
 mod named;
 mod owners;
 mod path;
+mod rules;
 mod walk;
 
 use std::ffi::OsString;

@@ -357,6 +357,11 @@ impl Initiator<'_> {
 
     /// Sends an agent its request, with the options.
     fn request(self, output: &mut Output, request: Request) -> Result<()> {
+        if !self.options.filter.can_travel() {
+            let what =
+                "there are more filter rules than can be sent to another machine: at most 40 KiB of patterns";
+            return Err(Error::Usage(what.into()));
+        }
         output.message(&Message::Start(Box::new(self.options.clone()), request, self.tries.run()))?;
         output.flush()
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::apply::tree::{DestinationTree, Target};
 use crate::apply::{Destination, Finished, Opened, Precision, QuickCheck, Setup, Wanted};
 use crate::error::{Error, Failure, Result, code, escape, printable};
+use crate::filter::ListingRules;
 use crate::options::Options;
 use crate::protocol;
 use crate::report::{Event, Outcome, Reporter, Stats};
@@ -38,6 +39,12 @@ const LARGE_FILE: u64 = 16 << 20;
 pub fn run(session: ShellSession, sources: &[Vec<u8>], target: &Target) -> Result<Stats> {
     let ShellSession { input, output, options, host, reporter } = session;
     shell::refuse_what_needs_an_agent(options, host, reporter)?;
+    if options.filter.has_dir_merges() || options.filter.has_absolute() {
+        let what = "rules in files of directories (-F, -C, dir-merge) or for absolute paths need a holesync";
+        return Err(Error::Usage(format!(
+            "{what} on {host}: install it there, or bring it with --agent=push"
+        )));
+    }
     if options.checksum || options.ignore_times {
         let what = format!("{host} has no holesync to compare contents with: every file is sent whole");
         reporter.event(Event::Warning(&what));
@@ -49,6 +56,7 @@ pub fn run(session: ShellSession, sources: &[Vec<u8>], target: &Target) -> Resul
         reporter,
         stats: Stats::default(),
         taken: HashSet::new(),
+        rules: ListingRules::new(&options.filter),
     };
     let mut tree = None;
     for source in sources {
@@ -78,6 +86,7 @@ struct ReceiveJob<'a> {
     /// The targets that have come already: the first source that has a name is the one
     /// that counts.
     taken: HashSet<Vec<u8>>,
+    rules: ListingRules,
 }
 
 /// A file that was requested and has not come yet.
@@ -174,6 +183,9 @@ impl ReceiveJob<'_> {
     }
 
     fn admit(&mut self, entry: &ListedEntry) -> Admission {
+        if self.rules.hides(&entry.target, entry.kind == FileType::Directory) {
+            return Admission::Skip;
+        }
         if entry.kind == FileType::Directory && !self.options.recursive {
             self.skip("directory", entry);
             return Admission::SkipAll;

@@ -15,9 +15,11 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 
 use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, printable};
+use crate::filter::DirectoryRules;
 use crate::options::Options;
 use crate::source::named::{Named, base_name, is, names_contents};
 use crate::source::path::why_not_sent;
+use crate::source::rules;
 use crate::source::{self, Identity, Kind, Names, Origin, Source, SourceRoot};
 use crate::sys;
 use crate::working::is_working_name;
@@ -44,7 +46,7 @@ pub enum Found {
     Contents(Contents),
 }
 
-/// The names in a directory of the source, whether they are sent or not.
+/// The names in a directory of the source that no rule hides, whether they are sent or not.
 #[derive(Debug)]
 pub struct Contents {
     /// Where it goes.
@@ -114,6 +116,10 @@ impl<'a> Walk<'a> {
         if let Some(why) = why_not_sent(&prefix) {
             return Err(Error::refused(path, why));
         }
+        let top = rules::rules_for(from, self.options);
+        if !prefix.is_empty() && top.hides(&prefix, named.is_directory()) {
+            return Ok(None);
+        }
         if self.together == Together::AtTheTop && !contents {
             // Beside what other sources hold.
             self.later =
@@ -123,7 +129,7 @@ impl<'a> Walk<'a> {
             if !self.options.recursive {
                 return Ok(Some(skipped("directory", path)));
             }
-            self.tree = Some(TreeWalk::begin(path, prefix, named, self.options));
+            self.tree = Some(TreeWalk::begin(from, prefix, named, self.options, top));
             return Ok(None);
         }
         let source = Source {
@@ -216,19 +222,28 @@ struct Level {
     /// `None`: closed for the sake of deeper ones.
     dir: Option<Dir>,
     identity: Identity,
+    rules: DirectoryRules,
     names: std::vec::IntoIter<(OsString, Option<Type>)>,
 }
 
 impl TreeWalk {
-    fn begin(path: &Path, prefix: Vec<u8>, named: Named, options: &Options) -> TreeWalk {
+    fn begin(
+        from: &NamedPath,
+        prefix: Vec<u8>,
+        named: Named,
+        options: &Options,
+        top: DirectoryRules,
+    ) -> TreeWalk {
         let Named { fd, stat } = named;
         let (links, contents) = (options.links, options.delete.is_some());
         let opened = sys::open_beneath(fd.as_fd(), Path::new(""), DIRECTORY, 0);
-        let root = Arc::new(SourceRoot { fd, path: path.to_path_buf() });
+        let root = Arc::new(SourceRoot { fd, path: from.path().to_path_buf() });
         let (below, levels) = (PathBuf::new(), Vec::new());
         let mut tree = TreeWalk { root, prefix, links, contents, below, levels, later: VecDeque::new() };
         let source = tree.source(PathBuf::new(), &stat);
-        tree.enter(source, opened);
+        let held = tree.root.clone();
+        let rules = rules::enter_first(&top, &source.target, from, held.fd.as_fd());
+        tree.enter(source, opened, rules);
         tree
     }
 
@@ -254,11 +269,18 @@ impl TreeWalk {
             Err(error) => return self.failed(&Error::file("read", self.root.path.join(below))(error)),
         };
         let source = self.source(below, &stat);
+        let Some(level) = self.levels.last() else { return };
+        if level.rules.hides(&source.target, is(&stat, SFlag::S_IFDIR)) {
+            return;
+        }
         if let Some(why) = why_not_sent(&source.target) {
             return self.failed(&Error::refused(source.path, why));
         }
         let found = match opened {
-            Opened::Directory(opened) => return self.enter(source, opened),
+            Opened::Directory(opened) => {
+                let rules = self.rules_in(&level.rules, &source, &opened);
+                return self.enter(source, opened, rules);
+            }
             // Only a device that is named itself is read, as one reads an image.
             _ if is(&stat, SFlag::S_IFBLK) => skipped("special file", &source.path),
             Opened::Link(Err(error)) => return self.failed(&Error::file("read", source.path)(error)),
@@ -274,14 +296,9 @@ impl TreeWalk {
 
     /// An entry below the root, as if it were a directory.
     fn source(&self, below: PathBuf, stat: &FileStat) -> Source {
-        let mut target = self.prefix.clone();
-        if !target.is_empty() && !below.as_os_str().is_empty() {
-            target.push(b'/');
-        }
-        target.extend(below.as_os_str().as_bytes());
         Source {
             path: self.root.path.join(&below),
-            target,
+            target: joined(&self.prefix, below.as_os_str()),
             kind: Kind::Directory,
             metadata: source::metadata_of(stat),
             identity: Identity::of(stat),
@@ -289,9 +306,26 @@ impl TreeWalk {
         }
     }
 
+    /// The rules that hold in a directory.
+    fn rules_in(
+        &self,
+        above: &DirectoryRules,
+        source: &Source,
+        opened: &io::Result<OwnedFd>,
+    ) -> std::result::Result<DirectoryRules, String> {
+        // What cannot be read has no rules either.
+        let Ok(dir) = opened else { return Ok(above.clone()) };
+        rules::enter(above, &source.target, dir.as_fd(), self.root.fd.as_fd(), source.below())
+    }
+
     /// Takes up a directory: what is in it comes next. One that cannot be read is
-    /// there all the same.
-    fn enter(&mut self, source: Source, opened: io::Result<OwnedFd>) {
+    /// there all the same. Where it is not known what its rules hide, nothing in it is sent.
+    fn enter(
+        &mut self,
+        source: Source,
+        opened: io::Result<OwnedFd>,
+        rules: std::result::Result<DirectoryRules, String>,
+    ) {
         let (path, identity) = (source.path.clone(), source.identity);
         let directory = source.target.clone();
         let below = source.below().to_path_buf();
@@ -299,6 +333,13 @@ impl TreeWalk {
         let mut dir = match opened.and_then(|fd| Ok(Dir::from_fd(fd)?)) {
             Ok(dir) => dir,
             Err(error) => return self.failed(&Error::file("read", path)(error)),
+        };
+        let rules = match rules {
+            Ok(rules) => rules,
+            Err(why) => {
+                let why = format!("has rules that cannot be used, and nothing in it is sent: {why}");
+                return self.failed(&Error::refused(path, why));
+            }
         };
         let (mut names, mut is_whole) = (Vec::new(), true);
         for found in sys::names_in(&mut dir) {
@@ -313,11 +354,16 @@ impl TreeWalk {
         }
         names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         if self.contents && is_whole {
-            let names = names.iter().map(|(name, _)| name.as_bytes().to_vec()).collect();
+            let is_hidden = |name: &OsStr, hint: Option<Type>| {
+                let path = joined(&directory, name);
+                rules.hides(&path, hint == Some(Type::Directory))
+            };
+            let names = names.iter().filter(|(name, hint)| !is_hidden(name, *hint));
+            let names = names.map(|(name, _)| name.as_bytes().to_vec()).collect();
             self.later.push_back(Found::Contents(Contents { directory, names }));
         }
         self.below = below;
-        self.levels.push(Level { dir: Some(dir), identity, names: names.into_iter() });
+        self.levels.push(Level { dir: Some(dir), identity, rules, names: names.into_iter() });
         if let Some(above) = self.levels.len().checked_sub(MAX_OPEN + 1) {
             self.levels[above].dir = None;
         }
@@ -338,6 +384,12 @@ impl TreeWalk {
             }
         }
     }
+}
+
+/// A path below another one; both may be empty.
+fn joined(path: &[u8], below: &OsStr) -> Vec<u8> {
+    let slash = if path.is_empty() || below.is_empty() { &b""[..] } else { b"/" };
+    [path, slash, below.as_bytes()].concat()
 }
 
 /// What was opened to be looked at.

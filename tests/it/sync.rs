@@ -3,6 +3,7 @@
 mod delete;
 mod deploy;
 mod early;
+mod filters;
 mod interrupt;
 mod names;
 mod racy;
