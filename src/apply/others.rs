@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
-use nix::sys::stat::SFlag;
+use nix::sys::stat::{FileStat, SFlag};
 
 use crate::apply::place::Place;
 use crate::error::{Error, Failure, Result, code, printable};
@@ -155,12 +155,16 @@ impl Removal<'_> {
     /// Removes an entry, and what is below it. Returns whether it is gone.
     fn entry(&mut self, open: &Open, name: &OsStr) -> Result<bool> {
         let place = Place::new(Arc::clone(&open.dir), name.to_owned(), open.shown.join(name));
-        let kind = match place.stat() {
-            Ok(Some(stat)) => kind_of(&stat),
+        let stat = match place.stat() {
+            Ok(Some(stat)) => stat,
             Ok(None) => return Ok(true),
             Err(error) => return self.stays(error).map(|()| false),
         };
+        let kind = kind_of(&stat);
         let is_directory = kind == SFlag::S_IFDIR;
+        if is_directory {
+            self.let_in(&place, &stat);
+        }
         if is_directory && !self.below(open, name)? {
             return Ok(false);
         }
@@ -179,6 +183,16 @@ impl Removal<'_> {
         let mut path = open.path_of(name);
         path.extend(is_directory.then_some(b'/'));
         (self.each)(Removed::Gone(&path)).map(|()| true)
+    }
+
+    /// Has a directory of this user's opened to him that its mode closes. Whoever may not do
+    /// that is told so when it is read.
+    fn let_in(&self, place: &Place, stat: &FileStat) {
+        const OWNER: u32 = 0o700;
+        let mode = stat.st_mode & 0o7777;
+        if mode & OWNER != OWNER && !nix::unistd::geteuid().is_root() && !self.options.dry_run {
+            let _ = sys::set_mode_at(&place.dir, &place.name, mode | OWNER);
+        }
     }
 
     /// Removes everything in a directory that is to go. Returns whether nothing is left.

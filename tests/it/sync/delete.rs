@@ -175,6 +175,28 @@ fn nothing_goes_when_something_failed() {
     }
 }
 
+/// As with rsync, whoever owns a directory need not open it first.
+#[test]
+fn a_directory_that_its_owner_closed_goes() {
+    if !lab::is_root() {
+        return;
+    }
+    let user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+    for way in [Way::Local, Way::Push, Way::Pull] {
+        let common = Common::new();
+        let (from, to) = (mkdir(common.dir().join("from")), mkdir(common.dir().join("to")));
+        let closed = mkdir(to.join("closed"));
+        let inner = mkdir(closed.join("inner"));
+        small(inner.join("file"), "");
+        for (dir, mode) in [(&inner, 0o500), (&closed, 0), (&to, 0o755)] {
+            nix::unistd::chown(dir, Some(65534.into()), Some(65534.into())).expect("chown");
+            set_mode(dir, mode);
+        }
+        common.run(&user, way, &["--delete"], &from.join(""), &to.join("")).ok();
+        assert!(!closed.exists(), "{way:?}");
+    }
+}
+
 #[test]
 fn no_more_goes_than_is_allowed() {
     for way in [Way::Local, Way::Push, Way::Pull] {
