@@ -39,6 +39,7 @@
 //! none.
 
 mod attributes;
+mod backup;
 mod commit;
 mod copy;
 mod nodes;

@@ -355,6 +355,10 @@ impl TransferArgs {
             let what = "filter rules protect nothing from --delete: leave one of them out";
             return Err(Error::Usage(what.into()));
         }
+        if options.backup.is_some() && options.commit == Commit::InPlace {
+            let what = "--backup keeps the old file, and --inplace writes into it: leave one of them out";
+            return Err(Error::Usage(what.into()));
+        }
         if self.through.is_some() && (options.delete.is_some() || options.remove_source_files) {
             let what = "--through keeps its source and has no directory: leave --delete and --remove-source-files out";
             return Err(Error::Usage(what.into()));
@@ -418,6 +422,7 @@ impl TransferArgs {
             },
             compress_level: self.compress_level,
             timeout: self.remote.timeout,
+            backup: self.delete.backup()?,
             remove_source_files: self.delete.remove_source_files,
             delete: self.delete.options(!self.no_recursive)?,
         })

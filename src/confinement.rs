@@ -199,6 +199,11 @@ impl NamedPath {
         NamedPath { below: self.below.clone(), path: parent.unwrap_or(Path::new(".")).to_path_buf() }
     }
 
+    /// A path below it, or above it, if it leads there.
+    pub fn join(&self, path: &Path) -> NamedPath {
+        NamedPath { below: self.below.clone(), path: self.path.join(path) }
+    }
+
     /// Opens it.
     ///
     /// # Errors
@@ -236,6 +241,22 @@ impl NamedPath {
         match &self.below {
             None => self.path.symlink_metadata(),
             Some(_) => File::from(self.open(OFlag::O_PATH | OFlag::O_NOFOLLOW)?).metadata(),
+        }
+    }
+
+    /// Makes a directory of this name, and all above it, where they are missing.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`NamedPath::create_dir`].
+    pub fn create_all(&self) -> io::Result<()> {
+        match self.create_dir() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.path.parent().is_some() => {
+                self.parent().create_all()?;
+                self.create_dir()
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
         }
     }
 

@@ -65,11 +65,23 @@ pub struct Options {
     pub compress_level: Option<i32>,
     /// Seconds for which a connection may be silent; 0: for ever.
     pub timeout: u32,
+    /// How what is replaced or removed is kept. `None`: it is not.
+    pub backup: Option<Backup>,
     /// Files of the source are removed when the destination has them.
     pub remove_source_files: bool,
     /// What directories of the destination have and those of the source have not is removed.
     /// `None`: it stays.
     pub delete: Option<Delete>,
+}
+
+/// How what is replaced or removed is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backup {
+    /// What is put behind its name.
+    pub suffix: Vec<u8>,
+    /// The directory below which it goes, under its own path; relative to the destination,
+    /// if it is relative. `None`: it stays in its directory.
+    pub dir: Option<Vec<u8>>,
 }
 
 /// How entries are removed that the source does not have.
@@ -139,6 +151,7 @@ impl Default for Options {
             compress: Compress::Auto,
             compress_level: None,
             timeout: Options::TIMEOUT,
+            backup: None,
             remove_source_files: false,
             delete: None,
         }

@@ -186,6 +186,7 @@ impl RecordLines {
 pub fn refuse_what_needs_an_agent(options: &Options, host: &str, reporter: &dyn Reporter) -> Result<()> {
     let needs = [
         ("--verify", options.verify),
+        ("--backup", options.backup.is_some()),
         ("--delete", options.delete.is_some()),
         ("--remove-source-files", options.remove_source_files),
     ];

@@ -22,7 +22,7 @@ use crate::options::Options;
 use crate::protocol::{
     Connection, Frame, FrameReader, FrameWriter, Message, Request, Silence, TimedReader, TimedWriter,
 };
-use crate::receiver::{self, Answerer, Target};
+use crate::receiver::{self, Answerer, BackupDir, Target};
 use crate::remote::{self, FarSide, Incoming, Input, Outgoing, Output, Ssh};
 use crate::report::{Event, Phase, Reporter, Route, Stats, Summary, human};
 use crate::sender::{self, Hasher, Side};
@@ -305,7 +305,9 @@ impl Initiator<'_> {
 
     fn target(self, path: &Path, sources: usize) -> Target {
         let slash = path.as_os_str().as_bytes().ends_with(b"/");
-        Target::new(NamedPath::here(path), slash || sources > 1, self.remote.umask)
+        let dir = self.options.backup.as_ref().and_then(|backup| backup.dir.as_ref());
+        let backup_dir = dir.map(|path| BackupDir::here(path));
+        Target { backup_dir, ..Target::new(NamedPath::here(path), slash || sources > 1, self.remote.umask) }
     }
 
     fn connection<'a>(&'a self, input: Input, output: Output) -> Connection<'a, Incoming, Outgoing> {

@@ -134,12 +134,14 @@ impl Task {
         let renamed = if old.is_none() {
             sys::rename_new_at(&place.dir, working, &place.name)
         } else {
+            place.keep_backup()?;
             sys::rename_at(&place.dir, working, &place.name)
         };
         let renamed = match renamed {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 // A symlink is replaced, and nothing else.
                 self.check_old(None)?;
+                place.keep_backup()?;
                 sys::rename_at(&place.dir, working, &place.name)
             }
             other => other,

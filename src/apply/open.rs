@@ -313,13 +313,14 @@ fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination
         return fresh(task, setup, Some(old));
     }
     task.can = setup.abilities(&task.place, &old.file, old.state.dev());
-    // What has another name elsewhere must not change there, too; what a sealed log belongs
+    // What has another name elsewhere, or is kept, must not change there, too; what a sealed log belongs
     // to is left to it until it is replaced; and nothing may fail behind a seal.
     let may_change = old.access == Access::Write
         && old.state.nlink() == 1
         && !task.recovered.is_doubtful()
         && task.wanted.attributes.may_be_set_on(&old)
         && task.place.finds_again()
+        && task.place.backup.is_none()
         && task.can.reserve
         && task.can.punch;
     if commit == Commit::Auto && may_change && !task.can.clone {
@@ -408,6 +409,10 @@ fn open_device(place: &Place, access: OFlag, options: &Options) -> Result<File> 
 
 fn device(task: Task) -> Result<Destination> {
     let place = &task.place;
+    if place.backup.is_some() {
+        let why = "is a device: --backup cannot keep what is on it; leave that out";
+        return Err(Error::refused(&place.path, why));
+    }
     let file = place.locked(open_device(place, OFlag::O_RDWR, &task.options)?)?;
     let size = sys::device_size(&file).map_err(place.error("find the size of"))?;
     check_device_size(place, size, task.wanted.length, "nothing was written")?;

@@ -15,6 +15,7 @@ use nix::dir::Dir;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
+use crate::apply::backup::Backups;
 use crate::apply::place::Place;
 use crate::error::{Error, Failure, Result, code, printable};
 use crate::in_use;
@@ -66,15 +67,14 @@ impl Others {
     }
 
     /// Removes what else is in the directories that were told of since this was called last.
-    /// `root`: what they are below; `shown`: how to name it to people. `each` is told of every entry.
+    /// `each` is told of every entry.
     ///
     /// # Errors
     ///
     /// Those of `each`.
     pub fn remove(
         &mut self,
-        root: &OwnedFd,
-        shown: &Path,
+        root: Root,
         options: &Options,
         each: &mut dyn FnMut(Removed) -> Result<()>,
     ) -> Result<()> {
@@ -82,19 +82,30 @@ impl Others {
         let bytes = std::mem::take(&mut self.bytes);
         if bytes > MAX_BYTES {
             let why = "is made of too many names from several sources; what they do not have stays";
-            return each(Removed::Stays(Error::refused(shown, why).to_failure()));
+            return each(Removed::Stays(Error::refused(root.shown, why).to_failure()));
         }
         let (removed, is_limited) = (self.removed, self.is_limited);
-        let mut removal = Removal { options, delete, removed, is_limited, each };
+        let mut removal = Removal { root, options, delete, removed, is_limited, each };
         for (directory, names) in std::mem::take(&mut self.contents) {
-            removal.in_directory(root, &directory, shown, &names)?;
+            removal.in_directory(&directory, &names)?;
         }
         (self.removed, self.is_limited) = (removal.removed, removal.is_limited);
         Ok(())
     }
 }
 
+/// The destination.
+#[derive(Clone, Copy)]
+pub struct Root<'a> {
+    pub dir: &'a OwnedFd,
+    /// How to name it to people.
+    pub shown: &'a Path,
+    /// Where what is removed is kept.
+    pub backups: Option<&'a Arc<Backups>>,
+}
+
 struct Removal<'a> {
+    root: Root<'a>,
     options: &'a Options,
     delete: Delete,
     removed: u64,
@@ -124,14 +135,9 @@ impl Open {
 
 impl Removal<'_> {
     /// Removes what a directory has besides `names`.
-    fn in_directory(
-        &mut self,
-        root: &OwnedFd,
-        directory: &[u8],
-        shown: &Path,
-        names: &HashSet<Vec<u8>>,
-    ) -> Result<()> {
+    fn in_directory(&mut self, directory: &[u8], names: &HashSet<Vec<u8>>) -> Result<()> {
         let relative = Path::new(OsStr::from_bytes(directory));
+        let Root { dir: root, shown, .. } = self.root;
         let shown = if directory.is_empty() { shown.to_path_buf() } else { shown.join(relative) };
         let dir = match sys::open_beneath(root.as_fd(), relative, DIRECTORY, 0) {
             Ok(dir) => dir,
@@ -152,14 +158,18 @@ impl Removal<'_> {
         Ok(())
     }
 
-    /// Removes an entry, and what is below it. Returns whether it is gone.
+    /// Removes an entry, and what is below it. Returns whether nothing of it is left there.
     fn entry(&mut self, open: &Open, name: &OsStr) -> Result<bool> {
         let place = Place::new(Arc::clone(&open.dir), name.to_owned(), open.shown.join(name));
+        let place = place.with_backup(self.root.backups, Path::new(OsStr::from_bytes(&open.path)));
         let stat = match place.stat() {
             Ok(Some(stat)) => stat,
             Ok(None) => return Ok(true),
             Err(error) => return self.stays(error).map(|()| false),
         };
+        if self.root.backups.is_some_and(|backups| backups.is_one(name) || backups.are_in(&stat)) {
+            return Ok(false);
+        }
         let kind = kind_of(&stat);
         let is_directory = kind == SFlag::S_IFDIR;
         if is_directory {
@@ -182,7 +192,8 @@ impl Removal<'_> {
         self.removed += 1;
         let mut path = open.path_of(name);
         path.extend(is_directory.then_some(b'/'));
-        (self.each)(Removed::Gone(&path)).map(|()| true)
+        let stays = !is_directory && self.root.backups.is_some_and(|backups| backups.are_beside());
+        (self.each)(Removed::Gone(&path)).map(|()| !stays)
     }
 
     /// Has a directory of this user's opened to him that its mode closes. Whoever may not do
@@ -251,7 +262,7 @@ impl Removal<'_> {
     }
 
     fn unlink(&self, place: &Place) -> Result<()> {
-        if !self.options.dry_run {
+        if !self.options.dry_run && !place.move_to_backup()? {
             sys::unlink_at(&place.dir, &place.name).map_err(place.error("remove"))?;
         }
         Ok(())

@@ -18,6 +18,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
 use crate::apply::attributes::Attributes;
+use crate::apply::backup::{Backup, Backups};
 use crate::apply::synced::Synced;
 use crate::error::{Error, Failure, Result, lock};
 use crate::sys::{self, kind_of};
@@ -35,6 +36,8 @@ pub struct Place {
     pub path: PathBuf,
     /// Whose names working files have.
     pub(super) naming: Naming,
+    /// Where what is replaced or removed is kept.
+    pub(super) backup: Option<Backup>,
 }
 
 /// What may be done with an old file.
@@ -118,7 +121,13 @@ impl Drop for Turn {
 impl Place {
     /// A name in a directory.
     pub fn new(dir: Arc<OwnedFd>, name: OsString, path: PathBuf) -> Place {
-        Place { dir, name, path, naming: Naming::Common }
+        Place { dir, name, path, naming: Naming::Common, backup: None }
+    }
+
+    /// The same place, which lies in the directory `below` of the destination, with backups.
+    pub(super) fn with_backup(self, backups: Option<&Arc<Backups>>, below: &Path) -> Place {
+        let backup = |backups: &Arc<Backups>| Backup { backups: Arc::clone(backups), below: below.into() };
+        Place { backup: backups.map(backup), ..self }
     }
 
     /// The same place, with working files of other names.
@@ -273,6 +282,7 @@ impl Place {
         let temp = temp.map_err(self.error("create the symlink"))?;
         let put = || {
             let unset = self.set_attributes_of_link(&temp, wanted)?;
+            self.keep_backup()?;
             sys::rename_at(&self.dir, &temp, &self.name).map_err(self.error("create the symlink"))?;
             Ok(unset)
         };

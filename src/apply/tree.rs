@@ -12,8 +12,10 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
 use crate::apply::attributes::Attributes;
-use crate::apply::others::Others;
+pub use crate::apply::backup::BackupDir;
+use crate::apply::backup::Backups;
 pub use crate::apply::others::Removed;
+use crate::apply::others::{Others, Root};
 use crate::apply::place::{self, Place};
 use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, printable};
@@ -33,12 +35,14 @@ pub struct Target {
     pub umask: u32,
     /// Under which names something may come, right below the destination. `None`: any.
     pub asked: Option<Vec<Vec<u8>>>,
+    /// Where backups go; `None`: beside what they are of.
+    pub backup_dir: Option<BackupDir>,
 }
 
 impl Target {
     /// A destination for whatever comes.
     pub fn new(path: NamedPath, directory: bool, umask: u32) -> Target {
-        Target { path, directory, umask, asked: None }
+        Target { path, directory, umask, asked: None, backup_dir: None }
     }
 
     /// Whether something was asked for that goes there.
@@ -58,6 +62,7 @@ pub struct DestinationRoot {
     /// The directory was made for this run.
     is_new: bool,
     shown: PathBuf,
+    backups: Option<Arc<Backups>>,
 }
 
 /// The directory below a root that was opened last: mostly the next entry lies in it,
@@ -102,6 +107,7 @@ impl DestinationRoot {
                 rename: None,
                 is_new: true,
                 shown: path.path().to_path_buf(),
+                backups: None,
             }),
             Err(_) => {
                 path.create_dir().map_err(|error| {
@@ -119,7 +125,17 @@ impl DestinationRoot {
             let shown = printable(path.path());
             Error::Destination(format!("cannot open the directory {shown}: {error}; create it first"))
         })?;
-        Ok(DestinationRoot { dir: Some(Arc::new(dir)), rename, is_new, shown: path.path().to_path_buf() })
+        let shown = path.path().to_path_buf();
+        Ok(DestinationRoot { dir: Some(Arc::new(dir)), rename, is_new, shown, backups: None })
+    }
+
+    /// The same, with what is replaced or removed kept as the options say.
+    fn with_backups(mut self, target: &Target, options: &Options) -> Result<DestinationRoot> {
+        let Some(backup) = options.backup.as_ref().filter(|_| !options.dry_run) else { return Ok(self) };
+        let base = if self.is_file() { target.path.parent() } else { target.path.clone() };
+        let backups = Backups::open(&backup.suffix, target.backup_dir.as_ref(), &base)?;
+        self.backups = Some(Arc::new(backups));
+        Ok(self)
     }
 
     /// Whether the destination names the single file itself, and not a directory.
@@ -178,7 +194,7 @@ impl DestinationRoot {
                 Err(error) => return Err(Error::file("open the directory of", &path)(error)),
             },
         };
-        Ok(Some(Place::new(dir, name.to_owned(), path)))
+        Ok(Some(Place::new(dir, name.to_owned(), path).with_backup(self.backups.as_ref(), parent)))
     }
 }
 
@@ -223,7 +239,7 @@ impl DestinationTree {
     ///
     /// [`Error::Destination`] when it cannot be had.
     pub fn open(target: &Target, single: bool, options: Arc<Options>) -> Result<DestinationTree> {
-        let root = DestinationRoot::find(target, single, &options)?;
+        let root = DestinationRoot::find(target, single, &options)?.with_backups(target, &options)?;
         let (umask, names) = (target.umask, Names::default());
         let others = Others::default();
         Ok(DestinationTree { root, options, umask, names, directories: Vec::new(), others })
@@ -309,8 +325,11 @@ impl DestinationTree {
     ///
     /// Those of `each`.
     pub fn remove_others(&mut self, each: &mut dyn FnMut(Removed) -> Result<()>) -> Result<()> {
-        let DestinationRoot { dir: Some(root), rename: None, shown, .. } = &self.root else { return Ok(()) };
-        self.others.remove(root, shown, &self.options, each)
+        let DestinationRoot { dir: Some(dir), rename: None, shown, backups, .. } = &self.root else {
+            return Ok(());
+        };
+        let root = Root { dir, shown, backups: backups.as_ref() };
+        self.others.remove(root, &self.options, each)
     }
 
     /// Gives directories their attributes, the deepest first: files that are made in a

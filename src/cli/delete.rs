@@ -1,8 +1,12 @@
-//! The flags that have something removed: what the source does not have, or the source.
+//! The flags that have something removed, what the source does not have or the source, and that
+//! keep it under another name.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 
 use clap::Args;
 use holesync::error::{Error, Result};
-use holesync::options::{Delete, DeleteWhen};
+use holesync::options::{Backup, Delete, DeleteWhen};
 
 /// What is removed, and when.
 #[derive(Debug, Args)]
@@ -25,6 +29,15 @@ pub struct DeleteArgs {
     /// Remove no more than N entries
     #[arg(long, value_name = "N")]
     max_delete: Option<u64>,
+    /// Keep what is replaced or removed, under its name and a suffix
+    #[arg(short = 'b', long)]
+    backup: bool,
+    /// Keep it below DIR, which is relative to the destination
+    #[arg(long, value_name = "DIR")]
+    backup_dir: Option<OsString>,
+    /// What is put behind its name [default: ~; with --backup-dir nothing]
+    #[arg(long, value_name = "SUFFIX")]
+    suffix: Option<OsString>,
     /// Remove files of the source when the destination has them
     #[arg(long)]
     pub remove_source_files: bool,
@@ -34,6 +47,24 @@ pub struct DeleteArgs {
 }
 
 impl DeleteArgs {
+    /// How what is replaced or removed is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for a suffix that cannot be one.
+    pub fn backup(&self) -> Result<Option<Backup>> {
+        if !self.backup && self.backup_dir.is_none() {
+            return Ok(None);
+        }
+        let dir = self.backup_dir.as_ref().map(|dir| dir.as_bytes().to_vec());
+        let usual = if dir.is_some() { "" } else { "~" };
+        let suffix = self.suffix.as_deref().map_or(usual.into(), |suffix| suffix.as_bytes().to_vec());
+        if suffix.contains(&b'/') || suffix.is_empty() && dir.is_none() {
+            return Err(Error::Usage("--suffix wants something that can end a name, without a slash".into()));
+        }
+        Ok(Some(Backup { suffix, dir }))
+    }
+
     /// What the library takes. `recursive`: directories are descended into.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use crate::protocol::{
     Connection, Frame, FrameReader, FrameWriter, MAX_NOISE, MAX_SOURCES, Message, Request, RunId, Silence,
     TimedReader, TimedWriter,
 };
-use crate::receiver::{self, Target};
+use crate::receiver::{self, BackupDir, Target};
 use crate::remote;
 use crate::report::{Phase, Silent};
 use crate::scan::{self, FileImage};
@@ -57,7 +57,7 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
     // A stream of records has no room for signs of life.
     silence.limit(options.silence().filter(|_| !matches!(request, Request::Through { .. })));
     let resumes = matches!(request, Request::Receive { .. } | Request::Send { .. });
-    let served = match confinement.allow(&options).and_then(|()| admit(request, confinement)) {
+    let served = match confinement.allow(&options).and_then(|()| admit(request, &options, confinement)) {
         Ok(admitted) => {
             if let Some(run) = run.filter(|_| resumes) {
                 replace_earlier(&run, &options, &mut output)?;
@@ -75,13 +75,13 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
 
 /// A request that the confinement allows, with paths that can be opened.
 enum Admitted {
-    Receive { destination: NamedPath, directory: bool },
+    Receive { destination: NamedPath, directory: bool, backup_dir: Option<BackupDir> },
     Send { sources: Vec<NamedPath> },
     Digest { paths: Vec<NamedPath> },
     Through { command: OsString, destination: PathBuf, size: u64 },
 }
 
-fn admit(request: Request, confinement: &Confinement) -> Result<Admitted> {
+fn admit(request: Request, options: &Options, confinement: &Confinement) -> Result<Admitted> {
     let readable = |paths: Vec<RequestPath>| -> Result<Vec<NamedPath>> {
         if paths.len() > MAX_SOURCES {
             let what = "too many sources".into();
@@ -91,7 +91,10 @@ fn admit(request: Request, confinement: &Confinement) -> Result<Admitted> {
     };
     Ok(match request {
         Request::Receive { destination, directory } => {
-            Admitted::Receive { destination: confinement.writable(destination)?, directory }
+            let named = |path: &Vec<u8>| BackupDir::find(path, |path| confinement.writable(path));
+            let dir = options.backup.as_ref().and_then(|backup| backup.dir.as_ref());
+            let backup_dir = dir.map(named).transpose()?;
+            Admitted::Receive { destination: confinement.writable(destination)?, directory, backup_dir }
         }
         Request::Send { sources } => Admitted::Send { sources: readable(sources)? },
         Request::Digest { paths } => Admitted::Digest { paths: readable(paths)? },
@@ -111,8 +114,8 @@ fn perform<R: Read + Send + 'static, W: Write + Send>(
     umask: u32,
 ) -> Result<()> {
     match request {
-        Admitted::Receive { destination, directory } => {
-            let target = Target::new(destination, directory, umask);
+        Admitted::Receive { destination, directory, backup_dir } => {
+            let target = Target { backup_dir, ..Target::new(destination, directory, umask) };
             let connection = Connection { input, output, options, reporter: &Silent };
             receiver::run(connection, target, None).map(drop)
         }

@@ -109,6 +109,16 @@ pub fn rename_at(dir: impl AsFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
     Ok(nix::fcntl::renameat(dir, from, dir, to)?)
 }
 
+/// `renameat` from one directory to another.
+pub fn rename_between(dir: impl AsFd, from: &OsStr, to: impl AsFd, name: &OsStr) -> io::Result<()> {
+    Ok(nix::fcntl::renameat(dir, from, to, name)?)
+}
+
+/// `linkat`, of a symlink the link itself.
+pub fn link_between(dir: impl AsFd, from: &OsStr, to: impl AsFd, name: &OsStr) -> io::Result<()> {
+    Ok(nix::unistd::linkat(dir, from, to, name, AtFlags::empty())?)
+}
+
 /// `renameat2` within one directory, to a name that nothing has: what has it is an error
 /// (`EEXIST`). A file system that cannot promise that renames all the same.
 pub fn rename_new_at(dir: impl AsFd, from: &OsStr, to: &OsStr) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! Whole runs: push, pull and copies on one machine.
 
+mod backup;
 mod delete;
 mod deploy;
 mod early;
