@@ -5,12 +5,13 @@ mod choose;
 mod delete;
 mod reach;
 mod recover;
+mod rsync;
 mod verbs;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Arg, ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use holesync::error::{Error, Result};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Commit, Compress, Options};
@@ -27,6 +28,7 @@ pub use verbs::run;
 #[command(
     version,
     args_conflicts_with_subcommands = true,
+    args_override_self = true,
     subcommand_negates_reqs = true,
     disable_help_flag = true,
     arg = help(),
@@ -60,7 +62,7 @@ impl Cli {
         {
             *only = "--help".into();
         }
-        Cli::try_parse_from(arguments)
+        Cli::try_parse_from(rsync::rewrite(arguments, Cli::command())?)
     }
 }
 
@@ -247,7 +249,7 @@ pub struct TransferArgs {
     #[arg(short = 'z', long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "zstd", default_value = "auto", value_name = "HOW")]
     compress: CompressArg,
     /// zstd level [default: 3 with -z; else one that suits the connection]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=19))]
+    #[arg(long, alias = "zl", value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=19))]
     compress_level: Option<i32>,
     /// What has to run at the other end
     #[arg(long, value_enum, default_value_t = AgentArg::Auto)]
@@ -467,7 +469,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        <Cli as clap::CommandFactory>::command().debug_assert();
+        Cli::command().debug_assert();
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub struct RemoteArgs {
     #[arg(short = 'e', long, value_name = "CMD")]
     pub rsh: Option<String>,
     /// The holesync to run there [default: holesync]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, visible_alias = "rsync-path", value_name = "PATH")]
     pub remote_path: Option<String>,
     /// Who chooses the cipher of a connection without --rsh
     #[arg(long, value_enum, default_value_t = CipherArg::Auto)]

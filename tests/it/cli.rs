@@ -1,6 +1,7 @@
 //! The verbs beside a transfer, and the shapes of everything that is printed.
 
 mod errors;
+mod rsync;
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
