@@ -353,10 +353,6 @@ impl TransferArgs {
             return Err(Error::Usage("--inplace and --commit=atomic exclude each other".into()));
         }
         let options = self.options()?;
-        if options.delete.is_some() && !options.filter.is_empty() {
-            let what = "filter rules protect nothing from --delete: leave one of them out";
-            return Err(Error::Usage(what.into()));
-        }
         if options.backup.is_some() && options.commit == Commit::InPlace {
             let what = "--backup keeps the old file, and --inplace writes into it: leave one of them out";
             return Err(Error::Usage(what.into()));

@@ -89,6 +89,8 @@ pub struct Backup {
 pub struct Delete {
     /// At what time.
     pub when: DeleteWhen,
+    /// Also what the filter rules leave out.
+    pub excluded: bool,
     /// How many entries at most; `None`: any number.
     pub most: Option<u64>,
     /// Also when something could not be read or transferred.

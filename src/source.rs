@@ -33,6 +33,7 @@ pub use contents::{NOTHING_REMOVED, Told, tell_contents};
 pub use named::{names_below, names_contents, top_names};
 pub use owners::Names;
 pub use path::{MAX_NAME, MAX_PATH, is_plain};
+pub use rules::read as read_rules;
 pub use walk::{Contents, Found, Walk, merges};
 
 /// What an entry is.

@@ -35,7 +35,7 @@ pub fn options() -> Options {
 
 /// Those of a session: a dry run; one that removes what the source does not have.
 pub fn options_of(how: u8) -> Options {
-    let delete = Delete { when: DeleteWhen::After, most: None, ignore_errors: true };
+    let delete = Delete { when: DeleteWhen::After, excluded: false, most: None, ignore_errors: true };
     Options { dry_run: how & 1 != 0, delete: (how & 4 != 0).then_some(delete), ..options() }
 }
 

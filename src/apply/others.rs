@@ -18,8 +18,10 @@ use nix::sys::stat::{FileStat, SFlag};
 use crate::apply::backup::Backups;
 use crate::apply::place::Place;
 use crate::error::{Error, Failure, Result, code, printable};
+use crate::filter::{DirectoryRules, FilterSide};
 use crate::in_use;
 use crate::options::{Delete, Options};
+use crate::source;
 use crate::sys::{self, kind_of};
 use crate::working::is_working_name;
 
@@ -85,7 +87,10 @@ impl Others {
             return each(Removed::Stays(Error::refused(root.shown, why).to_failure()));
         }
         let (removed, is_limited) = (self.removed, self.is_limited);
-        let mut removal = Removal { root, options, delete, removed, is_limited, each };
+        let side = FilterSide::Receiver { delete_excluded: delete.excluded };
+        let path = std::path::absolute(root.shown).unwrap_or_else(|_| root.shown.to_path_buf());
+        let rules = DirectoryRules::new(&options.filter, side, path.as_os_str().as_bytes());
+        let mut removal = Removal { root, options, delete, rules, removed, is_limited, each };
         for (directory, names) in std::mem::take(&mut self.contents) {
             removal.in_directory(&directory, &names)?;
         }
@@ -108,6 +113,8 @@ struct Removal<'a> {
     root: Root<'a>,
     options: &'a Options,
     delete: Delete,
+    /// Those of the user.
+    rules: DirectoryRules,
     removed: u64,
     is_limited: bool,
     each: &'a mut dyn FnMut(Removed) -> Result<()>,
@@ -119,7 +126,9 @@ struct Open {
     /// Below the destination.
     path: Vec<u8>,
     shown: PathBuf,
+    /// How deep it lies below a directory that is to go; 0: it stays.
     depth: usize,
+    rules: DirectoryRules,
 }
 
 impl Open {
@@ -145,7 +154,11 @@ impl Removal<'_> {
             Err(error) if is_no_directory(&error) => return Ok(()),
             Err(error) => return self.stays(Error::file("read", &shown)(error)),
         };
-        let open = Open { dir: Arc::new(dir), path: directory.to_vec(), shown, depth: 0 };
+        let rules = match self.rules_in(relative) {
+            Ok(rules) => rules,
+            Err(why) => return self.stays(Error::refused(shown, why)),
+        };
+        let open = Open { dir: Arc::new(dir), path: directory.to_vec(), shown, depth: 0, rules };
         let found = match names_of(&open) {
             Ok(found) => found,
             Err(error) => return self.stays(error),
@@ -156,6 +169,24 @@ impl Removal<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The rules that hold in a directory of the destination: its files of rules and those above
+    /// it count, as they are there.
+    fn rules_in(&self, directory: &Path) -> Result<DirectoryRules, String> {
+        let root = self.root.dir.as_fd();
+        let mut rules = self.rules.clone();
+        if !self.options.filter.has_dir_merges() {
+            return Ok(rules);
+        }
+        let above = directory.ancestors().collect::<Vec<_>>();
+        for below in above.into_iter().rev() {
+            let dir = sys::open_beneath(root, below, DIRECTORY, 0).map_err(|error| error.to_string())?;
+            rules = rules.enter(below.as_os_str().as_bytes(), &mut |_, name| {
+                source::read_rules(dir.as_fd(), root, below, name)
+            })?;
+        }
+        Ok(rules)
     }
 
     /// Removes an entry, and what is below it. Returns whether nothing of it is left there.
@@ -172,6 +203,9 @@ impl Removal<'_> {
         }
         let kind = kind_of(&stat);
         let is_directory = kind == SFlag::S_IFDIR;
+        if open.rules.protects(&open.path_of(name), is_directory, open.depth > 0) {
+            return Ok(false);
+        }
         if is_directory {
             self.let_in(&place, &stat);
         }
@@ -219,7 +253,12 @@ impl Removal<'_> {
             if depth > MAX_DEPTH {
                 return Err(Error::refused(&shown, "lies too deep to be removed; remove it by hand"));
             }
-            let inner = Open { dir: Arc::new(dir), path: open.path_of(name), shown: shown.clone(), depth };
+            let (path, root) = (open.path_of(name), self.root.dir.as_fd());
+            let rules = open.rules.enter(&path, &mut |_, file| {
+                source::read_rules(dir.as_fd(), root, Path::new(OsStr::from_bytes(&path)), file)
+            });
+            let rules = rules.map_err(|why| Error::refused(&shown, why))?;
+            let inner = Open { dir: Arc::new(dir), path, shown: shown.clone(), depth, rules };
             names_of(&inner).map(|names| (inner, names))
         });
         let (inner, names) = match inner {

@@ -26,6 +26,9 @@ pub struct DeleteArgs {
     /// The same as --delete
     #[arg(long, overrides_with_all = ["delete_before", "delete_during", "delete_after"])]
     delete_delay: bool,
+    /// Remove also what the filter rules leave out
+    #[arg(long)]
+    delete_excluded: bool,
     /// Remove no more than N entries
     #[arg(long, value_name = "N")]
     max_delete: Option<u64>,
@@ -75,7 +78,7 @@ impl DeleteArgs {
             DeleteWhen::Before
         } else if self.delete_during {
             DeleteWhen::During
-        } else if self.delete || self.delete_after || self.delete_delay {
+        } else if self.delete || self.delete_after || self.delete_delay || self.delete_excluded {
             DeleteWhen::After
         } else {
             return Ok(None);
@@ -83,6 +86,11 @@ impl DeleteArgs {
         if !recursive {
             return Err(Error::Usage("--delete looks into directories: leave --no-recursive out".into()));
         }
-        Ok(Some(Delete { when, most: self.max_delete, ignore_errors: self.ignore_errors }))
+        Ok(Some(Delete {
+            when,
+            excluded: self.delete_excluded,
+            most: self.max_delete,
+            ignore_errors: self.ignore_errors,
+        }))
     }
 }

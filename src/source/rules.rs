@@ -88,8 +88,13 @@ pub(super) fn enter(
     rules.enter(target, &mut |_, name| read(dir, root, below, name))
 }
 
-/// Reads a file of rules in a directory. A symlink is followed as far as it stays in the tree.
-fn read(dir: BorrowedFd, root: BorrowedFd, below: &Path, name: &[u8]) -> Result<Option<Vec<u8>>, String> {
+/// Reads a file of rules in the directory `dir`, which is `below` the `root` of a tree. A
+/// symlink is followed as far as it stays in the tree. `None`: there is none.
+///
+/// # Errors
+///
+/// Why it cannot be read.
+pub fn read(dir: BorrowedFd, root: BorrowedFd, below: &Path, name: &[u8]) -> Result<Option<Vec<u8>>, String> {
     let name = OsStr::from_bytes(name);
     let failed = |error: io::Error| format!("cannot read the rules in {}: {error}", name.display());
     let opened = match sys::open_beneath(dir, Path::new(name), RULES, 0) {

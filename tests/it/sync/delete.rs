@@ -15,7 +15,7 @@ use crate::common::lab;
 use crate::common::layout::Rng;
 use crate::common::process::{Outcome, run};
 use crate::common::tree::{
-    WAYS, Way, assert_trees, change, grow, mkdir, rsync, set_mode, slash, small, snapshot,
+    WAYS, Way, assert_trees, change, grow, mkdir, rsync, set_mode, set_mtime, slash, small, snapshot,
 };
 use crate::common::users::Common;
 
@@ -296,5 +296,67 @@ fn files_of_the_source_go_when_they_have_arrived() {
         });
         assert_eq!(left.collect::<Vec<_>>(), ["", "failed", "link", "sub"], "{way:?}");
         assert_eq!(fs::read_to_string(to.join("sub/new")).expect("read"), "new", "{way:?}");
+    }
+}
+
+/// Names that rules are about, in directories that stay and in ones that go.
+fn filtered(dir: &Path, is_source: bool) {
+    for below in ["", "sub", "sub/deep"] {
+        let dir = mkdir(dir.join(below));
+        for name in ["a.o", "b.img", "keep", "core", "x~"] {
+            if is_source == (name == "b.img") || name == "core" {
+                set_mtime(&small(dir.join(name), name), 1000, 0);
+            }
+        }
+    }
+    if is_source {
+        small(dir.join("a.o"), "of the source");
+        small(dir.join("sub/.rules"), "- keep\n");
+    } else {
+        small(dir.join("sub/.rules"), "- keep\n- gone/a.o\n");
+        small(mkdir(dir.join("gone")).join("a.o"), "");
+        small(mkdir(dir.join("sub/gone")).join("a.o"), "");
+        small(dir.join("sub/gone/other"), "");
+    }
+}
+
+#[test]
+fn rules_protect_and_risk_as_with_rsync() {
+    for (way, flags) in [Way::Local, Way::Push, Way::Pull].into_iter().flat_map(|way| {
+        [
+            &["--exclude=*.o"][..],
+            &["--exclude=*.o", "--delete-excluded"],
+            &["--exclude=/sub/"],
+            &["--exclude=/sub/", "--delete-excluded"],
+            &["-f", "P keep", "-f", "- core"],
+            &["-f", "P keep", "--delete-excluded"],
+            &["-f", "R a.o", "-f", "- *.o"],
+            &["-f", "H b.img"],
+            &["-f", "S core", "-f", "P *"],
+            &["-f", "-p *.o"],
+            &["-C"],
+            &["--include=*/", "--include=*.img", "--exclude=*"],
+            &["-f", ": .rules"],
+            &["-f", ":- .rules", "--delete-excluded"],
+        ]
+        .map(|flags| (way, flags))
+    }) {
+        let dir = lab::scratch();
+        let dir = dir.path();
+        let from = mkdir(dir.join("from"));
+        filtered(&from, true);
+        for who in ["ours", "theirs"] {
+            filtered(&mkdir(dir.join(who)), false);
+        }
+        let source = slash(&from);
+        // Rules in files are those that have arrived by then.
+        let all = [&["-a", "--delete-after"][..], flags].concat();
+        let Some(outcome) = way.run(&all, &[&source], &slash(&dir.join("ours"))) else { return };
+        let what = format!("{way:?} {flags:?} {outcome}");
+        let args = all.iter().map(OsStr::new).collect::<Vec<_>>();
+        assert_eq!(rsync(dir, &[&args[..], &[&source, OsStr::new("theirs/")]].concat()), 0, "{what}");
+        let names = |dir: &Path| snapshot(dir, false).into_keys().collect::<Vec<_>>();
+        assert_eq!(names(&dir.join("ours")), names(&dir.join("theirs")), "{what}");
+        assert!(matches!(outcome.code, 0), "{what}");
     }
 }

@@ -246,7 +246,6 @@ fn rules_that_cannot_be_used_end_the_run_before_it_begins() {
         (&["-f", "what"][..], "no filter rule"),
         (&["-f", ". /no/such/file"], "/no/such/file"),
         (&["--exclude-from=/no/such/file"], "/no/such/file"),
-        (&["--delete", "--exclude=x"], "--delete"),
         (&["--through", "cat", "--exclude=x"], "--through"),
     ] {
         run(holesync().args(args).arg(slash(&from)).arg(&to)).code(1).says(&[why]);

@@ -394,7 +394,7 @@ fn contents(directory: &str, names: &[&str]) -> Message {
 }
 
 fn deleting() -> Options {
-    let delete = Delete { when: DeleteWhen::After, most: None, ignore_errors: false };
+    let delete = Delete { when: DeleteWhen::After, excluded: false, most: None, ignore_errors: false };
     Options { delete: Some(delete), ..options(Commit::Auto) }
 }
 
