@@ -17,7 +17,7 @@ use holesync::location::Location;
 use holesync::options::{BlockSize, Commit, Compress, Options};
 use holesync::report::{Units, Verbosity};
 
-pub use choose::FilterArgs;
+pub use choose::{FilterArgs, TransferRulesArgs};
 use delete::DeleteArgs;
 pub use reach::{AgentArg, RemoteArgs};
 pub use verbs::run;
@@ -189,6 +189,8 @@ pub struct TransferArgs {
 
     #[command(flatten)]
     filter: FilterArgs,
+    #[command(flatten)]
+    rules: TransferRulesArgs,
 
     /// Name the files that are sent; twice: all files
     #[arg(short, long, action = ArgAction::Count)]
@@ -343,9 +345,6 @@ impl TransferArgs {
                         --preallocate out";
             return Err(Error::Usage(what.into()));
         }
-        if self.through.is_some() && !self.filter.is_empty() {
-            return Err(Error::Usage("--through takes one image: leave filter rules out".into()));
-        }
         if self.through.is_some() && self.retries.is_some() {
             return Err(Error::Usage("--through runs its command once: leave --retries out".into()));
         }
@@ -353,14 +352,8 @@ impl TransferArgs {
             return Err(Error::Usage("--inplace and --commit=atomic exclude each other".into()));
         }
         let options = self.options()?;
-        if options.backup.is_some() && options.commit == Commit::InPlace {
-            let what = "--backup keeps the old file, and --inplace writes into it: leave one of them out";
-            return Err(Error::Usage(what.into()));
-        }
-        if self.through.is_some() && (options.delete.is_some() || options.remove_source_files) {
-            let what = "--through keeps its source and has no directory: leave --delete and --remove-source-files out";
-            return Err(Error::Usage(what.into()));
-        }
+        self.filter.check(&options, self.through.is_some())?;
+        delete::check(&options, self.through.is_some())?;
         let destination = self.paths.pop().unwrap_or_default();
         let show = Verbosity {
             names: if self.quiet { 0 } else { self.verbose + u8::from(self.dry_run && self.verbose == 0) },
@@ -388,6 +381,8 @@ impl TransferArgs {
             recursive: !self.no_recursive,
             links: !self.no_links,
             filter: self.filter.rules()?,
+            one_file_system: self.rules.one_file_system(),
+            transfer: self.rules.rules(),
             perms: !self.no_perms,
             times: !self.no_times,
             destination_perms: (self.perms || self.archive) && !self.no_perms,

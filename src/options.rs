@@ -17,6 +17,10 @@ pub struct Options {
     pub links: bool,
     /// Which names are transferred, and which are not deleted.
     pub filter: FilterRules,
+    /// Whether directories on other file systems are left out.
+    pub one_file_system: OneFileSystem,
+    /// Which files are transferred, and which stay as they are.
+    pub transfer: TransferRules,
     /// Set permissions; otherwise new files follow the umask.
     pub perms: bool,
     /// Set modification times, to the nanosecond.
@@ -84,6 +88,62 @@ pub struct Backup {
     pub dir: Option<Vec<u8>>,
 }
 
+/// Whether a walk stays on the file system that it began on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OneFileSystem {
+    /// It goes wherever there are directories.
+    No,
+    /// A directory where another is mounted is sent empty.
+    Yes,
+    /// Such a directory is not sent.
+    WithoutMountPoints,
+}
+
+/// Which files are transferred of those that the source has. None of this has anything
+/// removed that the destination has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferRules {
+    /// No file of more bytes.
+    pub max_size: Option<u64>,
+    /// No file of fewer bytes.
+    pub min_size: Option<u64>,
+    /// No file that is newer at the destination.
+    pub update: bool,
+    /// Nothing that the destination does not have.
+    pub existing: bool,
+    /// Nothing that the destination has, but for directories.
+    pub ignore_existing: bool,
+}
+
+impl TransferRules {
+    /// Whether a file of so many bytes is transferred.
+    pub fn takes_size(&self, length: u64) -> bool {
+        self.max_size.is_none_or(|most| length <= most) && self.min_size.is_none_or(|least| length >= least)
+    }
+
+    /// Whether something stays as it is at the destination, or is not made: whether it
+    /// `is_there`, and the times of two files in seconds, of which so many are none.
+    pub fn stays(
+        &self,
+        is_there: bool,
+        source: Option<i64>,
+        there: Option<i64>,
+        window: Option<i32>,
+    ) -> bool {
+        if !is_there {
+            return self.existing;
+        }
+        let window = i64::from(window.unwrap_or(0).max(0));
+        let is_newer = source.zip(there).is_some_and(|(source, there)| there > source.saturating_add(window));
+        self.ignore_existing || self.update && is_newer
+    }
+
+    /// Whether it depends on the destination what is transferred.
+    pub fn look_there(&self) -> bool {
+        self.update || self.existing || self.ignore_existing
+    }
+}
+
 /// How entries are removed that the source does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delete {
@@ -130,6 +190,8 @@ impl Default for Options {
             recursive: true,
             links: true,
             filter: FilterRules::default(),
+            one_file_system: OneFileSystem::No,
+            transfer: TransferRules::default(),
             perms: true,
             times: true,
             destination_perms: false,

@@ -11,6 +11,7 @@ mod named;
 mod owners;
 mod path;
 mod rules;
+mod together;
 mod walk;
 
 use std::ffi::OsString;
@@ -34,7 +35,8 @@ pub use named::{names_below, names_contents, top_names};
 pub use owners::Names;
 pub use path::{MAX_NAME, MAX_PATH, is_plain};
 pub use rules::read as read_rules;
-pub use walk::{Contents, Found, Walk, merges};
+pub use together::merges;
+pub use walk::{Contents, Found, Walk};
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

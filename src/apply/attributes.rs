@@ -26,6 +26,8 @@ pub struct Attributes {
     pub mode: Option<u32>,
     /// Permission bits of a file that was not there before.
     pub new_mode: u32,
+    /// Modification time of the source in seconds, whether it is to be set or not.
+    pub source_time: Option<i64>,
     /// Modification time to set, seconds and nanoseconds.
     pub mtime: Option<(i64, u32)>,
     /// User number to set.

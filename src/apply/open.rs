@@ -107,6 +107,13 @@ impl Setup {
             && (options.size_only || wanted.attributes.mtime.is_some_and(is_same))
     }
 
+    /// Whether something stays as it is, or is not made, whatever is wanted.
+    fn stays(&self, stat: Option<&FileStat>, wanted: &Wanted) -> bool {
+        let there = stat.filter(|stat| kind_of(stat) == SFlag::S_IFREG).map(|stat| stat.st_mtime);
+        let (source, window) = (wanted.attributes.source_time, self.options.modify_window);
+        self.options.transfer.stays(stat.is_some(), source, there, window)
+    }
+
     /// The run is over: nobody has to wait for a destination that is still open.
     pub fn end(&self) {
         self.turns.end();
@@ -123,7 +130,7 @@ pub struct Opening {
 
 /// What there is at a destination.
 pub enum Opened {
-    /// What is wanted.
+    /// What is wanted, or what is to stay as it is.
     Equal {
         /// Attributes that may not be set.
         unset: Option<Failure>,
@@ -157,10 +164,14 @@ impl Destination {
         if let None | Some(SFlag::S_IFLNK) = stat.as_ref().map(kind_of) {
             setup.nodes.refuse_missing(&place, stat.is_some())?;
         }
+        let kind = stat.as_ref().map(kind_of);
+        // What may be half written is completed first.
+        if (options.dry_run || kind != Some(SFlag::S_IFREG)) && setup.stays(stat.as_ref(), &wanted) {
+            return Ok(Opening { recovered: Recovered::Nothing, opened: Opened::Equal { unset: None } });
+        }
         if options.dry_run {
             return preview(&place, stat, &wanted, setup);
         }
-        let kind = stat.as_ref().map(kind_of);
         if let Some(other) = kind.filter(|kind| !is_possible(*kind)) {
             return Err(in_the_way(&place, other));
         }
@@ -172,6 +183,9 @@ impl Destination {
             if matches!(recovered, Recovered::Finished { .. }) {
                 (stat, beside) = (place.stat()?, place.look_beside()?);
             }
+        }
+        if setup.stays(stat.as_ref(), &wanted) {
+            return Ok(Opening { recovered, opened: Opened::Equal { unset: None } });
         }
         if !recovered.is_doubtful()
             && let Some(stat) = stat.filter(|stat| setup.is_equal(&place, stat, &wanted))

@@ -152,7 +152,8 @@ impl DestinationRoot {
         self.rename.as_ref().map_or(Path::new(OsStr::from_bytes(entry)), Path::new)
     }
 
-    /// Where an entry goes. `None`: its directory is not there, in a dry run.
+    /// Where an entry goes. `None`: its directory is not there, in a dry run, or where
+    /// nothing new is made.
     ///
     /// # Errors
     ///
@@ -260,6 +261,7 @@ impl DestinationTree {
         Attributes {
             mode: mode.filter(|_| options.perms),
             new_mode: mode.unwrap_or(0o666) & 0o777 & !self.umask,
+            source_time: mtime.map(|(seconds, _)| seconds),
             mtime: mtime.filter(|_| options.times).map(|(s, ns)| (s, ns.min(999_999_999))),
             uid: numbers.filter(|_| options.owner).map(|(uid, _)| uid),
             gid: numbers.filter(|_| options.group).map(|(_, gid)| gid),
@@ -278,6 +280,9 @@ impl DestinationTree {
         if self.options.dry_run {
             return Ok(());
         }
+        if self.options.transfer.existing && !self.is_there(path)? {
+            return Ok(());
+        }
         let attributes = self.attributes(metadata);
         let Made { closed, identity } = make_directory(&self.root, path, attributes.new_mode)?;
         let mut attributes = Attributes { mode: attributes.mode.or(closed), ..attributes };
@@ -287,6 +292,15 @@ impl DestinationTree {
         }
         self.directories.push(Directory { id, path: path.to_vec(), identity, attributes, closed });
         Ok(())
+    }
+
+    /// Whether something has the name of an entry.
+    fn is_there(&self, path: &[u8]) -> Result<bool> {
+        if path.is_empty() {
+            return Ok(true);
+        }
+        let place = self.root.place(path, true)?;
+        Ok(place.map(|place| place.stat()).transpose()?.flatten().is_some())
     }
 
     /// Makes or replaces a symlink to `link`; a temporary one is renamed over the old. A
@@ -299,6 +313,13 @@ impl DestinationTree {
     pub fn make_symlink(&mut self, path: &[u8], link: &[u8], metadata: &Metadata) -> Result<Option<Failure>> {
         if self.options.dry_run {
             return Ok(None);
+        }
+        let rules = &self.options.transfer;
+        if rules.existing || rules.ignore_existing {
+            let stays = if self.is_there(path)? { rules.ignore_existing } else { rules.existing };
+            if stays {
+                return Ok(None);
+            }
         }
         let attributes = self.attributes(metadata);
         let Some(place) = self.root.place(path, false)? else { return Ok(None) };

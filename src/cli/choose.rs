@@ -3,9 +3,10 @@
 
 use std::ffi::OsString;
 
-use clap::{ArgMatches, Args, Command, FromArgMatches};
-use holesync::error::Result;
+use clap::{ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use holesync::error::{Error, Result};
 use holesync::filter::{FilterRules, RulesReader};
+use holesync::options::{OneFileSystem, Options, TransferRules};
 
 /// The flags as clap takes them.
 #[derive(Debug, Args)]
@@ -54,16 +55,31 @@ pub struct FilterArgs {
 }
 
 impl FilterArgs {
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.given.is_empty() && !self.cvs
+    /// Checks what was chosen against all other options. `through`: a command is in the place
+    /// of the destination.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for what excludes each other.
+    pub fn check(&self, options: &Options, through: bool) -> Result<()> {
+        let chooses = !options.filter.is_empty() || options.transfer != TransferRules::default();
+        if through && chooses {
+            let what = "--through takes one image: leave filter rules, sizes, -u, --existing and --ignore-existing out";
+            return Err(Error::Usage(what.into()));
+        }
+        if options.remove_source_files && options.transfer.look_there() {
+            let what = "--remove-source-files would remove what is not sent: leave -u, --existing and \
+                        --ignore-existing out";
+            return Err(Error::Usage(what.into()));
+        }
+        Ok(())
     }
 
     /// Reads the rules, and the files that they name.
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`](holesync::error::Error::Usage) for what is no rule, or a file that cannot be read.
+    /// [`Error::Usage`] for what is no rule, or a file that cannot be read.
     pub fn rules(&self) -> Result<FilterRules> {
         let mut rules = RulesReader::new(self.nul_separated);
         let mut dir_filters = 0;
@@ -121,5 +137,115 @@ impl FromArgMatches for FilterArgs {
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
         *self = FilterArgs::from_arg_matches(matches)?;
         Ok(())
+    }
+}
+
+/// The flags that choose by what a file is, and by what the destination has.
+#[derive(Debug, Args)]
+pub struct TransferRulesArgs {
+    /// Leave out files of more than SIZE
+    #[arg(long, value_name = "SIZE", value_parser = limit)]
+    max_size: Option<u64>,
+    /// Leave out files of less than SIZE
+    #[arg(long, value_name = "SIZE", value_parser = limit)]
+    min_size: Option<u64>,
+    /// Leave files alone that are newer at the destination
+    #[arg(short, long)]
+    update: bool,
+    /// Make nothing that the destination does not have
+    #[arg(long, visible_alias = "ignore-non-existing")]
+    existing: bool,
+    /// Leave alone what the destination has
+    #[arg(long)]
+    ignore_existing: bool,
+    /// Do not go into other file systems; twice: leave out their mount points, too
+    #[arg(short = 'x', long, action = ArgAction::Count)]
+    one_file_system: u8,
+}
+
+impl TransferRulesArgs {
+    /// What of it goes by files.
+    pub fn rules(&self) -> TransferRules {
+        TransferRules {
+            max_size: self.max_size,
+            min_size: self.min_size,
+            update: self.update,
+            existing: self.existing,
+            ignore_existing: self.ignore_existing,
+        }
+    }
+
+    /// Where a walk ends.
+    pub fn one_file_system(&self) -> OneFileSystem {
+        match self.one_file_system {
+            0 => OneFileSystem::No,
+            1 => OneFileSystem::Yes,
+            _ => OneFileSystem::WithoutMountPoints,
+        }
+    }
+}
+
+/// A size as rsync reads it: a number, which may have a fraction; K, M, G, T or P, in powers
+/// of 1024, with B behind it of 1000; and +1 or -1.
+fn limit(text: &str) -> std::result::Result<u64, String> {
+    let (size, step) = match text.len().checked_sub(2).and_then(|at| text.split_at_checked(at)) {
+        Some((size, "+1")) => (size, 1),
+        Some((size, "-1")) => (size, -1),
+        _ => (text, 0),
+    };
+    let at = size.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(size.len());
+    let (number, suffix) = size.split_at(at);
+    let suffix = suffix.to_ascii_uppercase();
+    let unit = match suffix.get(1..).unwrap_or_default() {
+        "" | "IB" => 1024_u64,
+        "B" => 1000,
+        _ => return Err(format!("{suffix:?} is no suffix: use K, M, G, T or P")),
+    };
+    let power = match suffix.chars().next() {
+        None | Some('B') if suffix.len() < 2 => 0,
+        Some('K') => 1,
+        Some('M') => 2,
+        Some('G') => 3,
+        Some('T') => 4,
+        Some('P') => 5,
+        _ => return Err(format!("{suffix:?} is no suffix: use K, M, G, T or P")),
+    };
+    let unit = u128::from(unit.pow(power));
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let fault = || format!("{number:?} is no number");
+    let digits =
+        |digits: &str| if digits.is_empty() { Ok(0) } else { digits.parse::<u64>().map_err(|_| fault()) };
+    if number.trim_matches('.').is_empty() || fraction.len() > 12 {
+        return Err(fault());
+    }
+    let part = u128::from(digits(fraction)?) * unit / 10_u128.pow(fraction.len() as u32);
+    let bytes =
+        u64::try_from(u128::from(digits(whole)?) * unit + part).map_err(|_| format!("{text} is too much"))?;
+    bytes.checked_add_signed(step).ok_or_else(|| format!("{text} is less than nothing"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_read_as_rsync_reads_them() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("100", 100),
+            ("100b", 100),
+            ("1k", 1024),
+            ("1K-1", 1023),
+            ("1kb+1", 1001),
+            ("1.5M", 3 << 19),
+            ("2MiB", 2 << 20),
+            (".5k", 512),
+            ("1P", 1 << 50),
+        ] {
+            assert_eq!(limit(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "x", "1X", "1kx", "-1", "0-1", "1.2.3", "99999999P", ".", "é1"] {
+            assert!(limit(bad).is_err(), "{bad}");
+        }
     }
 }

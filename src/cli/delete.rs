@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use clap::Args;
 use holesync::error::{Error, Result};
-use holesync::options::{Backup, Delete, DeleteWhen};
+use holesync::options::{Backup, Commit, Delete, DeleteWhen, Options};
 
 /// What is removed, and when.
 #[derive(Debug, Args)]
@@ -93,4 +93,23 @@ impl DeleteArgs {
             ignore_errors: self.ignore_errors,
         }))
     }
+}
+
+/// Checks what is removed or kept against all other options. `through`: a command is in the
+/// place of the destination.
+///
+/// # Errors
+///
+/// [`Error::Usage`] for what excludes each other.
+pub fn check(options: &Options, through: bool) -> Result<()> {
+    if options.backup.is_some() && options.commit == Commit::InPlace {
+        let what = "--backup keeps the old file, and --inplace writes into it: leave one of them out";
+        return Err(Error::Usage(what.into()));
+    }
+    if through && (options.delete.is_some() || options.remove_source_files) {
+        let what =
+            "--through keeps its source and has no directory: leave --delete and --remove-source-files out";
+        return Err(Error::Usage(what.into()));
+    }
+    Ok(())
 }

@@ -86,7 +86,12 @@ fn answer(
     let AnnouncedFile { id, entry, root, wanted, .. } = job;
     // It is kept as long as nothing is written: somebody may put another in its place.
     let mut directory = std::mem::take(last);
-    let Some(place) = root.place_after(&mut directory, &entry, options.dry_run)? else {
+    let may_lack = options.dry_run || options.transfer.existing;
+    let Some(place) = root.place_after(&mut directory, &entry, may_lack)? else {
+        if options.transfer.existing {
+            shared.feeds.settled();
+            return Ok(shared.tell(Message::Unchanged { id }, Settles::Entry));
+        }
         return Ok(preview(shared, id, None, true));
     };
     let (grid, whole) = (Grid { length: wanted.length, block: options.block_size }, wanted.whole);

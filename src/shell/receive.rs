@@ -12,7 +12,7 @@ use crate::apply::tree::{DestinationTree, Target};
 use crate::apply::{Destination, Finished, Opened, Precision, QuickCheck, Setup, Wanted};
 use crate::error::{Error, Failure, Result, code, escape, printable};
 use crate::filter::ListingRules;
-use crate::options::Options;
+use crate::options::{OneFileSystem, Options};
 use crate::protocol;
 use crate::report::{Event, Outcome, Reporter, Stats};
 use crate::shell::sender::{
@@ -39,6 +39,11 @@ const LARGE_FILE: u64 = 16 << 20;
 pub fn run(session: ShellSession, sources: &[Vec<u8>], target: &Target) -> Result<Stats> {
     let ShellSession { input, output, options, host, reporter } = session;
     shell::refuse_what_needs_an_agent(options, host, reporter)?;
+    if options.one_file_system != OneFileSystem::No {
+        return Err(Error::Usage(format!(
+            "-x needs a holesync on {host}: install it there, or bring it with --agent=push"
+        )));
+    }
     if options.filter.has_dir_merges() || options.filter.has_absolute() {
         let what = "rules in files of directories (-F, -C, dir-merge) or for absolute paths need a holesync";
         return Err(Error::Usage(format!(
@@ -183,6 +188,9 @@ impl ReceiveJob<'_> {
     }
 
     fn admit(&mut self, entry: &ListedEntry) -> Admission {
+        if entry.kind == FileType::File && !self.options.transfer.takes_size(entry.length) {
+            return Admission::Skip;
+        }
         if self.rules.hides(&entry.target, entry.kind == FileType::Directory) {
             return Admission::Skip;
         }
@@ -323,7 +331,10 @@ impl ReceiveJob<'_> {
         entry: &ListedEntry,
         tree: &mut DestinationTree,
     ) -> Result<Option<Opened>> {
-        let Some(place) = tree.root().place(&entry.target, self.options.dry_run)? else { return Ok(None) };
+        let existing = self.options.transfer.existing;
+        let Some(place) = tree.root().place(&entry.target, self.options.dry_run || existing)? else {
+            return Ok(existing.then_some(Opened::Equal { unset: None }));
+        };
         let path = place.path.clone();
         let precision = if entry.is_exact { Precision::Nanoseconds } else { Precision::Seconds };
         let wanted = Wanted {

@@ -92,6 +92,12 @@ impl SendJob<'_> {
         if self.root.kind == FarRootKind::Absent {
             return Ok(());
         }
+        if !self.root.can_list && self.options.transfer.look_there() {
+            return Err(Error::Usage(format!(
+                "find and stat on {} cannot tell what is there: leave -u, --existing and --ignore-existing out",
+                self.host
+            )));
+        }
         if !self.root.can_list {
             let what = format!(
                 "find and stat on {} cannot tell what is there: every file is sent, whether it changed or not",
@@ -123,6 +129,9 @@ impl SendJob<'_> {
             self.pending.fail(error.to_failure());
             return Ok(());
         }
+        if self.stays(&source) {
+            return Ok(());
+        }
         match &source.kind {
             Kind::File { length, allocated, .. } => {
                 self.pending.stats.files_total += 1;
@@ -134,6 +143,18 @@ impl SendJob<'_> {
             Kind::Directory => self.send_directory(source),
             Kind::Symlink(link) => self.send_symlink(&source, link),
         }
+    }
+
+    /// Whether what the other end has stays as it is, or nothing is made there.
+    fn stays(&self, source: &Source) -> bool {
+        let (far, is_directory) = (self.far_files.get(&source.target), source.kind == Kind::Directory);
+        if source.target.is_empty() || is_directory && far.is_some_and(FarFile::is_directory) {
+            return false;
+        }
+        let time = source.metadata.mtime.filter(|_| matches!(source.kind, Kind::File { .. }));
+        let (time, there) = (time.map(|(seconds, _)| seconds), far.filter(|far| far.is_file()));
+        let window = self.options.modify_window;
+        self.options.transfer.stays(far.is_some(), time, there.map(|far| far.mtime), window)
     }
 
     fn send_directory(&mut self, source: Source) -> Result<()> {

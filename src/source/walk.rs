@@ -16,10 +16,11 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, printable};
 use crate::filter::DirectoryRules;
-use crate::options::Options;
+use crate::options::{OneFileSystem, Options};
 use crate::source::named::{Named, base_name, is, names_contents};
 use crate::source::path::why_not_sent;
 use crate::source::rules;
+use crate::source::together::Together;
 use crate::source::{self, Identity, Kind, Names, Origin, Source, SourceRoot};
 use crate::sys;
 use crate::working::is_working_name;
@@ -153,6 +154,8 @@ impl Iterator for Walk<'_> {
     fn next(&mut self) -> Option<Found> {
         loop {
             match self.find()? {
+                Found::Source(Source { kind: Kind::File { length, .. }, .. })
+                    if !self.options.transfer.takes_size(length) => {}
                 Found::Source(mut source) => {
                     // As with rsync, of several sources with one name the first counts.
                     let is_new = |taken: &mut HashSet<_>| taken.insert(source.target.clone());
@@ -170,37 +173,6 @@ impl Iterator for Walk<'_> {
     }
 }
 
-/// Whether what a directory holds may have to be told of in several pieces: it is made of
-/// several sources.
-pub fn merges(sources: &[NamedPath]) -> bool {
-    Together::of(sources) != Together::Apart
-}
-
-/// How several sources go together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Together {
-    /// Each goes to a place of its own.
-    Apart,
-    /// Some have one name.
-    UnderOneName,
-    /// The contents of one go where the others go.
-    AtTheTop,
-}
-
-impl Together {
-    fn of(sources: &[NamedPath]) -> Together {
-        let named = sources.iter().map(NamedPath::path);
-        let goes_to = |path: &Path| if names_contents(path) { Vec::new() } else { base_name(path) };
-        let places = named.map(goes_to).collect::<HashSet<_>>();
-        match sources.len() {
-            0 | 1 => Together::Apart,
-            _ if places.contains(&Vec::new()) => Together::AtTheTop,
-            count if places.len() < count => Together::UnderOneName,
-            _ => Together::Apart,
-        }
-    }
-}
-
 /// A directory that was named, and the way down to where the walk is.
 struct TreeWalk {
     root: Arc<SourceRoot>,
@@ -210,6 +182,9 @@ struct TreeWalk {
     links: bool,
     /// What directories hold is told.
     contents: bool,
+    one_file_system: OneFileSystem,
+    /// The file system of the root.
+    device: u64,
     /// The directory that is being read, below the root.
     below: PathBuf,
     levels: Vec<Level>,
@@ -236,10 +211,13 @@ impl TreeWalk {
     ) -> TreeWalk {
         let Named { fd, stat } = named;
         let (links, contents) = (options.links, options.delete.is_some());
+        let (one_file_system, device) = (options.one_file_system, stat.st_dev);
         let opened = sys::open_beneath(fd.as_fd(), Path::new(""), DIRECTORY, 0);
         let root = Arc::new(SourceRoot { fd, path: from.path().to_path_buf() });
         let (below, levels) = (PathBuf::new(), Vec::new());
-        let mut tree = TreeWalk { root, prefix, links, contents, below, levels, later: VecDeque::new() };
+        let later = VecDeque::new();
+        let mut tree =
+            TreeWalk { root, prefix, links, contents, one_file_system, device, below, levels, later };
         let source = tree.source(PathBuf::new(), &stat);
         let held = tree.root.clone();
         let rules = rules::enter_first(&top, &source.target, from, held.fd.as_fd());
@@ -277,6 +255,12 @@ impl TreeWalk {
             return self.failed(&Error::refused(source.path, why));
         }
         let found = match opened {
+            Opened::Directory(_) if source.identity.0 != self.device && self.stays_on_its_file_system() => {
+                if self.one_file_system == OneFileSystem::WithoutMountPoints {
+                    return;
+                }
+                Found::Source(source)
+            }
             Opened::Directory(opened) => {
                 let rules = self.rules_in(&level.rules, &source, &opened);
                 return self.enter(source, opened, rules);
@@ -288,6 +272,10 @@ impl TreeWalk {
             Opened::No => inspect(source, &stat, None, self.links),
         };
         self.later.push_back(found);
+    }
+
+    fn stays_on_its_file_system(&self) -> bool {
+        self.one_file_system != OneFileSystem::No
     }
 
     fn failed(&mut self, error: &Error) {

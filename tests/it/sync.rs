@@ -1,6 +1,7 @@
 //! Whole runs: push, pull and copies on one machine.
 
 mod backup;
+mod choosing;
 mod delete;
 mod deploy;
 mod early;

@@ -78,7 +78,11 @@ impl LocalCopy<'_> {
         let options = &self.options;
         // It is kept as long as nothing is written: somebody may put another in its place.
         let mut directory = std::mem::take(last);
-        let Some(place) = self.root.place_after(&mut directory, &job.source.target, options.dry_run)? else {
+        let may_lack = options.dry_run || options.transfer.existing;
+        let Some(place) = self.root.place_after(&mut directory, &job.source.target, may_lack)? else {
+            if options.transfer.existing {
+                return Ok(Opened::Equal { unset: None });
+            }
             return Ok(Opened::Preview(Preview { basis: None, changes_length: true }));
         };
         let path = place.path.clone();

@@ -1,0 +1,130 @@
+//! What is sent of what is there, by size, by what the destination has and by file system:
+//! as rsync chooses.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::common::lab;
+use crate::common::process::{holesync, run};
+use crate::common::tree::{WAYS, Way, assert_trees, mkdir, rsync, set_mtime, slash, small};
+
+/// A source, and two equal destinations that have some of it.
+fn grow(dir: &Path) -> PathBuf {
+    let from = mkdir(dir.join("from"));
+    for (name, length) in
+        [("small", 10), ("kilo", 1024), ("large", 5000), ("new/deep/file", 3), ("both/file", 4)]
+    {
+        let path = from.join(name);
+        mkdir(path.parent().expect("a parent").to_path_buf());
+        small(path.clone(), &"s".repeat(length));
+        set_mtime(&path, 1_600_000_000, 500);
+    }
+    symlink("small", from.join("link")).expect("symlink");
+    symlink("small", from.join("link that is there")).expect("symlink");
+    for to in ["ours", "theirs"] {
+        let to = mkdir(dir.join(to));
+        let both = mkdir(to.join("both"));
+        symlink("elsewhere", to.join("link that is there")).expect("symlink");
+        // Older, newer by less than a second, newer.
+        for (path, seconds, nanoseconds) in [
+            (to.join("small"), 1_500_000_000, 0),
+            (to.join("kilo"), 1_600_000_000, 900),
+            (both.join("file"), 1_700_000_000, 0),
+        ] {
+            small(path.clone(), "of the destination");
+            set_mtime(&path, seconds, nanoseconds);
+        }
+    }
+    from
+}
+
+#[test]
+fn every_way_chooses_as_rsync_does() {
+    for way in WAYS {
+        for options in [
+            &["--max-size=1k"][..],
+            &["--min-size=1kb"],
+            &["--max-size=1k-1", "--min-size=5"],
+            &["-u"],
+            &["--existing"],
+            &["--ignore-existing"],
+            &["--existing", "--ignore-existing"],
+            &["--update", "--existing"],
+        ] {
+            let dir = lab::scratch();
+            let dir = dir.path();
+            let from = slash(&grow(dir));
+            let args = [&["-a"][..], options].concat();
+            let [ours, theirs] = ["ours/", "theirs/"].map(|name| dir.join(name));
+            for dry in [&["-n"][..], &[]] {
+                let args = [&args[..], dry].concat();
+                let Some(outcome) = way.run(&args, &[&from], ours.as_os_str()) else { return };
+                outcome.ok();
+                let args = args.iter().map(OsStr::new).chain([from.as_os_str(), theirs.as_os_str()]);
+                assert_eq!(rsync(dir, &args.collect::<Vec<_>>()), 0, "rsync");
+                assert_trees(&ours, &theirs, true, &format!("{way:?} {options:?} {dry:?}"));
+            }
+        }
+    }
+}
+
+/// A file system that is mounted, until this is dropped.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn other_file_systems_are_left_out() {
+    if !lab::is_root() {
+        return;
+    }
+    for way in WAYS {
+        let dir = lab::scratch();
+        let dir = dir.path();
+        let from = grow(dir);
+        let point = mkdir(from.join("mounted"));
+        run(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&point)).ok();
+        let _mounted = Mounted(point.clone());
+        small(mkdir(point.join("deep")).join("file"), "elsewhere");
+        for (nth, options) in [&["-x"][..], &["-xx"], &["-x", "--one-file-system"]].into_iter().enumerate() {
+            let [ours, theirs] = ["ours", "theirs"].map(|name| mkdir(dir.join(format!("{name}{nth}/"))));
+            let args = [&["-a"][..], options].concat();
+            let source = slash(&from);
+            let Some(outcome) = way.run(&args, &[&source], ours.as_os_str()) else { return };
+            if way == Way::PullShell {
+                outcome.code(1).says(&["-x needs a holesync"]);
+                continue;
+            }
+            outcome.ok();
+            let args = args.iter().map(OsStr::new).chain([source.as_os_str(), theirs.as_os_str()]);
+            assert_eq!(rsync(dir, &args.collect::<Vec<_>>()), 0, "rsync");
+            assert_trees(&ours, &theirs, true, &format!("{way:?} {options:?}"));
+        }
+    }
+}
+
+#[test]
+fn nothing_that_was_not_sent_is_removed_from_the_source() {
+    let dir = lab::scratch();
+    let from = grow(dir.path());
+    for option in ["-u", "--existing", "--ignore-existing"] {
+        let mut command = holesync();
+        command.args(["-a", "--remove-source-files", option]).arg(slash(&from)).arg(dir.path().join("ours"));
+        run(&mut command).code(1).says(&["--remove-source-files"]);
+    }
+    let mut command = holesync();
+    command
+        .args(["-a", "--remove-source-files", "--max-size=1k"])
+        .arg(slash(&from))
+        .arg(dir.path().join("ours"));
+    run(&mut command).ok();
+    assert!(from.join("large").exists() && !from.join("kilo").exists());
+    assert!(!dir.path().join("ours/large").exists() && fs::read(dir.path().join("ours/kilo")).is_ok());
+}
