@@ -417,6 +417,7 @@ impl TransferArgs {
             timeout: self.remote.timeout,
             backup: self.delete.backup()?,
             remove_source_files: self.delete.remove_source_files,
+            force: self.delete.force,
             delete: self.delete.options(!self.no_recursive)?,
         })
     }

@@ -91,6 +91,9 @@ impl Confinement {
         if self.keeps_all && options.delete.is_some() {
             return Err(Error::Start("this agent removes nothing: leave --delete out".into()));
         }
+        if self.keeps_all && options.force {
+            return Err(Error::Start("this agent removes nothing: leave --force out".into()));
+        }
         if options.remove_source_files && (self.keeps_all || self.access == Access::ReadOnly) {
             return Err(Error::Start("this agent removes nothing: leave --remove-source-files out".into()));
         }

@@ -73,6 +73,8 @@ pub struct Options {
     pub backup: Option<Backup>,
     /// Files of the source are removed when the destination has them.
     pub remove_source_files: bool,
+    /// Directories that are not empty go, too, where something of another kind is to be.
+    pub force: bool,
     /// What directories of the destination have and those of the source have not is removed.
     /// `None`: it stays.
     pub delete: Option<Delete>,
@@ -217,6 +219,7 @@ impl Default for Options {
             timeout: Options::TIMEOUT,
             backup: None,
             remove_source_files: false,
+            force: false,
             delete: None,
         }
     }

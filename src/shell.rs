@@ -189,6 +189,7 @@ pub fn refuse_what_needs_an_agent(options: &Options, host: &str, reporter: &dyn 
         ("--backup", options.backup.is_some()),
         ("--delete", options.delete.is_some()),
         ("--remove-source-files", options.remove_source_files),
+        ("--force", options.force),
     ];
     if let Some((option, _)) = needs.into_iter().find(|(_, wanted)| *wanted) {
         return Err(Error::Usage(format!(

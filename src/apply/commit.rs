@@ -12,6 +12,7 @@ use std::sync::Arc;
 use nix::sys::stat::SFlag;
 
 use crate::apply::Wanted;
+use crate::apply::others::in_the_way;
 use crate::apply::place::beside::Beside;
 use crate::apply::place::{Access, Old, Place};
 use crate::apply::ranges::behind::LastWritten;
@@ -35,6 +36,8 @@ pub(super) struct Task {
     pub options: Arc<Options>,
     /// What the file system can do; nothing where nothing is compared.
     pub can: Abilities,
+    /// The kind of what is there and to be replaced, if that is neither a file nor a symlink.
+    pub replaces: Option<SFlag>,
     /// Working files of earlier runs.
     pub beside: Beside,
     /// What became of a sealed log of an earlier run.
@@ -131,6 +134,9 @@ impl Task {
     /// meanwhile is not replaced.
     fn rename(&self, working: &OsStr, old: Option<&Old>) -> Result<()> {
         let place = &self.place;
+        if self.replaces == Some(SFlag::S_IFDIR) {
+            in_the_way::remove(place, &self.options)?;
+        }
         let renamed = if old.is_none() {
             sys::rename_new_at(&place.dir, working, &place.name)
         } else {
@@ -139,7 +145,7 @@ impl Task {
         };
         let renamed = match renamed {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                // A symlink is replaced, and nothing else.
+                // A symlink is replaced, and what is of the kind that was found.
                 self.check_old(None)?;
                 place.keep_backup()?;
                 sys::rename_at(&place.dir, working, &place.name)
@@ -277,10 +283,11 @@ impl Task {
     }
 
     /// Demands that the old file is still what it was, and used by nobody; that there is
-    /// still nothing, or a symlink, where there was none.
+    /// still nothing, a symlink, or what is to be replaced, where there was none.
     pub fn check_old(&self, old: Option<&Old>) -> Result<()> {
         let Some(old) = old else {
-            let same = self.place.stat()?.is_none_or(|stat| kind_of(&stat) == SFlag::S_IFLNK);
+            let kind = self.place.stat()?.as_ref().map(kind_of);
+            let same = kind.is_none_or(|kind| kind == SFlag::S_IFLNK || Some(kind) == self.replaces);
             return if same { Ok(()) } else { Err(changed_meanwhile(&self.place)) };
         };
         self.check_state(old, &old.state)

@@ -30,7 +30,8 @@ impl NodeDirectories {
         Err(Error::refused(&place.path, why))
     }
 
-    fn contains(&self, place: &Place) -> bool {
+    /// Whether a name lies in a directory that is for device nodes.
+    pub fn contains(&self, place: &Place) -> bool {
         let mut last = lock(&self.last);
         match last.as_ref() {
             Some((dir, is_for_nodes)) if Arc::ptr_eq(dir, &place.dir) => *is_for_nodes,

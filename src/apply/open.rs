@@ -15,6 +15,7 @@ use nix::sys::stat::{FileStat, SFlag};
 use crate::apply::attributes::times::{Grain, TimeRule};
 use crate::apply::commit::{Counts, Task};
 use crate::apply::nodes::NodeDirectories;
+use crate::apply::others::in_the_way;
 use crate::apply::place::beside::Beside;
 use crate::apply::place::listing::Listing;
 use crate::apply::place::{Access, Old, Place, Turns};
@@ -155,7 +156,7 @@ impl Destination {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] when a directory or something odd is there, when another run
+    /// [`Error::Refused`] when a directory or something odd is there that stays, when another run
     /// holds it, when a device is too small, or when another version of this program left
     /// a log.
     pub fn open(mut place: Place, wanted: Wanted, setup: &Setup) -> Result<Opening> {
@@ -169,16 +170,15 @@ impl Destination {
         if (options.dry_run || kind != Some(SFlag::S_IFREG)) && setup.stays(stat.as_ref(), &wanted) {
             return Ok(Opening { recovered: Recovered::Nothing, opened: Opened::Equal { unset: None } });
         }
+        let replaces = in_the_way::find(&place, stat.as_ref(), options, || setup.nodes.contains(&place))?;
+        stat.take_if(|_| replaces.is_some());
         if options.dry_run {
             return preview(&place, stat, &wanted, setup);
-        }
-        if let Some(other) = kind.filter(|kind| !is_possible(*kind)) {
-            return Err(in_the_way(&place, other));
         }
         let mut beside =
             if setup.listing.is_clean_around(&place) { Beside::default() } else { place.look_beside()? };
         let mut recovered = Recovered::Nothing;
-        if kind != Some(SFlag::S_IFBLK) {
+        if replaces.is_none() && stat.as_ref().map(kind_of) != Some(SFlag::S_IFBLK) {
             recovered = recover::finish_beside(&place, &beside, options)?;
             if matches!(recovered, Recovered::Finished { .. }) {
                 (stat, beside) = (place.stat()?, place.look_beside()?);
@@ -199,7 +199,8 @@ impl Destination {
         let (counts, data) = (Counts::default(), Cover::default());
         let kept = recovered.clone();
         let synced = Arc::clone(&setup.synced);
-        let task = Task { place, wanted, options, can, beside, recovered: kept, counts, synced, data };
+        let task =
+            Task { place, wanted, options, can, replaces, beside, recovered: kept, counts, synced, data };
         let destination = match stat.map(|stat| (kind_of(&stat), stat)) {
             Some((SFlag::S_IFREG, stat)) => existing(task, stat, setup),
             Some((SFlag::S_IFBLK, _)) => device(task),
@@ -230,7 +231,7 @@ fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, setup: &Setup
         }
         Some(SFlag::S_IFBLK) => open_device(place, OFlag::O_RDONLY, &setup.options)?,
         Some(SFlag::S_IFREG) => place.open(&place.name, OFlag::O_RDONLY).map_err(place.error("open"))?,
-        Some(other) => return Err(in_the_way(place, other)),
+        Some(other) => return Err(in_the_way::refuse(place, other)),
     };
     let state = file.metadata().map_err(place.error("look at"))?;
     if !setup.options.force_in_use {
@@ -261,20 +262,6 @@ fn remove_leftovers(place: &Place, beside: &Beside) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn is_possible(kind: SFlag) -> bool {
-    matches!(kind, SFlag::S_IFLNK | SFlag::S_IFREG | SFlag::S_IFBLK)
-}
-
-fn in_the_way(place: &Place, kind: SFlag) -> Error {
-    Error::refused(
-        &place.path,
-        match kind {
-            SFlag::S_IFDIR => "there is a directory where a file must go; remove it first",
-            _ => "is neither a regular file nor a block device",
-        },
-    )
 }
 
 /// Removes leftovers that no file can be finished from.

@@ -2,6 +2,8 @@
 //! where that was asked for. Below the directory that is held, over no symlink and into no
 //! other file system, as far as nobody else is at work with it.
 
+pub mod in_the_way;
+
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
@@ -20,7 +22,7 @@ use crate::apply::place::Place;
 use crate::error::{Error, Failure, Result, code, printable};
 use crate::filter::{DirectoryRules, FilterSide};
 use crate::in_use;
-use crate::options::{Delete, Options};
+use crate::options::Options;
 use crate::source;
 use crate::sys::{self, kind_of};
 use crate::working::is_working_name;
@@ -90,7 +92,7 @@ impl Others {
         let side = FilterSide::Receiver { delete_excluded: delete.excluded };
         let path = std::path::absolute(root.shown).unwrap_or_else(|_| root.shown.to_path_buf());
         let rules = DirectoryRules::new(&options.filter, side, path.as_os_str().as_bytes());
-        let mut removal = Removal { root, options, delete, rules, removed, is_limited, each };
+        let mut removal = Removal { root, options, most: delete.most, rules, removed, is_limited, each };
         for (directory, names) in std::mem::take(&mut self.contents) {
             removal.in_directory(&directory, &names)?;
         }
@@ -112,7 +114,8 @@ pub struct Root<'a> {
 struct Removal<'a> {
     root: Root<'a>,
     options: &'a Options,
-    delete: Delete,
+    /// How many entries at most.
+    most: Option<u64>,
     /// Those of the user.
     rules: DirectoryRules,
     removed: u64,
@@ -212,7 +215,7 @@ impl Removal<'_> {
         if is_directory && !self.below(open, name)? {
             return Ok(false);
         }
-        if self.delete.most.is_some_and(|most| self.removed >= most) {
+        if self.most.is_some_and(|most| self.removed >= most) {
             return self.limit(&place).map(|()| false);
         }
         let removed = match kind {

@@ -34,6 +34,8 @@ pub struct Place {
     pub name: OsString,
     /// How to name it to people.
     pub path: PathBuf,
+    /// The user named it himself, as the destination.
+    pub(super) is_named_itself: bool,
     /// Whose names working files have.
     pub(super) naming: Naming,
     /// Where what is replaced or removed is kept.
@@ -121,13 +123,19 @@ impl Drop for Turn {
 impl Place {
     /// A name in a directory.
     pub fn new(dir: Arc<OwnedFd>, name: OsString, path: PathBuf) -> Place {
-        Place { dir, name, path, naming: Naming::Common, backup: None }
+        Place { dir, name, path, is_named_itself: false, naming: Naming::Common, backup: None }
     }
 
     /// The same place, which lies in the directory `below` of the destination, with backups.
     pub(super) fn with_backup(self, backups: Option<&Arc<Backups>>, below: &Path) -> Place {
         let backup = |backups: &Arc<Backups>| Backup { backups: Arc::clone(backups), below: below.into() };
         Place { backup: backups.map(backup), ..self }
+    }
+
+    /// It, if the user named it himself: what is there then is not replaced by something of
+    /// another kind, and a block device is written.
+    pub fn named_itself(self, is_named_itself: bool) -> Place {
+        Place { is_named_itself, ..self }
     }
 
     /// The same place, with working files of other names.

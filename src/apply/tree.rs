@@ -15,7 +15,7 @@ use crate::apply::attributes::Attributes;
 pub use crate::apply::backup::BackupDir;
 use crate::apply::backup::Backups;
 pub use crate::apply::others::Removed;
-use crate::apply::others::{Others, Root};
+use crate::apply::others::{Others, Root, in_the_way};
 use crate::apply::place::{self, Place};
 use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, printable};
@@ -195,7 +195,8 @@ impl DestinationRoot {
                 Err(error) => return Err(Error::file("open the directory of", &path)(error)),
             },
         };
-        Ok(Some(Place::new(dir, name.to_owned(), path).with_backup(self.backups.as_ref(), parent)))
+        let place = Place::new(dir, name.to_owned(), path).named_itself(self.is_file());
+        Ok(Some(place.with_backup(self.backups.as_ref(), parent)))
     }
 }
 
@@ -275,7 +276,7 @@ impl DestinationTree {
     ///
     /// # Errors
     ///
-    /// When it cannot be made, or something else is in its place.
+    /// When it cannot be made, or what is in its place may not go.
     pub fn make_directory(&mut self, id: u64, path: &[u8], metadata: &Metadata) -> Result<()> {
         if self.options.dry_run {
             return Ok(());
@@ -284,7 +285,7 @@ impl DestinationTree {
             return Ok(());
         }
         let attributes = self.attributes(metadata);
-        let Made { closed, identity } = make_directory(&self.root, path, attributes.new_mode)?;
+        let Made { closed, identity } = make_directory(&self.root, path, attributes.new_mode, &self.options)?;
         let mut attributes = Attributes { mode: attributes.mode.or(closed), ..attributes };
         if path.is_empty() && !self.root.is_new {
             attributes.mode.take_if(|_| !self.options.destination_perms);
@@ -304,12 +305,12 @@ impl DestinationTree {
     }
 
     /// Makes or replaces a symlink to `link`; a temporary one is renamed over the old. A
-    /// dry run makes none. In the place of a destination that was named itself, only another
+    /// dry run makes none. A directory in its place goes first. In the place of a destination that was named itself, only another
     /// symlink is replaced. Returns which attributes may not be set.
     ///
     /// # Errors
     ///
-    /// When it cannot be made, or a directory is in its place.
+    /// When it cannot be made, or a directory that may not go is in its place.
     pub fn make_symlink(&mut self, path: &[u8], link: &[u8], metadata: &Metadata) -> Result<Option<Failure>> {
         if self.options.dry_run {
             return Ok(None);
@@ -330,6 +331,9 @@ impl DestinationTree {
         if sys::read_link_at(&place.dir, &place.name).is_ok_and(|now| now == link) {
             place.set_attributes_of_link(&place.name, &attributes)
         } else {
+            if is_directory(&place)? {
+                in_the_way::remove(&place, &self.options)?;
+            }
             place.put_symlink(link, &attributes)
         }
     }
@@ -392,6 +396,10 @@ fn refuse_to_lose(place: &Place) -> Result<()> {
     Err(Error::refused(&place.path, why))
 }
 
+fn is_directory(place: &Place) -> Result<bool> {
+    Ok(place.stat()?.is_some_and(|stat| sys::kind_of(&stat) == SFlag::S_IFDIR))
+}
+
 /// A directory that can be filled.
 #[derive(Default)]
 struct Made {
@@ -402,14 +410,21 @@ struct Made {
 }
 
 /// Makes a directory that its owner can fill meanwhile.
-fn make_directory(root: &DestinationRoot, path: &[u8], mode: u32) -> Result<Made> {
+fn make_directory(root: &DestinationRoot, path: &[u8], mode: u32, options: &Options) -> Result<Made> {
     const OWNER: u32 = 0o700;
     if path.is_empty() {
         return Ok(Made::default());
     }
     let Some(place) = root.place(path, false)? else { return Ok(Made::default()) };
-    let made = sys::make_dir_at(&place.dir, &place.name, mode | OWNER);
-    let is_new = made.map_err(Error::file("create the directory", &place.path))?;
+    let make = || {
+        let made = sys::make_dir_at(&place.dir, &place.name, mode | OWNER);
+        made.map_err(Error::file("create the directory", &place.path))
+    };
+    let mut is_new = make()?;
+    if !is_new && !is_directory(&place)? {
+        in_the_way::remove(&place, options)?;
+        is_new = make()?;
+    }
     let stat = place.stat()?.filter(|stat| sys::kind_of(stat) == SFlag::S_IFDIR);
     let Some(stat) = stat else {
         return Err(Error::refused(&place.path, "is in the way of a directory; remove it first"));

@@ -41,6 +41,9 @@ pub struct DeleteArgs {
     /// What is put behind its name [default: ~; with --backup-dir nothing]
     #[arg(long, value_name = "SUFFIX")]
     suffix: Option<OsString>,
+    /// Replace directories, too, that are not empty, where the source has something else
+    #[arg(long)]
+    pub force: bool,
     /// Remove files of the source when the destination has them
     #[arg(long)]
     pub remove_source_files: bool,

@@ -62,7 +62,6 @@ const ROWS: &[(&str, Becomes)] = &[
     ("--executability -E", Later("use -p")),
     ("--fake-super", Refused("owners are kept where the other end is root: --remote-path='sudo holesync'")),
     ("--files-from=", Later("name as SRC what is to be sent")),
-    ("--force", Later("remove the directory that is in the way yourself")),
     ("--fsync", Nothing),
     ("--fuzzy -y", Later("copy or rename the similar file to the new name at the destination before")),
     ("--groupmap=", Later("run chgrp at the destination afterwards")),

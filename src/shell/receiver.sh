@@ -158,14 +158,45 @@ is_blocked() {
 
 make_directory() {
     decode "$1"
-    if ! is_blocked "$plain" && [ ! -L "$plain" ] && { [ -d "$plain" ] || mkdir "$plain"; }; then
+    why='cannot be created'
+    if ! is_blocked "$plain" && make_way "$plain" && { [ -d "$plain" ] || mkdir "$plain"; }; then
         renamed "$plain"
         # The directory is filled first, and given its permissions last.
         { [ -w "$plain" ] && [ -x "$plain" ]; } || chmod u+rwx "$plain"
         say 'done'
     else
-        say 'failed is in the way of a directory (remove it first), or cannot be created'
+        say "failed cannot be made a directory: $why"
     fi
+}
+
+# Removes what is no directory where one must be, unless somebody uses it; $why tells.
+make_way() {
+    if [ -L "$1" ]; then
+        rm -f "$1"
+    elif [ -d "$1" ] || [ ! -e "$1" ]; then
+        return 0
+    elif device='' && { is_kept "$1" || is_busy "$1"; }; then
+        : "${why:=it is in the way}"
+        return 1
+    else
+        rm -f "$1"
+    fi
+}
+
+# Whether what is there is not replaced by something of another kind: the user named it, or
+# it lies where devices do.
+is_kept() {
+    [ "$named" != yes ] || return 0
+    case $here/${1#./} in
+    /dev/shm/*) return 1 ;;
+    /dev/*) return 0 ;;
+    esac
+    return 1
+}
+
+# Whether a directory stays where something else must be.
+is_full() {
+    is_kept "$1" || [ -n "$(find "$1/." ! -name . -prune)" ]
 }
 
 # Words: "same" where a symlink with this target has its attributes already, time,
@@ -176,7 +207,7 @@ make_link() {
     decode "$8"
     path=$plain
     decode "$9"
-    if is_blocked "$path" || { [ -d "$path" ] && [ ! -L "$path" ]; }; then
+    if is_blocked "$path" || { [ -d "$path" ] && [ ! -L "$path" ] && is_full "$path"; }; then
         say 'failed cannot be made a symlink: a directory is in the way'
     elif [ -L "$path" ] && [ "$(readlink "$path" && echo .)" = "$plain
 ." ]; then
@@ -205,6 +236,9 @@ link_attributes() {
 
 # Renames the temp file: at any time there is the old file or the new one.
 replace() {
+    if [ -d "$1" ] && [ ! -L "$1" ]; then
+        rmdir "$1" || return 1
+    fi
     if [ "$move" = 'mv -f' ] && [ -L "$1" ] && [ -d "$1" ]; then
         rm -f "$1" || return 1
     fi
@@ -347,7 +381,7 @@ open() {
     why=
     if is_blocked "$1"; then
         why='a symlink stands where its directory must be'
-    elif [ -b "$1" ] && { [ ! -L "$1" ] || [ "$named" = yes ]; }; then
+    elif [ -b "$1" ] && is_kept "$1" && { [ ! -L "$1" ] || [ "$named" = yes ]; }; then
         device=yes how=inplace
         room=$(blockdev --getsize64 "$1" 2>/dev/null || echo "$size")
         [ "$room" -ge "$size" ] || why="the device holds $room bytes and the image has $size; nothing was written"
@@ -360,10 +394,12 @@ open() {
         true >>"$out" || why='cannot be written in place (read-only, or busy)'
     elif [ -L "$1" ] || [ ! -e "$1" ]; then
         how=fresh
-    elif [ -d "$1" ]; then
+    elif [ -d "$1" ] && is_full "$1"; then
         why='there is a directory where a file must go; remove it first'
-    elif [ ! -f "$1" ]; then
+    elif [ ! -f "$1" ] && [ ! -d "$1" ] && is_kept "$1"; then
         why='is neither a regular file nor a block device'
+    elif [ ! -f "$1" ]; then
+        how=fresh
     elif [ "$how" = inplace ] && ! true >>"$1"; then
         why='cannot be written in place (read-only, or busy)'
     fi

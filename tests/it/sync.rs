@@ -7,6 +7,7 @@ mod deploy;
 mod early;
 mod filters;
 mod interrupt;
+mod kinds;
 mod names;
 mod racy;
 mod swaps;

@@ -12,6 +12,7 @@ use crate::report::{Event, Outcome, Phase};
 use crate::scan::FileImage;
 use crate::shell::compare::{self, KeptBlocks};
 use crate::shell::pieces::{self, Cutter, DIG, Piece, RecordMerger, SHORT_HOLE, STOP};
+use crate::shell::receiver::FarRootKind;
 use crate::shell::{FarFile, relative};
 use crate::source::{self, Kind, Metadata, Source};
 use crate::stream::Record;
@@ -36,7 +37,7 @@ impl SendJob<'_> {
     pub(super) fn send_file(&mut self, source: Source) -> Result<()> {
         let Kind::File { length, allocated, .. } = source.kind else { return Ok(()) };
         let far = self.far_files.get(&source.target);
-        if self.options.dry_run && far.is_some_and(FarFile::is_directory) {
+        if self.options.dry_run && far.is_some_and(FarFile::is_directory) && self.is_full(&source.target) {
             self.pending
                 .fail_far(&source.target, "there is a directory where a file must go; remove it first");
             return Ok(());
@@ -57,6 +58,12 @@ impl SendJob<'_> {
             return Ok(());
         }
         self.send_content(&source, far.as_ref()).or_else(|error| self.source_failed(error))
+    }
+
+    /// Whether a directory at the other end stays where something else is to be.
+    fn is_full(&self, target: &[u8]) -> bool {
+        let below = [target, b"/"].concat();
+        self.root.kind == FarRootKind::Name || self.far_files.keys().any(|path| path.starts_with(&below))
     }
 
     /// Sends the content of a file, once more if it changes meanwhile.
