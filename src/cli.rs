@@ -383,6 +383,8 @@ impl TransferArgs {
             filter: self.filter.rules()?,
             one_file_system: self.rules.one_file_system(),
             transfer: self.rules.rules(),
+            safe_links: self.rules.safe_links,
+            mkpath: self.rules.mkpath,
             perms: !self.no_perms,
             times: !self.no_times,
             destination_perms: (self.perms || self.archive) && !self.no_perms,

@@ -280,6 +280,30 @@ impl NamedPath {
     }
 }
 
+impl NamedPath {
+    /// Makes the directories that it lies in.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`NamedPath::create_dir`].
+    pub fn create_parents(&self) -> io::Result<()> {
+        let parent = self.parent();
+        if !parent.is_missing() {
+            return Ok(());
+        }
+        parent.create_parents()?;
+        match parent.create_dir() {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made,
+        }
+    }
+
+    /// Whether nothing has this name.
+    pub fn is_missing(&self) -> bool {
+        self.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,10 @@ pub struct Options {
     pub recursive: bool,
     /// Copy symlinks as symlinks; otherwise they are skipped.
     pub links: bool,
+    /// Of these none that lead out of what is transferred.
+    pub safe_links: bool,
+    /// Make the directories that the destination lies in.
+    pub mkpath: bool,
     /// Which names are transferred, and which are not deleted.
     pub filter: FilterRules,
     /// Whether directories on other file systems are left out.
@@ -191,6 +195,8 @@ impl Default for Options {
         Options {
             recursive: true,
             links: true,
+            safe_links: false,
+            mkpath: false,
             filter: FilterRules::default(),
             one_file_system: OneFileSystem::No,
             transfer: TransferRules::default(),

@@ -18,7 +18,7 @@ use std::path::Path;
 
 use crate::apply::{Grain, Precision, TimeRule};
 use crate::error::{Error, Failure, Result, code, escape};
-use crate::options::{Compress, Options};
+use crate::options::{Compress, OneFileSystem, Options};
 use crate::remote::{Input, Output};
 use crate::report::{Event, Reporter};
 use crate::source::{Metadata, Owner};
@@ -202,6 +202,19 @@ pub fn refuse_what_needs_an_agent(options: &Options, host: &str, reporter: &dyn 
         reporter.event(Event::Warning(&what));
     }
     Ok(())
+}
+
+/// Refuses what cannot be told from a listing of the other end.
+pub fn refuse_what_a_listing_lacks(options: &Options, host: &str) -> Result<()> {
+    let has_rules_there = options.filter.has_dir_merges() || options.filter.has_absolute();
+    let what = match options.one_file_system {
+        OneFileSystem::No if !has_rules_there => return Ok(()),
+        OneFileSystem::No => {
+            "rules in files of directories (-F, -C, dir-merge) or for absolute paths need a holesync"
+        }
+        _ => "-x needs a holesync",
+    };
+    Err(Error::Usage(format!("{what} on {host}: install it there, or bring it with --agent=push")))
 }
 
 /// A path below the root at the other end, in a form that no tool takes for an option.

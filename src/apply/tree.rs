@@ -79,6 +79,11 @@ impl DestinationRoot {
     /// [`Error::Destination`] when it cannot be had.
     pub fn find(target: &Target, single: bool, options: &Options) -> Result<DestinationRoot> {
         let path = &target.path;
+        if options.mkpath && !options.dry_run {
+            path.create_parents().map_err(|error| {
+                Error::Destination(format!("cannot make the way to {}: {error}", printable(path.path())))
+            })?;
+        }
         let there = path.metadata();
         if there.as_ref().is_ok_and(|metadata| metadata.is_dir()) {
             return DestinationRoot::open(path, None, false);
@@ -93,6 +98,10 @@ impl DestinationRoot {
             let Some(name) = path.path().file_name() else {
                 return Err(Error::Destination(format!("{shown} names no file")));
             };
+            if options.mkpath && options.dry_run && path.parent().is_missing() {
+                let (rename, shown) = (Some(name.to_owned()), path.path().to_path_buf());
+                return Ok(DestinationRoot { dir: None, rename, is_new: true, shown, backups: None });
+            }
             return DestinationRoot::open(&path.parent(), Some(name.to_owned()), false);
         }
         match there {

@@ -158,6 +158,12 @@ pub struct TransferRulesArgs {
     /// Leave alone what the destination has
     #[arg(long)]
     ignore_existing: bool,
+    /// Leave out symlinks that lead out of what is sent
+    #[arg(long)]
+    pub safe_links: bool,
+    /// Make the directories that DEST lies in
+    #[arg(long)]
+    pub mkpath: bool,
     /// Do not go into other file systems; twice: leave out their mount points, too
     #[arg(short = 'x', long, action = ArgAction::Count)]
     one_file_system: u8,

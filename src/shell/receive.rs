@@ -12,14 +12,14 @@ use crate::apply::tree::{DestinationTree, Target};
 use crate::apply::{Destination, Finished, Opened, Precision, QuickCheck, Setup, Wanted};
 use crate::error::{Error, Failure, Result, code, escape, printable};
 use crate::filter::ListingRules;
-use crate::options::{OneFileSystem, Options};
+use crate::options::Options;
 use crate::protocol;
 use crate::report::{Event, Outcome, Reporter, Stats};
 use crate::shell::sender::{
     ArrivingFile, Encoding, FileType, LARGE_FACTOR, ListedEntry, SendingShell, read_entry,
 };
 use crate::shell::{self, ShellSession, relative};
-use crate::source::names_contents;
+use crate::source::{is_unsafe_link, names_contents};
 use crate::working::names_working_file;
 
 /// The most bytes of requests that may wait at the other end, which does not read them
@@ -39,17 +39,7 @@ const LARGE_FILE: u64 = 16 << 20;
 pub fn run(session: ShellSession, sources: &[Vec<u8>], target: &Target) -> Result<Stats> {
     let ShellSession { input, output, options, host, reporter } = session;
     shell::refuse_what_needs_an_agent(options, host, reporter)?;
-    if options.one_file_system != OneFileSystem::No {
-        return Err(Error::Usage(format!(
-            "-x needs a holesync on {host}: install it there, or bring it with --agent=push"
-        )));
-    }
-    if options.filter.has_dir_merges() || options.filter.has_absolute() {
-        let what = "rules in files of directories (-F, -C, dir-merge) or for absolute paths need a holesync";
-        return Err(Error::Usage(format!(
-            "{what} on {host}: install it there, or bring it with --agent=push"
-        )));
-    }
+    shell::refuse_what_a_listing_lacks(options, host)?;
     if options.checksum || options.ignore_times {
         let what = format!("{host} has no holesync to compare contents with: every file is sent whole");
         reporter.event(Event::Warning(&what));
@@ -293,6 +283,10 @@ impl ReceiveJob<'_> {
                 return Ok(());
             }
         };
+        if self.options.safe_links && is_unsafe_link(&link, &entry.target) {
+            self.skip("unsafe symlink", &entry);
+            return Ok(());
+        }
         let made = tree.make_symlink(&entry.target, &link, &entry.metadata);
         self.settle(made);
         Ok(())

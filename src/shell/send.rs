@@ -30,6 +30,11 @@ const MAX_ROOTS: usize = 1000;
 pub fn run(session: ShellSession, sources: &[NamedPath], target: &Target) -> Result<Stats> {
     let ShellSession { options, host, reporter, .. } = session;
     shell::refuse_what_needs_an_agent(options, host, reporter)?;
+    if options.mkpath {
+        return Err(Error::Usage(format!(
+            "--mkpath needs a holesync on {host}: install it there, or make the directory before"
+        )));
+    }
     let mut shell = ReceivingShell::begin(session.input, session.output, host)?;
     let path = target.path.path().as_os_str().as_bytes();
     let walk = Walk::new(sources, options);

@@ -16,6 +16,19 @@ pub fn is_plain(path: &[u8]) -> bool {
     path.len() <= MAX_PATH && (path.is_empty() || path.split(|&b| b == b'/').all(name_is_plain))
 }
 
+/// Whether a symlink is unsafe as rsync sees it: its target is absolute, has a `..` behind
+/// anything else, or leads out of what is transferred. `path`: its own.
+pub fn is_unsafe_link(target: &[u8], path: &[u8]) -> bool {
+    let is_up = |name: &&[u8]| *name == b"..";
+    let names = || target.split(|&byte| byte == b'/');
+    let ups = names().take_while(|name| is_up(name) || name.is_empty()).filter(is_up).count();
+    let depth = path.iter().filter(|&&byte| byte == b'/').count();
+    matches!(target, [] | [b'/', ..])
+        || target.ends_with(b"/..")
+        || names().filter(is_up).count() > ups
+        || ups > depth
+}
+
 /// Why no receiver takes something under this path, and what to do about it.
 pub(super) fn why_not_sent(path: &[u8]) -> Option<String> {
     if names_working_file(path) {
@@ -32,6 +45,28 @@ pub(super) fn why_not_sent(path: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn links_are_safe_as_rsync_has_it() {
+        for (target, at_the_top, below) in [
+            ("x", true, true),
+            ("..", false, true),
+            ("../", false, true),
+            ("../x", false, true),
+            ("..x", true, true),
+            ("../..", false, false),
+            ("../../x", false, false),
+            ("./../x", false, false),
+            ("d/../x", false, false),
+            ("a/..", false, false),
+            ("d//x", true, true),
+            ("/x", false, false),
+            ("", false, false),
+        ] {
+            assert_eq!(!is_unsafe_link(target.as_bytes(), b"link"), at_the_top, "{target}");
+            assert_eq!(!is_unsafe_link(target.as_bytes(), b"d/link"), below, "{target}");
+        }
+    }
 
     #[test]
     fn what_no_receiver_takes_is_not_sent() {

@@ -18,7 +18,7 @@ use crate::error::{Error, Failure, Result, printable};
 use crate::filter::DirectoryRules;
 use crate::options::{OneFileSystem, Options};
 use crate::source::named::{Named, base_name, is, names_contents};
-use crate::source::path::why_not_sent;
+use crate::source::path::{is_unsafe_link, why_not_sent};
 use crate::source::rules;
 use crate::source::together::Together;
 use crate::source::{self, Identity, Kind, Names, Origin, Source, SourceRoot};
@@ -156,6 +156,11 @@ impl Iterator for Walk<'_> {
             match self.find()? {
                 Found::Source(Source { kind: Kind::File { length, .. }, .. })
                     if !self.options.transfer.takes_size(length) => {}
+                Found::Source(Source { kind: Kind::Symlink(link), target, path, .. })
+                    if self.options.safe_links && is_unsafe_link(&link, &target) =>
+                {
+                    return Some(skipped("unsafe symlink", &path));
+                }
                 Found::Source(mut source) => {
                     // As with rsync, of several sources with one name the first counts.
                     let is_new = |taken: &mut HashSet<_>| taken.insert(source.target.clone());

@@ -128,3 +128,61 @@ fn nothing_that_was_not_sent_is_removed_from_the_source() {
     assert!(from.join("large").exists() && !from.join("kilo").exists());
     assert!(!dir.path().join("ours/large").exists() && fs::read(dir.path().join("ours/kilo")).is_ok());
 }
+
+#[test]
+fn unsafe_symlinks_stay_where_they_are() {
+    for way in WAYS {
+        let dir = lab::scratch();
+        let dir = dir.path();
+        let from = mkdir(dir.join("from/d/e"));
+        for (nth, target) in
+            ["x", "../x", "../../x", "/x", "d/../x", "..", "../", "../..", "./../x", "a/..", "..x"]
+                .into_iter()
+                .enumerate()
+        {
+            for at in [&from, &dir.join("from/d"), &dir.join("from")] {
+                symlink(target, at.join(format!("link{nth}"))).expect("symlink");
+            }
+        }
+        for (nth, source) in [slash(&dir.join("from")), dir.join("from").into_os_string()].iter().enumerate()
+        {
+            let [ours, theirs] = ["ours", "theirs"].map(|name| mkdir(dir.join(format!("{name}{nth}/"))));
+            let Some(outcome) = way.run(&["-a", "--safe-links"], &[source], ours.as_os_str()) else { return };
+            outcome.ok().says(&["skipping unsafe symlink"]);
+            let args = [OsStr::new("-a"), OsStr::new("--safe-links"), source, theirs.as_os_str()];
+            assert_eq!(rsync(dir, &args), 0, "rsync");
+            assert_trees(&ours, &theirs, true, &format!("{way:?} {source:?}"));
+        }
+    }
+}
+
+#[test]
+fn the_way_to_the_destination_is_made_where_that_is_asked_for() {
+    for way in WAYS {
+        let dir = lab::scratch();
+        let dir = dir.path();
+        let from = grow(dir);
+        let (file, tree) = (from.join("small").into_os_string(), slash(&from));
+        for (source, to) in [(&file, "a/b/file"), (&file, "c/d/"), (&tree, "e/f/g"), (&tree, "h/i/")] {
+            for (flags, made) in
+                [(&["-a"][..], false), (&["-an", "--mkpath"], false), (&["-a", "--mkpath"], true)]
+            {
+                let Some(outcome) = way.run(flags, &[source], dir.join("there").join(to).as_os_str()) else {
+                    return;
+                };
+                if way == Way::PushShell && flags.contains(&"--mkpath") {
+                    outcome.code(1).says(&["--mkpath needs a holesync"]);
+                    continue;
+                }
+                outcome.code(if flags.len() == 1 { 3 } else { 0 });
+                assert_eq!(dir.join("there").join(to).exists(), made, "{way:?} {to} {flags:?}");
+            }
+        }
+        let theirs = dir.join("theirs that are new/x/");
+        let args = [OsStr::new("-a"), OsStr::new("--mkpath"), tree.as_os_str(), theirs.as_os_str()];
+        assert_eq!(rsync(dir, &args), 0, "rsync");
+        if way != Way::PushShell {
+            assert_trees(&dir.join("there/h/i"), &theirs, true, &format!("{way:?}"));
+        }
+    }
+}
