@@ -253,9 +253,9 @@ pub struct TransferArgs {
     /// zstd level [default: 3 with -z; else one that suits the connection]
     #[arg(long, alias = "zl", value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=19))]
     compress_level: Option<i32>,
-    /// What has to run at the other end
-    #[arg(long, value_enum, default_value_t = AgentArg::Auto)]
-    agent: AgentArg,
+    /// What has to run at the other end [default: auto; with --remote-path: require]
+    #[arg(long, value_enum)]
+    agent: Option<AgentArg>,
     /// In the place of DEST, run CMD where it is, with the image on its stdin
     /// ($HOLESYNC_DEST, $HOLESYNC_SIZE)
     #[arg(long, value_name = "CMD")]
@@ -331,13 +331,18 @@ impl TransferArgs {
     ///
     /// [`Error::Usage`] for what makes no sense.
     pub fn into_transfer(mut self) -> Result<Transfer> {
-        if self.agent == AgentArg::Push && self.remote.remote_path.is_some() {
+        if self.agent == Some(AgentArg::Push) && self.remote.remote_path.is_some() {
             return Err(Error::Usage(
                 "--agent=push brings the program that runs: leave --remote-path out".into(),
             ));
         }
-        if self.agent == AgentArg::None && self.remote.remote_path.is_some() {
+        if self.agent == Some(AgentArg::None) && self.remote.remote_path.is_some() {
             return Err(Error::Usage("--agent=none runs no holesync there: leave --remote-path out".into()));
+        }
+        let is_rsync = |word: &str| word == "rsync" || word.ends_with("/rsync");
+        if self.remote.remote_path.as_ref().is_some_and(|path| path.split_whitespace().any(is_rsync)) {
+            let what = "--remote-path (--rsync-path) names the holesync to run there, such as 'sudo holesync', and no rsync";
+            return Err(Error::Usage(what.into()));
         }
         let compares = self.checksum || self.ignore_times || self.verify;
         if self.through.is_some() && (compares || self.inplace || self.preallocate) {
@@ -363,11 +368,11 @@ impl TransferArgs {
             units: Units::asked_for(self.human_readable),
         };
         Ok(Transfer {
-            sources: self.paths.iter().map(|path| Location::parse(path)).collect::<Result<_>>()?,
+            sources: Location::parse_all(&self.paths)?,
             destination: Location::parse(&destination)?,
             options,
+            agent: self.remote.agent(self.agent),
             remote: self.remote,
-            agent: self.agent,
             retries: self.retries,
             through: self.through,
             show,

@@ -28,6 +28,25 @@ pub struct Host {
 }
 
 impl Location {
+    /// Reads several locations. `:path` is on the host of the one before it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Location::parse`].
+    pub fn parse_all(texts: &[OsString]) -> Result<Vec<Location>> {
+        let mut locations: Vec<Location> = Vec::new();
+        for text in texts {
+            let location = match (text.as_bytes(), locations.last()) {
+                ([b':', path @ ..], Some(Location::Remote(host, _))) if !path.starts_with(b":") => {
+                    Location::Remote(host.clone(), remote_path(path))
+                }
+                _ => Location::parse(text)?,
+            };
+            locations.push(location);
+        }
+        Ok(locations)
+    }
+
     /// Reads a location the way rsync does: a colon before the first slash
     /// makes it remote.
     ///
@@ -43,9 +62,20 @@ impl Location {
         if let Some(rest) = bytes.strip_prefix(b"ssh://") {
             return parse_url(rest, text);
         }
+        let daemon = || {
+            let what =
+                "names an rsync daemon, which holesync does not speak to: write [user@]host:path, for ssh";
+            Error::Usage(format!("{text:?} {what}"))
+        };
+        if bytes.starts_with(b"rsync://") {
+            return Err(daemon());
+        }
         let Some(colon) = remote_colon(bytes) else {
             return Ok(Location::Local(PathBuf::from(text)));
         };
+        if bytes[colon + 1..].starts_with(b":") {
+            return Err(daemon());
+        }
         let (user, host) = split_user(&bytes[..colon]);
         let host = unbracket(host);
         Ok(Location::Remote(host_of(user, host, None, text)?, remote_path(&bytes[colon + 1..])))
@@ -163,6 +193,25 @@ mod tests {
         assert_eq!(parse("ssh://u@h:22022/p").unwrap(), remote(Some("u"), "h", Some(22022), "/p"));
         assert_eq!(parse("ssh://[::1]:5/p").unwrap(), remote(None, "::1", Some(5), "/p"));
         assert_eq!(parse("ssh://[::1]/p").unwrap(), remote(None, "::1", None, "/p"));
+    }
+
+    #[test]
+    fn a_path_without_a_host_is_on_the_one_before() {
+        let all = |texts: &[&str]| {
+            Location::parse_all(&texts.iter().map(OsString::from).collect::<Vec<_>>())
+                .map_err(|e| e.to_string())
+        };
+        let on = |path| remote(Some("u"), "h", Some(5), path);
+        assert_eq!(
+            all(&["ssh://u@h:5/a", ":b", ":", ":~/c"]),
+            Ok(vec![on("/a"), on("b"), on("."), on("~/c")])
+        );
+        for bad in [&[":a"][..], &["a", ":b"], &["h:a", "::b"]] {
+            assert!(all(bad).is_err(), "{bad:?}");
+        }
+        for daemon in ["h::module/x", "rsync://h/module", "u@[::1]::m"] {
+            assert!(parse(daemon).unwrap_err().to_string().contains("rsync daemon"), "{daemon}");
+        }
     }
 
     #[test]

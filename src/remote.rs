@@ -9,8 +9,8 @@ mod push;
 mod ssh;
 
 pub use bootstrap::{
-    Agent, Bootstrapped, FarSide, Incoming, Input, Outgoing, Output, RemoteOptions, bootstrap, command,
-    script,
+    Addresses, Agent, Bootstrapped, FarSide, Incoming, Input, Outgoing, Output, RemoteOptions, bootstrap,
+    command, script,
 };
 pub use child::{RemoteProcess, connect, interrupt, is_interrupted, watch_group};
 pub use cipher::{Cipher, aes_here, remember_aes};

@@ -33,7 +33,7 @@ use crate::sys;
 pub use contents::{NOTHING_REMOVED, Told, tell_contents};
 pub use named::{names_below, names_contents, top_names};
 pub use owners::Names;
-pub use path::{MAX_NAME, MAX_PATH, is_plain, is_unsafe_link};
+pub use path::{MAX_NAME, MAX_PATH, NOT_SENT, is_plain, is_unsafe_link};
 pub use rules::read as read_rules;
 pub use together::merges;
 pub use walk::{Contents, Found, Walk};

@@ -30,7 +30,7 @@ use crate::shell;
 use crate::source;
 use crate::stream::{self, ImageStream};
 
-pub use crate::remote::{Agent, Cipher, RemoteOptions};
+pub use crate::remote::{Addresses, Agent, Cipher, RemoteOptions};
 pub use agent::serve;
 use retry::Tries;
 
@@ -328,7 +328,7 @@ impl Initiator<'_> {
     ) -> Result<Completed<T>> {
         let Initiator { remote, reporter, .. } = self;
         let (command, program) = remote::command(remote)?;
-        let ssh = Ssh::prepare(host, remote, self.options.silence(), reporter);
+        let ssh = Ssh::prepare(host, remote, self.options.silence(), reporter)?;
         self.tries.connecting(ssh.is_batch);
         let (connection, stdout, stdin) =
             remote::connect(host, remote.rsh.as_deref(), &ssh.options, &command, program)?;

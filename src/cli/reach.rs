@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use holesync::options::Options;
-use holesync::sync::{Agent, Cipher, RemoteOptions};
+use holesync::sync::{Addresses, Agent, Cipher, RemoteOptions};
 
 /// How to reach a host.
 #[derive(Debug, Args)]
@@ -10,9 +10,15 @@ pub struct RemoteArgs {
     /// The command that reaches a host [default: $RSYNC_RSH, or ssh]
     #[arg(short = 'e', long, value_name = "CMD")]
     pub rsh: Option<String>,
-    /// The holesync to run there [default: holesync]
+    /// The holesync to run there, and nothing else [default: holesync, or else the shell]
     #[arg(long, visible_alias = "rsync-path", value_name = "PATH")]
     pub remote_path: Option<String>,
+    /// Have ssh use IPv4
+    #[arg(short = '4', long, overrides_with = "ipv6")]
+    pub ipv4: bool,
+    /// Have ssh use IPv6
+    #[arg(short = '6', long, overrides_with = "ipv4")]
+    pub ipv6: bool,
     /// Who chooses the cipher of a connection without --rsh
     #[arg(long, value_enum, default_value_t = CipherArg::Auto)]
     pub cipher: CipherArg,
@@ -33,6 +39,13 @@ pub enum CipherArg {
 }
 
 impl RemoteArgs {
+    /// What has to run there: a program that was named by hand is not replaced by something
+    /// else in silence.
+    pub fn agent(&self, asked: Option<AgentArg>) -> AgentArg {
+        let unless_asked = if self.remote_path.is_some() { AgentArg::Require } else { AgentArg::Auto };
+        asked.unwrap_or(unless_asked)
+    }
+
     /// What the library takes.
     pub fn options(self, agent: AgentArg, umask: u32) -> RemoteOptions {
         let from_environment = || std::env::var("RSYNC_RSH").ok().filter(|command| !command.is_empty());
@@ -46,7 +59,13 @@ impl RemoteArgs {
             CipherArg::Auto => Cipher::Auto,
             CipherArg::Ssh => Cipher::Ssh,
         };
+        let addresses = match (self.ipv4, self.ipv6) {
+            (true, _) => Addresses::V4,
+            (_, true) => Addresses::V6,
+            _ => Addresses::Any,
+        };
         RemoteOptions {
+            addresses,
             rsh: self.rsh.or_else(from_environment),
             remote_path: self.remote_path,
             agent,

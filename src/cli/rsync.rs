@@ -71,8 +71,6 @@ const ROWS: &[(&str, Becomes)] = &[
     ("--inc-recursive --i-r", Nothing),
     ("--info=", Later("use -v, --progress or --stats")),
     ("--insecure-links", Refused("what you name is followed anyway, what is found below never; leave it out")),
-    ("--ipv4 -4", Later("use -e 'ssh -4'")),
-    ("--ipv6 -6", Later("use -e 'ssh -6'")),
     ("--itemize-changes -i", Later("use -v, or --json for programs")),
     ("--keep-dirlinks -K", Later("name the directory that the symlink leads to as DEST")),
     ("--link-dest=", Later("make DEST from that directory with cp -al, and use --commit=atomic")),

@@ -47,11 +47,25 @@ pub enum Agent {
     None,
 }
 
+/// Which addresses of a host ssh may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Addresses {
+    /// Those that its configuration allows.
+    #[default]
+    Any,
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
 /// How to reach a host, and what has to run there.
 #[derive(Debug, Clone, Default)]
 pub struct RemoteOptions {
     /// The command that reaches a host; ssh unless given.
     pub rsh: Option<String>,
+    /// Which of its addresses ssh uses.
+    pub addresses: Addresses,
     /// What to run there; `holesync` in its PATH unless given.
     pub remote_path: Option<String>,
     /// What has to run there.

@@ -211,7 +211,7 @@ impl RemoteProcess {
             }
             (Err(Error::Start(_)), Some(126 | 127)) => Err(Error::Start(format!(
                 "there is no {program} on {host}: copy this program into its PATH, name it with --remote-path, or \
-                 leave --agent=require out{detail}"
+                 leave --agent=require and --remote-path out{detail}"
             ))),
             (Err(Error::Start(why)), _) => Err(Error::Start(format!(
                 "{why}; can {program} be run on {host}, and does its login shell keep quiet? See --remote-path{detail}"

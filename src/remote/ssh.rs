@@ -4,8 +4,9 @@
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::error::{Error, Result};
 use crate::location::Host;
-use crate::remote::bootstrap::RemoteOptions;
+use crate::remote::bootstrap::{Addresses, RemoteOptions};
 use crate::remote::child::{SSH_PROGRAM, host_words};
 use crate::remote::cipher::{self, Cipher};
 use crate::report::Reporter;
@@ -30,21 +31,37 @@ impl Ssh {
     /// What to call ssh with. `silence`: how long the other end may be silent. What is
     /// chosen is reported. Another command is left as it is, and so is another program of
     /// this name: it may not know these options.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] when another command would have to choose among addresses.
     pub fn prepare(
         host: &Host,
         remote: &RemoteOptions,
         silence: Option<Duration>,
         reporter: &dyn Reporter,
-    ) -> Ssh {
+    ) -> Result<Ssh> {
         if remote.rsh.is_some() || !is_openssh() {
-            return Ssh::default();
+            return match remote.addresses {
+                Addresses::Any => Ok(Ssh::default()),
+                _ => Err(Error::Usage(
+                    "-4 and -6 are for OpenSSH without --rsh and RSYNC_RSH: put them into that command"
+                        .into(),
+                )),
+            };
         }
-        let mut options = Vec::new();
+        let mut options = match remote.addresses {
+            Addresses::Any => Vec::new(),
+            Addresses::V4 => vec!["AddressFamily=inet".into()],
+            Addresses::V6 => vec!["AddressFamily=inet6".into()],
+        };
         if remote.contimeout > 0 {
             options.push(format!("ConnectTimeout={}", remote.contimeout.min(MOST_SECONDS)));
         }
         let asks = remote.cipher == Cipher::Auto && cipher::may_be_asked_for(host, reporter);
-        let Some(config) = SshConfig::of(host, asks) else { return Ssh { options, is_batch: false } };
+        let Some(config) = SshConfig::of(host, asks) else {
+            return Ok(Ssh { options, is_batch: false });
+        };
         let ciphers = if asks { cipher::choose(host, &config, reporter) } else { None };
         options.extend(ciphers.map(|ciphers| format!("Ciphers={ciphers}")));
         let is_batch = config.value("batchmode") == Some("yes");
@@ -58,7 +75,7 @@ impl Ssh {
             ));
             options.push("ServerAliveCountMax=3".into());
         }
-        Ssh { options, is_batch }
+        Ok(Ssh { options, is_batch })
     }
 }
 

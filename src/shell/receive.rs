@@ -19,7 +19,7 @@ use crate::shell::sender::{
     ArrivingFile, Encoding, FileType, LARGE_FACTOR, ListedEntry, SendingShell, read_entry,
 };
 use crate::shell::{self, ShellSession, relative};
-use crate::source::{is_unsafe_link, names_contents};
+use crate::source::{NOT_SENT, is_unsafe_link, names_contents};
 use crate::working::names_working_file;
 
 /// The most bytes of requests that may wait at the other end, which does not read them
@@ -214,6 +214,7 @@ impl ReceiveJob<'_> {
         let is_single = requests.is_single;
         let name = if is_single { requests.source.to_vec() } else { relative(&entry.name) };
         match entry.kind {
+            FileType::Other if is_single => self.fail_far(&entry, NOT_SENT),
             FileType::Other => self.skip("special file", &entry),
             FileType::Device if !is_single => self.skip("special file", &entry),
             FileType::Symlink if !self.options.links => self.skip("symlink", &entry),

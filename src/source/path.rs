@@ -7,6 +7,9 @@ pub const MAX_PATH: usize = 4096;
 /// Bytes in one name of a path: `NAME_MAX`.
 pub const MAX_NAME: usize = 255;
 
+/// Why something that was named itself is not sent; within a directory it is skipped.
+pub const NOT_SENT: &str = "is no file, directory, symlink or block device, and cannot be sent: leave it out";
+
 /// Whether a path below the destination is one: plain names between single slashes, no
 /// `.`, `..`, NUL, nothing too long. Empty is allowed: the destination itself.
 pub fn is_plain(path: &[u8]) -> bool {

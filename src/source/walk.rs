@@ -18,7 +18,7 @@ use crate::error::{Error, Failure, Result, printable};
 use crate::filter::DirectoryRules;
 use crate::options::{OneFileSystem, Options};
 use crate::source::named::{Named, base_name, is, names_contents};
-use crate::source::path::{is_unsafe_link, why_not_sent};
+use crate::source::path::{NOT_SENT, is_unsafe_link, why_not_sent};
 use crate::source::rules;
 use crate::source::together::Together;
 use crate::source::{self, Identity, Kind, Names, Origin, Source, SourceRoot};
@@ -143,6 +143,9 @@ impl<'a> Walk<'a> {
         };
         if is(&named.stat, SFlag::S_IFBLK) {
             return source.device().map(|device| Some(Found::Source(device)));
+        }
+        if ![SFlag::S_IFREG, SFlag::S_IFLNK].iter().any(|&kind| is(&named.stat, kind)) {
+            return Err(Error::refused(path, NOT_SENT));
         }
         Ok(Some(inspect(source, &named.stat, Some(&named.fd), self.options.links)))
     }

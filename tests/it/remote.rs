@@ -264,6 +264,72 @@ fn rsync_rsh_is_the_default_and_the_option_wins() {
     assert_eq!(fs::read_to_string(&log).expect("read").lines().count(), 2);
 }
 
+/// What was named by hand is not replaced by the shell, nor by a program that was brought.
+#[test]
+fn a_remote_path_that_does_not_run_is_an_error_and_nothing_else_is_tried() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let source = dir.path().join("source");
+    fs::write(&source, "x").expect("write");
+    for path in ["/no/such/holesync", "env X=1 /no/such/holesync", "false"] {
+        for option in ["--remote-path", "--rsync-path"] {
+            let to = dir.path().join("to");
+            let outcome =
+                run(holesync().args(["-e", peer.rsh(), option, path]).arg(&source).arg(at(&to))).code(5);
+            assert!(outcome.stderr.contains(path) && !to.exists(), "{outcome}");
+        }
+    }
+}
+
+/// Of several sources on one host all but the first may leave the host out; `~` is the home.
+#[test]
+fn sources_on_one_host_and_in_its_home() {
+    let Some(peer) = Peer::sshd() else { return };
+    let Some(account) = Account::new(Path::new("/bin/sh")) else { return };
+    let dir = lab::scratch();
+    let host = account.host();
+    for name in ["one", "two", "three"] {
+        account.keep(Path::new(name), name.as_bytes());
+    }
+    for (nth, mut command) in [account.holesync(&peer), peer.shell()].into_iter().enumerate() {
+        let to = dir.path().join(format!("to {nth}"));
+        let sources = [format!("{host}:one"), ":~/two".into(), format!(":{}/three", account.home.display())];
+        run(command.args(sources).arg(&to)).ok();
+        for name in ["one", "two", "three"] {
+            assert_eq!(fs::read_to_string(to.join(name)).expect("read"), name);
+        }
+    }
+    for (name, to) in [("to home", ""), ("tilde", "~/"), ("named", "~/named")] {
+        let source = dir.path().join(name);
+        fs::write(&source, name).expect("write");
+        run(account.holesync(&peer).arg(&source).arg(format!("{host}:{to}"))).ok();
+        assert_eq!(fs::read_to_string(account.home.join(name)).expect("read"), name);
+    }
+}
+
+#[test]
+fn ssh_is_told_which_addresses_to_use() {
+    let dir = lab::scratch();
+    let program = dir.path().join("bin/ssh");
+    fs::create_dir(dir.path().join("bin")).expect("create a directory");
+    let log = dir.path().join("log");
+    let real = "/usr/bin/ssh";
+    let script = format!("#!/bin/sh\necho \"$*\" >>{}\nexec {real} \"$@\"\n", shell_word(&log));
+    fs::write(&program, script).expect("write");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let path = format!("{}:/usr/bin:/bin", dir.path().join("bin").display());
+    for (options, family) in
+        [(&["-4"][..], "inet"), (&["-6"], "inet6"), (&["-4", "-6"], "inet6"), (&["-64"], "inet")]
+    {
+        let _ = fs::remove_file(&log);
+        // Nobody listens there.
+        let to = "ssh://localhost:1/to";
+        run(holesync().env("PATH", &path).args(options).arg(&program).arg(to)).code(255);
+        let calls = fs::read_to_string(&log).expect("read");
+        assert!(calls.contains(&format!("-o AddressFamily={family} ")), "{options:?}: {calls}");
+    }
+}
+
 #[test]
 fn the_remote_path_may_be_several_words() {
     let Some(peer) = Peer::sshd() else { return };

@@ -97,7 +97,7 @@ fn deploy_through(shell: &Path) {
     let dir = lab::scratch();
     let host = account.host();
     // As if there were no holesync: the shell takes over in the same connection.
-    let nothing_there = ["-e", peer.rsh(), "--remote-path", "/no/such/holesync", "--json"];
+    let nothing_there = ["-e", peer.rsh(), "--agent=auto", "--remote-path", "/no/such/holesync", "--json"];
     let mut rng = Rng(7);
     // All of them elsewhere: here the login shell is what counts.
     for (nth, layout) in layouts(&mut rng).into_iter().step_by(3).enumerate() {
@@ -441,8 +441,8 @@ fn one_connection_is_made_whatever_is_there() {
         (&["--agent=none"], vec![tree.clone().into(), at(dir.path().join("trees/"))], "shell"),
         (&["--agent=none"], vec![at(&tree), dir.path().join("back").into()], "shell"),
         (&["--agent=none", "--through", "cat >/dev/null"], vec![one.clone().into(), at(&to)], "shell"),
-        (&["--remote-path=/no/such/program"], vec![one.clone().into(), at(&to)], "shell"),
-        (&["--remote-path=/no/such/program"], vec![at(&one), dir.path().join("b").into()], "shell"),
+        (&["--agent=auto", "--remote-path=/no/such"], vec![one.clone().into(), at(&to)], "shell"),
+        (&["--agent=auto", "--remote-path=/no/such"], vec![at(&one), dir.path().join("b").into()], "shell"),
         (
             &["--remote-path", PROGRAM, "--through", "cat >/dev/null"],
             vec![one.clone().into(), at(&to)],

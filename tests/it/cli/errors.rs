@@ -102,6 +102,10 @@ fn a_command_line_that_makes_no_sense_ends_with_code_1_and_says_why() {
         (&["u@h:a", "h:b", "c"], &["all sources must be on one machine"]),
         (&["--inplace", "--commit=atomic", "a", "b"], &["--inplace", "--commit=atomic"]),
         (&["--agent=push", "--remote-path", "x", "a", "h:b"], &["--agent=push", "--remote-path"]),
+        (&["--rsync-path=sudo /usr/bin/rsync", "a", "h:b"], &["--rsync-path", "sudo holesync"]),
+        (&["-4", "-e", "ssh", "a", "h:b"], &["-4 and -6", "--rsh"]),
+        (&["h::module/a", "b"], &["rsync daemon", "host:path"]),
+        (&["a", ":b"], &[":b", "host"]),
         (&["--remote-path", "two\nlines", "a", "h:b"], &["--remote-path", "more than one line"]),
         (&["--agent=magic", "a", "h:b"], &["magic", "require"]),
         (&["-B", "5K", "a", "b"], &["5120", "power of two"]),
@@ -835,6 +839,13 @@ fn a_device_a_socket_and_a_fifo_are_skipped_with_a_word() {
         ]);
         assert_same(&good, &to.join("good"));
         assert_eq!(tree(&to).len(), 1, "{way:?}");
+        // One that is named is more than skipped.
+        for named in ["fifo", "socket"] {
+            let outcome = way.run(dir.path(), &[&from.join(named), &good], &to.join("")).code(23);
+            outcome.says(&[&format!("from/{named}"), "cannot be sent"]);
+            way.run(dir.path(), &[&from.join(named)], &dir.path().join("alone")).code(23);
+            assert!(!dir.path().join("alone").exists(), "{way:?}");
+        }
         // One that is in the way stays, and nobody waits for its other end.
         system("mkfifo", &[to.join("pipe").as_os_str()]);
         way.run(dir.path(), &[&good], &to.join("pipe")).code(23).says(&["to/pipe"]);

@@ -142,7 +142,7 @@ fn check_login_shell(shell: &Path) {
     let mode = |path: &Path| fs::metadata(path).expect("stat").mode() & 0o7777;
     assert_eq!((mode(&fresh.cache()), mode(&cached)), (0o700, 0o700));
     assert_route(&fresh.push(), "agent", false);
-    assert_route(&fresh.run(&["--remote-path=/nowhere/holesync"]), "agent", false);
+    assert_route(&fresh.run(&["--agent=auto", "--remote-path=/nowhere/holesync"]), "agent", false);
     let back = fresh.account.place.path().join("back");
     let remote = fresh.account.keep("remote", &fs::read(&fresh.source).expect("read"));
     for (flags, brought) in [(&["--agent=push"][..], false), (&["--agent=push"], true)] {

@@ -175,7 +175,9 @@ fn a_shell_that_nobody_asked_for_is_told_of_once() {
     let peer = Peer::script(dir.path(), "PATH=/usr/bin:/bin agent");
     let rsh = peer.rsh().to_owned();
     let mut auto = crate::common::process::holesync();
-    auto.args(["-e", &rsh, "--remote-path", "no-such-holesync"]).arg(&new).arg(at(dir.path().join("auto")));
+    auto.args(["-e", &rsh, "--agent=auto", "--remote-path", "no-such-holesync"])
+        .arg(&new)
+        .arg(at(dir.path().join("auto")));
     let outcome = run(&mut auto).ok();
     assert_eq!(outcome.stderr.matches("takes part without a holesync").count(), 1, "{outcome}");
     let asked = run(peer.shell().arg(&new).arg(at(dir.path().join("asked")))).ok();
