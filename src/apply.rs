@@ -38,8 +38,8 @@
 //! anything about a crash of the machine with `--no-fsync`; locks where the file system has
 //! none.
 
+mod aside;
 mod attributes;
-mod backup;
 mod commit;
 mod copy;
 mod nodes;

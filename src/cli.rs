@@ -9,6 +9,7 @@ mod rsync;
 mod verbs;
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -214,6 +215,12 @@ pub struct TransferArgs {
     /// Take files of equal size for equal
     #[arg(long)]
     size_only: bool,
+    /// Begin new files from the one beside them whose name is most like their own
+    #[arg(short = 'y', long)]
+    fuzzy: bool,
+    /// Begin new files from this one, which is where the destination is
+    #[arg(long, value_name = "PATH")]
+    basis: Vec<OsString>,
     #[command(flatten)]
     delete: DeleteArgs,
     /// Send all data, whatever the destination has
@@ -422,6 +429,8 @@ impl TransferArgs {
             },
             compress_level: self.compress_level,
             timeout: self.remote.timeout,
+            basis: self.basis.iter().map(|path| path.as_bytes().to_vec()).collect(),
+            fuzzy: self.fuzzy,
             backup: self.delete.backup()?,
             remove_source_files: self.delete.remove_source_files,
             force: self.delete.force,

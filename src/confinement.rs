@@ -35,7 +35,8 @@ impl From<Vec<u8>> for RequestPath {
 }
 
 impl RequestPath {
-    fn into_path(self) -> PathBuf {
+    /// The path, for who may open whatever it leads to.
+    pub fn into_path(self) -> PathBuf {
         PathBuf::from(OsString::from_vec(self.0))
     }
 }

@@ -73,6 +73,11 @@ pub struct Options {
     pub compress_level: Option<i32>,
     /// Seconds for which a connection may be silent; 0: for ever.
     pub timeout: u32,
+    /// Files at the destination that new ones are begun from, relative to the destination if
+    /// they are relative.
+    pub basis: Vec<Vec<u8>>,
+    /// A new file is begun from the one beside it whose name is most like its own.
+    pub fuzzy: bool,
     /// How what is replaced or removed is kept. `None`: it is not.
     pub backup: Option<Backup>,
     /// Files of the source are removed when the destination has them.
@@ -223,6 +228,8 @@ impl Default for Options {
             compress: Compress::Auto,
             compress_level: None,
             timeout: Options::TIMEOUT,
+            basis: Vec::new(),
+            fuzzy: false,
             backup: None,
             remove_source_files: false,
             force: false,

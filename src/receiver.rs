@@ -55,7 +55,7 @@ use read_ahead::ReadAhead;
 use shared::{ReceiverShared, Settles};
 
 use crate::apply::tree::DestinationTree;
-pub use crate::apply::tree::{BackupDir, Target};
+pub use crate::apply::tree::{Asides, Target};
 use crate::apply::{Precision, QuickCheck, Wanted};
 use crate::error::{Error, Failure, Result, lock};
 use crate::hashmap::Hash;

@@ -186,6 +186,8 @@ impl RecordLines {
 pub fn refuse_what_needs_an_agent(options: &Options, host: &str, reporter: &dyn Reporter) -> Result<()> {
     let needs = [
         ("--verify", options.verify),
+        ("--basis", !options.basis.is_empty()),
+        ("--fuzzy", options.fuzzy),
         ("--backup", options.backup.is_some()),
         ("--delete", options.delete.is_some()),
         ("--remove-source-files", options.remove_source_files),

@@ -22,7 +22,7 @@ use crate::options::Options;
 use crate::protocol::{
     Connection, Frame, FrameReader, FrameWriter, Message, Request, Silence, TimedReader, TimedWriter,
 };
-use crate::receiver::{self, Answerer, BackupDir, Target};
+use crate::receiver::{self, Answerer, Asides, Target};
 use crate::remote::{self, FarSide, Incoming, Input, Outgoing, Output, Ssh};
 use crate::report::{Event, Phase, Reporter, Route, Stats, Summary, human};
 use crate::sender::{self, Hasher, Side};
@@ -54,7 +54,7 @@ pub fn run(
     let initiator = Initiator { options, remote, reporter, tries };
     let completed = match (origin(sources)?, destination) {
         (Origin::Local(sources), Location::Local(path)) => {
-            let target = initiator.target(path, sources.len());
+            let target = initiator.target(path, sources.len())?;
             Completed::here(local::run(&sources, target, options, reporter)?)
         }
         (Origin::Local(sources), Location::Remote(host, path)) => {
@@ -221,7 +221,7 @@ struct Initiator<'a> {
 impl Initiator<'_> {
     fn send(self, sources: &[NamedPath], host: &Host, path: &Path) -> Result<Completed<Stats>> {
         let Initiator { options, remote, .. } = self;
-        let target = self.target(path, sources.len());
+        let target = self.target(path, sources.len())?;
         let request = Request::Receive { destination: path.into(), directory: target.directory };
         let hasher = match sources {
             // Of several, it is not known which the receiver wants.
@@ -246,7 +246,7 @@ impl Initiator<'_> {
     /// Receives sources that are on a host.
     fn receive(self, host: &Host, paths: &[Vec<u8>], path: &Path) -> Result<Completed<Stats>> {
         let Initiator { options, remote, .. } = self;
-        let target = self.target(path, paths.len());
+        let target = self.target(path, paths.len())?;
         let asked = source::names_below(paths.iter().map(Vec::as_slice));
         let target = Target { asked, ..target };
         let compares = remote.agent != Agent::None && !options.whole_file;
@@ -303,11 +303,11 @@ impl Initiator<'_> {
         })
     }
 
-    fn target(self, path: &Path, sources: usize) -> Target {
+    fn target(self, path: &Path, sources: usize) -> Result<Target> {
         let slash = path.as_os_str().as_bytes().ends_with(b"/");
-        let dir = self.options.backup.as_ref().and_then(|backup| backup.dir.as_ref());
-        let backup_dir = dir.map(|path| BackupDir::here(path));
-        Target { backup_dir, ..Target::new(NamedPath::here(path), slash || sources > 1, self.remote.umask) }
+        let here = |path: RequestPath| Ok(NamedPath::here(path.into_path()));
+        let asides = Asides::find(self.options, here)?;
+        Ok(Target { asides, ..Target::new(NamedPath::here(path), slash || sources > 1, self.remote.umask) })
     }
 
     fn connection<'a>(&'a self, input: Input, output: Output) -> Connection<'a, Incoming, Outgoing> {

@@ -2,6 +2,8 @@
 //! runs left, and which way the new content goes. See steps 1 to 5 of
 //! [`apply`](crate::apply).
 
+mod preview;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
@@ -39,6 +41,8 @@ use crate::options::{Commit, Options};
 use crate::scan::{self, FileImage, FileState};
 use crate::sys::{self, kind_of};
 use crate::working::Working;
+pub use preview::Preview;
+use preview::preview;
 
 /// What all destinations of one run share: what was asked for, and what the file systems
 /// can do that were met so far.
@@ -142,14 +146,6 @@ pub enum Opened {
     Different(Box<Destination>),
 }
 
-/// What a dry run can tell of a destination.
-pub struct Preview {
-    /// What there is to compare with.
-    pub basis: Option<Basis>,
-    /// There is nothing yet, or a file of another length.
-    pub changes_length: bool,
-}
-
 impl Destination {
     /// Finishes what a crash left, looks whether what is there is equal already, and if not
     /// locks it and decides how to go about it. A dry run changes nothing.
@@ -206,7 +202,7 @@ impl Destination {
             Some((SFlag::S_IFBLK, _)) => device(task),
             _ => {
                 remove_drafts(&task, &[Working::Clone]);
-                fresh(task, setup, None)
+                new(task, setup)
             }
         };
         Ok(Opening { recovered, opened: Opened::Different(Box::new(destination?)) })
@@ -217,34 +213,6 @@ impl Destination {
         let behind = WriteBehind::new(task.options.fsync, task.wanted.data);
         Destination { task, way, basis, behind, zeros: Zeros::default() }
     }
-}
-
-/// Steps 1 and 3 of a dry run, which writes nothing.
-fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, setup: &Setup) -> Result<Opening> {
-    let opening = |opened| Ok(Opening { recovered: Recovered::Nothing, opened });
-    if stat.is_some_and(|stat| setup.is_equal(place, &stat, wanted)) {
-        return opening(Opened::Equal { unset: None });
-    }
-    let file = match stat.as_ref().map(kind_of) {
-        None | Some(SFlag::S_IFLNK) => {
-            return opening(Opened::Preview(Preview { basis: None, changes_length: true }));
-        }
-        Some(SFlag::S_IFBLK) => open_device(place, OFlag::O_RDONLY, &setup.options)?,
-        Some(SFlag::S_IFREG) => place.open(&place.name, OFlag::O_RDONLY).map_err(place.error("open"))?,
-        Some(other) => return Err(in_the_way::refuse(place, other)),
-    };
-    let state = file.metadata().map_err(place.error("look at"))?;
-    if !setup.options.force_in_use {
-        in_use::refuse(&file, &state, &place.path)?;
-    }
-    let basis = basis_of(&file, setup.options.hole_map).map_err(place.error("open"))?;
-    let is_file = state.is_file();
-    if !is_file {
-        check_device_size(place, basis.length, wanted.length, "nothing was written")?;
-    }
-    let changes_length = is_file && basis.length != wanted.length;
-    let basis = Some(basis).filter(|basis| basis.length > 0 && !wanted.whole);
-    opening(Opened::Preview(Preview { basis, changes_length }))
 }
 
 /// Removes what interrupted runs left beside a file that needs nothing, unless another run
@@ -268,6 +236,21 @@ fn remove_leftovers(place: &Place, beside: &Beside) -> Result<()> {
 fn remove_drafts(task: &Task, kinds: &[Working]) {
     let there = kinds.iter().copied().filter(|kind| task.beside.leftovers.contains(kind)).collect::<Vec<_>>();
     task.place.remove_leftovers(&there);
+}
+
+/// Where there is nothing: with what an earlier run left, or from a file that is like it.
+fn new(mut task: Task, setup: &Setup) -> Result<Destination> {
+    if task.wanted.whole || task.beside.leftovers.contains(&Working::Temp) {
+        return fresh(task, setup, None);
+    }
+    let Some(from) = task.place.similar(task.wanted.data, task.options.fuzzy)? else {
+        return fresh(task, setup, None);
+    };
+    let error = || task.place.error("open what to begin from for");
+    let device = nix::sys::stat::fstat(&task.place.dir).map_err(|errno| error()(errno.into()))?.st_dev;
+    let basis = basis_of(&from.file, task.options.hole_map).map_err(error())?;
+    task.can = setup.abilities(&task.place, &from.file, device);
+    Ok(Destination::new(task, Way::Replica(Replica::of_another(from)), Some(basis)))
 }
 
 /// Into a temp file that starts empty, or with what an earlier run left. Stage and log of an

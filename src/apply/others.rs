@@ -17,7 +17,7 @@ use nix::dir::Dir;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
-use crate::apply::backup::Backups;
+use crate::apply::aside::backup::Backups;
 use crate::apply::place::Place;
 use crate::error::{Error, Failure, Result, code, printable};
 use crate::filter::{DirectoryRules, FilterSide};

@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
+use crate::apply::aside::backup::{Backup, Backups};
+use crate::apply::aside::similar::Similar;
 use crate::apply::attributes::Attributes;
-use crate::apply::backup::{Backup, Backups};
 use crate::apply::synced::Synced;
 use crate::error::{Error, Failure, Result, lock};
 use crate::sys::{self, kind_of};
@@ -40,6 +41,8 @@ pub struct Place {
     pub(super) naming: Naming,
     /// Where what is replaced or removed is kept.
     pub(super) backup: Option<Backup>,
+    /// What a new file may be begun from.
+    pub(super) similar: Option<Arc<Similar>>,
 }
 
 /// What may be done with an old file.
@@ -123,7 +126,7 @@ impl Drop for Turn {
 impl Place {
     /// A name in a directory.
     pub fn new(dir: Arc<OwnedFd>, name: OsString, path: PathBuf) -> Place {
-        Place { dir, name, path, is_named_itself: false, naming: Naming::Common, backup: None }
+        Place { dir, name, path, is_named_itself: false, naming: Naming::Common, backup: None, similar: None }
     }
 
     /// The same place, which lies in the directory `below` of the destination, with backups.

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
+pub use crate::apply::aside::Asides;
+use crate::apply::aside::backup::Backups;
+use crate::apply::aside::similar::Similar;
 use crate::apply::attributes::Attributes;
-pub use crate::apply::backup::BackupDir;
-use crate::apply::backup::Backups;
 pub use crate::apply::others::Removed;
 use crate::apply::others::{Others, Root, in_the_way};
 use crate::apply::place::{self, Place};
@@ -35,14 +36,14 @@ pub struct Target {
     pub umask: u32,
     /// Under which names something may come, right below the destination. `None`: any.
     pub asked: Option<Vec<Vec<u8>>>,
-    /// Where backups go; `None`: beside what they are of.
-    pub backup_dir: Option<BackupDir>,
+    /// Paths beside it.
+    pub asides: Asides,
 }
 
 impl Target {
     /// A destination for whatever comes.
     pub fn new(path: NamedPath, directory: bool, umask: u32) -> Target {
-        Target { path, directory, umask, asked: None, backup_dir: None }
+        Target { path, directory, umask, asked: None, asides: Asides::default() }
     }
 
     /// Whether something was asked for that goes there.
@@ -63,6 +64,7 @@ pub struct DestinationRoot {
     is_new: bool,
     shown: PathBuf,
     backups: Option<Arc<Backups>>,
+    similar: Option<Arc<Similar>>,
 }
 
 /// The directory below a root that was opened last: mostly the next entry lies in it,
@@ -100,7 +102,14 @@ impl DestinationRoot {
             };
             if options.mkpath && options.dry_run && path.parent().is_missing() {
                 let (rename, shown) = (Some(name.to_owned()), path.path().to_path_buf());
-                return Ok(DestinationRoot { dir: None, rename, is_new: true, shown, backups: None });
+                return Ok(DestinationRoot {
+                    dir: None,
+                    rename,
+                    is_new: true,
+                    shown,
+                    backups: None,
+                    similar: None,
+                });
             }
             return DestinationRoot::open(&path.parent(), Some(name.to_owned()), false);
         }
@@ -117,6 +126,7 @@ impl DestinationRoot {
                 is_new: true,
                 shown: path.path().to_path_buf(),
                 backups: None,
+                similar: None,
             }),
             Err(_) => {
                 path.create_dir().map_err(|error| {
@@ -135,15 +145,20 @@ impl DestinationRoot {
             Error::Destination(format!("cannot open the directory {shown}: {error}; create it first"))
         })?;
         let shown = path.path().to_path_buf();
-        Ok(DestinationRoot { dir: Some(Arc::new(dir)), rename, is_new, shown, backups: None })
+        Ok(DestinationRoot { dir: Some(Arc::new(dir)), rename, is_new, shown, backups: None, similar: None })
     }
 
-    /// The same, with what is replaced or removed kept as the options say.
-    fn with_backups(mut self, target: &Target, options: &Options) -> Result<DestinationRoot> {
-        let Some(backup) = options.backup.as_ref().filter(|_| !options.dry_run) else { return Ok(self) };
+    /// The same, with what the options name beside it: for what is replaced or removed, and to
+    /// begin from.
+    fn with_asides(mut self, target: &Target, options: &Options) -> Result<DestinationRoot> {
         let base = if self.is_file() { target.path.parent() } else { target.path.clone() };
-        let backups = Backups::open(&backup.suffix, target.backup_dir.as_ref(), &base)?;
-        self.backups = Some(Arc::new(backups));
+        if let Some(backup) = options.backup.as_ref().filter(|_| !options.dry_run) {
+            let backups = Backups::open(&backup.suffix, target.asides.backup_dir.as_ref(), &base)?;
+            self.backups = Some(Arc::new(backups));
+        }
+        if !target.asides.basis.is_empty() {
+            self.similar = Some(Arc::new(Similar::open(&target.asides.basis, &base)?));
+        }
         Ok(self)
     }
 
@@ -205,7 +220,8 @@ impl DestinationRoot {
             },
         };
         let place = Place::new(dir, name.to_owned(), path).named_itself(self.is_file());
-        Ok(Some(place.with_backup(self.backups.as_ref(), parent)))
+        let place = place.with_backup(self.backups.as_ref(), parent);
+        Ok(Some(Place { similar: self.similar.clone(), ..place }))
     }
 }
 
@@ -250,7 +266,7 @@ impl DestinationTree {
     ///
     /// [`Error::Destination`] when it cannot be had.
     pub fn open(target: &Target, single: bool, options: Arc<Options>) -> Result<DestinationTree> {
-        let root = DestinationRoot::find(target, single, &options)?.with_backups(target, &options)?;
+        let root = DestinationRoot::find(target, single, &options)?.with_asides(target, &options)?;
         let (umask, names) = (target.umask, Names::default());
         let others = Others::default();
         Ok(DestinationTree { root, options, umask, names, directories: Vec::new(), others })

@@ -29,7 +29,7 @@ impl Way {
     pub fn old(&self) -> Option<&Old> {
         match self {
             Way::Fresh(fresh) => fresh.old(),
-            Way::Replica(replica) => Some(replica.old()),
+            Way::Replica(replica) => replica.old(),
             Way::Staged(staged) => Some(staged.old()),
             Way::Direct(direct) => Some(direct.old()),
         }

@@ -63,7 +63,6 @@ const ROWS: &[(&str, Becomes)] = &[
     ("--fake-super", Refused("owners are kept where the other end is root: --remote-path='sudo holesync'")),
     ("--files-from=", Later("name as SRC what is to be sent")),
     ("--fsync", Nothing),
-    ("--fuzzy -y", Later("copy or rename the similar file to the new name at the destination before")),
     ("--groupmap=", Later("run chgrp at the destination afterwards")),
     ("--hard-links -H", Later("leave -H out: each name becomes a file of its own")),
     ("--iconv=", Refused("names are kept byte for byte; leave it out, and rename with convmv")),

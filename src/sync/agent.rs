@@ -20,7 +20,7 @@ use crate::protocol::{
     Connection, Frame, FrameReader, FrameWriter, MAX_NOISE, MAX_SOURCES, Message, Request, RunId, Silence,
     TimedReader, TimedWriter,
 };
-use crate::receiver::{self, BackupDir, Target};
+use crate::receiver::{self, Asides, Target};
 use crate::remote;
 use crate::report::{Phase, Silent};
 use crate::scan::{self, FileImage};
@@ -75,7 +75,7 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
 
 /// A request that the confinement allows, with paths that can be opened.
 enum Admitted {
-    Receive { destination: NamedPath, directory: bool, backup_dir: Option<BackupDir> },
+    Receive { destination: NamedPath, directory: bool, asides: Asides },
     Send { sources: Vec<NamedPath> },
     Digest { paths: Vec<NamedPath> },
     Through { command: OsString, destination: PathBuf, size: u64 },
@@ -91,10 +91,8 @@ fn admit(request: Request, options: &Options, confinement: &Confinement) -> Resu
     };
     Ok(match request {
         Request::Receive { destination, directory } => {
-            let named = |path: &Vec<u8>| BackupDir::find(path, |path| confinement.writable(path));
-            let dir = options.backup.as_ref().and_then(|backup| backup.dir.as_ref());
-            let backup_dir = dir.map(named).transpose()?;
-            Admitted::Receive { destination: confinement.writable(destination)?, directory, backup_dir }
+            let asides = Asides::find(options, |path| confinement.writable(path))?;
+            Admitted::Receive { destination: confinement.writable(destination)?, directory, asides }
         }
         Request::Send { sources } => Admitted::Send { sources: readable(sources)? },
         Request::Digest { paths } => Admitted::Digest { paths: readable(paths)? },
@@ -114,8 +112,8 @@ fn perform<R: Read + Send + 'static, W: Write + Send>(
     umask: u32,
 ) -> Result<()> {
     match request {
-        Admitted::Receive { destination, directory, backup_dir } => {
-            let target = Target { backup_dir, ..Target::new(destination, directory, umask) };
+        Admitted::Receive { destination, directory, asides } => {
+            let target = Target { asides, ..Target::new(destination, directory, umask) };
             let connection = Connection { input, output, options, reporter: &Silent };
             receiver::run(connection, target, None).map(drop)
         }

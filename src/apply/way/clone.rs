@@ -6,6 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
+use crate::apply::aside::similar;
 use crate::apply::attributes::belongings;
 use crate::apply::commit::{OldFile, Task};
 use crate::apply::copy::copy_data;
@@ -20,7 +21,10 @@ use crate::sys;
 use crate::working::Working;
 
 pub struct Replica {
-    old: Old,
+    /// What is cloned or copied.
+    from: Old,
+    /// Nothing is there yet: `from` is another file.
+    is_new: bool,
     /// Made when there is something to change.
     temp: Option<File>,
     /// What a copy did not get of the old file, which had no data there.
@@ -29,11 +33,16 @@ pub struct Replica {
 
 impl Replica {
     pub fn new(old: Old) -> Replica {
-        Replica { old, temp: None, left_out: Cover::default() }
+        Replica { from: old, is_new: false, temp: None, left_out: Cover::default() }
     }
 
-    pub fn old(&self) -> &Old {
-        &self.old
+    /// Of a file elsewhere, for one that is not there yet.
+    pub fn of_another(from: Old) -> Replica {
+        Replica { is_new: true, ..Replica::new(from) }
+    }
+
+    pub fn old(&self) -> Option<&Old> {
+        (!self.is_new).then_some(&self.from)
     }
 
     pub fn has_begun(&self) -> bool {
@@ -42,10 +51,11 @@ impl Replica {
 
     /// The clone or copy.
     pub fn file(&mut self, task: &Task) -> Result<&File> {
+        let old = (!self.is_new).then_some(&self.from);
         match &mut self.temp {
             Some(temp) => Ok(temp),
             none => {
-                let (temp, left_out) = begin(task, &self.old)?;
+                let (temp, left_out) = begin(task, &self.from, old)?;
                 self.left_out = left_out;
                 Ok(none.insert(temp))
             }
@@ -57,7 +67,7 @@ impl Replica {
     pub fn keep(&mut self, task: &Task, range: Range<u64>) -> Result<()> {
         let Some(temp) = &self.temp else { return Ok(()) };
         for part in self.left_out.within(range) {
-            let copied = ranges::copy_between(&self.old.file, temp, part);
+            let copied = ranges::copy_between(&self.from.file, temp, part);
             copied.map_err(|error| task.failed("copy", error, OldFile::Whole))?;
         }
         Ok(())
@@ -72,26 +82,30 @@ impl Replica {
     pub fn finish(&mut self, task: &Task, root: &Hash) -> Result<Option<Failure>> {
         self.file(task)?;
         let Some(temp) = &self.temp else { return Err(task.place.replaced()) };
-        task.replace(temp, Working::Temp, Some(&self.old), root)
+        // What is kept of it was hashed before it was copied.
+        if self.is_new && !similar::is_unchanged(&self.from).map_err(task.place.error("finish"))? {
+            return Err(similar::changed(&task.place));
+        }
+        task.replace(temp, Working::Temp, self.old(), root)
     }
 }
 
 /// The name of a temp file is for what is equal to the old file already, since the next run
 /// goes on from it; until then it is a clone in the making. Also returns what it lacks of
 /// the old file, which has no data there.
-fn begin(task: &Task, old: &Old) -> Result<(File, Cover)> {
+fn begin(task: &Task, from: &Old, old: Option<&Old>) -> Result<(File, Cover)> {
     let place = &task.place;
     let temp = place.create(Working::Clone).map_err(place.error("create the temp file of"))?;
     let temp = place.locked(temp)?;
-    belongings::prepare(Some(old), &temp);
-    let copied = ranges::clone(&old.file, &temp).and_then(|cloned| match cloned {
+    belongings::prepare(old, &temp);
+    let copied = ranges::clone(&from.file, &temp).and_then(|cloned| match cloned {
         true => Ok(Cover::default()),
-        false => copy(task, old, &temp),
+        false => copy(task, from, &temp),
     });
     let left_out = copied.map_err(|error| task.failed("copy", error, OldFile::Whole))?;
-    if task.has_excess(&old.file).map_err(place.error("look at"))? {
-        let all = 0..ranges::page_up(old.state.len());
-        ranges::free_holes_of(&old.file, &temp, all).map_err(place.error("punch holes into"))?;
+    if task.has_excess(&from.file).map_err(place.error("look at"))? {
+        let all = 0..ranges::page_up(from.state.len());
+        ranges::free_holes_of(&from.file, &temp, all).map_err(place.error("punch holes into"))?;
     }
     let names = [Working::Clone, Working::Temp].map(|kind| place.name_of(kind));
     sys::rename_at(&place.dir, &names[0], &names[1]).map_err(place.error("create the temp file of"))?;

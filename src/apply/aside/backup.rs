@@ -11,42 +11,14 @@ use std::sync::Arc;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, fstat};
 
+use crate::apply::aside::AsidePath;
 use crate::apply::place::Place;
-use crate::confinement::{NamedPath, RequestPath};
+use crate::confinement::NamedPath;
 use crate::error::{Error, Result, printable};
 use crate::sys;
 use crate::working::{Naming, Working};
 
 const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY);
-
-/// Where the user wants it.
-#[derive(Debug, Clone)]
-pub enum BackupDir {
-    /// Relative to the destination.
-    Relative(PathBuf),
-    /// Anywhere.
-    Named(NamedPath),
-}
-
-impl BackupDir {
-    /// What a path on this machine means.
-    pub fn here(path: &[u8]) -> BackupDir {
-        let path = PathBuf::from(OsStr::from_bytes(path));
-        if path.is_absolute() { BackupDir::Named(NamedPath::here(path)) } else { BackupDir::Relative(path) }
-    }
-
-    /// What a path in a request means; `named` opens the way to one that is not relative to the destination.
-    ///
-    /// # Errors
-    ///
-    /// Those of `named`.
-    pub fn find(path: &[u8], named: impl FnOnce(RequestPath) -> Result<NamedPath>) -> Result<BackupDir> {
-        match path.first() {
-            Some(b'/' | b'~') => named(path.to_vec().into()).map(BackupDir::Named),
-            _ => Ok(BackupDir::Relative(OsStr::from_bytes(path).into())),
-        }
-    }
-}
 
 /// Where what is replaced or removed goes, for one run.
 #[derive(Debug)]
@@ -62,13 +34,10 @@ impl Backups {
     /// # Errors
     ///
     /// [`Error::Destination`] when it cannot be had.
-    pub fn open(suffix: &[u8], dir: Option<&BackupDir>, base: &NamedPath) -> Result<Backups> {
+    pub fn open(suffix: &[u8], dir: Option<&AsidePath>, base: &NamedPath) -> Result<Backups> {
         let suffix = OsStr::from_bytes(suffix).to_owned();
         let Some(dir) = dir else { return Ok(Backups { suffix, dir: None }) };
-        let dir = match dir {
-            BackupDir::Relative(path) => base.join(path),
-            BackupDir::Named(path) => path.clone(),
-        };
+        let dir = dir.resolve(base);
         let opened = dir.create_all().and_then(|()| dir.open(DIRECTORY));
         let opened = opened.map_err(|error| {
             let shown = printable(dir.path());
@@ -151,7 +120,7 @@ fn make_below(dir: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
 
 /// Where the backup of one entry goes.
 #[derive(Debug, Clone)]
-pub(super) struct Backup {
+pub(in crate::apply) struct Backup {
     pub backups: Arc<Backups>,
     /// The directory that the entry lies in, below the destination.
     pub below: PathBuf,
@@ -159,7 +128,7 @@ pub(super) struct Backup {
 
 impl Place {
     /// Keeps what is there, where that was asked for, before it is replaced.
-    pub(super) fn keep_backup(&self) -> Result<()> {
+    pub(in crate::apply) fn keep_backup(&self) -> Result<()> {
         match &self.backup {
             Some(Backup { backups, below }) if self.stat()?.is_some() => backups.keep(self, below),
             _ => Ok(()),
@@ -168,7 +137,7 @@ impl Place {
 
     /// Keeps what is there, where that was asked for, in the place of removing it. Returns
     /// whether it was.
-    pub(super) fn move_to_backup(&self) -> Result<bool> {
+    pub(in crate::apply) fn move_to_backup(&self) -> Result<bool> {
         let Some(Backup { backups, below }) = &self.backup else { return Ok(false) };
         backups.move_away(self, below).map(|()| true)
     }

@@ -1,0 +1,120 @@
+//! Where nothing is yet: another file at the destination that a new one can be begun from.
+//! It is compared like an old file and cloned or copied; whatever differs is written over.
+
+use std::ffi::OsStr;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+
+use nix::dir::Dir;
+use nix::fcntl::OFlag;
+
+use crate::apply::aside::AsidePath;
+use crate::apply::place::{Access, Old, Place};
+use crate::confinement::NamedPath;
+use crate::error::{Error, Result, printable};
+use crate::sys;
+use crate::working::is_working_name;
+
+/// Data of a new file below which a look for another one costs more than it saves.
+const WORTH_A_LOOK: u64 = 64 << 10;
+
+const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY);
+
+/// The files that the user named for that.
+#[derive(Debug)]
+pub struct Similar(Vec<File>);
+
+impl Similar {
+    /// Opens them; a symlink is followed. `base`: the destination.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Destination`] for what is no regular file, or cannot be opened.
+    pub fn open(paths: &[AsidePath], base: &NamedPath) -> Result<Similar> {
+        let open = |path: &AsidePath| {
+            let path = path.resolve(base);
+            let failed = |why: String| {
+                let shown = printable(path.path());
+                Error::Destination(format!("cannot begin from {shown}: {why}; name a file that is there"))
+            };
+            let file = path.open(READ).map(File::from).map_err(|error| failed(error.to_string()))?;
+            let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+            if is_file { Ok(file) } else { Err(failed("it is no regular file".into())) }
+        };
+        paths.iter().map(open).collect::<Result<_>>().map(Similar)
+    }
+}
+
+impl Place {
+    /// What a new file with so much data can be begun from: what the user named, the longest
+    /// of it, or, with `fuzzy`, the file in the same directory whose name is most like its own.
+    pub(in crate::apply) fn similar(&self, data: u64, fuzzy: bool) -> Result<Option<Old>> {
+        let named = || -> io::Result<Option<File>> {
+            let files = self.similar.as_ref().map_or(&[][..], |similar| &similar.0);
+            let longest = files.iter().max_by_key(|file| file.metadata().map_or(0, |state| state.len()));
+            longest.map(File::try_clone).transpose()
+        };
+        let found = match named().map_err(self.error("open what to begin from for"))? {
+            None if fuzzy && data >= WORTH_A_LOOK => self.most_alike(),
+            found => found,
+        };
+        let old = |file: File| -> io::Result<Old> {
+            let state = file.metadata()?;
+            Ok(Old { file, state, access: Access::Read, _turn: None })
+        };
+        found.map(old).transpose().map_err(self.error("look at what to begin from for"))
+    }
+
+    /// Whoever may not read the directory, or the file, begins with nothing.
+    fn most_alike(&self) -> Option<File> {
+        let dir = self.open(OsStr::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY).ok()?;
+        let mut dir = Dir::from_fd(OwnedFd::from(dir)).ok()?;
+        let names = sys::names_in(&mut dir).map_while(io::Result::ok).map(|(name, _)| name);
+        let alike = names.filter(|name| !is_working_name(name) && *name != self.name);
+        let alike = alike.filter_map(|name| Some((likeness(name.as_bytes(), self.name.as_bytes())?, name)));
+        let (_, name) = alike.max()?;
+        let file = self.open(&name, READ).ok()?;
+        file.metadata().is_ok_and(|state| state.is_file() && state.len() > 0).then_some(file)
+    }
+}
+
+/// How many bytes at the ends of two names are the same. `None`: less than half of the
+/// longer name.
+fn likeness(a: &[u8], b: &[u8]) -> Option<usize> {
+    let same = |(a, b): &(&u8, &u8)| a == b;
+    let front = a.iter().zip(b).take_while(same).count();
+    let back = a.iter().rev().zip(b.iter().rev()).take_while(same).count();
+    let alike = front + back.min(a.len().min(b.len()) - front);
+    (2 * alike >= a.len().max(b.len())).then_some(alike)
+}
+
+/// Whether what a file was begun from is still what it was.
+pub(in crate::apply) fn is_unchanged(from: &Old) -> io::Result<bool> {
+    let now = from.file.metadata()?;
+    let state = |m: &Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+    Ok(state(&now) == state(&from.state))
+}
+
+/// The error of a file that what it was begun from is not any more.
+pub(in crate::apply) fn changed(place: &Place) -> Error {
+    let why = "what it was begun from changed meanwhile; run again";
+    Error::refused(&place.path, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_alike_by_their_ends() {
+        let of = |a: &str, b: &str| likeness(a.as_bytes(), b.as_bytes());
+        assert_eq!(of("image-v1.img", "image-v2.img"), Some(11));
+        assert_eq!(of("image-v9.img", "image-v10.img"), Some(11));
+        assert_eq!(of("aaaa", "aaaaaa"), Some(4));
+        assert_eq!(of("kernel", "image.img"), None);
+        assert!(of("2024-image.img", "2025-image.img") > of("2024-other.img", "2025-image.img"));
+    }
+}
