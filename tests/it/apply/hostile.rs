@@ -52,7 +52,7 @@ fn nothing_outside_the_directory_of_a_hostile_user_changes() {
             lab.is_unharmed();
             runs += 1;
         }
-        let tricks = fs::metadata(lab.home().join(".tricks")).map_or(0, |file| file.len());
+        let tricks = fs::metadata(lab.dir.path().join("tricks")).map_or(0, |file| file.len());
         lab::count(&format!(
             "hostile: {fs:?}: {runs} runs of root, {done} without an error, {tricks} tricks, no harm"
         ));
@@ -85,7 +85,10 @@ impl Lab {
             fs::create_dir_all(path.join(name)).expect("create a directory");
         }
         fs::set_permissions(path.join("out"), Permissions::from_mode(0o700)).expect("keep others out");
-        chown(path.join("home"), Some(NOBODY), Some(NOBODY)).expect("give it away");
+        File::create(path.join("tricks")).expect("create the count of tricks");
+        for name in ["home", "tricks"] {
+            chown(path.join(name), Some(NOBODY), Some(NOBODY)).expect("give it away");
+        }
         let mut rng = Rng(9);
         for (name, mode) in [("secret", 0o600), ("victim", 0o644), ("shared", 0o666)] {
             let content = if name == "shared" { "what anybody may read and link\n" } else { SECRET };
@@ -218,7 +221,8 @@ impl Hostile {
     fn forever(&mut self) {
         // So that he could read and write whatever comes his way.
         nix::sys::stat::umask(Mode::empty());
-        let tricks = File::options().create(true).append(true).open(self.home.join(".tricks"));
+        // Root removes from his directory what is not in the source.
+        let tricks = File::options().append(true).open(self.home.with_file_name("tricks"));
         let mut tricks = tricks.expect("count the tricks");
         loop {
             // Most fail: root is at work, and so is the other one.
