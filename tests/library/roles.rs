@@ -469,7 +469,7 @@ fn a_receiver_that_is_far_ahead_does_not_block_the_sender() {
     for nth in 0..200 {
         // In the way of a file: the receiver says so at length.
         put(&source, &format!("b{nth}"), Kind::Data(1), 10);
-        fs::create_dir(target.join(format!("b{nth}"))).unwrap();
+        fs::create_dir_all(target.join(format!("b{nth}/full"))).unwrap();
     }
     put(&source, "c", Kind::Data(1), 48 << 20);
     put(&target, "c", Kind::Data(1), (48 << 20) + 1);

@@ -56,7 +56,6 @@
 //! | sender | another root hash | `a_lying_sender_loses_its_file_and_the_others_come` |
 //! | sender | a file of 2^63 - 1 bytes | `a_lying_sender_loses_its_file_and_the_others_come` |
 //! | sender | an entry below a symlink that it sent | `a_lying_sender_loses_its_file_and_the_others_come` |
-//! | sender | a directory in the place of a file | `a_lying_sender_loses_its_file_and_the_others_come` |
 //! | sender | a file in the place of a directory | `a_lying_sender_loses_its_file_and_the_others_come` |
 //! | sender | attributes out of every range | `a_lying_sender_loses_its_file_and_the_others_come` |
 //! | sender | what another directory has | `a_sender_that_lies_about_what_it_has_removes_nothing` |

@@ -478,14 +478,15 @@ fn a_destination_that_somebody_changes_meanwhile_is_left_alone() {
 #[test]
 fn what_cannot_be_made_equal_fails_alone() {
     let trees = Trees::new();
-    fs::create_dir(trees.to().join("sub/new")).unwrap();
     fs::remove_file(trees.to().join("link")).unwrap();
-    fs::create_dir(trees.to().join("link")).unwrap();
+    for name in ["sub/new", "link"] {
+        fs::create_dir_all(trees.to().join(name).join("full")).unwrap();
+    }
     let told = Told::default();
     let ended = copy(&[&trees.from()], &trees.to(), &options(), &told);
     assert!(matches!(ended, Err(Error::Partial { failed: 2, code: code::PARTIAL, .. })), "{ended:?}");
     let failures = told.failures.lock().unwrap();
-    assert!(failures.iter().any(|(_, message)| message.contains("sub/new: there is a directory")));
+    assert!(failures.iter().any(|(_, message)| message.contains("sub/new: a directory that is not empty")));
     assert!(failures.iter().any(|(_, message)| message.contains("to/link")), "{failures:?}");
     assert_eq!(told.outcomes().len(), 67);
 }

@@ -296,11 +296,6 @@ fn a_lying_sender_loses_its_file_and_the_others_come() {
             liar.say(&Message::Entry(link));
             liar.say(&entry(1, "lie/holesync-was-here", 0));
         }),
-        lie("a directory in the place of a file", "", |liar| {
-            let lie =
-                Entry { id: 0, path: "same".into(), kind: Kind::Directory, metadata: Metadata::default() };
-            liar.say(&Message::Entry(lie));
-        }),
         lie("a file in the place of a directory", "", |liar| liar.say(&entry(0, "sub", 0))),
         lie("attributes out of every range", "", |liar| {
             let owner =
