@@ -6,13 +6,14 @@ mod delete;
 mod reach;
 mod recover;
 mod rsync;
+mod values;
 mod verbs;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use clap::{Arg, ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgAction, Args, CommandFactory, Parser, Subcommand};
 use holesync::error::{Error, Result};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Commit, Compress, Options};
@@ -21,6 +22,8 @@ use holesync::report::{Units, Verbosity};
 pub use choose::{FilterArgs, TransferRulesArgs};
 use delete::DeleteArgs;
 pub use reach::{AgentArg, RemoteArgs};
+pub use values::block_size;
+use values::{CommitArg, CompressArg, size};
 pub use verbs::run;
 
 /// Make a disk image on one machine equal to one on another, at the cost of the
@@ -290,26 +293,6 @@ pub struct TransferArgs {
     threads: Option<u16>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
-enum CommitArg {
-    /// Clone and rename, or change in place from a sealed log, whichever the file system allows
-    Auto,
-    /// Always end in a rename
-    Atomic,
-    /// Write into the destination directly
-    Inplace,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum CompressArg {
-    /// Where the connection is slower than the compressor
-    Auto,
-    /// All data that shrinks
-    Zstd,
-    /// Nothing
-    None,
-}
-
 /// A transfer, ready to run.
 #[derive(Debug)]
 pub struct Transfer {
@@ -338,19 +321,7 @@ impl TransferArgs {
     ///
     /// [`Error::Usage`] for what makes no sense.
     pub fn into_transfer(mut self) -> Result<Transfer> {
-        if self.agent == Some(AgentArg::Push) && self.remote.remote_path.is_some() {
-            return Err(Error::Usage(
-                "--agent=push brings the program that runs: leave --remote-path out".into(),
-            ));
-        }
-        if self.agent == Some(AgentArg::None) && self.remote.remote_path.is_some() {
-            return Err(Error::Usage("--agent=none runs no holesync there: leave --remote-path out".into()));
-        }
-        let is_rsync = |word: &str| word == "rsync" || word.ends_with("/rsync");
-        if self.remote.remote_path.as_ref().is_some_and(|path| path.split_whitespace().any(is_rsync)) {
-            let what = "--remote-path (--rsync-path) names the holesync to run there, such as 'sudo holesync', and no rsync";
-            return Err(Error::Usage(what.into()));
-        }
+        self.remote.check(self.agent)?;
         let compares = self.checksum || self.ignore_times || self.verify;
         if self.through.is_some() && (compares || self.inplace || self.preallocate) {
             let what = "--through has no file to compare or to write into: leave -c, -I, --verify, --inplace and \
@@ -439,30 +410,6 @@ impl TransferArgs {
     }
 }
 
-/// The block size that was asked for, or the default.
-///
-/// # Errors
-///
-/// [`Error::Usage`] when it cannot be used.
-pub fn block_size(bytes: Option<u64>) -> Result<BlockSize> {
-    bytes.map_or(Ok(BlockSize::default()), BlockSize::new)
-}
-
-/// A size with an optional suffix: K, M, G or T, in powers of 1024.
-fn size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
-        "" => 0,
-        "K" | "KIB" => 10,
-        "M" | "MIB" => 20,
-        "G" | "GIB" => 30,
-        "T" | "TIB" => 40,
-        other => return Err(format!("{other:?} is no suffix: use K, M, G or T")),
-    };
-    let number = digits.parse::<u64>().map_err(|_| format!("{digits:?} is no number"))?;
-    number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too much"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -478,15 +425,6 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes_take_suffixes() {
-        assert_eq!(size("4K"), Ok(4096));
-        assert_eq!(size("1m"), Ok(1 << 20));
-        assert_eq!(size("2T"), Ok(2 << 40));
-        assert_eq!(size("7"), Ok(7));
-        assert!(size("4X").is_err() && size("K").is_err() && size("99999999T").is_err());
     }
 
     #[test]

@@ -248,22 +248,6 @@ impl NamedPath {
         }
     }
 
-    /// Makes a directory of this name, and all above it, where they are missing.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`NamedPath::create_dir`].
-    pub fn create_all(&self) -> io::Result<()> {
-        match self.create_dir() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.path.parent().is_some() => {
-                self.parent().create_all()?;
-                self.create_dir()
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            other => other,
-        }
-    }
-
     /// Makes a directory of this name, whose parent must be there.
     ///
     /// # Errors
@@ -279,21 +263,18 @@ impl NamedPath {
             false => Err(io::ErrorKind::AlreadyExists.into()),
         }
     }
-}
 
-impl NamedPath {
-    /// Makes the directories that it lies in.
+    /// Makes a directory of this name, and those that it lies in, where they are missing.
     ///
     /// # Errors
     ///
     /// Those of [`NamedPath::create_dir`].
-    pub fn create_parents(&self) -> io::Result<()> {
-        let parent = self.parent();
-        if !parent.is_missing() {
+    pub fn create_all(&self) -> io::Result<()> {
+        if !self.is_missing() {
             return Ok(());
         }
-        parent.create_parents()?;
-        match parent.create_dir() {
+        self.parent().create_all()?;
+        match self.create_dir() {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             made => made,
         }

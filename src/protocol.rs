@@ -347,6 +347,11 @@ pub enum Frame {
     Patch(Patch),
 }
 
+/// What names count of [`MAX_NAMES`].
+pub fn size_of_names(names: &[Vec<u8>]) -> usize {
+    names.iter().map(|name| name.len() + 1).sum()
+}
+
 /// Names in pieces of [`MAX_NAMES`] bytes; one piece without names where there are none.
 pub fn in_pieces(names: Vec<Vec<u8>>) -> Vec<Vec<Vec<u8>>> {
     let (mut pieces, mut piece, mut left) = (Vec::new(), Vec::new(), MAX_NAMES);

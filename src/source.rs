@@ -27,6 +27,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, code, printable};
+use crate::in_use;
+use crate::options::Options;
 use crate::scan::{self, FileImage, FileState};
 use crate::sys;
 
@@ -36,7 +38,7 @@ pub use owners::Names;
 pub use path::{MAX_NAME, MAX_PATH, NOT_SENT, is_plain, is_unsafe_link};
 pub use rules::read as read_rules;
 pub use together::merges;
-pub use walk::{Contents, Found, Walk};
+pub use walk::{Contents, Found, Tells, Walk};
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,13 +215,19 @@ impl Source {
         Ok(Source { kind: Kind::File { length, allocated: length, whole: false, retry: false }, ..self })
     }
 
+    /// Whether this is the file that is so.
+    pub fn is_at(&self, stat: &FileStat) -> bool {
+        self.identity == Identity::of(stat)
+    }
+
     /// Removes it, now that the destination has it, if its name leads to what was sent and
     /// that is as it was. A device stays.
     ///
     /// # Errors
     ///
-    /// When something else has its name, or it may not be removed.
-    pub fn remove(&self) -> Result<()> {
+    /// When something else has its name, it may not be removed, or another program uses it
+    /// and the options do not say that this is no matter.
+    pub fn remove(&self, options: &Options) -> Result<()> {
         let Kind::File { length, .. } = self.kind else { return Ok(()) };
         let Some(mtime) = self.metadata.mtime else { return Ok(()) };
         let failed = || Error::file("remove", &self.path);
@@ -233,6 +241,12 @@ impl Source {
                 &self.path,
                 "changed after it was sent, and was not removed; run again",
             ));
+        }
+        // Who may remove a file need not be one who may read it.
+        if !options.force_in_use
+            && let Ok(file) = sys::open_beneath(dir.as_fd(), name.as_ref(), READ, 0).map(File::from)
+        {
+            in_use::refuse(&file, &file.metadata().map_err(failed())?, &self.path)?;
         }
         sys::unlink_at(&dir, &name).map(drop).map_err(failed())
     }

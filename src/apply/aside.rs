@@ -23,7 +23,7 @@ pub enum AsidePath {
 impl AsidePath {
     fn find(path: &[u8], named: impl FnOnce(RequestPath) -> Result<NamedPath>) -> Result<AsidePath> {
         match path.first() {
-            Some(b'/' | b'~') => named(path.to_vec().into()).map(AsidePath::Named),
+            Some(b'/') => named(path.to_vec().into()).map(AsidePath::Named),
             _ => Ok(AsidePath::Relative(OsStr::from_bytes(path).into())),
         }
     }

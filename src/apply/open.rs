@@ -240,16 +240,16 @@ fn remove_drafts(task: &Task, kinds: &[Working]) {
 
 /// Where there is nothing: with what an earlier run left, or from a file that is like it.
 fn new(mut task: Task, setup: &Setup) -> Result<Destination> {
-    if task.wanted.whole || task.beside.leftovers.contains(&Working::Temp) {
+    if task.beside.leftovers.contains(&Working::Temp) {
         return fresh(task, setup, None);
     }
-    let Some(from) = task.place.similar(task.wanted.data, task.options.fuzzy)? else {
+    let Some(from) = task.place.similar(&task.wanted, task.options.fuzzy)? else {
         return fresh(task, setup, None);
     };
     let error = || task.place.error("open what to begin from for");
     let device = nix::sys::stat::fstat(&task.place.dir).map_err(|errno| error()(errno.into()))?.st_dev;
-    let basis = basis_of(&from.file, task.options.hole_map).map_err(error())?;
-    task.can = setup.abilities(&task.place, &from.file, device);
+    let basis = basis_of(&from.old.file, task.options.hole_map).map_err(error())?;
+    task.can = setup.abilities(&task.place, &from.old.file, device);
     Ok(Destination::new(task, Way::Replica(Replica::of_another(from)), Some(basis)))
 }
 

@@ -31,6 +31,9 @@ use crate::working::is_working_name;
 /// one at a time is.
 const MAX_BYTES: usize = 256 << 20;
 
+/// What a name takes beside its bytes.
+const OVERHEAD: usize = 64;
+
 /// How deep a directory may be below one that is removed.
 const MAX_DEPTH: usize = 256;
 
@@ -56,13 +59,15 @@ pub struct Others {
     removed: u64,
     /// It was told that there are too many to be removed.
     is_limited: bool,
+    /// Those of the user.
+    rules: Option<DirectoryRules>,
 }
 
 impl Others {
     /// A directory of the source has these names, and maybe more.
     pub fn has(&mut self, directory: Vec<u8>, names: Vec<Vec<u8>>) {
-        let bytes = names.iter().map(Vec::len).sum::<usize>();
-        self.bytes = self.bytes.saturating_add(directory.len()).saturating_add(bytes);
+        let bytes = names.iter().map(|name| name.len() + OVERHEAD).sum::<usize>();
+        self.bytes = self.bytes.saturating_add(directory.len() + OVERHEAD).saturating_add(bytes);
         if self.bytes > MAX_BYTES {
             self.contents.clear();
         } else {
@@ -89,9 +94,12 @@ impl Others {
             return each(Removed::Stays(Error::refused(root.shown, why).to_failure()));
         }
         let (removed, is_limited) = (self.removed, self.is_limited);
-        let side = FilterSide::Receiver { delete_excluded: delete.excluded };
-        let path = std::path::absolute(root.shown).unwrap_or_else(|_| root.shown.to_path_buf());
-        let rules = DirectoryRules::new(&options.filter, side, path.as_os_str().as_bytes());
+        let rules = self.rules.get_or_insert_with(|| {
+            let side = FilterSide::Receiver { delete_excluded: delete.excluded };
+            let path = std::path::absolute(root.shown).unwrap_or_else(|_| root.shown.to_path_buf());
+            DirectoryRules::new(&options.filter, side, path.as_os_str().as_bytes())
+        });
+        let rules = rules.clone();
         let mut removal = Removal { root, options, most: delete.most, rules, removed, is_limited, each };
         for (directory, names) in std::mem::take(&mut self.contents) {
             removal.in_directory(&directory, &names)?;
@@ -209,13 +217,10 @@ impl Removal<'_> {
         if open.rules.protects(&open.path_of(name), is_directory, open.depth > 0) {
             return Ok(false);
         }
-        if is_directory {
-            self.let_in(&place, &stat);
-        }
-        if is_directory && !self.below(open, name)? {
+        if is_directory && !self.is_at_limit() && !self.emptied(open, &place, &stat)? {
             return Ok(false);
         }
-        if self.most.is_some_and(|most| self.removed >= most) {
+        if self.is_at_limit() {
             return self.limit(&place).map(|()| false);
         }
         let removed = match kind {
@@ -233,14 +238,25 @@ impl Removal<'_> {
         (self.each)(Removed::Gone(&path)).map(|()| !stays)
     }
 
-    /// Has a directory of this user's opened to him that its mode closes. Whoever may not do
-    /// that is told so when it is read.
-    fn let_in(&self, place: &Place, stat: &FileStat) {
+    fn is_at_limit(&self) -> bool {
+        self.most.is_some_and(|most| self.removed >= most)
+    }
+
+    /// Removes everything in a directory that is to go. One of this user's that its mode
+    /// closes is opened to him for that, and closed again if it stays. Whoever may not do
+    /// that is told so when it is read. Returns whether nothing is left.
+    fn emptied(&mut self, open: &Open, place: &Place, stat: &FileStat) -> Result<bool> {
         const OWNER: u32 = 0o700;
         let mode = stat.st_mode & 0o7777;
-        if mode & OWNER != OWNER && !nix::unistd::geteuid().is_root() && !self.options.dry_run {
-            let _ = sys::set_mode_at(&place.dir, &place.name, mode | OWNER);
+        let is_closed = mode & OWNER != OWNER && !nix::unistd::geteuid().is_root() && !self.options.dry_run;
+        let set = |mode| sys::set_mode_at(&place.dir, &place.name, mode);
+        let is_opened = is_closed && set(mode | OWNER).is_ok();
+        let is_empty = self.below(open, &place.name)?;
+        if is_opened && !is_empty {
+            // It is as it was but for that.
+            let _ = set(mode);
         }
+        Ok(is_empty)
     }
 
     /// Removes everything in a directory that is to go. Returns whether nothing is left.

@@ -1,6 +1,7 @@
 //! The flags that tell how to reach a host, and what has to run there.
 
 use clap::{Args, ValueEnum};
+use holesync::error::{Error, Result};
 use holesync::options::Options;
 use holesync::sync::{Addresses, Agent, Cipher, RemoteOptions};
 
@@ -39,6 +40,25 @@ pub enum CipherArg {
 }
 
 impl RemoteArgs {
+    /// Refuses a program at the other end that makes no sense with who is to take part there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`].
+    pub fn check(&self, agent: Option<AgentArg>) -> Result<()> {
+        let Some(path) = &self.remote_path else { return Ok(()) };
+        let is_rsync = |word: &str| word == "rsync" || word.ends_with("/rsync");
+        let what = match agent {
+            Some(AgentArg::Push) => "--agent=push brings the program that runs: leave --remote-path out",
+            Some(AgentArg::None) => "--agent=none runs no holesync there: leave --remote-path out",
+            _ if path.split_whitespace().any(is_rsync) => {
+                "--remote-path (--rsync-path) names the holesync to run there, such as 'sudo holesync', and no rsync"
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Usage(what.into()))
+    }
+
     /// What has to run there: a program that was named by hand is not replaced by something
     /// else in silence.
     pub fn agent(&self, asked: Option<AgentArg>) -> AgentArg {

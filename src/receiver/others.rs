@@ -52,10 +52,10 @@ impl Names<'_, '_> {
         if path.len() > MAX_PATH {
             return Ok(());
         }
-        if self.bytes + path.len() > MAX_NAMES {
+        if self.bytes + path.len() + 1 > MAX_NAMES {
             self.tell()?;
         }
-        self.bytes += path.len();
+        self.bytes += path.len() + 1;
         self.paths.push(path.to_vec());
         Ok(())
     }

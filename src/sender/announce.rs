@@ -14,7 +14,7 @@ use crate::protocol::{CREDIT, Credit, Entry, Message, in_pieces};
 use crate::report::Event;
 use crate::sender::hasher::WantedFile;
 use crate::sender::shared::SenderShared;
-use crate::source::{self, Contents, Found, Kind, Source, Told, Walk};
+use crate::source::{self, Contents, Found, Kind, Source, Tells, Told, Walk};
 
 /// Files that were announced and are not described yet, and the credit for more.
 pub struct Files {
@@ -143,17 +143,21 @@ impl Table {
 
 /// Walks the sources and announces what is there (step 1 of [`sender`](crate::sender)).
 pub fn announce_all<W: Write>(shared: &SenderShared<W>, sources: &[NamedPath]) -> Result<()> {
-    let walk = Walk::new(sources, shared.options);
-    shared.send(&Message::Layout { single: walk.is_single() })?;
     let when = shared.options.delete.map(|delete| delete.when_merged(source::merges(sources)));
+    let during = when == Some(DeleteWhen::During);
+    let walk = Walk::new(sources, shared.options);
+    let walk = walk.telling(if during { Tells::Both } else { Tells::Entries });
+    shared.send(&Message::Layout { single: walk.is_single() })?;
     if when == Some(DeleteWhen::Before) {
         remove_others(shared, sources)?;
     }
-    let mut removes = shared.options.delete.filter(|_| when == Some(DeleteWhen::During));
+    let mut removes = shared.options.delete.filter(|_| during);
     for found in walk {
         match found {
             Found::Failed(failure) => {
-                removes.take_if(|delete| delete.is_ended_by(&failure));
+                if removes.take_if(|delete| delete.is_ended_by(&failure)).is_some() {
+                    shared.warn(source::NOTHING_REMOVED.into())?;
+                }
                 shared.source_failed(failure)?;
             }
             Found::Contents(contents) if removes.is_some() => {

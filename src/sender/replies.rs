@@ -8,6 +8,7 @@ use crate::error::Failure;
 use crate::hashmap::plan::Run;
 use crate::protocol::{
     CREDIT, Credit, Frame, LeafAnswer, MAX_AHEAD, MAX_NAMES, MAX_TEXT, MAX_UNPATCHED, Message, RESERVED,
+    size_of_names,
 };
 
 /// Messages about no file that is being described: a unit of credit causes at most a
@@ -136,7 +137,7 @@ impl Replies {
     fn message(&mut self, message: Message) -> Result<(), &'static str> {
         use Message::{Again, Busy, Done, End, Failed, Granted, Removed, Stays, Unchanged, Unset, Warning};
         match &message {
-            Removed { .. } if memory_of(&message) > MAX_NAMES => Err("too many names"),
+            Removed { paths } if size_of_names(paths) > MAX_NAMES => Err("too many names"),
             Removed { .. }
             | Stays(_)
             | Failed { .. }
@@ -267,15 +268,15 @@ impl FileReplies {
     }
 }
 
-/// Bytes of text in a message.
-/// Bytes of texts and names in a message.
+/// Memory that a message takes beside itself, in bytes.
 fn memory_of(message: &Message) -> usize {
     match message {
-        Message::Removed { paths } => paths.iter().map(Vec::len).sum(),
+        Message::Removed { paths } => paths.iter().map(|path| path.len() + size_of::<Vec<u8>>()).sum(),
         other => text_of(other),
     }
 }
 
+/// Bytes of text in a message.
 fn text_of(message: &Message) -> usize {
     match message {
         Message::Failed { failure, .. } | Message::Unset(failure) | Message::Stays(failure) => {

@@ -253,7 +253,7 @@ impl<'a, W: Write> Session<'a, W> {
         if !options.remove_source_files || options.dry_run {
             return Ok(());
         }
-        source.remove().or_else(|error| self.shared.source_failed(error.to_failure()))
+        source.remove(options).or_else(|error| self.shared.source_failed(error.to_failure()))
     }
 
     fn report(&self, target: &[u8], outcome: Outcome) {

@@ -4,7 +4,7 @@
 use crate::confinement::NamedPath;
 use crate::error::{Failure, Result, code};
 use crate::options::{Delete, DeleteWhen, Options};
-use crate::source::{Contents, Found, Walk, merges};
+use crate::source::{Contents, Found, Tells, Walk, merges};
 
 /// What is told.
 #[derive(Debug)]
@@ -15,8 +15,8 @@ pub enum Told {
     RemoveOthers,
 }
 
-/// What the user is told where nothing is removed.
-pub const NOTHING_REMOVED: &str = "nothing was removed that the source does not have, since not everything could be \
+/// What the user is told where nothing is removed any more.
+pub const NOTHING_REMOVED: &str = "nothing more was removed that the source does not have, since not everything could be \
                                    read or transferred; --ignore-errors removes it all the same";
 
 impl Delete {
@@ -48,11 +48,12 @@ pub fn tell_contents(
 ) -> Result<bool> {
     let Some(delete) = options.delete else { return Ok(true) };
     let ends = |found: &Found| matches!(found, Found::Failed(failure) if delete.is_ended_by(failure));
-    if delete.when == DeleteWhen::Before && Walk::new(sources, options).any(|found| ends(&found)) {
+    let walk = || Walk::new(sources, options).telling(Tells::Contents);
+    if delete.when == DeleteWhen::Before && walk().any(|found| ends(&found)) {
         return Ok(false);
     }
     let merges = merges(sources);
-    for found in Walk::new(sources, options) {
+    for found in walk() {
         if ends(&found) {
             return Ok(false);
         }

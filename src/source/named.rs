@@ -1,5 +1,6 @@
 //! What the user named himself: the only paths that are followed wherever they lead.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -70,7 +71,7 @@ pub fn top_names(source: &NamedPath) -> Vec<Vec<u8>> {
 
 /// The names directly below the destination under which what these sources are can go.
 /// `None`: any name; so for a home, whose name only its machine knows.
-pub fn names_below<'a>(sources: impl IntoIterator<Item = &'a [u8]>) -> Option<Vec<Vec<u8>>> {
+pub fn names_below<'a>(sources: impl IntoIterator<Item = &'a [u8]>) -> Option<HashSet<Vec<u8>>> {
     let paths = sources.into_iter().map(|source| Path::new(OsStr::from_bytes(source)));
     let is_known = |path: &Path| !names_contents(path) && !matches!(path.as_os_str().as_bytes(), b"" | b"~");
     paths.map(|path| is_known(path).then(|| base_name(path))).collect()

@@ -1,17 +1,18 @@
 //! The walk: everything below the sources, reached from descriptors that are held. What
 //! becomes a symlink after its name was read is not followed.
 
+mod look;
+
 use std::collections::{HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::dir::{Dir, Type};
-use nix::fcntl::OFlag;
-use nix::sys::stat::{FileStat, SFlag, fstat};
+use nix::sys::stat::{FileStat, SFlag};
 
 use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, printable};
@@ -24,15 +25,11 @@ use crate::source::together::Together;
 use crate::source::{self, Identity, Kind, Names, Origin, Source, SourceRoot};
 use crate::sys;
 use crate::working::is_working_name;
+use look::{DIRECTORY, Opened, is_directory, look};
 
 /// Directories that are open at once, for one source: the deepest ones. Those above are
 /// opened again when the walk comes back to them.
 const MAX_OPEN: usize = 32;
-
-/// For a directory whose names are read.
-const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY);
-/// For a symlink itself.
-const LINK: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW);
 
 /// What a walk finds.
 #[derive(Debug)]
@@ -45,6 +42,17 @@ pub enum Found {
     Skipped(String),
     /// Where entries are removed that the source does not have: what a directory holds.
     Contents(Contents),
+}
+
+/// What of all that is handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tells {
+    /// Entries to send.
+    Entries,
+    /// Contents of directories, too.
+    Both,
+    /// Contents of directories alone: nothing else is looked at.
+    Contents,
 }
 
 /// The names in a directory of the source that no rule hides, whether they are sent or not.
@@ -71,6 +79,7 @@ pub struct Walk<'a> {
     taken: Option<HashSet<Vec<u8>>>,
     /// How several sources go together.
     together: Together,
+    tells: Tells,
     /// Found, and not handed out yet.
     later: Option<Found>,
 }
@@ -81,7 +90,13 @@ impl<'a> Walk<'a> {
         let only = if let [only] = sources { Some(Named::find(only)) } else { None };
         let taken = only.is_none().then(HashSet::new);
         let (together, names) = (Together::of(sources), Names::default());
-        Walk { sources: sources.iter(), options, only, tree: None, names, taken, together, later: None }
+        let (tells, later) = (Tells::Entries, None);
+        Walk { sources: sources.iter(), options, only, tree: None, names, taken, together, tells, later }
+    }
+
+    /// The same, for what else is to be told.
+    pub fn telling(self, tells: Tells) -> Walk<'a> {
+        Walk { tells, ..self }
     }
 
     /// Whether there is a single source and it is no directory: then the destination may
@@ -121,7 +136,7 @@ impl<'a> Walk<'a> {
         if !prefix.is_empty() && top.hides(&prefix, named.is_directory()) {
             return Ok(None);
         }
-        if self.together == Together::AtTheTop && !contents {
+        if self.tells != Tells::Entries && self.together == Together::AtTheTop && !contents {
             // Beside what other sources hold.
             self.later =
                 Some(Found::Contents(Contents { directory: Vec::new(), names: vec![prefix.clone()] }));
@@ -130,7 +145,7 @@ impl<'a> Walk<'a> {
             if !self.options.recursive {
                 return Ok(Some(skipped("directory", path)));
             }
-            self.tree = Some(TreeWalk::begin(from, prefix, named, self.options, top));
+            self.tree = Some(TreeWalk::begin(from, prefix, named, self.options, self.tells, top));
             return Ok(None);
         }
         let source = Source {
@@ -188,8 +203,7 @@ struct TreeWalk {
     prefix: Vec<u8>,
     /// Symlinks are sent.
     links: bool,
-    /// What directories hold is told.
-    contents: bool,
+    tells: Tells,
     one_file_system: OneFileSystem,
     /// The file system of the root.
     device: u64,
@@ -215,17 +229,17 @@ impl TreeWalk {
         prefix: Vec<u8>,
         named: Named,
         options: &Options,
+        tells: Tells,
         top: DirectoryRules,
     ) -> TreeWalk {
         let Named { fd, stat } = named;
-        let (links, contents) = (options.links, options.delete.is_some());
+        let links = options.links;
         let (one_file_system, device) = (options.one_file_system, stat.st_dev);
         let opened = sys::open_beneath(fd.as_fd(), Path::new(""), DIRECTORY, 0);
         let root = Arc::new(SourceRoot { fd, path: from.path().to_path_buf() });
         let (below, levels) = (PathBuf::new(), Vec::new());
         let later = VecDeque::new();
-        let mut tree =
-            TreeWalk { root, prefix, links, contents, one_file_system, device, below, levels, later };
+        let mut tree = TreeWalk { root, prefix, links, tells, one_file_system, device, below, levels, later };
         let source = tree.source(PathBuf::new(), &stat);
         let held = tree.root.clone();
         let rules = rules::enter_first(&top, &source.target, from, held.fd.as_fd());
@@ -247,6 +261,9 @@ impl TreeWalk {
 
     /// What is found under the next name.
     fn entry(&mut self, name: &OsStr, hint: Option<Type>) {
+        if self.tells == Tells::Contents && hint.is_some_and(|hint| hint != Type::Directory) {
+            return;
+        }
         let below = self.below.join(name);
         let Some(dir) = self.levels.last().and_then(|level| level.dir.as_ref()) else { return };
         let looked = look(dir.as_fd(), name, hint);
@@ -349,10 +366,10 @@ impl TreeWalk {
             }
         }
         names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        if self.contents && is_whole {
+        if self.tells != Tells::Entries && is_whole {
             let is_hidden = |name: &OsStr, hint: Option<Type>| {
                 let path = joined(&directory, name);
-                rules.hides(&path, hint == Some(Type::Directory))
+                rules.hides(&path, is_directory(dir.as_fd(), name, hint))
             };
             let names = names.iter().filter(|(name, hint)| !is_hidden(name, *hint));
             let names = names.map(|(name, _)| name.as_bytes().to_vec()).collect();
@@ -386,43 +403,6 @@ impl TreeWalk {
 fn joined(path: &[u8], below: &OsStr) -> Vec<u8> {
     let slash = if path.is_empty() || below.is_empty() { &b""[..] } else { b"/" };
     [path, slash, below.as_bytes()].concat()
-}
-
-/// What was opened to be looked at.
-enum Opened {
-    /// Nothing: there is no need to.
-    No,
-    /// A directory whose names can be read, if it can be opened.
-    Directory(io::Result<OwnedFd>),
-    /// A symlink itself.
-    Link(io::Result<OwnedFd>),
-}
-
-/// Looks at a name, which is a directory or symlink only if it can be opened as one.
-/// `hint`: what it is said to be.
-fn look(dir: BorrowedFd, name: &OsStr, hint: Option<Type>) -> io::Result<(FileStat, Opened)> {
-    let open = |flags| sys::open_beneath(dir, Path::new(name), flags, 0);
-    if hint == Some(Type::Directory)
-        && let Ok(fd) = open(DIRECTORY)
-    {
-        return Ok((fstat(&fd)?, Opened::Directory(Ok(fd))));
-    }
-    if hint == Some(Type::Symlink)
-        && let Ok(fd) = open(LINK)
-        && let Some(stat) = fstat(&fd).ok().filter(|stat| is(stat, SFlag::S_IFLNK))
-    {
-        return Ok((stat, Opened::Link(Ok(fd))));
-    }
-    let stat = sys::stat_at(dir, name)?.ok_or(nix::errno::Errno::ENOENT)?;
-    let same = |fd| Identity::of(&stat).check(fd);
-    let opened = if is(&stat, SFlag::S_IFDIR) {
-        Opened::Directory(open(DIRECTORY).and_then(same))
-    } else if is(&stat, SFlag::S_IFLNK) {
-        Opened::Link(open(LINK).and_then(same))
-    } else {
-        Opened::No
-    };
-    Ok((stat, opened))
 }
 
 fn skipped(what: &str, path: &Path) -> Found {

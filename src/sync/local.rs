@@ -36,7 +36,7 @@ use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, code, lock, printable};
 use crate::options::{DeleteWhen, Options};
 use crate::report::{Event, Outcome, Reporter, Stats};
-use crate::source::{self, Contents, Found, Kind, Source, Told, Walk};
+use crate::source::{self, Contents, Found, Kind, Source, Tells, Told, Walk};
 
 /// Files that are worked on side by side: while one waits for storage, others go on.
 const WORKERS: usize = 4;
@@ -58,11 +58,13 @@ pub fn run(
     if options.recursive {
         sources.iter().try_for_each(|source| refuse_inside(source.path(), target.path.path()))?;
     }
+    let when = options.delete.map(|delete| delete.when_merged(source::merges(sources)));
+    let during = when == Some(DeleteWhen::During);
     let walk = Walk::new(sources, options);
+    let walk = walk.telling(if during { Tells::Both } else { Tells::Entries });
     let single = walk.is_single();
     let options = Arc::new(options.clone());
     let mut tree = DestinationTree::open(&target, single, Arc::clone(&options))?;
-    let when = options.delete.map(|delete| delete.when_merged(source::merges(sources)));
     let copy = LocalCopy {
         root: tree.root().clone(),
         setup: Setup::new(Arc::clone(&options)),
@@ -147,7 +149,9 @@ impl LocalCopy<'_> {
         for found in walk {
             match found {
                 Found::Failed(failure) => {
-                    removes.take_if(|delete| delete.is_ended_by(&failure));
+                    if removes.take_if(|delete| delete.is_ended_by(&failure)).is_some() {
+                        self.reporter.event(Event::Warning(source::NOTHING_REMOVED));
+                    }
                     self.source_failed(&failure);
                 }
                 Found::Contents(contents) if removes.is_some() => {

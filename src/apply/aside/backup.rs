@@ -26,6 +26,8 @@ pub struct Backups {
     suffix: OsString,
     /// `None`: it stays in its directory.
     dir: Option<OwnedFd>,
+    /// A backup in another directory has its name on storage before the old one goes.
+    fsync: bool,
 }
 
 impl Backups {
@@ -34,16 +36,16 @@ impl Backups {
     /// # Errors
     ///
     /// [`Error::Destination`] when it cannot be had.
-    pub fn open(suffix: &[u8], dir: Option<&AsidePath>, base: &NamedPath) -> Result<Backups> {
+    pub fn open(suffix: &[u8], dir: Option<&AsidePath>, base: &NamedPath, fsync: bool) -> Result<Backups> {
         let suffix = OsStr::from_bytes(suffix).to_owned();
-        let Some(dir) = dir else { return Ok(Backups { suffix, dir: None }) };
+        let Some(dir) = dir else { return Ok(Backups { suffix, dir: None, fsync }) };
         let dir = dir.resolve(base);
         let opened = dir.create_all().and_then(|()| dir.open(DIRECTORY));
         let opened = opened.map_err(|error| {
             let shown = printable(dir.path());
             Error::Destination(format!("cannot open the directory for backups {shown}: {error}"))
         })?;
-        Ok(Backups { suffix, dir: Some(opened) })
+        Ok(Backups { suffix, dir: Some(opened), fsync })
     }
 
     /// Whether a name is that of a backup: it is no entry that the source could have.
@@ -74,9 +76,14 @@ impl Backups {
                 let _ = sys::unlink_at(to, &temp);
             }),
             Err(error) if error.raw_os_error() == Some(libc::EXDEV) => return Err(elsewhere(place)),
-            Err(_) => sys::rename_between(&place.dir, &place.name, to, &name),
+            Err(error) if is_no_link(&error) => sys::rename_between(&place.dir, &place.name, to, &name),
+            Err(error) => Err(error),
         };
-        kept.map_err(place.error("keep a backup of"))
+        let synced = kept.and_then(|()| match &dir {
+            Some(dir) if self.fsync => sys::sync_dir(dir.as_fd()).map(drop),
+            _ => Ok(()),
+        });
+        synced.map_err(place.error("keep a backup of"))
     }
 
     /// Gives what has the name of a place its other name, and only that.
@@ -97,6 +104,12 @@ impl Backups {
         let made = make_below(dir, below).map_err(place.error("make a directory for the backup of"))?;
         Ok((Some(made), name))
     }
+}
+
+/// Whether an error of linkat(2) says that this file gets no second name there.
+fn is_no_link(error: &io::Error) -> bool {
+    let known = [libc::EPERM, libc::EACCES, libc::EMLINK, libc::EOPNOTSUPP, libc::ENOSYS];
+    error.raw_os_error().is_some_and(|errno| known.contains(&errno))
 }
 
 fn elsewhere(place: &Place) -> Error {

@@ -2,24 +2,28 @@
 //! It is compared like an old file and cloned or copied; whatever differs is written over.
 
 use std::ffi::OsStr;
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
 
+use crate::apply::Wanted;
 use crate::apply::aside::AsidePath;
 use crate::apply::place::{Access, Old, Place};
 use crate::confinement::NamedPath;
 use crate::error::{Error, Result, printable};
+use crate::scan::FileState;
 use crate::sys;
 use crate::working::is_working_name;
 
 /// Data of a new file below which a look for another one costs more than it saves.
 const WORTH_A_LOOK: u64 = 64 << 10;
+
+/// Names that are looked at in a directory: there may be many new files in it.
+const MAX_LOOKS: usize = 4096;
 
 const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY);
 
@@ -48,24 +52,39 @@ impl Similar {
     }
 }
 
+/// A file to begin from.
+pub struct From {
+    /// Open for reading.
+    pub old: Old,
+    /// What tells, when the new file is complete, that it is what was compared.
+    pub state: FileState,
+}
+
 impl Place {
-    /// What a new file with so much data can be begun from: what the user named, the longest
-    /// of it, or, with `fuzzy`, the file in the same directory whose name is most like its own.
-    pub(in crate::apply) fn similar(&self, data: u64, fuzzy: bool) -> Result<Option<Old>> {
-        let named = || -> io::Result<Option<File>> {
-            let files = self.similar.as_ref().map_or(&[][..], |similar| &similar.0);
-            let longest = files.iter().max_by_key(|file| file.metadata().map_or(0, |state| state.len()));
-            longest.map(File::try_clone).transpose()
+    /// What a new file can be begun from: of what the user named the longest, or, with
+    /// `fuzzy`, the file in the same directory whose name is most like its own. None where
+    /// that would cost more than it saves, or a change of it might not show.
+    pub(in crate::apply) fn similar(&self, wanted: &Wanted, fuzzy: bool) -> Result<Option<From>> {
+        if wanted.whole || wanted.data < WORTH_A_LOOK {
+            return Ok(None);
+        }
+        let named = self.similar.as_ref().map_or(&[][..], |similar| &similar.0);
+        let longest = named.iter().max_by_key(|file| file.metadata().map_or(0, |state| state.len()));
+        let error = || self.error("open what to begin from for");
+        let found = match longest {
+            Some(file) => Some(file.try_clone().map_err(error())?),
+            None if fuzzy => self.most_alike(),
+            None => None,
         };
-        let found = match named().map_err(self.error("open what to begin from for"))? {
-            None if fuzzy && data >= WORTH_A_LOOK => self.most_alike(),
-            found => found,
-        };
-        let old = |file: File| -> io::Result<Old> {
-            let state = file.metadata()?;
-            Ok(Old { file, state, access: Access::Read, _turn: None })
-        };
-        found.map(old).transpose().map_err(self.error("look at what to begin from for"))
+        let Some(file) = found else { return Ok(None) };
+        let (state, settled) = FileState::settled(&file).map_err(error())?;
+        // All of it is copied first, where it cannot be cloned.
+        if !settled || state.length == 0 || state.length / 2 > wanted.length {
+            return Ok(None);
+        }
+        let metadata = file.metadata().map_err(error())?;
+        let old = Old { file, state: metadata, access: Access::Read, _turn: None };
+        Ok(Some(From { old, state }))
     }
 
     /// Whoever may not read the directory, or the file, begins with nothing.
@@ -73,11 +92,11 @@ impl Place {
         let dir = self.open(OsStr::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY).ok()?;
         let mut dir = Dir::from_fd(OwnedFd::from(dir)).ok()?;
         let names = sys::names_in(&mut dir).map_while(io::Result::ok).map(|(name, _)| name);
-        let alike = names.filter(|name| !is_working_name(name) && *name != self.name);
+        let alike = names.take(MAX_LOOKS).filter(|name| !is_working_name(name) && *name != self.name);
         let alike = alike.filter_map(|name| Some((likeness(name.as_bytes(), self.name.as_bytes())?, name)));
         let (_, name) = alike.max()?;
         let file = self.open(&name, READ).ok()?;
-        file.metadata().is_ok_and(|state| state.is_file() && state.len() > 0).then_some(file)
+        file.metadata().is_ok_and(|state| state.is_file()).then_some(file)
     }
 }
 
@@ -89,13 +108,6 @@ fn likeness(a: &[u8], b: &[u8]) -> Option<usize> {
     let back = a.iter().rev().zip(b.iter().rev()).take_while(same).count();
     let alike = front + back.min(a.len().min(b.len()) - front);
     (2 * alike >= a.len().max(b.len())).then_some(alike)
-}
-
-/// Whether what a file was begun from is still what it was.
-pub(in crate::apply) fn is_unchanged(from: &Old) -> io::Result<bool> {
-    let now = from.file.metadata()?;
-    let state = |m: &Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
-    Ok(state(&now) == state(&from.state))
 }
 
 /// The error of a file that what it was begun from is not any more.

@@ -28,9 +28,8 @@ pub fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, setup: &S
     }
     let file = match stat.as_ref().map(kind_of) {
         None | Some(SFlag::S_IFLNK) => {
-            let similar =
-                if wanted.whole { None } else { place.similar(wanted.data, setup.options.fuzzy)? };
-            let basis = similar.map(|from| basis_of(&from.file, setup.options.hole_map)).transpose();
+            let similar = place.similar(wanted, setup.options.fuzzy)?;
+            let basis = similar.map(|from| basis_of(&from.old.file, setup.options.hole_map)).transpose();
             let basis = basis.map_err(place.error("open what to begin from for"))?;
             return opening(Opened::Preview(Preview { basis, changes_length: true }));
         }

@@ -60,10 +60,16 @@ impl Listing {
             return false;
         };
         known.looks = known.looks.saturating_add(1);
-        if known.looks == LOOKS {
-            known.is_clean = is_at_rest(changed) && is_clean(place).unwrap_or(false);
+        if known.looks != LOOKS || !is_at_rest(changed) {
+            return known.is_clean;
         }
-        known.is_clean
+        // Others look beside their files meanwhile.
+        drop(last);
+        let is_clean = is_clean(place).unwrap_or(false);
+        if let Some(known) = lock(&self.last).as_mut().filter(|known| known.state == state) {
+            known.is_clean = is_clean;
+        }
+        is_clean
     }
 }
 

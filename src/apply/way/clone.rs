@@ -16,15 +16,15 @@ use crate::apply::ranges::behind::WriteBehind;
 use crate::apply::ranges::cover::Cover;
 use crate::error::{Failure, Result, Stop};
 use crate::hashmap::Hash;
-use crate::scan::{self, FileImage};
+use crate::scan::{self, FileImage, FileState};
 use crate::sys;
 use crate::working::Working;
 
 pub struct Replica {
     /// What is cloned or copied.
     from: Old,
-    /// Nothing is there yet: `from` is another file.
-    is_new: bool,
+    /// Nothing is there yet: `from` is another file, which was in this state.
+    another: Option<FileState>,
     /// Made when there is something to change.
     temp: Option<File>,
     /// What a copy did not get of the old file, which had no data there.
@@ -33,16 +33,16 @@ pub struct Replica {
 
 impl Replica {
     pub fn new(old: Old) -> Replica {
-        Replica { from: old, is_new: false, temp: None, left_out: Cover::default() }
+        Replica { from: old, another: None, temp: None, left_out: Cover::default() }
     }
 
     /// Of a file elsewhere, for one that is not there yet.
-    pub fn of_another(from: Old) -> Replica {
-        Replica { is_new: true, ..Replica::new(from) }
+    pub fn of_another(from: similar::From) -> Replica {
+        Replica { another: Some(from.state), ..Replica::new(from.old) }
     }
 
     pub fn old(&self) -> Option<&Old> {
-        (!self.is_new).then_some(&self.from)
+        self.another.is_none().then_some(&self.from)
     }
 
     pub fn has_begun(&self) -> bool {
@@ -51,7 +51,7 @@ impl Replica {
 
     /// The clone or copy.
     pub fn file(&mut self, task: &Task) -> Result<&File> {
-        let old = (!self.is_new).then_some(&self.from);
+        let old = self.another.is_none().then_some(&self.from);
         match &mut self.temp {
             Some(temp) => Ok(temp),
             none => {
@@ -83,7 +83,7 @@ impl Replica {
         self.file(task)?;
         let Some(temp) = &self.temp else { return Err(task.place.replaced()) };
         // What is kept of it was hashed before it was copied.
-        if self.is_new && !similar::is_unchanged(&self.from).map_err(task.place.error("finish"))? {
+        if self.another.as_ref().is_some_and(|state| !state.is_still(&self.from.file)) {
             return Err(similar::changed(&task.place));
         }
         task.replace(temp, Working::Temp, self.old(), root)

@@ -226,10 +226,19 @@ impl LocalCopy<'_> {
 
     /// The destination has a file.
     fn arrived(&self, source: &Source) {
-        if self.options.remove_source_files
-            && !self.options.dry_run
-            && let Err(error) = source.remove()
-        {
+        if !self.options.remove_source_files || self.options.dry_run {
+            return;
+        }
+        let removed = || -> Result<()> {
+            let place = self.root.place(&source.target, false)?;
+            let there = place.map(|place| place.stat()).transpose()?.flatten();
+            if there.is_some_and(|there| source.is_at(&there)) {
+                let why = "is the same file as its destination, and was not removed";
+                return Err(Error::refused(&source.path, why));
+            }
+            source.remove(&self.options)
+        };
+        if let Err(error) = removed() {
             self.failed(&error.to_failure());
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -166,7 +166,7 @@ fn nothing_goes_when_something_failed() {
             small(to.join("closed/y"), "y");
             small(to.join("gone"), "");
             let run = |flags: &[&str]| common.run(&user, way, flags, &from.join(""), &to.join(""));
-            run(&[when]).code(23).says(&["nothing was removed", "--ignore-errors"]);
+            run(&[when]).code(23).says(&["nothing more was removed", "--ignore-errors"]);
             assert!(to.join("gone").exists() && to.join("closed/y").exists(), "{way:?} {when}");
             run(&[when, "--ignore-errors"]).code(23);
             assert!(!to.join("gone").exists(), "{way:?} {when}");
@@ -215,6 +215,18 @@ fn no_more_goes_than_is_allowed() {
     }
 }
 
+/// Locks a byte as QEMU does.
+fn lock_a_byte(guest: &File) {
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 100,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(guest, FcntlArg::F_OFD_SETLK(&lock)).expect("lock");
+}
+
 /// What others are at work with, or have mounted, and working files.
 #[test]
 fn what_is_in_use_stays() {
@@ -226,14 +238,7 @@ fn what_is_in_use_stays() {
     };
     let guest =
         File::options().read(true).write(true).open(small(to.join("disk"), "a guest's")).expect("open");
-    let lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 100,
-        l_len: 1,
-        l_pid: 0,
-    };
-    fcntl(&guest, FcntlArg::F_OFD_SETLK(&lock)).expect("lock");
+    lock_a_byte(&guest);
     delete(&[]).code(23).says(&["is in use"]);
     guest.write_all_at(b"still", 0).expect("write");
     assert!(to.join("disk").exists());
@@ -358,5 +363,85 @@ fn rules_protect_and_risk_as_with_rsync() {
         let names = |dir: &Path| snapshot(dir, false).into_keys().collect::<Vec<_>>();
         assert_eq!(names(&dir.join("ours")), names(&dir.join("theirs")), "{what}");
         assert!(matches!(outcome.code, 0), "{what}");
+    }
+}
+
+/// What is its own destination has not arrived anywhere.
+#[test]
+fn a_file_that_is_its_own_destination_stays() {
+    let dir = lab::scratch();
+    let (file, other) = (small(dir.path().join("file"), "only here"), dir.path().join("other"));
+    fs::hard_link(&file, &other).expect("link");
+    for to in [&file, &other] {
+        let outcome = Way::Local.run(&["--remove-source-files"], &[file.as_os_str()], to.as_os_str());
+        let outcome = outcome.expect("it is here");
+        assert_ne!(outcome.code, 0, "{outcome}");
+        assert_eq!(fs::read_to_string(&file).expect("read"), "only here");
+    }
+}
+
+#[test]
+fn a_file_of_the_source_that_a_guest_has_locked_stays() {
+    let dir = lab::scratch();
+    let (from, to) = (small(dir.path().join("from"), "a guest's"), dir.path().join("to"));
+    let guest = File::options().read(true).write(true).open(&from).expect("open");
+    lock_a_byte(&guest);
+    let copy = |flags: &[&str]| {
+        let flags = [&["--remove-source-files"][..], flags].concat();
+        Way::Local.run(&flags, &[from.as_os_str()], to.as_os_str()).expect("it is here")
+    };
+    copy(&[]).code(23).says(&["is in use"]);
+    assert!(from.exists() && to.exists());
+    copy(&["--force-in-use"]).ok();
+    assert!(!from.exists());
+}
+
+/// A directory that stays gets its mode back.
+#[test]
+fn a_closed_directory_in_which_something_stays_is_closed_again() {
+    if !lab::is_root() {
+        return;
+    }
+    let user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+    let common = Common::new();
+    let (from, to) = (mkdir(common.dir().join("from")), mkdir(common.dir().join("to")));
+    let closed = mkdir(to.join("closed"));
+    let busy = small(closed.join("busy"), "");
+    set_mode(&busy, 0o644);
+    for (path, mode) in [(&closed, 0o500), (&to, 0o755)] {
+        nix::unistd::chown(path, Some(65534.into()), Some(65534.into())).expect("chown");
+        set_mode(path, mode);
+    }
+    let busy = File::open(busy).expect("open");
+    busy.lock().expect("lock");
+    let run = |flags: &[&str]| common.run(&user, Way::Local, flags, &from.join(""), &to.join(""));
+    let mode = || fs::metadata(&closed).expect("stat").permissions().mode() & 0o7777;
+    run(&["--delete"]).code(23).says(&["another holesync run"]);
+    assert_eq!(mode(), 0o500);
+    run(&["--delete", "--max-delete=0"]).code(25);
+    assert_eq!(mode(), 0o500);
+}
+
+/// What fails on the way ends the removal, and that is said.
+#[test]
+fn a_removal_that_ends_on_the_way_is_told_of() {
+    if !lab::is_root() {
+        return;
+    }
+    let user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+    for way in [Way::Local, Way::Push, Way::Pull] {
+        let common = Common::new();
+        let (from, to) = (mkdir(common.dir().join("from")), mkdir(common.dir().join("to")));
+        set_mode(&mkdir(from.join("b")), 0o700);
+        for name in ["a", "c"] {
+            mkdir(from.join(name));
+            let there = mkdir(to.join(name));
+            small(there.join("gone"), "");
+            nix::unistd::chown(&there, Some(65534.into()), Some(65534.into())).expect("chown");
+        }
+        nix::unistd::chown(&to, Some(65534.into()), Some(65534.into())).expect("chown");
+        let outcome = common.run(&user, way, &["--delete-during"], &from.join(""), &to.join(""));
+        outcome.code(23).says(&["nothing more was removed"]);
+        assert!(!to.join("a/gone").exists() && to.join("c/gone").exists(), "{way:?}");
     }
 }

@@ -9,7 +9,7 @@ use crate::common::lab::{self, Fs};
 use crate::common::layout::{Layout, Rng};
 use crate::common::process::Outcome;
 use crate::common::redeploy::every;
-use crate::common::tree::{Way, mkdir, small};
+use crate::common::tree::{Way, mkdir, slash, small};
 
 const WAYS: [Way; 3] = [Way::Local, Way::Push, Way::Pull];
 const SIZE: usize = 4 << 20;
@@ -85,5 +85,22 @@ fn without_a_holesync_there_nothing_is_begun_from_another_file() {
         let (_, new, to) = versions(dir.path(), "golden");
         let Some(outcome) = way.run(&[flag], &[new.as_os_str()], to.join("x").as_os_str()) else { return };
         outcome.code(1).says(&["needs a holesync on"]);
+    }
+}
+
+/// A copy of all of it costs more than what is saved.
+#[test]
+fn a_small_file_is_not_begun_from_a_large_one() {
+    for way in WAYS {
+        let dir = lab::scratch();
+        let (_, _, to) = versions(dir.path(), "golden");
+        let from = mkdir(dir.path().join("from"));
+        small(from.join("small"), "small");
+        fs::write(from.join("golden-notes"), vec![7; 100_000]).expect("write");
+        let outcome = way.run(&["--basis=golden", "--fuzzy", "--json"], &[&slash(&from)], &slash(&to));
+        let Some(outcome) = outcome else { return };
+        let hashed = outcome.ok().count("hashed_bytes");
+        assert!(hashed < SIZE as u64, "{way:?}: {hashed} bytes were hashed");
+        assert_same(&to.join("golden-notes"), &from.join("golden-notes"));
     }
 }

@@ -67,6 +67,7 @@
 //! | sender | names without end, and what a symlink leads to | `names_of_a_lying_sender_lead_nowhere_and_take_bounded_memory` |
 //! | receiver | removals that nobody asked for | `a_lying_receiver_ends_its_session` |
 //! | receiver | something that stays where nothing goes | `a_lying_receiver_ends_its_session` |
+//! | receiver | names without bytes, without end | `a_lying_receiver_ends_its_session` |
 //! | receiver | more names than a message may have | `a_lying_receiver_ends_its_session` |
 //! | receiver | a map of nobody's file | `a_lying_receiver_ends_its_session` |
 //! | receiver | a wish for nobody's file | `a_lying_receiver_ends_its_session` |

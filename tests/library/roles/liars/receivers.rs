@@ -128,6 +128,9 @@ fn a_lying_receiver_ends_its_session() {
         lie("more names than a message may have", "too many names", |liar, _| {
             liar.say(&Message::Removed { paths: vec![vec![b'x'; 4096]; 5] });
         }),
+        lie("names without bytes, without end", "too many names", |liar, _| {
+            liar.say(&Message::Removed { paths: vec![Vec::new(); 60_000] });
+        }),
         lie("what only senders say", "a message out of turn", |liar, _| {
             liar.say(&Message::Keep { blocks: 1 })
         }),
