@@ -4,6 +4,7 @@
 mod choose;
 mod delete;
 mod reach;
+mod record;
 mod recover;
 mod rsync;
 mod values;
@@ -22,6 +23,7 @@ use holesync::report::{Units, Verbosity};
 pub use choose::{FilterArgs, TransferRulesArgs};
 use delete::DeleteArgs;
 pub use reach::{AgentArg, RemoteArgs};
+use record::{Record, RecordArgs};
 pub use values::block_size;
 use values::{CommitArg, CompressArg, size};
 pub use verbs::run;
@@ -279,6 +281,8 @@ pub struct TransferArgs {
     /// Show progress, also where there is no terminal
     #[arg(short = 'P', long)]
     progress: bool,
+    #[command(flatten)]
+    record: RecordArgs,
     /// Show a table of what was done
     #[arg(long)]
     stats: bool,
@@ -308,6 +312,8 @@ pub struct Transfer {
     pub through: Option<OsString>,
     /// What to show.
     pub show: Verbosity,
+    /// What is told of each entry.
+    pub record: Record,
     /// JSON instead of text.
     pub json: bool,
     /// Threads that hash.
@@ -328,6 +334,10 @@ impl TransferArgs {
                         --preallocate out";
             return Err(Error::Usage(what.into()));
         }
+        if self.through.is_some() && self.record.tells_changes() {
+            let what = "--through sends one image, of which nothing is listed: leave -i, --out-format and --log-file out";
+            return Err(Error::Usage(what.into()));
+        }
         if self.through.is_some() && self.retries.is_some() {
             return Err(Error::Usage("--through runs its command once: leave --retries out".into()));
         }
@@ -338,22 +348,27 @@ impl TransferArgs {
         self.filter.check(&options, self.through.is_some())?;
         delete::check(&options, self.through.is_some())?;
         let destination = self.paths.pop().unwrap_or_default();
+        let destination = Location::parse(&destination)?;
+        let sources = Location::parse_all(&self.paths)?;
+        let record = self.record.record(self.verbose, &options, &sources, &destination)?;
+        let names_would_be_sent = self.dry_run && !self.record.shows_lines();
         let show = Verbosity {
-            names: if self.quiet { 0 } else { self.verbose + u8::from(self.dry_run && self.verbose == 0) },
+            names: if self.quiet { 0 } else { self.verbose.max(u8::from(names_would_be_sent)) },
             quiet: self.quiet,
             progress: self.progress,
             stats: self.stats,
             units: Units::asked_for(self.human_readable),
         };
         Ok(Transfer {
-            sources: Location::parse_all(&self.paths)?,
-            destination: Location::parse(&destination)?,
+            sources,
+            destination,
             options,
             agent: self.remote.agent(self.agent),
             remote: self.remote,
             retries: self.retries,
             through: self.through,
             show,
+            record,
             json: self.json,
             threads: self.threads,
         })
@@ -375,6 +390,7 @@ impl TransferArgs {
             owner: (self.owner || self.archive) && !self.no_owner,
             group: (self.group || self.archive) && !self.no_group,
             dry_run: self.dry_run,
+            tells_changes: self.record.tells_changes(),
             checksum: self.checksum,
             ignore_times: self.ignore_times,
             modify_window: self.modify_window,

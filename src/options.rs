@@ -39,6 +39,8 @@ pub struct Options {
     pub group: bool,
     /// Change nothing; find out what would be done.
     pub dry_run: bool,
+    /// The user is told of directories and symlinks, too, and how each entry differed.
+    pub tells_changes: bool,
     /// Compare contents even where size and modification time agree.
     pub checksum: bool,
     /// Treat size and modification time as if they always differed.
@@ -212,6 +214,7 @@ impl Default for Options {
             owner: false,
             group: false,
             dry_run: false,
+            tells_changes: false,
             checksum: false,
             ignore_times: false,
             modify_window: None,

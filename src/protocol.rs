@@ -28,7 +28,7 @@ use crate::hashmap::leaves::Leaves;
 use crate::hashmap::plan::Run;
 use crate::hashmap::{Hash, PageMask};
 use crate::options::Options;
-use crate::report::{Phase, Reporter, Stats};
+use crate::report::{Changes, Item, Phase, Reporter, Stats};
 use crate::source::{self, Kind, Metadata};
 pub use crate::source::{MAX_NAME, MAX_PATH};
 
@@ -114,6 +114,8 @@ pub enum Message {
     Unchanged {
         /// The entry.
         id: u64,
+        /// How its attributes differed.
+        changes: Changes,
     },
     /// Receiver: nothing to compare with; send everything.
     NoBasis {
@@ -134,6 +136,8 @@ pub enum Message {
         /// There is no file yet, or one of another length: it would change even if every
         /// block stayed.
         resized: bool,
+        /// How it differs from what is wanted.
+        changes: Changes,
     },
     /// Receiver: the basis of this file has no more blocks.
     MapEnd {
@@ -153,6 +157,8 @@ pub enum Message {
         id: u64,
         /// Bytes that were written or made into holes; `None`: it was equal already.
         changed: Option<u64>,
+        /// How it differed before.
+        changes: Changes,
     },
     /// Receiver: what was put together does not match the root hash; send it whole.
     Again {
@@ -176,8 +182,10 @@ pub enum Message {
     },
     /// Sender, in a dry run: what a comparison came to, for the initiator to show.
     Compared {
-        /// The entry's path.
-        path: Vec<u8>,
+        /// The entry.
+        entry: Entry,
+        /// What the receiver said of it.
+        changes: Changes,
         /// Bytes of data that would be sent; `None` if nothing differs.
         would_send: Option<u64>,
     },
@@ -208,6 +216,14 @@ pub enum Message {
     },
     /// Receiver: something that the source does not have stays, and why.
     Stays(Failure),
+    /// Receiver, where [`Options::tells_changes`] asks for it: a directory or symlink is made,
+    /// would be, or is there.
+    Made {
+        /// The entry.
+        id: u64,
+        /// How it differed before.
+        changes: Changes,
+    },
 }
 
 impl Message {
@@ -283,6 +299,13 @@ pub struct Entry {
     pub kind: Kind,
     /// Its metadata.
     pub metadata: Metadata,
+}
+
+impl Entry {
+    /// It, for the user.
+    pub fn item(&self) -> Item<'_> {
+        source::item(&self.path, &self.kind, &self.metadata)
+    }
 }
 
 /// Data of consecutive blocks: for each the pages that are not zero, and their

@@ -60,7 +60,7 @@ use crate::apply::{Precision, QuickCheck, Wanted};
 use crate::error::{Error, Failure, Result, lock};
 use crate::hashmap::Hash;
 use crate::protocol::{self, Connection, Credit, Differ, Entry, Frame, LeafAnswer, MAX_LENGTH, Message};
-use crate::report::{Event, Outcome, Phase, Stats};
+use crate::report::{Changes, Event, Outcome, Phase, Stats};
 use crate::source::Kind;
 use crate::working::names_working_file;
 
@@ -234,8 +234,8 @@ impl Applier<'_, '_> {
                 self.shared.reporter.event(Event::Warning(&text));
                 Ok(())
             }
-            Message::Compared { path, would_send } if self.shared.options.dry_run => {
-                self.shared.report(&path, would_send.map_or(Outcome::Unchanged, Outcome::Sent));
+            Message::Compared { entry, changes, would_send } if self.shared.options.dry_run => {
+                self.shared.report(&entry, would_send.map_or(Outcome::Unchanged, Outcome::Sent), changes);
                 Ok(())
             }
             Message::SourceFailed(failure) => {
@@ -269,8 +269,8 @@ impl Applier<'_, '_> {
         if !lock(&self.shared.credit).take_for_later() {
             return Err(self.frames.bad("more entries than it has credit for"));
         }
-        match entry.kind {
-            Kind::File { length, allocated, whole, retry } => {
+        match &entry.kind {
+            &Kind::File { length, allocated, whole, retry } => {
                 if length > MAX_LENGTH {
                     return Err(self.frames.bad(format!("a file of {length} bytes")));
                 }
@@ -283,33 +283,33 @@ impl Applier<'_, '_> {
                 let wanted = Wanted { length, data: allocated, whole, quick_check, attributes };
                 let root = tree.root().clone();
                 let shared = Arc::clone(self.shared);
-                let job = AnnouncedFile { shared, id: entry.id, entry: entry.path, root, wanted };
+                let job = AnnouncedFile { shared, entry, root, wanted };
                 // An answering thread that is gone took the connection with it; the next read says so.
                 let _ = self.jobs.send(job);
                 Ok(())
             }
             Kind::Directory => {
                 let made = tree.make_directory(entry.id, &entry.path, &entry.metadata);
-                self.settle(entry.id, made.map(|()| None))
+                self.settle(&entry, made.map(|changes| (changes, None)))
             }
             Kind::Symlink(_) if !self.shared.options.links => {
                 Err(self.frames.bad("a symlink that nobody wants"))
             }
             Kind::Symlink(link) => {
-                let made = tree.make_symlink(&entry.path, &link, &entry.metadata);
-                self.settle(entry.id, made)
+                let made = tree.make_symlink(&entry.path, link, &entry.metadata);
+                self.settle(&entry, made)
             }
         }
     }
 
     /// Reports what became of an entry that is no file.
-    fn settle(&self, id: u64, result: Result<Option<Failure>>) -> Result<()> {
+    fn settle(&self, entry: &Entry, result: Result<(Changes, Option<Failure>)>) -> Result<()> {
         match result {
-            Ok(unset) => {
+            Ok((changes, unset)) => {
                 self.shared.unset(unset)?;
-                self.shared.outbox.settle(Settles::Entry.units())
+                self.shared.made(entry, changes)
             }
-            Err(error) => self.shared.fail(id, &error, Settles::Entry),
+            Err(error) => self.shared.fail(entry.id, &error, Settles::Entry),
         }
     }
 

@@ -1,12 +1,14 @@
 //! What a run tells its user: events through [`Reporter`], counters in
-//! [`Stats`]. The library never prints; the three implementations are a
-//! terminal, JSON lines, and silence.
+//! [`Stats`]. The library never prints; the implementations are a
+//! terminal, JSON lines, a log file beside another one, and silence.
 
+mod format;
+mod item;
 mod json;
+mod log;
 mod progress;
 mod terminal;
 
-use std::path::Path;
 use std::time::Duration;
 
 use indicatif::HumanBytes;
@@ -14,7 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Failure;
 
+pub use format::{ITEMIZED, LineFormat, RunFacts};
+pub use item::{Changes, Item, ItemKind};
 pub use json::JsonLines;
+pub use log::Logged;
 pub use terminal::{Terminal, Units, Verbosity, stats_table};
 
 /// What a run did, in bytes unless another unit is named.
@@ -152,7 +157,7 @@ pub enum Outcome {
 }
 
 /// Something a user may want to know.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
     /// This much more data is to be looked at.
     Found(u64),
@@ -160,8 +165,11 @@ pub enum Event<'a> {
     Done(Phase, u64),
     /// A phase was entered.
     Phase(Phase),
-    /// A file, directory or symlink is equal now; the path is relative to the destination.
-    File(&'a Path, Outcome),
+    /// A file is equal now, and how it differed before.
+    File(Item<'a>, Outcome, Changes),
+    /// A directory or symlink is made, or found to be there, and how it differed before. Told
+    /// where [`Options::tells_changes`](crate::options::Options::tells_changes) asks for it.
+    Made(Item<'a>, Changes),
     /// An entry that the source does not have was removed, or would be; the path is relative
     /// to the destination, with a slash behind a directory's.
     Removed(&'a [u8]),

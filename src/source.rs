@@ -7,6 +7,7 @@
 //! inode), or it is looked at again, as after any change.
 
 mod contents;
+mod item;
 mod named;
 mod owners;
 mod path;
@@ -33,6 +34,7 @@ use crate::scan::{self, FileImage, FileState};
 use crate::sys;
 
 pub use contents::{NOTHING_REMOVED, Told, tell_contents};
+pub use item::item;
 pub use named::{names_below, names_contents, top_names};
 pub use owners::Names;
 pub use path::{MAX_NAME, MAX_PATH, NOT_SENT, is_plain, is_unsafe_link};

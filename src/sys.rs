@@ -3,6 +3,7 @@
 //! I/O error is always an error.
 #![allow(unsafe_code)]
 
+mod clock;
 mod file_system;
 mod locks;
 mod names;
@@ -21,6 +22,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, Whence};
 
+pub use clock::{LocalTime, local_time, now, seconds_of};
 pub use file_system::{file_time_now, free_space, is_cached, sync_file_system};
 pub use names::{
     kind_of, link_between, make_dir_at, names_in, open, open_below, open_beneath, open_on_same_mount,

@@ -9,6 +9,7 @@ use holesync::hashmap::plan::Run;
 use holesync::protocol::{
     Differ, Entry, FrameWriter, LeafAnswer, MAGIC, Message, OLDEST, Patch, Request, VERSION,
 };
+use holesync::report::Changes;
 use holesync::source::{Kind, Metadata, Owner};
 use holesync_fuzz::unframed;
 
@@ -115,7 +116,8 @@ fn removal() -> Vec<u8> {
 
 fn removed() -> Vec<u8> {
     written(&|output| {
-        (1..4).try_for_each(|id| output.message(&Message::Unchanged { id }))?;
+        (1..4).try_for_each(|id| output.message(&Message::Unchanged { id, changes: Changes::default() }))?;
+        output.message(&Message::Made { id: 0, changes: Changes::NEW })?;
         output.message(&Message::Removed { paths: vec![b"x/".to_vec()] })?;
         output.message(&Message::Stays(Failure { code: 23, message: "f".into() }))?;
         output.message(&Message::End(Box::default()))
@@ -132,7 +134,7 @@ fn answers() -> Vec<u8> {
         output.message(&Message::Granted { units: 2 })?;
         output.message(&Message::Warning("w".into()))?;
         output.message(&Message::Again { id: 1 })?;
-        output.message(&Message::Done { id: 3, changed: Some(1) })?;
+        output.message(&Message::Done { id: 3, changed: Some(1), changes: Changes::default() })?;
         output.message(&Message::Failed { id: 1, failure: Failure { code: 23, message: "f".into() } })?;
         output.message(&Message::End(Box::default()))
     })

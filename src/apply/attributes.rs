@@ -4,6 +4,7 @@
 //! content gets there.
 
 pub mod belongings;
+mod changes;
 pub mod times;
 
 use std::fs::{File, Metadata};

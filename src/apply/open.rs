@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
-use crate::apply::attributes::times::{Grain, TimeRule};
+use crate::apply::attributes::times::{Grain, Precision, TimeRule};
 use crate::apply::commit::{Counts, Task};
 use crate::apply::nodes::NodeDirectories;
 use crate::apply::others::in_the_way;
@@ -38,6 +38,7 @@ use crate::apply::{Basis, Destination, QuickCheck, Wanted, Zeros, check_device_s
 use crate::error::{Error, Failure, Result, lock};
 use crate::in_use;
 use crate::options::{Commit, Options};
+use crate::report::Changes;
 use crate::scan::{self, FileImage, FileState};
 use crate::sys::{self, kind_of};
 use crate::working::Working;
@@ -103,13 +104,41 @@ impl Setup {
     fn is_equal(&self, place: &Place, stat: &FileStat, wanted: &Wanted) -> bool {
         let QuickCheck::Time(precision) = wanted.quick_check else { return false };
         let options = &self.options;
-        let there = (stat.st_mtime, stat.st_mtime_nsec as u32);
-        let rule = TimeRule { precision, window: options.modify_window };
-        let is_same = |source| rule.is_same(source, there, || self.grain(place, stat.st_dev));
         kind_of(stat) == SFlag::S_IFREG
             && stat.st_size as u64 == wanted.length
             && !(options.checksum || options.ignore_times || options.verify)
-            && (options.size_only || wanted.attributes.mtime.is_some_and(is_same))
+            && (options.size_only || self.has_time(place, stat, wanted, precision))
+    }
+
+    /// Whether it has the time that is wanted, which is known so exactly.
+    fn has_time(&self, place: &Place, stat: &FileStat, wanted: &Wanted, precision: Precision) -> bool {
+        let there = (stat.st_mtime, stat.st_mtime_nsec as u32);
+        let rule = TimeRule { precision, window: self.options.modify_window };
+        let is_same = |source| rule.is_same(source, there, || self.grain(place, stat.st_dev));
+        wanted.attributes.mtime.is_some_and(is_same)
+    }
+
+    /// How what is there differs from what is wanted, as far as that shows from outside.
+    fn changes(&self, place: &Place, stat: Option<&FileStat>, wanted: &Wanted) -> Changes {
+        let kinds = [SFlag::S_IFREG, SFlag::S_IFBLK];
+        let Some(stat) = stat.filter(|stat| kinds.contains(&kind_of(stat))) else { return Changes::NEW };
+        let is_file = kind_of(stat) == SFlag::S_IFREG;
+        let precision = match wanted.quick_check {
+            QuickCheck::Time(precision) => precision,
+            QuickCheck::Never => Precision::Nanoseconds,
+        };
+        let changes = wanted.attributes.changes(stat);
+        let keeps_time = changes.has(Changes::TIME) && self.has_time(place, stat, wanted, precision);
+        let changes = if keeps_time { changes.without(Changes::TIME) } else { changes };
+        changes.with(Changes::SIZE, is_file && stat.st_size as u64 != wanted.length)
+    }
+
+    /// The same of a file that size and time do not show to be equal.
+    fn changes_to_transfer(&self, place: &Place, stat: Option<&FileStat>, wanted: &Wanted) -> Changes {
+        // With these nothing follows from size and time.
+        let compares = self.options.checksum || self.options.verify;
+        let changes = self.changes(place, stat, wanted);
+        changes.with(Changes::TRANSFER, !compares || changes.has(Changes::NEW))
     }
 
     /// Whether something stays as it is, or is not made, whatever is wanted.
@@ -131,6 +160,16 @@ pub struct Opening {
     pub recovered: Recovered,
     /// What there is now.
     pub opened: Opened,
+    /// How it differs from what is wanted, as far as that shows from outside; empty of what
+    /// stays as it is.
+    pub changes: Changes,
+}
+
+impl Opening {
+    /// Where something stays as it is, or is not made.
+    fn as_it_is(recovered: Recovered) -> Opening {
+        Opening { recovered, opened: Opened::Equal { unset: None }, changes: Changes::default() }
+    }
 }
 
 /// What there is at a destination.
@@ -164,7 +203,7 @@ impl Destination {
         let kind = stat.as_ref().map(kind_of);
         // What may be half written is completed first.
         if (options.dry_run || kind != Some(SFlag::S_IFREG)) && setup.stays(stat.as_ref(), &wanted) {
-            return Ok(Opening { recovered: Recovered::Nothing, opened: Opened::Equal { unset: None } });
+            return Ok(Opening::as_it_is(Recovered::Nothing));
         }
         let replaces = in_the_way::find(&place, stat.as_ref(), options, || setup.nodes.contains(&place))?;
         stat.take_if(|_| replaces.is_some());
@@ -181,16 +220,18 @@ impl Destination {
             }
         }
         if setup.stays(stat.as_ref(), &wanted) {
-            return Ok(Opening { recovered, opened: Opened::Equal { unset: None } });
+            return Ok(Opening::as_it_is(recovered));
         }
         if !recovered.is_doubtful()
             && let Some(stat) = stat.filter(|stat| setup.is_equal(&place, stat, &wanted))
         {
+            let changes = setup.changes(&place, Some(&stat), &wanted);
             let synced = options.fsync.then_some(&*setup.synced);
             let unset = place.set_attributes_of(&stat, &wanted.attributes, synced)?;
             remove_leftovers(&place, &beside)?;
-            return Ok(Opening { recovered, opened: Opened::Equal { unset } });
+            return Ok(Opening { recovered, opened: Opened::Equal { unset }, changes });
         }
+        let changes = setup.changes_to_transfer(&place, stat.as_ref(), &wanted);
         let (options, can) = (Arc::clone(options), Abilities::default());
         let (counts, data) = (Counts::default(), Cover::default());
         let kept = recovered.clone();
@@ -205,7 +246,7 @@ impl Destination {
                 new(task, setup)
             }
         };
-        Ok(Opening { recovered, opened: Opened::Different(Box::new(destination?)) })
+        Ok(Opening { recovered, opened: Opened::Different(Box::new(destination?)), changes })
     }
 
     fn new(task: Task, way: Way, basis: Option<Basis>) -> Destination {

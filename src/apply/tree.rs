@@ -2,6 +2,7 @@
 //! the content of its files: directories, symlinks, attributes. Called by whoever takes
 //! entries: from a connection, from a shell, or from a walk on this machine.
 
+mod changes;
 mod root;
 
 use std::ffi::OsStr;
@@ -19,6 +20,7 @@ use crate::apply::others::{Others, Root, in_the_way};
 use crate::apply::place::{self, Place};
 use crate::error::{Error, Failure, Result};
 use crate::options::Options;
+use crate::report::Changes;
 use crate::source::Metadata;
 use crate::source::Names;
 use crate::sys;
@@ -84,27 +86,29 @@ impl DestinationTree {
     /// Makes a directory that its owner can fill meanwhile. It gets its attributes from
     /// [`DestinationTree::finish`]; `id` is the caller's number for it. A dry run makes none.
     /// What was there, and was only named as the destination, keeps mode and time unless
-    /// they are asked for.
+    /// they are asked for. Returns how it differs from what was there.
     ///
     /// # Errors
     ///
     /// When it cannot be made, or what is in its place may not go.
-    pub fn make_directory(&mut self, id: u64, path: &[u8], metadata: &Metadata) -> Result<()> {
-        if self.options.dry_run {
-            return Ok(());
-        }
+    pub fn make_directory(&mut self, id: u64, path: &[u8], metadata: &Metadata) -> Result<Changes> {
         if self.options.transfer.existing && !self.is_there(path)? {
-            return Ok(());
+            return Ok(Changes::default());
         }
-        let attributes = self.attributes(metadata);
-        let Made { closed, identity } = make_directory(&self.root, path, attributes.new_mode, &self.options)?;
-        let mut attributes = Attributes { mode: attributes.mode.or(closed), ..attributes };
-        if path.is_empty() && !self.root.is_new {
+        let mut attributes = self.attributes(metadata);
+        let is_only_named = path.is_empty() && !self.root.is_new;
+        if is_only_named {
             attributes.mode.take_if(|_| !self.options.destination_perms);
             attributes.mtime.take_if(|_| !self.options.destination_times);
         }
+        let changes = self.changes_of_directory(path, &attributes);
+        if self.options.dry_run {
+            return Ok(changes);
+        }
+        let Made { closed, identity } = make_directory(&self.root, path, attributes.new_mode, &self.options)?;
+        let attributes = Attributes { mode: attributes.mode.or(closed), ..attributes };
         self.directories.push(Directory { id, path: path.to_vec(), identity, attributes, closed });
-        Ok(())
+        Ok(changes)
     }
 
     /// Whether something has the name of an entry.
@@ -118,37 +122,44 @@ impl DestinationTree {
 
     /// Makes or replaces a symlink to `link`; a temporary one is renamed over the old. A
     /// dry run makes none. A directory in its place goes first. In the place of a destination
-    /// that was named itself, only another symlink is replaced. Returns which attributes may
-    /// not be set.
+    /// that was named itself, only another symlink is replaced. Returns how it differs from what
+    /// was there, and which attributes may not be set.
     ///
     /// # Errors
     ///
     /// When it cannot be made, or a directory that may not go is in its place.
-    pub fn make_symlink(&mut self, path: &[u8], link: &[u8], metadata: &Metadata) -> Result<Option<Failure>> {
-        if self.options.dry_run {
-            return Ok(None);
-        }
+    pub fn make_symlink(
+        &mut self,
+        path: &[u8],
+        link: &[u8],
+        metadata: &Metadata,
+    ) -> Result<(Changes, Option<Failure>)> {
         let rules = &self.options.transfer;
         if rules.existing || rules.ignore_existing {
             let stays = if self.is_there(path)? { rules.ignore_existing } else { rules.existing };
             if stays {
-                return Ok(None);
+                return Ok((Changes::default(), None));
             }
         }
         let attributes = self.attributes(metadata);
-        let Some(place) = self.root.place(path, false)? else { return Ok(None) };
+        let changes = self.changes_of_symlink(path, link, &attributes);
+        if self.options.dry_run {
+            return Ok((changes, None));
+        }
+        let Some(place) = self.root.place(path, false)? else { return Ok((changes, None)) };
         let link = OsStr::from_bytes(link);
         if self.root.is_file() {
             refuse_to_lose(&place)?;
         }
-        if sys::read_link_at(&place.dir, &place.name).is_ok_and(|now| now == link) {
+        let unset = if sys::read_link_at(&place.dir, &place.name).is_ok_and(|now| now == link) {
             place.set_attributes_of_link(&place.name, &attributes)
         } else {
             if place.stat()?.is_some_and(|stat| sys::kind_of(&stat) == SFlag::S_IFDIR) {
                 in_the_way::remove(&place, &self.options)?;
             }
             place.put_symlink(link, &attributes)
-        }
+        }?;
+        Ok((changes, unset))
     }
 
     /// A directory of the source has these names, and maybe more.

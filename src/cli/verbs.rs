@@ -13,7 +13,7 @@ use holesync::hashmap::{self, Grid, Item};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Options};
 use holesync::remote;
-use holesync::report::{JsonLines, Reporter, Silent, Terminal, hex};
+use holesync::report::{JsonLines, Logged, Reporter, Silent, Terminal, Verbosity, hex};
 use holesync::scan::{self, FileImage, Image};
 use holesync::stream::{self, ImageStream};
 use holesync::sync::{self, RemoteOptions};
@@ -22,6 +22,7 @@ use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::cli::record::Record;
 use crate::cli::recover;
 use crate::cli::{self, AgentArg, Cli, Transfer, Verb};
 
@@ -117,8 +118,7 @@ fn transfer(transfer: Transfer, umask: u32) -> Result<()> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
         pool.map_err(|error| Error::Usage(format!("cannot start {threads} threads: {error}")))?;
     }
-    let reporter: Box<dyn Reporter> =
-        if transfer.json { Box::new(JsonLines::default()) } else { Box::new(Terminal::new(transfer.show)) };
+    let reporter = reporter(transfer.json, transfer.show, transfer.record)?;
     let remote =
         RemoteOptions { retries: transfer.retries, ..transfer.remote.options(transfer.agent, umask) };
     let reporter = reporter.as_ref();
@@ -130,6 +130,19 @@ fn transfer(transfer: Transfer, umask: u32) -> Result<()> {
         (None, sources) => sync::run(sources, &transfer.destination, &transfer.options, &remote, reporter),
     };
     result.map_err(|error| if STOP.load(Ordering::Relaxed) { Error::Interrupted } else { error })
+}
+
+/// What shows the run, and writes it down.
+fn reporter(json: bool, show: Verbosity, record: Record) -> Result<Box<dyn Reporter>> {
+    let shown: Box<dyn Reporter> = if json {
+        Box::new(JsonLines::default())
+    } else {
+        Box::new(Terminal::new(show).with_lines(record.lines))
+    };
+    Ok(match record.log {
+        Some((path, lines)) => Box::new(Logged::open(&path, lines, shown)?),
+        None => shown,
+    })
 }
 
 /// The signals that ask to stop. A hangup that is ignored, as below nohup(1), stays so.

@@ -11,16 +11,15 @@ use crate::error::{Error, Result, Stop};
 use crate::hashmap::ahead::{Ahead, Likely, await_job};
 use crate::hashmap::plan::Run;
 use crate::hashmap::{self, Batch, Grid, Item};
-use crate::protocol::{MAX_MAP_KEYS, MAX_MAP_RUNS, Message};
+use crate::protocol::{Entry, MAX_MAP_KEYS, MAX_MAP_RUNS, Message};
 use crate::receiver::basis_feed::FeedEnd;
 use crate::receiver::shared::{ReceiverShared, Settles};
-use crate::report::Outcome;
+use crate::report::{Changes, Outcome};
 
 /// A file that was announced.
 pub struct AnnouncedFile<'a> {
     pub shared: Arc<ReceiverShared<'a>>,
-    pub id: u64,
-    pub entry: Vec<u8>,
+    pub entry: Entry,
     pub root: DestinationRoot,
     pub wanted: Wanted,
 }
@@ -28,7 +27,9 @@ pub struct AnnouncedFile<'a> {
 /// A file that the sender may describe as soon as it has the answer.
 pub struct Begun {
     pub id: u64,
-    pub entry: Vec<u8>,
+    pub entry: Entry,
+    /// How what was there differed from it.
+    pub changes: Changes,
     pub destination: Destination,
     pub grid: Grid,
     pub whole: bool,
@@ -57,7 +58,7 @@ fn answer_files(jobs: &Receiver<AnnouncedFile>, likely: Option<Likely>) {
     let mut last = LastDirectory::default();
     let mut next = await_job(jobs, likely);
     while let Some((job, ahead)) = next {
-        let (shared, id) = (Arc::clone(&job.shared), job.id);
+        let (shared, id) = (Arc::clone(&job.shared), job.entry.id);
         if shared.is_stopped() {
             return;
         }
@@ -83,16 +84,19 @@ fn answer(
     ahead: Option<Ahead>,
 ) -> Result<Result<()>> {
     let options = &shared.options;
-    let AnnouncedFile { id, entry, root, wanted, .. } = job;
+    let AnnouncedFile { entry, root, wanted, .. } = job;
+    let id = entry.id;
     // It is kept as long as nothing is written: somebody may put another in its place.
     let mut directory = std::mem::take(last);
     let may_lack = options.dry_run || options.transfer.existing;
-    let Some(place) = root.place_after(&mut directory, &entry, may_lack)? else {
+    let Some(place) = root.place_after(&mut directory, &entry.path, may_lack)? else {
         if options.transfer.existing {
             shared.feeds.settled();
-            return Ok(shared.tell(Message::Unchanged { id }, Settles::Entry));
+            let changes = Changes::default();
+            return Ok(shared.tell(Message::Unchanged { id, changes }, Settles::Entry));
         }
-        return Ok(preview(shared, id, None, true));
+        let changes = Changes::NEW.with(Changes::TRANSFER, true);
+        return Ok(preview(shared, id, None, true, changes));
     };
     let (grid, whole) = (Grid { length: wanted.length, block: options.block_size }, wanted.whole);
     let opening = Destination::open(place.clone(), wanted, &shared.setup)?;
@@ -100,17 +104,18 @@ fn answer(
     if let Some(Err(gone)) = warning.map(|warning| shared.warn(warning)) {
         return Ok(Err(gone));
     }
+    let changes = opening.changes;
     let destination = match opening.opened {
         Opened::Equal { unset } => {
             *last = directory;
-            shared.report(&entry, Outcome::Unchanged);
+            shared.report(&entry, Outcome::Unchanged, changes);
             shared.feeds.settled();
             let told = shared.unset(unset);
-            return Ok(told.and_then(|()| shared.tell(Message::Unchanged { id }, Settles::Entry)));
+            return Ok(told.and_then(|()| shared.tell(Message::Unchanged { id, changes }, Settles::Entry)));
         }
         Opened::Preview(Preview { basis, changes_length }) => {
             let told = basis.map(|basis| Told { id, place, grid, basis, ahead });
-            return Ok(preview(shared, id, told, changes_length));
+            return Ok(preview(shared, id, told, changes_length, changes));
         }
         Opened::Different(destination) => *destination,
     };
@@ -124,7 +129,7 @@ fn answer(
         return Ok(Err(gone));
     }
     let basis = destination.basis();
-    if !shared.feeds.open(Box::new(Begun { id, entry, destination, grid, whole }), end) {
+    if !shared.feeds.open(Box::new(Begun { id, entry, changes, destination, grid, whole }), end) {
         return Ok(Ok(()));
     }
     Ok(match basis {
@@ -136,10 +141,16 @@ fn answer(
 }
 
 /// The answer of a dry run: there will be no description.
-fn preview(shared: &ReceiverShared, id: u64, told: Option<Told>, resized: bool) -> Result<()> {
+fn preview(
+    shared: &ReceiverShared,
+    id: u64,
+    told: Option<Told>,
+    resized: bool,
+    changes: Changes,
+) -> Result<()> {
     shared.feeds.settled();
     let settles = if told.is_some() { Settles::Nothing } else { Settles::Entry };
-    shared.tell(Message::Preview { id, mapped: told.is_some(), resized }, settles)?;
+    shared.tell(Message::Preview { id, mapped: told.is_some(), resized, changes }, settles)?;
     told.map_or(Ok(()), |told| tell_basis(shared, told))
 }
 

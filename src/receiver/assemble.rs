@@ -8,10 +8,11 @@ use crate::error::{Error, Result};
 use crate::hashmap::leaves::Leaves;
 use crate::hashmap::{self, Grid, Hash, PageMask, RootHasher};
 use crate::options::BlockSize;
-use crate::protocol::{Data, Differ, MAX_UNPATCHED, Patch};
+use crate::protocol::{Data, Differ, Entry, MAX_UNPATCHED, Patch};
 use crate::receiver::answer::Begun;
 use crate::receiver::basis_feed::{BasisCursor, BasisFeeds, Had};
 use crate::receiver::blocks::{Pending, take, while_hashing};
+use crate::report::Changes;
 
 /// What goes wrong while a file is put together.
 pub enum ApplyError {
@@ -38,7 +39,9 @@ fn rule<T>(what: impl Into<String>) -> Result<T, ApplyError> {
 /// A file that is being put together.
 pub struct OpenFile {
     pub id: u64,
-    pub entry: Vec<u8>,
+    pub entry: Entry,
+    /// How what was there differed from it.
+    pub changes: Changes,
     pub destination: Destination,
     /// Nothing was compared: all of it was asked for.
     pub whole: bool,
@@ -77,10 +80,11 @@ struct UnpatchedBlock {
 impl OpenFile {
     /// `cursor`: what is known of its basis.
     pub fn new(begun: Begun, cursor: BasisCursor) -> OpenFile {
-        let Begun { id, entry, destination, grid, whole } = begun;
+        let Begun { id, entry, changes, destination, grid, whole } = begun;
         OpenFile {
             id,
             entry,
+            changes,
             basis: destination.basis(),
             cursor,
             destination,

@@ -27,7 +27,7 @@ pub fn finish_files(shared: &ReceiverShared, queue: &Mutex<Receiver<Complete>>) 
         let next = lock(queue).recv();
         let Ok(Complete { file, root }) = next else { return };
         let path = file.destination.path().to_path_buf();
-        let OpenFile { id, entry, destination, kept, received, .. } = *file;
+        let OpenFile { id, entry, destination, kept, received, changes, .. } = *file;
         if received > WORTH_TELLING {
             shared.reporter.event(Event::Phase(Phase::WritingBack));
             // Only a hint for the other end; a broken connection shows below.
@@ -44,10 +44,10 @@ pub fn finish_files(shared: &ReceiverShared, queue: &Mutex<Receiver<Complete>>) 
                 stats.punched_bytes = stats.punched_bytes.saturating_add(punched);
                 drop(stats);
                 let outcome = if changed { Outcome::Sent(received) } else { Outcome::Unchanged };
-                shared.report(&entry, outcome);
+                shared.report(&entry, outcome, changes);
                 let changed = changed.then(|| written.saturating_add(punched));
                 let noted = note.map_or(Ok(()), |note| shared.warn(note)).and_then(|()| shared.unset(unset));
-                noted.and_then(|()| shared.tell(Message::Done { id, changed }, Settles::Entry))
+                noted.and_then(|()| shared.tell(Message::Done { id, changed, changes }, Settles::Entry))
             }
             Err(error) => shared.fail(id, &error, Settles::Entry),
         };

@@ -1,18 +1,15 @@
 //! What the threads of a receiver share.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::apply::Setup;
 use crate::error::{Error, Failure, Result, lock};
 use crate::options::Options;
-use crate::protocol::{Credit, Message, shortened};
+use crate::protocol::{Credit, Entry, Message, shortened};
 use crate::receiver::basis_feed::BasisFeeds;
 use crate::receiver::outbox::Outbox;
-use crate::report::{Event, Outcome, Phase, Reporter, Stats};
+use crate::report::{Changes, Event, Outcome, Phase, Reporter, Stats};
 
 /// What is settled when a message is written: an entry holds a unit of credit until then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,8 +120,17 @@ impl<'a> ReceiverShared<'a> {
         self.tell(Message::Warning(shortened(text)), Settles::Nothing)
     }
 
-    pub fn report(&self, entry: &[u8], outcome: Outcome) {
-        self.reporter.event(Event::File(Path::new(OsStr::from_bytes(entry)), outcome));
+    pub fn report(&self, entry: &Entry, outcome: Outcome, changes: Changes) {
+        self.reporter.event(Event::File(entry.item(), outcome, changes));
+    }
+
+    /// The result of a directory or symlink.
+    pub fn made(&self, entry: &Entry, changes: Changes) -> Result<()> {
+        if !self.options.tells_changes {
+            return self.outbox.settle(Settles::Entry.units());
+        }
+        self.reporter.event(Event::Made(entry.item(), changes));
+        self.tell(Message::Made { id: entry.id, changes }, Settles::Entry)
     }
 }
 

@@ -32,18 +32,20 @@ impl Reporter for JsonLines {
             Event::Found(bytes) => self.progress(Phase::Mapping, bytes, 0),
             Event::Done(phase, bytes) => self.progress(phase, 0, bytes),
             Event::Phase(phase) => self.progress(phase, 0, 0),
-            Event::File(path, outcome) => {
+            Event::File(item, outcome, _) => {
                 let (action, sent) = match outcome {
                     Outcome::Sent(bytes) => ("sent", bytes),
                     Outcome::Unchanged => ("unchanged", 0),
                 };
-                self.print(json!({"event": "file", "path": path.to_string_lossy(), "action": action,
+                let path = String::from_utf8_lossy(item.path);
+                self.print(json!({"event": "file", "path": path, "action": action,
                     "sent_data_bytes": sent}));
             }
             Event::Removed(path) => {
                 let path = String::from_utf8_lossy(path);
                 self.print(json!({"event": "file", "path": path, "action": "deleted"}));
             }
+            Event::Made(..) => {}
             Event::Failed(f) => self.print(json!({"event": "error", "code": f.code, "message": f.message})),
             Event::Unset(f) => self.print(json!({"event": "warning", "code": f.code, "message": f.message})),
             Event::Warning(text) => self.print(json!({"event": "warning", "message": text})),

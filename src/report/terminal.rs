@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{BinaryBytes, DecimalBytes, ProgressBar, ProgressStyle};
 
-use crate::error::{escape, lock, printable};
+use crate::error::{escape, lock};
 use crate::report::progress::{Ticker, phase_name};
-use crate::report::{Event, Outcome, Phase, Reporter, Summary};
+use crate::report::{Event, LineFormat, Outcome, Phase, Reporter, Summary};
 
 /// What is shown.
 #[derive(Debug, Clone, Copy, Default)]
@@ -70,6 +70,7 @@ pub struct Terminal {
     bar: ProgressBar,
     phase: Mutex<ShownPhase>,
     ticker: Option<Ticker>,
+    lines: Option<LineFormat>,
 }
 
 /// The phase that the bar shows. Mapping and sending go on together: the bar shows
@@ -113,7 +114,18 @@ impl Terminal {
         bar.enable_steady_tick(Duration::from_millis(250));
         let ticker = (show.progress && !terminal).then(Ticker::default);
         let phase = Mutex::new(ShownPhase { phase: Phase::Mapping, last_sent: None });
-        Terminal { show, bar, phase, ticker }
+        Terminal { show, bar, phase, ticker, lines: None }
+    }
+
+    /// In the place of names it shows lines of this format, if there is one.
+    #[must_use]
+    pub fn with_lines(self, lines: Option<LineFormat>) -> Terminal {
+        Terminal { lines: lines.filter(|_| !self.show.quiet), ..self }
+    }
+
+    /// Shows a line about an entry, if it has one.
+    fn formatted(&self, line: Option<String>) {
+        line.iter().for_each(|line| self.print(line));
     }
 
     fn progress(&self, phase: Option<Phase>, found: u64, done: u64) {
@@ -151,13 +163,21 @@ impl Terminal {
 
 impl Reporter for Terminal {
     fn event(&self, event: Event) {
+        let lines = self.lines.as_ref();
         match event {
             Event::Found(bytes) => self.progress(None, bytes, 0),
             Event::Done(phase, bytes) => self.progress(Some(phase), 0, bytes),
             Event::Phase(phase) => self.progress(Some(phase), 0, 0),
-            Event::File(path, Outcome::Sent(_)) if self.show.names > 0 => self.print(&printable(path)),
-            Event::File(path, Outcome::Unchanged) if self.show.names > 1 => {
-                self.print(&format!("{} is unchanged", printable(path)));
+            Event::File(item, outcome, changes) if let Some(lines) = lines => {
+                self.formatted(lines.file(item, outcome, changes));
+            }
+            Event::Made(item, changes) => {
+                self.formatted(lines.and_then(|lines| lines.made(item, changes)));
+            }
+            Event::Removed(path) if let Some(lines) = lines => self.print(&lines.removed(path)),
+            Event::File(item, Outcome::Sent(_), _) if self.show.names > 0 => self.print(&escape(item.path)),
+            Event::File(item, Outcome::Unchanged, _) if self.show.names > 1 => {
+                self.print(&format!("{} is unchanged", escape(item.path)));
             }
             Event::Removed(path) if self.show.names > 0 => self.print(&format!("deleting {}", escape(path))),
             Event::File(..) | Event::Removed(_) => {}

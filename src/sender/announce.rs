@@ -23,10 +23,14 @@ pub struct Files {
     changed: Condvar,
     /// Bytes of files can be sent without being read.
     direct: bool,
+    /// The receiver tells of directories and symlinks, too.
+    tells_others: bool,
 }
 
 struct Table {
     pending: HashMap<u64, Source>,
+    /// Directories and symlinks that the receiver will tell of.
+    others: HashMap<u64, Source>,
     credit: Credit,
     /// The id of the next entry.
     next: u64,
@@ -40,12 +44,13 @@ struct Table {
 
 impl Files {
     /// None so far. Those that the receiver wants go to the hasher through `jobs`.
-    /// `direct`: bytes of files can be sent without being read.
-    pub fn new(jobs: Sender<WantedFile>, direct: bool) -> Files {
+    /// `direct`: bytes of files can be sent without being read. `tells_others`: the receiver
+    /// tells of directories and symlinks, too.
+    pub fn new(jobs: Sender<WantedFile>, direct: bool, tells_others: bool) -> Files {
         let credit = Credit::for_messages();
-        let (pending, jobs) = (HashMap::new(), Some(jobs));
-        let table = Table { pending, credit, next: 0, wanted: None, jobs, waiting: false };
-        Files { table: Mutex::new(table), changed: Condvar::new(), direct }
+        let (pending, others, jobs) = (HashMap::new(), HashMap::new(), Some(jobs));
+        let table = Table { pending, others, credit, next: 0, wanted: None, jobs, waiting: false };
+        Files { table: Mutex::new(table), changed: Condvar::new(), direct, tells_others }
     }
 
     /// Takes an id and credit for a source. `None`: there is no credit, or the run is over.
@@ -59,6 +64,8 @@ impl Files {
         table.next += 1;
         if matches!(source.kind, Kind::File { .. }) {
             table.pending.insert(id, source.clone());
+        } else if self.tells_others {
+            table.others.insert(id, source.clone());
         }
         Some(id)
     }
@@ -119,6 +126,11 @@ impl Files {
         let source = table.pending.remove(&id);
         self.wake(&mut table);
         source
+    }
+
+    /// Takes a directory or symlink that the receiver tells of, or that failed; none likewise.
+    pub fn take_other(&self, id: u64) -> Option<Source> {
+        lock(&self.table).others.remove(&id)
     }
 
     /// Whether all files that were announced are answered.

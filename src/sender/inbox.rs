@@ -81,21 +81,23 @@ impl Inbox {
 
     fn take_in(&self, frame: Frame, files: &Files) -> Result<(), &'static str> {
         let answered = match &frame {
-            Frame::Message(Message::Map { id }) => Some((*id, true, false)),
-            Frame::Message(Message::NoBasis { id }) => Some((*id, false, false)),
-            Frame::Message(Message::Preview { id, mapped, resized }) => Some((*id, *mapped, *resized)),
+            Frame::Message(Message::Map { id }) => Some(Answered::of(*id, true)),
+            Frame::Message(Message::NoBasis { id }) => Some(Answered::of(*id, false)),
+            &Frame::Message(Message::Preview { id, mapped, resized, changes }) => {
+                Some(Answered { id, mapped, resized, changes })
+            }
             _ => None,
         };
         if answered.is_some() && self.dry_run != matches!(frame, Frame::Message(Message::Preview { .. })) {
             return Err("a message out of turn");
         }
         // Before the merging thread can take it.
-        if answered.is_some_and(|(id, mapped, _)| !files.want(id, mapped)) {
+        if answered.as_ref().is_some_and(|answered| !files.want(answered.id, answered.mapped)) {
             return Err("an answer for no file");
         }
         let mut state = lock(&self.state);
         match answered {
-            Some((id, mapped, resized)) => state.replies.open(Answered { id, mapped, resized }),
+            Some(answered) => state.replies.open(answered),
             None => state.replies.take_in(frame)?,
         }
         self.wake(&mut state);

@@ -10,6 +10,7 @@ use crate::protocol::{
     CREDIT, Credit, Frame, LeafAnswer, MAX_AHEAD, MAX_NAMES, MAX_TEXT, MAX_UNPATCHED, Message, RESERVED,
     size_of_names,
 };
+use crate::report::Changes;
 
 /// Messages about no file that is being described: a unit of credit causes at most a
 /// warning, attributes that are not set, a phase and a result.
@@ -26,6 +27,15 @@ pub struct Answered {
     pub mapped: bool,
     /// In a dry run: the file would get another length.
     pub resized: bool,
+    /// In a dry run: how it differs from what is wanted.
+    pub changes: Changes,
+}
+
+impl Answered {
+    /// In a run that is none.
+    pub fn of(id: u64, mapped: bool) -> Answered {
+        Answered { id, mapped, resized: false, changes: Changes::default() }
+    }
 }
 
 /// What the receiver says of a file that it asked for.
@@ -135,7 +145,9 @@ impl Replies {
     }
 
     fn message(&mut self, message: Message) -> Result<(), &'static str> {
-        use Message::{Again, Busy, Done, End, Failed, Granted, Removed, Stays, Unchanged, Unset, Warning};
+        use Message::{
+            Again, Busy, Done, End, Failed, Granted, Made, Removed, Stays, Unchanged, Unset, Warning,
+        };
         match &message {
             Removed { paths } if size_of_names(paths) > MAX_NAMES => Err("too many names"),
             Removed { .. }
@@ -144,6 +156,7 @@ impl Replies {
             | Warning(_)
             | Unset(_)
             | Unchanged { .. }
+            | Made { .. }
             | Done { .. }
             | Again { .. } => Ok(()),
             Busy(_) | Granted { .. } | End(_) => Ok(()),
@@ -294,7 +307,7 @@ mod tests {
 
     fn asked_for(ids: &[u64]) -> Replies {
         let mut replies = Replies::new(false);
-        ids.iter().for_each(|&id| replies.open(Answered { id, mapped: true, resized: false }));
+        ids.iter().for_each(|&id| replies.open(Answered::of(id, true)));
         replies
     }
 
@@ -354,7 +367,7 @@ mod tests {
     fn a_map_ends_once_and_nothing_of_it_follows() {
         let end = |id| Frame::Message(Message::MapEnd { id });
         let mut replies = asked_for(&[1]);
-        replies.open(Answered { id: 2, mapped: false, resized: false });
+        replies.open(Answered::of(2, false));
         replies.take_in(end(1)).unwrap();
         for id in [1, 2] {
             assert_eq!(replies.take_in(end(id)), Err("a map out of turn"));
@@ -381,7 +394,7 @@ mod tests {
     #[test]
     fn a_dry_run_grants_what_it_compared_and_what_it_dropped() {
         let mut replies = Replies::new(true);
-        replies.open(Answered { id: 1, mapped: true, resized: false });
+        replies.open(Answered::of(1, true));
         let batch = MAX_AHEAD / 4;
         (0..4).for_each(|_| replies.take_in(Frame::Map(1, keys(batch))).unwrap());
         assert_eq!(replies.next_grant(), None);

@@ -2,18 +2,15 @@
 //! file, second tries, totals. Steps 2 and 5 to 7 of [`sender`](crate::sender).
 
 use std::collections::{HashMap, VecDeque};
-use std::ffi::OsStr;
 use std::io::Write;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
 use crate::error::lock;
 use crate::error::{Error, Failure, Result};
 use crate::hashmap::Grid;
-use crate::protocol::{CREDIT, Message};
-use crate::report::{Event, Outcome, Phase, Stats};
+use crate::protocol::{CREDIT, Entry, Message};
+use crate::report::{Changes, Event, Outcome, Phase, Stats};
 use crate::sender::announce::announce;
 use crate::sender::describe::Describer;
 use crate::sender::described_file::DescribedFile;
@@ -193,7 +190,7 @@ impl<'a, W: Write> Session<'a, W> {
 
     fn on_message(&mut self, message: Message) -> Result<()> {
         match message {
-            Message::Unchanged { id } => {
+            Message::Unchanged { id, changes } => {
                 let Some(source) = self.shared.files.take(id) else {
                     return Err(self.unexpected("an answer for no file"));
                 };
@@ -201,11 +198,12 @@ impl<'a, W: Write> Session<'a, W> {
                     lock(&self.shared.stats).data_bytes += allocated;
                     self.shared.reporter.event(Event::Done(Phase::Mapping, allocated));
                 }
-                self.report(&source.target, Outcome::Unchanged);
+                self.report(&source, Outcome::Unchanged, changes);
                 self.arrived(&source)?;
             }
             Message::Failed { id, failure } => {
                 self.shared.files.take(id);
+                self.shared.files.take_other(id);
                 self.awaited.remove(&id);
                 self.receiver_failed(&failure);
             }
@@ -215,15 +213,21 @@ impl<'a, W: Write> Session<'a, W> {
                     self.shared.reporter.event(Event::Unset(&failure));
                 }
             }
-            Message::Done { id, changed } => {
+            Message::Done { id, changed, changes } => {
                 if let Some(sent) = self.awaited.remove(&id) {
                     lock(&self.shared.stats).files_sent += u64::from(changed.is_some());
                     let outcome = changed.map_or(Outcome::Unchanged, |_| Outcome::Sent(sent.bytes));
-                    self.report(&sent.source.target, outcome);
+                    self.report(&sent.source, outcome, changes);
                     if sent.settled {
                         self.arrived(&sent.source)?;
                     }
                 }
+            }
+            Message::Made { id, changes } => {
+                let Some(source) = self.shared.files.take_other(id) else {
+                    return Err(self.unexpected("an answer for no directory or symlink"));
+                };
+                self.shared.reporter.event(Event::Made(source.item(), changes));
             }
             Message::Again { id } => {
                 if let Some(sent) = self.awaited.remove(&id) {
@@ -256,9 +260,8 @@ impl<'a, W: Write> Session<'a, W> {
         source.remove(options).or_else(|error| self.shared.source_failed(error.to_failure()))
     }
 
-    fn report(&self, target: &[u8], outcome: Outcome) {
-        let path = Path::new(OsStr::from_bytes(target));
-        self.shared.reporter.event(Event::File(path, outcome));
+    fn report(&self, source: &Source, outcome: Outcome, changes: Changes) {
+        self.shared.reporter.event(Event::File(source.item(), outcome, changes));
     }
 
     /// The receiver counts its failures, and shows them where it is the initiator.
@@ -293,7 +296,7 @@ impl<'a, W: Write> Session<'a, W> {
 
     /// Describes one file to the receiver from its first block to its last (step 4).
     fn describe(&mut self, answered: Answered) -> Result<()> {
-        let id = answered.id;
+        let (id, changes) = (answered.id, answered.changes);
         let Some(source) = self.shared.files.take(id) else {
             return Err(self.unexpected("an answer for no file"));
         };
@@ -313,7 +316,7 @@ impl<'a, W: Write> Session<'a, W> {
             _ => self.abandon(&file)?,
         }
         match merged {
-            Merged::Whole(_) if dry_run => self.compared(source, &file),
+            Merged::Whole(_) if dry_run => self.compared(source, &file, changes),
             Merged::Whole(root) => {
                 if !file.settled {
                     self.shared.warn(source::doubt(&source.path))?;
@@ -338,14 +341,16 @@ impl<'a, W: Write> Session<'a, W> {
     }
 
     /// What a dry run found out about a file.
-    fn compared(&self, source: Source, file: &DescribedFile) -> Result<()> {
+    fn compared(&self, source: Source, file: &DescribedFile, changes: Changes) -> Result<()> {
         let outcome = if file.differs { Outcome::Sent(file.bytes) } else { Outcome::Unchanged };
         lock(&self.shared.stats).files_sent += u64::from(file.differs);
-        self.report(&source.target, outcome);
+        self.report(&source, outcome, changes);
         if self.shared.side == Side::Initiator {
             return Ok(());
         }
         let would_send = file.differs.then_some(file.bytes);
-        self.shared.send(&Message::Compared { path: source.target, would_send })
+        let Source { target: path, kind, metadata, .. } = source;
+        let entry = Entry { id: file.id, path, kind, metadata };
+        self.shared.send(&Message::Compared { entry, changes, would_send })
     }
 }

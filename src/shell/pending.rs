@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::error::{Failure, Result, code, printable};
-use crate::report::{Event, Outcome, Reporter, Stats};
+use crate::report::{Changes, Event, Item, ItemKind, Outcome, Reporter, Stats};
 use crate::shell::CommandResult;
 use crate::shell::receiver::ReceivingShell;
 
@@ -160,6 +160,7 @@ impl<'a> PendingCommands<'a> {
 
     /// Shows what became of a file.
     pub fn report(&self, target: &[u8], outcome: Outcome) {
-        self.reporter.event(Event::File(Path::new(OsStr::from_bytes(target)), outcome));
+        let item = Item::new(target, ItemKind::File { length: None });
+        self.reporter.event(Event::File(item, outcome, Changes::default()));
     }
 }

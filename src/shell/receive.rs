@@ -9,12 +9,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::apply::tree::{DestinationTree, Target};
-use crate::apply::{Destination, Finished, Opened, Precision, QuickCheck, Setup, Wanted};
+use crate::apply::{Destination, Finished, Opened, Precision, Preview, QuickCheck, Setup, Wanted};
 use crate::error::{Error, Failure, Result, code, escape, printable};
 use crate::filter::ListingRules;
 use crate::options::Options;
 use crate::protocol;
-use crate::report::{Event, Outcome, Reporter, Stats};
+use crate::report::{Changes, Event, ItemKind, Outcome, Reporter, Stats};
 use crate::shell::sender::{
     ArrivingFile, Encoding, FileType, LARGE_FACTOR, ListedEntry, SendingShell, read_entry,
 };
@@ -89,6 +89,8 @@ struct Requested {
     entry: ListedEntry,
     encoding: Encoding,
     destination: Box<Destination>,
+    /// How what was there differed from it.
+    changes: Changes,
     /// Bytes of the request.
     bytes: usize,
 }
@@ -219,7 +221,7 @@ impl ReceiveJob<'_> {
             FileType::Device if !is_single => self.skip("special file", &entry),
             FileType::Symlink if !self.options.links => self.skip("symlink", &entry),
             FileType::Directory => self.directory(entry, tree),
-            FileType::Symlink if !self.options.dry_run => {
+            FileType::Symlink if !self.options.dry_run || self.options.tells_changes => {
                 self.far.command(&[b"link", &name])?;
                 self.wait_for_all(requests)?;
                 self.symlink(entry, tree)?;
@@ -230,28 +232,28 @@ impl ReceiveJob<'_> {
                     // One of them may be open, and wait for its content.
                     self.wait_for_all(requests)?;
                 }
-                if let Some(destination) = self.open(&entry, tree) {
-                    self.request_file(entry, destination, &name, requests)?;
+                if let Some((destination, changes)) = self.open(&entry, tree) {
+                    let (encoding, bytes) = self.request_file(&entry, &name)?;
+                    let requested = Requested { entry, encoding, destination, changes, bytes };
+                    self.receive_what_is_due(requested, requests)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Requests a file, and receives those before it if too many requests wait.
-    fn request_file(
-        &mut self,
-        entry: ListedEntry,
-        destination: Box<Destination>,
-        name: &[u8],
-        requests: &mut Requests,
-    ) -> Result<()> {
-        let encoding = self.choose_encoding(&entry);
+    /// Requests a file. Returns how it will come, and the length of the request.
+    fn request_file(&mut self, entry: &ListedEntry, name: &[u8]) -> Result<(Encoding, usize)> {
+        let encoding = self.choose_encoding(entry);
         let factor = if let Encoding::Tar(factor) = encoding { factor } else { 0 };
         let (length, factor) = (entry.length.to_string(), factor.to_string());
         let words: [&[u8]; 5] = [b"get", encoding.word(), length.as_bytes(), factor.as_bytes(), name];
-        let bytes = self.far.command(&words)?;
-        requests.push(Requested { entry, encoding, destination, bytes });
+        Ok((encoding, self.far.command(&words)?))
+    }
+
+    /// Receives the files before this one, if too many requests wait.
+    fn receive_what_is_due(&mut self, requested: Requested, requests: &mut Requests) -> Result<()> {
+        requests.push(requested);
         while requests.bytes > MAX_REQUESTED || requests.waiting.len() > MAX_WAITING {
             let Some(next) = requests.pop() else { break };
             self.file(next)?;
@@ -271,8 +273,9 @@ impl ReceiveJob<'_> {
     }
 
     fn directory(&mut self, entry: ListedEntry, tree: &mut DestinationTree) {
-        if let Err(error) = tree.make_directory(0, &entry.target, &entry.metadata) {
-            self.fail(&error);
+        match tree.make_directory(0, &entry.target, &entry.metadata) {
+            Ok(changes) => self.made(&entry, ItemKind::Directory, changes),
+            Err(error) => self.fail(&error),
         }
     }
 
@@ -289,8 +292,18 @@ impl ReceiveJob<'_> {
             return Ok(());
         }
         let made = tree.make_symlink(&entry.target, &link, &entry.metadata);
-        self.settle(made);
+        self.settle(made.map(|(changes, unset)| {
+            self.made(&entry, ItemKind::Symlink(&link), changes);
+            unset
+        }));
         Ok(())
+    }
+
+    /// Tells of a directory or symlink, where that is asked for.
+    fn made(&self, entry: &ListedEntry, kind: ItemKind, changes: Changes) {
+        if self.options.tells_changes {
+            self.reporter.event(Event::Made(entry.item(kind), changes));
+        }
     }
 
     /// Whether there is a file that has other names, too. What cannot be looked at fails when
@@ -300,35 +313,42 @@ impl ReceiveJob<'_> {
         matches!(place, Ok(Some(place)) if place.has_other_names().unwrap_or(false))
     }
 
-    /// The destination of a file that has to be sent. `None`: it need not be, or its
-    /// destination failed.
-    fn open(&mut self, entry: &ListedEntry, tree: &mut DestinationTree) -> Option<Box<Destination>> {
+    /// The destination of a file that has to be sent, and how what is there differs. `None`: it
+    /// need not be, or its destination failed.
+    fn open(
+        &mut self,
+        entry: &ListedEntry,
+        tree: &mut DestinationTree,
+    ) -> Option<(Box<Destination>, Changes)> {
         self.stats.files_total += 1;
         self.stats.apparent_bytes = self.stats.apparent_bytes.saturating_add(entry.length);
         self.reporter.event(Event::Found(entry.allocated));
         match self.open_destination(entry, tree) {
-            Ok(Some(Opened::Different(destination))) => return Some(destination),
-            Ok(Some(Opened::Equal { unset })) => {
+            Ok((Opened::Different(destination), changes)) => return Some((destination, changes)),
+            Ok((Opened::Equal { unset }, changes)) => {
                 self.unset(unset);
                 self.stats.data_bytes = self.stats.data_bytes.saturating_add(entry.allocated);
-                self.report(entry, Outcome::Unchanged);
+                self.report(entry, Outcome::Unchanged, changes);
             }
-            Ok(Some(Opened::Preview(_)) | None) => self.count_sent(entry, entry.allocated),
+            Ok((Opened::Preview(_), changes)) => self.count_sent(entry, entry.allocated, changes),
             Err(error) => self.fail(&error),
         }
         None
     }
 
-    /// What there is at the destination of a file. `None`: its directory is not there, in a
-    /// dry run.
+    /// What there is at the destination of a file, and how that differs.
     fn open_destination(
         &mut self,
         entry: &ListedEntry,
         tree: &mut DestinationTree,
-    ) -> Result<Option<Opened>> {
+    ) -> Result<(Opened, Changes)> {
         let existing = self.options.transfer.existing;
         let Some(place) = tree.root().place(&entry.target, self.options.dry_run || existing)? else {
-            return Ok(existing.then_some(Opened::Equal { unset: None }));
+            if existing {
+                return Ok((Opened::Equal { unset: None }, Changes::default()));
+            }
+            let preview = Preview { basis: None, changes_length: true };
+            return Ok((Opened::Preview(preview), Changes::NEW.with(Changes::TRANSFER, true)));
         };
         let path = place.path.clone();
         let precision = if entry.is_exact { Precision::Nanoseconds } else { Precision::Seconds };
@@ -348,7 +368,7 @@ impl ReceiveJob<'_> {
         {
             self.reporter.event(Event::Warning(&shortage));
         }
-        Ok(Some(opening.opened))
+        Ok((opening.opened, opening.changes))
     }
 
     /// How a file is to be sent.
@@ -364,17 +384,17 @@ impl ReceiveJob<'_> {
         }
     }
 
-    fn count_sent(&mut self, entry: &ListedEntry, data: u64) {
+    fn count_sent(&mut self, entry: &ListedEntry, data: u64, changes: Changes) {
         let stats = &mut self.stats;
         stats.files_sent += 1;
         stats.data_bytes = stats.data_bytes.saturating_add(data);
         stats.sent_data_bytes = stats.sent_data_bytes.saturating_add(data);
-        self.report(entry, Outcome::Sent(data));
+        self.report(entry, Outcome::Sent(data), changes);
     }
 
     /// Receives what answers a request: the file, or why there is none.
     fn file(&mut self, requested: Requested) -> Result<()> {
-        let Requested { entry, encoding, destination, .. } = requested;
+        let Requested { entry, encoding, destination, changes, .. } = requested;
         let encoding = match self.far.sent(encoding)? {
             Ok(encoding) => encoding,
             Err(why) => {
@@ -403,7 +423,7 @@ impl ReceiveJob<'_> {
                     stats.punched_bytes = stats.punched_bytes.saturating_add(punched);
                     self.unset(unset);
                 }
-                self.count_sent(&entry, data);
+                self.count_sent(&entry, data, changes);
             }
         }
         Ok(())
@@ -438,7 +458,8 @@ impl ReceiveJob<'_> {
         self.reporter.event(Event::Failed(&failure));
     }
 
-    fn report(&self, entry: &ListedEntry, outcome: Outcome) {
-        self.reporter.event(Event::File(entry.path(), outcome));
+    fn report(&self, entry: &ListedEntry, outcome: Outcome, changes: Changes) {
+        let item = entry.item(ItemKind::File { length: Some(entry.length) });
+        self.reporter.event(Event::File(item, outcome, changes));
     }
 }

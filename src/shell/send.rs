@@ -35,6 +35,12 @@ pub fn run(session: ShellSession, sources: &[NamedPath], target: &Target) -> Res
             "--mkpath needs a holesync on {host}: install it there, or make the directory before"
         )));
     }
+    if options.tells_changes {
+        return Err(Error::Usage(format!(
+            "-i, --out-format and --log-file need a holesync on {host}, which tells what it changes: install it \
+             there, bring it with --agent=push, or use -v"
+        )));
+    }
     let mut shell = ReceivingShell::begin(session.input, session.output, host)?;
     let path = target.path.path().as_os_str().as_bytes();
     let walk = Walk::new(sources, options);

@@ -13,7 +13,7 @@ use crate::error::{Error, Result, escape};
 use crate::hashmap::{Hash, PAGE};
 use crate::protocol::{MAX_LENGTH, MAX_PATH, Plain};
 use crate::remote::{self, Incoming, Input, Output};
-use crate::report::{Event, Phase, Reporter};
+use crate::report::{Event, Item, ItemKind, Phase, Reporter};
 use crate::scan::is_zero;
 use crate::shell::{self, CommandResult, RecordLines, sparse_tar};
 use crate::source::{Metadata, Owner};
@@ -57,6 +57,13 @@ impl ListedEntry {
     /// Its path below the destination.
     pub fn path(&self) -> &Path {
         Path::new(OsStr::from_bytes(&self.target))
+    }
+
+    /// It, for the user.
+    pub fn item<'a>(&'a self, kind: ItemKind<'a>) -> Item<'a> {
+        let Metadata { mode, mtime, .. } = self.metadata;
+        let owner = self.metadata.owner.as_ref().map(|owner| (owner.uid, owner.gid));
+        Item { mode, mtime, owner, ..Item::new(&self.target, kind) }
     }
 }
 

@@ -24,8 +24,6 @@
 mod file;
 mod update;
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -35,7 +33,7 @@ use crate::apply::{Attributes, Setup};
 use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, code, lock, printable};
 use crate::options::{DeleteWhen, Options};
-use crate::report::{Event, Outcome, Reporter, Stats};
+use crate::report::{Changes, Event, Outcome, Reporter, Stats};
 use crate::source::{self, Contents, Found, Kind, Source, Tells, Told, Walk};
 
 /// Files that are worked on side by side: while one waits for storage, others go on.
@@ -213,10 +211,17 @@ impl LocalCopy<'_> {
                 self.reporter.event(Event::Found(allocated));
                 return self.queue(source, tree, jobs);
             }
-            Kind::Directory => tree.make_directory(0, &source.target, &source.metadata).map(|()| None),
+            Kind::Directory => {
+                tree.make_directory(0, &source.target, &source.metadata).map(|changes| (changes, None))
+            }
             Kind::Symlink(link) => tree.make_symlink(&source.target, link, &source.metadata),
         };
-        self.settle(made);
+        self.settle(made.map(|(changes, unset)| {
+            if self.options.tells_changes {
+                self.reporter.event(Event::Made(source.item(), changes));
+            }
+            unset
+        }));
     }
 
     /// Counts and reports what could not be made, or not with all of its attributes.
@@ -245,8 +250,8 @@ impl LocalCopy<'_> {
         lock(&self.stats)
     }
 
-    fn report(&self, source: &Source, outcome: Outcome) {
-        self.reporter.event(Event::File(Path::new(OsStr::from_bytes(&source.target)), outcome));
+    fn report(&self, source: &Source, outcome: Outcome, changes: Changes) {
+        self.reporter.event(Event::File(source.item(), outcome, changes));
     }
 
     /// Counts and reports what went wrong at a destination.

@@ -10,6 +10,7 @@ mod interrupt;
 mod kinds;
 mod names;
 mod racy;
+mod record;
 mod similar;
 mod swaps;
 mod times;

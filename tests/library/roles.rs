@@ -23,7 +23,7 @@ use holesync::protocol::{
     CREDIT, Connection, Entry, Frame, FrameReader, FrameWriter, MAX_AHEAD, MAX_LENGTH, Message, RESERVED,
 };
 use holesync::receiver::{self, Target};
-use holesync::report::{Event, Outcome, Reporter, Silent, Stats, Summary};
+use holesync::report::{Changes, Event, Outcome, Reporter, Silent, Stats, Summary};
 use holesync::sender::{self, Side};
 use holesync::source::Kind as EntryKind;
 use holesync::source::Metadata;
@@ -554,7 +554,7 @@ fn a_receiver_ends_when_its_peer_breaks_a_rule_and_stays_connected() {
         vec![layout(), entry(1, "a", 1), entry(0, "b", 1)],
         vec![layout(), Message::Content { id: 0 }],
         vec![layout(), entry(0, "a", 1), Message::Content { id: 1 }],
-        vec![layout(), Message::Done { id: 0, changed: None }],
+        vec![layout(), Message::Done { id: 0, changed: None, changes: Changes::default() }],
         vec![layout(), Message::Abandon],
         vec![layout(), Message::Finish { root: [0; 32], settled: true }],
         begun(&[Message::Keep { blocks: 1 << 40 }]),
@@ -882,7 +882,7 @@ struct Said(Mutex<Vec<bool>>);
 
 impl Reporter for Said {
     fn event(&self, event: Event) {
-        if let Event::File(_, outcome) = event {
+        if let Event::File(_, outcome, _) = event {
             self.0.lock().unwrap().push(matches!(outcome, Outcome::Sent(_)));
         }
     }

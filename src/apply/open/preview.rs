@@ -22,10 +22,13 @@ pub struct Preview {
 
 /// Steps 1 and 3 of a dry run, which writes nothing.
 pub fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, setup: &Setup) -> Result<Opening> {
-    let opening = |opened| Ok(Opening { recovered: Recovered::Nothing, opened });
-    if stat.is_some_and(|stat| setup.is_equal(place, &stat, wanted)) {
-        return opening(Opened::Equal { unset: None });
+    let recovered = Recovered::Nothing;
+    if let Some(stat) = stat.filter(|stat| setup.is_equal(place, stat, wanted)) {
+        let changes = setup.changes(place, Some(&stat), wanted);
+        return Ok(Opening { recovered, opened: Opened::Equal { unset: None }, changes });
     }
+    let changes = setup.changes_to_transfer(place, stat.as_ref(), wanted);
+    let opening = |opened| Ok(Opening { recovered, opened, changes });
     let file = match stat.as_ref().map(kind_of) {
         None | Some(SFlag::S_IFLNK) => {
             let similar = place.similar(wanted, setup.options.fuzzy)?;

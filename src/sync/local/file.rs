@@ -6,7 +6,7 @@ use crate::error::{Error, Result, lock};
 use crate::hashmap::Hash;
 use crate::hashmap::compare::{Hashing, OldContent};
 use crate::in_use;
-use crate::report::{Event, Outcome, Phase};
+use crate::report::{Changes, Event, Outcome, Phase};
 use crate::scan;
 use crate::source::{self, Kind, OpenSource, Source};
 use crate::sync::local::update::{Compared, Update};
@@ -46,16 +46,17 @@ impl LocalCopy<'_> {
     /// Makes one file equal, and reports it.
     pub(super) fn file(&self, job: Job, last: &mut LastDirectory) {
         match self.make_equal(&job, last) {
-            Ok(outcome) => self.report(&job.source, outcome),
+            Ok((outcome, changes)) => self.report(&job.source, outcome, changes),
             Err(FileError::Changed) => self.try_again(job.source),
             Err(FileError::Source(error)) => self.source_failed(&source::lost(&error)),
             Err(FileError::Destination(error)) => self.failed(&error.to_failure()),
         }
     }
 
-    fn make_equal(&self, job: &Job, last: &mut LastDirectory) -> Result<Outcome, FileError> {
+    fn make_equal(&self, job: &Job, last: &mut LastDirectory) -> Result<(Outcome, Changes), FileError> {
         let source = &job.source;
-        match self.open(job, last)? {
+        let (opened, changes) = self.open(job, last)?;
+        let outcome = match opened {
             Opened::Equal { unset } => {
                 self.unset(unset);
                 if let Kind::File { allocated, .. } = source.kind {
@@ -63,17 +64,18 @@ impl LocalCopy<'_> {
                     self.reporter.event(Event::Done(Phase::Mapping, allocated));
                 }
                 self.arrived(source);
-                Ok(Outcome::Unchanged)
+                Outcome::Unchanged
             }
-            Opened::Preview(preview) => self.preview(source, &preview),
-            Opened::Different(destination) => self.fill(source, *destination),
-        }
+            Opened::Preview(preview) => self.preview(source, &preview)?,
+            Opened::Different(destination) => self.fill(source, *destination)?,
+        };
+        Ok((outcome, changes))
     }
 
     /// Step 2 of [`local`](crate::sync::local).
-    fn open(&self, job: &Job, last: &mut LastDirectory) -> Result<Opened> {
+    fn open(&self, job: &Job, last: &mut LastDirectory) -> Result<(Opened, Changes)> {
         let Kind::File { length, allocated, retry, .. } = job.source.kind else {
-            return Ok(Opened::Equal { unset: None });
+            return Ok((Opened::Equal { unset: None }, Changes::default()));
         };
         let options = &self.options;
         // It is kept as long as nothing is written: somebody may put another in its place.
@@ -81,22 +83,23 @@ impl LocalCopy<'_> {
         let may_lack = options.dry_run || options.transfer.existing;
         let Some(place) = self.root.place_after(&mut directory, &job.source.target, may_lack)? else {
             if options.transfer.existing {
-                return Ok(Opened::Equal { unset: None });
+                return Ok((Opened::Equal { unset: None }, Changes::default()));
             }
-            return Ok(Opened::Preview(Preview { basis: None, changes_length: true }));
+            let preview = Preview { basis: None, changes_length: true };
+            return Ok((Opened::Preview(preview), Changes::NEW.with(Changes::TRANSFER, true)));
         };
         let path = place.path.clone();
         let quick_check = if retry { QuickCheck::Never } else { QuickCheck::Time(Precision::Nanoseconds) };
         let (whole, attributes) = (options.whole_file, job.attributes.clone());
         let wanted = Wanted { length, data: allocated, whole, quick_check, attributes };
-        let Opening { recovered, opened } = Destination::open(place, wanted, &self.setup)?;
+        let Opening { recovered, opened, changes } = Destination::open(place, wanted, &self.setup)?;
         if let Some(warning) = recovered.warning(&path) {
             self.reporter.event(Event::Warning(&warning));
         }
         if matches!(opened, Opened::Equal { .. }) {
             *last = directory;
         }
-        Ok(opened)
+        Ok((opened, changes))
     }
 
     /// Steps 3 and 4 of [`local`](crate::sync::local).

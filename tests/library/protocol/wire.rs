@@ -16,7 +16,7 @@ use holesync::protocol::{
     MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, OLDEST, Patch, Request,
     TimedWriter, VERSION, check_path,
 };
-use holesync::report::{Phase, Stats};
+use holesync::report::{Changes, Phase, Stats};
 use holesync::source::Kind;
 use holesync::source::Metadata;
 use holesync::source::Owner;
@@ -42,6 +42,14 @@ fn read(bytes: &[u8]) -> (Vec<Frame>, Error) {
             Err(error) => return (frames, error),
         }
     }
+}
+
+fn changes() -> impl Strategy<Value = Changes> {
+    let all = [Changes::NEW, Changes::TRANSFER, Changes::VALUE, Changes::SIZE, Changes::TIME, Changes::MODE];
+    let set = |these: Vec<Changes>| {
+        these.into_iter().fold(Changes::default(), |changes, one| changes.with(one, true))
+    };
+    prop::sample::subsequence(all.to_vec(), 0..=all.len()).prop_map(set)
 }
 
 fn metadata() -> impl Strategy<Value = Metadata> {
@@ -85,18 +93,16 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|blocks| Message::Zero { blocks }),
         (any::<[u8; 32]>(), any::<bool>()).prop_map(|(root, settled)| Message::Finish { root, settled }),
         Just(Message::Abandon),
-        any::<u64>().prop_map(|id| Message::Unchanged { id }),
+        (any::<u64>(), changes()).prop_map(|(id, changes)| Message::Unchanged { id, changes }),
         any::<u64>().prop_map(|id| Message::NoBasis { id }),
         any::<u64>().prop_map(|id| Message::Map { id }),
-        (any::<u64>(), any::<bool>(), any::<bool>()).prop_map(|(id, mapped, resized)| Message::Preview {
-            id,
-            mapped,
-            resized
-        }),
+        (any::<u64>(), any::<bool>(), any::<bool>(), changes())
+            .prop_map(|(id, mapped, resized, changes)| Message::Preview { id, mapped, resized, changes }),
+        (any::<u64>(), changes()).prop_map(|(id, changes)| Message::Made { id, changes }),
         any::<u64>().prop_map(|id| Message::MapEnd { id }),
         (any::<u64>(), failure()).prop_map(|(id, failure)| Message::Failed { id, failure }),
-        (any::<u64>(), prop::option::of(any::<u64>()))
-            .prop_map(|(id, changed)| Message::Done { id, changed }),
+        (any::<u64>(), prop::option::of(any::<u64>()), changes())
+            .prop_map(|(id, changed, changes)| Message::Done { id, changed, changes }),
         any::<u64>().prop_map(|id| Message::Again { id }),
         any::<u64>().prop_map(|units| Message::Granted { units }),
         Just(Message::Busy(Phase::WritingBack)),
@@ -105,8 +111,12 @@ fn message() -> impl Strategy<Value = Message> {
         failure().prop_map(Message::SourceFailed),
         any::<u64>().prop_map(|n| Message::End(Box::new(Stats { files_total: n, ..Stats::default() }))),
         any::<[u8; 32]>().prop_map(|root| Message::Digest { root }),
-        (path(), prop::option::of(any::<u64>()))
-            .prop_map(|(path, would_send)| Message::Compared { path, would_send }),
+        (path(), kind(), metadata(), changes(), prop::option::of(any::<u64>())).prop_map(
+            |(path, kind, metadata, changes, would_send)| {
+                let entry = Entry { id: 7, path, kind, metadata };
+                Message::Compared { entry, changes, would_send }
+            }
+        ),
     ]
 }
 

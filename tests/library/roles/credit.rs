@@ -13,6 +13,7 @@ use holesync::hashmap::plan::Run;
 use holesync::hashmap::{Grid, Item, Key, hash_image, key};
 use holesync::options::{BlockSize, Commit, Compress, Options};
 use holesync::protocol::{Entry, Frame, FrameReader, FrameWriter, LeafAnswer, MAX_AHEAD, Message};
+use holesync::report::Changes;
 use holesync::scan::{FileImage, open_image};
 use holesync::source::{Kind, Metadata};
 
@@ -227,7 +228,8 @@ fn refused(dry_run: bool, frames: &[Frame]) -> Error {
 #[test]
 fn answers_of_another_kind_of_run_and_maps_behind_their_end_break_a_rule() {
     let message = Frame::Message;
-    let preview = |mapped| message(Message::Preview { id: 0, mapped, resized: false });
+    let preview =
+        |mapped| message(Message::Preview { id: 0, mapped, resized: false, changes: Changes::default() });
     let map = || message(Message::Map { id: 0 });
     let map_end = || message(Message::MapEnd { id: 0 });
     let runs = || Frame::Map(0, vec![Run::Keys(vec![[7; 16]])]);

@@ -18,7 +18,7 @@ use holesync::protocol::{
     Differ, Entry, Frame, FrameReader, FrameWriter, LeafAnswer, MAX_DIFFER, MAX_MAP_KEYS, MAX_UNPATCHED,
     Message, Patch,
 };
-use holesync::report::Stats;
+use holesync::report::{Changes, Stats};
 use holesync::source::Kind as EntryKind;
 use holesync::source::Metadata;
 use proptest::prelude::*;
@@ -723,7 +723,7 @@ impl Asker {
             }
         }
         let id = self.id(nth);
-        self.peer.say(&Message::Done { id, changed: Some(4096) });
+        self.peer.say(&Message::Done { id, changed: Some(4096), changes: Changes::default() });
         patched
     }
 
@@ -878,7 +878,7 @@ fn a_source_that_changes_while_answers_are_awaited_is_described_again() {
         _ => None,
     });
     assert!(retry);
-    asker.peer.say(&Message::Unchanged { id });
+    asker.peer.say(&Message::Unchanged { id, changes: Changes::default() });
     let stats = asker.end();
     assert_eq!((stats.files_sent, stats.files_failed), (0, 0));
 }

@@ -82,6 +82,7 @@
 //! | receiver | a map of no id | `a_lying_receiver_ends_its_session` |
 //! | receiver | an answer that was not asked for | `a_lying_receiver_ends_its_session` |
 //! | receiver | an answer twice | `a_lying_receiver_ends_its_session` |
+//! | receiver | the result of no directory | `a_lying_receiver_ends_its_session` |
 //! | receiver | leaves of too many pages | `a_lying_receiver_ends_its_session` |
 //! | receiver | credit that was not taken | `a_lying_receiver_ends_its_session` |
 //! | receiver | credit without end | `a_lying_receiver_ends_its_session` |

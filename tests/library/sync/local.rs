@@ -3,7 +3,9 @@
 //! done again.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -41,8 +43,9 @@ impl Reporter for Told<'_> {
             at_event(&event);
         }
         match event {
-            Event::File(path, outcome) => {
-                let before = self.outcomes.lock().unwrap().insert(path.to_path_buf(), outcome);
+            Event::File(item, outcome, _) => {
+                let path = PathBuf::from(OsStr::from_bytes(item.path));
+                let before = self.outcomes.lock().unwrap().insert(path.clone(), outcome);
                 assert!(before.is_none(), "{} was reported twice", path.display());
             }
             Event::Failed(failure) => {
@@ -51,7 +54,12 @@ impl Reporter for Told<'_> {
             Event::Warning(text) => self.warnings.lock().unwrap().push(text.to_string()),
             Event::Done(_, bytes) => *self.done.lock().unwrap() += bytes,
             Event::Found(bytes) => *self.found.lock().unwrap() += bytes,
-            Event::Removed(_) | Event::Phase(_) | Event::Note(_) | Event::Retry(_) | Event::Unset(_) => {}
+            Event::Made(..)
+            | Event::Removed(_)
+            | Event::Phase(_)
+            | Event::Note(_)
+            | Event::Retry(_)
+            | Event::Unset(_) => {}
         }
     }
 

@@ -6,7 +6,7 @@ use holesync::error::{Error, Failure, Result};
 use holesync::hashmap::plan::Run;
 use holesync::options::{Commit, Options};
 use holesync::protocol::{CREDIT, Entry, Frame, FrameReader, FrameWriter, MAX_TEXT, Message};
-use holesync::report::Stats;
+use holesync::report::{Changes, Stats};
 use holesync::source::Kind;
 
 use super::{Liar, MEMORY, is_protocol_error, peak_memory};
@@ -87,11 +87,14 @@ fn a_lying_receiver_ends_its_session() {
         }),
         lie("a map of no id", "a map of no file", |liar, _| liar.frame(4, &[])),
         lie("an answer that was not asked for", "an answer for no file", |liar, _| {
-            liar.say(&Message::Unchanged { id: 77 })
+            liar.say(&Message::Unchanged { id: 77, changes: Changes::default() })
         }),
         lie("an answer twice", "an answer for no file", |liar, files| {
-            liar.say(&Message::Unchanged { id: files[0] });
-            liar.say(&Message::Unchanged { id: files[0] });
+            liar.say(&Message::Unchanged { id: files[0], changes: Changes::default() });
+            liar.say(&Message::Unchanged { id: files[0], changes: Changes::default() });
+        }),
+        lie("the result of no directory", "an answer for no directory or symlink", |liar, files| {
+            liar.say(&Message::Made { id: files[0], changes: Changes::NEW });
         }),
         lie("leaves of too many pages", "leaves that cannot be read", |liar, files| {
             let mut body = files[0].to_le_bytes().to_vec();
@@ -117,7 +120,12 @@ fn a_lying_receiver_ends_its_session() {
             liar.say(&Message::End(Box::default()))
         }),
         lie("a preview outside a dry run", "a message out of turn", |liar, files| {
-            liar.say(&Message::Preview { id: files[0], mapped: false, resized: false });
+            liar.say(&Message::Preview {
+                id: files[0],
+                mapped: false,
+                resized: false,
+                changes: Changes::default(),
+            });
         }),
         lie("removals that nobody asked for", "a message out of turn", |liar, _| {
             liar.say(&Message::Removed { paths: vec![b"x".to_vec()] });
@@ -170,11 +178,11 @@ fn question() -> holesync::protocol::Differ {
 fn answers_to_nobody_cost_nothing() {
     let ended = tell("answers to nobody", options(Commit::Auto), |liar, files| {
         for id in [77, u64::MAX] {
-            liar.say(&Message::Done { id, changed: Some(u64::MAX) });
+            liar.say(&Message::Done { id, changed: Some(u64::MAX), changes: Changes::default() });
             liar.say(&Message::Again { id });
         }
         liar.say(&Message::Busy(holesync::report::Phase::WritingBack));
-        files.iter().for_each(|&id| liar.say(&Message::Unchanged { id }));
+        files.iter().for_each(|&id| liar.say(&Message::Unchanged { id, changes: Changes::default() }));
         liar.hear(|message| matches!(message, Message::End(_)));
         liar.say(&Message::End(Box::new(Stats {
             files_sent: u64::MAX,

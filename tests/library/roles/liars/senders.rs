@@ -7,7 +7,7 @@ use holesync::error::{Failure, Result};
 use holesync::hashmap::{Grid, Hash, root_of};
 use holesync::options::{Commit, Delete, DeleteWhen, Options};
 use holesync::protocol::{Entry, Frame, MAX_CONTROL, MAX_DATA, MAX_LENGTH, MAX_PATH, Message, Request};
-use holesync::report::Stats;
+use holesync::report::{Changes, Stats};
 use holesync::source::{Kind, Metadata, Owner};
 
 use super::{Liar, MEMORY, is_protocol_error, peak_memory};
@@ -249,14 +249,23 @@ fn a_lying_sender_ends_its_session_and_changes_nothing() {
         }),
         lie("what only receivers say", "a message out of turn", |liar| {
             layout(liar);
-            liar.say(&Message::Done { id: 0, changed: None });
+            liar.say(&Message::Done { id: 0, changed: None, changes: Changes::default() });
         }),
         lie("a map", "something that only receivers say", |liar| liar.tell(|output| output.map(0, &[]))),
         lie("credit outside a dry run", "a message out of turn", |liar| {
             liar.say(&Message::Granted { units: u64::MAX })
         }),
         lie("a comparison outside a dry run", "a message out of turn", |liar| {
-            liar.say(&Message::Compared { path: b"x".to_vec(), would_send: None });
+            liar.say(&Message::Compared {
+                entry: Entry {
+                    id: 0,
+                    path: b"x".to_vec(),
+                    kind: Kind::Directory,
+                    metadata: Metadata::default(),
+                },
+                changes: Changes::default(),
+                would_send: None,
+            });
         }),
     ];
     let memory = peak_memory();

@@ -1,0 +1,34 @@
+//! How what is there differs from what is wanted, for people to be told of.
+
+use nix::sys::stat::{FileStat, SFlag};
+use nix::unistd::{Gid, getegid, geteuid, getgroups};
+
+use crate::apply::attributes::Attributes;
+use crate::report::Changes;
+use crate::sys;
+
+impl Attributes {
+    /// Which of them something that is so has not, as far as this process may set them.
+    pub(in crate::apply) fn changes(&self, stat: &FileStat) -> Changes {
+        let kind = sys::kind_of(stat);
+        let mode = self.mode.filter(|_| kind != SFlag::S_IFLNK).map(|mode| {
+            if kind == SFlag::S_IFREG { self.safe_mode(mode, stat.st_uid, stat.st_gid) } else { mode }
+        });
+        let other_owner = self.uid.is_some_and(|uid| uid != stat.st_uid) && geteuid().is_root();
+        let other_group = self.gid.is_some_and(|gid| gid != stat.st_gid && may_give_to(gid));
+        Changes::default()
+            .with(
+                Changes::TIME,
+                self.mtime.is_some_and(|time| time != (stat.st_mtime, stat.st_mtime_nsec as u32)),
+            )
+            .with(Changes::MODE, mode.is_some_and(|mode| mode != stat.st_mode & 0o7777))
+            .with(Changes::OWNER, other_owner)
+            .with(Changes::GROUP, other_group)
+    }
+}
+
+/// Whether this process may give files to a group: root, and its members.
+fn may_give_to(gid: u32) -> bool {
+    let gid = Gid::from_raw(gid);
+    geteuid().is_root() || getegid() == gid || getgroups().is_ok_and(|groups| groups.contains(&gid))
+}

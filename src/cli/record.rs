@@ -1,0 +1,76 @@
+//! The flags that tell what is shown of each entry, and what is written down of it.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args};
+use holesync::error::Result;
+use holesync::location::Location;
+use holesync::options::Options;
+use holesync::report::{ITEMIZED, LineFormat, RunFacts};
+
+/// What is shown of each entry, and where it is written down.
+#[derive(Debug, Args)]
+pub struct RecordArgs {
+    /// List what changed, and how, as rsync does; twice, or with -vv: also what did not
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "json")]
+    itemize_changes: u8,
+    /// The line about each entry, with the escapes of rsync [with -i: "%i %n%L"]
+    #[arg(long, value_name = "FORMAT", conflicts_with = "json")]
+    out_format: Option<String>,
+    /// Write down what is done
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+    /// The line about each entry in that file [default: "%i %n%L"]
+    #[arg(long, value_name = "FORMAT", requires = "log_file")]
+    log_file_format: Option<String>,
+}
+
+/// What is told of each entry.
+#[derive(Debug)]
+pub struct Record {
+    /// The line that is shown.
+    pub lines: Option<LineFormat>,
+    /// The log file, and the line in it.
+    pub log: Option<(PathBuf, LineFormat)>,
+}
+
+impl RecordArgs {
+    /// Whether directories and symlinks are told of, too, and how each entry differed.
+    pub fn tells_changes(&self) -> bool {
+        self.shows_lines() || self.log_file.is_some()
+    }
+
+    /// Whether the lines that are shown have a format.
+    pub fn shows_lines(&self) -> bool {
+        self.itemize_changes > 0 || self.out_format.is_some()
+    }
+
+    /// Reads the formats.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`](holesync::error::Error::Usage) for those that make no sense.
+    pub fn record(
+        &self,
+        verbose: u8,
+        options: &Options,
+        sources: &[Location],
+        destination: &Location,
+    ) -> Result<Record> {
+        let facts = RunFacts {
+            pushes: matches!(destination, Location::Remote(..)),
+            pulls: sources.iter().any(|source| matches!(source, Location::Remote(..))),
+            times: options.times,
+            checksum: options.checksum,
+        };
+        let unchanged = self.itemize_changes > 1 || verbose > 1;
+        let format = self.out_format.as_deref().unwrap_or(ITEMIZED);
+        let lines = self.shows_lines().then(|| LineFormat::new(format, facts, unchanged)).transpose()?;
+        let format = self.log_file_format.as_deref().unwrap_or(ITEMIZED);
+        let log = self
+            .log_file
+            .as_ref()
+            .map(|path| LineFormat::new(format, facts, unchanged).map(|lines| (path.clone(), lines)));
+        Ok(Record { lines, log: log.transpose()? })
+    }
+}

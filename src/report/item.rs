@@ -1,0 +1,89 @@
+//! What can be told of an entry: what it is, and how what was there differed from it.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// An entry of the destination, as the source has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Item<'a> {
+    /// Its path relative to the destination; empty for the destination itself.
+    pub path: &'a [u8],
+    /// Where it was read, if that is on this machine.
+    pub source: Option<&'a Path>,
+    /// What it is.
+    pub kind: ItemKind<'a>,
+    /// Permission bits, `07777`; `None`: it has none worth telling.
+    pub mode: Option<u32>,
+    /// Modification time, seconds and nanoseconds; `None` likewise.
+    pub mtime: Option<(i64, u32)>,
+    /// Numbers of owner and group, if they are known.
+    pub owner: Option<(u32, u32)>,
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ItemKind<'a> {
+    /// A regular file, or a device that is read as one.
+    File {
+        /// Its length, if that is known.
+        length: Option<u64>,
+    },
+    /// A directory.
+    Directory,
+    /// A symlink with this target.
+    Symlink(&'a [u8]),
+}
+
+impl<'a> Item<'a> {
+    /// An entry of which no more than path and kind is known.
+    pub fn new(path: &'a [u8], kind: ItemKind<'a>) -> Item<'a> {
+        Item { path, source: None, kind, mode: None, mtime: None, owner: None }
+    }
+}
+
+/// How an entry of the destination differed from what it was to be. A set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes(u16);
+
+impl Changes {
+    /// There was nothing, or something of another kind.
+    pub const NEW: Changes = Changes(1);
+    /// Size and time did not show that a file's content is equal: it is transferred, as far
+    /// as that is needed.
+    pub const TRANSFER: Changes = Changes(1 << 1);
+    /// A symlink led elsewhere.
+    pub const VALUE: Changes = Changes(1 << 2);
+    /// A file had another length.
+    pub const SIZE: Changes = Changes(1 << 3);
+    /// It had another modification time.
+    pub const TIME: Changes = Changes(1 << 4);
+    /// It had other permission bits.
+    pub const MODE: Changes = Changes(1 << 5);
+    /// It had another owner.
+    pub const OWNER: Changes = Changes(1 << 6);
+    /// It had another group.
+    pub const GROUP: Changes = Changes(1 << 7);
+
+    /// These, and `more` if that is so.
+    #[must_use]
+    pub fn with(self, more: Changes, is_so: bool) -> Changes {
+        if is_so { Changes(self.0 | more.0) } else { self }
+    }
+
+    /// These without `others`.
+    #[must_use]
+    pub fn without(self, others: Changes) -> Changes {
+        Changes(self.0 & !others.0)
+    }
+
+    /// Whether any of `others` is among them.
+    pub fn has(self, others: Changes) -> bool {
+        self.0 & others.0 != 0
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}

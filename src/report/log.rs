@@ -1,0 +1,62 @@
+//! A log file beside another reporter: a line with date, time and process for each entry
+//! that changed, for what went wrong, and for the totals.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Mutex;
+
+use crate::error::{Error, Result, escape, lock};
+use crate::report::format::time;
+use crate::report::{Event, LineFormat, Reporter, Summary};
+use crate::sys;
+
+/// Writes a log file, and passes everything on.
+pub struct Logged {
+    file: Mutex<File>,
+    lines: LineFormat,
+    shown: Box<dyn Reporter>,
+}
+
+impl Logged {
+    /// Goes on behind what the file has.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened.
+    pub fn open(path: &Path, lines: LineFormat, shown: Box<dyn Reporter>) -> Result<Logged> {
+        let file = File::options().append(true).create(true).open(path);
+        let file = Mutex::new(file.map_err(Error::file("open the log file", path))?);
+        let logged = Logged { file, lines, shown };
+        logged.write(if logged.lines.pulls() { "receiving file list" } else { "building file list" });
+        Ok(logged)
+    }
+
+    fn write(&self, line: &str) {
+        let line = format!("{} [{}] {line}\n", time(sys::now(), ' '), std::process::id());
+        // A log that cannot be written is no reason to leave a transfer half done.
+        let _ = lock(&self.file).write_all(line.as_bytes());
+    }
+}
+
+impl Reporter for Logged {
+    fn event(&self, event: Event) {
+        let line = match event {
+            Event::File(item, outcome, changes) => self.lines.file(item, outcome, changes),
+            Event::Made(item, changes) => self.lines.made(item, changes),
+            Event::Removed(path) => Some(self.lines.removed(path)),
+            Event::Failed(failure) | Event::Unset(failure) => Some(escape(failure.message.as_bytes())),
+            Event::Warning(text) | Event::Retry(text) => Some(escape(text.as_bytes())),
+            Event::Found(_) | Event::Done(..) | Event::Phase(_) | Event::Note(_) => None,
+        };
+        line.iter().for_each(|line| self.write(line));
+        self.shown.event(event);
+    }
+
+    fn summary(&self, summary: &Summary) {
+        let Summary { stats, wire_sent, wire_received, .. } = summary;
+        let size = stats.apparent_bytes;
+        self.write(&format!("sent {wire_sent} bytes  received {wire_received} bytes  total size {size}"));
+        self.shown.summary(summary);
+    }
+}

@@ -1,0 +1,22 @@
+//! A source as the user is told of it.
+
+use crate::report::{Item, ItemKind};
+use crate::source::{Kind, Metadata, Source};
+
+impl Source {
+    /// It, for the user.
+    pub fn item(&self) -> Item<'_> {
+        Item { source: Some(&self.path), ..item(&self.target, &self.kind, &self.metadata) }
+    }
+}
+
+/// An entry that is so, for the user.
+pub fn item<'a>(path: &'a [u8], kind: &'a Kind, metadata: &Metadata) -> Item<'a> {
+    let kind = match kind {
+        Kind::File { length, .. } => ItemKind::File { length: Some(*length) },
+        Kind::Directory => ItemKind::Directory,
+        Kind::Symlink(link) => ItemKind::Symlink(link),
+    };
+    let owner = metadata.owner.as_ref().map(|owner| (owner.uid, owner.gid));
+    Item { path, source: None, kind, mode: metadata.mode, mtime: metadata.mtime, owner }
+}

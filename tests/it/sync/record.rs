@@ -1,0 +1,150 @@
+//! What is told of each entry, held against the lines of the real rsync.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{chown, lchown, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use crate::common::lab;
+use crate::common::process::{holesync, run};
+use crate::common::tree::{WAYS, Way, mkdir, set_mode, set_mtime, slash, small};
+
+/// A tree with what a line can tell of.
+fn plant(dir: &Path) {
+    for name in ["a", "same", "touched", "mode", "owned", "gone/deep/file", "both", "dir/file"] {
+        let path = dir.join(name);
+        mkdir(path.parent().expect("a parent").into());
+        small(path, name);
+    }
+    mkdir(dir.join("empty"));
+    for name in ["link", "aged link", "owned link"] {
+        symlink("a", dir.join(name)).expect("symlink");
+    }
+    age(dir, 1_000_000_000);
+}
+
+/// What becomes of it between two runs: each kind of change by itself, and all at once.
+fn change(dir: &Path) {
+    small(dir.join("a"), "longer than it was");
+    small(dir.join("both"), "longer than it was");
+    set_mode(&dir.join("both"), 0o640);
+    small(mkdir(dir.join("new")).join("file"), "new");
+    symlink("nowhere", dir.join("new/link")).expect("symlink");
+    set_mode(&dir.join("mode"), 0o4711);
+    set_mode(&dir.join("dir"), 0o1750);
+    for name in ["link", "empty"] {
+        let path = dir.join(name);
+        if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) }.expect("remove");
+    }
+    symlink("same", dir.join("link")).expect("symlink");
+    small(dir.join("empty"), "no directory any more");
+    fs::remove_dir_all(dir.join("gone")).expect("remove");
+    for name in ["a", "both", "touched", "aged link", "link", "new/link", "new", "empty"] {
+        set_mtime(&dir.join(name), 1_100_000_000, 0);
+    }
+    set_mtime(dir, 1_200_000_000, 0);
+    if nix::unistd::geteuid().is_root() {
+        chown(dir.join("owned"), Some(77), Some(78)).expect("chown");
+        lchown(dir.join("owned link"), Some(77), None).expect("lchown");
+        chown(dir.join("dir"), None, Some(78)).expect("chown");
+    }
+}
+
+fn age(dir: &Path, seconds: i64) {
+    for entry in walkdir::WalkDir::new(dir).contents_first(true).into_iter().flatten() {
+        set_mtime(entry.path(), seconds, 0);
+    }
+}
+
+fn lines(stdout: &str) -> BTreeSet<String> {
+    // It tells of a destination that it makes; holesync shows that as `cd+++++++++ ./`.
+    stdout.lines().filter(|line| !line.starts_with("created directory")).map(str::to_owned).collect()
+}
+
+/// What rsync says of the same copy on this machine, with the sign of the direction.
+fn told_by_rsync(way: Way, flags: &[&str], from: &Path, to: &Path) -> BTreeSet<String> {
+    let mut command = Command::new("rsync");
+    command.env("LC_ALL", "C").args(flags).arg(slash(from)).arg(slash(to));
+    let told = lines(&run(&mut command).ok().stdout);
+    let turned = |line: String| match (way, line.strip_prefix('>')) {
+        (Way::Push, Some(rest)) => format!("<{rest}"),
+        _ => line,
+    };
+    told.into_iter().map(turned).collect()
+}
+
+#[test]
+fn changes_are_listed_as_rsync_lists_them() {
+    let sets: [&[&str]; 5] = [
+        &["-ai", "--delete"],
+        &["-aic"],
+        &["-aii"],
+        &["-aI", "--out-format=%i|%-20n|%L|%M|%B"],
+        &["-ai", "--no-t"],
+    ];
+    for (way, flags) in
+        WAYS.into_iter().filter(|&way| way != Way::PushShell).flat_map(|way| sets.map(|set| (way, set)))
+    {
+        if way == Way::PullShell && (flags.contains(&"--delete") || flags.contains(&"-aic")) {
+            continue;
+        }
+        let dir = lab::scratch();
+        let dir = dir.path();
+        let from = mkdir(dir.join("from"));
+        plant(&from);
+        let (ours, theirs) = (dir.join("ours"), dir.join("theirs"));
+        for step in ["first", "once more", "changed"] {
+            if step == "changed" {
+                change(&from);
+            }
+            for dry in [true, false] {
+                let flags = if dry { [&["-n"], flags].concat() } else { flags.to_vec() };
+                let Some(outcome) = way.run(&flags, &[&slash(&from)], &slash(&ours)) else { return };
+                let told = lines(&outcome.ok().stdout);
+                let what = format!("{way:?} {flags:?}, {step}");
+                assert_eq!(told, told_by_rsync(way, &flags, &from, &theirs), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_log_file_has_what_is_listed_and_what_failed() {
+    let dir = lab::scratch();
+    let dir = dir.path();
+    let (from, to, log) = (mkdir(dir.join("from")), dir.join("to"), dir.join("log"));
+    small(from.join("file"), "x");
+    small(mkdir(to.join("full")).join("file"), "x");
+    small(from.join("full"), "a file");
+    let flag = format!("--log-file={}", log.display());
+    let outcome = run(holesync().args(["-a", &flag]).args([slash(&from), slash(&to)])).code(23);
+    assert_eq!(outcome.stdout, "");
+    let text = fs::read_to_string(&log).expect("a log");
+    let told: Vec<&str> = text.lines().map(|line| line.split_once("] ").expect("a process").1).collect();
+    assert_eq!(told.first(), Some(&"building file list"), "{text}");
+    assert!(told.contains(&">f+++++++++ file"), "{text}");
+    assert!(told.iter().any(|line| line.contains("full") && line.contains("directory")), "{text}");
+    assert!(
+        told.last().is_some_and(|line| line.starts_with("sent 0 bytes  received 0 bytes  total size")),
+        "{text}"
+    );
+    let date = text.split(' ').next().expect("a date");
+    assert!(date.len() == 10 && date.split('/').all(|part| part.parse::<u32>().is_ok()), "{text}");
+    let format = "--log-file-format=%o %n %l %%";
+    run(holesync().args(["-aI", &flag, format]).args([from.join("file").into_os_string(), slash(&to)])).ok();
+    let text = fs::read_to_string(&log).expect("a log");
+    assert!(text.lines().any(|line| line.ends_with("] send file 1 %")), "{text}");
+}
+
+#[test]
+fn a_shell_at_the_other_end_cannot_tell_what_it_changes() {
+    let dir = lab::scratch();
+    let from = small(dir.path().join("from"), "x");
+    for flag in ["-i", "--out-format=%n", "--log-file=/dev/null"] {
+        let to = dir.path().join("to");
+        let Some(outcome) = Way::PushShell.run(&[flag], &[from.as_os_str()], to.as_os_str()) else { return };
+        outcome.code(1).says(&["--agent=push"]);
+        assert!(!to.exists());
+    }
+}
