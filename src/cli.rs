@@ -25,7 +25,7 @@ use delete::DeleteArgs;
 pub use reach::{AgentArg, RemoteArgs};
 use record::{Record, RecordArgs};
 pub use values::block_size;
-use values::{CommitArg, CompressArg, size};
+use values::{CommitArg, CompressArg, rate, size};
 pub use verbs::run;
 
 /// Make a disk image on one machine equal to one on another, at the cost of the
@@ -272,6 +272,9 @@ pub struct TransferArgs {
     /// ($HOLESYNC_DEST, $HOLESYNC_SIZE)
     #[arg(long, value_name = "CMD")]
     through: Option<OsString>,
+    /// How much each end writes a second: in KiB, or with a suffix (500K, 1.5m, 2MB); 0: any
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    bwlimit: Option<u64>,
     /// Tries that may follow one whose connection died [default: 3 if ssh asks nothing
     /// (BatchMode), else 0]
     #[arg(long, value_name = "N")]
@@ -416,6 +419,7 @@ impl TransferArgs {
             },
             compress_level: self.compress_level,
             timeout: self.remote.timeout,
+            bandwidth: self.bwlimit.filter(|&rate| rate > 0),
             basis: self.basis.iter().map(|path| path.as_bytes().to_vec()).collect(),
             fuzzy: self.fuzzy,
             backup: self.delete.backup()?,

@@ -75,6 +75,8 @@ pub struct Options {
     pub compress_level: Option<i32>,
     /// Seconds for which a connection may be silent; 0: for ever.
     pub timeout: u32,
+    /// Bytes a second that each end writes at most. `None`: any number.
+    pub bandwidth: Option<u64>,
     /// Files at the destination that new ones are begun from, relative to the destination if
     /// they are relative.
     pub basis: Vec<Vec<u8>>,
@@ -231,6 +233,7 @@ impl Default for Options {
             compress: Compress::Auto,
             compress_level: None,
             timeout: Options::TIMEOUT,
+            bandwidth: None,
             basis: Vec::new(),
             fuzzy: false,
             backup: None,

@@ -20,7 +20,7 @@ use crate::hashmap::ahead::Likely;
 use crate::location::{Host, Location};
 use crate::options::Options;
 use crate::protocol::{
-    Connection, Frame, FrameReader, FrameWriter, Message, Request, Silence, TimedReader, TimedWriter,
+    Connection, Frame, FrameReader, FrameWriter, Message, Pace, Request, Silence, TimedReader, TimedWriter,
 };
 use crate::receiver::{self, Answerer, Asides, Target};
 use crate::remote::{self, FarSide, Incoming, Input, Outgoing, Output, Ssh};
@@ -101,6 +101,11 @@ pub fn through(
     }
     let image = ImageStream::open(source, options.hole_map)?;
     let completed = match destination {
+        Location::Local(_) if options.bandwidth.is_some() => {
+            let what =
+                "--bwlimit limits what goes to another machine: with --through and a DEST here leave it out";
+            return Err(Error::Usage(what.into()));
+        }
         Location::Local(path) => {
             let mut sent = 0;
             stream::run_command(command, path, image.length, |sink| {
@@ -336,7 +341,10 @@ impl Initiator<'_> {
         let silence = Arc::<Silence>::default();
         silence.limit_start((remote.contimeout > 0).then(|| Duration::from_secs(remote.contimeout.into())));
         let mut input = FrameReader::new(TimedReader::new(stdout, Arc::clone(&silence)), &peer);
-        let mut output = FrameWriter::direct(TimedWriter::new(stdin, Arc::clone(&silence)), &peer);
+        let pace = Arc::<Pace>::default();
+        pace.limit(self.options.bandwidth);
+        let stdin = TimedWriter::new(stdin, Arc::clone(&silence)).paced(&pace);
+        let mut output = FrameWriter::direct(stdin, &peer);
         let (sent, received) = (output.sent(), input.received());
         let mut route = Route::Agent;
         let bootstrapped = remote::bootstrap(&mut input, &mut output, &silence, host, remote, reporter);

@@ -35,7 +35,6 @@ const ROWS: &[(&str, Becomes)] = &[
     ("--append-verify", Refused("an interrupted run is gone on from, and verified, without it; leave it out")),
     ("--atimes -U", Later("leave -U out")),
     ("--blocking-io", Nothing),
-    ("--bwlimit=", Later("have a program between limit it: -e 'trickle -u 1000 ssh'")),
     ("--checksum-choice= --cc=", Refused("contents are compared by BLAKE3; leave it out")),
     ("--checksum-seed=", Nothing),
     ("--chmod=", Later("run chmod at the destination afterwards")),

@@ -50,9 +50,59 @@ pub fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too much"))
 }
 
+/// Bytes a second, as rsync has them: units of 1024 bytes, or a suffix, K, M, G, T or P, that
+/// means powers of 1024, of 1000 with B behind it; a number may have decimals, and 1 may be
+/// added to what comes out, or taken from it. 0: any number.
+pub fn rate(text: &str) -> Result<u64, String> {
+    const LEAST: f64 = 512.0;
+    let wrong = || format!("{text:?} is no rate: write 500, 1.5m or 2MB");
+    let (plain, more) = match (text.strip_suffix("+1"), text.strip_suffix("-1")) {
+        (Some(plain), _) => (plain, 1.0),
+        (_, Some(plain)) if !plain.is_empty() => (plain, -1.0),
+        _ => (text, 0.0),
+    };
+    let digits = plain.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let suffix = plain[digits.len()..].to_ascii_uppercase();
+    let is_number = digits.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let number = digits.parse::<f64>().ok().filter(|_| is_number).ok_or_else(wrong)?;
+    let (letter, base) = match (suffix.get(..1).unwrap_or("K"), suffix.get(1..).unwrap_or("")) {
+        (letter, "" | "IB") => (letter, 1024.0_f64),
+        (letter, "B") if letter != "B" => (letter, 1000.0),
+        _ => return Err(wrong()),
+    };
+    let power = "BKMGTP".find(letter).ok_or_else(wrong)? as i32;
+    let rate = number * base.powi(power) + more;
+    match rate {
+        0.0 => Ok(0),
+        LEAST..=1e18 => Ok(rate as u64),
+        ..LEAST => Err(format!("{text} is too little: at least 512b")),
+        _ => Err(format!("{text} is too much")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_are_written_as_for_rsync() {
+        for (text, want) in [
+            ("0", 0),
+            ("100", 102_400),
+            ("1.5m", 1_572_864),
+            ("1K", 1024),
+            ("1kb", 1000),
+            ("2MiB", 2 << 20),
+            ("512b", 512),
+            ("100+1", 102_401),
+            ("1g-1", (1 << 30) - 1),
+        ] {
+            assert_eq!(rate(text), Ok(want), "{text}");
+        }
+        for text in ["x", "", "-1", "511b", "0.1", "1x", "1kbb", "1e3", "nan", "inf", "9999999p"] {
+            assert!(rate(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_take_suffixes() {

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::protocol::Pace;
 use crate::sys;
 
 /// The longest single wait: after it is looked whether the connection is over.
@@ -158,6 +159,7 @@ fn stop_waiting(fd: BorrowedFd) -> Option<OFlag> {
 pub struct TimedWriter<W: AsFd> {
     out: W,
     silence: Arc<Silence>,
+    pace: Arc<Pace>,
     /// The flags that the descriptor had, where they were changed.
     flags: Option<OFlag>,
     /// The last write did not take all: the next one would not take anything.
@@ -170,18 +172,27 @@ impl<W: Write + AsFd> TimedWriter<W> {
     /// it is: a shell shares it.
     pub fn new(out: W, silence: Arc<Silence>) -> TimedWriter<W> {
         let flags = if out.as_fd().is_terminal() { None } else { stop_waiting(out.as_fd()) };
-        TimedWriter { out, silence, flags, is_full: false }
+        TimedWriter { out, silence, pace: Arc::default(), flags, is_full: false }
+    }
+
+    /// The same, no faster than this.
+    #[must_use]
+    pub fn paced(mut self, pace: &Arc<Pace>) -> TimedWriter<W> {
+        self.pace = Arc::clone(pace);
+        self
     }
 
     /// The same direction once more.
     pub fn duplicate(&self) -> io::Result<TimedWriter<File>> {
         let out = File::from(self.out.as_fd().try_clone_to_owned()?);
-        Ok(TimedWriter { out, silence: Arc::clone(&self.silence), flags: None, is_full: false })
+        let (silence, pace) = (Arc::clone(&self.silence), Arc::clone(&self.pace));
+        Ok(TimedWriter { out, silence, pace, flags: None, is_full: false })
     }
 
     /// Sends up to `len` bytes at `at` of a file without copying them, as
     /// [`sys::send_file`].
     pub fn send_file(&mut self, from: &File, at: u64, len: usize) -> io::Result<usize> {
+        let len = self.pace.piece(len);
         self.retry(len, |out| sys::send_file(from, at, out, len))
     }
 
@@ -194,6 +205,7 @@ impl<W: Write + AsFd> TimedWriter<W> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.is_full = true,
                 written => {
                     self.is_full = written.as_ref().is_ok_and(|&written| written < len);
+                    self.pace.wrote(*written.as_ref().unwrap_or(&0));
                     return written;
                 }
             }
@@ -212,6 +224,7 @@ impl<W: AsFd> Drop for TimedWriter<W> {
 
 impl<W: Write + AsFd> Write for TimedWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let bytes = &bytes[..self.pace.piece(bytes.len())];
         self.retry(bytes.len(), |out| out.write(bytes))
     }
 
@@ -286,6 +299,24 @@ mod tests {
         assert!(!waits(&shared));
         drop(writer);
         assert!(waits(&shared));
+    }
+
+    #[test]
+    fn what_is_paced_comes_evenly() {
+        let (mut input, out) = io::pipe().unwrap();
+        let pace = Arc::<Pace>::default();
+        pace.limit(Some(1 << 20));
+        let mut writer = TimedWriter::new(out, Arc::default()).paced(&pace);
+        let start = std::time::Instant::now();
+        let writing = thread::spawn(move || writer.write_all(&vec![7; 1 << 19]));
+        let (mut buffer, mut most, mut total) = (vec![0; 1 << 20], 0, 0);
+        while total < 1 << 19 {
+            let count = input.read(&mut buffer).unwrap();
+            (most, total) = (most.max(count), total + count);
+        }
+        writing.join().unwrap().unwrap();
+        assert!(most <= (1 << 20) / 20, "{most} bytes at once");
+        assert!(start.elapsed() > Duration::from_millis(480), "{:?}", start.elapsed());
     }
 
     #[test]

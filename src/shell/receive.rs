@@ -40,6 +40,12 @@ pub fn run(session: ShellSession, sources: &[Vec<u8>], target: &Target) -> Resul
     let ShellSession { input, output, options, host, reporter } = session;
     shell::refuse_what_needs_an_agent(options, host, reporter)?;
     shell::refuse_what_a_listing_lacks(options, host)?;
+    if options.bandwidth.is_some() {
+        return Err(Error::Usage(format!(
+            "--bwlimit needs a holesync on {host}, which is the end that writes: install it there, or bring it with \
+             --agent=push"
+        )));
+    }
     if options.checksum || options.ignore_times {
         let what = format!("{host} has no holesync to compare contents with: every file is sent whole");
         reporter.event(Event::Warning(&what));

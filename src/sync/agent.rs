@@ -17,8 +17,8 @@ use crate::error::{Error, Result};
 use crate::hashmap::{self, Grid, Hash};
 use crate::options::Options;
 use crate::protocol::{
-    Connection, Frame, FrameReader, FrameWriter, MAX_NOISE, MAX_SOURCES, Message, Request, RunId, Silence,
-    TimedReader, TimedWriter,
+    Connection, Frame, FrameReader, FrameWriter, MAX_NOISE, MAX_SOURCES, Message, Pace, Request, RunId,
+    Silence, TimedReader, TimedWriter,
 };
 use crate::receiver::{self, Asides, Target};
 use crate::remote;
@@ -46,7 +46,9 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
     let silence = Arc::<Silence>::default();
     silence.limit(Some(Duration::from_secs(Options::TIMEOUT.into())));
     let mut input = FrameReader::new(TimedReader::new(input, Arc::clone(&silence)), PEER);
-    let mut output = FrameWriter::direct(TimedWriter::new(output, Arc::clone(&silence)), PEER);
+    let pace = Arc::<Pace>::default();
+    let output = TimedWriter::new(output, Arc::clone(&silence)).paced(&pace);
+    let mut output = FrameWriter::direct(output, PEER);
     output.greet(remote::aes_here())?;
     // What is meant for a shell may come before the greeting: here there is none.
     input.await_greeting(MAX_NOISE)?;
@@ -54,6 +56,7 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
         Frame::Message(Message::Start(options, request, run)) => (options, request, run),
         _ => return Err(input.bad("something else than a request")),
     };
+    pace.limit(options.bandwidth);
     // A stream of records has no room for signs of life.
     silence.limit(options.silence().filter(|_| !matches!(request, Request::Through { .. })));
     let resumes = matches!(request, Request::Receive { .. } | Request::Send { .. });

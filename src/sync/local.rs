@@ -33,6 +33,7 @@ use crate::apply::{Attributes, Setup};
 use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, code, lock, printable};
 use crate::options::{DeleteWhen, Options};
+use crate::protocol::Pace;
 use crate::report::{Changes, Event, Outcome, Reporter, Stats};
 use crate::source::{self, Contents, Found, Kind, Source, Tells, Told, Walk};
 
@@ -69,10 +70,12 @@ pub fn run(
         options,
         when,
         reporter,
+        pace: Pace::default(),
         stats: Mutex::default(),
         again: Mutex::default(),
         cores: Mutex::default(),
     };
+    copy.pace.limit(copy.options.bandwidth);
     if when == Some(DeleteWhen::Before) {
         copy.remove_others(sources, &mut tree);
     }
@@ -110,6 +113,8 @@ struct LocalCopy<'a> {
     stats: Mutex<Stats>,
     /// Files that changed while they were read.
     again: Mutex<Vec<Source>>,
+    /// How fast data may be written.
+    pace: Pace,
     /// Held by the one large file that all cores work on.
     cores: Mutex<()>,
 }

@@ -4,6 +4,7 @@
 mod ciphers;
 mod confined;
 mod cut;
+mod pace;
 mod push;
 mod silence;
 

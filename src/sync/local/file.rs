@@ -182,7 +182,11 @@ impl LocalCopy<'_> {
             }
             None => {
                 self.warn_of_shortage(destination);
-                destination.copy_from(&opened.image, &source.path, told)?
+                let paced = |bytes| {
+                    told(bytes);
+                    self.pace.wrote(usize::try_from(bytes).unwrap_or(usize::MAX));
+                };
+                destination.copy_from(&opened.image, &source.path, paced)?
             }
         };
         let settled = self.check_source(source, &opened, destination)?;

@@ -160,7 +160,9 @@ impl<'a> Update<'a> {
             write_next(destination, &mut bytes, &pending)?;
             pending = range;
         }
-        write_next(destination, &mut bytes, &pending)
+        write_next(destination, &mut bytes, &pending)?;
+        self.copy.pace.wrote(stretch.bytes.len());
+        Ok(())
     }
 
     /// Makes what is in a range zeros.
