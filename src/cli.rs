@@ -9,10 +9,12 @@ mod recover;
 mod rsync;
 mod values;
 mod verbs;
+mod when;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, Args, CommandFactory, Parser, Subcommand};
 use holesync::error::{Error, Result};
@@ -27,6 +29,7 @@ use record::{Record, RecordArgs};
 pub use values::block_size;
 use values::{CommitArg, CompressArg, rate, size};
 pub use verbs::run;
+use when::StopArgs;
 
 /// Make a disk image on one machine equal to one on another, at the cost of the
 /// data that is allocated and changed.
@@ -275,6 +278,8 @@ pub struct TransferArgs {
     /// How much each end writes a second: in KiB, or with a suffix (500K, 1.5m, 2MB); 0: any
     #[arg(long, value_name = "RATE", value_parser = rate)]
     bwlimit: Option<u64>,
+    #[command(flatten)]
+    stop: StopArgs,
     /// Tries that may follow one whose connection died [default: 3 if ssh asks nothing
     /// (BatchMode), else 0]
     #[arg(long, value_name = "N")]
@@ -311,6 +316,8 @@ pub struct Transfer {
     pub agent: AgentArg,
     /// Tries after the first.
     pub retries: Option<u32>,
+    /// How long it may take; `None`: as long as it takes.
+    pub limit: Option<Duration>,
     /// A command in the place of the destination.
     pub through: Option<OsString>,
     /// What to show.
@@ -369,6 +376,7 @@ impl TransferArgs {
             agent: self.remote.agent(self.agent),
             remote: self.remote,
             retries: self.retries,
+            limit: self.stop.limit(),
             through: self.through,
             show,
             record,

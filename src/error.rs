@@ -136,6 +136,12 @@ pub enum Error {
     /// A signal asked to stop.
     #[error("interrupted; run the same command again: between two holesyncs it goes on from there")]
     Interrupted,
+    /// The run has taken as long as it may.
+    #[error(
+        "the time that --stop-after or --stop-at allows is over; run the same command again: between two \
+         holesyncs it goes on from there"
+    )]
+    TimeIsUp,
     /// A file is in place, without all of its attributes.
     #[error("{}", .0.message)]
     Unset(Failure),
@@ -258,7 +264,7 @@ impl Error {
             Error::File { source, .. } if is_file_io(source) => code::FILE_IO,
             Error::File { .. } | Error::Refused { .. } => code::PARTIAL,
             Error::Link { .. } => code::LINK,
-            Error::Timeout { .. } => code::TIMEOUT,
+            Error::Timeout { .. } | Error::TimeIsUp => code::TIMEOUT,
             Error::Closed { .. } | Error::Exited { .. } | Error::Protocol { .. } => code::STREAM,
             Error::Remote { failure, .. } | Error::Unset(failure) => failure.code,
             Error::Ssh { .. } => code::SSH,

@@ -101,8 +101,6 @@ const ROWS: &[(&str, Becomes)] = &[
     ("-D", Later("make device nodes and fifos at the destination with mknod")),
     ("--stderr=", Refused("errors and warnings go to stderr, all else to stdout; leave it out")),
     ("--msgs2stderr", Refused("errors and warnings go to stderr, all else to stdout; leave it out")),
-    ("--stop-after= --time-limit=", Later("use timeout -s INT MINUTESm holesync ...")),
-    ("--stop-at=", Later("use timeout -s INT SECONDS holesync ...")),
     ("--super", Later("log in as root, or use --remote-path='sudo holesync'")),
     ("--temp-dir= -T=", Later("leave it out: new data gathers beside the file that it becomes")),
     ("--trust-sender", Nothing),

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use holesync::confinement::{Access, Confinement, NamedPath};
@@ -109,11 +109,27 @@ fn own(stream: impl std::os::fd::AsFd) -> Result<OwnedFd> {
     stream.as_fd().try_clone_to_owned().map_err(Error::file("use", "stdin and stdout"))
 }
 
-/// Whether a signal asked to stop.
-static STOP: AtomicBool = AtomicBool::new(false);
+/// Why the run was asked to end before it was done.
+static ENDING: OnceLock<Ending> = OnceLock::new();
+
+#[derive(Debug, Clone, Copy)]
+enum Ending {
+    Signal,
+    Time,
+}
+
+impl Ending {
+    fn error(self) -> Error {
+        match self {
+            Ending::Signal => Error::Interrupted,
+            Ending::Time => Error::TimeIsUp,
+        }
+    }
+}
 
 fn transfer(transfer: Transfer, umask: u32) -> Result<()> {
     stop_on_signals()?;
+    transfer.limit.into_iter().for_each(stop_after);
     if let Some(threads) = transfer.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
         pool.map_err(|error| Error::Usage(format!("cannot start {threads} threads: {error}")))?;
@@ -129,7 +145,7 @@ fn transfer(transfer: Transfer, umask: u32) -> Result<()> {
         (Some(_), _) => Err(Error::Usage("--through wants one source: the command reads one image".into())),
         (None, sources) => sync::run(sources, &transfer.destination, &transfer.options, &remote, reporter),
     };
-    result.map_err(|error| if STOP.load(Ordering::Relaxed) { Error::Interrupted } else { error })
+    result.map_err(|error| ENDING.get().map_or(error, |ending| ending.error()))
 }
 
 /// What shows the run, and writes it down.
@@ -154,22 +170,34 @@ fn ending_signals() -> Result<Signals> {
     Signals::new(signals).map_err(Error::file("listen for", "signals"))
 }
 
-/// Closes the connection on the first signal, which ends the run by itself. A run that
-/// does not end soon is ended: the next one goes on from any point.
+/// Ends the run on the first signal.
 fn stop_on_signals() -> Result<()> {
-    const GRACE: Duration = Duration::from_millis(700);
     let mut signals = ending_signals()?;
     std::thread::spawn(move || {
         if signals.forever().next().is_some() {
-            STOP.store(true, Ordering::Relaxed);
-            remote::interrupt();
-            std::thread::sleep(GRACE);
-            let error = Error::Interrupted;
-            let _ = writeln!(std::io::stderr(), "holesync: {error} (code {})", error.exit_code());
-            std::process::exit(error.exit_code().into());
+            stop(Ending::Signal);
         }
     });
     Ok(())
+}
+
+/// Ends the run when its time is over.
+fn stop_after(limit: Duration) {
+    std::thread::spawn(move || {
+        std::thread::sleep(limit);
+        stop(Ending::Time);
+    });
+}
+
+/// Closes the connection, which ends the run by itself. A run that does not end soon is
+/// ended: the next one goes on from any point.
+fn stop(ending: Ending) {
+    const GRACE: Duration = Duration::from_millis(700);
+    let error = ENDING.get_or_init(|| ending).error();
+    remote::interrupt();
+    std::thread::sleep(GRACE);
+    let _ = writeln!(std::io::stderr(), "holesync: {error} (code {})", error.exit_code());
+    std::process::exit(error.exit_code().into());
 }
 
 /// Stops the command of an agent that is stopped: it must not take the part of its image

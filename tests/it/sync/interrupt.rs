@@ -32,6 +32,21 @@ fn an_interrupted_push_ends_with_code_20_and_is_gone_on_from() {
 }
 
 #[test]
+fn a_run_whose_time_is_over_ends_with_code_30_and_is_gone_on_from() {
+    let dir = lab::scratch();
+    let (redeploy, agent) = versions(dir.path(), true);
+    let peer = Fault::Stall(STALL as u64).peer(dir.path(), Direction::ToAgent).with_program(&agent);
+    let date = Command::new("date").args(["-d", "+1 minute", "+%H:%M"]).output().expect("run date");
+    let minute = format!("--stop-at={}", String::from_utf8(date.stdout).expect("digits").trim());
+    let running = start(peer.holesync().arg(minute).args(redeploy.push("new")));
+    await_data(&dir.path().join("target"));
+    let outcome = running.finish_within(LIMIT + Duration::from_secs(60)).code(30);
+    outcome.says(&["--stop-at", "goes on"]);
+    assert_eq!(redeploy.state(), State::Old);
+    redeploy.finish(&Peer::pipe(dir.path()), &[], "new");
+}
+
+#[test]
 fn an_interrupted_pull_ends_with_code_20_and_is_gone_on_from() {
     interrupt(Signal::SIGINT, true, true);
     interrupt(Signal::SIGTERM, false, true);
