@@ -3,6 +3,7 @@
 
 mod choose;
 mod delete;
+mod info;
 mod reach;
 mod record;
 mod recover;
@@ -20,10 +21,11 @@ use clap::{Arg, ArgAction, Args, CommandFactory, Parser, Subcommand};
 use holesync::error::{Error, Result};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Commit, Compress, Options};
-use holesync::report::{Units, Verbosity};
+use holesync::report::Verbosity;
 
 pub use choose::{FilterArgs, TransferRulesArgs};
 use delete::DeleteArgs;
+use info::InfoArgs;
 pub use reach::{AgentArg, RemoteArgs};
 use record::{Record, RecordArgs};
 pub use values::block_size;
@@ -70,6 +72,11 @@ impl Cli {
             && only == "-h"
         {
             *only = "--help".into();
+        }
+        if let Some(help) =
+            info::help(arguments.iter().map_while(|word| word.to_str().filter(|word| *word != "--")))
+        {
+            return Err(help);
         }
         Cli::try_parse_from(rsync::rewrite(arguments, Cli::command())?)
     }
@@ -291,6 +298,8 @@ pub struct TransferArgs {
     progress: bool,
     #[command(flatten)]
     record: RecordArgs,
+    #[command(flatten)]
+    info: InfoArgs,
     /// Show a table of what was done
     #[arg(long)]
     stats: bool,
@@ -361,14 +370,7 @@ impl TransferArgs {
         let destination = Location::parse(&destination)?;
         let sources = Location::parse_all(&self.paths)?;
         let record = self.record.record(self.verbose, &options, &sources, &destination)?;
-        let names_would_be_sent = self.dry_run && !self.record.shows_lines();
-        let show = Verbosity {
-            names: if self.quiet { 0 } else { self.verbose.max(u8::from(names_would_be_sent)) },
-            quiet: self.quiet,
-            progress: self.progress,
-            stats: self.stats,
-            units: Units::asked_for(self.human_readable),
-        };
+        let show = self.show()?;
         Ok(Transfer {
             sources,
             destination,
@@ -440,6 +442,8 @@ impl TransferArgs {
 
 #[cfg(test)]
 mod tests {
+    use holesync::report::Units;
+
     use super::*;
 
     fn read(args: &[&str]) -> Result<Cli, clap::Error> {

@@ -20,7 +20,7 @@ pub use format::{ITEMIZED, LineFormat, RunFacts};
 pub use item::{Changes, Item, ItemKind};
 pub use json::JsonLines;
 pub use log::Logged;
-pub use terminal::{Terminal, Units, Verbosity, stats_table};
+pub use terminal::{Progress, Terminal, Units, Verbosity, stats_table};
 
 /// What a run did, in bytes unless another unit is named.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -100,7 +100,8 @@ fn read(text: &str) -> Option<Given> {
         };
     }
     let is_empty = given == Given::default();
-    (!is_empty && !(date.is_empty() && text.contains(['T', 't']))).then_some(given)
+    let has_no_date = date.is_empty() && text.contains(['T', 't']);
+    (!is_empty && !has_no_date).then_some(given)
 }
 
 /// The next moment after `now` that is so; one in the past where all of it is given.

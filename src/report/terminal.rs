@@ -12,18 +12,36 @@ use crate::report::progress::{Ticker, phase_name};
 use crate::report::{Event, LineFormat, Outcome, Phase, Reporter, Summary};
 
 /// What is shown.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Verbosity {
     /// Names of files that were sent; with 2, of unchanged ones too.
     pub names: u8,
     /// Warnings are left out.
     pub quiet: bool,
-    /// A progress bar even where there is no terminal.
-    pub progress: bool,
+    /// Names of what is removed.
+    pub removals: bool,
+    /// What goes on besides.
+    pub notes: bool,
+    /// A line at the end.
+    pub totals: bool,
+    /// How far the run is.
+    pub progress: Progress,
     /// The table of counters at the end.
     pub stats: bool,
     /// The units of its numbers, and of the last line.
     pub units: Units,
+}
+
+/// Whether it is shown how far a run is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Progress {
+    /// By a bar, where stderr is a terminal.
+    #[default]
+    Bar,
+    /// Elsewhere, too, by lines.
+    Shown,
+    /// Nowhere.
+    Hidden,
 }
 
 /// How numbers of bytes are shown; what rsync's `-h` means, as far as there are numbers.
@@ -98,7 +116,8 @@ impl Terminal {
     /// The bar appears when stderr is a terminal; elsewhere `progress` gives plain lines.
     pub fn new(show: Verbosity) -> Terminal {
         let terminal = std::io::stderr().is_terminal();
-        let bar = if terminal && !show.quiet { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        let has_bar = terminal && !show.quiet && show.progress != Progress::Hidden;
+        let bar = if has_bar { ProgressBar::new(0) } else { ProgressBar::hidden() };
         let template = match show.units {
             Units::Thousands => {
                 "{msg:>12} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} of data, {decimal_bytes_per_sec}, {eta} left"
@@ -112,7 +131,7 @@ impl Terminal {
         }
         bar.set_message(phase_name(Phase::Mapping));
         bar.enable_steady_tick(Duration::from_millis(250));
-        let ticker = (show.progress && !terminal).then(Ticker::default);
+        let ticker = (show.progress == Progress::Shown && !terminal).then(Ticker::default);
         let phase = Mutex::new(ShownPhase { phase: Phase::Mapping, last_sent: None });
         Terminal { show, bar, phase, ticker, lines: None }
     }
@@ -179,7 +198,7 @@ impl Reporter for Terminal {
             Event::File(item, Outcome::Unchanged, _) if self.show.names > 1 => {
                 self.print(&format!("{} is unchanged", escape(item.path)));
             }
-            Event::Removed(path) if self.show.names > 0 => self.print(&format!("deleting {}", escape(path))),
+            Event::Removed(path) if self.show.removals => self.print(&format!("deleting {}", escape(path))),
             Event::File(..) | Event::Removed(_) => {}
             Event::Failed(failure) | Event::Unset(failure) => self.warn(&escape(failure.message.as_bytes())),
             Event::Warning(text) if !self.show.quiet => self.warn(&escape(text.as_bytes())),
@@ -189,7 +208,7 @@ impl Reporter for Terminal {
                 self.ticker.iter().for_each(Ticker::restart);
                 self.warn(&escape(text.as_bytes()));
             }
-            Event::Note(text) if self.show.names > 0 => self.warn(&escape(text.as_bytes())),
+            Event::Note(text) if self.show.notes => self.warn(&escape(text.as_bytes())),
             Event::Warning(_) | Event::Note(_) => {}
         }
     }
@@ -198,7 +217,7 @@ impl Reporter for Terminal {
         self.bar.finish_and_clear();
         if self.show.stats {
             self.print(&stats_table(summary, self.show.units));
-        } else if self.show.names > 0 {
+        } else if self.show.totals {
             let dry = if summary.dry_run { " (dry run)" } else { "" };
             let [sent, received] =
                 [summary.wire_sent, summary.wire_received].map(|bytes| self.show.units.short(bytes));
