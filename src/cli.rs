@@ -44,7 +44,7 @@ use when::StopArgs;
     disable_help_flag = true,
     arg = help(),
     mut_subcommands = |verb| verb.arg(help().short('h')),
-    override_usage = "holesync [OPTIONS] SRC... DEST\n       holesync COMMAND"
+    override_usage = "holesync [OPTIONS] SRC... DEST\n       holesync [OPTIONS] SRC\n       holesync COMMAND"
 )]
 pub struct Cli {
     /// Something else than a transfer.
@@ -166,7 +166,7 @@ pub enum Verb {
 #[derive(Debug, Args)]
 pub struct TransferArgs {
     /// SRC... DEST, each a path, [user@]host:path or ssh://[user@]host[:port]/path
-    #[arg(required = true, num_args = 2.., value_name = "SRC... DEST", hide = true)]
+    #[arg(required = true, num_args = 1.., value_name = "SRC... DEST", hide = true)]
     paths: Vec<OsString>,
 
     /// Archive: -rlptog
@@ -318,7 +318,8 @@ pub struct TransferArgs {
 #[derive(Debug)]
 pub struct Transfer {
     pub sources: Vec<Location>,
-    pub destination: Location,
+    /// `None`: the sources are listed.
+    pub destination: Option<Location>,
     pub options: Options,
     pub remote: RemoteArgs,
     /// What has to run there.
@@ -363,17 +364,24 @@ impl TransferArgs {
         if self.inplace && self.commit == CommitArg::Atomic {
             return Err(Error::Usage("--inplace and --commit=atomic exclude each other".into()));
         }
-        let options = self.options()?;
+        let is_listing = self.record.list_only || self.paths.len() == 1;
+        if self.through.is_some() && is_listing {
+            return Err(Error::Usage("--through wants SRC and DEST".into()));
+        }
+        let mut options = self.options()?;
+        if is_listing && !self.recursive && !self.archive {
+            options.filter = self.filter.rules(&["- /*/*"])?;
+        }
         self.filter.check(&options, self.through.is_some())?;
         delete::check(&options, self.through.is_some())?;
-        let destination = self.paths.pop().unwrap_or_default();
-        let destination = Location::parse(&destination)?;
+        let destination = if self.paths.len() > 1 { self.paths.pop() } else { None };
+        let destination = destination.map(|path| Location::parse(&path)).transpose()?;
         let sources = Location::parse_all(&self.paths)?;
-        let record = self.record.record(self.verbose, &options, &sources, &destination)?;
+        let record = self.record.record(self.verbose, &options, &sources, destination.as_ref())?;
         let show = self.show()?;
         Ok(Transfer {
             sources,
-            destination,
+            destination: destination.filter(|_| !is_listing),
             options,
             agent: self.remote.agent(self.agent),
             remote: self.remote,
@@ -391,7 +399,7 @@ impl TransferArgs {
         Ok(Options {
             recursive: !self.no_recursive,
             links: !self.no_links,
-            filter: self.filter.rules()?,
+            filter: self.filter.rules(&[])?,
             one_file_system: self.rules.one_file_system(),
             transfer: self.rules.rules(),
             safe_links: self.rules.safe_links,

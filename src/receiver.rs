@@ -37,6 +37,7 @@ mod assemble;
 mod basis_feed;
 mod blocks;
 mod finish;
+mod list;
 mod others;
 mod outbox;
 mod read_ahead;
@@ -51,6 +52,7 @@ pub use answer::Answerer;
 use assemble::{ApplyError, OpenFile};
 use basis_feed::BasisFeeds;
 use finish::{Complete, finish_files};
+pub use list::list;
 use read_ahead::ReadAhead;
 use shared::{ReceiverShared, Settles};
 

@@ -5,6 +5,7 @@
 mod format;
 mod item;
 mod json;
+mod listing;
 mod log;
 mod progress;
 mod terminal;
@@ -170,6 +171,8 @@ pub enum Event<'a> {
     /// A directory or symlink is made, or found to be there, and how it differed before. Told
     /// where [`Options::tells_changes`](crate::options::Options::tells_changes) asks for it.
     Made(Item<'a>, Changes),
+    /// An entry of a source, where they are listed and not transferred.
+    Listed(Item<'a>),
     /// An entry that the source does not have was removed, or would be; the path is relative
     /// to the destination, with a slash behind a directory's.
     Removed(&'a [u8]),

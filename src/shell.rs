@@ -24,7 +24,7 @@ use crate::report::{Event, Reporter};
 use crate::source::{Metadata, Owner};
 use crate::working::{Naming, Working, unforeseen};
 
-pub use receive::run as receive;
+pub use receive::{list, run as receive};
 pub use receiver::run_command;
 pub use send::run as send;
 

@@ -2,6 +2,7 @@
 //! it talks to is in `sync/agent.rs`, a run with both ends here in `sync/local.rs`.
 
 mod agent;
+mod list;
 mod local;
 mod retry;
 mod takeover;
@@ -32,6 +33,7 @@ use crate::stream::{self, ImageStream};
 
 pub use crate::remote::{Addresses, Agent, Cipher, RemoteOptions};
 pub use agent::serve;
+pub use list::list;
 use retry::Tries;
 
 /// How much data has to go to a shell before an agent is suggested.
@@ -69,11 +71,7 @@ pub fn run(
             ));
         }
     };
-    let Stats { files_failed: failed, attributes_unset: unset, worst_code: worst, .. } = completed.value;
-    initiator.summarize(start, completed);
-    // An agent that reports failures may leave out their code.
-    let code = if worst == 0 { code::PARTIAL } else { worst };
-    if failed + unset > 0 { Err(Error::Partial { failed, unset, code }) } else { Ok(()) }
+    initiator.conclude(start, completed)
 }
 
 /// Has `command`, run where `destination` is, read the image `source` whole, and
@@ -386,6 +384,15 @@ impl Initiator<'_> {
             );
             self.reporter.event(Event::Warning(&what));
         }
+    }
+
+    /// Summarizes a run, and tells whether something failed.
+    fn conclude(self, start: Instant, completed: Completed<Stats>) -> Result<()> {
+        let Stats { files_failed: failed, attributes_unset: unset, worst_code: worst, .. } = completed.value;
+        self.summarize(start, completed);
+        // An agent that reports failures may leave out their code.
+        let code = if worst == 0 { code::PARTIAL } else { worst };
+        if failed + unset > 0 { Err(Error::Partial { failed, unset, code }) } else { Ok(()) }
     }
 
     fn summarize(self, start: Instant, completed: Completed<Stats>) {

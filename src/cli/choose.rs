@@ -75,13 +75,14 @@ impl FilterArgs {
         Ok(())
     }
 
-    /// Reads the rules, and the files that they name.
+    /// Reads the rules, and the files that they name; before them come those that are `first`.
     ///
     /// # Errors
     ///
     /// [`Error::Usage`] for what is no rule, or a file that cannot be read.
-    pub fn rules(&self) -> Result<FilterRules> {
+    pub fn rules(&self, first: &[&str]) -> Result<FilterRules> {
         let mut rules = RulesReader::new(self.nul_separated);
+        first.iter().try_for_each(|rule| rules.filter(rule.as_ref()))?;
         let mut dir_filters = 0;
         for (given, text) in &self.given {
             match *given {

@@ -17,6 +17,10 @@ pub struct RecordArgs {
     /// The line about each entry, with the escapes of rsync [with -i: "%i %n%L"]
     #[arg(long, value_name = "FORMAT", conflicts_with = "json")]
     out_format: Option<String>,
+    /// List what SRC... have and transfer nothing; so does a single SRC without DEST, which is
+    /// listed one level deep unless -r or -a is there
+    #[arg(long)]
+    pub list_only: bool,
     /// Write down what is done
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
@@ -55,10 +59,10 @@ impl RecordArgs {
         verbose: u8,
         options: &Options,
         sources: &[Location],
-        destination: &Location,
+        destination: Option<&Location>,
     ) -> Result<Record> {
         let facts = RunFacts {
-            pushes: matches!(destination, Location::Remote(..)),
+            pushes: matches!(destination, Some(Location::Remote(..))),
             pulls: sources.iter().any(|source| matches!(source, Location::Remote(..))),
             times: options.times,
             checksum: options.checksum,

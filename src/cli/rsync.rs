@@ -69,7 +69,6 @@ const ROWS: &[(&str, Becomes)] = &[
     ("--insecure-links", Refused("what you name is followed anyway, what is found below never; leave it out")),
     ("--keep-dirlinks -K", Later("name the directory that the symlink leads to as DEST")),
     ("--link-dest=", Later("make DEST from that directory with cp -al, and use --commit=atomic")),
-    ("--list-only", Later("use -nvv")),
     ("--max-alloc=", Nothing),
     ("--munge-links", Refused("symlinks are never followed below DEST; leave it out")),
     ("--no-compress --no-z", Same("--compress=none")),

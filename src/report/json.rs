@@ -5,7 +5,7 @@ use std::io::Write;
 use serde_json::json;
 
 use crate::report::progress::{Ticker, phase_name};
-use crate::report::{Event, Outcome, Phase, Reporter, Route, Summary};
+use crate::report::{Event, Item, ItemKind, Outcome, Phase, Reporter, Route, Summary};
 
 /// Prints one JSON object a line, `summary` last, and progress at most twice a second.
 #[derive(Debug, Default)]
@@ -23,6 +23,21 @@ impl JsonLines {
             self.print(json!({"event": "progress", "phase": phase_name(phase),
                 "done_bytes": progress.done, "data_bytes": progress.found}));
         }
+    }
+}
+
+impl JsonLines {
+    fn listed(&self, item: &Item) {
+        let path = String::from_utf8_lossy(item.path);
+        let mode = item.mode.map(|mode| format!("{mode:04o}"));
+        let mtime = item.mtime.map(|(seconds, _)| seconds);
+        let (kind, length, target) = match item.kind {
+            ItemKind::File { length } => ("file", length, None),
+            ItemKind::Directory => ("directory", None, None),
+            ItemKind::Symlink(link) => ("symlink", None, Some(String::from_utf8_lossy(link))),
+        };
+        self.print(json!({"event": "listed", "path": path, "kind": kind, "length": length, "target": target,
+            "mode": mode, "mtime": mtime}));
     }
 }
 
@@ -46,6 +61,7 @@ impl Reporter for JsonLines {
                 self.print(json!({"event": "file", "path": path, "action": "deleted"}));
             }
             Event::Made(..) => {}
+            Event::Listed(item) => self.listed(&item),
             Event::Failed(f) => self.print(json!({"event": "error", "code": f.code, "message": f.message})),
             Event::Unset(f) => self.print(json!({"event": "warning", "code": f.code, "message": f.message})),
             Event::Warning(text) => self.print(json!({"event": "warning", "message": text})),

@@ -47,7 +47,7 @@ impl Reporter for Logged {
             Event::Removed(path) => Some(self.lines.removed(path)),
             Event::Failed(failure) | Event::Unset(failure) => Some(escape(failure.message.as_bytes())),
             Event::Warning(text) | Event::Retry(text) => Some(escape(text.as_bytes())),
-            Event::Found(_) | Event::Done(..) | Event::Phase(_) | Event::Note(_) => None,
+            Event::Listed(_) | Event::Found(_) | Event::Done(..) | Event::Phase(_) | Event::Note(_) => None,
         };
         line.iter().for_each(|line| self.write(line));
         self.shown.event(event);

@@ -9,7 +9,7 @@ use indicatif::{BinaryBytes, DecimalBytes, ProgressBar, ProgressStyle};
 
 use crate::error::{escape, lock};
 use crate::report::progress::{Ticker, phase_name};
-use crate::report::{Event, LineFormat, Outcome, Phase, Reporter, Summary};
+use crate::report::{Event, LineFormat, Outcome, Phase, Reporter, Summary, listing};
 
 /// What is shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -193,6 +193,7 @@ impl Reporter for Terminal {
             Event::Made(item, changes) => {
                 self.formatted(lines.and_then(|lines| lines.made(item, changes)));
             }
+            Event::Listed(item) => self.print(&listing::line(&item, self.show.units)),
             Event::Removed(path) if let Some(lines) = lines => self.print(&lines.removed(path)),
             Event::File(item, Outcome::Sent(_), _) if self.show.names > 0 => self.print(&escape(item.path)),
             Event::File(item, Outcome::Unchanged, _) if self.show.names > 1 => {

@@ -2,25 +2,22 @@
 //! the files whose size or time differ. Where the shell has GNU tar, holes come as holes;
 //! elsewhere zeros travel compressed, and are found here.
 
+mod listing;
+
 use std::collections::{HashSet, VecDeque};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::apply::tree::{DestinationTree, Target};
 use crate::apply::{Destination, Finished, Opened, Precision, Preview, QuickCheck, Setup, Wanted};
-use crate::error::{Error, Failure, Result, code, escape, printable};
+use crate::error::{Error, Failure, Result, code, printable};
 use crate::filter::ListingRules;
 use crate::options::Options;
-use crate::protocol;
 use crate::report::{Changes, Event, ItemKind, Outcome, Reporter, Stats};
-use crate::shell::sender::{
-    ArrivingFile, Encoding, FileType, LARGE_FACTOR, ListedEntry, SendingShell, read_entry,
-};
+use crate::shell::sender::{ArrivingFile, Encoding, FileType, LARGE_FACTOR, ListedEntry, SendingShell};
 use crate::shell::{self, ShellSession, relative};
-use crate::source::{NOT_SENT, is_unsafe_link, names_contents};
-use crate::working::names_working_file;
+use crate::source::{NOT_SENT, is_unsafe_link};
+
+pub use listing::list;
 
 /// The most bytes of requests that may wait at the other end, which does not read them
 /// while it sends: fewer than a pipe holds.
@@ -37,28 +34,8 @@ const LARGE_FILE: u64 = 16 << 20;
 ///
 /// What ends the run; files that fail are counted in what is returned.
 pub fn run(session: ShellSession, sources: &[Vec<u8>], target: &Target) -> Result<Stats> {
-    let ShellSession { input, output, options, host, reporter } = session;
-    shell::refuse_what_needs_an_agent(options, host, reporter)?;
-    shell::refuse_what_a_listing_lacks(options, host)?;
-    if options.bandwidth.is_some() {
-        return Err(Error::Usage(format!(
-            "--bwlimit needs a holesync on {host}, which is the end that writes: install it there, or bring it with \
-             --agent=push"
-        )));
-    }
-    if options.checksum || options.ignore_times {
-        let what = format!("{host} has no holesync to compare contents with: every file is sent whole");
-        reporter.event(Event::Warning(&what));
-    }
-    let mut job = ReceiveJob {
-        far: SendingShell::begin(input, output, host)?,
-        setup: Setup::new(Arc::new(options.clone())),
-        options,
-        reporter,
-        stats: Stats::default(),
-        taken: HashSet::new(),
-        rules: ListingRules::new(&options.filter),
-    };
+    let mut job = ReceiveJob::begin(session)?;
+    let options = job.options;
     let mut tree = None;
     for source in sources {
         let found = job.list(source)?;
@@ -134,36 +111,35 @@ enum Admission {
     SkipAll,
 }
 
-impl ReceiveJob<'_> {
-    /// Lists a source and what is below it.
-    fn list(&mut self, source: &[u8]) -> Result<Vec<ListedEntry>> {
-        self.far.command(&[b"source", source])?;
-        let path = Path::new(OsStr::from_bytes(source));
-        let prefix = if names_contents(path) || path == Path::new("~") {
-            Vec::new()
-        } else {
-            path.file_name().unwrap_or_default().as_bytes().to_vec()
-        };
-        let mut found = Vec::new();
-        let status = self.far.list(|record| {
-            let mut entry = read_entry(record)?;
-            entry.source =
-                if entry.name.is_empty() { path.into() } else { path.join(OsStr::from_bytes(&entry.name)) };
-            entry.target = match (prefix.is_empty(), entry.name.is_empty()) {
-                (true, _) => entry.name.clone(),
-                (false, true) => prefix.clone(),
-                (false, false) => [&prefix, &b"/"[..], &entry.name].concat(),
-            };
-            found.push(entry);
-            Some(())
-        })?;
-        if status != b"0" {
-            let why = format!("{}: cannot read {}, or not all of it", self.far.host, escape(source));
-            self.failed(Failure { code: code::PARTIAL, message: why });
+impl<'a> ReceiveJob<'a> {
+    /// Begins the conversation.
+    fn begin(session: ShellSession<'a>) -> Result<ReceiveJob<'a>> {
+        let ShellSession { input, output, options, host, reporter } = session;
+        shell::refuse_what_needs_an_agent(options, host, reporter)?;
+        shell::refuse_what_a_listing_lacks(options, host)?;
+        if options.bandwidth.is_some() {
+            return Err(Error::Usage(format!(
+                "--bwlimit needs a holesync on {host}, which is the end that writes: install it there, or bring it with \
+             --agent=push"
+            )));
         }
-        Ok(found)
+        if options.checksum || options.ignore_times {
+            let what = format!("{host} has no holesync to compare contents with: every file is sent whole");
+            reporter.event(Event::Warning(&what));
+        }
+        Ok(ReceiveJob {
+            far: SendingShell::begin(input, output, host)?,
+            setup: Setup::new(Arc::new(options.clone())),
+            options,
+            reporter,
+            stats: Stats::default(),
+            taken: HashSet::new(),
+            rules: ListingRules::new(&options.filter),
+        })
     }
+}
 
+impl ReceiveJob<'_> {
     /// Receives everything that a source has, in the order of its listing.
     fn receive(&mut self, source: &[u8], found: Vec<ListedEntry>, tree: &mut DestinationTree) -> Result<()> {
         let is_single =
@@ -183,34 +159,6 @@ impl ReceiveJob<'_> {
             }
         }
         self.wait_for_all(&mut requests)
-    }
-
-    fn admit(&mut self, entry: &ListedEntry) -> Admission {
-        if entry.kind == FileType::File && !self.options.transfer.takes_size(entry.length) {
-            return Admission::Skip;
-        }
-        if self.rules.hides(&entry.target, entry.kind == FileType::Directory) {
-            return Admission::Skip;
-        }
-        if entry.kind == FileType::Directory && !self.options.recursive {
-            self.skip("directory", entry);
-            return Admission::SkipAll;
-        }
-        if names_working_file(&entry.target) {
-            if entry.name.is_empty() {
-                self.fail_far(entry, "is named like a working file: give it another name");
-                return Admission::SkipAll;
-            }
-            return Admission::Skip;
-        }
-        if !self.taken.insert(entry.target.clone()) {
-            return Admission::Skip;
-        }
-        if let Err(what) = protocol::check_path(&entry.target) {
-            self.fail_far(entry, &what);
-            return Admission::Skip;
-        }
-        Admission::Receive
     }
 
     fn entry(

@@ -91,7 +91,6 @@ fn a_command_line_that_makes_no_sense_ends_with_code_1_and_says_why() {
     let dir = lab::scratch();
     let cases: &[(&[&str], &[&str])] = &[
         (&[], &["Usage"]),
-        (&["only-one"], &["SRC... DEST"]),
         (&["--no-such-option", "a", "b"], &["--no-such-option"]),
         (&["a", ""], &["empty path"]),
         (&["", "b"], &["empty path"]),

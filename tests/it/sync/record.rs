@@ -1,12 +1,13 @@
 //! What is told of each entry, held against the lines of the real rsync.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{chown, lchown, symlink};
 use std::path::Path;
 use std::process::Command;
 
 use crate::common::lab;
+use crate::common::peer::{Peer, at};
 use crate::common::process::{holesync, run};
 use crate::common::tree::{WAYS, Way, mkdir, set_mode, set_mtime, slash, small};
 
@@ -147,4 +148,67 @@ fn a_shell_at_the_other_end_cannot_tell_what_it_changes() {
         outcome.code(1).says(&["--agent=push"]);
         assert!(!to.exists());
     }
+}
+
+/// The lines of a listing, without the sizes of directories: each file system has its own.
+fn listed(stdout: &str) -> BTreeSet<String> {
+    let line = |line: &str| match (line.starts_with('d'), line.get(25..)) {
+        (true, Some(rest)) => format!("{}{rest}", &line[..10]),
+        _ => line.to_owned(),
+    };
+    stdout.lines().map(line).collect()
+}
+
+#[test]
+fn a_source_without_a_destination_is_listed_as_by_rsync() {
+    let dir = lab::scratch();
+    let from = mkdir(dir.path().join("from"));
+    plant(&from);
+    File::create(from.join("large")).and_then(|file| file.set_len(1_234_567)).expect("write");
+    for way in WAYS {
+        for (flags, slash_behind) in [
+            (&["-l"][..], true),
+            (&["-l"], false),
+            (&["-a"], true),
+            (&["-alh"], true),
+            (&["-rl", "--exclude=dir"], false),
+        ] {
+            let source = if slash_behind { slash(&from) } else { from.clone().into_os_string() };
+            let mut command = match way {
+                Way::PushShell | Way::Push => continue,
+                Way::Local => holesync(),
+                Way::Pull => match Peer::sshd() {
+                    Some(peer) => peer.holesync(),
+                    None => return,
+                },
+                Way::PullShell => match Peer::sshd() {
+                    Some(peer) => peer.shell(),
+                    None => return,
+                },
+            };
+            command.args(flags).arg(if way == Way::Local { source.clone() } else { at(&source) });
+            let ours = run(&mut command).ok().stdout;
+            let mut command = Command::new("rsync");
+            let theirs = run(command.env("LC_ALL", "C").args(flags).arg(&source)).ok().stdout;
+            assert_eq!(listed(&ours), listed(&theirs), "{way:?} {flags:?} {source:?}");
+            assert!(!ours.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_listing_writes_nothing_whatever_else_is_asked_for() {
+    let dir = lab::scratch();
+    let (from, to) = (mkdir(dir.path().join("from")), mkdir(dir.path().join("to")));
+    small(from.join("a"), "x");
+    small(to.join("b"), "x");
+    for way in [Way::Local, Way::Pull] {
+        let flags = ["-a", "--list-only", "--delete", "--remove-source-files"];
+        let Some(outcome) = way.run(&flags, &[&slash(&from)], &slash(&to)) else { return };
+        assert_eq!(outcome.ok().stdout.lines().count(), 2);
+        assert!(from.join("a").exists() && to.join("b").exists() && !to.join("a").exists());
+    }
+    let missing = run(holesync().arg(dir.path().join("missing"))).code(23);
+    missing.says(&["missing"]);
+    run(holesync().args(["--through", "cat", "a"])).code(1).says(&["DEST"]);
 }

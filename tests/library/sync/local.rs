@@ -55,6 +55,7 @@ impl Reporter for Told<'_> {
             Event::Done(_, bytes) => *self.done.lock().unwrap() += bytes,
             Event::Found(bytes) => *self.found.lock().unwrap() += bytes,
             Event::Made(..)
+            | Event::Listed(_)
             | Event::Removed(_)
             | Event::Phase(_)
             | Event::Note(_)

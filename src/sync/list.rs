@@ -1,0 +1,83 @@
+//! Shows what sources have, and transfers nothing.
+
+use std::time::Instant;
+
+use crate::confinement::{NamedPath, RequestPath};
+use crate::error::{Result, code};
+use crate::location::{Host, Location};
+use crate::options::Options;
+use crate::protocol::Request;
+use crate::receiver;
+use crate::remote::{FarSide, RemoteOptions};
+use crate::report::{Event, Reporter, Stats};
+use crate::shell;
+use crate::source::{Found, Kind, Walk};
+use crate::sync::{Completed, Initiator, Origin, Tries, origin};
+
+/// Tells of everything below `sources`.
+///
+/// # Errors
+///
+/// What ends the run; [`Error::Partial`](crate::error::Error::Partial) when something could
+/// not be read.
+pub fn list(
+    sources: &[Location],
+    options: &Options,
+    remote: &RemoteOptions,
+    reporter: &dyn Reporter,
+) -> Result<()> {
+    let start = Instant::now();
+    // Nothing is written at either end, whatever else was asked for.
+    let options = Options {
+        dry_run: true,
+        tells_changes: false,
+        delete: None,
+        backup: None,
+        remove_source_files: false,
+        ..options.clone()
+    };
+    let tries = &Tries::new(Some(0));
+    let initiator = Initiator { options: &options, remote, reporter, tries };
+    let completed = match origin(sources)? {
+        Origin::Local(sources) => Completed::here(list_here(&sources, &options, reporter)),
+        Origin::Remote(host, paths) => initiator.list(&host, &paths)?,
+    };
+    initiator.conclude(start, completed)
+}
+
+fn list_here(sources: &[NamedPath], options: &Options, reporter: &dyn Reporter) -> Stats {
+    let mut stats = Stats::default();
+    for found in Walk::new(sources, options) {
+        match found {
+            Found::Source(source) => {
+                if let Kind::File { length, .. } = source.kind {
+                    stats.files_total += 1;
+                    stats.apparent_bytes = stats.apparent_bytes.saturating_add(length);
+                }
+                reporter.event(Event::Listed(source.item()));
+            }
+            Found::Failed(failure) => {
+                stats.files_vanished += u64::from(failure.code == code::VANISHED);
+                stats.count_failure(failure.code);
+                reporter.event(Event::Failed(&failure));
+            }
+            Found::Skipped(what) => reporter.event(Event::Warning(&what)),
+            Found::Contents(_) => {}
+        }
+    }
+    stats
+}
+
+impl Initiator<'_> {
+    /// What sources have that are on a host.
+    fn list(self, host: &Host, paths: &[Vec<u8>]) -> Result<Completed<Stats>> {
+        self.connect(host, self.options.silence(), |far_side, input, mut output| match far_side {
+            FarSide::Agent => {
+                let sources = paths.iter().cloned().map(RequestPath::from).collect();
+                self.request(&mut output, Request::Send { sources })?;
+                receiver::list(self.connection(input, output))
+            }
+            FarSide::Shell => shell::list(self.shell_session(input, output, &host.to_string()), paths),
+        })
+    }
+}
