@@ -1,6 +1,7 @@
 //! The command line: parsed with clap, turned into [`Options`] and the like.
 //! Knows every flag and nothing about how the work is done.
 
+mod attributes;
 mod choose;
 mod delete;
 mod info;
@@ -23,6 +24,7 @@ use holesync::location::Location;
 use holesync::options::{BlockSize, Commit, Compress, Options};
 use holesync::report::Verbosity;
 
+use attributes::AttributeArgs;
 pub use choose::{FilterArgs, TransferRulesArgs};
 use delete::DeleteArgs;
 use info::InfoArgs;
@@ -169,7 +171,7 @@ pub struct TransferArgs {
     #[arg(required = true, num_args = 1.., value_name = "SRC... DEST", hide = true)]
     paths: Vec<OsString>,
 
-    /// Archive: -rlptog
+    /// Archive: -rlptgoD
     #[arg(short, long)]
     archive: bool,
     /// Descend into directories (default)
@@ -202,6 +204,8 @@ pub struct TransferArgs {
     group: bool,
     #[arg(long, visible_alias = "no-g", help = "Leave the group alone")]
     no_group: bool,
+    #[command(flatten)]
+    kept: AttributeArgs,
 
     #[command(flatten)]
     filter: FilterArgs,
@@ -341,12 +345,12 @@ pub struct Transfer {
 }
 
 impl TransferArgs {
-    /// Turns flags into what the library takes.
+    /// Turns flags into what the library takes, in a process with this umask.
     ///
     /// # Errors
     ///
     /// [`Error::Usage`] for what makes no sense.
-    pub fn into_transfer(mut self) -> Result<Transfer> {
+    pub fn into_transfer(mut self, umask: u32) -> Result<Transfer> {
         self.remote.check(self.agent)?;
         let compares = self.checksum || self.ignore_times || self.verify;
         if self.through.is_some() && (compares || self.inplace || self.preallocate) {
@@ -368,7 +372,9 @@ impl TransferArgs {
         if self.through.is_some() && is_listing {
             return Err(Error::Usage("--through wants SRC and DEST".into()));
         }
-        let mut options = self.options()?;
+        let mut options = self.options(umask)?;
+        // Every name is shown for itself.
+        options.kinds.hard_links &= !is_listing;
         if is_listing && !self.recursive && !self.archive {
             options.filter = self.filter.rules(&["- /*/*"])?;
         }
@@ -395,7 +401,8 @@ impl TransferArgs {
         })
     }
 
-    fn options(&self) -> Result<Options> {
+    fn options(&self, umask: u32) -> Result<Options> {
+        let (maps_users, maps_groups) = self.kept.maps();
         Ok(Options {
             recursive: !self.no_recursive,
             links: !self.no_links,
@@ -408,8 +415,10 @@ impl TransferArgs {
             times: !self.no_times,
             destination_perms: (self.perms || self.archive) && !self.no_perms,
             destination_times: (self.times || self.archive) && !self.no_times,
-            owner: (self.owner || self.archive) && !self.no_owner,
-            group: (self.group || self.archive) && !self.no_group,
+            owner: (self.owner || self.archive || maps_users) && !self.no_owner,
+            group: (self.group || self.archive || maps_groups) && !self.no_group,
+            attributes: self.kept.rules(umask, self.delete.renames_beside())?,
+            kinds: self.kept.kinds(self.archive),
             dry_run: self.dry_run,
             tells_changes: self.record.tells_changes(),
             checksum: self.checksum,
@@ -459,7 +468,7 @@ mod tests {
     }
 
     fn transfer(args: &[&str]) -> Result<Transfer> {
-        read(args).expect("clap takes it").transfer.into_transfer()
+        read(args).expect("clap takes it").transfer.into_transfer(0o022)
     }
 
     #[test]

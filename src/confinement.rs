@@ -95,6 +95,10 @@ impl Confinement {
         if self.keeps_all && options.force {
             return Err(Error::Start("this agent removes nothing: leave --force out".into()));
         }
+        if self.root.is_some() && options.kinds.keep_dir_links {
+            let what = "this agent is confined to a directory, and follows no symlinks: leave -K out";
+            return Err(Error::Start(what.into()));
+        }
         if options.remove_source_files && (self.keeps_all || self.access == Access::ReadOnly) {
             return Err(Error::Start("this agent removes nothing: leave --remove-source-files out".into()));
         }

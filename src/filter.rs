@@ -21,6 +21,11 @@ pub use tree::{DirectoryRules, FilterSide};
 /// The most bytes of all rules of a run: they travel in one message.
 const MAX_TEXT: usize = 40 << 10;
 
+/// Whether a name without slashes is like a pattern with rsync's wildcards.
+pub fn is_like(pattern: &[u8], name: &[u8]) -> bool {
+    pattern::Pattern::new(pattern).matches(name, false)
+}
+
 /// The rules of a run, in the order in which they count.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "WireRules", into = "WireRules")]

@@ -49,3 +49,4 @@ pub mod stream;
 pub mod sys;
 #[doc(hidden)]
 pub mod working;
+pub mod xattrs;

@@ -1,12 +1,20 @@
 //! What the user asked for, in the form that the code uses. Built by `cli`,
 //! sent to the other end as part of the start message.
 
+mod attributes;
+mod chmod;
+mod id_map;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::filter::FilterRules;
+
+pub use attributes::AttributeRules;
+pub use chmod::ModeChanges;
+pub use id_map::{IdMap, To};
 
 /// How a transfer is to be done. Both ends work from the same copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +45,10 @@ pub struct Options {
     pub owner: bool,
     /// Set the group, by name where the name exists there.
     pub group: bool,
+    /// What is kept of attributes beside these, and what is made of them.
+    pub attributes: AttributeRules,
+    /// Which entries become others on their way, or are made beside files and directories.
+    pub kinds: KindRules,
     /// Change nothing; find out what would be done.
     pub dry_run: bool,
     /// The user is told of directories and symlinks, too, and how each entry differed.
@@ -101,6 +113,39 @@ pub struct Backup {
     /// The directory below which it goes, under its own path; relative to the destination,
     /// if it is relative. `None`: it stays in its directory.
     pub dir: Option<Vec<u8>>,
+}
+
+/// What becomes of entries that are neither plain files nor directories.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KindRules {
+    /// Make device nodes.
+    pub devices: bool,
+    /// Make fifos and sockets.
+    pub specials: bool,
+    /// Names of one file in the source become names of one file.
+    pub hard_links: bool,
+    /// Which symlinks are sent as what they lead to.
+    pub follow: FollowLinks,
+    /// A symlink to a directory at the destination is as good as a directory.
+    pub keep_dir_links: bool,
+}
+
+/// Which symlinks of the source are sent as what they lead to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowLinks {
+    /// All of them.
+    pub all: bool,
+    /// Those that lead out of what is transferred.
+    pub leaving: bool,
+    /// Those to directories.
+    pub to_directories: bool,
+}
+
+impl FollowLinks {
+    /// Whether some are.
+    pub fn any(self) -> bool {
+        self.all || self.leaving || self.to_directories
+    }
 }
 
 /// Whether a walk stays on the file system that it began on.
@@ -215,6 +260,8 @@ impl Default for Options {
             destination_times: false,
             owner: false,
             group: false,
+            attributes: AttributeRules::default(),
+            kinds: KindRules::default(),
             dry_run: false,
             tells_changes: false,
             checksum: false,

@@ -36,6 +36,7 @@ mod answer;
 mod assemble;
 mod basis_feed;
 mod blocks;
+mod entries;
 mod finish;
 mod list;
 mod others;
@@ -58,13 +59,10 @@ use shared::{ReceiverShared, Settles};
 
 use crate::apply::tree::DestinationTree;
 pub use crate::apply::tree::{Asides, Target};
-use crate::apply::{Precision, QuickCheck, Wanted};
 use crate::error::{Error, Failure, Result, lock};
 use crate::hashmap::Hash;
-use crate::protocol::{self, Connection, Credit, Differ, Entry, Frame, LeafAnswer, MAX_LENGTH, Message};
-use crate::report::{Changes, Event, Outcome, Phase, Stats};
-use crate::source::Kind;
-use crate::working::names_working_file;
+use crate::protocol::{Connection, Credit, Differ, Frame, LeafAnswer, Message};
+use crate::report::{Event, Outcome, Phase, Stats};
 
 /// Files that are being synced and renamed at once, and that wait for it.
 const FINISHERS: usize = 4;
@@ -245,73 +243,6 @@ impl Applier<'_, '_> {
                 Ok(())
             }
             _ => Err(self.frames.bad("a message out of turn")),
-        }
-    }
-
-    fn entry(&mut self, entry: Entry) -> Result<()> {
-        protocol::check_path(&entry.path).map_err(|what| self.frames.bad(what))?;
-        let Some(tree) = &mut self.tree else { return Err(self.frames.bad("an entry before the layout")) };
-        if tree.root().is_file() {
-            // There is one name to write to, and its directory is not ours to change.
-            let only = self.only.get_or_insert_with(|| entry.path.clone());
-            if *only != entry.path || matches!(entry.kind, Kind::Directory) {
-                return Err(self.frames.bad("more than the single file that it promised"));
-            }
-        }
-        if !self.target.is_asked(&entry.path) {
-            return Err(self.frames.bad("it sends what it was not asked for"));
-        }
-        if names_working_file(&entry.path) {
-            // It could plant a sealed log there, which the next run would finish.
-            return Err(self.frames.bad("it names a working file"));
-        }
-        if self.last.replace(entry.id).is_some_and(|last| entry.id <= last) {
-            return Err(self.frames.bad("an entry with the id of another"));
-        }
-        if !lock(&self.shared.credit).take_for_later() {
-            return Err(self.frames.bad("more entries than it has credit for"));
-        }
-        match &entry.kind {
-            &Kind::File { length, allocated, whole, retry } => {
-                if length > MAX_LENGTH {
-                    return Err(self.frames.bad(format!("a file of {length} bytes")));
-                }
-                self.shared.feeds.announced();
-                self.shared.reporter.event(Event::Found(allocated));
-                let whole = whole || self.shared.options.whole_file;
-                let attributes = tree.attributes(&entry.metadata);
-                let quick_check =
-                    if retry { QuickCheck::Never } else { QuickCheck::Time(Precision::Nanoseconds) };
-                let wanted = Wanted { length, data: allocated, whole, quick_check, attributes };
-                let root = tree.root().clone();
-                let shared = Arc::clone(self.shared);
-                let job = AnnouncedFile { shared, entry, root, wanted };
-                // An answering thread that is gone took the connection with it; the next read says so.
-                let _ = self.jobs.send(job);
-                Ok(())
-            }
-            Kind::Directory => {
-                let made = tree.make_directory(entry.id, &entry.path, &entry.metadata);
-                self.settle(&entry, made.map(|changes| (changes, None)))
-            }
-            Kind::Symlink(_) if !self.shared.options.links => {
-                Err(self.frames.bad("a symlink that nobody wants"))
-            }
-            Kind::Symlink(link) => {
-                let made = tree.make_symlink(&entry.path, link, &entry.metadata);
-                self.settle(&entry, made)
-            }
-        }
-    }
-
-    /// Reports what became of an entry that is no file.
-    fn settle(&self, entry: &Entry, result: Result<(Changes, Option<Failure>)>) -> Result<()> {
-        match result {
-            Ok((changes, unset)) => {
-                self.shared.unset(unset)?;
-                self.shared.made(entry, changes)
-            }
-            Err(error) => self.shared.fail(entry.id, &error, Settles::Entry),
         }
     }
 

@@ -76,6 +76,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
         files: Arc::new(Files::new(jobs, output.is_direct(), options.tells_changes)),
         output: Mutex::new(output),
         stats: Mutex::default(),
+        links: Mutex::default(),
         options,
         side,
         reporter,

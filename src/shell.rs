@@ -184,6 +184,8 @@ impl RecordLines {
 /// Refuses the options that a shell cannot serve, or warns of them: none of them is left
 /// out in silence.
 pub fn refuse_what_needs_an_agent(options: &Options, host: &str, reporter: &dyn Reporter) -> Result<()> {
+    let rules = &options.attributes;
+    let has_names = rules.user_map.has_names() || rules.group_map.has_names();
     let needs = [
         ("--verify", options.verify),
         ("--basis", !options.basis.is_empty()),
@@ -192,6 +194,14 @@ pub fn refuse_what_needs_an_agent(options: &Options, host: &str, reporter: &dyn 
         ("--delete", options.delete.is_some()),
         ("--remove-source-files", options.remove_source_files),
         ("--force", options.force),
+        ("-H", options.kinds.hard_links),
+        ("-K", options.kinds.keep_dir_links),
+        ("-A", rules.acls),
+        ("-X", rules.xattrs),
+        ("-U", rules.atimes),
+        ("-E", rules.executability),
+        ("--super", rules.superuser.is_some()),
+        ("a name in --chown, --usermap or --groupmap", has_names),
     ];
     if let Some((option, _)) = needs.into_iter().find(|(_, wanted)| *wanted) {
         return Err(Error::Usage(format!(
@@ -208,6 +218,11 @@ pub fn refuse_what_needs_an_agent(options: &Options, host: &str, reporter: &dyn 
 
 /// Refuses what cannot be told from a listing of the other end.
 pub fn refuse_what_a_listing_lacks(options: &Options, host: &str) -> Result<()> {
+    if options.kinds.follow.any() {
+        return Err(Error::Usage(format!(
+            "-L, -k and --copy-unsafe-links need a holesync on {host}: install it there, or bring it with --agent=push"
+        )));
+    }
     let has_rules_there = options.filter.has_dir_merges() || options.filter.has_absolute();
     let what = match options.one_file_system {
         OneFileSystem::No if !has_rules_there => return Ok(()),

@@ -7,7 +7,9 @@
 //! inode), or it is looked at again, as after any change.
 
 mod contents;
+mod extended;
 mod item;
+mod links;
 mod named;
 mod owners;
 mod path;
@@ -32,9 +34,11 @@ use crate::in_use;
 use crate::options::Options;
 use crate::scan::{self, FileImage, FileState};
 use crate::sys;
+use crate::xattrs::{Acls, Xattr};
 
 pub use contents::{NOTHING_REMOVED, Told, tell_contents};
 pub use item::item;
+pub use links::Links;
 pub use named::{names_below, names_contents, top_names};
 pub use owners::Names;
 pub use path::{MAX_NAME, MAX_PATH, NOT_SENT, is_plain, is_unsafe_link};
@@ -60,6 +64,47 @@ pub enum Kind {
     Directory,
     /// A symlink with this target.
     Symlink(Vec<u8>),
+    /// A device node, fifo or socket.
+    Node(Node),
+    /// Another name of what has this path, which was sent before.
+    HardLink(Vec<u8>),
+}
+
+/// What makes a device node, fifo or socket; mknod(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Node {
+    /// A pipe with a name.
+    Fifo,
+    /// A socket with a name.
+    Socket,
+    /// A character device: its major and minor number.
+    CharDevice(u32, u32),
+    /// A block device, likewise.
+    BlockDevice(u32, u32),
+}
+
+impl Node {
+    /// What something is, if it is one of these.
+    pub fn of(stat: &FileStat) -> Option<Node> {
+        let (major, minor) = sys::device_numbers(stat.st_rdev);
+        Some(match sys::kind_of(stat) {
+            SFlag::S_IFIFO => Node::Fifo,
+            SFlag::S_IFSOCK => Node::Socket,
+            SFlag::S_IFCHR => Node::CharDevice(major, minor),
+            SFlag::S_IFBLK => Node::BlockDevice(major, minor),
+            _ => return None,
+        })
+    }
+
+    /// Whether it stands for a device.
+    pub fn is_device(self) -> bool {
+        matches!(self, Node::CharDevice(..) | Node::BlockDevice(..))
+    }
+
+    /// Whether the options ask for it.
+    pub fn is_wanted(self, options: &Options) -> bool {
+        if self.is_device() { options.kinds.devices } else { options.kinds.specials }
+    }
 }
 
 /// Metadata of an entry; the receiver's options say what of it is used.
@@ -69,9 +114,19 @@ pub struct Metadata {
     pub mode: Option<u32>,
     /// Modification time, seconds and nanoseconds; `None` likewise.
     pub mtime: Option<(i64, u32)>,
+    /// Access time, likewise, where it is kept.
+    pub atime: Option<(i64, u32)>,
     /// Owner and group, by number and, where known, by name.
     pub owner: Option<Owner>,
+    /// ACLs, where they are kept.
+    pub acls: Option<Box<Acls>>,
+    /// Extended attributes, where they are kept: at most [`MAX_XATTRS`] bytes.
+    pub xattrs: Option<Vec<Xattr>>,
 }
+
+/// Bytes of extended attributes that an entry may have, names and values: they travel with it
+/// in one message.
+pub const MAX_XATTRS: usize = 48 << 10;
 
 /// Who owns an entry.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +154,8 @@ pub struct Source {
     pub metadata: Metadata,
     /// Which file it is.
     identity: Identity,
+    /// It has other names.
+    has_other_names: bool,
     /// What it is opened from.
     origin: Origin,
 }
@@ -122,7 +179,7 @@ struct SourceRoot {
 }
 
 /// What tells one file from another on this machine: device and inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Identity(u64, u64);
 
 impl Identity {
@@ -194,7 +251,14 @@ impl Source {
     pub fn look_again(&self) -> Result<Source> {
         let fd = self.open_as(OFlag::O_PATH)?;
         let stat = fstat(&fd).map_err(|errno| Error::file("look at", &self.path)(errno.into()))?;
-        let (metadata, identity) = (metadata_of(&stat), Identity::of(&stat));
+        let identity = Identity::of(&stat);
+        let before = &self.metadata;
+        let metadata = Metadata {
+            atime: before.atime.and(Some((stat.st_atime, stat.st_atime_nsec as u32))),
+            acls: before.acls.clone(),
+            xattrs: before.xattrs.clone(),
+            ..metadata_of(&stat)
+        };
         let mut found = Source { metadata, identity, ..self.clone() };
         // The names go with the numbers, which are what they were, or nearly always.
         let same = |a: &Owner, b: &Owner| (a.uid, a.gid) == (b.uid, b.gid);
@@ -220,6 +284,11 @@ impl Source {
     /// Whether this is the file that is so.
     pub fn is_at(&self, stat: &FileStat) -> bool {
         self.identity == Identity::of(stat)
+    }
+
+    /// A device node, fifo or socket, which is made at the destination as it is here.
+    fn node(self, node: Node, stat: &FileStat) -> Source {
+        Source { kind: Kind::Node(node), metadata: metadata_of_inode(stat), ..self }
     }
 
     /// Removes it, now that the destination has it, if its name leads to what was sent and
@@ -308,13 +377,17 @@ pub fn lost(error: &Error) -> Failure {
 
 /// A device's mode and times say nothing about its content.
 fn metadata_of(stat: &FileStat) -> Metadata {
-    if named::is(stat, SFlag::S_IFBLK) {
-        return Metadata::default();
-    }
+    if named::is(stat, SFlag::S_IFBLK) { Metadata::default() } else { metadata_of_inode(stat) }
+}
+
+/// That of anything, a device node too.
+fn metadata_of_inode(stat: &FileStat) -> Metadata {
     Metadata {
         mode: Some(stat.st_mode & 0o7777),
         mtime: Some((stat.st_mtime, stat.st_mtime_nsec as u32)),
+        atime: Some((stat.st_atime, stat.st_atime_nsec as u32)),
         owner: Some(Owner { uid: stat.st_uid, gid: stat.st_gid, ..Owner::default() }),
+        ..Metadata::default()
     }
 }
 

@@ -25,9 +25,9 @@ use nix::unistd::{Gid, Uid, Whence};
 pub use clock::{LocalTime, local_time, now, seconds_of};
 pub use file_system::{file_time_now, free_space, is_cached, sync_file_system};
 pub use names::{
-    kind_of, link_between, make_dir_at, names_in, open, open_below, open_beneath, open_on_same_mount,
-    read_link_at, remove_dir_at, rename_at, rename_between, rename_new_at, stat_at, symlink_at, sync_dir,
-    unlink_at,
+    kind_of, link_between, make_dir_at, make_node_at, names_in, open, open_below, open_beneath, open_dir,
+    open_on_same_mount, read_link_at, remove_dir_at, rename_at, rename_between, rename_new_at, stat_at,
+    symlink_at, sync_dir, unlink_at,
 };
 
 pub use locks::{LockKind, hold_shared, lock_in_the_way};
@@ -36,6 +36,11 @@ pub use seek::{Sought, seek_data, seek_hole};
 /// The size of a block device, which `stat` does not tell.
 pub fn device_size(file: &File) -> io::Result<u64> {
     Ok(nix::unistd::lseek(file, 0, Whence::SeekEnd)? as u64)
+}
+
+/// Major and minor number of a device; makedev(3).
+pub fn device_numbers(device: u64) -> (u32, u32) {
+    (nix::sys::stat::major(device) as u32, nix::sys::stat::minor(device) as u32)
 }
 
 fn offset(value: u64) -> io::Result<libc::off_t> {
@@ -306,11 +311,19 @@ pub fn send_file(from: &File, at: u64, to: impl AsFd, len: usize) -> io::Result<
 // What follows sets attributes by descriptor, `O_PATH` descriptors included, which give
 // no access to content and which some of the older calls refuse with `EBADF`.
 
-/// Sets the modification time of an open file.
+/// Sets the modification time of an open file: seconds and nanoseconds.
 pub fn set_mtime(file: &File, seconds: i64, nanoseconds: u32) -> io::Result<()> {
-    let (omit, mtime) = (TimeSpec::UTIME_OMIT, TimeSpec::new(seconds, i64::from(nanoseconds)));
+    set_times(file, None, Some((seconds, nanoseconds)))
+}
+
+/// Sets access and modification time of an open file; `None` leaves either.
+pub fn set_times(file: &File, atime: Option<(i64, u32)>, mtime: Option<(i64, u32)>) -> io::Result<()> {
+    let time = |time: Option<(i64, u32)>| {
+        time.map_or(TimeSpec::UTIME_OMIT, |(seconds, nanoseconds)| TimeSpec::new(seconds, nanoseconds.into()))
+    };
+    let (atime, mtime) = (time(atime), time(mtime));
     let by_path = || {
-        let times = [*omit.as_ref(), *mtime.as_ref()];
+        let times = [*atime.as_ref(), *mtime.as_ref()];
         // SAFETY: the descriptor is open; the path and the two times outlive the call.
         let set =
             unsafe { libc::utimensat(file.as_raw_fd(), c"".as_ptr(), times.as_ptr(), libc::AT_EMPTY_PATH) };
@@ -318,9 +331,9 @@ pub fn set_mtime(file: &File, seconds: i64, nanoseconds: u32) -> io::Result<()> 
     };
     let by_proc = || {
         let follow = UtimensatFlags::FollowSymlink;
-        nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, proc_path(file).as_str(), &omit, &mtime, follow)
+        nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, proc_path(file).as_str(), &atime, &mtime, follow)
     };
-    match nix::sys::stat::futimens(file, &omit, &mtime) {
+    match nix::sys::stat::futimens(file, &atime, &mtime) {
         // Linux 5.8 takes an empty path.
         Err(Errno::EBADF) => Ok(by_path().or_else(|errno| match errno {
             Errno::EINVAL | Errno::ENOENT => by_proc(),

@@ -5,6 +5,7 @@
 
 pub mod belongings;
 mod changes;
+mod extended;
 pub mod times;
 
 use std::fs::{File, Metadata};
@@ -19,6 +20,7 @@ use crate::apply::attributes::belongings::Handed;
 use crate::apply::place::{Old, Place};
 use crate::error::{Error, Failure, Result, code, printable};
 use crate::sys;
+pub use extended::Extended;
 
 /// What a finished file is to carry besides its content.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,14 +29,22 @@ pub struct Attributes {
     pub mode: Option<u32>,
     /// Permission bits of a file that was not there before.
     pub new_mode: u32,
+    /// Where permission bits are not to be set: whether the file is executable.
+    pub executable: Option<bool>,
     /// Modification time of the source in seconds, whether it is to be set or not.
     pub source_time: Option<i64>,
     /// Modification time to set, seconds and nanoseconds.
     pub mtime: Option<(i64, u32)>,
+    /// Access time to set, likewise.
+    pub atime: Option<(i64, u32)>,
     /// User number to set.
     pub uid: Option<u32>,
     /// Group number to set.
     pub gid: Option<u32>,
+    /// The owner is to be told of if it cannot be set, as only root can.
+    pub superuser: bool,
+    /// ACLs and extended attributes to have, and no others.
+    pub extended: Extended,
 }
 
 /// What a program runs as: the owner of its file (setuid), or the group (setgid).
@@ -51,12 +61,27 @@ impl Attributes {
         self.uid.is_none_or(|uid| uid == stat.st_uid)
             && self.gid.is_none_or(|gid| gid == stat.st_gid)
             && (is_link || mode.is_none_or(|mode| mode == stat.st_mode & 0o7777))
+            && (is_link || self.with_executability(stat.st_mode & 0o7777).is_none())
             && self.mtime.is_none_or(|mtime| mtime == (stat.st_mtime, stat.st_mtime_nsec as u32))
+            && self.atime.is_none_or(|atime| atime == (stat.st_atime, stat.st_atime_nsec as u32))
+            && self.extended.are_none()
     }
 
     /// Whether something that is so `now` gets another modification time.
     pub(super) fn changes_mtime(&self, now: &Metadata) -> bool {
         self.mtime.is_some_and(|mtime| mtime != (now.mtime(), now.mtime_nsec() as u32))
+    }
+
+    /// What becomes of permission bits that stay but for those that make a file executable,
+    /// which follow those to read it; `None`: nothing.
+    fn with_executability(&self, now: u32) -> Option<u32> {
+        let executable = self.executable.filter(|_| self.mode.is_none())?;
+        let mode = match executable {
+            true if now & 0o111 == 0 => now | (now & 0o444) >> 2,
+            true => now,
+            false => now & !0o111,
+        };
+        (mode != now).then_some(mode)
     }
 
     /// Whether this process may set them on a file that is there: its owner may, and who
@@ -81,6 +106,7 @@ impl Attributes {
     /// wanted otherwise stays, but for the bits that let the old content run as somebody.
     fn replacing(&self, old: Option<&Metadata>) -> Attributes {
         let old_mode = old.map(|old| old.mode() & 0o1777);
+        let old_mode = old_mode.map(|mode| self.with_executability(mode).unwrap_or(mode));
         let mode = self.mode.map(|mode| {
             let lost = if self.uid.is_none() { SET_UID } else { 0 };
             mode & !lost & !if self.gid.is_none() { SET_GID } else { 0 }
@@ -102,9 +128,12 @@ impl Attributes {
     pub(super) fn set(&self, file: &File, path: &Path) -> Result<Option<Failure>> {
         let mut unset = Unset::default();
         let mut set = || -> io::Result<()> {
-            let now = self.set_owner(file, self, &mut unset)?;
+            let mut now = self.set_owner(file, self, &mut unset)?;
+            if self.extended.set(file, &now, self.superuser, &mut unset)? {
+                now = file.metadata()?;
+            }
             self.set_mode(file, &now, self, &mut unset)?;
-            self.set_mtime(file, &now, &mut unset)
+            self.set_times(file, &now, &mut unset)
         };
         set().map_err(Error::file("set the attributes of", path))?;
         Ok(unset.into_failure(path))
@@ -121,7 +150,7 @@ impl Attributes {
         let mut set = || -> io::Result<()> {
             let mut wanted = self.replacing(old.map(|old| &old.state));
             let mut now = wanted.set_owner(new, self, &mut unset)?;
-            let most = match old {
+            let mut most = match old {
                 Some(old) => {
                     let is_strange = wanted.gid != Some(now.gid());
                     belongings::hand_on(old, new, is_strange, &mut unset)?
@@ -129,13 +158,17 @@ impl Attributes {
                 None if self.mode.is_none() => belongings::most_of_a_new_file(&place.dir)?,
                 None => Handed::default(),
             };
-            if most.has_acl {
+            if self.extended.set(new, &now, self.superuser, &mut unset)? || most.has_acl {
                 now = new.metadata()?;
+            }
+            if self.extended.acls.is_some() {
+                // They have been asked for, and are there or were told of.
+                most = Handed::default();
             }
             let kept = self.mode.is_none();
             wanted.mode = wanted.mode.map(|mode| most.limit(mode, kept));
             wanted.set_mode(new, &now, self, &mut unset)?;
-            self.set_mtime(new, &now, &mut unset)
+            self.set_times(new, &now, &mut unset)
         };
         set().map_err(place.error("set the attributes of"))?;
         Ok(unset.into_failure(&place.path))
@@ -151,29 +184,30 @@ impl Attributes {
             unset.note(asked.gid.map(|_| "group"), sys::set_owner(file, None, gid))?;
         }
         if uid.is_some() {
-            // As for rsync: only root is asked to give files away.
-            let is_asked = asked.uid.is_some() && nix::unistd::geteuid().is_root();
+            let is_asked = asked.uid.is_some() && asked.superuser;
             unset.note(is_asked.then_some("owner"), sys::set_owner(file, uid, None))?;
         }
         if uid.or(gid).is_some() { file.metadata() } else { Ok(now) }
     }
 
     fn set_mode(&self, file: &File, now: &Metadata, asked: &Attributes, unset: &mut Unset) -> io::Result<()> {
-        let Some(mode) = self.mode.filter(|_| !now.is_symlink()) else { return Ok(()) };
+        let executable = || self.with_executability(now.mode() & 0o7777).filter(|_| now.is_file());
+        let Some(mode) = self.mode.or_else(executable).filter(|_| !now.is_symlink()) else { return Ok(()) };
         let mode = if now.is_file() { self.safe_mode(mode, now.uid(), now.gid()) } else { mode };
         if mode == now.mode() & 0o7777 {
             return Ok(());
         }
-        unset.note(asked.mode.map(|_| "mode"), sys::set_mode(file, mode))
+        let is_asked = asked.mode.is_some() || asked.executable.is_some();
+        unset.note(is_asked.then_some("mode"), sys::set_mode(file, mode))
     }
 
-    fn set_mtime(&self, file: &File, now: &Metadata, unset: &mut Unset) -> io::Result<()> {
-        match self.mtime.filter(|_| self.changes_mtime(now)) {
-            Some((seconds, nanoseconds)) => {
-                unset.note(Some("time"), sys::set_mtime(file, seconds, nanoseconds))
-            }
-            None => Ok(()),
+    fn set_times(&self, file: &File, now: &Metadata, unset: &mut Unset) -> io::Result<()> {
+        let mtime = self.mtime.filter(|_| self.changes_mtime(now));
+        let atime = self.atime.filter(|&atime| atime != (now.atime(), now.atime_nsec() as u32));
+        if mtime.or(atime).is_none() {
+            return Ok(());
         }
+        unset.note(Some("time"), sys::set_times(file, atime, mtime))
     }
 }
 

@@ -117,6 +117,8 @@ pub struct Root<'a> {
     pub shown: &'a Path,
     /// Where what is removed is kept.
     pub backups: Option<&'a Arc<Backups>>,
+    /// Symlinks to directories are as good as directories.
+    pub follow: bool,
 }
 
 struct Removal<'a> {
@@ -159,7 +161,7 @@ impl Removal<'_> {
         let relative = Path::new(OsStr::from_bytes(directory));
         let Root { dir: root, shown, .. } = self.root;
         let shown = if directory.is_empty() { shown.to_path_buf() } else { shown.join(relative) };
-        let dir = match sys::open_beneath(root.as_fd(), relative, DIRECTORY, 0) {
+        let dir = match sys::open_dir(root.as_fd(), relative, DIRECTORY, self.root.follow) {
             Ok(dir) => dir,
             // It was not made, and that was said.
             Err(error) if is_no_directory(&error) => return Ok(()),
@@ -192,7 +194,8 @@ impl Removal<'_> {
         }
         let above = directory.ancestors().collect::<Vec<_>>();
         for below in above.into_iter().rev() {
-            let dir = sys::open_beneath(root, below, DIRECTORY, 0).map_err(|error| error.to_string())?;
+            let dir = sys::open_dir(root, below, DIRECTORY, self.root.follow);
+            let dir = dir.map_err(|error| error.to_string())?;
             rules = rules.enter(below.as_os_str().as_bytes(), &mut |_, name| {
                 source::read_rules(dir.as_fd(), root, below, name)
             })?;

@@ -2,13 +2,14 @@
 //! beside it, locks, links. No path is resolved twice. Knows nothing of content.
 
 pub mod beside;
+mod inode;
 pub(super) mod listing;
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata, TryLockError};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -24,6 +25,7 @@ use crate::apply::synced::Synced;
 use crate::error::{Error, Failure, Result, lock};
 use crate::sys::{self, kind_of};
 use crate::working::{Naming, Working};
+pub use inode::Inode;
 
 /// A name in an open directory: where a destination is. Nobody can put another
 /// directory in the place of an open one.
@@ -280,56 +282,6 @@ impl Place {
         Ok((self.open(&self.name, OFlag::O_PATH)?, false))
     }
 
-    /// Makes or replaces a symlink, with its attributes: there is always either the old one
-    /// or the new. Returns which attributes may not be set.
-    ///
-    /// # Errors
-    ///
-    /// What the system calls report: a directory in its place, for one.
-    pub fn put_symlink(&self, link: &OsStr, wanted: &Attributes) -> Result<Option<Failure>> {
-        // What has the common name may be another's.
-        let once = || self.make_symlink(link, Naming::once(nix::unistd::geteuid().as_raw()));
-        let temp = self.make_symlink(link, Naming::Common).or_else(|_| once());
-        let temp = temp.map_err(self.error("create the symlink"))?;
-        let put = || {
-            let unset = self.set_attributes_of_link(&temp, wanted)?;
-            self.keep_backup()?;
-            sys::rename_at(&self.dir, &temp, &self.name).map_err(self.error("create the symlink"))?;
-            Ok(unset)
-        };
-        put().inspect_err(|_| {
-            // That error is the one to report.
-            let _ = sys::unlink_at(&self.dir, &temp);
-        })
-    }
-
-    /// Makes a temporary symlink, and says how it is called.
-    fn make_symlink(&self, link: &OsStr, naming: Naming) -> io::Result<OsString> {
-        let temp = Working::Temp.name_for(&self.name, naming);
-        match sys::symlink_at(&self.dir, link, &temp) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.clear(&temp)?;
-                sys::symlink_at(&self.dir, link, &temp)?;
-            }
-            other => other?,
-        }
-        Ok(temp)
-    }
-
-    /// Sets the attributes of a symlink, and of nothing else that may have its name by now.
-    pub(super) fn set_attributes_of_link(
-        &self,
-        name: &OsStr,
-        wanted: &Attributes,
-    ) -> Result<Option<Failure>> {
-        let failed = || self.error("set the attributes of");
-        let link = self.open(name, OFlag::O_PATH).map_err(failed())?;
-        if !link.metadata().map_err(failed())?.is_symlink() {
-            return Err(self.replaced());
-        }
-        wanted.set(&link, &self.path)
-    }
-
     /// What is there now, not following a symlink.
     pub fn stat(&self) -> Result<Option<FileStat>> {
         sys::stat_at(&self.dir, &self.name).map_err(self.error("look at"))
@@ -355,7 +307,7 @@ impl Place {
     }
 }
 
-/// Sets the attributes of a directory below `base`. `identity`: device and inode of the
+/// Sets the attributes of a directory that was opened. `identity`: device and inode of the
 /// directory that is meant, if that was looked at. `shown`: how to name it to people.
 /// Returns what may not be set.
 ///
@@ -363,15 +315,13 @@ impl Place {
 ///
 /// What the system calls report of storage.
 pub fn finish_directory(
-    base: BorrowedFd,
-    path: &Path,
+    dir: io::Result<OwnedFd>,
     identity: Option<(u64, u64)>,
     wanted: &Attributes,
     shown: &Path,
 ) -> Result<Option<Failure>> {
     let failed = || Error::file("set the attributes of", shown);
-    let dir = sys::open_beneath(base, path, OFlag::O_PATH | OFlag::O_DIRECTORY, 0).map_err(failed())?;
-    let dir = File::from(dir);
+    let dir = File::from(dir.map_err(failed())?);
     let found = dir.metadata().map_err(failed())?;
     if identity.is_some_and(|identity| identity != (found.dev(), found.ino())) {
         return Err(Error::refused(

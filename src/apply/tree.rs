@@ -3,28 +3,34 @@
 //! entries: from a connection, from a shell, or from a walk on this machine.
 
 mod changes;
+mod nodes;
 mod root;
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::sys::stat::{FileStat, SFlag};
+use nix::fcntl::OFlag;
+use nix::sys::stat::{FileStat, SFlag, fstat};
 
 pub use crate::apply::aside::Asides;
-use crate::apply::attributes::Attributes;
+use crate::apply::attributes::{Attributes, Extended};
 pub use crate::apply::others::Removed;
 use crate::apply::others::{Others, Root, in_the_way};
 use crate::apply::place::{self, Place};
 use crate::error::{Error, Failure, Result};
 use crate::options::Options;
 use crate::report::Changes;
-use crate::source::Metadata;
-use crate::source::Names;
+use crate::source::{Kind, Metadata, Names};
 use crate::sys;
+use crate::xattrs::{Acl, AclEntry};
 pub use root::{DestinationRoot, LastDirectory, Target};
+
+/// For a directory that gets its attributes.
+const PATH_ONLY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY);
 
 /// A tree that is being received.
 pub struct DestinationTree {
@@ -35,6 +41,10 @@ pub struct DestinationTree {
     /// Directories that get their attributes when everything is in them.
     directories: Vec<Directory>,
     others: Others,
+    /// A device node gives access to the device, wherever it lies.
+    makes_devices: bool,
+    /// What is no file, and could not be made.
+    failed: HashSet<Vec<u8>>,
 }
 
 struct Directory {
@@ -56,9 +66,18 @@ impl DestinationTree {
     /// [`Error::Destination`] when it cannot be had.
     pub fn open(target: &Target, single: bool, options: Arc<Options>) -> Result<DestinationTree> {
         let root = DestinationRoot::find(target, single, &options)?.with_asides(target, &options)?;
-        let (umask, names) = (target.umask, Names::default());
-        let others = Others::default();
-        Ok(DestinationTree { root, options, umask, names, directories: Vec::new(), others })
+        let (umask, mut names) = (target.umask, Names::default());
+        names.check(&options.attributes)?;
+        Ok(DestinationTree {
+            root,
+            options,
+            umask,
+            names,
+            directories: Vec::new(),
+            others: Others::default(),
+            makes_devices: !target.path.is_confined(),
+            failed: HashSet::new(),
+        })
     }
 
     /// The directory that entries are relative to.
@@ -66,20 +85,42 @@ impl DestinationTree {
         &self.root
     }
 
-    /// What an entry is to carry, as the options want it.
-    pub fn attributes(&mut self, metadata: &Metadata) -> Attributes {
-        let Metadata { mode, mtime, owner } = metadata;
-        let options = &self.options;
-        let mode = mode.map(|mode| mode & 0o7777);
+    /// What an entry of this kind is to carry, as the options want it.
+    pub fn attributes(&mut self, kind: &Kind, metadata: &Metadata) -> Attributes {
+        let Metadata { mode, mtime, atime, owner, acls, xattrs } = metadata;
+        let (options, rules) = (&self.options, &self.options.attributes);
+        let is_directory = *kind == Kind::Directory;
+        let omits_times = match kind {
+            Kind::Directory => rules.omit_dir_times,
+            Kind::Symlink(_) => rules.omit_link_times,
+            _ => false,
+        };
+        let mode = mode.map(|mode| rules.chmod.apply(mode & 0o7777, is_directory));
         let numbers = owner.as_ref().filter(|_| options.owner || options.group);
-        let numbers = numbers.map(|owner| self.names.numbers_of(owner));
+        let numbers = numbers.map(|owner| self.names.numbers_of(owner, rules));
+        let time = |(seconds, nanoseconds): (i64, u32)| (seconds, nanoseconds.min(999_999_999));
+        let is_executable = mode.map(|mode| mode & 0o111 != 0);
+        let names = &mut self.names;
+        let mut numbered = |entries: &[AclEntry]| {
+            let entry =
+                |entry: &AclEntry| AclEntry { number: names.number_of(entry, rules), ..entry.clone() };
+            let entries: Vec<_> = entries.iter().map(entry).collect();
+            (!entries.is_empty()).then(|| Acl::of(&entries))
+        };
+        let acls = acls.as_ref().filter(|_| rules.acls);
+        let acls = acls.map(|acls| (numbered(&acls.access), numbered(&acls.default)));
+        let xattrs = xattrs.clone().filter(|_| rules.xattrs);
         Attributes {
             mode: mode.filter(|_| options.perms),
             new_mode: mode.unwrap_or(0o666) & 0o777 & !self.umask,
+            executable: is_executable.filter(|_| rules.executability && matches!(kind, Kind::File { .. })),
             source_time: mtime.map(|(seconds, _)| seconds),
-            mtime: mtime.filter(|_| options.times).map(|(s, ns)| (s, ns.min(999_999_999))),
-            uid: numbers.filter(|_| options.owner).map(|(uid, _)| uid),
-            gid: numbers.filter(|_| options.group).map(|(_, gid)| gid),
+            mtime: mtime.filter(|_| options.times && !omits_times).map(time),
+            atime: atime.filter(|_| rules.atimes && !omits_times).map(time),
+            uid: numbers.filter(|_| options.owner && rules.superuser != Some(false)).map(|(uid, _)| uid),
+            gid: numbers.filter(|_| options.group).map(|(_, gid)| gid).filter(|&gid| rules.may_give_to(gid)),
+            superuser: rules.acts_as_superuser(),
+            extended: Extended { acls, xattrs },
         }
     }
 
@@ -95,7 +136,7 @@ impl DestinationTree {
         if self.options.transfer.existing && !self.is_there(path)? {
             return Ok(Changes::default());
         }
-        let mut attributes = self.attributes(metadata);
+        let mut attributes = self.attributes(&Kind::Directory, metadata);
         let is_only_named = path.is_empty() && !self.root.is_new;
         if is_only_named {
             attributes.mode.take_if(|_| !self.options.destination_perms);
@@ -120,48 +161,6 @@ impl DestinationTree {
         Ok(place.map(|place| place.stat()).transpose()?.flatten().is_some())
     }
 
-    /// Makes or replaces a symlink to `link`; a temporary one is renamed over the old. A
-    /// dry run makes none. A directory in its place goes first. In the place of a destination
-    /// that was named itself, only another symlink is replaced. Returns how it differs from what
-    /// was there, and which attributes may not be set.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be made, or a directory that may not go is in its place.
-    pub fn make_symlink(
-        &mut self,
-        path: &[u8],
-        link: &[u8],
-        metadata: &Metadata,
-    ) -> Result<(Changes, Option<Failure>)> {
-        let rules = &self.options.transfer;
-        if rules.existing || rules.ignore_existing {
-            let stays = if self.is_there(path)? { rules.ignore_existing } else { rules.existing };
-            if stays {
-                return Ok((Changes::default(), None));
-            }
-        }
-        let attributes = self.attributes(metadata);
-        let changes = self.changes_of_symlink(path, link, &attributes);
-        if self.options.dry_run {
-            return Ok((changes, None));
-        }
-        let Some(place) = self.root.place(path, false)? else { return Ok((changes, None)) };
-        let link = OsStr::from_bytes(link);
-        if self.root.is_file() {
-            refuse_to_lose(&place)?;
-        }
-        let unset = if sys::read_link_at(&place.dir, &place.name).is_ok_and(|now| now == link) {
-            place.set_attributes_of_link(&place.name, &attributes)
-        } else {
-            if place.stat()?.is_some_and(|stat| sys::kind_of(&stat) == SFlag::S_IFDIR) {
-                in_the_way::remove(&place, &self.options)?;
-            }
-            place.put_symlink(link, &attributes)
-        }?;
-        Ok((changes, unset))
-    }
-
     /// A directory of the source has these names, and maybe more.
     pub fn source_has(&mut self, directory: Vec<u8>, names: Vec<Vec<u8>>) {
         self.others.has(directory, names);
@@ -177,7 +176,8 @@ impl DestinationTree {
         let DestinationRoot { dir: Some(dir), rename: None, shown, backups, .. } = &self.root else {
             return Ok(());
         };
-        let root = Root { dir, shown, backups: backups.as_ref() };
+        let follow = self.root.follows_links();
+        let root = Root { dir, shown, backups: backups.as_ref(), follow };
         self.others.remove(root, &self.options, each)
     }
 
@@ -189,7 +189,8 @@ impl DestinationTree {
         let Some(root) = &self.root.dir else { return };
         for Directory { id, path, identity, attributes, .. } in directories.into_iter().rev() {
             let (shown, path) = (self.root.path_of(&path), Path::new(OsStr::from_bytes(&path)));
-            each(id, place::finish_directory(root.as_fd(), path, identity, &attributes, &shown));
+            let dir = sys::open_dir(root.as_fd(), path, PATH_ONLY, self.root.follows_links());
+            each(id, place::finish_directory(dir, identity, &attributes, &shown));
         }
     }
 }
@@ -205,19 +206,10 @@ impl Drop for DestinationTree {
                 Attributes { mode: Some(mode), ..Attributes::default() },
             );
             // The error of the run is the one to report.
-            let _ = place::finish_directory(root.as_fd(), path, *identity, &attributes, path);
+            let dir = sys::open_dir(root.as_fd(), path, PATH_ONLY, self.root.follows_links());
+            let _ = place::finish_directory(dir, *identity, &attributes, path);
         }
     }
-}
-
-/// What the user named as the destination becomes a symlink only if there is none or another.
-fn refuse_to_lose(place: &Place) -> Result<()> {
-    let kind = place.stat()?.as_ref().map(sys::kind_of);
-    if kind.is_none_or(|kind| kind == SFlag::S_IFLNK) {
-        return Ok(());
-    }
-    let why = "would be replaced by a symlink; remove it first, or name a source that is a file";
-    Err(Error::refused(&place.path, why))
 }
 
 /// A directory that can be filled.
@@ -229,9 +221,11 @@ struct Made {
     identity: Option<(u64, u64)>,
 }
 
+/// What its owner needs to fill a directory.
+const OWNER: u32 = 0o700;
+
 /// Makes a directory that its owner can fill meanwhile.
 fn make_directory(root: &DestinationRoot, path: &[u8], mode: u32, options: &Options) -> Result<Made> {
-    const OWNER: u32 = 0o700;
     if path.is_empty() {
         return Ok(Made::default());
     }
@@ -241,6 +235,12 @@ fn make_directory(root: &DestinationRoot, path: &[u8], mode: u32, options: &Opti
         made.map_err(Error::file("create the directory", &place.path))
     };
     let is_directory = |stat: &FileStat| sys::kind_of(stat) == SFlag::S_IFDIR;
+    if root.follows_links()
+        && let Ok(dir) = sys::open_dir(place.dir.as_fd(), place.name.as_ref(), PATH_ONLY, true)
+    {
+        let stat = fstat(&dir).map_err(|errno| Error::file("look at", &place.path)(errno.into()))?;
+        return Ok(opened(&place, &stat));
+    }
     let (mut is_new, mut stat) = (make()?, place.stat()?);
     if !is_new && !stat.as_ref().is_some_and(is_directory) {
         in_the_way::remove(&place, options)?;
@@ -253,11 +253,16 @@ fn make_directory(root: &DestinationRoot, path: &[u8], mode: u32, options: &Opti
     if is_new {
         return Ok(Made { closed: (mode & OWNER != OWNER).then_some(mode), identity });
     }
-    let mode = stat.st_mode & 0o7777;
+    Ok(opened(&place, &stat))
+}
+
+/// Lets its owner fill a directory that is there and is so.
+fn opened(place: &Place, stat: &FileStat) -> Made {
+    let (mode, identity) = (stat.st_mode & 0o7777, Some((stat.st_dev, stat.st_ino)));
     if mode & OWNER == OWNER || nix::unistd::geteuid().is_root() {
-        return Ok(Made { closed: None, identity });
+        return Made { closed: None, identity };
     }
     // It may be somebody else's, and writable all the same.
     let opened = sys::set_mode_at(&place.dir, &place.name, mode | OWNER).is_ok();
-    Ok(Made { closed: opened.then_some(mode), identity })
+    Made { closed: opened.then_some(mode), identity }
 }

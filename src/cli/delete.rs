@@ -71,6 +71,12 @@ impl DeleteArgs {
         Ok(Some(Backup { suffix, dir }))
     }
 
+    /// Whether what is replaced stays in its directory, under another name: that changes the
+    /// time of the directory, which is left alone then, as with rsync.
+    pub fn renames_beside(&self) -> bool {
+        self.backup && self.backup_dir.is_none()
+    }
+
     /// What the library takes. `recursive`: directories are descended into.
     ///
     /// # Errors

@@ -29,16 +29,12 @@ use Becomes::{Later, Nothing, Refused, Same};
 #[rustfmt::skip]
 const ROWS: &[(&str, Becomes)] = &[
     ("--8-bit-output -8", Refused("control characters in names are always escaped; leave it out")),
-    ("--acls -A", Later("leave -A out, and copy ACLs with getfacl -R and setfacl --restore")),
     ("--address=", Refused("name the address to ssh: -e 'ssh -b ADDRESS'")),
     ("--append", Refused("an interrupted run is gone on from without it; leave it out")),
     ("--append-verify", Refused("an interrupted run is gone on from, and verified, without it; leave it out")),
-    ("--atimes -U", Later("leave -U out")),
     ("--blocking-io", Nothing),
     ("--checksum-choice= --cc=", Refused("contents are compared by BLAKE3; leave it out")),
     ("--checksum-seed=", Nothing),
-    ("--chmod=", Later("run chmod at the destination afterwards")),
-    ("--chown=", Later("run chown at the destination afterwards")),
     ("--compare-dest=", Later("leave it out, and what that directory has is sent too")),
     ("--compress-choice= --zc=", Same("--compress")),
     ("--compress-threads= --zt=", Refused("threads follow the connection; leave it out, or see --threads")),
@@ -46,38 +42,27 @@ const ROWS: &[(&str, Becomes)] = &[
     ("--copy-as=", Refused("log in as that user: USER@HOST:PATH")),
     ("--copy-dest=", Later("leave it out, or copy that directory to DEST before: what is equal is not sent")),
     ("--copy-devices", Refused("a device that is named as SRC is sent as what it holds; leave it out")),
-    ("--copy-dirlinks -k", Later("name those directories as SRC of their own")),
-    ("--copy-links -L", Later("name the files that symlinks lead to as SRC")),
-    ("--copy-unsafe-links", Later("name the files that symlinks lead to as SRC")),
     ("--crtimes -N", Refused("Linux sets no birth times; leave it out")),
     ("--daemon", Refused("there is no daemon: ssh starts holesync agent")),
     ("--delay-updates", Later("leave it out: each file appears as a whole, when it is complete")),
     ("--delete-missing-args", Later("remove them at the destination yourself")),
-    ("--devices", Later("make device nodes at the destination with mknod")),
     ("--dirs -d", Later("use --no-r with each file as SRC, or make directories with mkdir")),
     ("--drop-D", Refused("devices and special files are never made below it; leave it out")),
     ("--early-input=", Refused("there is no daemon to read it; leave it out")),
-    ("--executability -E", Later("use -p")),
     ("--fake-super", Refused("owners are kept where the other end is root: --remote-path='sudo holesync'")),
     ("--files-from=", Later("name as SRC what is to be sent")),
     ("--fsync", Nothing),
-    ("--groupmap=", Later("run chgrp at the destination afterwards")),
-    ("--hard-links -H", Later("leave -H out: each name becomes a file of its own")),
     ("--iconv=", Refused("names are kept byte for byte; leave it out, and rename with convmv")),
     ("--ignore-missing-args", Later("name as SRC only what is there")),
     ("--inc-recursive --i-r", Nothing),
     ("--insecure-links", Refused("what you name is followed anyway, what is found below never; leave it out")),
-    ("--keep-dirlinks -K", Later("name the directory that the symlink leads to as DEST")),
     ("--link-dest=", Later("make DEST from that directory with cp -al, and use --commit=atomic")),
     ("--max-alloc=", Nothing),
     ("--munge-links", Refused("symlinks are never followed below DEST; leave it out")),
     ("--no-compress --no-z", Same("--compress=none")),
     ("--no-timeout", Same("--timeout=0")),
-    ("--numeric-ids", Later("leave it out: owners go by name where the name exists there, else by number")),
     ("--old-args", Nothing),
     ("--old-dirs --old-d", Later("use --no-r with each file as SRC, or make directories with mkdir")),
-    ("--omit-dir-times -O", Later("leave -O out, or use --no-t")),
-    ("--omit-link-times -J", Later("leave -J out, or use --no-t")),
     ("--only-write-batch=", Refused("write a stream with holesync send, and read it with holesync recv")),
     ("--open-noatime", Refused("mount the source with noatime, or send a snapshot")),
     ("--outbuf=", Nothing),
@@ -94,17 +79,12 @@ const ROWS: &[(&str, Becomes)] = &[
     ("--skip-compress=", Nothing),
     ("--sockopts=", Refused("ssh has the connection; leave it out, or see ssh_config(5)")),
     ("--sparse -S", Nothing),
-    ("--specials", Later("make fifos at the destination with mkfifo")),
-    ("-D", Later("make device nodes and fifos at the destination with mknod")),
     ("--stderr=", Refused("errors and warnings go to stderr, all else to stdout; leave it out")),
     ("--msgs2stderr", Refused("errors and warnings go to stderr, all else to stdout; leave it out")),
-    ("--super", Later("log in as root, or use --remote-path='sudo holesync'")),
     ("--temp-dir= -T=", Later("leave it out: new data gathers beside the file that it becomes")),
     ("--trust-sender", Nothing),
-    ("--usermap=", Later("run chown at the destination afterwards")),
     ("--write-batch=", Refused("write a stream with holesync send, and read it with holesync recv")),
     ("--write-devices", Refused("a device that is named as DEST is written as it is; leave it out")),
-    ("--xattrs -X", Later("leave -X out, and copy them with getfattr -d and setfattr --restore")),
 ];
 
 /// What `--no-` may stand before in rsync: it undoes what came before it.
@@ -117,7 +97,20 @@ const NEGATABLE: &str = "8 8-bit-output A D H J N O R S U W X acls append atimes
     write-devices x xattrs y z";
 
 /// What `-a` turns on again, whatever came before it.
-const ARCHIVE: &[&str] = &["no-recursive", "no-links", "no-perms", "no-times", "no-group", "no-owner"];
+const ARCHIVE: &[&str] = &[
+    "no-recursive",
+    "no-links",
+    "no-perms",
+    "no-times",
+    "no-group",
+    "no-owner",
+    "no-D",
+    "no-devices",
+    "no-specials",
+];
+
+/// What `-D` stands for.
+const NODES: &[&str] = &["devices", "specials"];
 
 /// An option as clap has it.
 #[derive(Clone)]
@@ -272,9 +265,12 @@ impl Words {
             self.out.retain(|(name, _)| !ARCHIVE.contains(&name.as_str()));
         }
         if let Some(undone) = known.name.strip_prefix("no-") {
-            self.out.retain(|(name, _)| name != undone);
+            self.out.retain(|(name, _)| name != undone && !(undone == "D" && NODES.contains(&name.as_str())));
         }
         self.undo(&known.name);
+        if known.name == "D" {
+            NODES.iter().for_each(|option| self.undo(option));
+        }
         let word = match value {
             Some(value) if name.len() > 1 || known.name.len() > 1 => {
                 let value = OsString::from_vec(value);
@@ -371,7 +367,8 @@ mod tests {
             ("-Wv --no-whole-file a -W b", "-v a -W b"),
             ("--no-fsync --fsync a b", "a b"),
             ("--no-o --no-perms -a a b", "-a a b"),
-            ("-a --no-o --no-D a b", "-a --no-o a b"),
+            ("-a --no-o --no-D a b", "-a --no-o --no-D a b"),
+            ("--devices --no-D --no-devices -aD --no-specials a b", "-a -D --no-specials a b"),
             ("--no-z a -- -S --exclude=x", "--compress=none a -- -S --exclude=x"),
             ("map --exclude x", "map --exclude x"),
             ("--nonsense -", "--nonsense -"),

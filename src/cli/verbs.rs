@@ -35,7 +35,7 @@ pub fn run(cli: Cli) -> Result<()> {
     let umask = sys::umask();
     sys::raise_open_files();
     match cli.verb {
-        None => transfer(cli.transfer.into_transfer()?, umask),
+        None => transfer(cli.transfer.into_transfer(umask)?, umask),
         Some(Verb::Agent { root, read_only, write_only, no_delete }) => {
             let confinement = confinement(root.as_deref(), read_only, write_only)?.keeping_all(no_delete);
             end_the_command_on_signals()?;

@@ -149,12 +149,13 @@ impl LineFormat {
             'f' => long_name(item),
             'L' => match item.kind {
                 ItemKind::Symlink(link) => format!(" -> {}", escape(link)),
+                ItemKind::HardLink(first) => format!(" => {}", escape(first)),
                 _ => String::new(),
             },
             'l' => match item.kind {
                 ItemKind::File { length } => length.unwrap_or(0).to_string(),
                 ItemKind::Symlink(link) => link.len().to_string(),
-                ItemKind::Directory => "0".into(),
+                _ => "0".into(),
             },
             'b' => if let Outcome::Sent(bytes) = outcome { *bytes } else { 0 }.to_string(),
             'o' => if self.facts.pulls { "recv" } else { "send" }.into(),
@@ -187,7 +188,11 @@ impl LineFormat {
             ItemKind::File { .. } => 'f',
             ItemKind::Directory => 'd',
             ItemKind::Symlink(_) => 'L',
+            ItemKind::Device { .. } => 'D',
+            ItemKind::Special { .. } => 'S',
+            ItemKind::HardLink(_) => 'f',
         };
+        let done = if matches!(item.kind, ItemKind::HardLink(_)) { 'h' } else { done };
         let mut list = String::from_iter([done, kind]);
         if changes.has(Changes::NEW) {
             list.push_str("+++++++++");
@@ -204,7 +209,7 @@ impl LineFormat {
             (changes.has(Changes::MODE), 'p'),
             (changes.has(Changes::OWNER), 'o'),
             (changes.has(Changes::GROUP), 'g'),
-            (false, 'u'),
+            (changes.has(Changes::ACCESS_TIME), 'u'),
             (false, 'a'),
             (false, 'x'),
         ];

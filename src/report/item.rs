@@ -33,6 +33,18 @@ pub enum ItemKind<'a> {
     Directory,
     /// A symlink with this target.
     Symlink(&'a [u8]),
+    /// A device node.
+    Device {
+        /// Of a block device, not of a character device.
+        is_block: bool,
+    },
+    /// A fifo or socket.
+    Special {
+        /// A socket, not a fifo.
+        is_socket: bool,
+    },
+    /// Another name of what has this path.
+    HardLink(&'a [u8]),
 }
 
 impl<'a> Item<'a> {
@@ -52,7 +64,7 @@ impl Changes {
     /// Size and time did not show that a file's content is equal: it is transferred, as far
     /// as that is needed.
     pub const TRANSFER: Changes = Changes(1 << 1);
-    /// A symlink led elsewhere.
+    /// A symlink led elsewhere, a device was another one, a name another file.
     pub const VALUE: Changes = Changes(1 << 2);
     /// A file had another length.
     pub const SIZE: Changes = Changes(1 << 3);
@@ -64,6 +76,8 @@ impl Changes {
     pub const OWNER: Changes = Changes(1 << 6);
     /// It had another group.
     pub const GROUP: Changes = Changes(1 << 7);
+    /// It had another access time, which is kept.
+    pub const ACCESS_TIME: Changes = Changes(1 << 8);
 
     /// These, and `more` if that is so.
     #[must_use]

@@ -35,6 +35,11 @@ impl JsonLines {
             ItemKind::File { length } => ("file", length, None),
             ItemKind::Directory => ("directory", None, None),
             ItemKind::Symlink(link) => ("symlink", None, Some(String::from_utf8_lossy(link))),
+            ItemKind::Device { is_block: true } => ("block device", None, None),
+            ItemKind::Device { is_block: false } => ("character device", None, None),
+            ItemKind::Special { is_socket: true } => ("socket", None, None),
+            ItemKind::Special { is_socket: false } => ("fifo", None, None),
+            ItemKind::HardLink(first) => ("hard link", None, Some(String::from_utf8_lossy(first))),
         };
         self.print(json!({"event": "listed", "path": path, "kind": kind, "length": length, "target": target,
             "mode": mode, "mtime": mtime}));

@@ -10,6 +10,9 @@ pub fn line(item: &Item, units: Units) -> String {
         ItemKind::File { length } => ('-', length.unwrap_or(0), String::new()),
         ItemKind::Directory => ('d', 0, String::new()),
         ItemKind::Symlink(link) => ('l', link.len() as u64, format!(" -> {}", escape(link))),
+        ItemKind::Device { is_block } => (if is_block { 'b' } else { 'c' }, 0, String::new()),
+        ItemKind::Special { is_socket } => (if is_socket { 's' } else { 'p' }, 0, String::new()),
+        ItemKind::HardLink(first) => ('-', 0, format!(" => {}", escape(first))),
     };
     let size = match units {
         Units::Both => grouped(size),

@@ -179,6 +179,7 @@ pub fn announce_all<W: Write>(shared: &SenderShared<W>, sources: &[NamedPath]) -
             Found::Contents(_) => {}
             Found::Skipped(what) => shared.warn(what)?,
             Found::Source(source) => {
+                let Some(source) = lock(&shared.links).keep(*source) else { continue };
                 if let Kind::File { length, allocated, .. } = source.kind {
                     let mut stats = lock(&shared.stats);
                     stats.files_total += 1;

@@ -40,7 +40,7 @@ pub struct Session<'a, W: Write> {
     pub(super) describer: Describer<'a, W>,
     /// Everything below the sources is announced.
     walked: bool,
-    /// Files that need a second try.
+    /// Files that need a second try, and then other names of files.
     again: VecDeque<Source>,
     awaited: HashMap<u64, Sent>,
     /// Failures that the receiver told of.
@@ -105,19 +105,24 @@ impl<'a, W: Write> Session<'a, W> {
         Ok(())
     }
 
-    /// Whether every file has its result; announces those that need another try (step 6).
+    /// Whether every file has its result; announces those that need another try, and then other
+    /// names of files, which have no result (step 6).
     fn is_through(&mut self) -> Result<bool> {
         if !self.walked || !self.shared.files.all_answered() || !self.awaited.is_empty() {
             return Ok(false);
         }
-        let mut announced = false;
+        if self.again.is_empty() {
+            let (links, failures) = lock(&self.shared.links).take();
+            self.again.extend(links);
+            failures.into_iter().try_for_each(|failure| self.shared.source_failed(failure))?;
+        }
         // Without credit this thread would wait for itself.
         while self.shared.files.may_announce()
             && let Some(source) = self.again.pop_front()
         {
-            announced = announce(self.shared, source)?;
+            announce(self.shared, source)?;
         }
-        Ok(!announced && self.again.is_empty())
+        Ok(self.again.is_empty() && self.shared.files.all_answered())
     }
 
     /// Exchanges totals (step 7).
@@ -202,9 +207,11 @@ impl<'a, W: Write> Session<'a, W> {
                 self.arrived(&source)?;
             }
             Message::Failed { id, failure } => {
-                self.shared.files.take(id);
                 self.shared.files.take_other(id);
-                self.awaited.remove(&id);
+                let sent = self.awaited.remove(&id).map(|sent| sent.source);
+                if let Some(source) = self.shared.files.take(id).or(sent) {
+                    lock(&self.shared.links).failed(&source);
+                }
                 self.receiver_failed(&failure);
             }
             Message::Unset(failure) => {
@@ -280,7 +287,7 @@ impl<'a, W: Write> Session<'a, W> {
             } else {
                 "changed while it was read, twice; send it when nothing writes to it, or from a snapshot"
             };
-            return self.shared.source_failed(Error::refused(&source.path, why).to_failure());
+            return self.source_failed(&source, &Error::refused(&source.path, why));
         }
         match source.look_again() {
             Ok(mut source) => {
@@ -290,8 +297,14 @@ impl<'a, W: Write> Session<'a, W> {
                 self.again.push_back(source);
                 Ok(())
             }
-            Err(error) => self.shared.source_failed(source::lost(&error)),
+            Err(error) => self.source_failed(&source, &error),
         }
+    }
+
+    /// A file could not be read; its other names are not made then.
+    fn source_failed(&self, source: &Source, error: &Error) -> Result<()> {
+        lock(&self.shared.links).failed(source);
+        self.shared.source_failed(source::lost(error))
     }
 
     /// Describes one file to the receiver from its first block to its last (step 4).
@@ -329,11 +342,12 @@ impl<'a, W: Write> Session<'a, W> {
                 Ok(())
             }
             Merged::SourceChanged => self.try_again(source, false),
-            Merged::SourceFailed(error) => self.shared.source_failed(source::lost(&error)),
+            Merged::SourceFailed(error) => self.source_failed(&source, &error),
             Merged::SourceUnread(error) => {
-                self.shared.source_failed(source::lost(&Error::file("read", &source.path)(error)))
+                self.source_failed(&source, &Error::file("read", &source.path)(error))
             }
             Merged::ReceiverFailed(failure) => {
+                lock(&self.shared.links).failed(&source);
                 self.receiver_failed(&failure);
                 Ok(())
             }

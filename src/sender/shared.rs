@@ -9,6 +9,7 @@ use crate::options::Options;
 use crate::protocol::{FrameWriter, Message, shortened};
 use crate::report::{Event, Phase, Reporter, Stats};
 use crate::sender::announce::Files;
+use crate::source::Links;
 
 /// Whose user the sender serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub struct SenderShared<'a, W: Write> {
     pub files: Arc<Files>,
     pub output: Mutex<FrameWriter<W>>,
     pub stats: Mutex<Stats>,
+    /// Other names of files.
+    pub links: Mutex<Links>,
     pub options: &'a Options,
     pub side: Side,
     pub reporter: &'a dyn Reporter,

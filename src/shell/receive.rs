@@ -15,7 +15,7 @@ use crate::options::Options;
 use crate::report::{Changes, Event, ItemKind, Outcome, Reporter, Stats};
 use crate::shell::sender::{ArrivingFile, Encoding, FileType, LARGE_FACTOR, ListedEntry, SendingShell};
 use crate::shell::{self, ShellSession, relative};
-use crate::source::{NOT_SENT, is_unsafe_link};
+use crate::source::{Kind, NOT_SENT, is_unsafe_link};
 
 pub use listing::list;
 
@@ -305,13 +305,15 @@ impl ReceiveJob<'_> {
             return Ok((Opened::Preview(preview), Changes::NEW.with(Changes::TRANSFER, true)));
         };
         let path = place.path.clone();
+        let (length, allocated) = (entry.length, entry.allocated);
+        let kind = Kind::File { length, allocated, whole: true, retry: false };
         let precision = if entry.is_exact { Precision::Nanoseconds } else { Precision::Seconds };
         let wanted = Wanted {
-            length: entry.length,
-            data: entry.allocated,
+            length,
+            data: allocated,
             whole: true,
             quick_check: QuickCheck::Time(precision),
-            attributes: tree.attributes(&entry.metadata),
+            attributes: tree.attributes(&kind, &entry.metadata),
         };
         let opening = Destination::open(place, wanted, &self.setup)?;
         if let Some(warning) = opening.recovered.warning(&path) {

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use crate::apply::tree::Target;
 use crate::confinement::NamedPath;
 use crate::error::{Error, Result, printable};
-use crate::options::Options;
+use crate::options::{IdMap, KindRules, Options, To};
 use crate::report::{Event, Reporter, Stats};
 use crate::shell::pending::PendingCommands;
 use crate::shell::receiver::{FarRoot, FarRootKind, ReceivingShell};
@@ -30,6 +30,9 @@ const MAX_ROOTS: usize = 1000;
 pub fn run(session: ShellSession, sources: &[NamedPath], target: &Target) -> Result<Stats> {
     let ShellSession { options, host, reporter, .. } = session;
     shell::refuse_what_needs_an_agent(options, host, reporter)?;
+    // Its tools make no special files.
+    let kinds = KindRules { devices: false, specials: false, ..options.kinds };
+    let options = &Options { kinds, ..options.clone() };
     if options.mkpath {
         return Err(Error::Usage(format!(
             "--mkpath needs a holesync on {host}: install it there, or make the directory before"
@@ -74,7 +77,7 @@ pub fn run(session: ShellSession, sources: &[NamedPath], target: &Target) -> Res
                 if let Some(name) = &rename {
                     source.target.clone_from(name);
                 }
-                job.send(source)?;
+                job.send(*source)?;
             }
         }
     }
@@ -130,7 +133,7 @@ impl SendJob<'_> {
         Ok(())
     }
 
-    fn send(&mut self, source: Source) -> Result<()> {
+    fn send(&mut self, mut source: Source) -> Result<()> {
         if self.options.times && !self.root.can_set_time(source.metadata.mtime) {
             let what = format!("touch on {} cannot set the time of {}", self.host, printable(&source.path));
             self.reporter.event(Event::Warning(&what));
@@ -143,6 +146,7 @@ impl SendJob<'_> {
         if self.stays(&source) {
             return Ok(());
         }
+        self.adjust(&mut source);
         match &source.kind {
             Kind::File { length, allocated, .. } => {
                 self.pending.stats.files_total += 1;
@@ -153,6 +157,30 @@ impl SendJob<'_> {
             _ if self.options.dry_run => Ok(()),
             Kind::Directory => self.send_directory(source),
             Kind::Symlink(link) => self.send_symlink(&source, link),
+            // Nobody asked the walk for these.
+            Kind::Node(_) | Kind::HardLink(_) => Ok(()),
+        }
+    }
+
+    /// Makes of what an entry carries what the options make of it: at the other end nothing is
+    /// known of these.
+    fn adjust(&self, source: &mut Source) {
+        let rules = &self.options.attributes;
+        let is_directory = source.kind == Kind::Directory;
+        let metadata = &mut source.metadata;
+        metadata.mode = metadata.mode.map(|mode| rules.chmod.apply(mode & 0o7777, is_directory));
+        let is_link = matches!(source.kind, Kind::Symlink(_));
+        metadata.mtime.take_if(|_| is_directory && rules.omit_dir_times || is_link && rules.omit_link_times);
+        if let Some(owner) = &mut metadata.owner {
+            let give = |number: &mut u32, name: &mut String, map: &IdMap| {
+                if let Some(To::Number(to)) = map.find(*number, if rules.numeric_ids { "" } else { name }) {
+                    (*number, *name) = (*to, String::new());
+                } else if rules.numeric_ids || *number == 0 {
+                    name.clear();
+                }
+            };
+            give(&mut owner.uid, &mut owner.user, &rules.user_map);
+            give(&mut owner.gid, &mut owner.group, &rules.group_map);
         }
     }
 

@@ -100,6 +100,7 @@ pub fn read_entry(record: &[u8]) -> Option<ListedEntry> {
             mode: Some(mode & 0o7777),
             mtime: Some((seconds, nanoseconds.unwrap_or(0))),
             owner: Some(Owner { uid, gid, user, group }),
+            ..Metadata::default()
         }
     };
     Some(ListedEntry {

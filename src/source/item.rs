@@ -1,7 +1,7 @@
 //! A source as the user is told of it.
 
 use crate::report::{Item, ItemKind};
-use crate::source::{Kind, Metadata, Source};
+use crate::source::{Kind, Metadata, Node, Source};
 
 impl Source {
     /// It, for the user.
@@ -16,6 +16,11 @@ pub fn item<'a>(path: &'a [u8], kind: &'a Kind, metadata: &Metadata) -> Item<'a>
         Kind::File { length, .. } => ItemKind::File { length: Some(*length) },
         Kind::Directory => ItemKind::Directory,
         Kind::Symlink(link) => ItemKind::Symlink(link),
+        Kind::Node(Node::CharDevice(..)) => ItemKind::Device { is_block: false },
+        Kind::Node(Node::BlockDevice(..)) => ItemKind::Device { is_block: true },
+        Kind::Node(Node::Fifo) => ItemKind::Special { is_socket: false },
+        Kind::Node(Node::Socket) => ItemKind::Special { is_socket: true },
+        Kind::HardLink(first) => ItemKind::HardLink(first),
     };
     let owner = metadata.owner.as_ref().map(|owner| (owner.uid, owner.gid));
     Item { path, source: None, kind, mode: metadata.mode, mtime: metadata.mtime, owner }

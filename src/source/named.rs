@@ -12,6 +12,8 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
 use crate::confinement::NamedPath;
+use crate::options::FollowLinks;
+use crate::source::path::is_unsafe_link;
 use crate::sys;
 
 /// A source that is held: nobody can put another in its place.
@@ -22,9 +24,9 @@ pub(super) struct Named {
 }
 
 impl Named {
-    /// Finds a source. A symlink is followed to a file or device, and with a slash behind
-    /// it to a directory; else the symlink itself is the source.
-    pub fn find(path: &NamedPath) -> io::Result<Named> {
+    /// Finds a source. A symlink is followed to a file or device, and with a slash behind it,
+    /// or where the options say so, to a directory; else the symlink itself is the source.
+    pub fn find(path: &NamedPath, follow: FollowLinks) -> io::Result<Named> {
         if names_contents(path.path()) {
             return Named::look(path, OFlag::O_PATH);
         }
@@ -32,8 +34,22 @@ impl Named {
         if !is(&named.stat, SFlag::S_IFLNK) {
             return Ok(named);
         }
-        let followed = Named::look(path, OFlag::O_PATH)?;
-        Ok(if followed.is_directory() { named } else { followed })
+        let followed = match Named::look(path, OFlag::O_PATH) {
+            // It leads nowhere, and is sent all the same.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !follow.all => return Ok(named),
+            other => other?,
+        };
+        let is_left = || {
+            let link = sys::read_link_at(&named.fd, OsStr::new("")).unwrap_or_default();
+            is_unsafe_link(link.as_bytes(), &base_name(path.path()))
+        };
+        let is_followed = follow.all || follow.to_directories || follow.leaving && is_left();
+        Ok(if followed.is_directory() && !is_followed { named } else { followed })
+    }
+
+    /// What a symlink below a source leads to.
+    pub fn follow(path: &NamedPath) -> io::Result<Named> {
+        Named::look(path, OFlag::O_PATH)
     }
 
     fn look(path: &NamedPath, flags: OFlag) -> io::Result<Named> {

@@ -35,7 +35,7 @@ use crate::error::{Error, Failure, Result, code, lock, printable};
 use crate::options::{DeleteWhen, Options};
 use crate::protocol::Pace;
 use crate::report::{Changes, Event, Outcome, Reporter, Stats};
-use crate::source::{self, Contents, Found, Kind, Source, Tells, Told, Walk};
+use crate::source::{self, Contents, Found, Kind, Links, Source, Tells, Told, Walk};
 
 /// Files that are worked on side by side: while one waits for storage, others go on.
 const WORKERS: usize = 4;
@@ -73,6 +73,7 @@ pub fn run(
         pace: Pace::default(),
         stats: Mutex::default(),
         again: Mutex::default(),
+        links: Mutex::default(),
         cores: Mutex::default(),
     };
     copy.pace.limit(copy.options.bandwidth);
@@ -88,6 +89,7 @@ pub fn run(
             }
         });
     }
+    copy.make_links(&mut tree);
     if when == Some(DeleteWhen::After) {
         copy.remove_others(sources, &mut tree);
     }
@@ -115,6 +117,8 @@ struct LocalCopy<'a> {
     again: Mutex<Vec<Source>>,
     /// How fast data may be written.
     pace: Pace,
+    /// Other names of files.
+    links: Mutex<Links>,
     /// Held by the one large file that all cores work on.
     cores: Mutex<()>,
 }
@@ -163,7 +167,12 @@ impl LocalCopy<'_> {
                 }
                 Found::Contents(_) => {}
                 Found::Skipped(what) => self.reporter.event(Event::Warning(&what)),
-                Found::Source(source) => self.entry(source, tree, jobs),
+                Found::Source(source) => {
+                    let now = self.links().keep(*source);
+                    if let Some(source) = now {
+                        self.entry(source, tree, jobs);
+                    }
+                }
             }
         }
     }
@@ -205,7 +214,7 @@ impl LocalCopy<'_> {
     fn entry(&self, source: Source, tree: &mut DestinationTree, jobs: &SyncSender<Job>) {
         let made = match &source.kind {
             // Its directory is not ours to change, and other entries would go under its name.
-            _ if tree.root().is_file() && !matches!(source.kind, Kind::File { .. } | Kind::Symlink(_)) => {
+            _ if tree.root().is_file() && source.kind == Kind::Directory => {
                 Err(Error::refused(&source.path, "became a directory meanwhile; run again"))
             }
             &Kind::File { length, allocated, .. } => {
@@ -220,7 +229,21 @@ impl LocalCopy<'_> {
                 tree.make_directory(0, &source.target, &source.metadata).map(|changes| (changes, None))
             }
             Kind::Symlink(link) => tree.make_symlink(&source.target, link, &source.metadata),
+            &Kind::Node(node) => match tree.why_not_made(node) {
+                Some(why) => {
+                    let what = format!("skipping device {}: {why}", printable(&source.path));
+                    return self.reporter.event(Event::Warning(&what));
+                }
+                None => tree.make_node(&source.target, node, &source.metadata),
+            },
+            // It waits for the others.
+            Kind::HardLink(_) => return,
         };
+        self.made(&source, made);
+    }
+
+    /// Counts and reports what is no file.
+    fn made(&self, source: &Source, made: Result<(Changes, Option<Failure>)>) {
         self.settle(made.map(|(changes, unset)| {
             if self.options.tells_changes {
                 self.reporter.event(Event::Made(source.item(), changes));
@@ -246,9 +269,25 @@ impl LocalCopy<'_> {
     }
 
     fn queue(&self, source: Source, tree: &mut DestinationTree, jobs: &SyncSender<Job>) {
-        let attributes = tree.attributes(&source.metadata);
+        let attributes = tree.attributes(&source.kind, &source.metadata);
         // Workers that are gone panicked, and take the run with them.
         let _ = jobs.send(Job { source, attributes });
+    }
+
+    /// Makes other names of files that are in their places.
+    fn make_links(&self, tree: &mut DestinationTree) {
+        let (links, failures) = self.links().take();
+        for source in links {
+            if let Kind::HardLink(first) = &source.kind {
+                let made = tree.make_hard_link(&source.target, first);
+                self.made(&source, made.map(|changes| (changes, None)));
+            }
+        }
+        failures.iter().for_each(|failure| self.failed(failure));
+    }
+
+    fn links(&self) -> MutexGuard<'_, Links> {
+        lock(&self.links)
     }
 
     fn stats(&self) -> MutexGuard<'_, Stats> {

@@ -38,6 +38,15 @@ pub fn open_below(dir: BorrowedFd, path: &Path, flags: OFlag) -> io::Result<Owne
     }
 }
 
+/// Opens a directory below `dir`, as [`open_beneath`] does, or with `follow` wherever symlinks
+/// lead; open(2).
+pub fn open_dir(dir: BorrowedFd, path: &Path, flags: OFlag, follow: bool) -> io::Result<OwnedFd> {
+    if !follow || path.as_os_str().is_empty() {
+        return open_beneath(dir, path, flags, 0);
+    }
+    Ok(nix::fcntl::openat(dir, path, flags | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY, Mode::empty())?)
+}
+
 /// Opens `path` below `dir`: no component may be a symlink or lead out of
 /// `dir` (openat2(2); where the kernel lacks it, one component at a time).
 /// `path` must hold plain names only; an empty one is `dir` itself.
@@ -155,6 +164,19 @@ pub fn make_dir_at(dir: impl AsFd, name: &OsStr, mode: u32) -> io::Result<bool> 
 /// `symlinkat`.
 pub fn symlink_at(dir: impl AsFd, target: &OsStr, name: &OsStr) -> io::Result<()> {
     Ok(nix::unistd::symlinkat(target, dir, name)?)
+}
+
+/// `mknodat`: a device node, fifo or socket, with these permissions (`07777`); of a device its
+/// major and minor number.
+pub fn make_node_at(
+    dir: impl AsFd,
+    name: &OsStr,
+    kind: SFlag,
+    mode: u32,
+    (major, minor): (u32, u32),
+) -> io::Result<()> {
+    let device = nix::sys::stat::makedev(major.into(), minor.into());
+    Ok(nix::sys::stat::mknodat(dir, name, kind, Mode::from_bits_truncate(mode), device)?)
 }
 
 /// `readlinkat`.

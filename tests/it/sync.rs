@@ -1,5 +1,6 @@
 //! Whole runs: push, pull and copies on one machine.
 
+mod attributes;
 mod backup;
 mod choosing;
 mod delete;

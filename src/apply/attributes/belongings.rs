@@ -11,18 +11,14 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
-use xattr::FileExt;
-
 use crate::apply::attributes::{Unset, is_policy};
 use crate::apply::place::{Access, Old};
 use crate::sys;
+use crate::xattrs::{self, ACL, Acl, CAPABILITY, DEFAULT_ACL, is_none};
 
-const ACL: &str = "system.posix_acl_access";
-const DEFAULT_ACL: &str = "system.posix_acl_default";
 /// Who may: where it cannot be handed on, the system's own rules decide.
 const LABELS: [&str; 3] = ["security.selinux", "security.SMACK64", NFS4_ACL];
 const NFS4_ACL: &str = "system.nfs4_acl";
-const CAPABILITY: &str = "security.capability";
 
 /// What the permissions of a new file may be at most.
 pub struct Handed {
@@ -65,11 +61,11 @@ pub fn prepare(old: Option<&Old>, new: &File) {
 ///
 /// Those of storage. What may not be set is noted.
 pub fn hand_on(old: &Old, new: &File, is_strange: bool, unset: &mut Unset) -> io::Result<Handed> {
-    let names = or_none(list(old))?;
-    let inherited = or_none(new.list_xattr().map(Iterator::collect::<Vec<_>>))?;
+    let names = or_none(xattrs::list(&old.file))?;
+    let inherited = or_none(xattrs::list(new))?;
     for name in names.iter().filter(|name| is_handed_on(name)) {
-        let copied =
-            get(old, name).and_then(|value| value.map_or(Ok(()), |value| new.set_xattr(name, &value)));
+        let copied = xattrs::get(&old.file, name)
+            .and_then(|value| value.map_or(Ok(()), |value| xattrs::set(new, name, &value)));
         // A label that may not be set is that of any new file here.
         let what = name.as_bytes().starts_with(b"user.").then_some("extended attribute");
         unset.note(what, copied.or_else(ignore_full))?;
@@ -77,7 +73,7 @@ pub fn hand_on(old: &Old, new: &File, is_strange: bool, unset: &mut Unset) -> io
     let has = |names: &[OsString]| names.iter().any(|name| name == ACL);
     if !has(&names) {
         let mut handed = Handed { has_acl: has(&inherited), ..Handed::default() };
-        if handed.has_acl && new.remove_xattr(ACL).is_err() {
+        if handed.has_acl && xattrs::remove(new, OsStr::new(ACL)).is_err() {
             handed.most = 0o7707;
         }
         if is_strange {
@@ -91,7 +87,7 @@ pub fn hand_on(old: &Old, new: &File, is_strange: bool, unset: &mut Unset) -> io
 }
 
 fn hand_on_acl(old: &Old, new: &File, is_strange: bool, unset: &mut Unset) -> io::Result<Handed> {
-    let mut acl = get(old, OsStr::new(ACL)).map(|value| value.map(Acl));
+    let mut acl = xattrs::get(&old.file, OsStr::new(ACL)).map(|value| value.map(Acl));
     let mut handed = Handed { has_acl: true, ..Handed::default() };
     if let (true, Ok(Some(acl))) = (is_strange, &mut acl) {
         // Its group is another one now, whose members were others.
@@ -101,15 +97,14 @@ fn hand_on_acl(old: &Old, new: &File, is_strange: bool, unset: &mut Unset) -> io
         handed.most_kept = 0o7770 | shared;
     }
     let set = match &acl {
-        Ok(Some(acl)) => new.set_xattr(ACL, &acl.0),
+        Ok(Some(acl)) => xattrs::set(new, OsStr::new(ACL), &acl.0),
         Ok(None) => return Ok(handed),
         Err(error) => Err(io::Error::from(error.kind())),
     };
     if set.is_err() {
         let group = acl.as_ref().ok().and_then(Option::as_ref).map_or(0, |acl| acl.perm_of(Acl::GROUP_OBJ));
         // Without its entries the group bits are the group's own, and no longer the mask.
-        let is_plain =
-            new.remove_xattr(ACL).or_else(|error| if is_none(&error) { Ok(()) } else { Err(error) });
+        let is_plain = xattrs::remove(new, OsStr::new(ACL));
         handed.most = 0o7707 | if is_plain.is_ok() { group << 3 } else { 0 };
     }
     unset.note(Some("ACL"), set.or_else(ignore_full))?;
@@ -140,7 +135,7 @@ pub fn most_of_a_new_file(dir: impl AsFd) -> io::Result<Handed> {
 /// Those of storage.
 pub fn end_privileges(file: &File) -> io::Result<()> {
     let may_stay = |error: io::Error| if is_none(&error) || is_policy(&error) { Ok(()) } else { Err(error) };
-    file.remove_xattr(CAPABILITY).or_else(may_stay)?;
+    xattrs::remove(file, OsStr::new(CAPABILITY)).or_else(may_stay)?;
     let mode = file.metadata()?.mode() & 0o7777;
     if mode & 0o6000 == 0 { Ok(()) } else { sys::set_mode(file, mode & 0o1777).or_else(may_stay) }
 }
@@ -149,31 +144,13 @@ fn is_handed_on(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b"user.") || LABELS.iter().any(|label| name == *label)
 }
 
-fn list(old: &Old) -> io::Result<Vec<OsString>> {
-    match old.access {
-        Access::None => xattr::list_deref(sys::proc_path(&old.file)).map(Iterator::collect),
-        Access::Read | Access::Write => old.file.list_xattr().map(Iterator::collect),
-    }
-}
-
-fn get(old: &Old, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
-    match old.access {
-        Access::None => xattr::get_deref(sys::proc_path(&old.file), name),
-        Access::Read | Access::Write => old.file.get_xattr(name),
-    }
-}
-
 /// A file system without such things has none.
 fn or_none(names: io::Result<Vec<OsString>>) -> io::Result<Vec<OsString>> {
     names.or_else(|error| if is_policy(&error) { Ok(Vec::new()) } else { Err(error) })
 }
 
-fn is_none(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ENODATA)
-}
-
 /// Some file systems have little room for these (ext4(5): one block).
-fn ignore_full(error: io::Error) -> io::Result<()> {
+pub(super) fn ignore_full(error: io::Error) -> io::Result<()> {
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::E2BIG | libc::ERANGE | libc::EDQUOT) => {
             Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
@@ -187,44 +164,4 @@ fn ignore_full(error: io::Error) -> io::Result<()> {
 fn shared_by_group_and_others(mode: u32) -> u32 {
     let shared = mode >> 3 & mode & 0o7;
     0o7700 | shared << 3 | shared
-}
-
-/// An ACL as its extended attribute has it (linux/posix_acl_xattr.h): a version, then 8
-/// bytes an entry: tag and permissions, 16 bits each, and a number.
-struct Acl(Vec<u8>);
-
-impl Acl {
-    const USER_OBJ: u16 = 0x01;
-    const GROUP_OBJ: u16 = 0x04;
-    const MASK: u16 = 0x10;
-    const OTHER: u16 = 0x20;
-
-    fn entries(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        self.0.get_mut(4..).unwrap_or_default().chunks_exact_mut(8)
-    }
-
-    /// The permissions of the only entry of its kind, if there is one.
-    fn find(&self, tag: u16) -> Option<u32> {
-        let entries = self.0.get(4..).unwrap_or_default().chunks_exact(8);
-        let mut found = entries.filter(|entry| entry[..2] == tag.to_le_bytes());
-        found.next().map(|entry| u32::from(entry[2] & 7))
-    }
-
-    /// What such an entry comes to.
-    fn perm_of(&self, tag: u16) -> u32 {
-        let perm = self.find(tag).unwrap_or(0);
-        if tag == Acl::GROUP_OBJ { perm & self.find(Acl::MASK).unwrap_or(7) } else { perm }
-    }
-
-    fn narrow(&mut self, tag: u16, most: u32) {
-        for entry in self.entries().filter(|entry| entry[..2] == tag.to_le_bytes()) {
-            entry[2] &= most as u8;
-        }
-    }
-
-    /// The permission bits that go with it; acl(5).
-    fn mode(&self) -> u32 {
-        let group = self.find(Acl::MASK).or_else(|| self.find(Acl::GROUP_OBJ)).unwrap_or(0);
-        self.perm_of(Acl::USER_OBJ) << 6 | group << 3 | self.perm_of(Acl::OTHER)
-    }
 }

@@ -14,14 +14,17 @@ impl Attributes {
         let mode = self.mode.filter(|_| kind != SFlag::S_IFLNK).map(|mode| {
             if kind == SFlag::S_IFREG { self.safe_mode(mode, stat.st_uid, stat.st_gid) } else { mode }
         });
-        let other_owner = self.uid.is_some_and(|uid| uid != stat.st_uid) && geteuid().is_root();
+        let mode = mode.or_else(|| self.with_executability(stat.st_mode & 0o7777));
+        let other_owner = self.uid.is_some_and(|uid| uid != stat.st_uid) && self.superuser;
         let other_group = self.gid.is_some_and(|gid| gid != stat.st_gid && may_give_to(gid));
+        let atime = (stat.st_atime, stat.st_atime_nsec as u32);
         Changes::default()
             .with(
                 Changes::TIME,
                 self.mtime.is_some_and(|time| time != (stat.st_mtime, stat.st_mtime_nsec as u32)),
             )
             .with(Changes::MODE, mode.is_some_and(|mode| mode != stat.st_mode & 0o7777))
+            .with(Changes::ACCESS_TIME, self.atime.is_some_and(|time| time != atime))
             .with(Changes::OWNER, other_owner)
             .with(Changes::GROUP, other_group)
     }

@@ -73,7 +73,7 @@ pub fn remove(place: &Place, options: &Options) -> Result<()> {
     };
     let above = above(place, options);
     let backups = place.backup.as_ref().map(|backup| &backup.backups);
-    let root = Root { dir: &place.dir, shown: &above.shown, backups };
+    let root = Root { dir: &place.dir, shown: &above.shown, backups, follow: false };
     let rules = above.rules.clone();
     let mut removal =
         Removal { root, options, most: None, rules, removed: 0, is_limited: false, each: &mut each };

@@ -1,11 +1,9 @@
-//! How directories and symlinks that are there differ from those that are wanted.
-
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+//! How directories, symlinks and special files that are there differ from those that are wanted.
 
 use nix::sys::stat::{FileStat, SFlag};
 
 use crate::apply::attributes::Attributes;
+use crate::apply::place::Inode;
 use crate::apply::tree::DestinationTree;
 use crate::report::Changes;
 use crate::sys;
@@ -23,16 +21,16 @@ impl DestinationTree {
         }
     }
 
-    /// The same of a symlink to `link`.
-    pub(super) fn changes_of_symlink(&self, path: &[u8], link: &[u8], wanted: &Attributes) -> Changes {
+    /// The same of a symlink, or special file.
+    pub(super) fn changes_of_inode(&self, path: &[u8], inode: &Inode, wanted: &Attributes) -> Changes {
         if !self.options.tells_changes {
             return Changes::default();
         }
-        let is_symlink = |stat: &FileStat| sys::kind_of(stat) == SFlag::S_IFLNK;
-        let Some(stat) = self.look(path).filter(is_symlink) else { return Changes::NEW };
-        let now = self.root.place(path, true).ok().flatten();
-        let now = now.and_then(|place| sys::read_link_at(&place.dir, &place.name).ok());
-        wanted.changes(&stat).with(Changes::VALUE, now.is_none_or(|now| now != OsStr::from_bytes(link)))
+        let is_such = |stat: &FileStat| sys::kind_of(stat) == inode.kind();
+        let Some(stat) = self.look(path).filter(is_such) else { return Changes::NEW };
+        let place = self.root.place(path, true).ok().flatten();
+        let is_same = place.is_some_and(|place| inode.is_at(&place).is_ok_and(|is_same| is_same));
+        wanted.changes(&stat).with(Changes::VALUE, !is_same)
     }
 
     /// What is there; nothing either where it cannot be looked at, which shows when it is made.

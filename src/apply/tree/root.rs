@@ -58,6 +58,8 @@ pub struct DestinationRoot {
     pub(super) shown: PathBuf,
     pub(super) backups: Option<Arc<Backups>>,
     similar: Option<Arc<Similar>>,
+    /// Symlinks to directories are as good as directories.
+    follow: bool,
 }
 
 /// The directory below a root that was opened last: mostly the next entry lies in it,
@@ -120,7 +122,15 @@ impl DestinationRoot {
     /// In a dry run: it would be made.
     fn absent(path: &NamedPath, rename: Option<OsString>) -> DestinationRoot {
         let shown = path.path().to_path_buf();
-        DestinationRoot { dir: None, rename, is_new: true, shown, backups: None, similar: None }
+        DestinationRoot {
+            dir: None,
+            rename,
+            is_new: true,
+            shown,
+            backups: None,
+            similar: None,
+            follow: false,
+        }
     }
 
     fn open(path: &NamedPath, rename: Option<OsString>, is_new: bool) -> Result<DestinationRoot> {
@@ -129,7 +139,15 @@ impl DestinationRoot {
             Error::Destination(format!("cannot open the directory {shown}: {error}; create it first"))
         })?;
         let shown = path.path().to_path_buf();
-        Ok(DestinationRoot { dir: Some(Arc::new(dir)), rename, is_new, shown, backups: None, similar: None })
+        Ok(DestinationRoot {
+            dir: Some(Arc::new(dir)),
+            rename,
+            is_new,
+            shown,
+            backups: None,
+            similar: None,
+            follow: false,
+        })
     }
 
     /// The same, with what the options name beside it: for what is replaced or removed, and to
@@ -144,7 +162,13 @@ impl DestinationRoot {
         if !target.asides.basis.is_empty() {
             self.similar = Some(Arc::new(Similar::open(&target.asides.basis, &base)?));
         }
+        self.follow = options.kinds.keep_dir_links;
         Ok(self)
+    }
+
+    /// Whether symlinks to directories are as good as directories.
+    pub(super) fn follows_links(&self) -> bool {
+        self.follow
     }
 
     /// Whether the destination names the single file itself, and not a directory.
@@ -194,7 +218,7 @@ impl DestinationRoot {
         let dir = match &last.0 {
             _ if parent.as_os_str().is_empty() => Arc::clone(root),
             Some((opened, dir)) if opened == parent => Arc::clone(dir),
-            _ => match sys::open_beneath(root.as_fd(), parent, OFlag::O_PATH | OFlag::O_DIRECTORY, 0) {
+            _ => match sys::open_dir(root.as_fd(), parent, OFlag::O_PATH | OFlag::O_DIRECTORY, self.follow) {
                 Ok(dir) => {
                     let dir = Arc::new(dir);
                     last.0 = Some((parent.to_path_buf(), Arc::clone(&dir)));

@@ -48,8 +48,11 @@ impl LocalCopy<'_> {
         match self.make_equal(&job, last) {
             Ok((outcome, changes)) => self.report(&job.source, outcome, changes),
             Err(FileError::Changed) => self.try_again(job.source),
-            Err(FileError::Source(error)) => self.source_failed(&source::lost(&error)),
-            Err(FileError::Destination(error)) => self.failed(&error.to_failure()),
+            Err(FileError::Source(error)) => self.file_failed(&job.source, &error),
+            Err(FileError::Destination(error)) => {
+                self.links().failed(&job.source);
+                self.failed(&error.to_failure());
+            }
         }
     }
 
@@ -294,7 +297,7 @@ impl LocalCopy<'_> {
         if matches!(source.kind, Kind::File { retry: true, .. }) {
             let why =
                 "changed while it was read, twice; send it when nothing writes to it, or from a snapshot";
-            return self.source_failed(&Error::refused(&source.path, why).to_failure());
+            return self.file_failed(&source, &Error::refused(&source.path, why));
         }
         match source.look_again() {
             Ok(mut source) => {
@@ -303,7 +306,13 @@ impl LocalCopy<'_> {
                 }
                 lock(&self.again).push(source);
             }
-            Err(error) => self.source_failed(&source::lost(&error)),
+            Err(error) => self.file_failed(&source, &error),
         }
+    }
+
+    /// A file could not be read; its other names are not made then.
+    fn file_failed(&self, source: &Source, error: &Error) {
+        self.links().failed(source);
+        self.source_failed(&source::lost(error));
     }
 }

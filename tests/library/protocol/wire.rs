@@ -17,9 +17,8 @@ use holesync::protocol::{
     TimedWriter, VERSION, check_path,
 };
 use holesync::report::{Changes, Phase, Stats};
-use holesync::source::Kind;
-use holesync::source::Metadata;
-use holesync::source::Owner;
+use holesync::source::{Kind, Metadata, Node, Owner};
+use holesync::xattrs::{AclEntry, Acls};
 use proptest::prelude::*;
 
 /// What `write` writes, as bytes.
@@ -55,16 +54,32 @@ fn changes() -> impl Strategy<Value = Changes> {
 fn metadata() -> impl Strategy<Value = Metadata> {
     let owner = (any::<u32>(), any::<u32>(), "[a-z]{0,9}", ".{0,9}")
         .prop_map(|(uid, gid, user, group)| Owner { uid, gid, user, group });
-    let mtime = prop::option::of((any::<i64>(), any::<u32>()));
-    (prop::option::of(any::<u32>()), mtime, prop::option::of(owner))
-        .prop_map(|(mode, mtime, owner)| Metadata { mode, mtime, owner })
+    let time = || prop::option::of((any::<i64>(), any::<u32>()));
+    let bytes = || prop::collection::vec(any::<u8>(), 0..30);
+    let entry = (any::<u16>(), any::<u16>(), any::<u32>(), "[a-z]{0,9}")
+        .prop_map(|(tag, permissions, number, name)| AclEntry { tag, permissions, number, name });
+    let entries = prop::collection::vec(entry, 0..4);
+    let acls = (entries.clone(), entries).prop_map(|(access, default)| Box::new(Acls { access, default }));
+    let xattrs = prop::option::of(prop::collection::vec((bytes(), bytes()), 0..4));
+    let mode = prop::option::of(any::<u32>());
+    (mode, time(), time(), prop::option::of(owner), prop::option::of(acls), xattrs).prop_map(
+        |(mode, mtime, atime, owner, acls, xattrs)| Metadata { mode, mtime, atime, owner, acls, xattrs },
+    )
 }
 
 fn kind() -> impl Strategy<Value = Kind> {
     let file = (any::<u64>(), any::<u64>(), any::<bool>(), any::<bool>())
         .prop_map(|(length, allocated, whole, retry)| Kind::File { length, allocated, whole, retry });
-    let link = prop::collection::vec(any::<u8>(), 0..99).prop_map(Kind::Symlink);
-    prop_oneof![file, Just(Kind::Directory), link]
+    let bytes = || prop::collection::vec(any::<u8>(), 0..99);
+    let device = (any::<u32>(), any::<u32>());
+    let node = prop_oneof![
+        Just(Node::Fifo),
+        Just(Node::Socket),
+        device.prop_map(|(major, minor)| Node::CharDevice(major, minor)),
+        device.prop_map(|(major, minor)| Node::BlockDevice(major, minor)),
+    ];
+    let (link, hard_link) = (bytes().prop_map(Kind::Symlink), bytes().prop_map(Kind::HardLink));
+    prop_oneof![file, Just(Kind::Directory), link, node.prop_map(Kind::Node), hard_link]
 }
 
 fn message() -> impl Strategy<Value = Message> {

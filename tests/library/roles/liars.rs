@@ -49,6 +49,12 @@
 //! | sender | a list that claims more than it has | `a_lying_sender_ends_its_session_and_changes_nothing` |
 //! | sender | a request within a session | `a_lying_sender_ends_its_session_and_changes_nothing` |
 //! | sender | a symlink that nobody wants | `a_lying_sender_ends_its_session_and_changes_nothing` |
+//! | sender | a device that nobody wants | `a_lying_sender_ends_its_session_and_changes_nothing` |
+//! | sender | a fifo that nobody wants | `a_lying_sender_ends_its_session_and_changes_nothing` |
+//! | sender | another name that nobody wants | `a_lying_sender_ends_its_session_and_changes_nothing` |
+//! | sender | another name of what lies outside | `a_lying_sender_ends_its_session_and_changes_nothing` |
+//! | sender | another name of the destination itself | `a_lying_sender_ends_its_session_and_changes_nothing` |
+//! | sender | another name of a working file | `a_lying_sender_ends_its_session_and_changes_nothing` |
 //! | sender | what only receivers say | `a_lying_sender_ends_its_session_and_changes_nothing` |
 //! | sender | a map | `a_lying_sender_ends_its_session_and_changes_nothing` |
 //! | sender | credit outside a dry run | `a_lying_sender_ends_its_session_and_changes_nothing` |

@@ -8,7 +8,8 @@ use holesync::hashmap::{Grid, Hash, root_of};
 use holesync::options::{Commit, Delete, DeleteWhen, Options};
 use holesync::protocol::{Entry, Frame, MAX_CONTROL, MAX_DATA, MAX_LENGTH, MAX_PATH, Message, Request};
 use holesync::report::{Changes, Stats};
-use holesync::source::{Kind, Metadata, Owner};
+use holesync::source::{Kind, Metadata, Node, Owner};
+use holesync::xattrs::{AclEntry, Acls};
 
 use super::{Liar, MEMORY, is_protocol_error, peak_memory};
 use crate::roles::{Snapshot, Trees, entry, options, snapshot, start_receiver, wait};
@@ -59,6 +60,12 @@ fn file(path: impl Into<Vec<u8>>, length: u64, id: u64) -> Message {
 fn named(liar: &mut Liar, path: impl Into<Vec<u8>>) {
     layout(liar);
     liar.say(&file(path, 1, 0));
+}
+
+/// Something that is no file.
+fn made(liar: &mut Liar, path: &str, kind: Kind) {
+    layout(liar);
+    liar.say(&Message::Entry(Entry { id: 0, path: path.into(), kind, metadata: Metadata::default() }));
 }
 
 /// A new file of ten blocks of 8 KiB, begun.
@@ -243,9 +250,25 @@ fn a_lying_sender_ends_its_session_and_changes_nothing() {
             liar.say(&Message::Start(Box::default(), request, None));
         }),
         lie("a symlink that nobody wants", "a symlink that nobody wants", |liar| {
-            layout(liar);
-            let kind = Kind::Symlink(b"/etc".to_vec());
-            liar.say(&Message::Entry(Entry { id: 0, path: "x".into(), kind, metadata: Metadata::default() }));
+            made(liar, "x", Kind::Symlink(b"/etc".to_vec()));
+        }),
+        lie("a device that nobody wants", "a special file that nobody wants", |liar| {
+            made(liar, "x", Kind::Node(Node::BlockDevice(8, 0)));
+        }),
+        lie("a fifo that nobody wants", "a special file that nobody wants", |liar| {
+            made(liar, "x", Kind::Node(Node::Fifo));
+        }),
+        lie("another name that nobody wants", "another name of a file that nobody wants", |liar| {
+            made(liar, "x", Kind::HardLink(b"sub/image".to_vec()));
+        }),
+        lie("another name of what lies outside", "it names the path", |liar| {
+            made(liar, "x", Kind::HardLink(b"../outside".to_vec()));
+        }),
+        lie("another name of the destination itself", "that it may not name", |liar| {
+            made(liar, "x", Kind::HardLink(Vec::new()));
+        }),
+        lie("another name of a working file", "that it may not name", |liar| {
+            made(liar, "x", Kind::HardLink(b".x.holesync-0.log".to_vec()));
         }),
         lie("what only receivers say", "a message out of turn", |liar| {
             layout(liar);
@@ -270,7 +293,8 @@ fn a_lying_sender_ends_its_session_and_changes_nothing() {
     ];
     let memory = peak_memory();
     for Lie { lie, why, script } in lies {
-        let options = Options { links: lie != "a symlink that nobody wants", ..options(Commit::Auto) };
+        let mut options = Options { links: lie != "a symlink that nobody wants", ..options(Commit::Auto) };
+        options.kinds.hard_links = lie != "another name that nobody wants";
         let told = tell(lie, options, script);
         assert!(is_protocol_error(&told.ended), "{lie}: {:?}", told.ended);
         let error = told.ended.unwrap_err().to_string();
@@ -309,8 +333,19 @@ fn a_lying_sender_loses_its_file_and_the_others_come() {
         lie("attributes out of every range", "", |liar| {
             let owner =
                 Owner { uid: u32::MAX, gid: u32::MAX, user: "u".repeat(9999), group: "\0\x1b[2J".into() };
-            let metadata =
-                Metadata { mode: Some(u32::MAX), mtime: Some((i64::MIN, u32::MAX)), owner: Some(owner) };
+            let far = (i64::MIN, u32::MAX);
+            let entry = AclEntry { tag: 7, permissions: u16::MAX, number: u32::MAX, name: "\0".into() };
+            let metadata = Metadata {
+                mode: Some(u32::MAX),
+                mtime: Some(far),
+                atime: Some(far),
+                owner: Some(owner),
+                acls: Some(Box::new(Acls { access: vec![entry.clone(); 99], default: vec![entry] })),
+                xattrs: Some(vec![
+                    (b"system.posix_acl_access".to_vec(), vec![]),
+                    (vec![0; 300], vec![1; 99]),
+                ]),
+            };
             let kind = Kind::File { length: 0, allocated: u64::MAX, whole: false, retry: false };
             liar.say(&Message::Entry(Entry { id: 0, path: "lie".into(), kind, metadata }));
             content(liar, 0);

@@ -1,0 +1,116 @@
+//! Entries as they are announced: what is no file is made at once, files are queued for the
+//! answering thread. Steps 2 and 3 of [`receiver`](crate::receiver).
+
+use std::sync::Arc;
+
+use crate::apply::{Precision, QuickCheck, Wanted};
+use crate::error::{Failure, Result, lock, printable};
+use crate::protocol::{self, Entry, MAX_LENGTH};
+use crate::receiver::Applier;
+use crate::receiver::answer::AnnouncedFile;
+use crate::receiver::shared::Settles;
+use crate::report::{Changes, Event};
+use crate::source::Kind;
+use crate::working::names_working_file;
+
+impl Applier<'_, '_> {
+    /// Checks an entry against the rules, and takes it up.
+    pub(super) fn entry(&mut self, entry: Entry) -> Result<()> {
+        protocol::check_path(&entry.path).map_err(|what| self.frames.bad(what))?;
+        let Some(tree) = &mut self.tree else { return Err(self.frames.bad("an entry before the layout")) };
+        if tree.root().is_file() {
+            // There is one name to write to, and its directory is not ours to change.
+            let only = self.only.get_or_insert_with(|| entry.path.clone());
+            if *only != entry.path || matches!(entry.kind, Kind::Directory) {
+                return Err(self.frames.bad("more than the single file that it promised"));
+            }
+        }
+        if !self.target.is_asked(&entry.path) {
+            return Err(self.frames.bad("it sends what it was not asked for"));
+        }
+        if names_working_file(&entry.path) {
+            // It could plant a sealed log there, which the next run would finish.
+            return Err(self.frames.bad("it names a working file"));
+        }
+        if self.last.replace(entry.id).is_some_and(|last| entry.id <= last) {
+            return Err(self.frames.bad("an entry with the id of another"));
+        }
+        if !lock(&self.shared.credit).take_for_later() {
+            return Err(self.frames.bad("more entries than it has credit for"));
+        }
+        match &entry.kind {
+            &Kind::File { length, allocated, whole, retry } => {
+                if length > MAX_LENGTH {
+                    return Err(self.frames.bad(format!("a file of {length} bytes")));
+                }
+                self.shared.feeds.announced();
+                self.shared.reporter.event(Event::Found(allocated));
+                let whole = whole || self.shared.options.whole_file;
+                let attributes = tree.attributes(&entry.kind, &entry.metadata);
+                let quick_check =
+                    if retry { QuickCheck::Never } else { QuickCheck::Time(Precision::Nanoseconds) };
+                let wanted = Wanted { length, data: allocated, whole, quick_check, attributes };
+                let root = tree.root().clone();
+                let shared = Arc::clone(self.shared);
+                let job = AnnouncedFile { shared, entry, root, wanted };
+                // An answering thread that is gone took the connection with it; the next read says so.
+                let _ = self.jobs.send(job);
+                Ok(())
+            }
+            Kind::Directory => {
+                let made = tree.make_directory(entry.id, &entry.path, &entry.metadata);
+                self.settle(&entry, made.map(|changes| (changes, None)))
+            }
+            Kind::Symlink(_) if !self.shared.options.links => {
+                Err(self.frames.bad("a symlink that nobody wants"))
+            }
+            Kind::Symlink(link) => {
+                let made = tree.make_symlink(&entry.path, link, &entry.metadata);
+                self.settle(&entry, made)
+            }
+            &Kind::Node(node) if !node.is_wanted(&self.shared.options) => {
+                Err(self.frames.bad("a special file that nobody wants"))
+            }
+            &Kind::Node(node) => {
+                let made = match tree.why_not_made(node) {
+                    Some(why) => {
+                        let path = printable(&tree.root().path_of(&entry.path));
+                        self.shared.warn(format!("skipping device {path}: {why}"))?;
+                        Ok((Changes::default(), None))
+                    }
+                    None => tree.make_node(&entry.path, node, &entry.metadata),
+                };
+                self.settle(&entry, made)
+            }
+            Kind::HardLink(first) => {
+                self.refuse_bad_link(first)?;
+                let Some(tree) = &mut self.tree else { return Ok(()) };
+                let made = tree.make_hard_link(&entry.path, first);
+                self.settle(&entry, made.map(|changes| (changes, None)))
+            }
+        }
+    }
+
+    /// A link leads to what may be written itself.
+    fn refuse_bad_link(&self, first: &[u8]) -> Result<()> {
+        if !self.shared.options.kinds.hard_links {
+            return Err(self.frames.bad("another name of a file that nobody wants"));
+        }
+        protocol::check_path(first).map_err(|what| self.frames.bad(what))?;
+        if first.is_empty() || !self.target.is_asked(first) || names_working_file(first) {
+            return Err(self.frames.bad("another name of a file that it may not name"));
+        }
+        Ok(())
+    }
+
+    /// Reports what became of an entry that is no file.
+    fn settle(&self, entry: &Entry, result: Result<(Changes, Option<Failure>)>) -> Result<()> {
+        match result {
+            Ok((changes, unset)) => {
+                self.shared.unset(unset)?;
+                self.shared.made(entry, changes)
+            }
+            Err(error) => self.shared.fail(entry.id, &error, Settles::Entry),
+        }
+    }
+}

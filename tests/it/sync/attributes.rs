@@ -1,0 +1,213 @@
+//! What entries carry beside their content, and entries that are neither files nor
+//! directories: rsync makes the same tree with the same flags, and is the judge of both.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+
+use crate::common::lab;
+use crate::common::process::{Outcome, run};
+use crate::common::tree::{Way, mkdir, set_mode, set_mtime, slash, small};
+use crate::common::users::{Common, as_user};
+
+/// One program with these words behind it.
+fn tool(dir: &Path, line: &str) {
+    let mut words = line.split(' ');
+    let mut command = Command::new(words.next().expect("a program"));
+    run(command.args(words).current_dir(dir)).ok();
+}
+
+fn link(dir: &Path, from: &str, to: &str) {
+    std::fs::hard_link(dir.join(from), dir.join(to)).expect("link");
+}
+
+/// A tree with one of everything that its maker may make.
+fn grow(dir: &Path, is_root: bool) {
+    for name in ["dir", "dir/sub", "odd name", "closed", "empty"] {
+        mkdir(dir.join(name));
+    }
+    for (name, text) in
+        [("file", "one"), ("dir/plain", "x"), ("setuid", "s"), ("program", "#!"), ("closed/read-only", "f")]
+    {
+        small(dir.join(name), text);
+    }
+    small(dir.join("image"), &"image".repeat(50_000));
+    link(dir, "file", "dir/hard");
+    link(dir, "file", "odd name/hard");
+    link(dir, "image", "dir/sub/image");
+    for (to, name) in [
+        ("file", "link"),
+        ("nowhere", "broken"),
+        ("dir", "link to dir"),
+        ("../beside", "up"),
+        ("/etc/hostname", "far"),
+    ] {
+        symlink(to, dir.join(name)).expect("symlink");
+    }
+    link(dir, "link", "link too");
+    let node = |name: &str, kind, device| {
+        mknod(&dir.join(name), kind, Mode::S_IRWXU | Mode::S_IRGRP, device).expect("mknod");
+    };
+    node("fifo", SFlag::S_IFIFO, 0);
+    link(dir, "fifo", "dir/fifo");
+    node("socket", SFlag::S_IFSOCK, 0);
+    small(dir.join("acl"), "acl");
+    tool(dir, "setfacl -m u:daemon:rw,g:bin:r,u:54321:x acl");
+    tool(dir, "setfacl -m o::r,u:bin:rwx dir");
+    tool(dir, "setfacl -d -m u:daemon:rwx,g:54322:rx dir");
+    for name in ["acl", "dir", "closed/read-only"] {
+        tool(dir, &format!("setfattr -n user.one -v 1 {name}"));
+    }
+    tool(dir, "setfattr -n user.empty acl");
+    if is_root {
+        node("character", SFlag::S_IFCHR, makedev(1, 3));
+        node("block", SFlag::S_IFBLK, makedev(0, 77));
+        for line in [
+            "setfattr -n trusted.one -v 2 acl",
+            "setfattr -h -n trusted.link -v 3 link",
+            "setcap cap_net_raw+ep program",
+            "chown 1:2 setuid",
+            "chown 12345:54321 dir/plain",
+        ] {
+            tool(dir, line);
+        }
+    }
+    for (name, mode) in
+        [("setuid", 0o6755), ("program", 0o755), ("closed/read-only", 0o444), ("closed", 0o555)]
+    {
+        set_mode(&dir.join(name), mode);
+    }
+    for name in ["file", "dir", "dir/sub", "image", "link"] {
+        set_mtime(&dir.join(name), 1_000_000_000, 500_000_000);
+    }
+}
+
+/// What is there before, some of it in the way. Only what the flags ask for has attributes: a
+/// file that takes the place of another keeps its own here, and loses them with rsync.
+fn grow_old(dir: &Path, flags: &str) {
+    for name in ["dir", "fifo", "link"] {
+        mkdir(dir.join(name));
+    }
+    for (name, text) in [
+        ("file", "old"),
+        ("acl", "before"),
+        ("dir/hard", "zzz"),
+        ("image", "old"),
+        ("gone", "gone"),
+        ("program", "p"),
+    ] {
+        small(dir.join(name), text);
+    }
+    link(dir, "file", "was hard");
+    link(dir, "image", "dir/was image");
+    symlink("other", dir.join("broken")).expect("symlink");
+    if flags.contains('K') {
+        mkdir(dir.join("linked"));
+        symlink("linked", dir.join("odd name")).expect("symlink");
+    }
+    mknod(&dir.join("socket"), SFlag::S_IFIFO, Mode::S_IRWXU, 0).expect("mkfifo");
+    if flags.contains("AX") {
+        tool(dir, "setfacl -m u:sync:rwx acl");
+        tool(dir, "setfattr -n user.gone -v 1 acl");
+        tool(dir, "setfattr -n user.gone -v 2 dir");
+    }
+}
+
+/// The differences that rsync finds between two trees.
+fn differences(dir: &Path) -> String {
+    let args = ["-aHAXn", "--delete", "-c", "-i", "ours/", "theirs/"];
+    let output = Command::new("rsync").current_dir(dir).args(args).output().expect("run rsync");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Both programs with these flags, ours run by `ours` and rsync below `wrap`, as this user.
+/// `false`: this way there is none here.
+fn compare(
+    flags: &str,
+    user: Option<&str>,
+    wrap: &[&str],
+    ours: impl Fn(&[&str], &Path, &Path) -> Option<Outcome>,
+) -> bool {
+    let dir = lab::scratch();
+    set_mode(dir.path(), 0o755);
+    let [from, to] = ["from", "ours"].map(|name| mkdir(dir.path().join(name)));
+    small(mkdir(dir.path().join("beside")).join("file"), "beside");
+    grow(&from, user.is_none());
+    grow_old(&to, flags);
+    if let Some(user) = user {
+        tool(dir.path(), &format!("chown -hR {user}:{user} from ours"));
+    }
+    tool(dir.path(), "cp -a ours theirs");
+    let words: Vec<&str> = flags.split(' ').collect();
+    let Some(outcome) = ours(&words, &from, &to) else { return false };
+    let args = [wrap, &["rsync"], &words[..], &["from/", "theirs/"]].concat();
+    let theirs = run(Command::new(args[0]).args(&args[1..]).current_dir(dir.path()));
+    assert_eq!(outcome.code, theirs.code, "{flags}: {outcome}\n{theirs}");
+    assert_eq!(differences(dir.path()), "", "{flags}: {outcome}");
+    // What is there is found to be so.
+    let again = ours(&[&words[..], &["--json"]].concat(), &from, &to).expect("there was one before");
+    assert_eq!(again.count("files_sent"), 0, "{flags}: {again}");
+    assert_eq!(differences(dir.path()), "", "{flags}, again: {again}");
+    true
+}
+
+fn compare_as_root(way: Way, flags: &str) -> bool {
+    compare(flags, None, &[], |flags, from, to| way.run(flags, &[&slash(from)], &slash(to)))
+}
+
+const KEPT: &[&str] = &[
+    "-aHAX --force",
+    "-aAX --delete",
+    "-aHAX --delete --inplace",
+    "-aHAXU --delete",
+    "-aHAX --delete --backup --suffix=.old",
+    "-aA --force --no-D",
+    "-aX --force --devices --no-specials",
+    "-aHAX --force --numeric-ids",
+    "-aAX --force --chmod=Du=rwx,Fgo-w,+X",
+    "-aAX --force --chmod=D2755,F640 --chmod=ugo=rwX",
+    "-aAX --force --chown=daemon:bin",
+    "-aAX --force --usermap=12345:sync,*:games --groupmap=54321:7,bin:9",
+    "-aLA --force",
+    "-akA --force",
+    "-aA --force --copy-unsafe-links",
+    "-aAX --force -O",
+    "-aAX --force -J",
+    "-rlt --no-p -E --force",
+];
+
+/// What each way over ssh is tried with, too.
+const OFTEN: &[&str] = &["-aHAX --delete", "-aLA --force --chown=daemon:7 --chmod=Fo-r", "-aHAXKO --force"];
+
+#[test]
+fn trees_of_everything_become_what_rsync_makes_of_them() {
+    if !lab::is_root() {
+        return;
+    }
+    for flags in KEPT.iter().chain(OFTEN) {
+        compare_as_root(Way::Local, flags);
+    }
+    for way in [Way::Push, Way::Pull] {
+        assert!(OFTEN.iter().all(|flags| compare_as_root(way, flags)), "{way:?}");
+    }
+}
+
+#[test]
+fn a_user_gets_what_rsync_gives_him() {
+    if !lab::is_root() {
+        return;
+    }
+    let (common, wrap) = (Common::new(), as_user("1234", "1234"));
+    for way in [Way::Local, Way::Push, Way::Pull] {
+        for flags in
+            ["-aHAX --delete", "-aAX --force --chmod=u+w,Dg+s", "-rltHE --no-p --force", "-aL --force"]
+        {
+            compare(flags, Some("1234"), &wrap, |flags, from, to| {
+                Some(common.run(&wrap, way, flags, Path::new(&slash(from)), Path::new(&slash(to))))
+            });
+        }
+    }
+}
