@@ -127,7 +127,11 @@ impl Setup {
             QuickCheck::Time(precision) => precision,
             QuickCheck::Never => Precision::Nanoseconds,
         };
-        let changes = wanted.attributes.changes(stat);
+        let open = || place.open(&place.name, OFlag::O_PATH);
+        let changes = match self.options.tells_changes {
+            true => wanted.attributes.all_changes(stat, open),
+            false => wanted.attributes.changes(stat),
+        };
         let keeps_time = changes.has(Changes::TIME) && self.has_time(place, stat, wanted, precision);
         let changes = if keeps_time { changes.without(Changes::TIME) } else { changes };
         changes.with(Changes::SIZE, is_file && stat.st_size as u64 != wanted.length)

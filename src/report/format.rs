@@ -149,7 +149,7 @@ impl LineFormat {
             'f' => long_name(item),
             'L' => match item.kind {
                 ItemKind::Symlink(link) => format!(" -> {}", escape(link)),
-                ItemKind::HardLink(first) => format!(" => {}", escape(first)),
+                ItemKind::HardLink(first) if told.is_made() => format!(" => {}", escape(first)),
                 _ => String::new(),
             },
             'l' => match item.kind {
@@ -171,8 +171,6 @@ impl LineFormat {
     /// whatever differed.
     fn list(&self, told: &Told) -> String {
         let Told { item, changes, .. } = *told;
-        let (is_file, is_link) =
-            (matches!(item.kind, ItemKind::File { .. }), matches!(item.kind, ItemKind::Symlink(_)));
         let done = match (told.is_transferred(), told.is_made()) {
             (true, _) => {
                 if self.facts.pushes {
@@ -198,10 +196,13 @@ impl LineFormat {
             list.push_str("+++++++++");
             return list;
         }
-        let content = is_link && changes.has(Changes::VALUE)
-            || is_file && self.facts.checksum && told.outcome != Outcome::Unchanged;
+        let content = match item.kind {
+            ItemKind::File { .. } => self.facts.checksum && told.outcome != Outcome::Unchanged,
+            ItemKind::Directory | ItemKind::HardLink(_) => false,
+            _ => changes.has(Changes::VALUE),
+        };
         // It gets the time at which it is written.
-        let is_stamped = !self.facts.times && done != '.';
+        let is_stamped = !self.facts.times && matches!(done, '<' | '>' | 'c');
         let rest = [
             (content, 'c'),
             (changes.has(Changes::SIZE), 's'),
@@ -210,10 +211,11 @@ impl LineFormat {
             (changes.has(Changes::OWNER), 'o'),
             (changes.has(Changes::GROUP), 'g'),
             (changes.has(Changes::ACCESS_TIME), 'u'),
-            (false, 'a'),
-            (false, 'x'),
+            (changes.has(Changes::ACL), 'a'),
+            (changes.has(Changes::XATTRS), 'x'),
         ];
-        let nothing = if done == '.' && rest.iter().all(|(is_so, _)| !is_so) { ' ' } else { '.' };
+        let nothing =
+            if matches!(done, '.' | 'h') && rest.iter().all(|(is_so, _)| !is_so) { ' ' } else { '.' };
         list.extend(rest.map(|(is_so, letter)| if is_so { letter } else { nothing }));
         list
     }
@@ -386,6 +388,17 @@ mod tests {
         let lines = LineFormat::new(ITEMIZED, facts, true).unwrap();
         assert_eq!(lines.file(file("a"), sent, Changes::SIZE).unwrap(), ">fcsT...... a");
         assert_eq!(lines.file(file("a"), equal, Changes::default()).unwrap(), ".f          a");
+        let name = Item::new(b"b", ItemKind::HardLink(b"a"));
+        for (changes, want) in [
+            (Changes::NEW, "hf+++++++++ b => a"),
+            (Changes::VALUE, "hf          b => a"),
+            (Changes::default(), "hf          b"),
+        ] {
+            assert_eq!(lines.made(name, changes).unwrap(), want);
+        }
+        let device = Item::new(b"d", ItemKind::Device { is_block: false });
+        let changes = all(&[Changes::VALUE, Changes::ACL, Changes::XATTRS]);
+        assert_eq!(lines.made(device, changes).unwrap(), "cDc.T....ax d");
         let link = Item::new(b"l", ItemKind::Symlink(b"to\n"));
         assert_eq!(lines.made(link, Changes::VALUE).unwrap(), "cLc.T...... l -> to\\#012");
         let root = Item::new(b"", ItemKind::Directory);

@@ -78,6 +78,10 @@ impl Changes {
     pub const GROUP: Changes = Changes(1 << 7);
     /// It had another access time, which is kept.
     pub const ACCESS_TIME: Changes = Changes(1 << 8);
+    /// It had another ACL.
+    pub const ACL: Changes = Changes(1 << 9);
+    /// It had other extended attributes.
+    pub const XATTRS: Changes = Changes(1 << 10);
 
     /// These, and `more` if that is so.
     #[must_use]

@@ -1,16 +1,18 @@
 //! ACLs and extended attributes that something is to have, and no others: what the source has
 //! of those that this process may set.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
+use nix::sys::stat::SFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::apply::attributes::Unset;
 use crate::apply::attributes::belongings::ignore_full;
+use crate::report::Changes;
 use crate::sys;
 use crate::xattrs::{self, ACL, Acl, CAPABILITY, DEFAULT_ACL, Xattr};
 
@@ -57,15 +59,38 @@ impl Extended {
         }
         Ok(true)
     }
+
+    /// Which of them a file, directory or symlink has not, or has beyond. What cannot be read
+    /// shows when they are set.
+    pub(super) fn changes(&self, file: &File, kind: SFlag, superuser: bool) -> Changes {
+        let has_acl = |wanted: &Option<Acl>, name: &str| {
+            let now = acl_of(file, OsStr::new(name), wanted.as_ref());
+            now.is_ok_and(|now| now.as_ref() == wanted.as_ref().map(|acl| &acl.0))
+        };
+        let acls = self.acls.as_ref().filter(|_| kind != SFlag::S_IFLNK);
+        let other_acl = acls.is_some_and(|(access, default)| {
+            !has_acl(access, ACL) || kind == SFlag::S_IFDIR && !has_acl(default, DEFAULT_ACL)
+        });
+        let other_xattrs = self.xattrs.as_ref().is_some_and(|xattrs| {
+            difference(xattrs, file, superuser)
+                .is_ok_and(|found| !found.missing.is_empty() || !found.excess.is_empty())
+        });
+        Changes::default().with(Changes::ACL, other_acl).with(Changes::XATTRS, other_xattrs)
+    }
+}
+
+/// The ACL that a file has.
+fn acl_of(file: &File, name: &OsStr, wanted: Option<&Acl>) -> io::Result<Option<Vec<u8>>> {
+    match xattrs::get(file, name) {
+        // What cannot be there need not be removed.
+        Err(error) if wanted.is_none() && xattrs::is_unknown(&error) => Ok(None),
+        other => other,
+    }
 }
 
 fn set_acl(wanted: Option<&Acl>, file: &File, name: &str) -> io::Result<()> {
     let name = OsStr::new(name);
-    let now = match xattrs::get(file, name) {
-        // What cannot be there need not be removed.
-        Err(error) if wanted.is_none() && xattrs::is_unknown(&error) => return Ok(()),
-        other => other?,
-    };
+    let now = acl_of(file, name, wanted)?;
     match wanted {
         Some(acl) if now.as_ref() != Some(&acl.0) => xattrs::set(file, name, &acl.0),
         None if now.is_some() => xattrs::remove(file, name),
@@ -73,9 +98,16 @@ fn set_acl(wanted: Option<&Acl>, file: &File, name: &str) -> io::Result<()> {
     }
 }
 
-fn set_xattrs(wanted: &[Xattr], file: &File, now: &Metadata, superuser: bool) -> io::Result<()> {
+/// How extended attributes differ from those that are wanted.
+#[derive(Default)]
+struct Difference<'a> {
+    missing: Vec<(&'a OsStr, &'a Vec<u8>)>,
+    excess: Vec<OsString>,
+}
+
+fn difference<'a>(wanted: &'a [Xattr], file: &File, superuser: bool) -> io::Result<Difference<'a>> {
     let there = match xattrs::list(file) {
-        Err(error) if wanted.is_empty() && xattrs::is_unknown(&error) => return Ok(()),
+        Err(error) if wanted.is_empty() && xattrs::is_unknown(&error) => return Ok(Difference::default()),
         other => other?,
     };
     let wants = |name: &OsStr| wanted.iter().any(|(wanted, _)| wanted == name.as_bytes());
@@ -86,7 +118,12 @@ fn set_xattrs(wanted: &[Xattr], file: &File, now: &Metadata, superuser: bool) ->
             missing.push((name, value));
         }
     }
-    let excess: Vec<_> = there.iter().filter(|name| is_removed(name, superuser) && !wants(name)).collect();
+    let excess = there.into_iter().filter(|name| is_removed(name, superuser) && !wants(name)).collect();
+    Ok(Difference { missing, excess })
+}
+
+fn set_xattrs(wanted: &[Xattr], file: &File, now: &Metadata, superuser: bool) -> io::Result<()> {
+    let Difference { missing, excess } = difference(wanted, file, superuser)?;
     if missing.is_empty() && excess.is_empty() {
         return Ok(());
     }

@@ -1,5 +1,9 @@
 //! How directories, symlinks and special files that are there differ from those that are wanted.
 
+use std::fs::File;
+use std::io;
+
+use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
 use crate::apply::attributes::Attributes;
@@ -15,9 +19,12 @@ impl DestinationTree {
             return Changes::default();
         }
         let stat = if path.is_empty() { self.look_at_root() } else { self.look(path) };
-        match stat.filter(|stat| sys::kind_of(stat) == SFlag::S_IFDIR) {
-            Some(stat) => wanted.changes(&stat),
-            None => Changes::NEW,
+        match (stat.filter(|stat| sys::kind_of(stat) == SFlag::S_IFDIR), &self.root.dir) {
+            (Some(stat), Some(root)) if path.is_empty() => {
+                wanted.all_changes(&stat, || root.try_clone().map(File::from))
+            }
+            (Some(stat), _) => wanted.all_changes(&stat, || self.open_entry(path)),
+            (None, _) => Changes::NEW,
         }
     }
 
@@ -30,7 +37,13 @@ impl DestinationTree {
         let Some(stat) = self.look(path).filter(is_such) else { return Changes::NEW };
         let place = self.root.place(path, true).ok().flatten();
         let is_same = place.is_some_and(|place| inode.is_at(&place).is_ok_and(|is_same| is_same));
-        wanted.changes(&stat).with(Changes::VALUE, !is_same)
+        wanted.all_changes(&stat, || self.open_entry(path)).with(Changes::VALUE, !is_same)
+    }
+
+    /// What has the name of an entry, for its attributes.
+    fn open_entry(&self, path: &[u8]) -> io::Result<File> {
+        let place = self.root.place(path, true).ok().flatten().ok_or(io::ErrorKind::NotFound)?;
+        place.open(&place.name, OFlag::O_PATH)
     }
 
     /// What is there; nothing either where it cannot be looked at, which shows when it is made.

@@ -212,3 +212,69 @@ fn a_listing_writes_nothing_whatever_else_is_asked_for() {
     missing.says(&["missing"]);
     run(holesync().args(["--through", "cat", "a"])).code(1).says(&["DEST"]);
 }
+
+/// What lines tell of special files, other names of files, ACLs and extended attributes.
+#[test]
+fn kinds_and_attributes_are_listed_as_rsync_lists_them() {
+    let by = |program: &str, args: &[&str], path: &Path| {
+        run(Command::new(program).args(args).arg(path)).ok();
+    };
+    for (way, flags) in [Way::Local, Way::Push, Way::Pull]
+        .into_iter()
+        .flat_map(|way| [&["-ai"][..], &["-aHAXi"], &["-aAXii"]].map(|flags| (way, flags)))
+    {
+        let dir = lab::scratch();
+        let dir = dir.path();
+        let from = mkdir(dir.join("from"));
+        for name in ["plain", "name 1", "with xattr", "with acl", "dir/file"] {
+            let path = from.join(name);
+            mkdir(path.parent().expect("a parent").into());
+            small(path, name);
+        }
+        fs::hard_link(from.join("name 1"), from.join("name 2")).expect("link");
+        by("mkfifo", &[], &from.join("fifo"));
+        let is_root = nix::unistd::geteuid().is_root();
+        let device =
+            |minor: &str| run(Command::new("mknod").arg(from.join("device")).args(["c", "1", minor])).ok();
+        if is_root {
+            device("3");
+        }
+        by("setfattr", &["-n", "user.a", "-v", "1"], &from.join("with xattr"));
+        by("setfacl", &["-m", "u:77:r"], &from.join("with acl"));
+        age(&from, 1_000_000_000);
+        for changed in [false, true] {
+            if changed {
+                by("setfattr", &["-n", "user.a", "-v", "2"], &from.join("with xattr"));
+                by("setfattr", &["-n", "user.b", "-v", "2"], &from.join("dir"));
+                by("setfacl", &["-m", "u:78:r"], &from.join("with acl"));
+                set_mode(&from.join("fifo"), 0o600);
+                fs::remove_file(from.join("plain")).expect("remove");
+                fs::hard_link(from.join("dir/file"), from.join("plain")).expect("link");
+                if is_root {
+                    fs::remove_file(from.join("device")).expect("remove");
+                    device("5");
+                    set_mtime(&from.join("device"), 1_000_000_000, 0);
+                }
+                set_mtime(&from, 1_000_000_000, 0);
+            }
+            for dry in [true, false] {
+                let flags = if dry { [&["-n"], flags].concat() } else { flags.to_vec() };
+                let (ours, theirs) = (dir.join("ours"), dir.join("theirs"));
+                let Some(outcome) = way.run(&flags, &[&slash(&from)], &slash(&ours)) else { return };
+                let theirs = told_by_rsync(way, &flags, &from, &theirs);
+                let ours = lines(&outcome.ok().stdout);
+                // Which of two names is that of the file is not told alike.
+                let rest = |lines: BTreeSet<String>| {
+                    let names = ["plain", "dir/file", "name 1", "name 2"];
+                    let is_name = |line: &String| names.iter().any(|name| line.contains(name));
+                    lines.into_iter().filter(|line| !is_name(line)).collect::<BTreeSet<_>>()
+                };
+                let links =
+                    |lines: &BTreeSet<String>| lines.iter().filter(|line| line.starts_with("hf")).count();
+                let what = format!("{way:?} {flags:?}, changed: {changed}");
+                assert_eq!(links(&ours), links(&theirs), "{what}: {ours:?} {theirs:?}");
+                assert_eq!(rest(ours), rest(theirs), "{what}");
+            }
+        }
+    }
+}
