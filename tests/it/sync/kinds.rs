@@ -111,12 +111,19 @@ fn replace_all(way: Way, all_flags: &[&[&str]], kinds: &[Kind], most: u64) {
 const SENT: [Kind; 5] = [Kind::Nothing, Kind::File, Kind::Empty, Kind::Directory, Kind::Symlink];
 const FLAGS: [&[&str]; 3] = [&["-rlpt"], &["-rlpt", "--force"], &["-rlpt", "--delete"]];
 
+/// With what it sends if it is asked for them.
+const ALL_FLAGS: [&[&str]; 4] =
+    [&["-a"], &["-a", "--force"], &["-aH", "--delete"], &["-a", "--delete-during"]];
+
 #[test]
 fn what_changed_its_kind_is_replaced_as_rsync_replaces_it() {
     if !lab::is_root() {
         return;
     }
-    replace_all(Way::Local, &FLAGS, &SENT, 60);
+    replace_all(Way::Local, &ALL_FLAGS, &ALL, 60);
+    replace_all(Way::Push, &ALL_FLAGS, &ALL, 9);
+    replace_all(Way::Pull, &ALL_FLAGS, &ALL, 9);
+    replace_all(Way::Local, &FLAGS, &SENT, 20);
     replace_all(Way::Push, &FLAGS, &SENT, 9);
     replace_all(Way::Pull, &FLAGS, &SENT, 9);
     replace_all(Way::PullShell, &FLAGS[..1], &SENT, 3);
