@@ -2,6 +2,7 @@
 //! Knows every flag and nothing about how the work is done.
 
 mod attributes;
+mod beside;
 mod choose;
 mod delete;
 mod info;
@@ -14,7 +15,6 @@ mod verbs;
 mod when;
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use holesync::options::{BlockSize, Commit, Compress, Options};
 use holesync::report::Verbosity;
 
 use attributes::AttributeArgs;
+use beside::BesideArgs;
 pub use choose::{FilterArgs, TransferRulesArgs};
 use delete::DeleteArgs;
 use info::InfoArgs;
@@ -234,12 +235,8 @@ pub struct TransferArgs {
     /// Take files of equal size for equal
     #[arg(long)]
     size_only: bool,
-    /// Begin new files from the one beside them whose name is most like their own
-    #[arg(short = 'y', long)]
-    fuzzy: bool,
-    /// Begin new files from this one, which is where the destination is
-    #[arg(long, value_name = "PATH")]
-    basis: Vec<OsString>,
+    #[command(flatten)]
+    beside: BesideArgs,
     #[command(flatten)]
     delete: DeleteArgs,
     /// Send all data, whatever the destination has
@@ -447,8 +444,9 @@ impl TransferArgs {
             compress_level: self.compress_level,
             timeout: self.remote.timeout,
             bandwidth: self.bwlimit.filter(|&rate| rate > 0),
-            basis: self.basis.iter().map(|path| path.as_bytes().to_vec()).collect(),
-            fuzzy: self.fuzzy,
+            basis: self.beside.basis(),
+            alternates: self.beside.alternates()?,
+            fuzzy: self.beside.fuzzy,
             backup: self.delete.backup()?,
             remove_source_files: self.delete.remove_source_files,
             force: self.delete.force,

@@ -1,6 +1,7 @@
 //! What the user asked for, in the form that the code uses. Built by `cli`,
 //! sent to the other end as part of the start message.
 
+mod alternates;
 mod attributes;
 mod chmod;
 mod id_map;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::filter::FilterRules;
 
+pub use alternates::{AlternateKind, Alternates};
 pub use attributes::AttributeRules;
 pub use chmod::ModeChanges;
 pub use id_map::{IdMap, To};
@@ -92,6 +94,8 @@ pub struct Options {
     /// Files at the destination that new ones are begun from, relative to the destination if
     /// they are relative.
     pub basis: Vec<Vec<u8>>,
+    /// Other directories that may have what is missing at the destination.
+    pub alternates: Option<Alternates>,
     /// A new file is begun from the one beside it whose name is most like its own.
     pub fuzzy: bool,
     /// How what is replaced or removed is kept. `None`: it is not.
@@ -282,6 +286,7 @@ impl Default for Options {
             timeout: Options::TIMEOUT,
             bandwidth: None,
             basis: Vec::new(),
+            alternates: None,
             fuzzy: false,
             backup: None,
             remove_source_files: false,

@@ -189,6 +189,7 @@ pub fn refuse_what_needs_an_agent(options: &Options, host: &str, reporter: &dyn 
     let needs = [
         ("--verify", options.verify),
         ("--basis", !options.basis.is_empty()),
+        ("--compare-dest, --copy-dest and --link-dest", options.alternates.is_some()),
         ("--fuzzy", options.fuzzy),
         ("--backup", options.backup.is_some()),
         ("--delete", options.delete.is_some()),

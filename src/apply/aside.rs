@@ -1,5 +1,6 @@
 //! Paths beside the destination that the user names: for backups, and to begin from.
 
+pub mod alternate;
 pub mod backup;
 pub mod similar;
 
@@ -44,6 +45,8 @@ pub struct Asides {
     pub backup_dir: Option<AsidePath>,
     /// What new files are begun from.
     pub basis: Vec<AsidePath>,
+    /// Where else entries are looked for.
+    pub alternates: Vec<AsidePath>,
 }
 
 impl Asides {
@@ -56,9 +59,11 @@ impl Asides {
     pub fn find(options: &Options, named: impl Fn(RequestPath) -> Result<NamedPath>) -> Result<Asides> {
         let find = |path: &Vec<u8>| AsidePath::find(path, &named);
         let backup_dir = options.backup.as_ref().and_then(|backup| backup.dir.as_ref());
+        let alternates = options.alternates.iter().flat_map(|alternates| &alternates.dirs);
         Ok(Asides {
             backup_dir: backup_dir.map(find).transpose()?,
             basis: options.basis.iter().map(find).collect::<Result<_>>()?,
+            alternates: alternates.map(find).collect::<Result<_>>()?,
         })
     }
 }

@@ -67,6 +67,13 @@ impl Attributes {
             && self.extended.are_none()
     }
 
+    /// The same of an open file, whatever is wanted of ACLs and extended attributes.
+    pub(super) fn are_all_of(&self, stat: &FileStat, file: &File) -> bool {
+        let plain = Attributes { extended: Extended::default(), ..self.clone() };
+        let kind = sys::kind_of(stat);
+        plain.are_those_of(stat) && self.extended.changes(file, kind, self.superuser).is_empty()
+    }
+
     /// Whether something that is so `now` gets another modification time.
     pub(super) fn changes_mtime(&self, now: &Metadata) -> bool {
         self.mtime.is_some_and(|mtime| mtime != (now.mtime(), now.mtime_nsec() as u32))

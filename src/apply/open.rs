@@ -2,6 +2,7 @@
 //! runs left, and which way the new content goes. See steps 1 to 5 of
 //! [`apply`](crate::apply).
 
+mod alternate;
 mod preview;
 
 use std::collections::HashMap;
@@ -42,6 +43,7 @@ use crate::report::Changes;
 use crate::scan::{self, FileImage, FileState};
 use crate::sys::{self, kind_of};
 use crate::working::Working;
+use alternate::Elsewhere;
 pub use preview::Preview;
 use preview::preview;
 
@@ -209,6 +211,10 @@ impl Destination {
         if (options.dry_run || kind != Some(SFlag::S_IFREG)) && setup.stays(stat.as_ref(), &wanted) {
             return Ok(Opening::as_it_is(Recovered::Nothing));
         }
+        let elsewhere = alternate::take(stat.as_ref(), &place, &wanted, setup)?;
+        if let Elsewhere::Done(changes) = elsewhere {
+            return Ok(Opening { changes, ..Opening::as_it_is(Recovered::Nothing) });
+        }
         let replaces = in_the_way::find(&place, stat.as_ref(), options, || setup.nodes.contains(&place))?;
         stat.take_if(|_| replaces.is_some());
         if options.dry_run {
@@ -242,6 +248,9 @@ impl Destination {
         let synced = Arc::clone(&setup.synced);
         let task =
             Task { place, wanted, options, can, replaces, beside, recovered: kept, counts, synced, data };
+        if let Elsewhere::Copied(from) = elsewhere {
+            return alternate::copy(task, from);
+        }
         let destination = match stat.map(|stat| (kind_of(&stat), stat)) {
             Some((SFlag::S_IFREG, stat)) => existing(task, stat, setup),
             Some((SFlag::S_IFBLK, _)) => device(task),

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
+use crate::apply::aside::alternate::Alternates;
 use crate::apply::aside::backup::{Backup, Backups};
 use crate::apply::aside::similar::Similar;
 use crate::apply::attributes::Attributes;
@@ -45,6 +46,8 @@ pub struct Place {
     pub(super) backup: Option<Backup>,
     /// What a new file may be begun from.
     pub(super) similar: Option<Arc<Similar>>,
+    /// What else may have what is missing here.
+    pub(super) alternates: Option<Alternates>,
 }
 
 /// What may be done with an old file.
@@ -128,7 +131,16 @@ impl Drop for Turn {
 impl Place {
     /// A name in a directory.
     pub fn new(dir: Arc<OwnedFd>, name: OsString, path: PathBuf) -> Place {
-        Place { dir, name, path, is_named_itself: false, naming: Naming::Common, backup: None, similar: None }
+        Place {
+            dir,
+            name,
+            path,
+            is_named_itself: false,
+            naming: Naming::Common,
+            backup: None,
+            similar: None,
+            alternates: None,
+        }
     }
 
     /// The same place, which lies in the directory `below` of the destination, with backups.

@@ -61,7 +61,8 @@ pub struct From {
 }
 
 impl Place {
-    /// What a new file can be begun from: of what the user named the longest, or, with
+    /// What a new file can be begun from: what another directory has under its path; of what the
+    /// user named the longest; or, with
     /// `fuzzy`, the file in the same directory whose name is most like its own. None where
     /// that would cost more than it saves, or a change of it might not show.
     pub(in crate::apply) fn similar(&self, wanted: &Wanted, fuzzy: bool) -> Result<Option<From>> {
@@ -72,6 +73,7 @@ impl Place {
         let longest = named.iter().max_by_key(|file| file.metadata().map_or(0, |state| state.len()));
         let error = || self.error("open what to begin from for");
         let found = match longest {
+            _ if self.alternates.is_some() => self.file_elsewhere(READ),
             Some(file) => Some(file.try_clone().map_err(error())?),
             None if fuzzy => self.most_alike(),
             None => None,

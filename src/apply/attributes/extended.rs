@@ -32,7 +32,8 @@ impl Extended {
     }
 
     /// Sets those that a file, directory or symlink, which is so `now`, does not have, and
-    /// removes others; `superuser`: those of root, too. Returns whether the permissions may be others by then.
+    /// removes others; `superuser`: those of root, too. Returns whether the permissions may be
+    /// others by then.
     ///
     /// # Errors
     ///

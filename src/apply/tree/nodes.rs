@@ -82,6 +82,8 @@ impl DestinationTree {
         }
         let unset = if inode.is_at(&place)? {
             place.set_attributes_of_inode(&place.name, inode, &attributes)?
+        } else if place.stat()?.is_none() && place.take_inode_elsewhere(inode, &attributes)? {
+            None
         } else {
             make_room(&place, self)?;
             place.put_inode(inode, &attributes)?

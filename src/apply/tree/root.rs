@@ -10,6 +10,7 @@ use std::sync::Arc;
 use nix::fcntl::OFlag;
 
 use crate::apply::aside::Asides;
+use crate::apply::aside::alternate::{self, AlternateDirs};
 use crate::apply::aside::backup::Backups;
 use crate::apply::aside::similar::Similar;
 use crate::apply::place::Place;
@@ -58,6 +59,7 @@ pub struct DestinationRoot {
     pub(super) shown: PathBuf,
     pub(super) backups: Option<Arc<Backups>>,
     similar: Option<Arc<Similar>>,
+    alternates: Option<Arc<AlternateDirs>>,
     /// Symlinks to directories are as good as directories.
     follow: bool,
 }
@@ -129,6 +131,7 @@ impl DestinationRoot {
             shown,
             backups: None,
             similar: None,
+            alternates: None,
             follow: false,
         }
     }
@@ -146,6 +149,7 @@ impl DestinationRoot {
             shown,
             backups: None,
             similar: None,
+            alternates: None,
             follow: false,
         })
     }
@@ -161,6 +165,10 @@ impl DestinationRoot {
         }
         if !target.asides.basis.is_empty() {
             self.similar = Some(Arc::new(Similar::open(&target.asides.basis, &base)?));
+        }
+        if let Some(alternates) = &options.alternates {
+            let dirs = AlternateDirs::open(alternates.kind, &target.asides.alternates, &base)?;
+            self.alternates = Some(Arc::new(dirs));
         }
         self.follow = options.kinds.keep_dir_links;
         Ok(self)
@@ -224,14 +232,20 @@ impl DestinationRoot {
                     last.0 = Some((parent.to_path_buf(), Arc::clone(&dir)));
                     dir
                 }
-                Err(error) if dry_run && error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(error) if dry_run && is_no_directory(&error) => return Ok(None),
                 Err(error) => return Err(Error::file("open the directory of", &path)(error)),
             },
         };
         let place = Place::new(dir, name.to_owned(), path).named_itself(self.is_file());
         let place = place.with_backup(self.backups.as_ref(), parent);
-        Ok(Some(Place { similar: self.similar.clone(), ..place }))
+        let alternates = alternate::at(self.alternates.as_ref(), parent);
+        Ok(Some(Place { similar: self.similar.clone(), alternates, ..place }))
     }
+}
+
+/// Whether there is no directory of that name, or something else in its place.
+fn is_no_directory(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP))
 }
 
 /// Where a path leads, for a destination that is written as it is found there.

@@ -1,7 +1,7 @@
 //! What entries carry beside their content, and entries that are neither files nor
 //! directories: rsync makes the same tree with the same flags, and is the judge of both.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -213,4 +213,55 @@ fn a_user_gets_what_rsync_gives_him() {
             });
         }
     }
+}
+
+/// A tree as it was before, and a destination that lacks it; what another directory has counts
+/// for what is missing.
+fn compare_beside(way: Way, flags: &str) {
+    let dir = lab::scratch();
+    let [from, before, ours] = ["from", "before", "ours"].map(|name| mkdir(dir.path().join(name)));
+    grow(&from, true);
+    tool(dir.path(), "cp -a from/. before/");
+    // Changed in content, in attributes alone, and by its time alone.
+    small(before.join("image"), &"imago".repeat(50_000));
+    set_mode(&before.join("program"), 0o700);
+    set_mtime(&before.join("file"), 5, 0);
+    tool(dir.path(), "setfattr -n user.other -v 7 before/acl");
+    small(ours.join("dir"), "in the way");
+    tool(dir.path(), "cp -a ours theirs");
+    let words: Vec<&str> = flags.split(' ').collect();
+    let outcome = way.run(&words, &[&slash(&from)], &slash(&ours)).expect("there is a way");
+    let args = [&["rsync"], &words[..], &["from/", "theirs/"]].concat();
+    let theirs = run(Command::new(args[0]).args(&args[1..]).current_dir(dir.path()));
+    assert_eq!(outcome.code, theirs.code, "{way:?} {flags}: {outcome}\n{theirs}");
+    assert_eq!(differences(dir.path(), flags), "", "{way:?} {flags}: {outcome}");
+    let shared = |tree: &str| {
+        let names = walkdir::WalkDir::new(dir.path().join(tree)).sort_by_file_name().into_iter();
+        let names = names.map(|entry| entry.expect("walk")).filter(|entry| !entry.file_type().is_dir());
+        let below = |path: &Path| path.strip_prefix(dir.path().join(tree)).expect("below").to_path_buf();
+        let inode = |path: &Path| std::fs::symlink_metadata(path).map(|metadata| metadata.ino()).ok();
+        let is_shared = |path: &Path| inode(path) == inode(&before.join(below(path)));
+        names.map(|entry| (below(entry.path()), is_shared(entry.path()))).collect::<Vec<_>>()
+    };
+    assert_eq!(shared("ours"), shared("theirs"), "{way:?} {flags}: {outcome}");
+}
+
+#[test]
+fn what_another_directory_has_is_linked_copied_or_left_out_as_by_rsync() {
+    if !lab::is_root() {
+        return;
+    }
+    for flags in [
+        "-aHAX --link-dest=../before",
+        "-a --link-dest=../nothing --link-dest=../before",
+        "-aA --copy-dest=../before",
+        "-aAX --compare-dest=../before",
+        "-a --delete --link-dest=../before -n",
+    ] {
+        for way in [Way::Local, Way::Push, Way::Pull] {
+            compare_beside(way, flags);
+        }
+    }
+    // Compared by content: what is equal is linked all the same.
+    compare_beside(Way::Local, "-aA --force --copy-dest=../before -c");
 }

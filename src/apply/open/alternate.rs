@@ -1,0 +1,84 @@
+//! A file that is missing, and that another directory has: it is linked or copied from there,
+//! or not made, as the options want it, and nothing of it is sent.
+
+use std::fs::File;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::FileStat;
+
+use crate::apply::aside::alternate::Alike;
+use crate::apply::aside::similar::From;
+use crate::apply::commit::Task;
+use crate::apply::open::{Opened, Opening, Setup};
+use crate::apply::place::{Access, Old, Place};
+use crate::apply::way::Way;
+use crate::apply::way::clone::Replica;
+use crate::apply::{Destination, Finished, Wanted};
+use crate::error::Result;
+use crate::hashmap::Hash;
+use crate::options::AlternateKind;
+use crate::report::Changes;
+use crate::scan::FileState;
+
+/// What can be done about a file that is missing.
+pub enum Elsewhere {
+    /// Nothing: no other directory has it, as far as size and time tell.
+    No,
+    /// It is as wanted: linked, or not made. How the destination differed.
+    Done(Changes),
+    /// Its content is copied from there.
+    Copied(Box<From>),
+}
+
+/// Looks in the other directories, and links what can be linked. A dry run makes nothing.
+///
+/// # Errors
+///
+/// When a link cannot be made.
+pub fn take(stat: Option<&FileStat>, place: &Place, wanted: &Wanted, setup: &Setup) -> Result<Elsewhere> {
+    let Some(kind) = place.alternate_kind().filter(|_| stat.is_none()) else { return Ok(Elsewhere::No) };
+    let equal = place.elsewhere().filter(|alike| setup.is_equal(&alike.place, &alike.stat, wanted));
+    let mut equal: Vec<(File, Alike)> =
+        equal.filter_map(|alike| open(&alike).map(|file| (file, alike))).collect();
+    let has_all = |(file, alike): &(File, Alike)| wanted.attributes.are_all_of(&alike.stat, file);
+    let exact = equal.iter().position(has_all);
+    if equal.is_empty() {
+        return Ok(Elsewhere::No);
+    }
+    let (file, alike) = equal.swap_remove(exact.unwrap_or(0));
+    let is_done = match kind {
+        _ if setup.options.dry_run => true,
+        AlternateKind::Compare => exact.is_some(),
+        AlternateKind::Link => exact.is_some() && place.put_link_if_possible(&alike)?,
+        AlternateKind::Copy => false,
+    };
+    if is_done {
+        let is_left = kind == AlternateKind::Compare && exact.is_some();
+        return Ok(Elsewhere::Done(Changes::default().with(Changes::NEW, !is_left)));
+    }
+    let error = || place.error("open what to begin from for");
+    let (state, settled) = FileState::settled(&file).map_err(error())?;
+    if !settled {
+        return Ok(Elsewhere::No);
+    }
+    let metadata = file.metadata().map_err(error())?;
+    let old = Old { file, state: metadata, access: Access::Read, _turn: None };
+    Ok(Elsewhere::Copied(Box::new(From { old, state })))
+}
+
+/// Makes the file a clone or copy of that.
+///
+/// # Errors
+///
+/// Those of [`Destination::finish`].
+pub fn copy(task: Task, from: Box<From>) -> Result<Opening> {
+    let recovered = task.recovered.clone();
+    let way = Way::Replica(Replica::of_another(*from));
+    let Finished { unset, .. } = Destination::new(task, way, None).finish(&Hash::default(), 0)?;
+    Ok(Opening { recovered, opened: Opened::Equal { unset }, changes: Changes::NEW })
+}
+
+fn open(alike: &Alike) -> Option<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    alike.place.open(&alike.place.name, flags).ok()
+}

@@ -1,0 +1,63 @@
+//! The flags that name files beside the destination, which may have what is to be there.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+
+use clap::Args;
+use holesync::error::{Error, Result};
+use holesync::options::{AlternateKind, Alternates};
+
+/// What new files are begun from, linked to, or held against.
+#[derive(Debug, Args)]
+pub struct BesideArgs {
+    /// Begin new files from the one beside them whose name is most like their own
+    #[arg(short = 'y', long)]
+    pub fuzzy: bool,
+    /// Begin new files from this one, which is where the destination is
+    #[arg(long, value_name = "PATH")]
+    basis: Vec<OsString>,
+    /// Do not make what DIR has
+    #[arg(long, value_name = "DIR")]
+    compare_dest: Vec<OsString>,
+    /// Copy what DIR has from there
+    #[arg(long, value_name = "DIR")]
+    copy_dest: Vec<OsString>,
+    /// Link to what DIR has
+    #[arg(long, value_name = "DIR")]
+    link_dest: Vec<OsString>,
+}
+
+impl BesideArgs {
+    /// Files that new ones are begun from.
+    pub fn basis(&self) -> Vec<Vec<u8>> {
+        bytes(&self.basis)
+    }
+
+    /// Directories that may have what is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for those of several kinds.
+    pub fn alternates(&self) -> Result<Option<Alternates>> {
+        let given = [
+            (AlternateKind::Compare, &self.compare_dest),
+            (AlternateKind::Copy, &self.copy_dest),
+            (AlternateKind::Link, &self.link_dest),
+        ];
+        let mut given = given.into_iter().filter(|(_, dirs)| !dirs.is_empty());
+        let first = given.next().map(|(kind, dirs)| Alternates { kind, dirs: bytes(dirs) });
+        if given.next().is_some() {
+            return Err(Error::Usage(
+                "--compare-dest, --copy-dest and --link-dest exclude each other".into(),
+            ));
+        }
+        if first.as_ref().is_some_and(|first| first.dirs.len() > 20) {
+            return Err(Error::Usage("no more than 20 directories can be looked in for each file".into()));
+        }
+        Ok(first)
+    }
+}
+
+fn bytes(paths: &[OsString]) -> Vec<Vec<u8>> {
+    paths.iter().map(|path| path.as_bytes().to_vec()).collect()
+}
