@@ -119,8 +119,10 @@ fn grow_old(dir: &Path, flags: &str) {
 /// alone of times is that of the run.
 fn differences(dir: &Path, flags: &str) -> String {
     let omits_times = flags.contains('O') || flags.contains("--backup");
-    let kept = if omits_times { "-aHAXnO" } else { "-aHAXn" };
-    let args = [kept, "--delete", "-c", "-i", "ours/", "theirs/"];
+    let omitted = [("O", omits_times), ("J", flags.contains('J'))];
+    let omitted: String = omitted.iter().filter_map(|&(letter, is_so)| is_so.then_some(letter)).collect();
+    let kept = format!("-aHAXn{omitted}");
+    let args = [&kept, "--delete", "-c", "-i", "ours/", "theirs/"];
     let output = Command::new("rsync").current_dir(dir).args(args).output().expect("run rsync");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
