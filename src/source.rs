@@ -36,7 +36,7 @@ use crate::scan::{self, FileImage, FileState};
 use crate::sys;
 use crate::xattrs::{Acls, Xattr};
 
-pub use contents::{NOTHING_REMOVED, Told, tell_contents};
+pub use contents::{ContentsTold, NOTHING_REMOVED, Told, tell_contents};
 pub use item::item;
 pub use links::Links;
 pub use named::{names_below, names_contents, top_names};

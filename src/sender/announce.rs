@@ -14,7 +14,7 @@ use crate::protocol::{CREDIT, Credit, Entry, Message, in_pieces};
 use crate::report::Event;
 use crate::sender::hasher::WantedFile;
 use crate::sender::shared::SenderShared;
-use crate::source::{self, Contents, Found, Kind, Source, Tells, Told, Walk};
+use crate::source::{self, Contents, ContentsTold, Found, Kind, Source, Tells, Told, Walk};
 
 /// Files that were announced and are not described yet, and the credit for more.
 pub struct Files {
@@ -197,8 +197,13 @@ pub fn announce_all<W: Write>(shared: &SenderShared<W>, sources: &[NamedPath]) -
 
 /// Has the receiver remove what the sources do not have, unless something cannot be read.
 pub fn remove_others<W: Write>(shared: &SenderShared<W>, sources: &[NamedPath]) -> Result<()> {
-    let is_whole = source::tell_contents(sources, shared.options, &mut |told| tell(shared, told))?;
-    if is_whole { Ok(()) } else { shared.warn(source::NOTHING_REMOVED.into()) }
+    let ContentsTold { is_cut, failure } =
+        source::tell_contents(sources, shared.options, &mut |told| tell(shared, told))?;
+    let is_new = !lock(&shared.stats).has_failed();
+    if let Some(failure) = failure.filter(|_| is_new) {
+        shared.source_failed(failure)?;
+    }
+    if is_cut { shared.warn(source::NOTHING_REMOVED.into()) } else { Ok(()) }
 }
 
 fn tell<W: Write>(shared: &SenderShared<W>, told: Told) -> Result<()> {

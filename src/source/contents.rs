@@ -35,8 +35,16 @@ impl Delete {
     }
 }
 
-/// Tells of all directories below the sources, in a walk of its own. Returns whether
-/// everything that can go was told of: not if something cannot be read.
+/// What a walk of its own for the contents of directories came to.
+#[derive(Debug, Default)]
+pub struct ContentsTold {
+    /// Not everything that can go was told of.
+    pub is_cut: bool,
+    /// What could not be read first.
+    pub failure: Option<Failure>,
+}
+
+/// Tells of all directories below the sources, in a walk of its own, up to what cannot be read.
 ///
 /// # Errors
 ///
@@ -45,17 +53,23 @@ pub fn tell_contents(
     sources: &[NamedPath],
     options: &Options,
     tell: &mut dyn FnMut(Told) -> Result<()>,
-) -> Result<bool> {
-    let Some(delete) = options.delete else { return Ok(true) };
-    let ends = |found: &Found| matches!(found, Found::Failed(failure) if delete.is_ended_by(failure));
+) -> Result<ContentsTold> {
+    let mut told = ContentsTold::default();
+    let Some(delete) = options.delete else { return Ok(told) };
     let walk = || Walk::new(sources, options).telling(Tells::Contents);
+    let mut ends = |found: &Found| {
+        let Found::Failed(failure) = found else { return false };
+        told.failure.get_or_insert_with(|| failure.clone());
+        told.is_cut = delete.is_ended_by(failure);
+        told.is_cut
+    };
     if delete.when == DeleteWhen::Before && walk().any(|found| ends(&found)) {
-        return Ok(false);
+        return Ok(told);
     }
     let merges = merges(sources);
     for found in walk() {
         if ends(&found) {
-            return Ok(false);
+            return Ok(told);
         }
         let Found::Contents(contents) = found else { continue };
         tell(Told::Contents(contents))?;
@@ -63,5 +77,5 @@ pub fn tell_contents(
             tell(Told::RemoveOthers)?;
         }
     }
-    tell(Told::RemoveOthers).map(|()| true)
+    tell(Told::RemoveOthers).map(|()| told)
 }

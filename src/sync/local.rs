@@ -35,7 +35,7 @@ use crate::error::{Error, Failure, Result, code, lock, printable};
 use crate::options::{DeleteWhen, Options};
 use crate::protocol::Pace;
 use crate::report::{Changes, Event, Outcome, Reporter, Stats};
-use crate::source::{self, Contents, Found, Kind, Links, Source, Tells, Told, Walk};
+use crate::source::{self, Contents, ContentsTold, Found, Kind, Links, Source, Tells, Told, Walk};
 
 /// Files that are worked on side by side: while one waits for storage, others go on.
 const WORKERS: usize = 4;
@@ -187,7 +187,15 @@ impl LocalCopy<'_> {
                 Ok(())
             })
         });
-        if !matches!(told, Some(Ok(true))) {
+        // Telling cannot fail here.
+        let Some(Ok(ContentsTold { is_cut, failure })) = told else {
+            return self.reporter.event(Event::Warning(source::NOTHING_REMOVED));
+        };
+        let is_new = !self.stats().has_failed();
+        if let Some(failure) = failure.filter(|_| is_new) {
+            self.source_failed(&failure);
+        }
+        if is_cut {
             self.reporter.event(Event::Warning(source::NOTHING_REMOVED));
         }
     }

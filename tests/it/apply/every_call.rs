@@ -6,6 +6,8 @@
 //! panics; and the next run ends well and leaves nothing behind. `tests/soak faults` tries every
 //! fault at every call; otherwise it is a sample, another one for each way. What was tried is counted.
 
+mod tree;
+
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
