@@ -36,7 +36,12 @@ pub fn options() -> Options {
 /// Those of a session: a dry run; one that removes what the source does not have.
 pub fn options_of(how: u8) -> Options {
     let delete = Delete { when: DeleteWhen::After, excluded: false, most: None, ignore_errors: true };
-    Options { dry_run: how & 1 != 0, delete: (how & 4 != 0).then_some(delete), ..options() }
+    let mut options =
+        Options { dry_run: how & 1 != 0, delete: (how & 4 != 0).then_some(delete), ..options() };
+    // All that an entry may carry; device nodes would be those of this machine.
+    (options.kinds.specials, options.kinds.hard_links) = (true, true);
+    (options.attributes.acls, options.attributes.xattrs) = (how & 8 != 0, how & 8 != 0);
+    options
 }
 
 /// A frame in an input: its type, the length of its body in two bytes, the body.

@@ -10,7 +10,8 @@ use holesync::protocol::{
     Differ, Entry, FrameWriter, LeafAnswer, MAGIC, Message, OLDEST, Patch, Request, VERSION,
 };
 use holesync::report::Changes;
-use holesync::source::{Kind, Metadata, Owner};
+use holesync::source::{Kind, Metadata, Node, Owner};
+use holesync::xattrs::{AclEntry, Acls};
 use holesync_fuzz::unframed;
 
 fn main() {
@@ -35,6 +36,7 @@ fn main() {
         put("receiver", &format!("tree-{how}"), &[&[how][..], &description()].concat());
         put("sender", &format!("answers-{how}"), &[&[how][..], &answers()].concat());
     }
+    put("receiver", "attributes", &[&[8][..], &description()].concat());
     put("receiver", "removal", &[&[4][..], &removal()].concat());
     put("sender", "removed", &[&[4][..], &removed()].concat());
     put("receiver", "single", &[&[2][..], &single()].concat());
@@ -65,7 +67,15 @@ fn written(write: Write) -> Vec<u8> {
 
 fn entry(id: u64, path: &str, kind: Kind) -> Message {
     let owner = Owner { uid: 0, gid: 0, user: "root".into(), group: "root".into() };
-    let metadata = Metadata { mode: Some(0o644), mtime: Some((1, 2)), owner: Some(owner) };
+    let entry = AclEntry { tag: 2, permissions: 6, number: 1, name: "daemon".into() };
+    let metadata = Metadata {
+        mode: Some(0o644),
+        mtime: Some((1, 2)),
+        atime: Some((3, 4)),
+        owner: Some(owner),
+        acls: Some(Box::new(Acls { access: vec![entry], default: Vec::new() })),
+        xattrs: Some(vec![(b"user.one".to_vec(), b"1".to_vec())]),
+    };
     Message::Entry(Entry { id, path: path.into(), kind, metadata })
 }
 
@@ -80,6 +90,8 @@ fn description() -> Vec<u8> {
         output.message(&entry(1, "old", file(20_000)))?;
         output.message(&entry(2, "made", Kind::Directory))?;
         output.message(&entry(3, "link", Kind::Symlink(b"old".to_vec())))?;
+        output.message(&entry(4, "fifo", Kind::Node(Node::Fifo)))?;
+        output.message(&entry(5, "name", Kind::HardLink(b"old".to_vec())))?;
         output.message(&Message::Content { id: 0 })?;
         output.data(0, &[1, 2], &[&[7; 8192]])?;
         output.message(&Message::Zero { blocks: 3 })?;
