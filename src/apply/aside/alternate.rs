@@ -99,7 +99,7 @@ impl Place {
     /// When it cannot be made.
     pub(in crate::apply) fn take_inode_elsewhere(&self, inode: &Inode, wanted: &Attributes) -> Result<bool> {
         let is_wanted = |alike: &Alike| {
-            inode.is_at(&alike.place).unwrap_or(false)
+            inode.is_at(&alike.place, true).unwrap_or(false)
                 && alike
                     .place
                     .open(&self.name, OFlag::O_PATH)

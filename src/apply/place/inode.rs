@@ -36,12 +36,15 @@ impl Inode<'_> {
         }
     }
 
-    /// Whether a name has one like it.
+    /// Whether a name has one like it. `may_be_shared`: it may have other names.
     ///
     /// # Errors
     ///
     /// When it cannot be looked at.
-    pub fn is_at(&self, place: &Place) -> Result<bool> {
+    pub fn is_at(&self, place: &Place, may_be_shared: bool) -> Result<bool> {
+        if !may_be_shared && place.stat()?.is_some_and(|stat| stat.st_nlink > 1) {
+            return Ok(false);
+        }
         match self {
             Inode::Symlink(link) => {
                 Ok(sys::read_link_at(&place.dir, &place.name).is_ok_and(|now| now == **link))
@@ -74,7 +77,7 @@ impl Place {
         };
         let new = Attributes { mode: wanted.mode.or(Some(wanted.new_mode)), ..wanted.clone() };
         let temp = self.make_temp(|name| inode.make(self, name)).map_err(self.error(doing))?;
-        self.put_temp(&temp, doing, || self.set_attributes_of_inode(&temp, inode, &new))
+        self.put_temp(&temp, doing, || self.set_attributes_of_inode(&temp, inode, false, &new))
     }
 
     /// Makes it another name of what has the other place, and is so.
@@ -130,6 +133,7 @@ impl Place {
     }
 
     /// Sets the attributes of a name, and of nothing of another kind that may have it by now.
+    /// `may_be_shared`: it may have other names; otherwise it might be somebody else's.
     ///
     /// # Errors
     ///
@@ -138,12 +142,14 @@ impl Place {
         &self,
         name: &OsStr,
         inode: &Inode,
+        may_be_shared: bool,
         wanted: &Attributes,
     ) -> Result<Option<Failure>> {
         let failed = || self.error("set the attributes of");
         let file = self.open(name, OFlag::O_PATH).map_err(failed())?;
         let now = file.metadata().map_err(failed())?;
-        if now.mode() & SFlag::S_IFMT.bits() != inode.kind().bits() {
+        let is_such = now.mode() & SFlag::S_IFMT.bits() == inode.kind().bits();
+        if !is_such || now.nlink() > 1 && !may_be_shared {
             return Err(self.replaced());
         }
         wanted.set(&file, &self.path)

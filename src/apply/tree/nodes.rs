@@ -80,8 +80,9 @@ impl DestinationTree {
         if self.root.is_file() {
             refuse_to_lose(&place, inode)?;
         }
-        let unset = if inode.is_at(&place)? {
-            place.set_attributes_of_inode(&place.name, inode, &attributes)?
+        let may_be_shared = self.options.kinds.hard_links;
+        let unset = if inode.is_at(&place, may_be_shared)? {
+            place.set_attributes_of_inode(&place.name, inode, may_be_shared, &attributes)?
         } else if place.stat()?.is_none() && place.take_inode_elsewhere(inode, &attributes)? {
             None
         } else {

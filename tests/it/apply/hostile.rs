@@ -143,7 +143,16 @@ impl Lab {
         Layout::dense("new", 200_000 + rng.below(200_000), rng).write(&changed);
         let mut command = if rng.chance(50) { holesync() } else { self.peer.holesync() };
         command.args(
-            [&["-a"][..], &[], &["--commit=atomic"], &["-W"], &["-c"], &["-a", "--delete"]][rng.below(6)],
+            [
+                &["-a"][..],
+                &[],
+                &["--commit=atomic"],
+                &["-W"],
+                &["-c"],
+                &["-a", "--delete"],
+                &["-aHAX", "--delete", "--backup"],
+                &["-aHAX", "--link-dest=tree"],
+            ][rng.below(8)],
         );
         let mut input = std::process::Stdio::null();
         match rng.below(8) {
