@@ -23,10 +23,11 @@ use holesync::error::{Error, Result};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Commit, Compress, Options};
 use holesync::report::Verbosity;
+use holesync::sync::FilesFrom;
 
 use attributes::AttributeArgs;
 use beside::BesideArgs;
-pub use choose::{FilterArgs, TransferRulesArgs};
+pub use choose::{DirectoriesArgs, FilterArgs, TransferRulesArgs};
 use delete::DeleteArgs;
 use info::InfoArgs;
 pub use reach::{AgentArg, RemoteArgs};
@@ -212,6 +213,8 @@ pub struct TransferArgs {
     filter: FilterArgs,
     #[command(flatten)]
     rules: TransferRulesArgs,
+    #[command(flatten)]
+    directories: DirectoriesArgs,
 
     /// Name the files that are sent; twice: all files
     #[arg(short, long, action = ArgAction::Count)]
@@ -319,6 +322,8 @@ pub struct TransferArgs {
 #[derive(Debug)]
 pub struct Transfer {
     pub sources: Vec<Location>,
+    /// A list of names below the only source.
+    pub listed: Option<FilesFrom>,
     /// `None`: the sources are listed.
     pub destination: Option<Location>,
     pub options: Options,
@@ -372,7 +377,8 @@ impl TransferArgs {
         let mut options = self.options(umask)?;
         // Every name is shown for itself.
         options.kinds.hard_links &= !is_listing;
-        if is_listing && !self.recursive && !self.archive {
+        if is_listing && !self.recursive && !self.archive && !self.directories.dirs && !self.filter.has_list()
+        {
             options.filter = self.filter.rules(&["- /*/*"])?;
         }
         self.filter.check(&options, self.through.is_some())?;
@@ -384,6 +390,7 @@ impl TransferArgs {
         let show = self.show()?;
         Ok(Transfer {
             sources,
+            listed: self.filter.files_from()?,
             destination: destination.filter(|_| !is_listing),
             options,
             agent: self.remote.agent(self.agent),
@@ -398,10 +405,19 @@ impl TransferArgs {
         })
     }
 
+    /// Whether directories are descended into: a list, and `-d`, leave that to `-r`, the first
+    /// whatever `-a` says.
+    fn recursive(&self) -> bool {
+        let is_implied = if self.filter.has_list() { false } else { self.archive || !self.directories.dirs };
+        (self.recursive || self.filter.old_dirs || is_implied) && !self.no_recursive
+    }
+
     fn options(&self, umask: u32) -> Result<Options> {
         let (maps_users, maps_groups) = self.kept.maps();
         Ok(Options {
-            recursive: !self.no_recursive,
+            recursive: self.recursive(),
+            directories: self.directories.directories(self.filter.has_list()),
+            missing: self.directories.missing(),
             links: !self.no_links,
             filter: self.filter.rules(&[])?,
             one_file_system: self.rules.one_file_system(),
@@ -450,7 +466,9 @@ impl TransferArgs {
             backup: self.delete.backup()?,
             remove_source_files: self.delete.remove_source_files,
             force: self.delete.force,
-            delete: self.delete.options(!self.no_recursive)?,
+            delete: self.delete.options(
+                self.recursive() || self.directories.directories(self.filter.has_list()).without_recursion,
+            )?,
         })
     }
 }

@@ -92,6 +92,9 @@ impl Confinement {
         if self.keeps_all && options.delete.is_some() {
             return Err(Error::Start("this agent removes nothing: leave --delete out".into()));
         }
+        if self.keeps_all && options.removes() {
+            return Err(Error::Start("this agent removes nothing: leave --delete-missing-args out".into()));
+        }
         if self.keeps_all && options.force {
             return Err(Error::Start("this agent removes nothing: leave --force out".into()));
         }
@@ -149,7 +152,7 @@ impl Confinement {
         let bytes = path.as_os_str().as_bytes();
         let from = bytes.iter().position(|&byte| byte != b'/').unwrap_or(bytes.len());
         let relative = if bytes[from..].is_empty() { b"." } else { &bytes[from..] };
-        NamedPath { below: Some(Arc::clone(root)), path: OsStr::from_bytes(relative).into() }
+        NamedPath { below: Some(Arc::clone(root)), ..NamedPath::here(OsStr::from_bytes(relative)) }
     }
 }
 
@@ -172,12 +175,34 @@ fn kept_slash(from: &Path, to: PathBuf) -> PathBuf {
 pub struct NamedPath {
     below: Option<Arc<OwnedFd>>,
     path: PathBuf,
+    keeps: Keeps,
+}
+
+/// Under which part of its path something goes to the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Keeps {
+    /// What begins at this byte; `None`: its last name.
+    pub from: Option<usize>,
+    /// The directory before that goes with it.
+    pub is_below_root: bool,
+    /// It stands in a list.
+    pub is_listed: bool,
 }
 
 impl NamedPath {
     /// A path of this machine, which leads anywhere.
     pub fn here(path: impl Into<PathBuf>) -> NamedPath {
-        NamedPath { below: None, path: path.into() }
+        NamedPath { below: None, path: path.into(), keeps: Keeps::default() }
+    }
+
+    /// The same, of which another part is kept.
+    pub fn keeping(self, keeps: Keeps) -> NamedPath {
+        NamedPath { keeps, ..self }
+    }
+
+    /// What of it is kept at the destination.
+    pub fn keeps(&self) -> Keeps {
+        self.keeps
     }
 
     /// How it is shown: as it was named, below the directory if there is one.
@@ -198,18 +223,18 @@ impl NamedPath {
             Some(path) if path.as_os_str().is_empty() => Path::new("."),
             other => other.unwrap_or(path),
         };
-        NamedPath { below: self.below.clone(), path: path.to_path_buf() }
+        NamedPath { below: self.below.clone(), ..NamedPath::here(path) }
     }
 
     /// The directory that it lies in.
     pub fn parent(&self) -> NamedPath {
         let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        NamedPath { below: self.below.clone(), path: parent.unwrap_or(Path::new(".")).to_path_buf() }
+        NamedPath { below: self.below.clone(), ..NamedPath::here(parent.unwrap_or(Path::new("."))) }
     }
 
     /// A path below it, or above it, if it leads there.
     pub fn join(&self, path: &Path) -> NamedPath {
-        NamedPath { below: self.below.clone(), path: self.path.join(path) }
+        NamedPath { below: self.below.clone(), ..NamedPath::here(self.path.join(path)) }
     }
 
     /// Opens it.

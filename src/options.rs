@@ -29,6 +29,10 @@ pub struct Options {
     pub safe_links: bool,
     /// Make the directories that the destination lies in.
     pub mkpath: bool,
+    /// Which directories of the sources are made, and what of their paths is kept.
+    pub directories: Directories,
+    /// What becomes of a source that is not there.
+    pub missing: Missing,
     /// Which names are transferred, and which are not deleted.
     pub filter: FilterRules,
     /// Whether directories on other file systems are left out.
@@ -107,6 +111,30 @@ pub struct Options {
     /// What directories of the destination have and those of the source have not is removed.
     /// `None`: it stays.
     pub delete: Option<Delete>,
+}
+
+/// Which directories of the sources are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Directories {
+    /// A source keeps its path, and not only its last name.
+    pub relative: bool,
+    /// The directories on the way to it are made as they are at the source.
+    pub implied: bool,
+    /// A directory is made that is not descended into.
+    pub without_recursion: bool,
+    /// Those in which nothing else lies are left out.
+    pub prune_empty: bool,
+}
+
+/// What becomes of a source that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Missing {
+    /// It is an error.
+    Failed,
+    /// Nothing.
+    Ignored,
+    /// What the destination has in its place is removed.
+    Deleted,
 }
 
 /// How what is replaced or removed is kept.
@@ -241,6 +269,11 @@ impl Options {
         (self.timeout > 0).then(|| Duration::from_secs(self.timeout.into()))
     }
 
+    /// Whether the receiver removes something that the sender does not have.
+    pub fn removes(&self) -> bool {
+        self.delete.is_some() || self.missing == Missing::Deleted
+    }
+
     /// How long an end may be silent itself.
     pub fn life_sign(&self) -> Duration {
         const MOST: Duration = Duration::from_secs(10);
@@ -255,6 +288,13 @@ impl Default for Options {
             links: true,
             safe_links: false,
             mkpath: false,
+            directories: Directories {
+                relative: false,
+                implied: true,
+                without_recursion: false,
+                prune_empty: false,
+            },
+            missing: Missing::Failed,
             filter: FilterRules::default(),
             one_file_system: OneFileSystem::No,
             transfer: TransferRules::default(),

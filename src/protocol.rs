@@ -206,6 +206,9 @@ pub enum Message {
         directory: Vec<u8>,
         /// Plain names, [`MAX_NAMES`] bytes of them at most.
         names: Vec<Vec<u8>>,
+        /// All that it has is told of before the next [`Message::RemoveOthers`]. Otherwise these
+        /// names count only where somebody else tells all.
+        is_whole: bool,
     },
     /// Sender: what else is in the directories of which it told by [`Message::Contents`] since
     /// this was said last is to be removed.
@@ -225,6 +228,14 @@ pub enum Message {
         id: u64,
         /// How it differed before.
         changes: Changes,
+    },
+    /// Initiator, behind its request: the names of a list, for `Request::Send`. Responder: in
+    /// answer to `Request::Names`.
+    Names {
+        /// As they were written: [`MAX_NAMES`] bytes of them at most.
+        names: Vec<Vec<u8>>,
+        /// There are no more.
+        is_last: bool,
     },
 }
 
@@ -273,6 +284,15 @@ pub enum Request {
     Send {
         /// The sources as the user wrote them.
         sources: Vec<RequestPath>,
+        /// Names below the only one of them follow: these are what is to be sent.
+        listed: bool,
+    },
+    /// Tell the names in a file.
+    Names {
+        /// The file.
+        path: RequestPath,
+        /// Its lines end with NUL.
+        nul_separated: bool,
     },
     /// LeafAnswer with the root hash of each file.
     Digest {

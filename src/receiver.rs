@@ -63,6 +63,7 @@ use crate::error::{Error, Failure, Result, lock};
 use crate::hashmap::Hash;
 use crate::protocol::{Connection, Credit, Differ, Frame, LeafAnswer, Message};
 use crate::report::{Event, Outcome, Phase, Stats};
+use crate::source::Contents;
 
 /// Files that are being synced and renamed at once, and that wait for it.
 const FINISHERS: usize = 4;
@@ -211,8 +212,8 @@ impl Applier<'_, '_> {
                 Ok(())
             }
             Message::Entry(entry) => self.entry(entry),
-            Message::Contents { directory, names } if self.shared.options.delete.is_some() => {
-                self.contents(directory, names)
+            Message::Contents { directory, names, is_whole } if self.shared.options.delete.is_some() => {
+                self.contents(Contents { directory, names, is_whole })
             }
             Message::RemoveOthers if self.shared.options.delete.is_some() => self.remove_others(),
             Message::Content { id } if matches!(self.current, Current::None) => self.begin(id),

@@ -96,7 +96,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
                 walked.walked(remove_others(shared, sources));
             }
         });
-        let when = options.delete.map(|delete| delete.when_merged(source::merges(sources)));
+        let when = source::deletes(sources, options);
         let remove = (when == Some(DeleteWhen::After)).then_some(arrived_in);
         let mut session = Session::new(shared, Arc::clone(&inbox), hashed, buffers, remove);
         let result = session.run();

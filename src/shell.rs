@@ -18,7 +18,7 @@ use std::path::Path;
 
 use crate::apply::{Grain, Precision, TimeRule};
 use crate::error::{Error, Failure, Result, code, escape};
-use crate::options::{Compress, OneFileSystem, Options};
+use crate::options::{Compress, Missing, OneFileSystem, Options};
 use crate::remote::{Input, Output};
 use crate::report::{Event, Reporter};
 use crate::source::{Metadata, Owner};
@@ -193,6 +193,7 @@ pub fn refuse_what_needs_an_agent(options: &Options, host: &str, reporter: &dyn 
         ("--fuzzy", options.fuzzy),
         ("--backup", options.backup.is_some()),
         ("--delete", options.delete.is_some()),
+        ("--delete-missing-args", options.missing == Missing::Deleted),
         ("--remove-source-files", options.remove_source_files),
         ("--force", options.force),
         ("-H", options.kinds.hard_links),
@@ -222,6 +223,18 @@ pub fn refuse_what_a_listing_lacks(options: &Options, host: &str) -> Result<()> 
     if options.kinds.follow.any() {
         return Err(Error::Usage(format!(
             "-L, -k and --copy-unsafe-links need a holesync on {host}: install it there, or bring it with --agent=push"
+        )));
+    }
+    let directories = options.directories;
+    let needs = [
+        ("--relative", directories.relative),
+        ("--dirs", directories.without_recursion && !options.recursive),
+        ("--prune-empty-dirs", directories.prune_empty),
+        ("--ignore-missing-args", options.missing == Missing::Ignored),
+    ];
+    if let Some((option, _)) = needs.into_iter().find(|(_, wanted)| *wanted) {
+        return Err(Error::Usage(format!(
+            "{option} needs a holesync on {host}: install it there, or bring it with --agent=push"
         )));
     }
     let has_rules_there = options.filter.has_dir_merges() || options.filter.has_absolute();

@@ -9,7 +9,9 @@
 mod contents;
 mod extended;
 mod item;
+mod kept;
 mod links;
+mod list;
 mod named;
 mod owners;
 mod path;
@@ -36,10 +38,12 @@ use crate::scan::{self, FileImage, FileState};
 use crate::sys;
 use crate::xattrs::{Acls, Xattr};
 
-pub use contents::{ContentsTold, NOTHING_REMOVED, Told, tell_contents};
+pub use contents::{ContentsTold, NOTHING_REMOVED, Told, deletes, tell_contents};
 pub use item::item;
+pub use kept::choose;
 pub use links::Links;
-pub use named::{names_below, names_contents, top_names};
+pub use list::{NameList, read_names};
+pub use named::{Asked, names_contents, top_names};
 pub use owners::Names;
 pub use path::{MAX_NAME, MAX_PATH, NOT_SENT, is_plain, is_unsafe_link};
 pub use rules::read as read_rules;
@@ -68,6 +72,8 @@ pub enum Kind {
     Node(Node),
     /// Another name of what has this path, which was sent before.
     HardLink(Vec<u8>),
+    /// Nothing: it was named, and is not there.
+    Missing,
 }
 
 /// What makes a device node, fifo or socket; mknod(2).
@@ -272,6 +278,11 @@ impl Source {
             SFlag::S_IFBLK if matches!(self.origin, Origin::Named(_)) => found.device(),
             _ => Err(changed(&self.path)),
         }
+    }
+
+    /// Whether it is a directory on the way to a source, of which only the name is told.
+    fn is_bare_directory(&self) -> bool {
+        self.kind == Kind::Directory && self.metadata == Metadata::default()
     }
 
     /// A source that is a block device.

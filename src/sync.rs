@@ -4,6 +4,7 @@
 mod agent;
 mod list;
 mod local;
+mod names;
 mod retry;
 mod takeover;
 
@@ -28,24 +29,27 @@ use crate::remote::{self, FarSide, Incoming, Input, Outgoing, Output, Ssh};
 use crate::report::{Event, Phase, Reporter, Route, Stats, Summary, human};
 use crate::sender::{self, Hasher, Side};
 use crate::shell;
-use crate::source;
+use crate::source::{self, Asked};
 use crate::stream::{self, ImageStream};
 
 pub use crate::remote::{Addresses, Agent, Cipher, RemoteOptions};
 pub use agent::serve;
 pub use list::list;
+pub use names::{FilesFrom, ListPlace};
 use retry::Tries;
 
 /// How much data has to go to a shell before an agent is suggested.
 const WORTH_AN_AGENT: u64 = 64 << 20;
 
-/// Makes `destination` equal to `sources` and reports it.
+/// Makes `destination` equal to `sources`, or to what a list names below the only one, and
+/// reports it.
 ///
 /// # Errors
 ///
 /// What ends the run; [`Error::Partial`] when some files failed.
 pub fn run(
     sources: &[Location],
+    listed: Option<&FilesFrom>,
     destination: &Location,
     options: &Options,
     remote: &RemoteOptions,
@@ -54,16 +58,25 @@ pub fn run(
     let start = Instant::now();
     let tries = &Tries::new(remote.retries);
     let initiator = Initiator { options, remote, reporter, tries };
-    let completed = match (origin(sources)?, destination) {
+    let origin = origin(sources)?;
+    let other_end = match (&origin, destination) {
+        (Origin::Remote(host, _), _) | (_, Location::Remote(host, _)) => Some(host),
+        _ => None,
+    };
+    let names = listed.map(|listed| initiator.names(listed, other_end)).transpose()?;
+    let completed = match (origin, destination) {
         (Origin::Local(sources), Location::Local(path)) => {
-            let target = initiator.target(path, sources.len())?;
+            let target = initiator.target(path, names.is_some() || sources.len() > 1)?;
+            let sources = source::choose(sources, names, options)?;
             Completed::here(local::run(&sources, target, options, reporter)?)
         }
         (Origin::Local(sources), Location::Remote(host, path)) => {
-            tries.run_until_done(reporter, || initiator.send(&sources, host, path))?
+            let directory = names.is_some() || sources.len() > 1;
+            let sources = source::choose(sources, names, options)?;
+            tries.run_until_done(reporter, || initiator.send(&sources, directory, host, path))?
         }
         (Origin::Remote(host, paths), Location::Local(path)) => {
-            tries.run_until_done(reporter, || initiator.receive(&host, &paths, path))?
+            tries.run_until_done(reporter, || initiator.receive(&host, &paths, names.as_ref(), path))?
         }
         (Origin::Remote(..), Location::Remote(..)) => {
             return Err(Error::Usage(
@@ -222,9 +235,16 @@ struct Initiator<'a> {
 }
 
 impl Initiator<'_> {
-    fn send(self, sources: &[NamedPath], host: &Host, path: &Path) -> Result<Completed<Stats>> {
+    /// `directory`: the destination must be one.
+    fn send(
+        self,
+        sources: &[NamedPath],
+        directory: bool,
+        host: &Host,
+        path: &Path,
+    ) -> Result<Completed<Stats>> {
         let Initiator { options, remote, .. } = self;
-        let target = self.target(path, sources.len())?;
+        let target = self.target(path, directory)?;
         let request = Request::Receive { destination: path.into(), directory: target.directory };
         let hasher = match sources {
             // Of several, it is not known which the receiver wants.
@@ -246,13 +266,21 @@ impl Initiator<'_> {
         Ok(completed)
     }
 
-    /// Receives sources that are on a host.
-    fn receive(self, host: &Host, paths: &[Vec<u8>], path: &Path) -> Result<Completed<Stats>> {
+    /// Receives sources that are on a host, or what is `listed` below the only one.
+    fn receive(
+        self,
+        host: &Host,
+        paths: &[Vec<u8>],
+        listed: Option<&Vec<Vec<u8>>>,
+        path: &Path,
+    ) -> Result<Completed<Stats>> {
         let Initiator { options, remote, .. } = self;
-        let target = self.target(path, paths.len())?;
-        let asked = source::names_below(paths.iter().map(Vec::as_slice));
+        let target = self.target(path, listed.is_some() || paths.len() > 1)?;
+        let sources = paths.iter().map(|path| NamedPath::here(OsStr::from_bytes(path))).collect();
+        let asked = Asked::of(&source::choose(sources, listed.cloned(), options)?);
         let target = Target { asked, ..target };
-        let compares = remote.agent != Agent::None && !options.whole_file;
+        let is_plain = listed.is_none() && !options.directories.relative;
+        let compares = remote.agent != Agent::None && !options.whole_file && is_plain;
         let old = if compares { file_below(path, paths) } else { None };
         let likely = old.map(|path| Likely { path, block: options.block_size, hole_map: true });
         std::thread::scope(|scope| {
@@ -260,11 +288,17 @@ impl Initiator<'_> {
             self.connect(host, options.silence(), |far_side, input, mut output| match far_side {
                 FarSide::Agent => {
                     let sources = paths.iter().cloned().map(RequestPath::from).collect();
-                    self.request(&mut output, Request::Send { sources })?;
+                    self.request(&mut output, Request::Send { sources, listed: listed.is_some() })?;
+                    if let Some(names) = listed {
+                        names::send(&mut output, names.clone())?;
+                    }
                     receiver::run(self.connection(input, output), target, answerer)
                 }
                 FarSide::Shell => {
                     drop(answerer);
+                    if listed.is_some() {
+                        return Err(names::needs_agent(host));
+                    }
                     shell::receive(self.shell_session(input, output, &host.to_string()), paths, &target)
                 }
             })
@@ -306,11 +340,12 @@ impl Initiator<'_> {
         })
     }
 
-    fn target(self, path: &Path, sources: usize) -> Result<Target> {
+    /// `directory`: it must be one.
+    fn target(self, path: &Path, directory: bool) -> Result<Target> {
         let slash = path.as_os_str().as_bytes().ends_with(b"/");
         let here = |path: RequestPath| Ok(NamedPath::here(path.into_path()));
         let asides = Asides::find(self.options, here)?;
-        Ok(Target { asides, ..Target::new(NamedPath::here(path), slash || sources > 1, self.remote.umask) })
+        Ok(Target { asides, ..Target::new(NamedPath::here(path), slash || directory, self.remote.umask) })
     }
 
     fn connection<'a>(&'a self, input: Input, output: Output) -> Connection<'a, Incoming, Outgoing> {

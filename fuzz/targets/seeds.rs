@@ -119,8 +119,8 @@ fn removal() -> Vec<u8> {
     written(&|output| {
         output.message(&Message::Layout { single: false })?;
         output.message(&entry(0, "made", Kind::Directory))?;
-        output.message(&Message::Contents { directory: b"".to_vec(), names: vec![b"old".to_vec()] })?;
-        output.message(&Message::Contents { directory: b"made".to_vec(), names: Vec::new() })?;
+        output.message(&Message::Contents { directory: b"".to_vec(), names: vec![b"old".to_vec()], is_whole: true })?;
+        output.message(&Message::Contents { directory: b"made".to_vec(), names: Vec::new(), is_whole: true })?;
         output.message(&Message::RemoveOthers)?;
         output.message(&Message::End(Box::default()))
     })

@@ -23,7 +23,7 @@ use crate::error::{Error, Failure, Result, code, printable};
 use crate::filter::{DirectoryRules, FilterSide};
 use crate::in_use;
 use crate::options::Options;
-use crate::source;
+use crate::source::{self, Contents};
 use crate::sys::{self, kind_of};
 use crate::working::is_working_name;
 
@@ -50,10 +50,18 @@ pub enum Removed<'a> {
     Stays(Failure),
 }
 
+/// What a directory of the source has.
+#[derive(Debug, Default)]
+struct Known {
+    names: HashSet<Vec<u8>>,
+    /// That is all.
+    is_whole: bool,
+}
+
 /// What the source has, as far as it was told of.
 #[derive(Debug, Default)]
 pub struct Others {
-    contents: BTreeMap<Vec<u8>, HashSet<Vec<u8>>>,
+    contents: BTreeMap<Vec<u8>, Known>,
     /// Bytes in these names.
     bytes: usize,
     removed: u64,
@@ -65,13 +73,16 @@ pub struct Others {
 
 impl Others {
     /// A directory of the source has these names, and maybe more.
-    pub fn has(&mut self, directory: Vec<u8>, names: Vec<Vec<u8>>) {
+    pub fn has(&mut self, contents: Contents) {
+        let Contents { directory, names, is_whole } = contents;
         let bytes = names.iter().map(|name| name.len() + OVERHEAD).sum::<usize>();
         self.bytes = self.bytes.saturating_add(directory.len() + OVERHEAD).saturating_add(bytes);
         if self.bytes > MAX_BYTES {
             self.contents.clear();
         } else {
-            self.contents.entry(directory).or_default().extend(names);
+            let known = self.contents.entry(directory).or_default();
+            known.names.extend(names);
+            known.is_whole |= is_whole;
         }
     }
 
@@ -101,8 +112,10 @@ impl Others {
         });
         let rules = rules.clone();
         let mut removal = Removal { root, options, most: delete.most, rules, removed, is_limited, each };
-        for (directory, names) in std::mem::take(&mut self.contents) {
-            removal.in_directory(&directory, &names)?;
+        for (directory, known) in std::mem::take(&mut self.contents) {
+            if known.is_whole {
+                removal.in_directory(&directory, &known.names)?;
+            }
         }
         (self.removed, self.is_limited) = (removal.removed, removal.is_limited);
         Ok(())

@@ -24,7 +24,7 @@ use crate::apply::place::{self, Place};
 use crate::error::{Error, Failure, Result};
 use crate::options::Options;
 use crate::report::Changes;
-use crate::source::{Kind, Metadata, Names};
+use crate::source::{Contents, Kind, Metadata, Names};
 use crate::sys;
 use crate::xattrs::{Acl, AclEntry};
 pub use root::{DestinationRoot, LastDirectory, Target};
@@ -137,6 +137,11 @@ impl DestinationTree {
             return Ok(Changes::default());
         }
         let mut attributes = self.attributes(&Kind::Directory, metadata);
+        // Of one that is on the way to a source the name alone may be told.
+        if *metadata == Metadata::default() {
+            self.refuse_to_replace(path)?;
+            attributes.new_mode = 0o777 & !self.umask;
+        }
         let is_only_named = path.is_empty() && !self.root.is_new;
         if is_only_named {
             attributes.mode.take_if(|_| !self.options.destination_perms);
@@ -152,6 +157,18 @@ impl DestinationTree {
         Ok(changes)
     }
 
+    /// Refuses what is no directory and has the name of one that is only on the way.
+    fn refuse_to_replace(&self, path: &[u8]) -> Result<()> {
+        if path.is_empty() {
+            return Ok(());
+        }
+        let Some(place) = self.root.place(path, true)? else { return Ok(()) };
+        match place.stat()?.as_ref().map(sys::kind_of) {
+            None | Some(SFlag::S_IFDIR) => Ok(()),
+            Some(_) => Err(Error::refused(&place.path, "is in the way of a directory; remove it first")),
+        }
+    }
+
     /// Whether something has the name of an entry.
     fn is_there(&self, path: &[u8]) -> Result<bool> {
         if path.is_empty() {
@@ -161,9 +178,31 @@ impl DestinationTree {
         Ok(place.map(|place| place.stat()).transpose()?.flatten().is_some())
     }
 
+    /// Removes what has the name of a source that is missing. A directory that is not empty
+    /// stays unless the options say so; a destination that was named itself stays. Returns its
+    /// path, with a slash behind a directory's, if something was there.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be removed, or is in use.
+    pub fn remove_missing(&mut self, path: &[u8]) -> Result<Option<Vec<u8>>> {
+        if path.is_empty() || self.root.is_file() {
+            return Ok(None);
+        }
+        let Some(place) = self.root.place(path, true)? else { return Ok(None) };
+        let Some(stat) = place.stat()? else { return Ok(None) };
+        if self.options.dry_run {
+            in_the_way::check(&place, &self.options)?;
+        } else {
+            in_the_way::remove(&place, &self.options)?;
+        }
+        let slash: &[u8] = if sys::kind_of(&stat) == SFlag::S_IFDIR { b"/" } else { b"" };
+        Ok(Some([path, slash].concat()))
+    }
+
     /// A directory of the source has these names, and maybe more.
-    pub fn source_has(&mut self, directory: Vec<u8>, names: Vec<Vec<u8>>) {
-        self.others.has(directory, names);
+    pub fn source_has(&mut self, contents: Contents) {
+        self.others.has(contents);
     }
 
     /// Removes what else is in the directories that were told of since this was called last.

@@ -1,12 +1,15 @@
 //! The flags that choose what is sent. Filter rules count in the order in which they were
 //! typed, whichever flags they came with.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
 use clap::{ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use holesync::error::{Error, Result};
 use holesync::filter::{FilterRules, RulesReader};
-use holesync::options::{OneFileSystem, Options, TransferRules};
+use holesync::location::Location;
+use holesync::options::{Directories, Missing, OneFileSystem, Options, TransferRules};
+use holesync::sync::{FilesFrom, ListPlace};
 
 /// The flags as clap takes them.
 #[derive(Debug, Args)]
@@ -35,6 +38,12 @@ struct RawFilterArgs {
     /// Lines of files of names and rules end with NUL
     #[arg(short = '0', long)]
     from0: bool,
+    /// Send what FILE names below SRC, one name a line; "-": stdin, "[host]:path": at the other end
+    #[arg(long, value_name = "FILE")]
+    files_from: Option<OsString>,
+    /// Directories as rsync 2.6 sent them: -r --exclude='/*/*'
+    #[arg(long, visible_alias = "old-d")]
+    old_dirs: bool,
 }
 
 /// One of these flags that counts by its place.
@@ -52,9 +61,35 @@ pub struct FilterArgs {
     given: Vec<(Given, OsString)>,
     cvs: bool,
     nul_separated: bool,
+    files_from: Option<OsString>,
+    /// What is below the first directories is left out.
+    pub old_dirs: bool,
 }
 
 impl FilterArgs {
+    /// The list of what is sent.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for what names no file.
+    pub fn files_from(&self) -> Result<Option<FilesFrom>> {
+        let Some(text) = &self.files_from else { return Ok(None) };
+        let place = match text.as_bytes() {
+            b"-" => ListPlace::Stdin,
+            [b':', path @ ..] if !path.is_empty() => ListPlace::There(None, OsStr::from_bytes(path).into()),
+            _ => match Location::parse(text)? {
+                Location::Local(path) => ListPlace::Here(path),
+                Location::Remote(host, path) => ListPlace::There(Some(host), path),
+            },
+        };
+        Ok(Some(FilesFrom { place, nul_separated: self.nul_separated }))
+    }
+
+    /// Whether there is a list of what is sent.
+    pub fn has_list(&self) -> bool {
+        self.files_from.is_some()
+    }
+
     /// Checks what was chosen against all other options. `through`: a command is in the place
     /// of the destination.
     ///
@@ -62,9 +97,10 @@ impl FilterArgs {
     ///
     /// [`Error::Usage`] for what excludes each other.
     pub fn check(&self, options: &Options, through: bool) -> Result<()> {
-        let chooses = !options.filter.is_empty() || options.transfer != TransferRules::default();
+        let chooses =
+            !options.filter.is_empty() || options.transfer != TransferRules::default() || self.has_list();
         if through && chooses {
-            let what = "--through takes one image: leave filter rules, sizes, -u, --existing and --ignore-existing out";
+            let what = "--through takes one image: leave filter rules, --files-from, sizes, -u, --existing and --ignore-existing out";
             return Err(Error::Usage(what.into()));
         }
         if options.remove_source_files && options.transfer.look_there() {
@@ -102,6 +138,9 @@ impl FilterArgs {
         if self.cvs {
             rules.cvs()?;
         }
+        if self.old_dirs {
+            rules.filter("- /*/*".as_ref())?;
+        }
         Ok(rules.finish())
     }
 }
@@ -132,12 +171,70 @@ impl FromArgMatches for FilterArgs {
         take("dir-filter", Given::DirFilter, raw.dir_filter.into_iter().map(OsString::from).collect());
         given.sort_by_key(|&(at, ..)| at);
         let given = given.into_iter().map(|(_, kind, value)| (kind, value)).collect();
-        Ok(FilterArgs { given, cvs: raw.cvs_exclude, nul_separated: raw.from0 })
+        Ok(FilterArgs {
+            given,
+            cvs: raw.cvs_exclude,
+            nul_separated: raw.from0,
+            files_from: raw.files_from,
+            old_dirs: raw.old_dirs,
+        })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
         *self = FilterArgs::from_arg_matches(matches)?;
         Ok(())
+    }
+}
+
+/// The flags that choose which directories are made, and what a source keeps of its path.
+#[derive(Debug, Args)]
+pub struct DirectoriesArgs {
+    /// Keep the whole path of each SRC, or what comes behind /./ in it
+    #[arg(short = 'R', long, overrides_with = "no_relative")]
+    relative: bool,
+    #[arg(long, visible_alias = "no-R", help = "Keep only last names, also with --files-from")]
+    no_relative: bool,
+    /// With -R, make the directories on the way to SRC as they are at the source (default)
+    #[arg(long, alias = "i-d", overrides_with = "no_implied_dirs")]
+    implied_dirs: bool,
+    #[arg(long, alias = "no-i-d", help = "With -R, leave those directories as they are, or to the umask")]
+    no_implied_dirs: bool,
+    /// Make directories without descending into them
+    #[arg(short, long, overrides_with = "no_dirs")]
+    pub dirs: bool,
+    #[arg(long, visible_alias = "no-d", help = "Skip directories, also with --files-from")]
+    no_dirs: bool,
+    /// Leave out directories below which there are only directories
+    #[arg(short = 'm', long)]
+    prune_empty_dirs: bool,
+    /// Say nothing of a SRC that is not there
+    #[arg(long)]
+    ignore_missing_args: bool,
+    /// Remove at the destination what is not there as SRC
+    #[arg(long)]
+    delete_missing_args: bool,
+}
+
+impl DirectoriesArgs {
+    /// What the library takes. `has_list`: names come from a file.
+    pub fn directories(&self, has_list: bool) -> Directories {
+        Directories {
+            relative: (self.relative || has_list) && !self.no_relative,
+            implied: !self.no_implied_dirs,
+            without_recursion: (self.dirs || has_list) && !self.no_dirs,
+            prune_empty: self.prune_empty_dirs,
+        }
+    }
+
+    /// What becomes of a source that is not there.
+    pub fn missing(&self) -> Missing {
+        if self.delete_missing_args {
+            Missing::Deleted
+        } else if self.ignore_missing_args {
+            Missing::Ignored
+        } else {
+            Missing::Failed
+        }
     }
 }
 

@@ -93,7 +93,9 @@ impl DeleteArgs {
             return Ok(None);
         };
         if !recursive {
-            return Err(Error::Usage("--delete looks into directories: leave --no-recursive out".into()));
+            return Err(Error::Usage(
+                "--delete looks into directories: give -r or -d, too, and leave --no-recursive out".into(),
+            ));
         }
         Ok(Some(Delete {
             when,

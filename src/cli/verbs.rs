@@ -138,14 +138,15 @@ fn transfer(transfer: Transfer, umask: u32) -> Result<()> {
     let remote =
         RemoteOptions { retries: transfer.retries, ..transfer.remote.options(transfer.agent, umask) };
     let reporter = reporter.as_ref();
+    let listed = transfer.listed.as_ref();
     let result = match (&transfer.through, transfer.sources.as_slice(), &transfer.destination) {
-        (_, sources, None) => sync::list(sources, &transfer.options, &remote, reporter),
+        (_, sources, None) => sync::list(sources, listed, &transfer.options, &remote, reporter),
         (Some(command), [source], Some(destination)) => {
             sync::through(source, destination, command, &transfer.options, &remote, reporter)
         }
         (Some(_), ..) => Err(Error::Usage("--through wants one source: the command reads one image".into())),
         (None, sources, Some(destination)) => {
-            sync::run(sources, destination, &transfer.options, &remote, reporter)
+            sync::run(sources, listed, destination, &transfer.options, &remote, reporter)
         }
     };
     result.map_err(|error| ENDING.get().map_or(error, |ending| ending.error()))

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::apply::{Precision, QuickCheck, Wanted};
 use crate::error::{Failure, Result, lock, printable};
+use crate::options::Missing;
 use crate::protocol::{self, Entry, MAX_LENGTH};
 use crate::receiver::Applier;
 use crate::receiver::answer::AnnouncedFile;
@@ -25,7 +26,7 @@ impl Applier<'_, '_> {
                 return Err(self.frames.bad("more than the single file that it promised"));
             }
         }
-        if !self.target.is_asked(&entry.path) {
+        if !self.target.is_asked(&entry.path, matches!(entry.kind, Kind::Directory)) {
             return Err(self.frames.bad("it sends what it was not asked for"));
         }
         if names_working_file(&entry.path) {
@@ -61,6 +62,10 @@ impl Applier<'_, '_> {
                 let made = tree.make_directory(entry.id, &entry.path, &entry.metadata);
                 self.settle(&entry, made.map(|changes| (changes, None)))
             }
+            Kind::Missing if self.shared.options.missing == Missing::Deleted => {
+                self.remove_missing(entry.id, &entry.path)
+            }
+            Kind::Missing => Err(self.frames.bad("a source that is missing")),
             Kind::Symlink(_) if !self.shared.options.links => {
                 Err(self.frames.bad("a symlink that nobody wants"))
             }
@@ -97,7 +102,7 @@ impl Applier<'_, '_> {
             return Err(self.frames.bad("another name of a file that nobody wants"));
         }
         protocol::check_path(first).map_err(|what| self.frames.bad(what))?;
-        if first.is_empty() || !self.target.is_asked(first) || names_working_file(first) {
+        if first.is_empty() || !self.target.is_asked(first, false) || names_working_file(first) {
             return Err(self.frames.bad("another name of a file that it may not name"));
         }
         Ok(())

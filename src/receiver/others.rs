@@ -6,13 +6,14 @@ use crate::protocol::{self, MAX_NAMES, MAX_PATH, Message, shortened};
 use crate::receiver::Applier;
 use crate::receiver::shared::{ReceiverShared, Settles};
 use crate::report::Event;
-use crate::source::is_plain;
+use crate::source::{Contents, is_plain};
 
 impl Applier<'_, '_> {
     /// A directory of the source has these names.
-    pub(super) fn contents(&mut self, directory: Vec<u8>, names: Vec<Vec<u8>>) -> Result<()> {
-        protocol::check_path(&directory).map_err(|what| self.frames.bad(what))?;
-        if !self.target.is_asked(&directory) {
+    pub(super) fn contents(&mut self, contents: Contents) -> Result<()> {
+        let Contents { directory, names, is_whole } = &contents;
+        protocol::check_path(directory).map_err(|what| self.frames.bad(what))?;
+        if *is_whole && !self.target.is_asked_whole(directory) {
             return Err(self.frames.bad("it tells of what it was not asked for"));
         }
         let is_name = |name: &Vec<u8>| !name.is_empty() && !name.contains(&b'/') && is_plain(name);
@@ -20,10 +21,24 @@ impl Applier<'_, '_> {
             return Err(self.frames.bad("it names what is no name"));
         }
         match &mut self.tree {
-            Some(tree) => tree.source_has(directory, names),
+            Some(tree) => tree.source_has(contents),
             None => return Err(self.frames.bad("names before the layout")),
         }
         Ok(())
+    }
+
+    /// Removes what has the name of a source that is missing.
+    pub(super) fn remove_missing(&mut self, id: u64, path: &[u8]) -> Result<()> {
+        let Some(tree) = &mut self.tree else { return Err(self.frames.bad("an entry before the layout")) };
+        match tree.remove_missing(path) {
+            Ok(removed) => {
+                let mut names = Names { shared: self.shared, paths: Vec::new(), bytes: 0 };
+                removed.map_or(Ok(()), |path| names.add(&path))?;
+                names.tell()?;
+                self.shared.outbox.settle(Settles::Entry.units())
+            }
+            Err(error) => self.shared.fail(id, &error, Settles::Entry),
+        }
     }
 
     /// Removes what the sender does not have, as far as it told.

@@ -64,7 +64,7 @@ impl Files {
         table.next += 1;
         if matches!(source.kind, Kind::File { .. }) {
             table.pending.insert(id, source.clone());
-        } else if self.tells_others {
+        } else if self.tells_others && source.kind != Kind::Missing {
             table.others.insert(id, source.clone());
         }
         Some(id)
@@ -155,7 +155,7 @@ impl Table {
 
 /// Walks the sources and announces what is there (step 1 of [`sender`](crate::sender)).
 pub fn announce_all<W: Write>(shared: &SenderShared<W>, sources: &[NamedPath]) -> Result<()> {
-    let when = shared.options.delete.map(|delete| delete.when_merged(source::merges(sources)));
+    let when = source::deletes(sources, shared.options);
     let during = when == Some(DeleteWhen::During);
     let walk = Walk::new(sources, shared.options);
     let walk = walk.telling(if during { Tells::Both } else { Tells::Entries });
@@ -207,11 +207,11 @@ pub fn remove_others<W: Write>(shared: &SenderShared<W>, sources: &[NamedPath]) 
 }
 
 fn tell<W: Write>(shared: &SenderShared<W>, told: Told) -> Result<()> {
-    let Told::Contents(Contents { directory, names }) = told else {
+    let Told::Contents(Contents { directory, names, is_whole }) = told else {
         return shared.send(&Message::RemoveOthers);
     };
     for names in in_pieces(names) {
-        shared.send(&Message::Contents { directory: directory.clone(), names })?;
+        shared.send(&Message::Contents { directory: directory.clone(), names, is_whole })?;
     }
     Ok(())
 }

@@ -247,10 +247,10 @@ impl<'a, W: Write> Session<'a, W> {
                     return Err(self.unexpected("more credit than was taken"));
                 }
             }
-            Message::Removed { paths } if self.shared.options.delete.is_some() => {
+            Message::Removed { paths } if self.shared.options.removes() => {
                 paths.iter().for_each(|path| self.shared.reporter.event(Event::Removed(path)));
             }
-            Message::Stays(failure) if self.shared.options.delete.is_some() => self.receiver_failed(&failure),
+            Message::Stays(failure) if self.shared.options.removes() => self.receiver_failed(&failure),
             Message::Busy(phase) => self.shared.reporter.event(Event::Phase(phase)),
             Message::Warning(text) => self.shared.reporter.event(Event::Warning(&text)),
             _ => return Err(self.unexpected("a message out of turn")),

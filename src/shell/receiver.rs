@@ -66,7 +66,10 @@ impl FarRoot {
             (None, Some(kept)) if is_directory => format!("{:05o}", kept.mode & 0o7777),
             (None, Some(kept)) => format!("{:05o}", kept.mode & 0o1777),
             (None, None) if far.is_some() => none(),
-            (None, None) => format!("{:05o}", metadata.mode.unwrap_or(0o666) & 0o777 & !self.umask),
+            (None, None) => {
+                let usual = if is_directory { 0o777 } else { 0o666 };
+                format!("{:05o}", metadata.mode.unwrap_or(usual) & 0o777 & !self.umask)
+            }
         };
         let owner = metadata.owner.as_ref();
         let kept = kept.filter(|_| self.is_root);

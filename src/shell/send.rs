@@ -158,7 +158,7 @@ impl SendJob<'_> {
             Kind::Directory => self.send_directory(source),
             Kind::Symlink(link) => self.send_symlink(&source, link),
             // Nobody asked the walk for these.
-            Kind::Node(_) | Kind::HardLink(_) => Ok(()),
+            Kind::Node(_) | Kind::HardLink(_) | Kind::Missing => Ok(()),
         }
     }
 
@@ -197,6 +197,15 @@ impl SendJob<'_> {
     }
 
     fn send_directory(&mut self, source: Source) -> Result<()> {
+        let far = self.far_files.get(&source.target);
+        if source.metadata == Metadata::default() && far.is_some_and(|far| !far.is_directory()) {
+            let error = Error::refused(
+                &source.path,
+                "goes where something else is in the way of a directory; remove that first",
+            );
+            self.pending.fail(error.to_failure());
+            return Ok(());
+        }
         // A directory that is there may have to be opened, to be filled.
         let is_open = |far: &FarFile| far.is_directory() && (self.root.is_root || far.mode & 0o700 == 0o700);
         let is_ready = self.far_files.get(&source.target).is_some_and(is_open);
@@ -259,8 +268,10 @@ impl SendJob<'_> {
     /// Gives directories their attributes last: what is made in them changes their times.
     fn finish(mut self) -> Result<Stats> {
         self.pending.wait_for_all()?;
+        // One may come first as the way to something, and then as itself, which counts.
+        let mut done = HashSet::new();
         for source in std::mem::take(&mut self.directories).into_iter().rev() {
-            if self.pending.failed.contains(&source.target) {
+            if !done.insert(source.target.clone()) || self.pending.failed.contains(&source.target) {
                 continue;
             }
             let far = self.far_files.get(&source.target);

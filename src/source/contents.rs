@@ -22,7 +22,7 @@ pub const NOTHING_REMOVED: &str = "nothing more was removed that the source does
 impl Delete {
     /// When entries are removed of directories that may be `merged` from several sources:
     /// not before all of those are known.
-    pub fn when_merged(self, merged: bool) -> DeleteWhen {
+    fn when_merged(self, merged: bool) -> DeleteWhen {
         match self.when {
             DeleteWhen::During if merged => DeleteWhen::After,
             when => when,
@@ -33,6 +33,13 @@ impl Delete {
     pub fn is_ended_by(self, failure: &Failure) -> bool {
         !self.ignore_errors && failure.code != code::VANISHED
     }
+}
+
+/// When entries are removed that these sources do not have, if they are. What a directory holds
+/// is known late where empty ones are pruned.
+pub fn deletes(sources: &[NamedPath], options: &Options) -> Option<DeleteWhen> {
+    let merged = options.directories.prune_empty || merges(sources);
+    options.delete.map(|delete| delete.when_merged(merged))
 }
 
 /// What a walk of its own for the contents of directories came to.

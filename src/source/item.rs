@@ -14,7 +14,8 @@ impl Source {
 pub fn item<'a>(path: &'a [u8], kind: &'a Kind, metadata: &Metadata) -> Item<'a> {
     let kind = match kind {
         Kind::File { length, .. } => ItemKind::File { length: Some(*length) },
-        Kind::Directory => ItemKind::Directory,
+        // Of what is missing only that is told what is removed for it.
+        Kind::Directory | Kind::Missing => ItemKind::Directory,
         Kind::Symlink(link) => ItemKind::Symlink(link),
         Kind::Node(Node::CharDevice(..)) => ItemKind::Device { is_block: false },
         Kind::Node(Node::BlockDevice(..)) => ItemKind::Device { is_block: true },

@@ -25,13 +25,14 @@ pub(super) struct Named {
 
 impl Named {
     /// Finds a source. A symlink is followed to a file or device, and with a slash behind it,
-    /// or where the options say so, to a directory; else the symlink itself is the source.
+    /// or where the options say so, to a directory; else the symlink itself is the source. So it
+    /// is in a list, unless the options say otherwise.
     pub fn find(path: &NamedPath, follow: FollowLinks) -> io::Result<Named> {
         if names_contents(path.path()) {
             return Named::look(path, OFlag::O_PATH);
         }
         let named = Named::look(path, OFlag::O_PATH | OFlag::O_NOFOLLOW)?;
-        if !is(&named.stat, SFlag::S_IFLNK) {
+        if !is(&named.stat, SFlag::S_IFLNK) || path.is_listed() {
             return Ok(named);
         }
         let followed = match Named::look(path, OFlag::O_PATH) {
@@ -52,7 +53,7 @@ impl Named {
         Named::look(path, OFlag::O_PATH)
     }
 
-    fn look(path: &NamedPath, flags: OFlag) -> io::Result<Named> {
+    pub fn look(path: &NamedPath, flags: OFlag) -> io::Result<Named> {
         let fd = path.open(flags)?;
         let stat = fstat(&fd)?;
         Ok(Named { fd, stat })
@@ -77,20 +78,52 @@ pub fn names_contents(path: &Path) -> bool {
 /// The names directly below the destination that a source goes to; none for a source
 /// that cannot be read.
 pub fn top_names(source: &NamedPath) -> Vec<Vec<u8>> {
-    if !names_contents(source.path()) {
-        return vec![base_name(source.path())];
+    let target = source.target();
+    if !target.is_empty() {
+        return target.split(|&byte| byte == b'/').next().map(<[u8]>::to_vec).into_iter().collect();
     }
     let opened = source.open(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
     let Some(mut dir) = opened.ok().and_then(|fd| Dir::from_fd(fd).ok()) else { return Vec::new() };
     sys::names_in(&mut dir).filter_map(Result::ok).map(|(name, _)| name.into_vec()).collect()
 }
 
-/// The names directly below the destination under which what these sources are can go.
-/// `None`: any name; so for a home, whose name only its machine knows.
-pub fn names_below<'a>(sources: impl IntoIterator<Item = &'a [u8]>) -> Option<HashSet<Vec<u8>>> {
-    let paths = sources.into_iter().map(|source| Path::new(OsStr::from_bytes(source)));
-    let is_known = |path: &Path| !names_contents(path) && !matches!(path.as_os_str().as_bytes(), b"" | b"~");
-    paths.map(|path| is_known(path).then(|| base_name(path))).collect()
+/// What was asked for of another end: where below the destination something may come.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// Here, and below.
+    sources: HashSet<Vec<u8>>,
+    /// Directories on the way there.
+    above: HashSet<Vec<u8>>,
+}
+
+impl Asked {
+    /// Where these sources go. `None`: anywhere; so for a home, whose name only its machine
+    /// knows.
+    pub fn of(sources: &[NamedPath]) -> Option<Asked> {
+        let mut asked = Asked::default();
+        for source in sources {
+            let target = source.target();
+            let path = source.path().as_os_str().as_bytes();
+            if target.is_empty() || path == b"~" || path.starts_with(b"~/") && target.contains(&b'/') {
+                return None;
+            }
+            asked.above.extend(source.keeps().is_below_root.then(Vec::new));
+            asked.above.extend(source.implied().into_iter().map(|(_, target)| target));
+            asked.sources.insert(target);
+        }
+        Some(asked)
+    }
+
+    /// Whether something may come that goes there.
+    pub fn allows(&self, path: &[u8], is_directory: bool) -> bool {
+        self.allows_all_of(path) || is_directory && self.above.contains(path)
+    }
+
+    /// Whether a directory was asked for with all that it holds.
+    pub fn allows_all_of(&self, path: &[u8]) -> bool {
+        let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        slashes.chain([path.len()]).any(|end| self.sources.contains(&path[..end]))
+    }
 }
 
 /// The name under which a source goes that is not meant for its contents.

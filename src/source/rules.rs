@@ -13,7 +13,6 @@ use nix::fcntl::OFlag;
 use crate::confinement::NamedPath;
 use crate::filter::{DirectoryRules, FilterSide};
 use crate::options::Options;
-use crate::source::named::names_contents;
 use crate::sys;
 
 /// The largest file of rules in a directory, in bytes.
@@ -24,8 +23,8 @@ const RULES: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOC
 
 /// The rules that hold where the paths of a source begin.
 pub(super) fn rules_for(source: &NamedPath, options: &Options) -> DirectoryRules {
-    let mut root = absolute(source);
-    if !names_contents(source.path()) {
+    let mut root = absolute(source.kept_below().as_ref().unwrap_or(source));
+    if source.kept_below().is_none() && !source.names_contents() {
         root.pop();
     }
     DirectoryRules::new(&options.filter, FilterSide::Sender, root.as_os_str().as_bytes())

@@ -2,6 +2,8 @@
 //! becomes a symlink after its name was read is not followed.
 
 mod look;
+mod prune;
+mod top;
 mod tree;
 
 use std::collections::{HashSet, VecDeque};
@@ -14,15 +16,14 @@ use std::path::Path;
 use nix::sys::stat::{FileStat, SFlag};
 
 use crate::confinement::NamedPath;
-use crate::error::{Error, Failure, Result, printable};
+use crate::error::{Error, Failure, printable};
 use crate::filter::DirectoryRules;
 use crate::options::Options;
 use crate::source::links::FirstNames;
-use crate::source::named::{Named, base_name, is, names_contents};
-use crate::source::path::{NOT_SENT, is_unsafe_link, why_not_sent};
-use crate::source::rules;
-use crate::source::together::Together;
-use crate::source::{self, Identity, Kind, Metadata, Names, Node, Origin, Source};
+use crate::source::named::{Named, is};
+use crate::source::path::is_unsafe_link;
+use crate::source::together::merges;
+use crate::source::{self, Kind, Metadata, Names, Source};
 use crate::sys;
 use tree::TreeWalk;
 
@@ -57,6 +58,8 @@ pub struct Contents {
     pub directory: Vec<u8>,
     /// Without working files.
     pub names: Vec<Vec<u8>>,
+    /// What else is there can go; otherwise these names are of it whoever tells of all.
+    pub is_whole: bool,
 }
 
 /// Everything below the sources, parents before children, names in order. A symlink that
@@ -75,8 +78,10 @@ pub struct Walk<'a> {
     /// Where something goes already, if there are several sources.
     taken: Option<HashSet<Vec<u8>>>,
     first_names: FirstNames,
-    /// How several sources go together.
-    together: Together,
+    /// Directories on the way to sources that were told of.
+    implied: HashSet<Vec<u8>>,
+    /// What directories hold may be told of in pieces.
+    merges: bool,
     tells: Tells,
     /// Found, and not handed out yet.
     later: VecDeque<Found>,
@@ -97,7 +102,8 @@ impl<'a> Walk<'a> {
             rules: None,
             taken,
             first_names: FirstNames::default(),
-            together: Together::of(sources),
+            implied: HashSet::new(),
+            merges: merges(sources),
             tells: Tells::Entries,
             later: VecDeque::new(),
         }
@@ -111,7 +117,9 @@ impl<'a> Walk<'a> {
     /// Whether there is a single source and it is no directory: then the destination may
     /// name the file itself.
     pub fn is_single(&self) -> bool {
+        let goes_deeper = |source: &NamedPath| source.is_listed() || source.target().contains(&b'/');
         self.only.as_ref().is_some_and(|only| !only.as_ref().is_ok_and(Named::is_directory))
+            && !self.sources.as_slice().iter().any(goes_deeper)
     }
 
     /// The next of what is found, names of owners left out.
@@ -123,60 +131,11 @@ impl<'a> Walk<'a> {
             }
             let from = self.sources.next()?;
             let named = self.only.take().unwrap_or_else(|| Named::find(from, self.options.kinds.follow));
-            let begun = named.map_err(Error::file("read", from.path()));
-            let begun = begun.and_then(|named| self.begin(from, named));
-            match begun {
-                Ok(Some(found)) => return Some(found),
-                Ok(None) => {}
+            match self.take_up(from, named) {
+                Ok(found) => self.later.extend(found),
                 Err(error) => return Some(Found::Failed(error.to_failure())),
             }
         }
-    }
-
-    /// Takes up a source. A directory is walked next.
-    fn begin(&mut self, from: &NamedPath, named: Named) -> Result<Option<Found>> {
-        let path = from.path();
-        let contents = names_contents(path);
-        let prefix = if contents { Vec::new() } else { base_name(path) };
-        if let Some(why) = why_not_sent(&prefix) {
-            return Err(Error::refused(path, why));
-        }
-        let top = rules::rules_for(from, self.options);
-        if !prefix.is_empty() && top.hides(&prefix, named.is_directory()) {
-            return Ok(None);
-        }
-        if self.tells != Tells::Entries && self.together == Together::AtTheTop && !contents {
-            // Beside what other sources hold.
-            let contents = Contents { directory: Vec::new(), names: vec![prefix.clone()] };
-            self.later.push_back(Found::Contents(contents));
-        }
-        self.rules = Some(top.clone());
-        if named.is_directory() {
-            if !self.options.recursive {
-                return Ok(Some(skipped("directory", path)));
-            }
-            self.tree = Some(TreeWalk::begin(from, prefix, named, self.options, self.tells, top));
-            return Ok(None);
-        }
-        let source = Source {
-            path: path.to_path_buf(),
-            target: prefix,
-            kind: Kind::Directory,
-            metadata: source::metadata_of(&named.stat),
-            identity: Identity::of(&named.stat),
-            has_other_names: named.stat.st_nlink > 1,
-            origin: Origin::Named(from.clone()),
-        };
-        if is(&named.stat, SFlag::S_IFBLK) {
-            return source.device().map(|device| Some(Found::Source(Box::new(device))));
-        }
-        if let Some(node) = Node::of(&named.stat).filter(|node| node.is_wanted(self.options)) {
-            return Ok(Some(Found::Source(Box::new(source.node(node, &named.stat)))));
-        }
-        if ![SFlag::S_IFREG, SFlag::S_IFLNK].iter().any(|&kind| is(&named.stat, kind)) {
-            return Err(Error::refused(path, NOT_SENT));
-        }
-        Ok(Some(inspect(source, &named.stat, Some(&named.fd), self.options.links)))
     }
 }
 
@@ -197,7 +156,15 @@ impl Iterator for Walk<'_> {
                         _ => {}
                     }
                     // As with rsync, of several sources with one name the first counts.
-                    let is_new = |taken: &mut HashSet<_>| taken.insert(source.target.clone());
+                    // A directory of which only the name is kept may come as itself later.
+                    let is_bare = source.is_bare_directory();
+                    let is_new = |taken: &mut HashSet<_>| {
+                        if is_bare {
+                            !taken.contains(&source.target)
+                        } else {
+                            taken.insert(source.target.clone())
+                        }
+                    };
                     if !self.taken.as_mut().is_none_or(is_new) {
                         continue;
                     }
@@ -207,7 +174,9 @@ impl Iterator for Walk<'_> {
                         source.kind = Kind::HardLink(first);
                         return Some(Found::Source(source));
                     }
-                    self.complete(&mut source);
+                    if !is_bare {
+                        self.complete(&mut source);
+                    }
                     return Some(Found::Source(source));
                 }
                 other => return Some(other),

@@ -25,8 +25,9 @@ use crate::remote;
 use crate::report::{Phase, Silent};
 use crate::scan::{self, FileImage};
 use crate::sender::{self, Side};
+use crate::source;
 use crate::stream;
-use crate::sync::takeover;
+use crate::sync::{names, takeover};
 
 /// The name of the other end in errors.
 const PEER: &str = "the initiator";
@@ -60,7 +61,12 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
     // A stream of records has no room for signs of life.
     silence.limit(options.silence().filter(|_| !matches!(request, Request::Through { .. })));
     let resumes = matches!(request, Request::Receive { .. } | Request::Send { .. });
-    let served = match confinement.allow(&options).and_then(|()| admit(request, &options, confinement)) {
+    let names = match request {
+        Request::Send { listed: true, .. } => Some(names::receive(&mut input)?),
+        _ => None,
+    };
+    let admitted = confinement.allow(&options).and_then(|()| admit(request, names, &options, confinement));
+    let served = match admitted {
         Ok(admitted) => {
             if let Some(run) = run.filter(|_| resumes) {
                 replace_earlier(&run, &options, &mut output)?;
@@ -80,11 +86,18 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
 enum Admitted {
     Receive { destination: NamedPath, directory: bool, asides: Asides },
     Send { sources: Vec<NamedPath> },
+    Names { path: NamedPath, nul_separated: bool },
     Digest { paths: Vec<NamedPath> },
     Through { command: OsString, destination: PathBuf, size: u64 },
 }
 
-fn admit(request: Request, options: &Options, confinement: &Confinement) -> Result<Admitted> {
+/// `listed`: names that came behind the request.
+fn admit(
+    request: Request,
+    listed: Option<Vec<Vec<u8>>>,
+    options: &Options,
+    confinement: &Confinement,
+) -> Result<Admitted> {
     let readable = |paths: Vec<RequestPath>| -> Result<Vec<NamedPath>> {
         if paths.len() > MAX_SOURCES {
             let what = "too many sources".into();
@@ -97,7 +110,12 @@ fn admit(request: Request, options: &Options, confinement: &Confinement) -> Resu
             let asides = Asides::find(options, |path| confinement.writable(path))?;
             Admitted::Receive { destination: confinement.writable(destination)?, directory, asides }
         }
-        Request::Send { sources } => Admitted::Send { sources: readable(sources)? },
+        Request::Send { sources, .. } => {
+            Admitted::Send { sources: source::choose(readable(sources)?, listed, options)? }
+        }
+        Request::Names { path, nul_separated } => {
+            Admitted::Names { path: confinement.readable(path)?, nul_separated }
+        }
         Request::Digest { paths } => Admitted::Digest { paths: readable(paths)? },
         Request::Through { command, destination, size } => Admitted::Through {
             command: OsString::from_vec(command),
@@ -138,6 +156,10 @@ fn perform<R: Read + Send + 'static, W: Write + Send>(
                     Err(error)
                 }
             }
+        }
+        Admitted::Names { path, nul_separated } => {
+            let names = names::read_file(&path, nul_separated).inspect_err(|error| output.give_up(error))?;
+            names::send(&mut output, names)
         }
         Admitted::Digest { paths } => answer_digests(&paths, options, &mut output),
     }

@@ -5,16 +5,16 @@ use std::time::Instant;
 use crate::confinement::{NamedPath, RequestPath};
 use crate::error::{Result, code};
 use crate::location::{Host, Location};
-use crate::options::Options;
+use crate::options::{Missing, Options};
 use crate::protocol::Request;
 use crate::receiver;
 use crate::remote::{FarSide, RemoteOptions};
 use crate::report::{Event, Reporter, Stats};
 use crate::shell;
-use crate::source::{Found, Kind, Walk};
-use crate::sync::{Completed, Initiator, Origin, Tries, origin};
+use crate::source::{self, Found, Kind, Walk};
+use crate::sync::{Completed, FilesFrom, Initiator, Origin, Tries, names, origin};
 
-/// Tells of everything below `sources`.
+/// Tells of everything below `sources`, or of what a list names below the only one.
 ///
 /// # Errors
 ///
@@ -22,6 +22,7 @@ use crate::sync::{Completed, Initiator, Origin, Tries, origin};
 /// not be read.
 pub fn list(
     sources: &[Location],
+    listed: Option<&FilesFrom>,
     options: &Options,
     remote: &RemoteOptions,
     reporter: &dyn Reporter,
@@ -34,13 +35,20 @@ pub fn list(
         delete: None,
         backup: None,
         remove_source_files: false,
+        missing: if options.missing == Missing::Failed { Missing::Failed } else { Missing::Ignored },
         ..options.clone()
     };
     let tries = &Tries::new(Some(0));
     let initiator = Initiator { options: &options, remote, reporter, tries };
-    let completed = match origin(sources)? {
-        Origin::Local(sources) => Completed::here(list_here(&sources, &options, reporter)),
-        Origin::Remote(host, paths) => initiator.list(&host, &paths)?,
+    let origin = origin(sources)?;
+    let other_end = if let Origin::Remote(host, _) = &origin { Some(host) } else { None };
+    let names = listed.map(|listed| initiator.names(listed, other_end)).transpose()?;
+    let completed = match origin {
+        Origin::Local(sources) => {
+            let sources = source::choose(sources, names, &options)?;
+            Completed::here(list_here(&sources, &options, reporter))
+        }
+        Origin::Remote(host, paths) => initiator.list(&host, &paths, names)?,
     };
     initiator.conclude(start, completed)
 }
@@ -70,13 +78,15 @@ fn list_here(sources: &[NamedPath], options: &Options, reporter: &dyn Reporter) 
 
 impl Initiator<'_> {
     /// What sources have that are on a host.
-    fn list(self, host: &Host, paths: &[Vec<u8>]) -> Result<Completed<Stats>> {
+    fn list(self, host: &Host, paths: &[Vec<u8>], listed: Option<Vec<Vec<u8>>>) -> Result<Completed<Stats>> {
         self.connect(host, self.options.silence(), |far_side, input, mut output| match far_side {
             FarSide::Agent => {
                 let sources = paths.iter().cloned().map(RequestPath::from).collect();
-                self.request(&mut output, Request::Send { sources })?;
+                self.request(&mut output, Request::Send { sources, listed: listed.is_some() })?;
+                listed.map_or(Ok(()), |listed| names::send(&mut output, listed))?;
                 receiver::list(self.connection(input, output))
             }
+            FarSide::Shell if listed.is_some() => Err(names::needs_agent(host)),
             FarSide::Shell => shell::list(self.shell_session(input, output, &host.to_string()), paths),
         })
     }

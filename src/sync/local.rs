@@ -24,6 +24,8 @@
 mod file;
 mod update;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -35,7 +37,7 @@ use crate::error::{Error, Failure, Result, code, lock, printable};
 use crate::options::{DeleteWhen, Options};
 use crate::protocol::Pace;
 use crate::report::{Changes, Event, Outcome, Reporter, Stats};
-use crate::source::{self, Contents, ContentsTold, Found, Kind, Links, Source, Tells, Told, Walk};
+use crate::source::{self, ContentsTold, Found, Kind, Links, Source, Tells, Told, Walk};
 
 /// Files that are worked on side by side: while one waits for storage, others go on.
 const WORKERS: usize = 4;
@@ -55,9 +57,9 @@ pub fn run(
     reporter: &dyn Reporter,
 ) -> Result<Stats> {
     if options.recursive {
-        sources.iter().try_for_each(|source| refuse_inside(source.path(), target.path.path()))?;
+        sources.iter().try_for_each(|source| refuse_inside(source, target.path.path()))?;
     }
-    let when = options.delete.map(|delete| delete.when_merged(source::merges(sources)));
+    let when = source::deletes(sources, options);
     let during = when == Some(DeleteWhen::During);
     let walk = Walk::new(sources, options);
     let walk = walk.telling(if during { Tells::Both } else { Tells::Entries });
@@ -202,7 +204,7 @@ impl LocalCopy<'_> {
 
     fn told(&self, told: Told, tree: &mut DestinationTree) {
         match told {
-            Told::Contents(Contents { directory, names }) => tree.source_has(directory, names),
+            Told::Contents(contents) => tree.source_has(contents),
             Told::RemoveOthers => {
                 // Reporting cannot fail here.
                 let _ = tree.remove_others(&mut |removed| {
@@ -221,6 +223,7 @@ impl LocalCopy<'_> {
 
     fn entry(&self, source: Source, tree: &mut DestinationTree, jobs: &SyncSender<Job>) {
         let made = match &source.kind {
+            Kind::Missing => return self.settle(self.remove_missing(&source.target, tree)),
             // Its directory is not ours to change, and other entries would go under its name.
             _ if tree.root().is_file() && source.kind == Kind::Directory => {
                 Err(Error::refused(&source.path, "became a directory meanwhile; run again"))
@@ -258,6 +261,15 @@ impl LocalCopy<'_> {
             }
             unset
         }));
+    }
+
+    /// Removes what has the name of a source that is missing.
+    fn remove_missing(&self, path: &[u8], tree: &mut DestinationTree) -> Result<Option<Failure>> {
+        if let Some(path) = tree.remove_missing(path)? {
+            self.stats().removed += 1;
+            self.reporter.event(Event::Removed(&path));
+        }
+        Ok(None)
     }
 
     /// Counts and reports what could not be made, or not with all of its attributes.
@@ -322,18 +334,18 @@ impl LocalCopy<'_> {
 }
 
 /// A directory copied into itself would meet its own copies on the way.
-fn refuse_inside(source: &Path, destination: &Path) -> Result<()> {
-    let (Ok(from), Some(mut to)) = (source.canonicalize(), resolve(destination)) else { return Ok(()) };
+fn refuse_inside(source: &NamedPath, destination: &Path) -> Result<()> {
+    let (Ok(from), Some(mut to)) = (source.path().canonicalize(), resolve(destination)) else {
+        return Ok(());
+    };
     if !from.is_dir() {
         return Ok(());
     }
-    if !source::names_contents(source) {
-        to.extend(from.file_name());
-    }
+    to.push(OsStr::from_bytes(&source.target()));
     if to == from || !to.starts_with(&from) {
         return Ok(());
     }
-    let (from, to) = (printable(source), printable(destination));
+    let (from, to) = (printable(source.path()), printable(destination));
     Err(Error::Destination(format!("cannot copy {from} into itself: choose a destination outside, not {to}")))
 }
 

@@ -10,6 +10,7 @@ mod filters;
 mod interrupt;
 mod kinds;
 mod names;
+mod paths;
 mod racy;
 mod record;
 mod similar;

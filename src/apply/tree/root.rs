@@ -1,6 +1,5 @@
 //! The directory that entries are relative to, and the places in it.
 
-use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -17,6 +16,7 @@ use crate::apply::place::Place;
 use crate::confinement::NamedPath;
 use crate::error::{Error, Result, printable};
 use crate::options::{Commit, Options};
+use crate::source::Asked;
 use crate::sys;
 
 /// The destination of a run.
@@ -28,8 +28,8 @@ pub struct Target {
     pub directory: bool,
     /// The umask of this process.
     pub umask: u32,
-    /// Under which names something may come, right below the destination. `None`: any.
-    pub asked: Option<HashSet<Vec<u8>>>,
+    /// Where something may come. `None`: anywhere.
+    pub asked: Option<Asked>,
     /// Paths beside it.
     pub asides: Asides,
 }
@@ -41,9 +41,13 @@ impl Target {
     }
 
     /// Whether something was asked for that goes there.
-    pub fn is_asked(&self, path: &[u8]) -> bool {
-        let top = path.split(|&byte| byte == b'/').next().unwrap_or_default();
-        self.asked.as_ref().is_none_or(|asked| asked.contains(top))
+    pub fn is_asked(&self, path: &[u8], is_directory: bool) -> bool {
+        self.asked.as_ref().is_none_or(|asked| asked.allows(path, is_directory))
+    }
+
+    /// Whether a directory was asked for with all that it holds.
+    pub fn is_asked_whole(&self, directory: &[u8]) -> bool {
+        self.asked.as_ref().is_none_or(|asked| asked.allows_all_of(directory))
     }
 }
 

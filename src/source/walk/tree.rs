@@ -19,6 +19,7 @@ use crate::source::named::{Named, is};
 use crate::source::path::{is_unsafe_link, why_not_sent};
 use crate::source::rules;
 use crate::source::walk::look::{DIRECTORY, Opened, is_directory, look};
+use crate::source::walk::prune::Pruning;
 use crate::source::walk::{Contents, Found, Tells, inspect, skipped};
 use crate::source::{self, Identity, Kind, Node, Origin, Source, SourceRoot};
 use crate::sys;
@@ -36,6 +37,7 @@ pub struct TreeWalk<'a> {
     prefix: Vec<u8>,
     options: &'a Options,
     tells: Tells,
+    pruning: Option<Pruning>,
     /// The file system of the root.
     device: u64,
     /// The directory that is being read, below the root.
@@ -65,6 +67,7 @@ impl<'a> TreeWalk<'a> {
         options: &'a Options,
         tells: Tells,
         top: DirectoryRules,
+        pruning: Option<Pruning>,
     ) -> TreeWalk<'a> {
         let Named { fd, stat } = named;
         let opened = sys::open_beneath(fd.as_fd(), Path::new(""), DIRECTORY, 0);
@@ -75,6 +78,7 @@ impl<'a> TreeWalk<'a> {
             prefix,
             options,
             tells,
+            pruning,
             device: stat.st_dev,
             below: PathBuf::new(),
             levels: Vec::new(),
@@ -133,8 +137,9 @@ impl<'a> TreeWalk<'a> {
                 if self.options.one_file_system == OneFileSystem::WithoutMountPoints {
                     return;
                 }
-                Found::Source(Box::new(source))
+                return self.leaf_directory(source);
             }
+            Opened::Directory(_) if !self.options.recursive => return self.leaf_directory(source),
             Opened::Directory(_) if is_followed && self.is_in(source.identity) => {
                 let why = "leads back to a directory that it lies in, and is left out";
                 return self.failed(&Error::refused(source.path, why));
@@ -243,16 +248,19 @@ impl<'a> TreeWalk<'a> {
     ) {
         let (path, identity) = (source.path.clone(), source.identity);
         let directory = source.target.clone();
-        self.later.push_back(Found::Source(Box::new(source)));
+        match &mut self.pruning {
+            Some(pruning) => self.later.extend(pruning.enter(source)),
+            None => self.later.push_back(Found::Source(Box::new(source))),
+        }
         let mut dir = match opened.and_then(|fd| Ok(Dir::from_fd(fd)?)) {
             Ok(dir) => dir,
-            Err(error) => return self.failed(&Error::file("read", path)(error)),
+            Err(error) => return self.not_entered(&Error::file("read", path)(error)),
         };
         let rules = match rules {
             Ok(rules) => rules,
             Err(why) => {
                 let why = format!("has rules that cannot be used, and nothing in it is sent: {why}");
-                return self.failed(&Error::refused(path, why));
+                return self.not_entered(&Error::refused(path, why));
             }
         };
         let (mut names, mut is_whole) = (Vec::new(), true);
@@ -267,14 +275,19 @@ impl<'a> TreeWalk<'a> {
             }
         }
         names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        if self.tells != Tells::Entries && is_whole {
-            let is_hidden = |name: &OsStr, hint: Option<Type>| {
-                let path = joined(&directory, name);
-                rules.hides(&path, is_directory(dir.as_fd(), name, hint))
-            };
+        let is_directory = |name: &OsStr, hint: Option<Type>| is_directory(dir.as_fd(), name, hint);
+        let is_hidden = |name: &OsStr, hint: Option<Type>| {
+            rules.hides(&joined(&directory, name), is_directory(name, hint))
+        };
+        if let Some(pruning) = &mut self.pruning {
+            let seen = names.iter().filter(|(name, hint)| !is_hidden(name, *hint));
+            let files = seen.filter(|(name, hint)| !is_directory(name, *hint));
+            let files = files.map(|(name, _)| name.as_bytes().to_vec()).collect();
+            self.later.extend(pruning.holds(files, is_whole));
+        } else if self.tells != Tells::Entries && is_whole {
             let names = names.iter().filter(|(name, hint)| !is_hidden(name, *hint));
             let names = names.map(|(name, _)| name.as_bytes().to_vec()).collect();
-            self.later.push_back(Found::Contents(Contents { directory, names }));
+            self.later.push_back(Found::Contents(Contents { directory, names, is_whole }));
         }
         self.below = below;
         self.levels.push(Level { dir: Some(dir), is_followed, identity, rules, names: names.into_iter() });
@@ -283,9 +296,26 @@ impl<'a> TreeWalk<'a> {
         }
     }
 
+    fn not_entered(&mut self, error: &Error) {
+        self.pruning.as_mut().map(Pruning::leave);
+        self.failed(error);
+    }
+
+    /// There is a directory that is not entered.
+    fn leaf_directory(&mut self, source: Source) {
+        match &mut self.pruning {
+            Some(pruning) => self.later.extend(pruning.pass(source)),
+            None => self.later.push_back(Found::Source(Box::new(source))),
+        }
+    }
+
     /// Goes back to the directory above, which may have to be opened again.
     fn leave(&mut self) {
         self.levels.pop();
+        if let Some(pruning) = &mut self.pruning {
+            let contents = pruning.leave().filter(|_| self.tells != Tells::Entries);
+            self.later.extend(contents.map(Found::Contents));
+        }
         self.below.pop();
         let Some(level) = self.levels.last_mut().filter(|level| level.dir.is_none()) else { return };
         let opened = if level.is_followed {

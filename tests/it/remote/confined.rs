@@ -257,7 +257,10 @@ fn each_request_of_a_lying_initiator_is_refused_where_it_leads_out_or_is_not_giv
     let root = place.path().join("root");
     let root = root.to_str().expect("a plain path");
     let receive = |path: &str, directory| Request::Receive { destination: request_path(path), directory };
-    let send = |path: &str| Request::Send { sources: vec![request_path("/image"), request_path(path)] };
+    let send = |path: &str| Request::Send {
+        sources: vec![request_path("/image"), request_path(path)],
+        listed: false,
+    };
     let digest = |path: &str| Request::Digest { paths: vec![request_path(path)] };
     let through = || Request::Through {
         command: b"touch ../beside/ran".to_vec(),
@@ -295,7 +298,7 @@ fn each_request_of_a_lying_initiator_is_refused_where_it_leads_out_or_is_not_giv
             }
         }
     }
-    let many = Request::Send { sources: vec![request_path("image"); 1025] };
+    let many = Request::Send { sources: vec![request_path("image"); 1025], listed: false };
     assert_eq!(refused(&["--read-only"], many).code, code::STREAM);
     let many = Request::Digest { paths: vec![request_path("image"); 1025] };
     assert_eq!(refused(&["--read-only"], many).code, code::STREAM);

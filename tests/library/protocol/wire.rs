@@ -90,7 +90,8 @@ fn message() -> impl Strategy<Value = Message> {
             destination: destination.into(),
             directory
         }),
-        prop::collection::vec(path().prop_map_into(), 0..4).prop_map(|sources| Request::Send { sources }),
+        prop::collection::vec(path().prop_map_into(), 0..4)
+            .prop_map(|sources| Request::Send { sources, listed: false }),
         prop::collection::vec(path().prop_map_into(), 0..4).prop_map(|paths| Request::Digest { paths }),
     ];
     let options = Options { compress: Compress::Auto, compress_level: Some(-3), ..Options::default() };

@@ -100,7 +100,7 @@ fn a_lying_initiator_ends_its_session() {
         lie("more sources than a request may have", |liar| {
             greet(liar);
             let sources = vec![b"/etc/hostname".to_vec().into(); 1025];
-            liar.say(&Message::Start(Box::default(), Request::Send { sources }, None));
+            liar.say(&Message::Start(Box::default(), Request::Send { sources, listed: false }, None));
         }),
         lie("data in the place of a request", |liar| {
             greet(liar);

@@ -246,7 +246,7 @@ fn a_lying_sender_ends_its_session_and_changes_nothing() {
             liar.frame(1, &[2, 0, 0xff, 0xff, 0xff, 0xff, 0x0f])
         }),
         lie("a request within a session", "a message out of turn", |liar| {
-            let request = Request::Send { sources: vec![b"/etc".to_vec().into()] };
+            let request = Request::Send { sources: vec![b"/etc".to_vec().into()], listed: false };
             liar.say(&Message::Start(Box::default(), request, None));
         }),
         lie("a symlink that nobody wants", "a symlink that nobody wants", |liar| {
@@ -429,7 +429,7 @@ fn a_named_destination_is_not_replaced_by_a_symlink() {
 /// Names that a sender says it has.
 fn contents(directory: &str, names: &[&str]) -> Message {
     let names = names.iter().map(|name| name.as_bytes().to_vec()).collect();
-    Message::Contents { directory: directory.into(), names }
+    Message::Contents { directory: directory.into(), names, is_whole: true }
 }
 
 fn deleting() -> Options {
