@@ -166,15 +166,14 @@ pub struct Opening {
     pub recovered: Recovered,
     /// What there is now.
     pub opened: Opened,
-    /// How it differs from what is wanted, as far as that shows from outside; empty of what
-    /// stays as it is.
+    /// How it differs from what is wanted, as far as that shows from outside.
     pub changes: Changes,
 }
 
 impl Opening {
     /// Where something stays as it is, or is not made.
     fn as_it_is(recovered: Recovered) -> Opening {
-        Opening { recovered, opened: Opened::Equal { unset: None }, changes: Changes::default() }
+        Opening { recovered, opened: Opened::Equal { unset: None }, changes: Changes::LEFT }
     }
 }
 
@@ -237,6 +236,9 @@ impl Destination {
         {
             let changes = setup.changes(&place, Some(&stat), &wanted);
             let synced = options.fsync.then_some(&*setup.synced);
+            // Whoever has another name of it open wants to find it as it was.
+            let differs = !wanted.attributes.are_those_of(&stat);
+            let _turn = differs.then(|| setup.turns.take(&place, &stat)).transpose()?;
             let unset = place.set_attributes_of(&stat, &wanted.attributes, synced)?;
             remove_leftovers(&place, &beside)?;
             return Ok(Opening { recovered, opened: Opened::Equal { unset }, changes });

@@ -133,8 +133,12 @@ impl DestinationTree {
     ///
     /// When it cannot be made, or what is in its place may not go.
     pub fn make_directory(&mut self, id: u64, path: &[u8], metadata: &Metadata) -> Result<Changes> {
-        if self.options.transfer.existing && !self.is_there(path)? {
-            return Ok(Changes::default());
+        let rules = &self.options.transfer;
+        let is_in_the_way = || Ok(self.is_there(path)? && self.look_at_directory(path).is_none());
+        if rules.existing && !self.is_there(path)?
+            || rules.ignore_existing && !path.is_empty() && is_in_the_way()?
+        {
+            return Ok(Changes::LEFT);
         }
         let mut attributes = self.attributes(&Kind::Directory, metadata);
         // Of one that is on the way to a source the name alone may be told.

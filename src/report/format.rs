@@ -99,6 +99,9 @@ impl LineFormat {
     }
 
     fn line(&self, told: &Told) -> Option<String> {
+        if told.changes.has(Changes::LEFT) {
+            return None;
+        }
         let is_directory = told.item.kind == ItemKind::Directory;
         let is_changed = told.is_transferred() || !told.changes.is_empty();
         let is_shown = if self.has(&['i']) {
@@ -381,6 +384,7 @@ mod tests {
             (equal, Changes::TRANSFER, Some("<f......... a")),
             (equal, Changes::MODE, Some(".f...p..... a")),
             (equal, Changes::default(), None),
+            (equal, Changes::LEFT, None),
         ] {
             assert_eq!(lines.file(file("a"), outcome, changes).as_deref(), want);
         }

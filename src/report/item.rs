@@ -82,6 +82,8 @@ impl Changes {
     pub const ACL: Changes = Changes(1 << 9);
     /// It had other extended attributes.
     pub const XATTRS: Changes = Changes(1 << 10);
+    /// A rule had it left as it is, or not made: how it differs was not looked at.
+    pub const LEFT: Changes = Changes(1 << 11);
 
     /// These, and `more` if that is so.
     #[must_use]

@@ -299,7 +299,7 @@ impl ReceiveJob<'_> {
         let existing = self.options.transfer.existing;
         let Some(place) = tree.root().place(&entry.target, self.options.dry_run || existing)? else {
             if existing {
-                return Ok((Opened::Equal { unset: None }, Changes::default()));
+                return Ok((Opened::Equal { unset: None }, Changes::LEFT));
             }
             let preview = Preview { basis: None, changes_length: true };
             return Ok((Opened::Preview(preview), Changes::NEW.with(Changes::TRANSFER, true)));

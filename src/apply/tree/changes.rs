@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 
 use nix::fcntl::OFlag;
-use nix::sys::stat::{FileStat, SFlag};
+use nix::sys::stat::{FileStat, SFlag, fstat};
 
 use crate::apply::attributes::Attributes;
 use crate::apply::place::Inode;
@@ -18,8 +19,7 @@ impl DestinationTree {
         if !self.options.tells_changes {
             return Changes::default();
         }
-        let stat = if path.is_empty() { self.look_at_root() } else { self.look(path) };
-        match (stat.filter(|stat| sys::kind_of(stat) == SFlag::S_IFDIR), &self.root.dir) {
+        match (self.look_at_directory(path), &self.root.dir) {
             (Some(stat), Some(root)) if path.is_empty() => {
                 wanted.all_changes(&stat, || root.try_clone().map(File::from))
             }
@@ -51,8 +51,17 @@ impl DestinationTree {
         self.root.place(path, true).ok().flatten()?.stat().ok().flatten()
     }
 
-    fn look_at_root(&self) -> Option<FileStat> {
-        let dir = self.root.dir.as_ref().filter(|_| !self.root.is_new)?;
-        nix::sys::stat::fstat(dir).ok()
+    /// The directory that is there, or that a symlink leads to where those are followed.
+    pub(super) fn look_at_directory(&self, path: &[u8]) -> Option<FileStat> {
+        if path.is_empty() {
+            let dir = self.root.dir.as_ref().filter(|_| !self.root.is_new)?;
+            return fstat(dir).ok();
+        }
+        if self.root.follows_links() {
+            let place = self.root.place(path, true).ok().flatten()?;
+            let dir = sys::open_dir(place.dir.as_fd(), place.name.as_ref(), OFlag::O_PATH, true).ok()?;
+            return fstat(&dir).ok();
+        }
+        self.look(path).filter(|stat| sys::kind_of(stat) == SFlag::S_IFDIR)
     }
 }

@@ -65,7 +65,7 @@ impl DestinationTree {
 
     fn make_inode(&mut self, path: &[u8], inode: &Inode, metadata: &Metadata) -> Made {
         if self.stays(path)? {
-            return Ok((Changes::default(), None));
+            return Ok((Changes::LEFT, None));
         }
         let kind = match inode {
             Inode::Symlink(link) => Kind::Symlink(link.as_bytes().to_vec()),
@@ -101,7 +101,7 @@ impl DestinationTree {
     /// use.
     pub fn make_hard_link(&mut self, path: &[u8], first: &[u8]) -> Result<Changes> {
         if self.stays(path)? {
-            return Ok(Changes::default());
+            return Ok(Changes::LEFT);
         }
         let dry_run = self.options.dry_run;
         let (place, first_place) = (self.root.place(path, dry_run)?, self.root.place(first, dry_run)?);

@@ -186,3 +186,25 @@ fn the_way_to_the_destination_is_made_where_that_is_asked_for() {
         }
     }
 }
+
+/// It protects what is there, whatever the source has in its place.
+#[test]
+fn what_is_to_be_left_alone_gives_way_to_no_directory() {
+    for way in WAYS {
+        let dir = lab::scratch();
+        let dir = dir.path();
+        let from = mkdir(dir.join("from"));
+        small(mkdir(from.join("name")).join("below"), "new");
+        mkdir(from.join("link"));
+        let to = mkdir(dir.join("to"));
+        small(to.join("name"), "old");
+        symlink("name", to.join("link")).expect("symlink");
+        for flags in [["-an", "--ignore-existing"], ["-a", "--ignore-existing"]] {
+            let Some(outcome) = way.run(&flags, &[&slash(&from)], &slash(&to)) else { return };
+            // As for rsync, what lies below cannot go there.
+            assert!(outcome.code == 23 || flags[0] == "-an", "{way:?} {flags:?}: {}", outcome.code);
+            assert_eq!(fs::read(to.join("name")).expect("a file"), b"old", "{way:?} {flags:?}");
+            assert!(to.join("link").is_symlink(), "{way:?} {flags:?}");
+        }
+    }
+}

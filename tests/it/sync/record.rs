@@ -77,7 +77,9 @@ fn told_by_rsync(way: Way, flags: &[&str], from: &Path, to: &Path) -> BTreeSet<S
 
 #[test]
 fn changes_are_listed_as_rsync_lists_them() {
-    let sets: [&[&str]; 5] = [
+    let sets: [&[&str]; 7] = [
+        &["-aii", "--ignore-existing"],
+        &["-ai", "--update"],
         &["-ai", "--delete"],
         &["-aic"],
         &["-aii"],
