@@ -145,3 +145,93 @@ impl NamedPath {
         self.keeps().from.map(|from| from.min(self.path().as_os_str().len()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Asked;
+
+    fn chosen(source: &str, listed: &[&str], relative: bool) -> Vec<NamedPath> {
+        let mut options = Options::default();
+        options.directories.relative = relative;
+        let listed: Vec<_> = listed.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let listed = (!listed.is_empty()).then_some(listed);
+        choose(vec![NamedPath::here(source)], listed, &options).unwrap()
+    }
+
+    /// The path that is opened, that below the destination, and those on the way there.
+    fn shown(path: &NamedPath) -> (String, String, Vec<String>) {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let implied = path.implied().into_iter().map(|(_, target)| text(&target)).collect();
+        (text(path.path().as_os_str().as_bytes()), text(&path.target()), implied)
+    }
+
+    #[test]
+    fn what_comes_behind_the_mark_is_kept() {
+        for (source, path, target, implied) in [
+            ("a/b/c", "a/b/c", "a/b/c", &["a", "a/b"][..]),
+            ("/a//b/", "/a/b/", "a/b", &["a"]),
+            ("a/./b/./c", "a/b/c", "b/c", &["b"]),
+            ("/./a/b", "/a/b", "a/b", &["a"]),
+            ("./a/b", "a/b", "a/b", &["a"]),
+            ("x/./", "x/", "", &[]),
+            (".", "./", "", &[]),
+            ("/", "/", "", &[]),
+            ("a/.", "a/", "a", &[]),
+        ] {
+            let expected = (path.into(), target.into(), implied.iter().map(|&name| name.into()).collect());
+            assert_eq!(shown(&chosen(source, &[], true)[0]), expected, "{source}");
+        }
+        for bad in ["..", "a/../b", "x/./..", "/.."] {
+            let mut options = Options::default();
+            options.directories.relative = true;
+            assert_eq!(
+                choose(vec![NamedPath::here(bad)], None, &options).unwrap_err().exit_code(),
+                1,
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn no_name_of_a_list_leads_out_of_the_source() {
+        for (name, path, target) in [
+            ("a/b", "src/a/b", "a/b"),
+            ("/a/b", "src/a/b", "a/b"),
+            ("../../etc/passwd", "src/etc/passwd", "etc/passwd"),
+            ("a/../../b", "src/b", "b"),
+            ("a/./../../../b/", "src/b/", "b"),
+            ("..", "src/", ""),
+            (".", "src/", ""),
+            ("/", "src/", ""),
+        ] {
+            let (opened, goes, _) = shown(&chosen("src", &[name], true)[0]);
+            assert_eq!((opened.as_str(), goes.as_str()), (path, target), "{name}");
+            let opened = shown(&chosen("src", &[name], false)[0]).0;
+            assert_eq!(opened, path, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_what_was_asked_for_may_come() {
+        let asked = Asked::of(&chosen("src", &["a/b/c", "./d"], true)).unwrap();
+        for (path, as_file, as_directory, all) in [
+            ("a/b/c", true, true, true),
+            ("a/b/c/x", true, true, true),
+            ("d", true, true, true),
+            ("a", false, true, false),
+            ("a/b", false, true, false),
+            ("", false, true, false),
+            ("a/x", false, false, false),
+            ("a/b/cc", false, false, false),
+            ("e", false, false, false),
+        ] {
+            let path = path.as_bytes();
+            let found = (asked.allows(path, false), asked.allows(path, true), asked.allows_all_of(path));
+            assert_eq!(found, (as_file, as_directory, all), "{path:?}");
+        }
+        assert!(Asked::of(&chosen("src/", &[], false)).is_none());
+        assert!(Asked::of(&chosen("~/a", &[], true)).is_none());
+        assert!(Asked::of(&chosen("~/a", &[], false)).is_some_and(|asked| asked.allows(b"a", false)));
+    }
+}

@@ -79,7 +79,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         device.prop_map(|(major, minor)| Node::BlockDevice(major, minor)),
     ];
     let (link, hard_link) = (bytes().prop_map(Kind::Symlink), bytes().prop_map(Kind::HardLink));
-    prop_oneof![file, Just(Kind::Directory), link, node.prop_map(Kind::Node), hard_link]
+    prop_oneof![file, Just(Kind::Directory), link, node.prop_map(Kind::Node), hard_link, Just(Kind::Missing)]
 }
 
 fn message() -> impl Strategy<Value = Message> {
@@ -90,8 +90,10 @@ fn message() -> impl Strategy<Value = Message> {
             destination: destination.into(),
             directory
         }),
-        prop::collection::vec(path().prop_map_into(), 0..4)
-            .prop_map(|sources| Request::Send { sources, listed: false }),
+        (prop::collection::vec(path().prop_map_into(), 0..4), any::<bool>())
+            .prop_map(|(sources, listed)| Request::Send { sources, listed }),
+        (path(), any::<bool>())
+            .prop_map(|(path, nul_separated)| Request::Names { path: path.into(), nul_separated }),
         prop::collection::vec(path().prop_map_into(), 0..4).prop_map(|paths| Request::Digest { paths }),
     ];
     let options = Options { compress: Compress::Auto, compress_level: Some(-3), ..Options::default() };
@@ -115,6 +117,10 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<u64>(), any::<bool>(), any::<bool>(), changes())
             .prop_map(|(id, mapped, resized, changes)| Message::Preview { id, mapped, resized, changes }),
         (any::<u64>(), changes()).prop_map(|(id, changes)| Message::Made { id, changes }),
+        (path(), prop::collection::vec(path(), 0..4), any::<bool>())
+            .prop_map(|(directory, names, is_whole)| Message::Contents { directory, names, is_whole }),
+        (prop::collection::vec(path(), 0..4), any::<bool>())
+            .prop_map(|(names, is_last)| Message::Names { names, is_last }),
         any::<u64>().prop_map(|id| Message::MapEnd { id }),
         (any::<u64>(), failure()).prop_map(|(id, failure)| Message::Failed { id, failure }),
         (any::<u64>(), prop::option::of(any::<u64>()), changes())
