@@ -14,6 +14,9 @@ pub struct RemoteArgs {
     /// The holesync to run there, and nothing else [default: holesync, or else the shell]
     #[arg(long, visible_alias = "rsync-path", value_name = "PATH")]
     pub remote_path: Option<String>,
+    /// Run what runs there as root, by sudo -n
+    #[arg(long)]
+    pub sudo: bool,
     /// Have ssh use IPv4
     #[arg(short = '4', long, overrides_with = "ipv6")]
     pub ipv4: bool,
@@ -88,6 +91,7 @@ impl RemoteArgs {
             addresses,
             rsh: self.rsh.or_else(from_environment),
             remote_path: self.remote_path,
+            sudo: self.sudo,
             agent,
             contimeout: self.contimeout,
             retries: None,

@@ -68,6 +68,8 @@ pub struct RemoteOptions {
     pub addresses: Addresses,
     /// What to run there; `holesync` in its PATH unless given.
     pub remote_path: Option<String>,
+    /// All that runs there runs as root, by sudo, which asks for no password.
+    pub sudo: bool,
     /// What has to run there.
     pub agent: Agent,
     /// Seconds for which a connection that is being made may be silent; 0: for ever.
@@ -110,9 +112,12 @@ pub fn command(remote: &RemoteOptions) -> Result<(String, &str)> {
     if program.contains(['\n', '\0']) {
         return Err(Error::Usage("--remote-path: a command of more than one line".into()));
     }
+    let sudo = if remote.sudo { "sudo -n " } else { "" };
     Ok(match remote.agent {
-        Agent::Require => (format!("{program} agent"), program),
-        Agent::Auto | Agent::Push | Agent::None => (LOADER.into(), "sh"),
+        Agent::Require => (format!("{sudo}{program} agent"), program),
+        Agent::Auto | Agent::Push | Agent::None => {
+            (LOADER.replacen("exec ", &format!("exec {sudo}"), 1), "sh")
+        }
     })
 }
 

@@ -14,6 +14,7 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 use crate::confinement::NamedPath;
 use crate::options::FollowLinks;
 use crate::source::path::is_unsafe_link;
+use crate::source::patterns::{is_path_like, is_pattern};
 use crate::sys;
 
 /// A source that is held: nobody can put another in its place.
@@ -94,6 +95,8 @@ pub struct Asked {
     sources: HashSet<Vec<u8>>,
     /// Directories on the way there.
     above: HashSet<Vec<u8>>,
+    /// Of these, those that may stand for others.
+    patterns: Vec<Vec<u8>>,
 }
 
 impl Asked {
@@ -111,18 +114,29 @@ impl Asked {
             asked.above.extend(source.implied().into_iter().map(|(_, target)| target));
             asked.sources.insert(target);
         }
+        let all = asked.sources.iter().chain(&asked.above);
+        asked.patterns = all.filter(|path| is_pattern(path)).cloned().collect();
         Some(asked)
     }
 
     /// Whether something may come that goes there.
     pub fn allows(&self, path: &[u8], is_directory: bool) -> bool {
-        self.allows_all_of(path) || is_directory && self.above.contains(path)
+        let is_above = || self.above.contains(path) || self.is_like_one_of(&self.above, path);
+        self.allows_all_of(path) || is_directory && is_above()
     }
 
     /// Whether a directory was asked for with all that it holds.
     pub fn allows_all_of(&self, path: &[u8]) -> bool {
         let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
-        slashes.chain([path.len()]).any(|end| self.sources.contains(&path[..end]))
+        slashes
+            .chain([path.len()])
+            .map(|end| &path[..end])
+            .any(|path| self.sources.contains(path) || self.is_like_one_of(&self.sources, path))
+    }
+
+    fn is_like_one_of(&self, asked: &HashSet<Vec<u8>>, path: &[u8]) -> bool {
+        let mut patterns = self.patterns.iter().filter(|pattern| asked.contains(*pattern));
+        patterns.any(|pattern| is_path_like(pattern, path))
     }
 }
 

@@ -111,7 +111,8 @@ fn admit(
             Admitted::Receive { destination: confinement.writable(destination)?, directory, asides }
         }
         Request::Send { sources, .. } => {
-            Admitted::Send { sources: source::choose(readable(sources)?, listed, options)? }
+            let sources = source::expand_patterns(readable(sources)?)?;
+            Admitted::Send { sources: source::choose(sources, listed, options)? }
         }
         Request::Names { path, nul_separated } => {
             Admitted::Names { path: confinement.readable(path)?, nul_separated }

@@ -11,7 +11,7 @@ mod silence;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -471,4 +471,92 @@ fn a_connection_that_ssh_keeps_open_for_later_does_not_hold_up_the_end() {
         .arg(format!("ControlPath={}", socket.display()))
         .arg("peer"))
     .ok();
+}
+
+#[test]
+fn a_pattern_on_a_host_stands_for_what_is_there() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    let from = dir.path().join("from");
+    fs::create_dir_all(from.join("deep er")).expect("create directories");
+    for name in ["a b.img", "c.img", "other", ".d.img", "deep er/e.img", "[x]"] {
+        fs::write(from.join(name), name).expect("write");
+    }
+    let arrived = |to: &Path| {
+        let names = fs::read_dir(to).map(|entries| {
+            let mut names: Vec<_> = entries
+                .map(|entry| entry.expect("read").file_name().into_string().expect("a plain name"))
+                .collect();
+            names.sort();
+            names
+        });
+        names.unwrap_or_default()
+    };
+    for (nth, (pattern, flags, expected)) in [
+        ("*.img", "-a", &["a b.img", "c.img"][..]),
+        ("?.img", "-a", &["c.img"]),
+        ("[x]", "-a", &["[x]"]),
+        ("d*/*.img", "-a", &["e.img"]),
+        ("d*/*.img", "-aR", &["deep er"]),
+        ("d*/", "-a", &["e.img"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let to = dir.path().join(format!("to {nth}"));
+        let pattern = match flags {
+            "-aR" => format!("{}/./{pattern}", from.display()),
+            _ => format!("{}/{pattern}", from.display()),
+        };
+        let to_slash = to.join("");
+        let outcome = run(peer.holesync().arg(flags).arg(at(&pattern)).arg(&to_slash)).ok();
+        assert_eq!(arrived(&to), expected, "{pattern}: {outcome}");
+    }
+    let to = dir.path().join("none");
+    let nothing = run(peer.holesync().arg("-a").arg(at(from.join("none*"))).arg(to.join(""))).code(23);
+    nothing.says(&["none*", "No such file"]);
+}
+
+#[test]
+fn sudo_works_for_whatever_takes_part_there() {
+    let Some(peer) = Peer::sshd() else { return };
+    let Some(account) = Account::new(&which("sh")) else { return };
+    let rule = Path::new("/etc/sudoers.d").join(account.name().replace('.', "-"));
+    // What is brought along is kept in a home that goes with the test.
+    let name = account.name();
+    let allowed = format!("Defaults:{name} env_keep += HOME\n{name} ALL=(root) NOPASSWD: ALL\n");
+    fs::write(&rule, allowed).expect("write a rule");
+    let _gone = Gone(&rule);
+    let source = image(account.place.path().join("source"), 1);
+    let private = account.place.path().join("private");
+    fs::create_dir(&private).expect("create a directory");
+    fs::set_permissions(&private, PermissionsExt::from_mode(0o700)).expect("chmod");
+    for (nth, flags) in
+        [&["--agent=require"][..], &["--agent=push"], &["--agent=none"]].into_iter().enumerate()
+    {
+        let to = private.join(format!("to {nth}"));
+        let command = |sudo: &[&str]| {
+            let mut command = holesync();
+            command.args(["-e", peer.rsh()]).args(flags).args(sudo);
+            if flags == ["--agent=require"] {
+                command.arg("--remote-path").arg(&account.program);
+            }
+            command
+        };
+        let refused = go(&mut command(&[]), &source, on(&account.host(), &to));
+        assert_ne!(refused.code, 0, "{refused}");
+        go(&mut command(&["--sudo"]), &source, on(&account.host(), &to)).ok();
+        assert_same(&source, &to);
+        assert_eq!(fs::metadata(&to).expect("stat").uid(), 0);
+    }
+}
+
+/// A file that goes with the test.
+struct Gone<'a>(&'a Path);
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        // Nothing is left to tell of it.
+        let _ = fs::remove_file(self.0);
+    }
 }

@@ -53,6 +53,10 @@ impl Account {
         run(Command::new("chown").arg("-R").arg(&self.name).arg(path)).ok();
     }
 
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its name, at the host.
     pub fn host(&self) -> String {
         format!("{}@peer", self.name)
