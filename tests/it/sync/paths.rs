@@ -28,7 +28,8 @@ fn grow(dir: &Path, rng: &mut Rng) -> PathBuf {
     }
     symlink("b", from.join("a/link")).expect("symlink");
     for (nth, entry) in walkdir::WalkDir::new(&from).into_iter().flatten().enumerate() {
-        set_mtime(entry.path(), OLD + nth as i64, 0);
+        // Further from it than any file system rounds.
+        set_mtime(entry.path(), OLD + 60 * (1 + nth as i64), 0);
     }
     set_mode(&from.join("a/b"), 0o750);
     from
