@@ -24,7 +24,10 @@ impl Walk<'_> {
         if let Some(why) = why_not_sent(&target) {
             return Err(Error::refused(path, why));
         }
-        if from.keeps().is_below_root && self.options.directories.implied && self.implied.insert(Vec::new()) {
+        let directories = &self.options.directories;
+        let makes_directories = self.options.recursive || directories.without_recursion;
+        let has_root = from.keeps().is_below_root && directories.implied && makes_directories;
+        if has_root && self.implied.insert(Vec::new()) {
             let root = self.kept_root(from)?;
             self.later.extend(root.map(sent));
         }
@@ -40,7 +43,6 @@ impl Walk<'_> {
             self.tell_beside(&target);
         }
         self.rules = Some(top.clone());
-        let makes_directories = self.options.recursive || self.options.directories.without_recursion;
         if named.is_directory() && !makes_directories {
             return Ok(Some(skipped("directory", path)));
         }
