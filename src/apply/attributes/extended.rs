@@ -62,7 +62,7 @@ impl Extended {
     }
 
     /// Which of them a file, directory or symlink has not, or has beyond. What cannot be read
-    /// shows when they are set.
+    /// counts as another.
     pub(super) fn changes(&self, file: &File, kind: SFlag, superuser: bool) -> Changes {
         let has_acl = |wanted: &Option<Acl>, name: &str| {
             let now = acl_of(file, OsStr::new(name), wanted.as_ref());
@@ -73,8 +73,8 @@ impl Extended {
             !has_acl(access, ACL) || kind == SFlag::S_IFDIR && !has_acl(default, DEFAULT_ACL)
         });
         let other_xattrs = self.xattrs.as_ref().is_some_and(|xattrs| {
-            difference(xattrs, file, superuser)
-                .is_ok_and(|found| !found.missing.is_empty() || !found.excess.is_empty())
+            !difference(xattrs, file, superuser)
+                .is_ok_and(|found| found.missing.is_empty() && found.excess.is_empty())
         });
         Changes::default().with(Changes::ACL, other_acl).with(Changes::XATTRS, other_xattrs)
     }
