@@ -128,13 +128,24 @@ pub struct Metadata {
     pub owner: Option<Owner>,
     /// ACLs, where they are kept.
     pub acls: Option<Box<Acls>>,
-    /// Extended attributes, where they are kept: at most [`MAX_XATTRS`] bytes.
+    /// Extended attributes, where they are kept; with the ACLs at most [`MAX_EXTENDED`] bytes.
     pub xattrs: Option<Vec<Xattr>>,
 }
 
-/// Bytes of extended attributes that an entry may have, names and values: they travel with it
-/// in one message.
-pub const MAX_XATTRS: usize = 48 << 10;
+impl Metadata {
+    /// Bytes that ACLs and extended attributes take on their way, counted with 16 more each.
+    fn extended_bytes(&self) -> usize {
+        const MORE: usize = 16;
+        let acls = self.acls.iter().flat_map(|acls| acls.access.iter().chain(&acls.default));
+        let xattrs = self.xattrs.iter().flatten();
+        acls.map(|entry| entry.name.len() + MORE).sum::<usize>()
+            + xattrs.map(|(name, value)| name.len() + value.len() + MORE).sum::<usize>()
+    }
+}
+
+/// Bytes of ACLs and extended attributes that an entry may have: they travel with it in one
+/// message.
+pub const MAX_EXTENDED: usize = 48 << 10;
 
 /// Who owns an entry.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,7 +15,8 @@ use crate::apply::ranges::behind::{WriteBehind, share_to_give_back};
 use crate::apply::ranges::cover::Cover;
 use crate::apply::ranges::{self, make_zero, set_length};
 use crate::apply::stage::log::{
-    Identity, KIND_SEAL, LogReader, MAX_RUNS, Seal, digest_of, each_stretch, encode, kind_of, read_seal,
+    Identity, KIND_SEAL, LogReader, MAX_RUNS, MAX_SEAL, Seal, digest_of, each_stretch, encode, kind_of,
+    read_seal,
 };
 use crate::apply::stage::overlay::{Overlay, RangeKind, Runs};
 use crate::scan::FileImage;
@@ -166,6 +167,10 @@ impl Stage {
     fn put_seal(&mut self, seal: &Seal, sync: bool) -> io::Result<Sealed> {
         let mut log = self.log.get_ref().try_clone()?;
         let body = postcard::to_stdvec(seal).map_err(io::Error::other)?;
+        // What cannot be read back must not be relied on.
+        if body.len() as u64 > MAX_SEAL {
+            return Err(io::Error::other("its attributes are too many to be kept in a log"));
+        }
         log.write_all(&encode(0..body.len() as u64, KIND_SEAL))?;
         log.write_all(&body)?;
         let digest = digest_of(&log, log.metadata()?.len())?;

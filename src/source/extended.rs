@@ -11,7 +11,7 @@ use nix::sys::stat::fstat;
 use crate::error::{Error, Result};
 use crate::filter::DirectoryRules;
 use crate::options::Options;
-use crate::source::{Kind, MAX_XATTRS, Source};
+use crate::source::{Kind, MAX_EXTENDED, Source};
 use crate::xattrs::{self, ACL, Acl, AclEntry, Acls, DEFAULT_ACL, Xattr};
 
 impl Source {
@@ -19,7 +19,7 @@ impl Source {
     ///
     /// # Errors
     ///
-    /// When they cannot be read, or are too many to be sent. Then it is sent without them.
+    /// When they cannot be read. Then it is sent without them.
     pub(super) fn read_extended(&mut self, options: &Options, rules: &DirectoryRules) -> Result<()> {
         let kept = &options.attributes;
         let is_device = self.metadata.mode.is_none();
@@ -42,16 +42,28 @@ impl Source {
         if kept.xattrs {
             let found = read(&file, kept.acts_as_superuser(), rules)
                 .map_err(failed("read the extended attributes of"))?;
-            let bytes = found.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
-            if bytes > MAX_XATTRS {
-                let what = format!(
-                    "has {bytes} bytes of extended attributes, and was sent without them: {MAX_XATTRS} are the most"
-                );
-                return Err(Error::refused(&self.path, what));
-            }
             self.metadata.xattrs = Some(found);
         }
         Ok(())
+    }
+}
+
+impl Source {
+    /// Takes them off where they are more than a message holds.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] if so: it is sent without them.
+    pub(super) fn limit_extended(&mut self) -> Result<()> {
+        let bytes = self.metadata.extended_bytes();
+        if bytes <= MAX_EXTENDED {
+            return Ok(());
+        }
+        (self.metadata.acls, self.metadata.xattrs) = (None, None);
+        let what = format!(
+            "has {bytes} bytes of ACLs and extended attributes, and was sent without them: {MAX_EXTENDED} are the most"
+        );
+        Err(Error::refused(&self.path, what))
     }
 }
 

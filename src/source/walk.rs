@@ -203,6 +203,9 @@ impl Walk<'_> {
         for entry in acls.iter_mut().flat_map(|acls| acls.access.iter_mut().chain(&mut acls.default)) {
             self.names.fill_entry(entry);
         }
+        if let Err(error) = source.limit_extended() {
+            self.later.push_back(Found::Failed(error.to_failure()));
+        }
     }
 }
 

@@ -31,7 +31,9 @@ const KIND_DATA: u32 = 1;
 const KIND_ZERO: u32 = 2;
 const KIND_FREE: u32 = 3;
 pub const KIND_SEAL: u32 = 4;
-const MAX_SEAL: u64 = 4096;
+/// Bytes of a seal, whose attributes may be all that an entry may carry: see
+/// [`MAX_EXTENDED`](crate::source::MAX_EXTENDED).
+pub const MAX_SEAL: u64 = 256 << 10;
 
 /// Separate ranges that are kept in memory when a log is read back. A log with more of
 /// them is read for a stretch of the file at a time, and not sealed.

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use holesync::apply::Attributes;
 use holesync::apply::ranges::cover::Cover;
 use holesync::apply::stage::Stage;
-use holesync::apply::stage::log::{Identity, Seal};
+use holesync::apply::stage::log::{Identity, Seal, read_seal};
 use holesync::apply::stage::overlay::Overlay;
 use holesync::scan::{FileImage, Image};
 use proptest::prelude::*;
@@ -132,6 +132,21 @@ impl Staged {
         let attributes = Attributes { new_mode: 0o600, ..Attributes::default() };
         let seal = Seal { length, block_size: 65536, root: [7; 32], attributes, preallocate: false };
         self.stage.take().expect("a stage").seal(&seal, false).expect("seal")
+    }
+}
+
+/// All that an entry may carry is found again after a crash; more is refused before the seal.
+#[test]
+fn a_seal_is_read_back_with_whatever_it_carries() {
+    for (bytes, fits) in [(0, true), (5000, true), (48 << 10, true), (200 << 10, true), (300 << 10, false)] {
+        let mut staged = Staged::new(&Sparse::default(), &[]);
+        let mut attributes = Attributes { new_mode: 0o600, ..Attributes::default() };
+        attributes.extended.xattrs = Some(vec![(b"user.all".to_vec(), vec![7; bytes])]);
+        let seal = Seal { length: 9, block_size: 65536, root: [7; 32], attributes, preallocate: false };
+        let sealed = staged.stage.take().expect("a stage").seal(&seal, false);
+        assert_eq!(sealed.is_ok(), fits, "{bytes}");
+        let found = read_seal(&staged.open("log"), staged.identity()).expect("read");
+        assert!(found == fits.then_some(seal), "{bytes}");
     }
 }
 
