@@ -11,14 +11,14 @@ mod record;
 mod recover;
 mod rsync;
 mod values;
+mod verb;
 mod verbs;
 mod when;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, Args, CommandFactory, Parser, Subcommand};
+use clap::{Arg, ArgAction, Args, CommandFactory, Parser};
 use holesync::error::{Error, Result};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Commit, Compress, Options};
@@ -32,8 +32,9 @@ use delete::DeleteArgs;
 use info::InfoArgs;
 pub use reach::{AgentArg, RemoteArgs};
 use record::{Record, RecordArgs};
-pub use values::block_size;
+use values::block_size;
 use values::{CommitArg, CompressArg, rate, size};
+pub use verb::Verb;
 pub use verbs::run;
 use when::StopArgs;
 
@@ -84,86 +85,6 @@ impl Cli {
         }
         Cli::try_parse_from(rsync::rewrite(arguments, Cli::command())?)
     }
-}
-
-/// Everything that is not a transfer.
-#[derive(Debug, Subcommand)]
-pub enum Verb {
-    /// Answer another holesync on stdin and stdout
-    Agent {
-        /// Take every path that is asked for below DIR, and run no commands
-        #[arg(long, value_name = "DIR")]
-        root: Option<PathBuf>,
-        /// Only send what is there
-        #[arg(long, requires = "root", conflicts_with = "write_only")]
-        read_only: bool,
-        /// Only take what is sent
-        #[arg(long, requires = "root")]
-        write_only: bool,
-        /// Remove nothing that the other end does not have
-        #[arg(long, requires = "root")]
-        no_delete: bool,
-    },
-    /// Show the extents of an image
-    Map {
-        /// The image
-        image: PathBuf,
-        /// Show a hash for every block that is not zero
-        #[arg(long)]
-        hashes: bool,
-        /// One JSON object a line
-        #[arg(long)]
-        json: bool,
-        /// Unit of the hashes
-        #[arg(short = 'B', long, value_name = "SIZE", value_parser = size)]
-        block_size: Option<u64>,
-    },
-    /// Print the root hash of files, here or at host:path
-    Digest {
-        /// The files
-        #[arg(required = true, value_name = "FILE")]
-        files: Vec<OsString>,
-        /// Unit of the hashes
-        #[arg(short = 'B', long, value_name = "SIZE", value_parser = size)]
-        block_size: Option<u64>,
-        /// How to reach a host
-        #[command(flatten)]
-        remote: RemoteArgs,
-    },
-    /// Write an image to stdout as a stream of DATA and HOLE records
-    Send {
-        /// The image
-        image: PathBuf,
-        /// Close the stream with an END record, so that a break in it shows
-        #[arg(long)]
-        end: bool,
-    },
-    /// Read such a stream from stdin and make it a file
-    Recv {
-        /// The file; "-": write the image to stdout, zeros included
-        file: PathBuf,
-        /// Bytes that the image must have
-        #[arg(long, value_name = "SIZE", value_parser = size)]
-        size: Option<u64>,
-        /// Do not wait until data is on storage
-        #[arg(long)]
-        no_fsync: bool,
-        /// Write also what other programs use
-        #[arg(long)]
-        force_in_use: bool,
-    },
-    /// Finish what an interrupted run had begun to write into a file
-    Recover {
-        /// Files, or directories to look through
-        #[arg(required = true, value_name = "PATH")]
-        paths: Vec<PathBuf>,
-        /// Do not wait until data is on storage
-        #[arg(long)]
-        no_fsync: bool,
-        /// Write also what other programs use
-        #[arg(long)]
-        force_in_use: bool,
-    },
 }
 
 /// `holesync [OPTIONS] SRC... DEST`.

@@ -133,6 +133,11 @@ pub struct Metadata {
 }
 
 impl Metadata {
+    /// It without ACLs and extended attributes.
+    pub fn without_extended(self) -> Metadata {
+        Metadata { acls: None, xattrs: None, ..self }
+    }
+
     /// Bytes that ACLs and extended attributes take on their way, counted with 16 more each.
     fn extended_bytes(&self) -> usize {
         const MORE: usize = 16;

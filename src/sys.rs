@@ -25,9 +25,9 @@ use nix::unistd::{Gid, Uid, Whence};
 pub use clock::{LocalTime, local_time, now, seconds_of};
 pub use file_system::{file_time_now, free_space, is_cached, sync_file_system};
 pub use names::{
-    kind_of, link_between, make_dir_at, make_node_at, names_in, open, open_below, open_beneath, open_dir,
-    open_on_same_mount, read_link_at, remove_dir_at, rename_at, rename_between, rename_new_at, stat_at,
-    symlink_at, sync_dir, unlink_at,
+    is_no_directory, is_no_link, kind_of, link_between, make_dir_at, make_node_at, names_in, open,
+    open_below, open_beneath, open_dir, open_on_same_mount, read_link_at, remove_dir_at, rename_at,
+    rename_between, rename_new_at, stat_at, symlink_at, sync_dir, unlink_at,
 };
 
 pub use locks::{LockKind, hold_shared, lock_in_the_way};
@@ -383,6 +383,12 @@ pub fn acts_as_owner(file: &File) -> bool {
     let flags = |flags| nix::fcntl::fcntl(file, FcntlArg::F_SETFL(flags));
     let now = nix::fcntl::fcntl(file, FcntlArg::F_GETFL).map(OFlag::from_bits_truncate);
     now.is_ok_and(|now| flags(now | OFlag::O_NOATIME).is_ok() && flags(now).is_ok())
+}
+
+/// Whether this process is in a group.
+pub fn is_in_group(gid: u32) -> bool {
+    let gid = Gid::from_raw(gid);
+    nix::unistd::getegid() == gid || nix::unistd::getgroups().is_ok_and(|groups| groups.contains(&gid))
 }
 
 /// A path that leads to an open file itself, whatever has its name now; proc_pid_fd(5).

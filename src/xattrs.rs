@@ -61,9 +61,17 @@ pub fn remove(file: &File, name: &OsStr) -> io::Result<()> {
 
 fn or_by_path<T>(result: io::Result<T>, by_path: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     match result {
-        Err(error) if error.raw_os_error() == Some(libc::EBADF) => by_path(),
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => by_path().map_err(no_proc),
         other => other,
     }
+}
+
+/// What is open is there: it is the way to it that is not.
+fn no_proc(error: io::Error) -> io::Error {
+    if error.kind() != io::ErrorKind::NotFound {
+        return error;
+    }
+    io::Error::new(io::ErrorKind::PermissionDenied, "that takes /proc, which is not mounted")
 }
 
 /// Whether an error says that there is no such attribute.

@@ -54,6 +54,11 @@ const SET_GID: u32 = 0o2000;
 impl Attributes {
     /// Whether something that is so has all of them.
     pub(super) fn are_those_of(&self, stat: &FileStat) -> bool {
+        self.plain_are_those_of(stat) && self.extended.are_none()
+    }
+
+    /// The same, but for ACLs and extended attributes.
+    fn plain_are_those_of(&self, stat: &FileStat) -> bool {
         let kind = sys::kind_of(stat);
         let (is_link, is_file) = (kind == SFlag::S_IFLNK, kind == SFlag::S_IFREG);
         let mode =
@@ -64,14 +69,12 @@ impl Attributes {
             && (is_link || self.with_executability(stat.st_mode & 0o7777).is_none())
             && self.mtime.is_none_or(|mtime| mtime == (stat.st_mtime, stat.st_mtime_nsec as u32))
             && self.atime.is_none_or(|atime| atime == (stat.st_atime, stat.st_atime_nsec as u32))
-            && self.extended.are_none()
     }
 
     /// The same of an open file, whatever is wanted of ACLs and extended attributes.
     pub(super) fn are_all_of(&self, stat: &FileStat, file: &File) -> bool {
-        let plain = Attributes { extended: Extended::default(), ..self.clone() };
         let kind = sys::kind_of(stat);
-        plain.are_those_of(stat) && self.extended.changes(file, kind, self.superuser).is_empty()
+        self.plain_are_those_of(stat) && self.extended.changes(file, kind, self.superuser).is_empty()
     }
 
     /// Whether something that is so `now` gets another modification time.
@@ -251,7 +254,8 @@ impl Unset {
 /// that has no mapping in a user namespace, or on the mount.
 pub(super) fn is_policy(error: &io::Error) -> bool {
     let known = [libc::EPERM, libc::EACCES, libc::EINVAL, libc::EOVERFLOW, libc::EOPNOTSUPP, libc::ENOSYS];
-    error.raw_os_error().is_some_and(|errno| known.contains(&errno))
+    let is_known = |errno| known.contains(&errno);
+    error.raw_os_error().map_or(error.kind() == io::ErrorKind::PermissionDenied, is_known)
 }
 
 #[cfg(test)]

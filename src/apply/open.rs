@@ -4,39 +4,34 @@
 
 mod alternate;
 mod preview;
+mod setup;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
-use crate::apply::attributes::times::{Grain, Precision, TimeRule};
 use crate::apply::commit::{Counts, Task};
-use crate::apply::nodes::NodeDirectories;
 use crate::apply::others::in_the_way;
 use crate::apply::place::beside::Beside;
-use crate::apply::place::listing::Listing;
-use crate::apply::place::{Access, Old, Place, Turns};
+use crate::apply::place::{Access, Old, Place};
+use crate::apply::ranges::Abilities;
 use crate::apply::ranges::behind::WriteBehind;
 use crate::apply::ranges::cover::Cover;
-use crate::apply::ranges::{Abilities, Probe};
 use crate::apply::recover::{self, Recovered};
 use crate::apply::stage::Stage;
 use crate::apply::stage::log::Identity;
 use crate::apply::stage::overlay::Overlay;
-use crate::apply::synced::Synced;
 use crate::apply::way::Way;
 use crate::apply::way::clone::Replica;
 use crate::apply::way::direct::Direct;
 use crate::apply::way::fresh::Fresh;
 use crate::apply::way::staged::Staged;
-use crate::apply::{Basis, Destination, QuickCheck, Wanted, Zeros, check_device_size};
-use crate::error::{Error, Failure, Result, lock};
+use crate::apply::{Basis, Destination, Wanted, Zeros, check_device_size};
+use crate::error::{Error, Failure, Result};
 use crate::in_use;
 use crate::options::{Commit, Options};
 use crate::report::Changes;
@@ -46,119 +41,7 @@ use crate::working::Working;
 use alternate::Elsewhere;
 pub use preview::Preview;
 use preview::preview;
-
-/// What all destinations of one run share: what was asked for, and what the file systems
-/// can do that were met so far.
-#[derive(Debug)]
-pub struct Setup {
-    options: Arc<Options>,
-    /// By device number.
-    probed: Mutex<HashMap<u64, Arc<Probe>>>,
-    /// Likewise.
-    grains: Mutex<HashMap<u64, Grain>>,
-    synced: Arc<Synced>,
-    turns: Arc<Turns>,
-    nodes: NodeDirectories,
-    listing: Listing,
-}
-
-impl Setup {
-    /// For one run.
-    pub fn new(options: Arc<Options>) -> Setup {
-        Setup {
-            options,
-            probed: Mutex::default(),
-            grains: Mutex::default(),
-            synced: Arc::default(),
-            turns: Arc::default(),
-            nodes: NodeDirectories::default(),
-            listing: Listing::default(),
-        }
-    }
-
-    /// What can be done about an old file. What its file system can do is tried once, with
-    /// an unnamed file.
-    fn abilities(&self, place: &Place, old: &File, device: u64) -> Abilities {
-        let mut probed = lock(&self.probed);
-        let probe = match probed.entry(device) {
-            Entry::Occupied(known) => Ok(Arc::clone(known.get())),
-            Entry::Vacant(unknown) => {
-                let probe = place.unnamed().and_then(Probe::of);
-                probe.map(|probe| Arc::clone(unknown.insert(Arc::new(probe))))
-            }
-        };
-        drop(probed);
-        // It may be this directory that is in the way, and nothing need be written to it.
-        let unknown = Abilities { clone: false, reserve: true, punch: true };
-        probe.and_then(|probe| probe.abilities(old)).unwrap_or(unknown)
-    }
-
-    /// The grain of times in the file system of a file, asked once with an unnamed file.
-    /// Where nobody can tell, every difference counts.
-    fn grain(&self, place: &Place, device: u64) -> Grain {
-        *lock(&self.grains).entry(device).or_insert_with(|| {
-            let unnamed = if self.options.dry_run { place.unnamed_at_once() } else { place.unnamed() };
-            unnamed.and_then(|file| Grain::of(&file)).unwrap_or_default()
-        })
-    }
-
-    /// Step 3: rsync's quick check.
-    fn is_equal(&self, place: &Place, stat: &FileStat, wanted: &Wanted) -> bool {
-        let QuickCheck::Time(precision) = wanted.quick_check else { return false };
-        let options = &self.options;
-        kind_of(stat) == SFlag::S_IFREG
-            && stat.st_size as u64 == wanted.length
-            && !(options.checksum || options.ignore_times || options.verify)
-            && (options.size_only || self.has_time(place, stat, wanted, precision))
-    }
-
-    /// Whether it has the time that is wanted, which is known so exactly.
-    fn has_time(&self, place: &Place, stat: &FileStat, wanted: &Wanted, precision: Precision) -> bool {
-        let there = (stat.st_mtime, stat.st_mtime_nsec as u32);
-        let rule = TimeRule { precision, window: self.options.modify_window };
-        let is_same = |source| rule.is_same(source, there, || self.grain(place, stat.st_dev));
-        wanted.attributes.mtime.is_some_and(is_same)
-    }
-
-    /// How what is there differs from what is wanted, as far as that shows from outside.
-    fn changes(&self, place: &Place, stat: Option<&FileStat>, wanted: &Wanted) -> Changes {
-        let kinds = [SFlag::S_IFREG, SFlag::S_IFBLK];
-        let Some(stat) = stat.filter(|stat| kinds.contains(&kind_of(stat))) else { return Changes::NEW };
-        let is_file = kind_of(stat) == SFlag::S_IFREG;
-        let precision = match wanted.quick_check {
-            QuickCheck::Time(precision) => precision,
-            QuickCheck::Never => Precision::Nanoseconds,
-        };
-        let open = || place.open(&place.name, OFlag::O_PATH);
-        let changes = match self.options.tells_changes {
-            true => wanted.attributes.all_changes(stat, open),
-            false => wanted.attributes.changes(stat),
-        };
-        let keeps_time = changes.has(Changes::TIME) && self.has_time(place, stat, wanted, precision);
-        let changes = if keeps_time { changes.without(Changes::TIME) } else { changes };
-        changes.with(Changes::SIZE, is_file && stat.st_size as u64 != wanted.length)
-    }
-
-    /// The same of a file that size and time do not show to be equal.
-    fn changes_to_transfer(&self, place: &Place, stat: Option<&FileStat>, wanted: &Wanted) -> Changes {
-        // With these nothing follows from size and time.
-        let compares = self.options.checksum || self.options.verify;
-        let changes = self.changes(place, stat, wanted);
-        changes.with(Changes::TRANSFER, !compares || changes.has(Changes::NEW))
-    }
-
-    /// Whether something stays as it is, or is not made, whatever is wanted.
-    fn stays(&self, stat: Option<&FileStat>, wanted: &Wanted) -> bool {
-        let there = stat.filter(|stat| kind_of(stat) == SFlag::S_IFREG).map(|stat| stat.st_mtime);
-        let (source, window) = (wanted.attributes.source_time, self.options.modify_window);
-        self.options.transfer.stays(stat.is_some(), source, there, window)
-    }
-
-    /// The run is over: nobody has to wait for a destination that is still open.
-    pub fn end(&self) {
-        self.turns.end();
-    }
-}
+pub use setup::Setup;
 
 /// What became of an attempt to open a destination.
 pub struct Opening {
@@ -210,10 +93,6 @@ impl Destination {
         if (options.dry_run || kind != Some(SFlag::S_IFREG)) && setup.stays(stat.as_ref(), &wanted) {
             return Ok(Opening::as_it_is(Recovered::Nothing));
         }
-        let elsewhere = alternate::take(stat.as_ref(), &place, &wanted, setup)?;
-        if let Elsewhere::Done(changes) = elsewhere {
-            return Ok(Opening { changes, ..Opening::as_it_is(Recovered::Nothing) });
-        }
         let replaces = in_the_way::find(&place, stat.as_ref(), options, || setup.nodes.contains(&place))?;
         stat.take_if(|_| replaces.is_some());
         if options.dry_run {
@@ -230,6 +109,15 @@ impl Destination {
         }
         if setup.stays(stat.as_ref(), &wanted) {
             return Ok(Opening::as_it_is(recovered));
+        }
+        let elsewhere = match (stat, replaces) {
+            (None, None) => alternate::take(&place, &wanted, setup)?,
+            _ => Elsewhere::No,
+        };
+        if let Elsewhere::Done(changes) = elsewhere {
+            place.remove_leftovers(&beside.leftovers);
+            place.remove_litter(&beside.litter);
+            return Ok(Opening { changes, ..Opening::as_it_is(recovered) });
         }
         if !recovered.is_doubtful()
             && let Some(stat) = stat.filter(|stat| setup.is_equal(&place, stat, &wanted))
@@ -251,6 +139,7 @@ impl Destination {
         let task =
             Task { place, wanted, options, can, replaces, beside, recovered: kept, counts, synced, data };
         if let Elsewhere::Copied(from) = elsewhere {
+            remove_drafts(&task, &[Working::Clone]);
             return alternate::copy(task, from);
         }
         let destination = match stat.map(|stat| (kind_of(&stat), stat)) {

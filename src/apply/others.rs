@@ -177,7 +177,7 @@ impl Removal<'_> {
         let dir = match sys::open_dir(root.as_fd(), relative, DIRECTORY, self.root.follow) {
             Ok(dir) => dir,
             // It was not made, and that was said.
-            Err(error) if is_no_directory(&error) => return Ok(()),
+            Err(error) if sys::is_no_directory(&error) => return Ok(()),
             Err(error) => return self.stays(Error::file("read", &shown)(error)),
         };
         let rules = match self.rules_in(relative) {
@@ -375,8 +375,4 @@ fn names_of(open: &Open) -> Result<Vec<OsString>> {
         Ok(names)
     };
     read().map_err(Error::file("read", &open.shown))
-}
-
-fn is_no_directory(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP))
 }

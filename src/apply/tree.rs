@@ -169,7 +169,7 @@ impl DestinationTree {
         let Some(place) = self.root.place(path, true)? else { return Ok(()) };
         match place.stat()?.as_ref().map(sys::kind_of) {
             None | Some(SFlag::S_IFDIR) => Ok(()),
-            Some(_) => Err(Error::refused(&place.path, "is in the way of a directory; remove it first")),
+            Some(_) => Err(is_in_the_way(&place)),
         }
     }
 
@@ -290,13 +290,17 @@ fn make_directory(root: &DestinationRoot, path: &[u8], mode: u32, options: &Opti
         (is_new, stat) = (make()?, place.stat()?);
     }
     let Some(stat) = stat.filter(is_directory) else {
-        return Err(Error::refused(&place.path, "is in the way of a directory; remove it first"));
+        return Err(is_in_the_way(&place));
     };
     let identity = Some((stat.st_dev, stat.st_ino));
     if is_new {
         return Ok(Made { closed: (mode & OWNER != OWNER).then_some(mode), identity });
     }
     Ok(opened(&place, &stat))
+}
+
+fn is_in_the_way(place: &Place) -> Error {
+    Error::refused(&place.path, "is in the way of a directory; remove it first")
 }
 
 /// Lets its owner fill a directory that is there and is so.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::options::chmod::ModeChanges;
 use crate::options::id_map::IdMap;
+use crate::sys;
 
 /// What is kept of attributes, and what is made of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,10 +43,6 @@ impl AttributeRules {
     /// Whether something is given to a group: without the rights of root only to one that the
     /// process is in.
     pub fn may_give_to(&self, gid: u32) -> bool {
-        let is_member = || {
-            let groups = nix::unistd::getgroups().unwrap_or_default();
-            groups.contains(&gid.into()) || nix::unistd::getegid().as_raw() == gid
-        };
-        self.superuser != Some(false) || is_member()
+        self.superuser != Some(false) || sys::is_in_group(gid)
     }
 }

@@ -53,6 +53,8 @@ impl Applier<'_, '_> {
                 let wanted = Wanted { length, data: allocated, whole, quick_check, attributes };
                 let root = tree.root().clone();
                 let shared = Arc::clone(self.shared);
+                // The rest is in what is wanted.
+                let entry = Entry { metadata: entry.metadata.without_extended(), ..entry };
                 let job = AnnouncedFile { shared, entry, root, wanted };
                 // An answering thread that is gone took the connection with it; the next read says so.
                 let _ = self.jobs.send(job);

@@ -364,6 +364,8 @@ impl<'a, W: Write> Session<'a, W> {
         }
         let would_send = file.differs.then_some(file.bytes);
         let Source { target: path, kind, metadata, .. } = source;
+        // Only what is shown of it.
+        let metadata = metadata.without_extended();
         let entry = Entry { id: file.id, path, kind, metadata };
         self.shared.send(&Message::Compared { entry, changes, would_send })
     }

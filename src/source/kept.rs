@@ -10,6 +10,7 @@ use crate::confinement::{Keeps, NamedPath};
 use crate::error::{Error, Result, printable};
 use crate::options::Options;
 use crate::source::named::{base_name, names_contents};
+use crate::source::path::slashes;
 
 /// The sources that were named: with a list, what it names below the first of them.
 ///
@@ -133,12 +134,11 @@ impl NamedPath {
     pub(super) fn implied(&self) -> Vec<(NamedPath, Vec<u8>)> {
         let Some(from) = self.kept_from() else { return Vec::new() };
         let (path, target) = (self.path().as_os_str().as_bytes(), self.target());
-        let ends = target.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
         let directory = |at: usize| {
             let path = self.elsewhere(Path::new(OsStr::from_bytes(&path[..from + at])));
             (path, target[..at].to_vec())
         };
-        ends.map(directory).collect()
+        slashes(&target).map(directory).collect()
     }
 
     fn kept_from(&self) -> Option<usize> {

@@ -13,7 +13,7 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 
 use crate::confinement::NamedPath;
 use crate::options::FollowLinks;
-use crate::source::path::is_unsafe_link;
+use crate::source::path::{is_unsafe_link, slashes};
 use crate::source::patterns::{is_path_like, is_pattern};
 use crate::sys;
 
@@ -127,8 +127,7 @@ impl Asked {
 
     /// Whether a directory was asked for with all that it holds.
     pub fn allows_all_of(&self, path: &[u8]) -> bool {
-        let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
-        slashes
+        slashes(path)
             .chain([path.len()])
             .map(|end| &path[..end])
             .any(|path| self.sources.contains(path) || self.is_like_one_of(&self.sources, path))

@@ -45,6 +45,11 @@ pub(super) fn why_not_sent(path: &[u8]) -> Option<String> {
     })
 }
 
+/// Where the slashes of a path are.
+pub fn slashes(path: &[u8]) -> impl Iterator<Item = usize> + '_ {
+    path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -40,6 +40,12 @@ pub enum Found {
     Contents(Contents),
 }
 
+impl From<Source> for Found {
+    fn from(source: Source) -> Found {
+        Found::Source(Box::new(source))
+    }
+}
+
 /// What of all that is handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tells {
@@ -216,16 +222,12 @@ fn skipped(what: &str, path: &Path) -> Found {
 /// A source that is no directory, as it is to be sent. `link`: it, if it is a symlink.
 fn inspect(source: Source, stat: &FileStat, link: Option<&OwnedFd>, links: bool) -> Found {
     if is(stat, SFlag::S_IFREG) {
-        return source::regular(source, stat).map_or_else(
-            |error| Found::Failed(error.to_failure()),
-            |source| Found::Source(Box::new(source)),
-        );
+        return source::regular(source, stat)
+            .map_or_else(|error| Found::Failed(error.to_failure()), Found::from);
     }
     match link {
         Some(link) if is(stat, SFlag::S_IFLNK) && links => match sys::read_link_at(link, OsStr::new("")) {
-            Ok(target) => {
-                Found::Source(Box::new(Source { kind: Kind::Symlink(target.into_vec()), ..source }))
-            }
+            Ok(target) => Source { kind: Kind::Symlink(target.into_vec()), ..source }.into(),
             Err(error) => Found::Failed(source::lost(&Error::file("read", source.path)(error))),
         },
         _ => skipped(if is(stat, SFlag::S_IFLNK) { "symlink" } else { "special file" }, &source.path),

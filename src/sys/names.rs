@@ -123,6 +123,19 @@ pub fn rename_between(dir: impl AsFd, from: &OsStr, to: impl AsFd, name: &OsStr)
     Ok(nix::fcntl::renameat(dir, from, to, name)?)
 }
 
+/// Whether an error says that a path leads to no directory: nothing is there, or something
+/// else.
+pub fn is_no_directory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP))
+}
+
+/// Whether an error of [`link_between`] says that this file gets no other name there, although
+/// that is the same file system; linkat(2).
+pub fn is_no_link(error: &io::Error) -> bool {
+    let known = [libc::EPERM, libc::EACCES, libc::EMLINK, libc::EOPNOTSUPP, libc::ENOSYS];
+    error.raw_os_error().is_some_and(|errno| known.contains(&errno))
+}
+
 /// `linkat`, of a symlink the link itself.
 pub fn link_between(dir: impl AsFd, from: &OsStr, to: impl AsFd, name: &OsStr) -> io::Result<()> {
     Ok(nix::unistd::linkat(dir, from, to, name, AtFlags::empty())?)

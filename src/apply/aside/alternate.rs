@@ -99,7 +99,7 @@ impl Place {
     /// When it cannot be made.
     pub(in crate::apply) fn take_inode_elsewhere(&self, inode: &Inode, wanted: &Attributes) -> Result<bool> {
         let is_wanted = |alike: &Alike| {
-            inode.is_at(&alike.place, true).unwrap_or(false)
+            inode.is_at(&alike.place, Some(&alike.stat), true)
                 && alike
                     .place
                     .open(&self.name, OFlag::O_PATH)
@@ -121,14 +121,10 @@ impl Place {
     ///
     /// What else the system calls report.
     pub(in crate::apply) fn put_link_if_possible(&self, alike: &Alike) -> Result<bool> {
-        const NO_LINK: [i32; 5] = [libc::EXDEV, libc::EMLINK, libc::EPERM, libc::EOPNOTSUPP, libc::ENOSYS];
+        let is_apart = |error: &io::Error| error.raw_os_error() == Some(libc::EXDEV);
         match self.put_link(&alike.place, &alike.stat) {
             Ok(()) => Ok(true),
-            Err(Error::File { source, .. })
-                if source.raw_os_error().is_some_and(|errno| NO_LINK.contains(&errno)) =>
-            {
-                Ok(false)
-            }
+            Err(Error::File { source, .. }) if is_apart(&source) || sys::is_no_link(&source) => Ok(false),
             Err(error) => Err(error),
         }
     }

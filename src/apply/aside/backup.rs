@@ -76,7 +76,7 @@ impl Backups {
                 let _ = sys::unlink_at(to, &temp);
             }),
             Err(error) if error.raw_os_error() == Some(libc::EXDEV) => return Err(elsewhere(place)),
-            Err(error) if is_no_link(&error) => sys::rename_between(&place.dir, &place.name, to, &name),
+            Err(error) if sys::is_no_link(&error) => sys::rename_between(&place.dir, &place.name, to, &name),
             Err(error) => Err(error),
         };
         let synced = kept.and_then(|()| match &dir {
@@ -104,12 +104,6 @@ impl Backups {
         let made = make_below(dir, below).map_err(place.error("make a directory for the backup of"))?;
         Ok((Some(made), name))
     }
-}
-
-/// Whether an error of linkat(2) says that this file gets no second name there.
-fn is_no_link(error: &io::Error) -> bool {
-    let known = [libc::EPERM, libc::EACCES, libc::EMLINK, libc::EOPNOTSUPP, libc::ENOSYS];
-    error.raw_os_error().is_some_and(|errno| known.contains(&errno))
 }
 
 fn elsewhere(place: &Place) -> Error {

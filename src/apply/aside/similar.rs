@@ -25,7 +25,8 @@ const WORTH_A_LOOK: u64 = 64 << 10;
 /// Names that are looked at in a directory: there may be many new files in it.
 const MAX_LOOKS: usize = 4096;
 
-const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY);
+/// For a file that is read. Without waiting: opening a fifo would, for its other end.
+pub(in crate::apply) const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY);
 
 /// The files that the user named for that.
 #[derive(Debug)]

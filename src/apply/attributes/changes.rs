@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 
 use nix::sys::stat::{FileStat, SFlag};
-use nix::unistd::{Gid, getegid, geteuid, getgroups};
+use nix::unistd::geteuid;
 
 use crate::apply::attributes::Attributes;
 use crate::report::Changes;
@@ -19,7 +19,8 @@ impl Attributes {
         });
         let mode = mode.or_else(|| self.with_executability(stat.st_mode & 0o7777));
         let other_owner = self.uid.is_some_and(|uid| uid != stat.st_uid) && self.superuser;
-        let other_group = self.gid.is_some_and(|gid| gid != stat.st_gid && may_give_to(gid));
+        let other_group =
+            self.gid.is_some_and(|gid| gid != stat.st_gid && (geteuid().is_root() || sys::is_in_group(gid)));
         let is_read_alone = !matches!(kind, SFlag::S_IFDIR | SFlag::S_IFLNK);
         let atime = (stat.st_atime, stat.st_atime_nsec as u32);
         Changes::default()
@@ -51,10 +52,4 @@ impl Attributes {
         // What cannot be opened shows when they are set.
         opened.map_or(changes, |more| changes.with(more, true))
     }
-}
-
-/// Whether this process may give files to a group: root, and its members.
-fn may_give_to(gid: u32) -> bool {
-    let gid = Gid::from_raw(gid);
-    geteuid().is_root() || getegid() == gid || getgroups().is_ok_and(|groups| groups.contains(&gid))
 }

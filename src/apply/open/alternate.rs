@@ -3,11 +3,8 @@
 
 use std::fs::File;
 
-use nix::fcntl::OFlag;
-use nix::sys::stat::FileStat;
-
 use crate::apply::aside::alternate::Alike;
-use crate::apply::aside::similar::From;
+use crate::apply::aside::similar::{From, READ};
 use crate::apply::commit::Task;
 use crate::apply::open::{Opened, Opening, Setup};
 use crate::apply::place::{Access, Old, Place};
@@ -35,8 +32,8 @@ pub enum Elsewhere {
 /// # Errors
 ///
 /// When a link cannot be made.
-pub fn take(stat: Option<&FileStat>, place: &Place, wanted: &Wanted, setup: &Setup) -> Result<Elsewhere> {
-    let Some(kind) = place.alternate_kind().filter(|_| stat.is_none()) else { return Ok(Elsewhere::No) };
+pub fn take(place: &Place, wanted: &Wanted, setup: &Setup) -> Result<Elsewhere> {
+    let Some(kind) = place.alternate_kind() else { return Ok(Elsewhere::No) };
     let equal = place.elsewhere().filter(|alike| setup.is_equal(&alike.place, &alike.stat, wanted));
     let mut equal: Vec<(File, Alike)> =
         equal.filter_map(|alike| open(&alike).map(|file| (file, alike))).collect();
@@ -79,6 +76,5 @@ pub fn copy(task: Task, from: Box<From>) -> Result<Opening> {
 }
 
 fn open(alike: &Alike) -> Option<File> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    alike.place.open(&alike.place.name, flags).ok()
+    alike.place.open(&alike.place.name, READ).ok()
 }

@@ -3,6 +3,7 @@
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
+use crate::apply::open::alternate::{self, Elsewhere};
 use crate::apply::open::{Opened, Opening, Setup, basis_of, open_device};
 use crate::apply::others::in_the_way;
 use crate::apply::place::Place;
@@ -23,6 +24,11 @@ pub struct Preview {
 /// Steps 1 and 3 of a dry run, which writes nothing.
 pub fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, setup: &Setup) -> Result<Opening> {
     let recovered = Recovered::Nothing;
+    if stat.is_none()
+        && let Elsewhere::Done(changes) = alternate::take(place, wanted, setup)?
+    {
+        return Ok(Opening { changes, ..Opening::as_it_is(recovered) });
+    }
     if let Some(stat) = stat.filter(|stat| setup.is_equal(place, stat, wanted)) {
         let changes = setup.changes(place, Some(&stat), wanted);
         return Ok(Opening { recovered, opened: Opened::Equal { unset: None }, changes });

@@ -36,20 +36,16 @@ impl Inode<'_> {
         }
     }
 
-    /// Whether a name has one like it. `may_be_shared`: it may have other names.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be looked at.
-    pub fn is_at(&self, place: &Place, may_be_shared: bool) -> Result<bool> {
-        if !may_be_shared && place.stat()?.is_some_and(|stat| stat.st_nlink > 1) {
-            return Ok(false);
-        }
+    /// Whether what a name has, which is so, is one like it. `may_be_shared`: it may have other
+    /// names.
+    pub fn is_at(&self, place: &Place, stat: Option<&FileStat>, may_be_shared: bool) -> bool {
+        let Some(stat) = stat.filter(|stat| may_be_shared || stat.st_nlink == 1) else { return false };
         match self {
             Inode::Symlink(link) => {
-                Ok(sys::read_link_at(&place.dir, &place.name).is_ok_and(|now| now == **link))
+                sys::kind_of(stat) == SFlag::S_IFLNK
+                    && sys::read_link_at(&place.dir, &place.name).is_ok_and(|now| now == **link)
             }
-            Inode::Node(node) => Ok(place.stat()?.as_ref().and_then(Node::of) == Some(*node)),
+            Inode::Node(node) => Node::of(stat) == Some(*node),
         }
     }
 

@@ -36,7 +36,7 @@ impl DestinationTree {
         let is_such = |stat: &FileStat| sys::kind_of(stat) == inode.kind();
         let Some(stat) = self.look(path).filter(is_such) else { return Changes::NEW };
         let place = self.root.place(path, true).ok().flatten();
-        let is_same = place.is_some_and(|place| inode.is_at(&place, true).is_ok_and(|is_same| is_same));
+        let is_same = place.is_some_and(|place| inode.is_at(&place, Some(&stat), true));
         wanted.all_changes(&stat, || self.open_entry(path)).with(Changes::VALUE, !is_same)
     }
 

@@ -14,7 +14,7 @@ use crate::error::{Error, Failure, Result};
 use crate::in_use;
 use crate::report::Changes;
 use crate::source::{Kind, Metadata, Node};
-use crate::sys::{self, kind_of};
+use crate::sys::kind_of;
 
 /// How something differs from what was there, and which attributes may not be set.
 type Made = Result<(Changes, Option<Failure>)>;
@@ -77,16 +77,17 @@ impl DestinationTree {
             return Ok((changes, None));
         }
         let Some(place) = self.root.place(path, false)? else { return Ok((changes, None)) };
+        let old = place.stat()?;
         if self.root.is_file() {
-            refuse_to_lose(&place, inode)?;
+            refuse_to_lose(&place, old.as_ref(), inode)?;
         }
         let may_be_shared = self.options.kinds.hard_links;
-        let unset = if inode.is_at(&place, may_be_shared)? {
+        let unset = if inode.is_at(&place, old.as_ref(), may_be_shared) {
             place.set_attributes_of_inode(&place.name, inode, may_be_shared, &attributes)?
-        } else if place.stat()?.is_none() && place.take_inode_elsewhere(inode, &attributes)? {
+        } else if old.is_none() && place.take_inode_elsewhere(inode, &attributes)? {
             None
         } else {
-            make_room(&place, self)?;
+            self.make_room(&place, old.as_ref())?;
             place.put_inode(inode, &attributes)?
         };
         Ok((changes, unset))
@@ -123,13 +124,19 @@ impl DestinationTree {
             let what = "could not become another name of a file that was not transferred; run again";
             return Err(Error::refused(&place.path, what));
         };
-        make_room(&place, self)?;
+        self.make_room(&place, old.as_ref())?;
         let old = old.filter(|old| kind_of(old) == SFlag::S_IFREG).map(|_| place.open_old()).transpose()?;
         if let Some(old) = old.as_ref().filter(|_| !self.options.force_in_use) {
             in_use::refuse(&old.file, &old.state, &place.path)?;
         }
         place.put_link(&first_place, &target)?;
         Ok(changes)
+    }
+
+    /// Removes a directory that has the name.
+    fn make_room(&self, place: &Place, old: Option<&FileStat>) -> Result<()> {
+        let is_directory = old.is_some_and(|old| kind_of(old) == SFlag::S_IFDIR);
+        if is_directory { in_the_way::remove(place, &self.options) } else { Ok(()) }
     }
 
     /// Whether something stays as it is, or is not made, by rules that go by whether it is
@@ -143,18 +150,10 @@ impl DestinationTree {
     }
 }
 
-/// Removes a directory that has the name.
-fn make_room(place: &Place, tree: &DestinationTree) -> Result<()> {
-    if place.stat()?.is_some_and(|stat| kind_of(&stat) == SFlag::S_IFDIR) {
-        in_the_way::remove(place, &tree.options)?;
-    }
-    Ok(())
-}
-
 /// What the user named as the destination becomes such a thing only if there is none, a
 /// symlink, or one of its kind.
-fn refuse_to_lose(place: &Place, inode: &Inode) -> Result<()> {
-    let kind = place.stat()?.as_ref().map(sys::kind_of);
+fn refuse_to_lose(place: &Place, old: Option<&FileStat>, inode: &Inode) -> Result<()> {
+    let kind = old.map(kind_of);
     if kind.is_none_or(|kind| kind == SFlag::S_IFLNK || kind == inode.kind()) {
         return Ok(());
     }

@@ -236,7 +236,7 @@ impl DestinationRoot {
                     last.0 = Some((parent.to_path_buf(), Arc::clone(&dir)));
                     dir
                 }
-                Err(error) if dry_run && is_no_directory(&error) => return Ok(None),
+                Err(error) if dry_run && sys::is_no_directory(&error) => return Ok(None),
                 Err(error) => return Err(Error::file("open the directory of", &path)(error)),
             },
         };
@@ -245,11 +245,6 @@ impl DestinationRoot {
         let alternates = alternate::at(self.alternates.as_ref(), parent);
         Ok(Some(Place { similar: self.similar.clone(), alternates, ..place }))
     }
-}
-
-/// Whether there is no directory of that name, or something else in its place.
-fn is_no_directory(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP))
 }
 
 /// Where a path leads, for a destination that is written as it is found there.

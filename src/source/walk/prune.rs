@@ -32,10 +32,6 @@ struct Level {
     is_whole: bool,
 }
 
-fn found(source: Source) -> Found {
-    Found::Source(Box::new(source))
-}
-
 impl Pruning {
     /// For one source. `above`: the directories on the way to it.
     /// Returns, too, those of them that are not held back.
@@ -92,10 +88,10 @@ impl Pruning {
     }
 
     fn release(&mut self) -> Vec<Found> {
-        let mut told: Vec<_> = self.above.drain(..).map(found).collect();
+        let mut told: Vec<_> = self.above.drain(..).map(Found::from).collect();
         for level in &mut self.levels {
             level.is_kept = true;
-            told.extend(level.held.take().map(found));
+            told.extend(level.held.take().map(Found::from));
         }
         told
     }

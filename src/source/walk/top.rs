@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::filter::DirectoryRules;
 use crate::options::Missing;
 use crate::source::named::{Named, is};
-use crate::source::path::{NOT_SENT, why_not_sent};
+use crate::source::path::{NOT_SENT, slashes, why_not_sent};
 use crate::source::walk::prune::Pruning;
 use crate::source::walk::{Contents, Found, Tells, TreeWalk, Walk, inspect, skipped};
 use crate::source::{self, Identity, Kind, Metadata, Node, Origin, Source, rules};
@@ -29,7 +29,7 @@ impl Walk<'_> {
         let has_root = from.keeps().is_below_root && directories.implied && makes_directories;
         if has_root && self.implied.insert(Vec::new()) {
             let root = self.kept_root(from)?;
-            self.later.extend(root.map(sent));
+            self.later.extend(root.map(Found::from));
         }
         let named = match named {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return self.absent(from, error),
@@ -51,13 +51,13 @@ impl Walk<'_> {
             self.directory(from, named, top, implied);
             return Ok(None);
         }
-        self.later.extend(implied.into_iter().map(sent));
+        self.later.extend(implied.into_iter().map(Found::from));
         let source = named_source(from, &named);
         if is(&named.stat, SFlag::S_IFBLK) && !from.is_listed() {
-            return source.device().map(|device| Some(sent(device)));
+            return source.device().map(|device| Some(Found::from(device)));
         }
         if let Some(node) = Node::of(&named.stat).filter(|node| node.is_wanted(self.options)) {
-            return Ok(Some(sent(source.node(node, &named.stat))));
+            return Ok(Some(source.node(node, &named.stat).into()));
         }
         if ![SFlag::S_IFREG, SFlag::S_IFLNK].iter().any(|&kind| is(&named.stat, kind)) {
             if from.is_listed() {
@@ -75,8 +75,8 @@ impl Walk<'_> {
             Missing::Ignored => Ok(None),
             Missing::Deleted => {
                 let implied = self.implied(from)?;
-                self.later.extend(implied.into_iter().map(sent));
-                Ok(Some(sent(missing(from))))
+                self.later.extend(implied.into_iter().map(Found::from));
+                Ok(Some(missing(from).into()))
             }
         }
     }
@@ -90,7 +90,7 @@ impl Walk<'_> {
         } else {
             (None, implied)
         };
-        self.later.extend(implied.into_iter().map(sent));
+        self.later.extend(implied.into_iter().map(Found::from));
         if recursive || from.names_contents() {
             let tree = TreeWalk::begin(from, from.target(), named, self.options, self.tells, top, pruning);
             self.tree = Some(tree);
@@ -99,15 +99,14 @@ impl Walk<'_> {
         let source = named_source(from, &named);
         match &mut pruning {
             Some(pruning) => self.later.extend(pruning.pass(source)),
-            None => self.later.push_back(sent(source)),
+            None => self.later.push_back(source.into()),
         }
     }
 
     /// Tells that a source is in the directories that it goes to, beside what other sources
     /// hold of them.
     fn tell_beside(&mut self, target: &[u8]) {
-        let slashes = target.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
-        let ends = slashes.chain((!target.is_empty()).then_some(target.len()));
+        let ends = slashes(target).chain((!target.is_empty()).then_some(target.len()));
         let mut begin = 0;
         for end in ends {
             let contents = Contents {
@@ -144,10 +143,6 @@ impl Walk<'_> {
         }
         Ok(sources)
     }
-}
-
-fn sent(source: Source) -> Found {
-    Found::Source(Box::new(source))
 }
 
 /// What was named and is not there.

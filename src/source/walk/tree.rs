@@ -152,9 +152,7 @@ impl<'a> TreeWalk<'a> {
             Opened::Link(Ok(link)) => inspect(source, &stat, Some(&link), self.options.links),
             Opened::No => match Node::of(&stat) {
                 // Only a device that is named itself is read, as one reads an image.
-                Some(node) if node.is_wanted(self.options) => {
-                    Found::Source(Box::new(source.node(node, &stat)))
-                }
+                Some(node) if node.is_wanted(self.options) => source.node(node, &stat).into(),
                 Some(_) => skipped("special file", &source.path),
                 None => inspect(source, &stat, None, self.options.links),
             },
@@ -250,7 +248,7 @@ impl<'a> TreeWalk<'a> {
         let directory = source.target.clone();
         match &mut self.pruning {
             Some(pruning) => self.later.extend(pruning.enter(source)),
-            None => self.later.push_back(Found::Source(Box::new(source))),
+            None => self.later.push_back(source.into()),
         }
         let mut dir = match opened.and_then(|fd| Ok(Dir::from_fd(fd)?)) {
             Ok(dir) => dir,
@@ -305,7 +303,7 @@ impl<'a> TreeWalk<'a> {
     fn leaf_directory(&mut self, source: Source) {
         match &mut self.pruning {
             Some(pruning) => self.later.extend(pruning.pass(source)),
-            None => self.later.push_back(Found::Source(Box::new(source))),
+            None => self.later.push_back(source.into()),
         }
     }
 

@@ -248,6 +248,26 @@ fn compare_beside(way: Way, flags: &str) {
     assert_eq!(shared("ours"), shared("theirs"), "{way:?} {flags}: {outcome}");
 }
 
+/// What an earlier run left beside a file that is linked or copied now.
+#[test]
+fn nothing_is_left_beside_what_another_directory_has() {
+    for flags in ["--link-dest", "--copy-dest"] {
+        let dir = lab::scratch();
+        let [from, before, to] = ["from", "before", "to"].map(|name| mkdir(dir.path().join(name)));
+        for tree in [&from, &before] {
+            set_mtime(&small(tree.join("image"), "image"), 1_000_000, 0);
+        }
+        for kind in ["temp", "clone"] {
+            set_mode(&small(to.join(format!(".image.holesync.{kind}")), "left"), 0o600);
+        }
+        let flags = format!("{flags}=../before");
+        Way::Local.run(&["-a", &flags], &[&slash(&from)], &slash(&to)).expect("there is a way").ok();
+        let names: Vec<_> =
+            std::fs::read_dir(&to).expect("read").map(|it| it.expect("read").file_name()).collect();
+        assert_eq!(names, ["image"], "{flags}");
+    }
+}
+
 #[test]
 fn what_another_directory_has_is_linked_copied_or_left_out_as_by_rsync() {
     if !lab::is_root() {
