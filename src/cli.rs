@@ -13,6 +13,7 @@ mod rsync;
 mod values;
 mod verb;
 mod verbs;
+mod version;
 mod when;
 
 use std::ffi::OsString;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, Args, CommandFactory, Parser};
 use holesync::error::{Error, Result};
 use holesync::location::Location;
-use holesync::options::{BlockSize, Commit, Compress, Options};
+use holesync::options::{BlockSize, Commit, Compress, Options, TellsChanges};
 use holesync::report::Verbosity;
 use holesync::sync::FilesFrom;
 
@@ -33,7 +34,7 @@ use info::InfoArgs;
 pub use reach::{AgentArg, RemoteArgs};
 use record::{Record, RecordArgs};
 use values::block_size;
-use values::{CommitArg, CompressArg, rate, size};
+use values::{CommitArg, CompressArg, rate, size, unit_of_comparison};
 pub use verb::Verb;
 pub use verbs::run;
 use when::StopArgs;
@@ -78,10 +79,9 @@ impl Cli {
         {
             *only = "--help".into();
         }
-        if let Some(help) =
-            info::help(arguments.iter().map_while(|word| word.to_str().filter(|word| *word != "--")))
-        {
-            return Err(help);
+        let words = || arguments.iter().map_while(|word| word.to_str().filter(|word| *word != "--"));
+        if let Some(told) = info::help(words()).or_else(|| version::in_detail(words().skip(1))) {
+            return Err(told);
         }
         Cli::try_parse_from(rsync::rewrite(arguments, Cli::command())?)
     }
@@ -136,6 +136,9 @@ pub struct TransferArgs {
     rules: TransferRulesArgs,
     #[command(flatten)]
     directories: DirectoriesArgs,
+    /// Words in a path of host: are paths by themselves, as a shell there would have it
+    #[arg(long)]
+    old_args: bool,
 
     /// Name the files that are sent; twice: all files
     #[arg(short, long, action = ArgAction::Count)]
@@ -172,9 +175,12 @@ pub struct TransferArgs {
     /// How new content becomes the destination
     #[arg(long, value_enum, default_value_t = CommitArg::Auto)]
     commit: CommitArg,
-    /// Keep zeros allocated on the destination
+    /// Keep zeros allocated on the destination, unless -S is there
     #[arg(long)]
     preallocate: bool,
+    /// Zeros become holes (default)
+    #[arg(short = 'S', long)]
+    sparse: bool,
     /// Read holes, too, at both ends: for file systems that report them wrongly
     #[arg(long)]
     no_hole_map: bool,
@@ -187,7 +193,7 @@ pub struct TransferArgs {
     /// Write also what other programs use: locked files, mounted devices
     #[arg(long)]
     force_in_use: bool,
-    /// Unit of comparison, a power of two from 4K to 256K [default: 64K]
+    /// Unit of comparison, a power of two from 4K to 256K, or the next to SIZE [default: 64K]
     #[arg(short = 'B', long, value_name = "SIZE", value_parser = size)]
     block_size: Option<u64>,
     /// Parts of a block that are compared by themselves when it differs, a power of
@@ -300,15 +306,22 @@ impl TransferArgs {
         options.kinds.hard_links &= !is_listing;
         if is_listing && !self.recursive && !self.archive && !self.directories.dirs && !self.filter.has_list()
         {
-            options.filter = self.filter.rules(&["- /*/*"])?;
+            options.filter = self.filter.rules(&["- /*/*"], None)?;
         }
         self.filter.check(&options, self.through.is_some())?;
         delete::check(&options, self.through.is_some())?;
         let destination = if self.paths.len() > 1 { self.paths.pop() } else { None };
         let destination = destination.map(|path| Location::parse(&path)).transpose()?;
-        let sources = Location::parse_all(&self.paths)?;
-        let record = self.record.record(self.verbose, &options, &sources, destination.as_ref())?;
-        let show = self.show()?;
+        let sources = if self.old_args() {
+            Location::split_all(&self.paths)
+        } else {
+            Location::parse_all(&self.paths)
+        }?;
+        let telling = self.telling()?;
+        if telling.names > 0 && !self.json && options.tells_changes == TellsChanges::No {
+            options.tells_changes = TellsChanges::WherePossible;
+        }
+        let record = self.record.record(&telling, &options, &sources, destination.as_ref())?;
         Ok(Transfer {
             sources,
             listed: self.filter.files_from()?,
@@ -319,11 +332,17 @@ impl TransferArgs {
             retries: self.retries,
             limit: self.stop.limit(),
             through: self.through,
-            show,
+            show: telling.show,
             record,
             json: self.json,
             threads: self.threads,
         })
+    }
+
+    /// Whether paths on a host are words for its shell, also as the environment has it.
+    fn old_args(&self) -> bool {
+        let is_set = |name| std::env::var(name).is_ok_and(|value| value.parse::<i64>().is_ok_and(|n| n > 0));
+        self.old_args || is_set("RSYNC_OLD_ARGS") && !is_set("RSYNC_PROTECT_ARGS")
     }
 
     /// Whether directories are descended into: a list, and `-d`, leave that to `-r`, the first
@@ -340,7 +359,7 @@ impl TransferArgs {
             directories: self.directories.directories(self.filter.has_list()),
             missing: self.directories.missing(),
             links: !self.no_links,
-            filter: self.filter.rules(&[])?,
+            filter: self.filter.rules(&[], self.delete.protects_backups()?)?,
             one_file_system: self.rules.one_file_system(),
             transfer: self.rules.rules(),
             safe_links: self.rules.safe_links,
@@ -352,9 +371,9 @@ impl TransferArgs {
             owner: (self.owner || self.archive || maps_users) && !self.no_owner,
             group: (self.group || self.archive || maps_groups) && !self.no_group,
             attributes: self.kept.rules(umask, self.delete.renames_beside())?,
-            kinds: self.kept.kinds(self.archive),
+            kinds: self.kept.kinds(self.archive, (self.links || self.archive) && !self.no_links),
             dry_run: self.dry_run,
-            tells_changes: self.record.tells_changes(),
+            tells_changes: self.record.tells(),
             checksum: self.checksum,
             ignore_times: self.ignore_times,
             modify_window: self.modify_window,
@@ -366,12 +385,12 @@ impl TransferArgs {
                 CommitArg::Atomic => Commit::Atomic,
                 CommitArg::Inplace => Commit::InPlace,
             },
-            preallocate: self.preallocate,
+            preallocate: self.preallocate && !self.sparse,
             hole_map: !self.no_hole_map,
             verify: self.verify,
             fsync: !self.no_fsync,
             force_in_use: self.force_in_use,
-            block_size: block_size(self.block_size)?,
+            block_size: unit_of_comparison(self.block_size)?,
             leaf_size: self.leaf_size.map_or(Ok(BlockSize::SMALLEST), BlockSize::new)?,
             compress: match self.compress {
                 CompressArg::Auto => Compress::Auto,
@@ -422,7 +441,10 @@ mod tests {
         assert_eq!(transfer(&["-z", "a", "b"]).unwrap().options.compress, Compress::Zstd);
         assert_eq!(transfer(&["--compress=auto", "a", "b"]).unwrap().options.compress, Compress::Auto);
         assert_eq!(transfer(&["--inplace", "a", "b"]).unwrap().options.commit, Commit::InPlace);
-        assert_eq!(transfer(&["-B", "5K", "a", "b"]).unwrap_err().exit_code(), 1);
+        for (size, unit) in [("5K", 8192), ("700", 4096), ("1G", 256 << 10), ("0", 64 << 10)] {
+            let block = transfer(&["-B", size, "a", "b"]).unwrap().options.block_size;
+            assert_eq!(block.bytes(), unit, "{size}");
+        }
         assert_eq!(transfer(&["--agent=push", "--remote-path=x", "a", "h:b"]).unwrap_err().exit_code(), 1);
     }
 

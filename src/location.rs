@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 
 /// Where a source or a destination is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +43,29 @@ impl Location {
                 _ => Location::parse(text)?,
             };
             locations.push(location);
+        }
+        Ok(locations)
+    }
+
+    /// The same, of which each path on a host is split into words, as its shell would do it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Location::parse_all`], and [`Error::Usage`] for a quote that is not closed.
+    pub fn split_all(texts: &[OsString]) -> Result<Vec<Location>> {
+        let mut locations = Vec::new();
+        for location in Location::parse_all(texts)? {
+            let Location::Remote(host, path) = &location else {
+                locations.push(location);
+                continue;
+            };
+            let mut words = shlex::bytes::Shlex::new(path.as_os_str().as_bytes());
+            let paths = words.by_ref().map(|word| Location::Remote(host.clone(), remote_path(&word)));
+            locations.extend(paths);
+            if words.had_error {
+                let what = format!("--old-args: a quote in {} is not closed", printable(path));
+                return Err(Error::Usage(what));
+            }
         }
         Ok(locations)
     }
@@ -180,6 +203,15 @@ mod tests {
         for path in ["a", "/a/b", "./a:b", "/x:y", "dir/[a]:b", "a@b", "dir/u@[x]:y"] {
             assert_eq!(parse(path).unwrap(), Location::Local(path.into()), "{path}");
         }
+    }
+
+    #[test]
+    fn paths_on_a_host_are_split_as_its_shell_would() {
+        let split = |text: &str| Location::split_all(&["a b".into(), text.into(), ":c  d".into()]);
+        let far = |path: &str| remote(None, "h", None, path);
+        let want = [Location::Local("a b".into()), far("x"), far("y z"), far("q r"), far("c"), far("d")];
+        assert_eq!(split("h:x y\\ z 'q r'").unwrap(), want);
+        assert_eq!(split("h:'x").unwrap_err().exit_code(), 1);
     }
 
     #[test]

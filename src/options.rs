@@ -58,7 +58,7 @@ pub struct Options {
     /// Change nothing; find out what would be done.
     pub dry_run: bool,
     /// The user is told of directories and symlinks, too, and how each entry differed.
-    pub tells_changes: bool,
+    pub tells_changes: TellsChanges,
     /// Compare contents even where size and modification time agree.
     pub checksum: bool,
     /// Treat size and modification time as if they always differed.
@@ -147,6 +147,13 @@ pub struct Backup {
     pub dir: Option<Vec<u8>>,
 }
 
+impl Backup {
+    /// Whether a path is that of something that was kept in its directory.
+    pub fn is_one(&self, path: &[u8]) -> bool {
+        self.dir.is_none() && path.ends_with(&self.suffix)
+    }
+}
+
 /// What becomes of entries that are neither plain files nor directories.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KindRules {
@@ -171,12 +178,34 @@ pub struct FollowLinks {
     pub leaving: bool,
     /// Those to directories.
     pub to_directories: bool,
+    /// One that is a source itself is sent as what it is, unless it is one of these; else what
+    /// it leads to is, if that is no directory.
+    pub keeps_named: bool,
 }
 
 impl FollowLinks {
-    /// Whether some are.
+    /// Whether some are that lie below a source.
     pub fn any(self) -> bool {
         self.all || self.leaving || self.to_directories
+    }
+}
+
+/// Whether directories, symlinks and the like are told of, too, and how each entry differed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TellsChanges {
+    /// Files alone are told of.
+    #[default]
+    No,
+    /// Where the other end can tell that.
+    WherePossible,
+    /// Where it cannot, that is an error.
+    Always,
+}
+
+impl TellsChanges {
+    /// Whether it is asked for.
+    pub fn is_asked(self) -> bool {
+        self != TellsChanges::No
     }
 }
 
@@ -205,6 +234,17 @@ pub struct TransferRules {
     pub existing: bool,
     /// Nothing that the destination has, but for directories.
     pub ignore_existing: bool,
+    /// No file that is as long at the destination, or longer.
+    pub append: bool,
+}
+
+/// What decides whether a file stays as it is, of the source or of what is there.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Seen {
+    /// Its modification time in seconds.
+    pub time: Option<i64>,
+    /// Its length in bytes, if it is a regular file.
+    pub length: Option<u64>,
 }
 
 impl TransferRules {
@@ -213,26 +253,21 @@ impl TransferRules {
         self.max_size.is_none_or(|most| length <= most) && self.min_size.is_none_or(|least| length >= least)
     }
 
-    /// Whether something stays as it is at the destination, or is not made: whether it
-    /// `is_there`, and the times of two files in seconds, of which so many are none.
-    pub fn stays(
-        &self,
-        is_there: bool,
-        source: Option<i64>,
-        there: Option<i64>,
-        window: Option<i32>,
-    ) -> bool {
-        if !is_there {
-            return self.existing;
-        }
+    /// Whether something stays as it is at the destination, or is not made. Times that are
+    /// no more than so many seconds apart are equal.
+    pub fn stays(&self, source: Seen, there: Option<Seen>, window: Option<i32>) -> bool {
+        let Some(there) = there else { return self.existing };
         let window = i64::from(window.unwrap_or(0).max(0));
-        let is_newer = source.zip(there).is_some_and(|(source, there)| there > source.saturating_add(window));
-        self.ignore_existing || self.update && is_newer
+        let times = source.time.zip(there.time);
+        let is_newer = times.is_some_and(|(source, there)| there > source.saturating_add(window));
+        let lengths = source.length.zip(there.length);
+        let is_complete = lengths.is_some_and(|(source, there)| there >= source);
+        self.ignore_existing || self.update && is_newer || self.append && is_complete
     }
 
     /// Whether it depends on the destination what is transferred.
     pub fn look_there(&self) -> bool {
-        self.update || self.existing || self.ignore_existing
+        self.update || self.existing || self.ignore_existing || self.append
     }
 }
 
@@ -307,7 +342,7 @@ impl Default for Options {
             attributes: AttributeRules::default(),
             kinds: KindRules::default(),
             dry_run: false,
-            tells_changes: false,
+            tells_changes: TellsChanges::No,
             checksum: false,
             ignore_times: false,
             modify_window: None,

@@ -326,7 +326,7 @@ pub struct Entry {
 impl Entry {
     /// It, for the user.
     pub fn item(&self) -> Item<'_> {
-        source::item(&self.path, &self.kind, &self.metadata)
+        Item { order: Some(self.id), ..source::item(&self.path, &self.kind, &self.metadata) }
     }
 }
 

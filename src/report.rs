@@ -7,7 +7,9 @@ mod item;
 mod json;
 mod listing;
 mod log;
+mod order;
 mod progress;
+mod remarks;
 mod terminal;
 
 use std::time::Duration;
@@ -17,10 +19,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Failure;
 
-pub use format::{ITEMIZED, LineFormat, RunFacts};
+pub use format::{ITEMIZED, LineFormat, NAMES, RunFacts};
 pub use item::{Changes, Item, ItemKind};
 pub use json::JsonLines;
 pub use log::Logged;
+pub use order::InOrder;
+pub use remarks::Remarks;
 pub use terminal::{Progress, Terminal, Units, Verbosity, stats_table};
 
 /// What a run did, in bytes unless another unit is named.

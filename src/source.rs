@@ -32,7 +32,7 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 use serde::{Deserialize, Serialize};
 
 use crate::confinement::NamedPath;
-use crate::error::{Error, Failure, Result, code, printable};
+use crate::error::{Error, Failure, Result, code, escape, printable};
 use crate::in_use;
 use crate::options::Options;
 use crate::scan::{self, FileImage, FileState};
@@ -180,6 +180,8 @@ pub struct Source {
     identity: Identity,
     /// It has other names.
     has_other_names: bool,
+    /// How many were handed out before it.
+    order: u64,
     /// What it is opened from.
     origin: Origin,
 }
@@ -427,6 +429,11 @@ fn regular(source: Source, stat: &FileStat) -> Result<Source> {
     };
     let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512).min(length);
     Ok(Source { kind: Kind::File { length, allocated, whole: false, retry: false }, ..source })
+}
+
+/// What is said of a symlink that is left out since it leads out of what is sent.
+pub fn ignored_link(path: &Path, link: &[u8]) -> String {
+    format!("ignoring unsafe symlink {} -> {}", printable(path), escape(link))
 }
 
 /// What is said of a source that was read while changes to it might not have shown.

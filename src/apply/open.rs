@@ -55,8 +55,9 @@ pub struct Opening {
 
 impl Opening {
     /// Where something stays as it is, or is not made.
-    fn as_it_is(recovered: Recovered) -> Opening {
-        Opening { recovered, opened: Opened::Equal { unset: None }, changes: Changes::LEFT }
+    fn as_it_is(recovered: Recovered, stat: Option<&FileStat>) -> Opening {
+        let changes = Changes::LEFT.with(Changes::NEW, stat.is_none());
+        Opening { recovered, opened: Opened::Equal { unset: None }, changes }
     }
 }
 
@@ -91,7 +92,7 @@ impl Destination {
         let kind = stat.as_ref().map(kind_of);
         // What may be half written is completed first.
         if (options.dry_run || kind != Some(SFlag::S_IFREG)) && setup.stays(stat.as_ref(), &wanted) {
-            return Ok(Opening::as_it_is(Recovered::Nothing));
+            return Ok(Opening::as_it_is(Recovered::Nothing, stat.as_ref()));
         }
         let replaces = in_the_way::find(&place, stat.as_ref(), options, || setup.nodes.contains(&place))?;
         stat.take_if(|_| replaces.is_some());
@@ -108,7 +109,7 @@ impl Destination {
             }
         }
         if setup.stays(stat.as_ref(), &wanted) {
-            return Ok(Opening::as_it_is(recovered));
+            return Ok(Opening::as_it_is(recovered, stat.as_ref()));
         }
         let elsewhere = match (stat, replaces) {
             (None, None) => alternate::take(&place, &wanted, setup)?,
@@ -117,7 +118,7 @@ impl Destination {
         if let Elsewhere::Done(changes) = elsewhere {
             place.remove_leftovers(&beside.leftovers);
             place.remove_litter(&beside.litter);
-            return Ok(Opening { changes, ..Opening::as_it_is(recovered) });
+            return Ok(Opening { changes, ..Opening::as_it_is(recovered, None) });
         }
         if !recovered.is_doubtful()
             && let Some(stat) = stat.filter(|stat| setup.is_equal(&place, stat, &wanted))

@@ -219,13 +219,15 @@ impl Removal<'_> {
     /// Removes an entry, and what is below it. Returns whether nothing of it is left there.
     fn entry(&mut self, open: &Open, name: &OsStr) -> Result<bool> {
         let place = Place::new(Arc::clone(&open.dir), name.to_owned(), open.shown.join(name));
-        let place = place.with_backup(self.root.backups, Path::new(OsStr::from_bytes(&open.path)));
+        // A backup goes for good.
+        let backups = self.root.backups.filter(|backups| !backups.is_one(name));
+        let place = place.with_backup(backups, Path::new(OsStr::from_bytes(&open.path)));
         let stat = match place.stat() {
             Ok(Some(stat)) => stat,
             Ok(None) => return Ok(true),
             Err(error) => return self.stays(error).map(|()| false),
         };
-        if self.root.backups.is_some_and(|backups| backups.is_one(name) || backups.are_in(&stat)) {
+        if backups.is_some_and(|backups| backups.are_in(&stat)) {
             return Ok(false);
         }
         let kind = kind_of(&stat);
@@ -250,7 +252,7 @@ impl Removal<'_> {
         self.removed += 1;
         let mut path = open.path_of(name);
         path.extend(is_directory.then_some(b'/'));
-        let stays = !is_directory && self.root.backups.is_some_and(|backups| backups.are_beside());
+        let stays = !is_directory && backups.is_some_and(|backups| backups.are_beside());
         (self.each)(Removed::Gone(&path)).map(|()| !stays)
     }
 

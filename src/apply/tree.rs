@@ -138,7 +138,7 @@ impl DestinationTree {
         if rules.existing && !self.is_there(path)?
             || rules.ignore_existing && !path.is_empty() && is_in_the_way()?
         {
-            return Ok(Changes::LEFT);
+            return self.left(path);
         }
         let mut attributes = self.attributes(&Kind::Directory, metadata);
         // Of one that is on the way to a source the name alone may be told.

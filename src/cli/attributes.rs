@@ -80,8 +80,9 @@ pub struct AttributeArgs {
 }
 
 impl AttributeArgs {
-    /// What becomes of entries of other kinds; `archive`: -a was given.
-    pub fn kinds(&self, archive: bool) -> KindRules {
+    /// What becomes of entries of other kinds. `archive`: -a was given; `keeps_links`: a symlink
+    /// is one also where it is named itself.
+    pub fn kinds(&self, archive: bool, keeps_links: bool) -> KindRules {
         let all = (archive || self.nodes) && !self.no_nodes;
         KindRules {
             devices: self.devices || all && !self.no_devices,
@@ -91,6 +92,7 @@ impl AttributeArgs {
                 all: self.copy_links,
                 leaving: self.copy_unsafe_links,
                 to_directories: self.copy_dirlinks,
+                keeps_named: keeps_links,
             },
             keep_dir_links: self.keep_dirlinks,
         }

@@ -111,12 +111,13 @@ impl FilterArgs {
         Ok(())
     }
 
-    /// Reads the rules, and the files that they name; before them come those that are `first`.
+    /// Reads the rules, and the files that they name; before them come those that are `first`,
+    /// and behind them one that is `last`.
     ///
     /// # Errors
     ///
     /// [`Error::Usage`] for what is no rule, or a file that cannot be read.
-    pub fn rules(&self, first: &[&str]) -> Result<FilterRules> {
+    pub fn rules(&self, first: &[&str], last: Option<OsString>) -> Result<FilterRules> {
         let mut rules = RulesReader::new(self.nul_separated);
         first.iter().try_for_each(|rule| rules.filter(rule.as_ref()))?;
         let mut dir_filters = 0;
@@ -141,6 +142,7 @@ impl FilterArgs {
         if self.old_dirs {
             rules.filter("- /*/*".as_ref())?;
         }
+        last.iter().try_for_each(|rule| rules.filter(rule))?;
         Ok(rules.finish())
     }
 }
@@ -256,6 +258,10 @@ pub struct TransferRulesArgs {
     /// Leave alone what the destination has
     #[arg(long)]
     ignore_existing: bool,
+    /// Leave files alone that are as long at the destination, or longer. What is there of
+    /// others is compared, not trusted
+    #[arg(long, alias = "append-verify")]
+    append: bool,
     /// Leave out symlinks that lead out of what is sent
     #[arg(long)]
     pub safe_links: bool,
@@ -276,6 +282,7 @@ impl TransferRulesArgs {
             update: self.update,
             existing: self.existing,
             ignore_existing: self.ignore_existing,
+            append: self.append,
         }
     }
 

@@ -2,7 +2,7 @@
 //! keep it under another name.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use clap::Args;
 use holesync::error::{Error, Result};
@@ -77,21 +77,44 @@ impl DeleteArgs {
         self.backup && self.backup_dir.is_none()
     }
 
+    /// The rule that keeps backups beside what they are of, as rsync has it: others may come
+    /// before it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`DeleteArgs::backup`].
+    pub fn protects_backups(&self) -> Result<Option<OsString>> {
+        let deletes = self.when().is_some() && !self.delete_excluded;
+        let beside = self.backup()?.filter(|backup| deletes && backup.dir.is_none());
+        Ok(beside.map(|backup| {
+            let special = |byte: &u8| b"*?[\\".contains(byte);
+            let mut rule = b"P *".to_vec();
+            for byte in backup.suffix {
+                rule.extend(special(&byte).then_some(b'\\'));
+                rule.push(byte);
+            }
+            OsString::from_vec(rule)
+        }))
+    }
+
+    fn when(&self) -> Option<DeleteWhen> {
+        if self.delete_before {
+            Some(DeleteWhen::Before)
+        } else if self.delete_during {
+            Some(DeleteWhen::During)
+        } else {
+            let is_asked = self.delete || self.delete_after || self.delete_delay || self.delete_excluded;
+            is_asked.then_some(DeleteWhen::After)
+        }
+    }
+
     /// What the library takes. `recursive`: directories are descended into.
     ///
     /// # Errors
     ///
     /// [`Error::Usage`] when nothing would ever be removed.
     pub fn options(&self, recursive: bool) -> Result<Option<Delete>> {
-        let when = if self.delete_before {
-            DeleteWhen::Before
-        } else if self.delete_during {
-            DeleteWhen::During
-        } else if self.delete || self.delete_after || self.delete_delay || self.delete_excluded {
-            DeleteWhen::After
-        } else {
-            return Ok(None);
-        };
+        let Some(when) = self.when() else { return Ok(None) };
         if !recursive {
             return Err(Error::Usage(
                 "--delete looks into directories: give -r or -d, too, and leave --no-recursive out".into(),

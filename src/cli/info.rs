@@ -12,99 +12,115 @@ use crate::cli::TransferArgs;
 /// What is told, by name.
 #[derive(Debug, Args)]
 pub struct InfoArgs {
-    /// What is told, with levels: progress2, name0, stats2, del, misc, all, none; see --info=help
+    /// What is told, with levels: progress2, name0, stats2, del, skip, backup, all, none; see
+    /// --info=help
     #[arg(long, value_name = "FLAGS", value_delimiter = ',', conflicts_with = "json")]
     info: Vec<String>,
-    /// Of rsync's flags none is there but NONE; see --debug=help
+    /// What is told of connections and choices, by rsync's flags; see --debug=help
     #[arg(long, value_name = "FLAGS", value_delimiter = ',')]
     debug: Vec<String>,
+}
+
+/// What is told of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Telling {
+    /// What the reporter shows.
+    pub show: Verbosity,
+    /// Names of entries that are made or sent; with 2, of all.
+    pub names: u8,
+    /// What rules leave as it is.
+    pub skipped: bool,
+    /// Where backups are.
+    pub backups: bool,
 }
 
 /// What becomes of an item of `--info` with a level above 0.
 enum Told {
     /// Something here that has such levels.
-    Here(fn(&mut Verbosity, u8)),
+    Here(fn(&mut Telling, u8)),
     /// It is always told, and cannot be turned off.
     Always,
-    /// It never is, with what to do in its place.
-    Never(&'static str),
+    /// There is no such thing to tell of.
+    Nothing,
 }
 
-use Told::{Always, Here, Never};
+use Told::{Always, Here, Nothing};
 
 /// The items of `--info`, what each tells, and what becomes of it here.
 const ITEMS: &[(&str, &str, Told)] = &[
-    ("backup", "", Never("what was there before is named by --backup's suffix or directory")),
-    ("copy", "", Never("files are not copied from elsewhere at the destination")),
-    ("del", "names of what is removed", Here(|show, level| show.removals = level > 0)),
-    ("flist", "", Never("entries are found while others are transferred, and not counted before")),
-    ("misc", "what goes on besides", Here(|show, level| show.notes = level > 0)),
-    ("mount", "", Never("find mounts with findmnt")),
-    ("name", "1 names of what is sent, 2 of all files", Here(|show, level| show.names = level)),
+    ("backup", "where --backup keeps what was there", Here(|telling, level| telling.backups = level > 0)),
+    ("copy", "", Nothing),
+    ("del", "names of what is removed", Here(|telling, level| telling.show.removals = level > 0)),
+    ("flist", "", Nothing),
+    ("misc", "what goes on besides", Here(|telling, level| telling.show.notes = level > 0)),
+    ("mount", "", Nothing),
+    ("name", "1 names of what is sent, 2 of all", Here(|telling, level| telling.names = level)),
     ("nonreg", "names of special files that are skipped, always", Always),
     ("progress", "1 and 2 the progress of the whole, 0 none", Here(progress)),
-    ("remove", "", Never("of files that --remove-source-files keeps there is a failure")),
-    ("skip", "", Never("use -ii to see what is left as it is")),
+    ("remove", "", Nothing),
+    ("skip", "what -u and the like leave as it is", Here(|telling, level| telling.skipped = level > 0)),
     ("stats", "1 a line at the end, 2 and 3 a table", Here(stats)),
-    ("symsafe", "names of symlinks that --safe-links skips, always", Always),
+    ("symsafe", "names of symlinks that --safe-links ignores, always", Always),
 ];
 
-/// The items of `--debug`.
+/// The items of `--debug`: each shows what goes on besides.
 const DEBUG: &str = "acl backup bind chdir connect cmd del deltasum dup exit filter flist fuzzy genr hash hlink iconv \
     io nstr own proto recv send time";
 
-fn progress(show: &mut Verbosity, level: u8) {
-    show.progress = if level > 0 { Progress::Shown } else { Progress::Hidden };
+fn progress(telling: &mut Telling, level: u8) {
+    telling.show.progress = if level > 0 { Progress::Shown } else { Progress::Hidden };
 }
 
-fn stats(show: &mut Verbosity, level: u8) {
-    (show.totals, show.stats) = (level == 1, level > 1);
+fn stats(telling: &mut Telling, level: u8) {
+    (telling.show.totals, telling.show.stats) = (level == 1, level > 1);
 }
 
 impl TransferArgs {
-    /// What is shown of the run.
+    /// What is told of the run.
     ///
     /// # Errors
     ///
     /// Those of [`InfoArgs::apply`].
-    pub(super) fn show(&self) -> Result<Verbosity> {
-        let names_would_be_sent = self.dry_run && !self.record.shows_lines();
+    pub(super) fn telling(&self) -> Result<Telling> {
+        let has_lines = self.record.shows_lines();
+        let names_would_be_sent = self.dry_run && !has_lines;
         let names = self.verbose.max(u8::from(names_would_be_sent));
-        let mut show = Verbosity {
-            names,
+        let show = Verbosity {
             quiet: self.quiet,
-            removals: names > 0,
+            removals: names > 0 || has_lines,
             notes: names > 0,
             totals: names > 0,
             progress: if self.progress { Progress::Shown } else { Progress::Bar },
             stats: self.stats,
             units: Units::asked_for(self.human_readable),
         };
-        self.info.apply(&mut show)?;
+        let mut telling = Telling { show, names, skipped: names > 1, backups: names > 1 };
+        self.info.apply(&mut telling)?;
         if !self.quiet {
-            return Ok(show);
+            return Ok(telling);
         }
-        let Verbosity { quiet, progress, stats, units, .. } = show;
-        Ok(Verbosity { quiet, progress, stats, units, ..Verbosity::default() })
+        let Verbosity { quiet, progress, stats, units, .. } = telling.show;
+        let show = Verbosity { quiet, progress, stats, units, ..Verbosity::default() };
+        Ok(Telling { show, ..Telling::default() })
     }
 }
 
 impl InfoArgs {
-    /// Changes what is shown as was asked for.
+    /// Changes what is told as was asked for.
     ///
     /// # Errors
     ///
     /// [`Error::Usage`] for an item that there is not.
-    pub fn apply(&self, show: &mut Verbosity) -> Result<()> {
+    pub fn apply(&self, telling: &mut Telling) -> Result<()> {
         for item in &self.info {
             let (name, level) = split(item);
             match name.as_str() {
-                "none" => all(show, 0),
-                "all" => all(show, level),
+                "none" => all(telling, 0),
+                "all" => all(telling, level),
                 name => {
                     let found = ITEMS.iter().find(|(known, ..)| *known == name);
                     let (.., told) = found.ok_or_else(|| unknown("info", item))?;
-                    apply_item(told, item, level, show)?;
+                    apply_item(told, item, level, telling)?;
                 }
             }
         }
@@ -115,33 +131,28 @@ impl InfoArgs {
             if !is_known {
                 return Err(unknown("debug", item));
             }
-            if level > 0 && name != "none" {
-                let what = "follows what rsync does inside; use -vv, or strace -f";
-                return Err(Error::Usage(format!("--debug={item} is not supported: it {what}")));
-            }
+            telling.show.notes |= level > 0 && name != "none";
         }
         Ok(())
     }
 }
 
-fn apply_item(told: &Told, item: &str, level: u8, show: &mut Verbosity) -> Result<()> {
-    let refuse =
-        |why: &str| Err(Error::Usage(format!("--info={item} is not supported: {why}; leave it out")));
+fn apply_item(told: &Told, item: &str, level: u8, telling: &mut Telling) -> Result<()> {
     match told {
-        Here(set) => {
-            set(show, level);
-            Ok(())
+        Here(set) => set(telling, level),
+        Always if level == 0 => {
+            let why = "that is a warning, and always shown without -q";
+            return Err(Error::Usage(format!("--info={item} is not supported: {why}; leave it out")));
         }
-        Always if level == 0 => refuse("that is a warning, and always shown without -q"),
-        Never(why) if level > 0 => refuse(why),
-        Always | Never(_) => Ok(()),
+        Always | Nothing => {}
     }
+    Ok(())
 }
 
-fn all(show: &mut Verbosity, level: u8) {
+fn all(telling: &mut Telling, level: u8) {
     for (.., told) in ITEMS {
         if let Here(set) = told {
-            set(show, level);
+            set(telling, level);
         }
     }
 }
@@ -173,11 +184,20 @@ pub fn help<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<clap::Error>
             let lines = lines.collect::<String>();
             write!(
                 text,
-                "NAME or NAME1 is level 1, NAME0 silences.\n\n{lines}ALL       all of these\nNONE      the same as ALL0\n"
+                "NAME or NAME1 is level 1, NAME0 silences. Other items of rsync are taken, and tell nothing.\n\n\
+                 {lines}ALL       all of these\nNONE      the same as ALL0\n"
             )
         }
-        _ => writeln!(text, "NONE is all there is: use -vv, or strace -f."),
+        _ => writeln!(
+            text,
+            "Every item of rsync is taken, and shows what -v shows of connections; NONE nothing."
+        ),
     };
+    page(text)
+}
+
+/// A text to be shown in the place of a run, as clap shows its help.
+pub fn page(text: String) -> Option<clap::Error> {
     Command::new("holesync").override_help(text).try_get_matches_from(["holesync", "--help"]).err()
 }
 
@@ -185,33 +205,36 @@ pub fn help<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<clap::Error>
 mod tests {
     use super::*;
 
-    fn shown(info: &[&str], debug: &[&str]) -> Result<Verbosity> {
+    fn told(info: &[&str], debug: &[&str]) -> Result<Telling> {
         let owned = |words: &[&str]| words.iter().map(ToString::to_string).collect();
-        let mut show = Verbosity { names: 1, totals: true, removals: true, ..Verbosity::default() };
-        InfoArgs { info: owned(info), debug: owned(debug) }.apply(&mut show).map(|()| show)
+        let show = Verbosity { totals: true, removals: true, ..Verbosity::default() };
+        let mut telling = Telling { show, names: 1, ..Telling::default() };
+        InfoArgs { info: owned(info), debug: owned(debug) }.apply(&mut telling).map(|()| telling)
     }
 
     #[test]
-    fn items_change_what_is_shown() {
-        let show = shown(&["progress2", "NAME0", "stats2", "flist0"], &["none", "io0"]).unwrap();
-        assert_eq!((show.progress, show.names, show.stats, show.totals), (Progress::Shown, 0, true, false));
-        assert!(show.removals);
-        let none = shown(&["none"], &[]).unwrap();
-        assert_eq!(none, Verbosity { progress: Progress::Hidden, ..Verbosity::default() });
-        let all = shown(&["all4", "del0", "nonreg"], &[]).unwrap();
-        assert!(all.names > 1 && all.stats && all.notes && !all.removals);
+    fn items_change_what_is_told() {
+        let Telling { show, names, .. } =
+            told(&["progress2", "NAME0", "stats2", "flist2"], &["none", "io0"]).unwrap();
+        assert_eq!((show.progress, names, show.stats, show.totals), (Progress::Shown, 0, true, false));
+        assert!(show.removals && !show.notes);
+        let none = told(&["none"], &[]).unwrap();
+        let show = Verbosity { progress: Progress::Hidden, ..Verbosity::default() };
+        assert_eq!(none, Telling { show, ..Telling::default() });
+        let all = told(&["all4", "del0", "nonreg"], &[]).unwrap();
+        assert!(all.names > 1 && all.show.stats && all.show.notes && !all.show.removals);
+        assert!(all.skipped && all.backups);
+        assert!(told(&[], &["FUZZY2"]).unwrap().show.notes);
     }
 
     #[test]
     fn what_there_is_not_is_an_error_with_a_sentence() {
         for (info, debug, part) in [
             (&["foo"][..], &[][..], "no --info item \"foo\""),
-            (&["skip2"], &[], "use -ii"),
             (&["nonreg0"], &[], "always shown"),
             (&[], &["foo"], "no --debug item"),
-            (&[], &["filter"], "use -vv"),
         ] {
-            let error = shown(info, debug).unwrap_err();
+            let error = told(info, debug).unwrap_err();
             assert_eq!(error.exit_code(), 1);
             assert!(error.to_string().contains(part), "{error}");
         }

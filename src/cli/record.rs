@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 use holesync::error::Result;
 use holesync::location::Location;
-use holesync::options::Options;
-use holesync::report::{ITEMIZED, LineFormat, RunFacts};
+use holesync::options::{Options, TellsChanges};
+use holesync::report::{ITEMIZED, LineFormat, NAMES, Remarks, RunFacts};
+
+use crate::cli::info::Telling;
 
 /// What is shown of each entry, and where it is written down.
 #[derive(Debug, Args)]
@@ -39,9 +41,14 @@ pub struct Record {
 }
 
 impl RecordArgs {
-    /// Whether directories and symlinks are told of, too, and how each entry differed.
+    /// Whether how entries differed is shown or written down.
     pub fn tells_changes(&self) -> bool {
         self.shows_lines() || self.log_file.is_some()
+    }
+
+    /// The same for the library.
+    pub fn tells(&self) -> TellsChanges {
+        if self.tells_changes() { TellsChanges::Always } else { TellsChanges::No }
     }
 
     /// Whether the lines that are shown have a format.
@@ -56,7 +63,7 @@ impl RecordArgs {
     /// [`Error::Usage`](holesync::error::Error::Usage) for those that make no sense.
     pub fn record(
         &self,
-        verbose: u8,
+        telling: &Telling,
         options: &Options,
         sources: &[Location],
         destination: Option<&Location>,
@@ -67,14 +74,23 @@ impl RecordArgs {
             times: options.times,
             checksum: options.checksum,
         };
-        let unchanged = self.itemize_changes > 1 || verbose > 1;
-        let format = self.out_format.as_deref().unwrap_or(ITEMIZED);
-        let lines = self.shows_lines().then(|| LineFormat::new(format, facts, unchanged)).transpose()?;
+        let unchanged = self.itemize_changes > 1 || telling.names > 1;
+        let usual = if self.itemize_changes > 0 { ITEMIZED } else { NAMES };
+        let format = self.out_format.as_deref().unwrap_or(usual);
+        let shows_lines = self.shows_lines() || telling.names > 0;
+        let remarks = Remarks {
+            skipped: telling.skipped.then_some(options.transfer),
+            backups: options.backup.clone().filter(|_| telling.backups && !options.dry_run),
+            destination: destination.map(|destination| match destination {
+                Location::Local(path) | Location::Remote(_, path) => path.components().collect(),
+            }),
+        };
+        let lines = LineFormat::new(format, facts, unchanged)?.with_remarks(remarks);
         let format = self.log_file_format.as_deref().unwrap_or(ITEMIZED);
         let log = self
             .log_file
             .as_ref()
             .map(|path| LineFormat::new(format, facts, unchanged).map(|lines| (path.clone(), lines)));
-        Ok(Record { lines, log: log.transpose()? })
+        Ok(Record { lines: shows_lines.then_some(lines), log: log.transpose()? })
     }
 }

@@ -30,8 +30,6 @@ use Becomes::{Later, Nothing, Refused, Same};
 const ROWS: &[(&str, Becomes)] = &[
     ("--8-bit-output -8", Refused("control characters in names are always escaped; leave it out")),
     ("--address=", Refused("name the address to ssh: -e 'ssh -b ADDRESS'")),
-    ("--append", Refused("an interrupted run is gone on from without it; leave it out")),
-    ("--append-verify", Refused("an interrupted run is gone on from, and verified, without it; leave it out")),
     ("--blocking-io", Nothing),
     ("--checksum-choice= --cc=", Refused("contents are compared by BLAKE3; leave it out")),
     ("--checksum-seed=", Nothing),
@@ -54,7 +52,6 @@ const ROWS: &[(&str, Becomes)] = &[
     ("--munge-links", Refused("symlinks are never followed below DEST; leave it out")),
     ("--no-compress --no-z", Same("--compress=none")),
     ("--no-timeout", Same("--timeout=0")),
-    ("--old-args", Nothing),
     ("--only-write-batch=", Refused("write a stream with holesync send, and read it with holesync recv")),
     ("--open-noatime", Refused("mount the source with noatime, or send a snapshot")),
     ("--outbuf=", Nothing),
@@ -62,13 +59,12 @@ const ROWS: &[(&str, Becomes)] = &[
     ("--partial-dir=", Refused("what came is kept beside the file, hidden, and gone on from; leave it out")),
     ("--password-file=", Refused("there is no daemon: ssh asks for passwords, or has a key")),
     ("--port=", Refused("write ssh://HOST:PORT/PATH, or -e 'ssh -p PORT'")),
-    ("--protocol=", Refused("there is one version of holesync's protocol; leave it out")),
+    ("--protocol=", Nothing),
     ("--read-batch=", Refused("write a stream with holesync send, and read it with holesync recv")),
     ("--remote-option= -M=", Refused("an agent gets all options; leave it out, or see --remote-path")),
     ("--secluded-args --protect-args -s", Nothing),
     ("--skip-compress=", Nothing),
     ("--sockopts=", Refused("ssh has the connection; leave it out, or see ssh_config(5)")),
-    ("--sparse -S", Nothing),
     ("--stderr=", Refused("errors and warnings go to stderr, all else to stdout; leave it out")),
     ("--msgs2stderr", Refused("errors and warnings go to stderr, all else to stdout; leave it out")),
     ("--temp-dir= -T=", Refused("new data gathers beside the file that it becomes, on its file system; leave it out")),
@@ -344,7 +340,7 @@ mod tests {
     fn letters_and_what_there_is_nothing_to_do_for() {
         for (given, want) in [
             ("-avzhP a b", "-a -v -z -h -P a b"),
-            ("-aSv --partial -s --no-i-r --old-args a b", "-a -v a b"),
+            ("-aSv --partial -s --no-i-r a b", "-a -S -v a b"),
             ("-ave ssh\t-4 a b", "-a -v --rsh=ssh\t-4 a b"),
             (
                 "-vessh -B4K -@-1 -@ -2 a",
@@ -371,11 +367,11 @@ mod tests {
     fn what_is_refused_is_told_what_to_use() {
         for (given, parts) in [
             ("-avN a b", &["-N is not supported: Linux"][..]),
-            ("--append a b", &["--append is not supported: ", "leave it out"]),
+            ("--crtimes a b", &["--crtimes is not supported: ", "leave it out"]),
             ("--port=5 a b", &["--port is not supported: ", "ssh://HOST:PORT"]),
             ("-avQ a b", &["-avQ", "no option -Q"]),
             ("-\u{e9} a b", &["no option -\\xc3"]),
-            ("--sparse=yes a b", &["--sparse takes no value"]),
+            ("--partial=yes a b", &["--partial takes no value"]),
             ("a b --outbuf", &["--outbuf needs a value"]),
         ] {
             let error = rewritten(given).expect_err(given);

@@ -20,7 +20,8 @@ pub enum CommitArg {
 pub enum CompressArg {
     /// Where the connection is slower than the compressor
     Auto,
-    /// All data that shrinks
+    /// All data that shrinks; rsync's other methods stand for it
+    #[value(aliases = ["zlib", "zlibx", "lz4"])]
     Zstd,
     /// Nothing
     None,
@@ -33,6 +34,18 @@ pub enum CompressArg {
 /// [`Error::Usage`](holesync::error::Error::Usage) when it cannot be used.
 pub fn block_size(bytes: Option<u64>) -> Result<BlockSize> {
     bytes.map_or(Ok(BlockSize::default()), BlockSize::new)
+}
+
+/// The unit of comparison that comes next to what was asked for: rsync's may be any number.
+///
+/// # Errors
+///
+/// Those of [`BlockSize::new`], which takes what is asked of it here.
+pub fn unit_of_comparison(bytes: Option<u64>) -> Result<BlockSize> {
+    let bytes = bytes.filter(|&bytes| bytes > 0);
+    block_size(
+        bytes.map(|bytes| bytes.clamp(BlockSize::MIN.into(), BlockSize::MAX.into()).next_power_of_two()),
+    )
 }
 
 /// A size with an optional suffix: K, M, G or T, in powers of 1024.

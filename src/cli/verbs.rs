@@ -13,7 +13,7 @@ use holesync::hashmap::{self, Grid, Item};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Options};
 use holesync::remote;
-use holesync::report::{JsonLines, Logged, Reporter, Silent, Terminal, Verbosity, hex};
+use holesync::report::{InOrder, JsonLines, Logged, Reporter, Silent, Terminal, Verbosity, hex};
 use holesync::scan::{self, FileImage, Image};
 use holesync::stream::{self, ImageStream};
 use holesync::sync::{self, RemoteOptions};
@@ -160,8 +160,9 @@ fn reporter(json: bool, show: Verbosity, record: Record) -> Result<Box<dyn Repor
         Box::new(Terminal::new(show).with_lines(record.lines))
     };
     Ok(match record.log {
-        Some((path, lines)) => Box::new(Logged::open(&path, lines, shown)?),
-        None => shown,
+        Some((path, lines)) => Box::new(InOrder::new(Box::new(Logged::open(&path, lines, shown)?))),
+        None if json => shown,
+        None => Box::new(InOrder::new(shown)),
     })
 }
 

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::error::escape;
 use crate::filter::FilterRules;
 use crate::filter::parse::{Files, Parser};
 use crate::filter::rule::{DirMerge, Item, MAX_DIR_MERGES, Rule, Sides};
@@ -164,6 +165,12 @@ impl DirectoryRules {
             dir_merge(item).is_none_or(|merge| !known(merge))
         };
         let items: Vec<Item> = items.into_iter().filter(is_new).collect();
+        if let Some(from) = items.iter().filter_map(dir_merge).find_map(|merge| merge.from.as_ref()) {
+            return Err(format!(
+                "a dir-merge rule in it begins in {}, above the directory: give that rule as an option",
+                escape(from)
+            ));
+        }
         self.merges.extend(items.iter().filter_map(dir_merge).cloned().map(Arc::new));
         self.found.resize(self.merges.len(), None);
         let weight = text.len() + items.len() * RULE_WEIGHT + above.as_ref().map_or(0, |above| above.weight);

@@ -97,7 +97,7 @@ impl ModeChange {
                 'x' => bits |= 1,
                 'X' => (bits, keeps_executability) = (bits | 1, true),
                 's' if who.is_empty() => special |= 0o4000,
-                's' => special |= (named & 0o100) << 5 | (named & 0o010) << 7,
+                's' => special |= special_of(named & 0o110),
                 't' => special |= 0o1000,
                 'u' | 'g' | 'o' if what.len() == 1 => copy = Some(place_of(letter)?),
                 _ => return None,
@@ -108,6 +108,8 @@ impl ModeChange {
         let (clear, set) = match operator {
             "+" => (0, set),
             "-" => (set, 0),
+            // The permissions of somebody else say something of them, too.
+            _ if copy.is_some() => ((places * 7) | special_of(places), set),
             // Set-id bits stay where nothing is said of them.
             _ => ((places * 7) | special, set),
         };
@@ -121,6 +123,11 @@ impl ModeChange {
         let bits = to * ((mode / from) & 7);
         if removes { changed & !bits } else { changed | bits }
     }
+}
+
+/// The set-id and sticky bits of those who are named by their lowest bits.
+fn special_of(places: u32) -> u32 {
+    (places & 0o100) << 5 | (places & 0o010) << 7 | (places & 0o001) << 9
 }
 
 /// Whose permissions a letter means: the lowest bit of each.
@@ -154,6 +161,10 @@ mod tests {
             ("a+w", 0o444, 0o666, 0o666),
             ("=rx", 0o7777, 0o7555, 0o7555),
             ("g=u", 0o750, 0o770, 0o770),
+            ("u=g", 0o6755, 0o2555, 0o2555),
+            ("g=u,o=u", 0o7755, 0o4777, 0o4777),
+            ("a=u", 0o7755, 0o777, 0o777),
+            ("u+g", 0o4755, 0o4755, 0o4755),
             ("o-g", 0o777, 0o770, 0o770),
             ("0", 0o777, 0, 0),
             ("1777", 0, 0o1777, 0o1777),

@@ -92,7 +92,7 @@ fn answer(
     let Some(place) = root.place_after(&mut directory, &entry.path, may_lack)? else {
         if options.transfer.existing {
             shared.feeds.settled();
-            let changes = Changes::LEFT;
+            let changes = Changes::LEFT.with(Changes::BELOW, true);
             return Ok(shared.tell(Message::Unchanged { id, changes }, Settles::Entry));
         }
         let changes = Changes::NEW.with(Changes::TRANSFER, true);

@@ -126,7 +126,7 @@ impl<'a> ReceiverShared<'a> {
 
     /// The result of a directory or symlink.
     pub fn made(&self, entry: &Entry, changes: Changes) -> Result<()> {
-        if !self.options.tells_changes {
+        if !self.options.tells_changes.is_asked() {
             return self.outbox.settle(Settles::Entry.units());
         }
         self.reporter.event(Event::Made(entry.item(), changes));

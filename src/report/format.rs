@@ -4,11 +4,13 @@
 use std::fmt::Write;
 
 use crate::error::{Error, Result, escape};
-use crate::report::{Changes, Item, ItemKind, Outcome};
+use crate::report::{Changes, Item, ItemKind, Outcome, Remarks};
 use crate::sys;
 
 /// What `-i` alone stands for.
 pub const ITEMIZED: &str = "%i %n%L";
+/// What `-v` alone stands for.
+pub const NAMES: &str = "%n%L";
 
 /// What lines have to know of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +32,7 @@ pub struct LineFormat {
     facts: RunFacts,
     /// Entries that are as they were have lines, too.
     unchanged: bool,
+    remarks: Remarks,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,8 +60,7 @@ struct Told<'a> {
 }
 
 impl LineFormat {
-    /// Reads a format. `unchanged`: entries that are as they were have lines, too, if the list
-    /// of changes is among what is shown.
+    /// Reads a format. `unchanged`: entries that are as they were have lines, too.
     ///
     /// # Errors
     ///
@@ -73,9 +75,13 @@ impl LineFormat {
             rest = behind;
         }
         parts.push(Part::Text(rest.into()));
-        let format = LineFormat { parts, facts, unchanged };
-        let unchanged = unchanged && format.has(&['i']);
-        Ok(LineFormat { unchanged, ..format })
+        Ok(LineFormat { parts, facts, unchanged, remarks: Remarks::default() })
+    }
+
+    /// The same with remarks.
+    #[must_use]
+    pub fn with_remarks(self, remarks: Remarks) -> LineFormat {
+        LineFormat { remarks, ..self }
     }
 
     /// Whether the source is on another machine.
@@ -88,32 +94,45 @@ impl LineFormat {
         self.parts.iter().any(is_one)
     }
 
-    /// The line about a file. `None`: it has none.
-    pub fn file(&self, item: Item, outcome: Outcome, changes: Changes) -> Option<String> {
-        self.line(&Told { item, changes, outcome })
+    /// The lines about a file.
+    pub fn file(&self, item: Item, outcome: Outcome, changes: Changes) -> Vec<String> {
+        self.lines(&Told { item, changes, outcome })
     }
 
-    /// The line about a directory or symlink.
-    pub fn made(&self, item: Item, changes: Changes) -> Option<String> {
-        self.line(&Told { item, changes, outcome: Outcome::Unchanged })
+    /// The lines about a directory or symlink.
+    pub fn made(&self, item: Item, changes: Changes) -> Vec<String> {
+        self.lines(&Told { item, changes, outcome: Outcome::Unchanged })
+    }
+
+    fn lines(&self, told: &Told) -> Vec<String> {
+        let Told { item, changes, outcome } = told;
+        if changes.has(Changes::LEFT) {
+            return self.remarks.skipped(item, *changes).into_iter().collect();
+        }
+        let created = self.remarks.created(item, *changes);
+        let backed_up = self.remarks.backed_up(item, *outcome, *changes);
+        [created, self.line(told), backed_up].into_iter().flatten().collect()
     }
 
     fn line(&self, told: &Told) -> Option<String> {
-        if told.changes.has(Changes::LEFT) {
-            return None;
-        }
         let is_directory = told.item.kind == ItemKind::Directory;
         let is_changed = told.is_transferred() || !told.changes.is_empty();
-        let is_shown = if self.has(&['i']) {
-            is_changed || self.unchanged
-        } else {
-            told.is_transferred() || told.is_made() || is_directory && is_changed
-        };
-        is_shown.then(|| self.render(|letter| self.value(letter, told)))
+        if self.has(&['i']) {
+            return (is_changed || self.unchanged).then(|| self.render(|letter| self.value(letter, told)));
+        }
+        if told.is_transferred() || told.is_made() || is_directory && is_changed {
+            return Some(self.render(|letter| self.value(letter, told)));
+        }
+        let name = (self.unchanged && !is_directory).then(|| escape(told.item.path))?;
+        Some(if is_changed { name } else { format!("{name} is uptodate") })
     }
 
-    /// The line about something that was removed; a directory has a slash behind its path.
-    pub fn removed(&self, path: &[u8]) -> String {
+    /// The lines about something that was removed; a directory has a slash behind its path.
+    pub fn removed(&self, path: &[u8]) -> Vec<String> {
+        [self.remarks.kept(path), Some(self.removal(path))].into_iter().flatten().collect()
+    }
+
+    fn removal(&self, path: &[u8]) -> String {
         let name = escape(path);
         if !self.has(&['i', 'o']) {
             return format!("deleting {name}");
@@ -386,28 +405,28 @@ mod tests {
             (equal, Changes::default(), None),
             (equal, Changes::LEFT, None),
         ] {
-            assert_eq!(lines.file(file("a"), outcome, changes).as_deref(), want);
+            assert_eq!(lines.file(file("a"), outcome, changes), Vec::from_iter(want));
         }
         let facts = RunFacts { pushes: false, times: false, checksum: true, ..FACTS };
         let lines = LineFormat::new(ITEMIZED, facts, true).unwrap();
-        assert_eq!(lines.file(file("a"), sent, Changes::SIZE).unwrap(), ">fcsT...... a");
-        assert_eq!(lines.file(file("a"), equal, Changes::default()).unwrap(), ".f          a");
+        assert_eq!(lines.file(file("a"), sent, Changes::SIZE), [">fcsT...... a"]);
+        assert_eq!(lines.file(file("a"), equal, Changes::default()), [".f          a"]);
         let name = Item::new(b"b", ItemKind::HardLink(b"a"));
         for (changes, want) in [
             (Changes::NEW, "hf+++++++++ b => a"),
             (Changes::VALUE, "hf          b => a"),
             (Changes::default(), "hf          b"),
         ] {
-            assert_eq!(lines.made(name, changes).unwrap(), want);
+            assert_eq!(lines.made(name, changes), [want]);
         }
         let device = Item::new(b"d", ItemKind::Device { is_block: false });
         let changes = all(&[Changes::VALUE, Changes::ACL, Changes::XATTRS]);
-        assert_eq!(lines.made(device, changes).unwrap(), "cDc.T....ax d");
+        assert_eq!(lines.made(device, changes), ["cDc.T....ax d"]);
         let link = Item::new(b"l", ItemKind::Symlink(b"to\n"));
-        assert_eq!(lines.made(link, Changes::VALUE).unwrap(), "cLc.T...... l -> to\\#012");
+        assert_eq!(lines.made(link, Changes::VALUE), ["cLc.T...... l -> to\\#012"]);
         let root = Item::new(b"", ItemKind::Directory);
-        assert_eq!(lines.made(root, Changes::NEW).unwrap(), "cd+++++++++ ./");
-        assert_eq!(lines.removed(b"x/"), "*deleting   x/");
+        assert_eq!(lines.made(root, Changes::NEW), ["cd+++++++++ ./"]);
+        assert_eq!(lines.removed(b"x/"), ["*deleting   x/"]);
     }
 
     #[test]
@@ -421,7 +440,7 @@ mod tests {
         ] {
             let lines = LineFormat::new(format, FACTS, false).unwrap();
             let line = lines.file(file("d/a"), Outcome::Sent(5), Changes::NEW);
-            assert_eq!(line.unwrap(), want, "{format}");
+            assert_eq!(line, [want], "{format}");
         }
         for wrong in ["%", "a%q", "%C", "%h", "%123456n", "%-"] {
             assert_eq!(LineFormat::new(wrong, FACTS, false).unwrap_err().exit_code(), 1, "{wrong}");
@@ -430,10 +449,20 @@ mod tests {
 
     #[test]
     fn without_a_list_of_changes_only_what_was_made_or_sent_has_a_line() {
-        let lines = LineFormat::new("%n", FACTS, true).unwrap();
-        assert_eq!(lines.file(file("a"), Outcome::Unchanged, Changes::MODE), None);
-        assert_eq!(lines.made(Item::new(b"d", ItemKind::Directory), Changes::TIME).unwrap(), "d/");
-        assert_eq!(lines.made(Item::new(b"l", ItemKind::Symlink(b"a")), Changes::TIME), None);
-        assert_eq!(lines.removed(b"x/"), "deleting x/");
+        let (directory, link) =
+            (Item::new(b"d", ItemKind::Directory), Item::new(b"l", ItemKind::Symlink(b"a")));
+        let lines = LineFormat::new(NAMES, FACTS, false).unwrap();
+        assert_eq!(lines.file(file("a"), Outcome::Sent(0), Changes::NEW), ["a"]);
+        assert_eq!(lines.file(file("a"), Outcome::Unchanged, Changes::MODE), [""; 0]);
+        assert_eq!(lines.made(directory, Changes::TIME), ["d/"]);
+        assert_eq!(lines.made(link, Changes::NEW), ["l -> a"]);
+        assert_eq!(lines.made(link, Changes::TIME), [""; 0]);
+        assert_eq!(lines.removed(b"x/"), ["deleting x/"]);
+        // Of what is as it was, too.
+        let lines = LineFormat::new(NAMES, FACTS, true).unwrap();
+        assert_eq!(lines.file(file("a"), Outcome::Unchanged, Changes::MODE), ["a"]);
+        assert_eq!(lines.file(file("a"), Outcome::Unchanged, Changes::default()), ["a is uptodate"]);
+        assert_eq!(lines.made(link, Changes::default()), ["l is uptodate"]);
+        assert_eq!(lines.made(directory, Changes::default()), [""; 0]);
     }
 }

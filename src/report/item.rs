@@ -1,6 +1,6 @@
 //! What can be told of an entry: what it is, and how what was there differed from it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,8 @@ pub struct Item<'a> {
     pub path: &'a [u8],
     /// Where it was read, if that is on this machine.
     pub source: Option<&'a Path>,
+    /// How many entries were found before it, if that is known.
+    pub order: Option<u64>,
     /// What it is.
     pub kind: ItemKind<'a>,
     /// Permission bits, `07777`; `None`: it has none worth telling.
@@ -50,7 +52,49 @@ pub enum ItemKind<'a> {
 impl<'a> Item<'a> {
     /// An entry of which no more than path and kind is known.
     pub fn new(path: &'a [u8], kind: ItemKind<'a>) -> Item<'a> {
-        Item { path, source: None, kind, mode: None, mtime: None, owner: None }
+        Item { path, source: None, order: None, kind, mode: None, mtime: None, owner: None }
+    }
+}
+
+/// An item that stays when what it was taken from is gone.
+#[derive(Debug)]
+pub(super) struct KeptItem {
+    path: Vec<u8>,
+    source: Option<PathBuf>,
+    /// Without what a link leads to.
+    kind: ItemKind<'static>,
+    /// That.
+    leads_to: Vec<u8>,
+    mode: Option<u32>,
+    mtime: Option<(i64, u32)>,
+    owner: Option<(u32, u32)>,
+}
+
+impl KeptItem {
+    /// A copy of an item.
+    pub fn of(item: &Item) -> KeptItem {
+        let (kind, leads_to) = match item.kind {
+            ItemKind::Symlink(to) => (ItemKind::Symlink(b""), to),
+            ItemKind::HardLink(to) => (ItemKind::HardLink(b""), to),
+            ItemKind::File { length } => (ItemKind::File { length }, &b""[..]),
+            ItemKind::Directory => (ItemKind::Directory, &b""[..]),
+            ItemKind::Device { is_block } => (ItemKind::Device { is_block }, &b""[..]),
+            ItemKind::Special { is_socket } => (ItemKind::Special { is_socket }, &b""[..]),
+        };
+        let &Item { path, source, mode, mtime, owner, .. } = item;
+        let (path, source, leads_to) = (path.to_vec(), source.map(Path::to_path_buf), leads_to.to_vec());
+        KeptItem { path, source, kind, leads_to, mode, mtime, owner }
+    }
+
+    /// The item, whose place in the order is of no interest any more.
+    pub fn item(&self) -> Item<'_> {
+        let kind = match self.kind {
+            ItemKind::Symlink(_) => ItemKind::Symlink(&self.leads_to),
+            ItemKind::HardLink(_) => ItemKind::HardLink(&self.leads_to),
+            other => other,
+        };
+        let &KeptItem { mode, mtime, owner, .. } = self;
+        Item { source: self.source.as_deref(), mode, mtime, owner, ..Item::new(&self.path, kind) }
     }
 }
 
@@ -82,8 +126,10 @@ impl Changes {
     pub const ACL: Changes = Changes(1 << 9);
     /// It had other extended attributes.
     pub const XATTRS: Changes = Changes(1 << 10);
-    /// A rule had it left as it is, or not made: how it differs was not looked at.
+    /// A rule had it left as it is or, with `NEW`, not made: how it differs was not looked at.
     pub const LEFT: Changes = Changes(1 << 11);
+    /// It lies below a directory that is not made: that is told of the directory alone.
+    pub const BELOW: Changes = Changes(1 << 12);
 
     /// These, and `more` if that is so.
     #[must_use]

@@ -41,15 +41,15 @@ impl Logged {
 
 impl Reporter for Logged {
     fn event(&self, event: Event) {
-        let line = match event {
+        let lines = match event {
             Event::File(item, outcome, changes) => self.lines.file(item, outcome, changes),
             Event::Made(item, changes) => self.lines.made(item, changes),
-            Event::Removed(path) => Some(self.lines.removed(path)),
-            Event::Failed(failure) | Event::Unset(failure) => Some(escape(failure.message.as_bytes())),
-            Event::Warning(text) | Event::Retry(text) => Some(escape(text.as_bytes())),
-            Event::Listed(_) | Event::Found(_) | Event::Done(..) | Event::Phase(_) | Event::Note(_) => None,
+            Event::Removed(path) => self.lines.removed(path),
+            Event::Failed(failure) | Event::Unset(failure) => vec![escape(failure.message.as_bytes())],
+            Event::Warning(text) | Event::Retry(text) => vec![escape(text.as_bytes())],
+            Event::Listed(_) | Event::Found(_) | Event::Done(..) | Event::Phase(_) | Event::Note(_) => vec![],
         };
-        line.iter().for_each(|line| self.write(line));
+        lines.iter().for_each(|line| self.write(line));
         self.shown.event(event);
     }
 

@@ -9,13 +9,11 @@ use indicatif::{BinaryBytes, DecimalBytes, ProgressBar, ProgressStyle};
 
 use crate::error::{escape, lock};
 use crate::report::progress::{Ticker, phase_name};
-use crate::report::{Event, LineFormat, Outcome, Phase, Reporter, Summary, listing};
+use crate::report::{Event, LineFormat, Phase, Reporter, Summary, listing};
 
 /// What is shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Verbosity {
-    /// Names of files that were sent; with 2, of unchanged ones too.
-    pub names: u8,
     /// Warnings are left out.
     pub quiet: bool,
     /// Names of what is removed.
@@ -136,15 +134,15 @@ impl Terminal {
         Terminal { show, bar, phase, ticker, lines: None }
     }
 
-    /// In the place of names it shows lines of this format, if there is one.
+    /// It shows lines of this format about entries, if there is one.
     #[must_use]
     pub fn with_lines(self, lines: Option<LineFormat>) -> Terminal {
         Terminal { lines: lines.filter(|_| !self.show.quiet), ..self }
     }
 
-    /// Shows a line about an entry, if it has one.
-    fn formatted(&self, line: Option<String>) {
-        line.iter().for_each(|line| self.print(line));
+    /// Shows the lines about an entry.
+    fn formatted(&self, lines: Option<Vec<String>>) {
+        lines.iter().flatten().for_each(|line| self.print(line));
     }
 
     fn progress(&self, phase: Option<Phase>, found: u64, done: u64) {
@@ -187,20 +185,16 @@ impl Reporter for Terminal {
             Event::Found(bytes) => self.progress(None, bytes, 0),
             Event::Done(phase, bytes) => self.progress(Some(phase), 0, bytes),
             Event::Phase(phase) => self.progress(Some(phase), 0, 0),
-            Event::File(item, outcome, changes) if let Some(lines) = lines => {
-                self.formatted(lines.file(item, outcome, changes));
+            Event::File(item, outcome, changes) => {
+                self.formatted(lines.map(|lines| lines.file(item, outcome, changes)));
             }
-            Event::Made(item, changes) => {
-                self.formatted(lines.and_then(|lines| lines.made(item, changes)));
-            }
+            Event::Made(item, changes) => self.formatted(lines.map(|lines| lines.made(item, changes))),
             Event::Listed(item) => self.print(&listing::line(&item, self.show.units)),
-            Event::Removed(path) if let Some(lines) = lines => self.print(&lines.removed(path)),
-            Event::File(item, Outcome::Sent(_), _) if self.show.names > 0 => self.print(&escape(item.path)),
-            Event::File(item, Outcome::Unchanged, _) if self.show.names > 1 => {
-                self.print(&format!("{} is unchanged", escape(item.path)));
-            }
-            Event::Removed(path) if self.show.removals => self.print(&format!("deleting {}", escape(path))),
-            Event::File(..) | Event::Removed(_) => {}
+            Event::Removed(path) if self.show.removals => match lines {
+                Some(lines) => self.formatted(Some(lines.removed(path))),
+                None => self.print(&format!("deleting {}", escape(path))),
+            },
+            Event::Removed(_) => {}
             Event::Failed(failure) | Event::Unset(failure) => self.warn(&escape(failure.message.as_bytes())),
             Event::Warning(text) if !self.show.quiet => self.warn(&escape(text.as_bytes())),
             Event::Retry(text) => {
@@ -223,8 +217,9 @@ impl Reporter for Terminal {
             let [sent, received] =
                 [summary.wire_sent, summary.wire_received].map(|bytes| self.show.units.short(bytes));
             let stats = &summary.stats;
+            self.print("");
             self.print(&format!(
-                "{} of {} files sent, {sent} out, {received} in, {:.2} s{dry}",
+                "sent {} of {} files, {sent} out, {received} in, {:.2} s{dry}",
                 stats.files_sent,
                 stats.files_total,
                 summary.elapsed.as_secs_f64()

@@ -15,7 +15,7 @@ use crate::options::Options;
 use crate::report::{Changes, Event, ItemKind, Outcome, Reporter, Stats};
 use crate::shell::sender::{ArrivingFile, Encoding, FileType, LARGE_FACTOR, ListedEntry, SendingShell};
 use crate::shell::{self, ShellSession, relative};
-use crate::source::{Kind, NOT_SENT, is_unsafe_link};
+use crate::source::{self, Kind, NOT_SENT, is_unsafe_link};
 
 pub use listing::list;
 
@@ -175,7 +175,7 @@ impl ReceiveJob<'_> {
             FileType::Device if !is_single => self.skip("special file", &entry),
             FileType::Symlink if !self.options.links => self.skip("symlink", &entry),
             FileType::Directory => self.directory(entry, tree),
-            FileType::Symlink if !self.options.dry_run || self.options.tells_changes => {
+            FileType::Symlink if !self.options.dry_run || self.options.tells_changes.is_asked() => {
                 self.far.command(&[b"link", &name])?;
                 self.wait_for_all(requests)?;
                 self.symlink(entry, tree)?;
@@ -242,7 +242,7 @@ impl ReceiveJob<'_> {
             }
         };
         if self.options.safe_links && is_unsafe_link(&link, &entry.target) {
-            self.skip("unsafe symlink", &entry);
+            self.reporter.event(Event::Warning(&source::ignored_link(&entry.source, &link)));
             return Ok(());
         }
         let made = tree.make_symlink(&entry.target, &link, &entry.metadata);
@@ -255,7 +255,7 @@ impl ReceiveJob<'_> {
 
     /// Tells of a directory or symlink, where that is asked for.
     fn made(&self, entry: &ListedEntry, kind: ItemKind, changes: Changes) {
-        if self.options.tells_changes {
+        if self.options.tells_changes.is_asked() {
             self.reporter.event(Event::Made(entry.item(kind), changes));
         }
     }

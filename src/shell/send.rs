@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use crate::apply::tree::Target;
 use crate::confinement::NamedPath;
 use crate::error::{Error, Result, printable};
-use crate::options::{IdMap, KindRules, Options, To};
+use crate::options::{IdMap, KindRules, Options, Seen, TellsChanges, To};
 use crate::report::{Event, Reporter, Stats};
 use crate::shell::pending::PendingCommands;
 use crate::shell::receiver::{FarRoot, FarRootKind, ReceivingShell};
@@ -38,7 +38,7 @@ pub fn run(session: ShellSession, sources: &[NamedPath], target: &Target) -> Res
             "--mkpath needs a holesync on {host}: install it there, or make the directory before"
         )));
     }
-    if options.tells_changes {
+    if options.tells_changes == TellsChanges::Always {
         return Err(Error::Usage(format!(
             "-i, --out-format and --log-file need a holesync on {host}, which tells what it changes: install it \
              there, bring it with --agent=push, or use -v"
@@ -190,10 +190,17 @@ impl SendJob<'_> {
         if source.target.is_empty() || is_directory && far.is_some_and(FarFile::is_directory) {
             return false;
         }
-        let time = source.metadata.mtime.filter(|_| matches!(source.kind, Kind::File { .. }));
-        let (time, there) = (time.map(|(seconds, _)| seconds), far.filter(|far| far.is_file()));
-        let window = self.options.modify_window;
-        self.options.transfer.stays(far.is_some(), time, there.map(|far| far.mtime), window)
+        let source = match source.kind {
+            Kind::File { length, .. } => {
+                Seen { time: source.metadata.mtime.map(|(seconds, _)| seconds), length: Some(length) }
+            }
+            _ => Seen::default(),
+        };
+        let there = far.map(|far| match far.is_file() {
+            true => Seen { time: Some(far.mtime), length: Some(far.size) },
+            false => Seen::default(),
+        });
+        self.options.transfer.stays(source, there, self.options.modify_window)
     }
 
     fn send_directory(&mut self, source: Source) -> Result<()> {

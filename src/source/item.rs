@@ -6,7 +6,11 @@ use crate::source::{Kind, Metadata, Node, Source};
 impl Source {
     /// It, for the user.
     pub fn item(&self) -> Item<'_> {
-        Item { source: Some(&self.path), ..item(&self.target, &self.kind, &self.metadata) }
+        Item {
+            source: Some(&self.path),
+            order: Some(self.order),
+            ..item(&self.target, &self.kind, &self.metadata)
+        }
     }
 }
 
@@ -24,5 +28,5 @@ pub fn item<'a>(path: &'a [u8], kind: &'a Kind, metadata: &Metadata) -> Item<'a>
         Kind::HardLink(first) => ItemKind::HardLink(first),
     };
     let owner = metadata.owner.as_ref().map(|owner| (owner.uid, owner.gid));
-    Item { path, source: None, kind, mode: metadata.mode, mtime: metadata.mtime, owner }
+    Item { mode: metadata.mode, mtime: metadata.mtime, owner, ..Item::new(path, kind) }
 }

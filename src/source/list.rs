@@ -40,8 +40,9 @@ impl NameList {
     }
 }
 
-/// Reads a list. Its lines end with NUL if it is `nul_separated`; otherwise with a line feed or
-/// carriage return, and those that begin with `#` or `;` are comments. Empty lines are none.
+/// Reads a list. Its lines end with NUL if it is `nul_separated`, otherwise with a line feed or
+/// carriage return. Those that begin with `#` or `;` are comments, as rsync has it. Empty lines
+/// are none.
 ///
 /// # Errors
 ///
@@ -59,7 +60,7 @@ pub fn read_names(input: impl BufRead, nul_separated: bool) -> io::Result<Vec<Ve
         let is_cut = line.len() == MAX_LINE && line.last() != Some(&end);
         line.pop_if(|last| *last == end);
         for name in line.split(|&byte| byte == b'\r' && !nul_separated) {
-            let is_comment = !nul_separated && matches!(name, [b'#' | b';', ..]);
+            let is_comment = matches!(name, [b'#' | b';', ..]);
             if is_cut {
                 return Err(io::Error::other("a line in it is too long"));
             }
@@ -84,7 +85,7 @@ mod tests {
             names.into_iter().map(|name| String::from_utf8(name).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(read("a\n\n#no\n;no\n b \r\nc/#d\n\n e", false), ["a", " b ", "c/#d", " e"]);
-        assert_eq!(read("a\nb\0\0#c\0;d\r\0e", true), ["a\nb", "#c", ";d\r", "e"]);
+        assert_eq!(read("a\nb\0\0#c\0;d\r\0e", true), ["a\nb", "e"]);
         assert_eq!(read("", false), [""; 0]);
         assert!(read_names("x".repeat(MAX_PATH + 1).as_bytes(), false).is_err());
         assert!(read_names("x".repeat(MAX_LINE).as_bytes(), false).is_err());

@@ -25,9 +25,9 @@ pub(super) struct Named {
 }
 
 impl Named {
-    /// Finds a source. A symlink is followed to a file or device, and with a slash behind it,
-    /// or where the options say so, to a directory; else the symlink itself is the source. So it
-    /// is in a list, unless the options say otherwise.
+    /// Finds a source. A symlink is followed with a slash behind it, or where the options say
+    /// so; and, unless it keeps being one, to a file or device. Else the symlink itself is the
+    /// source. So it is in a list, unless the options say otherwise.
     pub fn find(path: &NamedPath, follow: FollowLinks) -> io::Result<Named> {
         if names_contents(path.path()) {
             return Named::look(path, OFlag::O_PATH);
@@ -45,8 +45,9 @@ impl Named {
             let link = sys::read_link_at(&named.fd, OsStr::new("")).unwrap_or_default();
             is_unsafe_link(link.as_bytes(), &base_name(path.path()))
         };
-        let is_followed = follow.all || follow.to_directories || follow.leaving && is_left();
-        Ok(if followed.is_directory() && !is_followed { named } else { followed })
+        let is_directory = followed.is_directory();
+        let is_followed = follow.all || follow.to_directories && is_directory || follow.leaving && is_left();
+        Ok(if (is_directory || follow.keeps_named) && !is_followed { named } else { followed })
     }
 
     /// What a symlink below a source leads to.

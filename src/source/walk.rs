@@ -68,8 +68,9 @@ pub struct Contents {
     pub is_whole: bool,
 }
 
-/// Everything below the sources, parents before children, names in order. A symlink that
-/// is named as a source is followed to a file or device.
+/// Everything below the sources, parents before children; in a directory what is none
+/// before directories, names in order. A symlink that is named as a source is followed to a
+/// file or device, unless the options say otherwise.
 pub struct Walk<'a> {
     /// Not begun.
     sources: std::slice::Iter<'a, NamedPath>,
@@ -91,6 +92,8 @@ pub struct Walk<'a> {
     tells: Tells,
     /// Found, and not handed out yet.
     later: VecDeque<Found>,
+    /// How many sources were handed out.
+    count: u64,
 }
 
 impl<'a> Walk<'a> {
@@ -112,6 +115,7 @@ impl<'a> Walk<'a> {
             merges: merges(sources),
             tells: Tells::Entries,
             later: VecDeque::new(),
+            count: 0,
         }
     }
 
@@ -157,7 +161,7 @@ impl Iterator for Walk<'_> {
                         Kind::Symlink(link)
                             if self.options.safe_links && is_unsafe_link(link, &source.target) =>
                         {
-                            return Some(skipped("unsafe symlink", &source.path));
+                            return Some(Found::Skipped(source::ignored_link(&source.path, link)));
                         }
                         _ => {}
                     }
@@ -178,11 +182,11 @@ impl Iterator for Walk<'_> {
                         && let Some(first) = self.first_names.of(&source)
                     {
                         source.kind = Kind::HardLink(first);
-                        return Some(Found::Source(source));
-                    }
-                    if !is_bare {
+                    } else if !is_bare {
                         self.complete(&mut source);
                     }
+                    source.order = self.count;
+                    self.count += 1;
                     return Some(Found::Source(source));
                 }
                 other => return Some(other),

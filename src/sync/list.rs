@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::confinement::{NamedPath, RequestPath};
 use crate::error::{Result, code};
 use crate::location::{Host, Location};
-use crate::options::{Missing, Options};
+use crate::options::{Missing, Options, TellsChanges};
 use crate::protocol::Request;
 use crate::receiver;
 use crate::remote::{FarSide, RemoteOptions};
@@ -31,7 +31,7 @@ pub fn list(
     // Nothing is written at either end, whatever else was asked for.
     let options = Options {
         dry_run: true,
-        tells_changes: false,
+        tells_changes: TellsChanges::No,
         delete: None,
         backup: None,
         remove_source_files: false,

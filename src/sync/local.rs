@@ -256,7 +256,7 @@ impl LocalCopy<'_> {
     /// Counts and reports what is no file.
     fn made(&self, source: &Source, made: Result<(Changes, Option<Failure>)>) {
         self.settle(made.map(|(changes, unset)| {
-            if self.options.tells_changes {
+            if self.options.tells_changes.is_asked() {
                 self.reporter.event(Event::Made(source.item(), changes));
             }
             unset

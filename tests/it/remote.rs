@@ -474,6 +474,27 @@ fn a_connection_that_ssh_keeps_open_for_later_does_not_hold_up_the_end() {
 }
 
 #[test]
+fn words_in_a_path_on_a_host_are_paths_where_that_is_asked_for() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    for name in ["a", "b c"] {
+        fs::write(dir.path().join(name), name).expect("write");
+    }
+    let shown = dir.path().display();
+    let source = at(format!("{shown}/a  '{shown}/b c'"));
+    for (nth, (option, variable)) in
+        [(Some("--old-args"), None), (None, Some("RSYNC_OLD_ARGS"))].iter().enumerate()
+    {
+        let to = dir.path().join(format!("to {nth}/"));
+        let mut command = peer.holesync();
+        command.args(*option).envs(variable.map(|name| (name, "1"))).arg(&source).arg(&to);
+        run(&mut command).ok();
+        assert!(to.join("a").exists() && to.join("b c").exists());
+    }
+    run(peer.holesync().arg(&source).arg(dir.path().join("to"))).code(23);
+}
+
+#[test]
 fn a_pattern_on_a_host_stands_for_what_is_there() {
     let Some(peer) = Peer::sshd() else { return };
     let dir = lab::scratch();

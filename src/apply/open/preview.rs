@@ -27,7 +27,7 @@ pub fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, setup: &S
     if stat.is_none()
         && let Elsewhere::Done(changes) = alternate::take(place, wanted, setup)?
     {
-        return Ok(Opening { changes, ..Opening::as_it_is(recovered) });
+        return Ok(Opening { changes, ..Opening::as_it_is(recovered, None) });
     }
     if let Some(stat) = stat.filter(|stat| setup.is_equal(place, stat, wanted)) {
         let changes = setup.changes(place, Some(&stat), wanted);

@@ -16,7 +16,7 @@ use crate::apply::ranges::{Abilities, Probe};
 use crate::apply::synced::Synced;
 use crate::apply::{QuickCheck, Wanted};
 use crate::error::lock;
-use crate::options::Options;
+use crate::options::{Options, Seen};
 use crate::report::Changes;
 use crate::sys::kind_of;
 
@@ -103,7 +103,7 @@ impl Setup {
             QuickCheck::Never => Precision::Nanoseconds,
         };
         let open = || place.open(&place.name, OFlag::O_PATH);
-        let changes = match self.options.tells_changes {
+        let changes = match self.options.tells_changes.is_asked() {
             true => wanted.attributes.all_changes(stat, open),
             false => wanted.attributes.changes(stat),
         };
@@ -127,9 +127,12 @@ impl Setup {
 
     /// Whether something stays as it is, or is not made, whatever is wanted.
     pub(super) fn stays(&self, stat: Option<&FileStat>, wanted: &Wanted) -> bool {
-        let there = stat.filter(|stat| kind_of(stat) == SFlag::S_IFREG).map(|stat| stat.st_mtime);
-        let (source, window) = (wanted.attributes.source_time, self.options.modify_window);
-        self.options.transfer.stays(stat.is_some(), source, there, window)
+        let there = stat.map(|stat| match kind_of(stat) {
+            SFlag::S_IFREG => Seen { time: Some(stat.st_mtime), length: u64::try_from(stat.st_size).ok() },
+            _ => Seen::default(),
+        });
+        let source = Seen { time: wanted.attributes.source_time, length: Some(wanted.length) };
+        self.options.transfer.stays(source, there, self.options.modify_window)
     }
 
     /// The run is over: nobody has to wait for a destination that is still open.

@@ -16,7 +16,7 @@ use crate::sys;
 impl DestinationTree {
     /// Of a directory that is to be made, or is there. Empty where nobody is told.
     pub(super) fn changes_of_directory(&self, path: &[u8], wanted: &Attributes) -> Changes {
-        if !self.options.tells_changes {
+        if !self.options.tells_changes.is_asked() {
             return Changes::default();
         }
         match (self.look_at_directory(path), &self.root.dir) {
@@ -30,7 +30,7 @@ impl DestinationTree {
 
     /// The same of a symlink, or special file.
     pub(super) fn changes_of_inode(&self, path: &[u8], inode: &Inode, wanted: &Attributes) -> Changes {
-        if !self.options.tells_changes {
+        if !self.options.tells_changes.is_asked() {
             return Changes::default();
         }
         let is_such = |stat: &FileStat| sys::kind_of(stat) == inode.kind();

@@ -65,7 +65,7 @@ impl DestinationTree {
 
     fn make_inode(&mut self, path: &[u8], inode: &Inode, metadata: &Metadata) -> Made {
         if self.stays(path)? {
-            return Ok((Changes::LEFT, None));
+            return Ok((self.left(path)?, None));
         }
         let kind = match inode {
             Inode::Symlink(link) => Kind::Symlink(link.as_bytes().to_vec()),
@@ -102,7 +102,7 @@ impl DestinationTree {
     /// use.
     pub fn make_hard_link(&mut self, path: &[u8], first: &[u8]) -> Result<Changes> {
         if self.stays(path)? {
-            return Ok(Changes::LEFT);
+            return self.left(path);
         }
         let dry_run = self.options.dry_run;
         let (place, first_place) = (self.root.place(path, dry_run)?, self.root.place(first, dry_run)?);
@@ -141,6 +141,13 @@ impl DestinationTree {
 
     /// Whether something stays as it is, or is not made, by rules that go by whether it is
     /// there.
+    /// What is told of what stays as it is, or is not made.
+    pub(super) fn left(&self, path: &[u8]) -> Result<Changes> {
+        let above = path.iter().rposition(|&byte| byte == b'/').map_or(&b""[..], |at| &path[..at]);
+        let (is_new, is_below) = (!self.is_there(path)?, !self.is_there(above)?);
+        Ok(Changes::LEFT.with(Changes::NEW, is_new).with(Changes::BELOW, is_below))
+    }
+
     fn stays(&self, path: &[u8]) -> Result<bool> {
         let rules = &self.options.transfer;
         if !(rules.existing || rules.ignore_existing) {

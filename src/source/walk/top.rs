@@ -154,6 +154,7 @@ fn missing(from: &NamedPath) -> Source {
         metadata: Metadata::default(),
         identity: Identity(0, 0),
         has_other_names: false,
+        order: 0,
         origin: Origin::Named(from.clone()),
     }
 }
@@ -167,6 +168,7 @@ fn named_source(from: &NamedPath, named: &Named) -> Source {
         metadata: source::metadata_of(&named.stat),
         identity: Identity::of(&named.stat),
         has_other_names: named.stat.st_nlink > 1,
+        order: 0,
         origin: Origin::Named(from.clone()),
     }
 }

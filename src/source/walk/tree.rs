@@ -217,6 +217,7 @@ impl<'a> TreeWalk<'a> {
             metadata: source::metadata_of(stat),
             identity: Identity::of(stat),
             has_other_names: stat.st_nlink > 1,
+            order: 0,
             origin,
         }
     }
@@ -287,6 +288,8 @@ impl<'a> TreeWalk<'a> {
             let names = names.map(|(name, _)| name.as_bytes().to_vec()).collect();
             self.later.push_back(Found::Contents(Contents { directory, names, is_whole }));
         }
+        // Files first, as rsync has it.
+        names.sort_by_cached_key(|(name, hint)| is_directory(name, *hint));
         self.below = below;
         self.levels.push(Level { dir: Some(dir), is_followed, identity, rules, names: names.into_iter() });
         if let Some(above) = self.levels.len().checked_sub(MAX_OPEN + 1) {

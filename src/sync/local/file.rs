@@ -86,7 +86,7 @@ impl LocalCopy<'_> {
         let may_lack = options.dry_run || options.transfer.existing;
         let Some(place) = self.root.place_after(&mut directory, &job.source.target, may_lack)? else {
             if options.transfer.existing {
-                return Ok((Opened::Equal { unset: None }, Changes::LEFT));
+                return Ok((Opened::Equal { unset: None }, Changes::LEFT.with(Changes::BELOW, true)));
             }
             let preview = Preview { basis: None, changes_length: true };
             return Ok((Opened::Preview(preview), Changes::NEW.with(Changes::TRANSFER, true)));

@@ -81,7 +81,7 @@ fn what_is_refused_changes_nothing_and_says_what_to_use() {
     fs::write(&from, "x").expect("write");
     for (option, parts) in [
         ("-avN", &["-N is not supported", "birth times"][..]),
-        ("--append", &["--append is not supported", "gone on from"]),
+        ("--daemon", &["--daemon is not supported", "holesync agent"]),
         ("--write-batch=x", &["holesync send"]),
         ("-aQ", &["-aQ", "no option -Q", "--help"]),
     ] {

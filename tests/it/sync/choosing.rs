@@ -1,7 +1,7 @@
 //! What is sent of what is there, by size, by what the destination has and by file system:
 //! as rsync chooses.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -68,6 +68,56 @@ fn every_way_chooses_as_rsync_does() {
                 assert_trees(&ours, &theirs, true, &format!("{way:?} {options:?} {dry:?}"));
             }
         }
+    }
+}
+
+/// Unlike with rsync, what is there is not taken for right.
+#[test]
+fn appending_completes_what_is_shorter_and_leaves_the_rest() {
+    for (way, option) in WAYS.into_iter().flat_map(|way| ["--append", "--append-verify"].map(|o| (way, o))) {
+        let dir = lab::scratch();
+        let (from, to) = (mkdir(dir.path().join("from")), mkdir(dir.path().join("to")));
+        for (name, there) in [("shorter", "old"), ("as long", "0123456789"), ("longer", "0123456789abc")] {
+            small(from.join(name), "the source");
+            small(to.join(name), there);
+        }
+        small(from.join("new"), "new");
+        let Some(outcome) = way.run(&["-a", option], &[&slash(&from)], &slash(&to)) else { return };
+        let outcome = outcome.ok();
+        let found = ["shorter", "as long", "longer", "new"].map(|name| fs::read_to_string(to.join(name)));
+        let found = found.map(|text| text.expect("read"));
+        assert_eq!(found, ["the source", "0123456789", "0123456789abc", "new"], "{way:?}: {outcome}");
+    }
+}
+
+#[test]
+fn a_symlink_that_is_named_stays_one_where_links_are_asked_for() {
+    for way in [Way::Local, Way::Push, Way::Pull] {
+        let dir = lab::scratch();
+        let dir = dir.path();
+        let from = mkdir(dir.join("from"));
+        small(from.join("image-v2"), "an image");
+        symlink("image-v2", from.join("latest")).expect("symlink");
+        symlink("../outside", from.join("leaves")).expect("symlink");
+        small(dir.join("outside"), "from outside");
+        mkdir(from.join("sub"));
+        symlink("sub", from.join("to sub")).expect("symlink");
+        let names = ["image-v2", "latest", "leaves", "to sub"].map(|name| from.join(name).into_os_string());
+        let sources = names.each_ref().map(OsString::as_os_str);
+        for options in [&["-a"][..], &["-l"], &["-aL"], &["-ak"], &["-a", "--copy-unsafe-links"]] {
+            let [ours, theirs] = ["ours/", "theirs/"].map(|name| dir.join(name));
+            let Some(outcome) = way.run(options, &sources, ours.as_os_str()) else { return };
+            outcome.ok();
+            let args = [&["-pt"], options].concat();
+            let args = args.iter().map(OsStr::new).chain(sources).chain([theirs.as_os_str()]);
+            assert_eq!(rsync(dir, &args.collect::<Vec<_>>()), 0, "rsync");
+            assert_trees(&ours, &theirs, true, &format!("{way:?} {options:?}"));
+            [ours, theirs].into_iter().for_each(|path| fs::remove_dir_all(path).expect("remove"));
+        }
+        // Who asks for nothing means the image.
+        let copy = dir.join("copy");
+        way.run(&[], &[sources[1]], copy.as_os_str()).expect("as before").ok();
+        assert!(copy.symlink_metadata().expect("stat").is_file());
     }
 }
 
@@ -148,7 +198,7 @@ fn unsafe_symlinks_stay_where_they_are() {
         {
             let [ours, theirs] = ["ours", "theirs"].map(|name| mkdir(dir.join(format!("{name}{nth}/"))));
             let Some(outcome) = way.run(&["-a", "--safe-links"], &[source], ours.as_os_str()) else { return };
-            outcome.ok().says(&["skipping unsafe symlink"]);
+            outcome.ok().says(&["ignoring unsafe symlink"]);
             let args = [OsStr::new("-a"), OsStr::new("--safe-links"), source, theirs.as_os_str()];
             assert_eq!(rsync(dir, &args), 0, "rsync");
             assert_trees(&ours, &theirs, true, &format!("{way:?} {source:?}"));

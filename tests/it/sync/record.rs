@@ -112,6 +112,69 @@ fn changes_are_listed_as_rsync_lists_them() {
     }
 }
 
+/// What rsync and holesync tell with -v, without what only one of them says: before the first
+/// empty line, and no word of how rsync goes about it.
+fn names_told(stdout: &str, to: &Path) -> Vec<String> {
+    let chatter = [
+        "sending incremental",
+        "receiving incremental",
+        "building file",
+        "delta-transmission",
+        "total: ",
+        "(new) backup_dir",
+    ];
+    let lines = stdout.lines().take_while(|line| !line.is_empty());
+    let lines = lines.filter(|line| !chatter.iter().any(|start| line.starts_with(start)));
+    lines.map(|line| line.replace(to.to_str().expect("plain"), "TO")).collect()
+}
+
+#[test]
+fn names_are_told_in_the_words_and_the_order_of_rsync() {
+    let sets: [&[&str]; 9] = [
+        &["-av"],
+        &["-avn"],
+        &["-avv", "--update"],
+        &["-avv", "--existing"],
+        &["-avv", "--ignore-existing"],
+        &["-av", "--delete-before"],
+        &["-avv", "--backup"],
+        &["-avb", "--info=backup,skip", "--backup-dir=../kept"],
+        &["-ai"],
+    ];
+    for (way, flags) in [Way::Local, Way::Push, Way::Pull].map(|way| sets.map(|set| (way, set))).concat() {
+        let dir = lab::scratch();
+        let dir = dir.path();
+        let from = mkdir(dir.join("from"));
+        plant(&from);
+        let (ours, theirs) = (dir.join("ours/to"), dir.join("theirs/to"));
+        [&ours, &theirs].into_iter().for_each(|to| drop(mkdir(to.parent().expect("a parent").into())));
+        for step in ["first", "once more", "changed"] {
+            if step == "changed" {
+                change(&from);
+                for to in [&ours, &theirs].into_iter().filter(|to| to.exists()) {
+                    small(to.join("touched"), "newer");
+                }
+            }
+            let Some(outcome) = way.run(flags, &[&slash(&from)], &slash(&ours)) else { return };
+            let mut command = Command::new("rsync");
+            command.env("LC_ALL", "C").args(flags).arg(slash(&from)).arg(slash(&theirs));
+            let want = names_told(&run(&mut command).ok().stdout, &theirs);
+            let sign = if way == Way::Push { "<" } else { ">" };
+            let want: Vec<_> = want
+                .iter()
+                .map(|line| line.strip_prefix('>').map_or(line.clone(), |rest| sign.to_owned() + rest))
+                .collect();
+            let (mut told, mut want) = (names_told(&outcome.ok().stdout, &ours), want);
+            if ["-avv", "-avb"].contains(&flags[0]) {
+                // Two processes of rsync write to one stdout then.
+                told.sort();
+                want.sort();
+            }
+            assert_eq!(told, want, "{way:?} {flags:?}, {step}");
+        }
+    }
+}
+
 #[test]
 fn a_log_file_has_what_is_listed_and_what_failed() {
     let dir = lab::scratch();
