@@ -2,6 +2,7 @@
 
 pub mod alternate;
 pub mod backup;
+mod copied;
 pub mod similar;
 
 use std::ffi::OsStr;

@@ -227,7 +227,8 @@ impl Removal<'_> {
             Ok(None) => return Ok(true),
             Err(error) => return self.stays(error).map(|()| false),
         };
-        if backups.is_some_and(|backups| backups.are_in(&stat)) {
+        let are_kept = |backups: &Arc<Backups>| backups.are_in(&stat) || backups.have_made(&stat);
+        if self.root.backups.is_some_and(are_kept) {
             return Ok(false);
         }
         let kind = kind_of(&stat);

@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use clap::Args;
 use holesync::error::{Error, Result};
-use holesync::options::{Backup, Commit, Delete, DeleteWhen, Options};
+use holesync::options::{Backup, Delete, DeleteWhen, Options};
 
 /// What is removed, and when.
 #[derive(Debug, Args)]
@@ -136,10 +136,6 @@ impl DeleteArgs {
 ///
 /// [`Error::Usage`] for what excludes each other.
 pub fn check(options: &Options, through: bool) -> Result<()> {
-    if options.backup.is_some() && options.commit == Commit::InPlace {
-        let what = "--backup keeps the old file, and --inplace writes into it: leave one of them out";
-        return Err(Error::Usage(what.into()));
-    }
     if through && (options.delete.is_some() || options.remove_source_files) {
         let what =
             "--through keeps its source and has no directory: leave --delete and --remove-source-files out";

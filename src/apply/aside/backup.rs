@@ -1,20 +1,24 @@
 //! What is replaced or removed, kept under another name where that was asked for: with a
 //! suffix in its directory, or under its own path below another one.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, fstat};
 
 use crate::apply::aside::AsidePath;
+use crate::apply::aside::copied::{give_way, rename_over};
 use crate::apply::place::Place;
 use crate::confinement::NamedPath;
-use crate::error::{Error, Result, printable};
+use crate::error::{Error, Result, lock, printable};
+use crate::options::{DeleteWhen, Options};
 use crate::sys;
 use crate::working::{Naming, Working};
 
@@ -26,8 +30,12 @@ pub struct Backups {
     suffix: OsString,
     /// `None`: it stays in its directory.
     dir: Option<OwnedFd>,
-    /// A backup in another directory has its name on storage before the old one goes.
-    fsync: bool,
+    /// With `fsync` a backup in another directory has its name on storage before the old one
+    /// goes.
+    options: Options,
+    /// Device and inode of those that this run made beside what they are of, if it removes
+    /// entries later: these stay, whatever the rules say of backups.
+    made: Mutex<HashSet<(u64, u64)>>,
 }
 
 impl Backups {
@@ -36,21 +44,45 @@ impl Backups {
     /// # Errors
     ///
     /// [`Error::Destination`] when it cannot be had.
-    pub fn open(suffix: &[u8], dir: Option<&AsidePath>, base: &NamedPath, fsync: bool) -> Result<Backups> {
-        let suffix = OsStr::from_bytes(suffix).to_owned();
-        let Some(dir) = dir else { return Ok(Backups { suffix, dir: None, fsync }) };
+    pub fn open(
+        suffix: &[u8],
+        dir: Option<&AsidePath>,
+        base: &NamedPath,
+        options: &Options,
+    ) -> Result<Backups> {
+        let (suffix, options) = (OsStr::from_bytes(suffix).to_owned(), options.clone());
+        let Some(dir) = dir else {
+            return Ok(Backups { suffix, dir: None, options, made: Mutex::default() });
+        };
         let dir = dir.resolve(base);
         let opened = dir.create_all().and_then(|()| dir.open(DIRECTORY));
         let opened = opened.map_err(|error| {
             let shown = printable(dir.path());
             Error::Destination(format!("cannot open the directory for backups {shown}: {error}"))
         })?;
-        Ok(Backups { suffix, dir: Some(opened), fsync })
+        Ok(Backups { suffix, dir: Some(opened), options, made: Mutex::default() })
     }
 
     /// Whether a name is that of a backup: it is no entry that the source could have.
     pub fn is_one(&self, name: &OsStr) -> bool {
         self.dir.is_none() && name.as_bytes().ends_with(self.suffix.as_bytes())
+    }
+
+    /// Whether this run made it beside what it is of.
+    pub fn have_made(&self, stat: &FileStat) -> bool {
+        lock(&self.made).contains(&(stat.st_dev, stat.st_ino))
+    }
+
+    /// Takes note of one.
+    fn add(&self, to: &Place) -> Result<()> {
+        let removes_later = self.options.delete.is_some_and(|delete| delete.when != DeleteWhen::Before);
+        if self.dir.is_none()
+            && removes_later
+            && let Some(stat) = to.stat()?
+        {
+            lock(&self.made).insert((stat.st_dev, stat.st_ino));
+        }
+        Ok(())
     }
 
     /// Whether what is removed stays in its directory under another name.
@@ -65,50 +97,66 @@ impl Backups {
     }
 
     /// Gives what has the name of a place its other name, too, in the place of an older
-    /// backup. Where a file system links nothing, it only has the other one then.
+    /// backup. Where a file system links nothing, it only has the other one then; on another
+    /// one its copy gets it.
     fn keep(&self, place: &Place, below: &Path) -> Result<()> {
-        let (dir, name) = self.goes_to(place, below)?;
-        let to = dir.as_ref().map_or(place.dir.as_fd(), AsFd::as_fd);
-        let temp = Working::Temp.name_for(&name, Naming::once(nix::unistd::geteuid().as_raw()));
-        let kept = match sys::link_between(&place.dir, &place.name, to, &temp) {
-            Ok(()) => sys::rename_between(to, &temp, to, &name).inspect_err(|_| {
+        let to = self.goes_to(place, below)?;
+        let temp = Working::Temp.name_for(&to.name, Naming::once(nix::unistd::geteuid().as_raw()));
+        let move_over = || sys::rename_between(&place.dir, &place.name, &to.dir, &to.name);
+        let kept = match sys::link_between(&place.dir, &place.name, &to.dir, &temp) {
+            Ok(()) => rename_over(&to, &temp).inspect_err(|_| {
                 // That error is the one to report.
-                let _ = sys::unlink_at(to, &temp);
+                let _ = sys::unlink_at(&to.dir, &temp);
             }),
-            Err(error) if error.raw_os_error() == Some(libc::EXDEV) => return Err(elsewhere(place)),
-            Err(error) if sys::is_no_link(&error) => sys::rename_between(&place.dir, &place.name, to, &name),
+            Err(error) if error.raw_os_error() == Some(libc::EXDEV) => {
+                place.copy_to(&to, &self.options)?;
+                Ok(())
+            }
+            Err(error) if sys::is_no_link(&error) => give_way(&to, move_over),
             Err(error) => Err(error),
         };
-        let synced = kept.and_then(|()| match &dir {
-            Some(dir) if self.fsync => sys::sync_dir(dir.as_fd()).map(drop),
-            _ => Ok(()),
-        });
-        synced.map_err(place.error("keep a backup of"))
+        kept.map_err(place.error("keep a backup of"))?;
+        self.add(&to)?;
+        self.sync(&to)
     }
 
-    /// Gives what has the name of a place its other name, and only that.
+    /// Gives what has the name of a place its other name, and only that; on another file
+    /// system its copy gets it.
     fn move_away(&self, place: &Place, below: &Path) -> Result<()> {
-        let (dir, name) = self.goes_to(place, below)?;
-        let to = dir.as_ref().map_or(place.dir.as_fd(), AsFd::as_fd);
-        match sys::rename_between(&place.dir, &place.name, to, &name) {
-            Err(error) if error.raw_os_error() == Some(libc::EXDEV) => Err(elsewhere(place)),
+        let to = self.goes_to(place, below)?;
+        let move_over = || sys::rename_between(&place.dir, &place.name, &to.dir, &to.name);
+        match give_way(&to, move_over) {
+            Err(error) if error.raw_os_error() == Some(libc::EXDEV) => {
+                place.copy_to(&to, &self.options)?;
+                self.sync(&to)?;
+                sys::unlink_at(&place.dir, &place.name).map(drop).map_err(place.error("remove"))
+            }
             other => other.map_err(place.error("keep a backup of")),
         }
     }
 
-    /// The directory, if it is another one, and the name there.
-    fn goes_to(&self, place: &Place, below: &Path) -> Result<(Option<OwnedFd>, OsString)> {
+    /// Has the names beside a backup on storage, if it lies in another directory.
+    fn sync(&self, to: &Place) -> Result<()> {
+        if self.dir.is_some() && self.options.fsync {
+            to.sync_dir().map_err(to.error("sync the directory of"))?;
+        }
+        Ok(())
+    }
+
+    /// Where the backup of a place goes.
+    fn goes_to(&self, place: &Place, below: &Path) -> Result<Place> {
         let mut name = place.name.clone();
         name.push(&self.suffix);
-        let Some(dir) = &self.dir else { return Ok((None, name)) };
-        let made = make_below(dir, below).map_err(place.error("make a directory for the backup of"))?;
-        Ok((Some(made), name))
+        let dir = match &self.dir {
+            None => Arc::clone(&place.dir),
+            Some(dir) => {
+                let made = make_below(dir, below);
+                Arc::new(made.map_err(place.error("make a directory for the backup of"))?)
+            }
+        };
+        let shown = place.path.with_file_name(&name);
+        Ok(Place::new(dir, name, shown))
     }
-}
-
-fn elsewhere(place: &Place) -> Error {
-    let why = "its backup would lie on another file system: name a --backup-dir on that of the destination";
-    Error::refused(&place.path, why)
 }
 
 /// Opens a directory, and makes it with all above it where they are missing.
@@ -140,6 +188,16 @@ impl Place {
             Some(Backup { backups, below }) if self.stat()?.is_some() => backups.keep(self, below),
             _ => Ok(()),
         }
+    }
+
+    /// Keeps a copy of an open file that has this name, where that was asked for, before it is
+    /// written.
+    pub(in crate::apply) fn copy_to_backup(&self, file: &File) -> Result<()> {
+        let Some(Backup { backups, below }) = &self.backup else { return Ok(()) };
+        let to = backups.goes_to(self, below)?;
+        self.copy_file_to(file, &to, &backups.options)?;
+        backups.add(&to)?;
+        backups.sync(&to)
     }
 
     /// Keeps what is there, where that was asked for, in the place of removing it. Returns

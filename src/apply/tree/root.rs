@@ -163,8 +163,8 @@ impl DestinationRoot {
     pub(super) fn with_asides(mut self, target: &Target, options: &Options) -> Result<DestinationRoot> {
         let base = if self.is_file() { target.path.parent() } else { target.path.clone() };
         if let Some(backup) = options.backup.as_ref().filter(|_| !options.dry_run) {
-            let backups =
-                Backups::open(&backup.suffix, target.asides.backup_dir.as_ref(), &base, options.fsync)?;
+            let dir = target.asides.backup_dir.as_ref();
+            let backups = Backups::open(&backup.suffix, dir, &base, options)?;
             self.backups = Some(Arc::new(backups));
         }
         if !target.asides.basis.is_empty() {

@@ -31,6 +31,7 @@ impl Direct {
     /// The file, to be written.
     pub fn file(&mut self, task: &Task) -> Result<&File> {
         if !self.has_begun && !self.old.is_device() {
+            task.place.copy_to_backup(&self.old.file)?;
             belongings::end_privileges(&self.old.file).map_err(task.place.error("write"))?;
         }
         self.has_begun = true;

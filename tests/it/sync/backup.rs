@@ -1,8 +1,8 @@
 //! What is replaced or removed is kept, where that was asked for: held against what rsync keeps.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use crate::common::lab::{self, Fs};
 use crate::common::layout::{Layout, Rng};
 use crate::common::process::run;
 use crate::common::redeploy::every;
-use crate::common::tree::{Way, assert_trees, mkdir, rsync, set_mtime, slash, small};
+use crate::common::tree::{Way, assert_trees, mkdir, rsync, set_mode, set_mtime, slash, small};
 
 const WAYS: [Way; 3] = [Way::Local, Way::Push, Way::Pull];
 
@@ -41,6 +41,8 @@ fn what_is_replaced_or_removed_is_kept_as_with_rsync() {
             &["--backup-dir=../kept"],
             &["--backup-dir=../kept/deep", "--suffix=.old", "--delete"],
             &["-b", "--delete"],
+            &["-b", "--delete", "--filter=R *~"],
+            &["-b", "--inplace"],
         ] {
             let dir = lab::scratch();
             let from = mkdir(dir.path().join("from"));
@@ -102,16 +104,19 @@ fn what_cannot_be_kept_is_not_replaced() {
     small(from.join("x"), "new");
     set_mtime(&small(to.join("x"), "old"), 1000, 0);
     let copy = |flags: &[&str]| Way::Local.run(flags, &[&slash(&from)], &slash(&to)).expect("it is here");
-    copy(&["-b", "--inplace"]).code(1).says(&["--backup keeps the old file"]);
     copy(&["-b", "--suffix=a/b"]).code(1).says(&["--suffix"]);
     // A directory is where the backup would go.
     small(mkdir(to.join("x~")).join("full"), "");
     copy(&["-b"]).code(23).says(&["cannot keep a backup of"]);
     assert_eq!(fs::read_to_string(to.join("x")).expect("read"), "old");
-    if let Some(other) = lab::dir(Fs::Xfs) {
-        let flag = format!("--backup-dir={}", other.path().display());
-        copy(&[&flag]).code(23).says(&["on another file system"]);
-        assert_eq!(fs::read_to_string(to.join("x")).expect("read"), "old");
+    copy(&["-b", "--inplace"]).code(23).says(&["cannot keep a backup of"]);
+    assert_eq!(fs::read_to_string(to.join("x")).expect("read"), "old");
+    if let Some(small_one) = lab::small() {
+        let flag = format!("--backup-dir={}", small_one.dir.path().display());
+        File::create(to.join("x")).and_then(|file| file.write_all_at(&vec![7; 80 << 20], 0)).expect("write");
+        copy(&[&flag]).code(11).says(&["cannot keep a backup of"]);
+        assert_eq!(fs::metadata(to.join("x")).expect("stat").len(), 80 << 20);
+        assert_no_leftovers(small_one.dir.path());
     }
     for way in [Way::PushShell, Way::PullShell] {
         let Some(outcome) = way.run(&["-b"], &[&slash(&from)], &slash(&to)) else { return };
@@ -119,6 +124,55 @@ fn what_cannot_be_kept_is_not_replaced() {
     }
     let left = leftovers(dir.path());
     assert!(!left.iter().any(|name| name.contains("x~")), "{left:?}");
+}
+
+/// There the old inode cannot be what is kept.
+#[test]
+fn backups_on_another_file_system_are_copies() {
+    for way in WAYS {
+        for flags in [&["-a"][..], &["-a", "--inplace"], &["-a", "--delete"]] {
+            let (dir, other) = (lab::scratch(), lab::dir(Fs::Xfs));
+            let Some(other) = other else { return };
+            let from = mkdir(dir.path().join("from"));
+            for who in ["ours", "theirs"] {
+                let to = mkdir(mkdir(dir.path().join(who)).join("to"));
+                let source = if who == "ours" { &from } else { &mkdir(dir.path().join("unused")) };
+                trees(source, &to);
+                let sparse = small(to.join("sparse"), "data");
+                File::options()
+                    .write(true)
+                    .open(&sparse)
+                    .and_then(|file| file.set_len(64 << 20))
+                    .expect("grow");
+                set_mode(&sparse, 0o640);
+                run(Command::new("mkfifo").arg(to.join("link that was"))).ok();
+            }
+            small(from.join("sparse"), "shorter");
+            symlink("x", from.join("link that was")).expect("symlink");
+            // An empty directory gives way to a backup, as with rsync.
+            let kept = ["ours", "theirs"].map(|who| mkdir(other.path().join(who)));
+            let gives_way = !flags.contains(&"--inplace");
+            kept.iter().filter(|_| gives_way).for_each(|kept| drop(mkdir(kept.join("changed"))));
+            let args = |nth: usize| {
+                let dir = format!("--backup-dir={}", kept[nth].display());
+                flags.iter().map(ToString::to_string).chain([dir]).collect::<Vec<_>>()
+            };
+            let ours = args(0);
+            let ours = ours.iter().map(String::as_str).collect::<Vec<_>>();
+            let Some(outcome) = way.run(&ours, &[&slash(&from)], &slash(&dir.path().join("ours/to"))) else {
+                return;
+            };
+            outcome.ok();
+            let (theirs, source) = (args(1), slash(&from));
+            let theirs = theirs.iter().map(OsStr::new).chain([source.as_os_str(), OsStr::new("theirs/to/")]);
+            assert_eq!(rsync(dir.path(), &theirs.collect::<Vec<_>>()), 0, "rsync {flags:?}");
+            let what = format!("{way:?} {flags:?}");
+            assert_trees(&dir.path().join("ours"), &dir.path().join("theirs"), true, &what);
+            assert_trees(&kept[0], &kept[1], true, &what);
+            assert!(fs::metadata(kept[0].join("sparse")).expect("stat").blocks() < 100, "{what}");
+            [dir.path(), other.path()].into_iter().for_each(assert_no_leftovers);
+        }
+    }
 }
 
 /// The directory of the backups is not what the source lacks.
