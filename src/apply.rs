@@ -376,7 +376,7 @@ impl Destination {
             && task.can_leave(old)?
         {
             let unset = task.leave(old, root)?;
-            task.place.remove_litter(&task.beside.litter);
+            task.place.remove_litter(&task.beside);
             let from_cache = task.counts.from_cache.get();
             return Ok(Finished { written: 0, punched: 0, changed: false, from_cache, unset });
         }
@@ -387,7 +387,7 @@ impl Destination {
             Way::Direct(direct) => direct.finish(task, root),
             Way::Staged(staged) => staged.finish(task, root, kept),
         }?;
-        task.place.remove_litter(&task.beside.litter);
+        task.place.remove_litter(&task.beside);
         let counts = &task.counts;
         let punched = counts.zeroed.saturating_add(counts.freed);
         let (written, from_cache) = (counts.written, counts.from_cache.get());

@@ -15,6 +15,7 @@ mod verb;
 mod verbs;
 mod version;
 mod when;
+mod workplace;
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -38,6 +39,7 @@ use values::{CommitArg, CompressArg, rate, size, unit_of_comparison};
 pub use verb::Verb;
 pub use verbs::run;
 use when::StopArgs;
+use workplace::WorkplaceArgs;
 
 /// Make a disk image on one machine equal to one on another, at the cost of the
 /// data that is allocated and changed.
@@ -164,6 +166,8 @@ pub struct TransferArgs {
     size_only: bool,
     #[command(flatten)]
     beside: BesideArgs,
+    #[command(flatten)]
+    workplace: WorkplaceArgs,
     #[command(flatten)]
     delete: DeleteArgs,
     /// Send all data, whatever the destination has
@@ -306,8 +310,9 @@ impl TransferArgs {
         options.kinds.hard_links &= !is_listing;
         if is_listing && !self.recursive && !self.archive && !self.directories.dirs && !self.filter.has_list()
         {
-            options.filter = self.filter.rules(&["- /*/*"], None)?;
+            options.filter = self.filter.rules(&["- /*/*"], [None, None])?;
         }
+        workplace::check(&options, self.through.is_some())?;
         self.filter.check(&options, self.through.is_some())?;
         delete::check(&options, self.through.is_some())?;
         let destination = if self.paths.len() > 1 { self.paths.pop() } else { None };
@@ -359,7 +364,7 @@ impl TransferArgs {
             directories: self.directories.directories(self.filter.has_list()),
             missing: self.directories.missing(),
             links: !self.no_links,
-            filter: self.filter.rules(&[], self.delete.protects_backups()?)?,
+            filter: self.filter.rules(&[], [self.delete.protects_backups()?, self.workplace.last_rule()?])?,
             one_file_system: self.rules.one_file_system(),
             transfer: self.rules.rules(),
             safe_links: self.rules.safe_links,
@@ -403,6 +408,7 @@ impl TransferArgs {
             basis: self.beside.basis(),
             alternates: self.beside.alternates()?,
             fuzzy: self.beside.fuzzy,
+            workplace: self.workplace.rules()?,
             backup: self.delete.backup()?,
             remove_source_files: self.delete.remove_source_files,
             force: self.delete.force,

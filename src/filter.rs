@@ -63,6 +63,12 @@ impl FilterRules {
         self.items.is_empty()
     }
 
+    /// Whether they say nothing about what is in a directory that is being deleted.
+    pub fn end_with_their_directory(&self) -> bool {
+        let ends = |item: &Item| matches!(item, Item::Rule(rule) if rule.modifiers.perishable);
+        self.items.iter().all(ends)
+    }
+
     /// Whether directories may have rules of their own.
     pub fn has_dir_merges(&self) -> bool {
         self.dir_merges() > 0

@@ -5,6 +5,7 @@ mod alternates;
 mod attributes;
 mod chmod;
 mod id_map;
+mod workplace;
 
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ pub use alternates::{AlternateKind, Alternates};
 pub use attributes::AttributeRules;
 pub use chmod::ModeChanges;
 pub use id_map::{IdMap, To};
+pub use workplace::WorkplaceRules;
 
 /// How a transfer is to be done. Both ends work from the same copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +104,8 @@ pub struct Options {
     pub alternates: Option<Alternates>,
     /// A new file is begun from the one beside it whose name is most like its own.
     pub fuzzy: bool,
+    /// Where new content gathers until it becomes the file.
+    pub workplace: WorkplaceRules,
     /// How what is replaced or removed is kept. `None`: it is not.
     pub backup: Option<Backup>,
     /// Files of the source are removed when the destination has them.
@@ -363,6 +367,7 @@ impl Default for Options {
             basis: Vec::new(),
             alternates: None,
             fuzzy: false,
+            workplace: WorkplaceRules::default(),
             backup: None,
             remove_source_files: false,
             force: false,

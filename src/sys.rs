@@ -27,7 +27,7 @@ pub use file_system::{file_time_now, free_space, is_cached, sync_file_system};
 pub use names::{
     is_no_directory, is_no_link, kind_of, link_between, make_dir_at, make_node_at, names_in, open,
     open_below, open_beneath, open_dir, open_on_same_mount, read_link_at, remove_dir_at, rename_at,
-    rename_between, rename_new_at, stat_at, symlink_at, sync_dir, unlink_at,
+    rename_between, rename_new_at, rename_new_between, stat_at, symlink_at, sync_dir, unlink_at,
 };
 
 pub use locks::{LockKind, hold_shared, lock_in_the_way};

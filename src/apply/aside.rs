@@ -48,6 +48,9 @@ pub struct Asides {
     pub basis: Vec<AsidePath>,
     /// Where else entries are looked for.
     pub alternates: Vec<AsidePath>,
+    /// Where new content gathers; `None`: beside the files, or in a directory of a certain name
+    /// there.
+    pub workplace: Option<AsidePath>,
 }
 
 impl Asides {
@@ -61,7 +64,14 @@ impl Asides {
         let find = |path: &Vec<u8>| AsidePath::find(path, &named);
         let backup_dir = options.backup.as_ref().and_then(|backup| backup.dir.as_ref());
         let alternates = options.alternates.iter().flat_map(|alternates| &alternates.dirs);
+        let rules = &options.workplace;
+        let is_absolute = |path: &&Vec<u8>| path.first() == Some(&b'/');
+        let workplace = match &rules.partial_dir {
+            Some(partial_dir) => Some(partial_dir).filter(is_absolute),
+            None => rules.temp_dir.as_ref(),
+        };
         Ok(Asides {
+            workplace: workplace.map(find).transpose()?,
             backup_dir: backup_dir.map(find).transpose()?,
             basis: options.basis.iter().map(find).collect::<Result<_>>()?,
             alternates: alternates.map(find).collect::<Result<_>>()?,

@@ -158,6 +158,9 @@ impl Attributes {
     pub(super) fn set_on_new(&self, new: &File, old: Option<&Old>, place: &Place) -> Result<Option<Failure>> {
         let mut unset = Unset::default();
         let mut set = || -> io::Result<()> {
+            if place.workplace.is_some() {
+                belongings::inherit(&place.unnamed()?, new)?;
+            }
             let mut wanted = self.replacing(old.map(|old| &old.state));
             let mut now = wanted.set_owner(new, self, &mut unset)?;
             let mut most = match old {

@@ -114,11 +114,8 @@ impl Task {
         sys::allocate_exactly(new, false);
         self.verify(new, root)?;
         self.check_old(old)?;
-        let name = place.name_of(kind);
-        if !place.is_named(&name, new).map_err(place.error("put in place"))? {
-            return Err(place.replaced());
-        }
-        self.rename(&name, old)?;
+        let name = place.bring_home(kind, new)?;
+        self.rename(&name, old).inspect_err(|_| place.take_back(kind, &name))?;
         self.sync_dir()?;
         if kind == Working::Stage {
             place.remove(&[Working::Log]).map_err(place.error("clean up after"))?;

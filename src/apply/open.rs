@@ -99,8 +99,9 @@ impl Destination {
         if options.dry_run {
             return preview(&place, stat, &wanted, setup);
         }
-        let mut beside =
-            if setup.listing.is_clean_around(&place) { Beside::default() } else { place.look_beside()? };
+        place.enter_workplace()?;
+        let is_clean = place.workplace.is_none() && setup.listing.is_clean_around(&place);
+        let mut beside = if is_clean { Beside::default() } else { place.look_beside()? };
         let mut recovered = Recovered::Nothing;
         if replaces.is_none() && stat.as_ref().map(kind_of) != Some(SFlag::S_IFBLK) {
             recovered = recover::finish_beside(&place, &beside, options)?;
@@ -117,7 +118,7 @@ impl Destination {
         };
         if let Elsewhere::Done(changes) = elsewhere {
             place.remove_leftovers(&beside.leftovers);
-            place.remove_litter(&beside.litter);
+            place.remove_litter(&beside);
             return Ok(Opening { changes, ..Opening::as_it_is(recovered, None) });
         }
         if !recovered.is_doubtful()
@@ -131,6 +132,13 @@ impl Destination {
             let unset = place.set_attributes_of(&stat, &wanted.attributes, synced)?;
             remove_leftovers(&place, &beside)?;
             return Ok(Opening { recovered, opened: Opened::Equal { unset }, changes });
+        }
+        let is_written_itself = match stat.as_ref().map(kind_of) {
+            Some(SFlag::S_IFREG) => options.commit == Commit::InPlace,
+            kind => kind == Some(SFlag::S_IFBLK),
+        };
+        if !is_written_itself {
+            place.make_workplace()?;
         }
         let changes = setup.changes_to_transfer(&place, stat.as_ref(), &wanted);
         let (options, can) = (Arc::clone(options), Abilities::default());
@@ -170,7 +178,7 @@ fn remove_leftovers(place: &Place, beside: &Beside) -> Result<()> {
             // Another run may have sealed a log since they were looked for, and ended.
             Ok(Ok(locked)) if !recover::is_sealed(place, &locked)? => {
                 place.remove_leftovers(&beside.leftovers);
-                place.remove_litter(&beside.litter);
+                place.remove_litter(beside);
             }
             _ => {}
         }
@@ -244,13 +252,14 @@ fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination
     }
     task.can = setup.abilities(&task.place, &old.file, old.state.dev());
     // What has another name elsewhere, or is kept, must not change there, too; what a sealed log belongs
-    // to is left to it until it is replaced; and nothing may fail behind a seal.
+    // to is left to it until it is replaced; nothing may fail behind a seal; and a stage lies beside.
     let may_change = old.access == Access::Write
         && old.state.nlink() == 1
         && !task.recovered.is_doubtful()
         && task.wanted.attributes.may_be_set_on(&old)
         && task.place.finds_again()
         && task.place.backup.is_none()
+        && task.place.workplace.is_none()
         && task.can.reserve
         && task.can.punch;
     if commit == Commit::Auto && may_change && !task.can.clone {

@@ -19,6 +19,7 @@ use nix::sys::stat::{FileStat, SFlag};
 
 use crate::apply::aside::backup::Backups;
 use crate::apply::place::Place;
+use crate::apply::place::workplace::Workplaces;
 use crate::error::{Error, Failure, Result, code, printable};
 use crate::filter::{DirectoryRules, FilterSide};
 use crate::in_use;
@@ -130,6 +131,8 @@ pub struct Root<'a> {
     pub shown: &'a Path,
     /// Where what is removed is kept.
     pub backups: Option<&'a Arc<Backups>>,
+    /// Where new content gathers.
+    pub workplaces: Option<&'a Workplaces>,
     /// Symlinks to directories are as good as directories.
     pub follow: bool,
 }
@@ -229,6 +232,9 @@ impl Removal<'_> {
         };
         let are_kept = |backups: &Arc<Backups>| backups.are_in(&stat) || backups.have_made(&stat);
         if self.root.backups.is_some_and(are_kept) {
+            return Ok(false);
+        }
+        if self.root.workplaces.is_some_and(|workplaces| workplaces.are_in(&stat)) {
             return Ok(false);
         }
         let kind = kind_of(&stat);

@@ -4,6 +4,7 @@
 pub mod beside;
 mod inode;
 pub(super) mod listing;
+pub(super) mod workplace;
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -27,6 +28,7 @@ use crate::error::{Error, Failure, Result, lock};
 use crate::sys::{self, kind_of};
 use crate::working::{Naming, Working};
 pub use inode::Inode;
+use workplace::{Workplace, Workplaces};
 
 /// A name in an open directory: where a destination is. Nobody can put another
 /// directory in the place of an open one.
@@ -48,6 +50,10 @@ pub struct Place {
     pub(super) similar: Option<Arc<Similar>>,
     /// What else may have what is missing here.
     pub(super) alternates: Option<Alternates>,
+    /// Where its temp file and its clone are to lie, if not beside it.
+    pub(super) workplaces: Option<Arc<Workplaces>>,
+    /// Where they lie, once that is open.
+    pub(super) workplace: Option<Workplace>,
 }
 
 /// What may be done with an old file.
@@ -140,6 +146,8 @@ impl Place {
             backup: None,
             similar: None,
             alternates: None,
+            workplaces: None,
+            workplace: None,
         }
     }
 
@@ -169,7 +177,7 @@ impl Place {
         Ok(sys::open_beneath(self.dir.as_fd(), name.as_ref(), flags, 0o600)?.into())
     }
 
-    /// The name of a working file of this destination.
+    /// The name of a working file beside this place.
     pub(super) fn name_of(&self, kind: Working) -> OsString {
         kind.name_for(&self.name, self.naming)
     }
@@ -209,7 +217,8 @@ impl Place {
 
     /// Whether there is a working file of this kind, whoever made it.
     pub(super) fn has(&self, kind: Working) -> io::Result<bool> {
-        Ok(sys::stat_at(&self.dir, &self.name_of(kind))?.is_some())
+        let home = self.home_of(kind);
+        Ok(sys::stat_at(&home.dir, &home.name_of(kind))?.is_some())
     }
 
     /// A file without a name, to try things out on. Where the file system has none such, a
@@ -236,8 +245,18 @@ impl Place {
         Ok(named.map(|stat| (stat.st_dev, stat.st_ino)) == Some((ours.dev(), ours.ino())))
     }
 
+    /// Whether the name of a working file leads to this open file.
+    pub(super) fn is_at_work(&self, kind: Working, file: &File) -> io::Result<bool> {
+        let home = self.home_of(kind);
+        home.is_named(&home.name_of(kind), file)
+    }
+
     pub(super) fn remove(&self, kinds: &[Working]) -> io::Result<()> {
-        kinds.iter().try_for_each(|kind| sys::unlink_at(&self.dir, &self.name_of(*kind)).map(|_| ()))
+        let remove = |kind: &Working| {
+            let home = self.home_of(*kind);
+            sys::unlink_at(&home.dir, &home.name_of(*kind)).map(drop)
+        };
+        kinds.iter().try_for_each(remove)
     }
 
     /// Has the names in the directory on storage, where it can be synced.
@@ -249,7 +268,7 @@ impl Place {
     /// finished and made it the destination: then it must not be touched.
     pub(super) fn locked_temp(&self, file: File) -> Result<File> {
         let file = self.locked(file)?;
-        let is_named = self.is_named(&self.name_of(Working::Temp), &file);
+        let is_named = self.is_at_work(Working::Temp, &file);
         if !is_named.map_err(self.error("look at the temp file of"))? {
             return Err(Error::refused(&self.path, "another holesync run has just written it; run again"));
         }

@@ -216,11 +216,12 @@ impl DestinationTree {
     ///
     /// Those of `each`.
     pub fn remove_others(&mut self, each: &mut dyn FnMut(Removed) -> Result<()>) -> Result<()> {
-        let DestinationRoot { dir: Some(dir), rename: None, shown, backups, .. } = &self.root else {
+        let DestinationRoot { dir: Some(dir), rename: None, shown, backups, workplaces, .. } = &self.root
+        else {
             return Ok(());
         };
         let follow = self.root.follows_links();
-        let root = Root { dir, shown, backups: backups.as_ref(), follow };
+        let root = Root { dir, shown, backups: backups.as_ref(), workplaces: workplaces.as_deref(), follow };
         self.others.remove(root, &self.options, each)
     }
 

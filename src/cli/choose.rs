@@ -112,12 +112,12 @@ impl FilterArgs {
     }
 
     /// Reads the rules, and the files that they name; before them come those that are `first`,
-    /// and behind them one that is `last`.
+    /// and behind them those that are `last`.
     ///
     /// # Errors
     ///
     /// [`Error::Usage`] for what is no rule, or a file that cannot be read.
-    pub fn rules(&self, first: &[&str], last: Option<OsString>) -> Result<FilterRules> {
+    pub fn rules(&self, first: &[&str], last: [Option<OsString>; 2]) -> Result<FilterRules> {
         let mut rules = RulesReader::new(self.nul_separated);
         first.iter().try_for_each(|rule| rules.filter(rule.as_ref()))?;
         let mut dir_filters = 0;
@@ -142,7 +142,7 @@ impl FilterArgs {
         if self.old_dirs {
             rules.filter("- /*/*".as_ref())?;
         }
-        last.iter().try_for_each(|rule| rules.filter(rule))?;
+        last.iter().flatten().try_for_each(|rule| rules.filter(rule))?;
         Ok(rules.finish())
     }
 }

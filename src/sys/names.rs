@@ -145,8 +145,14 @@ pub fn link_between(dir: impl AsFd, from: &OsStr, to: impl AsFd, name: &OsStr) -
 /// (`EEXIST`). A file system that cannot promise that renames all the same.
 pub fn rename_new_at(dir: impl AsFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
     let dir = dir.as_fd();
-    match nix::fcntl::renameat2(dir, from, dir, to, RenameFlags::RENAME_NOREPLACE) {
-        Err(Errno::EINVAL | Errno::ENOSYS) => rename_at(dir, from, to),
+    rename_new_between(dir, from, dir, to)
+}
+
+/// The same from one directory to another.
+pub fn rename_new_between(dir: impl AsFd, from: &OsStr, to: impl AsFd, name: &OsStr) -> io::Result<()> {
+    let (dir, to) = (dir.as_fd(), to.as_fd());
+    match nix::fcntl::renameat2(dir, from, to, name, RenameFlags::RENAME_NOREPLACE) {
+        Err(Errno::EINVAL | Errno::ENOSYS) => rename_between(dir, from, to, name),
         other => Ok(other?),
     }
 }

@@ -17,3 +17,4 @@ mod similar;
 mod swaps;
 mod times;
 mod trees;
+mod workplace;

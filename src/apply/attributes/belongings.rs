@@ -127,6 +127,30 @@ pub fn most_of_a_new_file(dir: impl AsFd) -> io::Result<Handed> {
     Ok(Handed { most, ..Handed::default() })
 }
 
+/// Gives a file that was made in another directory what one has that is made where it goes: the
+/// group, the ACL and the label that come from a directory. What may not be set stays as it is.
+///
+/// # Errors
+///
+/// Those of storage.
+pub fn inherit(model: &File, new: &File) -> io::Result<()> {
+    let may_stay = |error: io::Error| if is_none(&error) || is_policy(&error) { Ok(()) } else { Err(error) };
+    let gid = model.metadata()?.gid();
+    if gid != new.metadata()?.gid() {
+        sys::set_owner(new, None, Some(gid)).or_else(may_stay)?;
+    }
+    let (there, here) = (or_none(xattrs::list(model))?, or_none(xattrs::list(new))?);
+    for name in there.iter().filter(|name| *name == ACL || LABELS.iter().any(|label| *name == label)) {
+        let copied = xattrs::get(model, name)
+            .and_then(|value| value.map_or(Ok(()), |value| xattrs::set(new, name, &value)));
+        copied.or_else(ignore_full).or_else(may_stay)?;
+    }
+    if here.iter().any(|name| name == ACL) && !there.iter().any(|name| name == ACL) {
+        xattrs::remove(new, OsStr::new(ACL)).or_else(may_stay)?;
+    }
+    Ok(())
+}
+
 /// Before content changes in place: what the old content could do ends with it. The kernel
 /// takes it from a file that a user writes, and not always from one that root writes.
 ///

@@ -73,7 +73,8 @@ pub fn remove(place: &Place, options: &Options) -> Result<()> {
     };
     let above = above(place, options);
     let backups = place.backup.as_ref().map(|backup| &backup.backups);
-    let root = Root { dir: &place.dir, shown: &above.shown, backups, follow: false };
+    let workplaces = place.workplaces.as_deref();
+    let root = Root { dir: &place.dir, shown: &above.shown, backups, workplaces, follow: false };
     let rules = above.rules.clone();
     let mut removal =
         Removal { root, options, most: None, rules, removed: 0, is_limited: false, each: &mut each };
@@ -95,7 +96,7 @@ pub fn remove(place: &Place, options: &Options) -> Result<()> {
 
 /// Whether a directory goes with all that is in it. Filter rules may protect something there.
 fn goes_whole(options: &Options) -> bool {
-    (options.force || options.delete.is_some()) && options.filter.is_empty()
+    (options.force || options.delete.is_some()) && options.filter.end_with_their_directory()
 }
 
 /// The directory that a place lies in.

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
-use crate::apply::place::Place;
+use crate::apply::place::{Place, workplace};
 use crate::error::Result;
 use crate::sys::{self, kind_of};
 use crate::working::{Naming, Working, naming_of};
@@ -23,6 +23,8 @@ pub struct Beside {
     pub leftovers: Vec<Working>,
     /// What else is there: another's, and ours under names that this run does not use.
     pub litter: Vec<OsString>,
+    /// The same in another directory, where temp files and clones lie.
+    pub litter_at_work: Vec<OsString>,
     /// The namings under which there is a log of ours.
     pub logs: Vec<Naming>,
     /// Another user's log, and whose it is.
@@ -49,7 +51,7 @@ impl Beside {
 
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
-        self.leftovers.is_empty() && self.litter.is_empty()
+        self.leftovers.is_empty() && self.litter.is_empty() && self.litter_at_work.is_empty()
     }
 }
 
@@ -83,12 +85,34 @@ impl Maker {
 impl Place {
     /// Looks for working files, and chooses the names under which this run has its own.
     pub(in crate::apply) fn look_beside(&mut self) -> Result<Beside> {
-        let (naming, beside) = self.look().map_err(self.error("look beside"))?;
-        self.naming = naming;
+        let failed = self.error("look beside");
+        let mut look = || -> io::Result<Beside> {
+            let (naming, beside) = self.look(&Working::ALL, &[Working::Temp, Working::Log])?;
+            self.naming = naming;
+            self.look_at_work(beside)
+        };
+        look().map_err(failed)
+    }
+
+    /// Adds what lies in another directory, where temp files and clones are to be: those
+    /// beside the file are of runs that had none.
+    fn look_at_work(&mut self, mut beside: Beside) -> io::Result<Beside> {
+        let is_at_work = |kind: &Working| workplace::KINDS.contains(kind);
+        let Some(workplace) = &mut self.workplace else { return Ok(beside) };
+        let (naming, there) = workplace.place.look(&workplace::KINDS, &workplace::KINDS)?;
+        workplace.place.naming = naming;
+        let here = self.naming;
+        let (strange, leftovers): (Vec<_>, Vec<_>) = beside.leftovers.into_iter().partition(is_at_work);
+        beside.litter.extend(strange.into_iter().map(|kind| kind.name_for(&self.name, here)));
+        beside.leftovers = leftovers.into_iter().chain(there.leftovers).collect();
+        beside.litter_at_work = there.litter;
+        beside.litter_at_work.extend(workplace.stale(&self.dir)?);
         Ok(beside)
     }
 
-    fn look(&self) -> io::Result<(Naming, Beside)> {
+    /// `all`: kinds of working files that may be there; `lasting`: those that are looked for
+    /// under names that are not used now.
+    fn look(&self, all: &[Working], lasting: &[Working]) -> io::Result<(Naming, Beside)> {
         let user = Naming::User(nix::unistd::geteuid().as_raw());
         let (mut beside, mut free) = (Beside::default(), None);
         let mut maker = None;
@@ -97,8 +121,7 @@ impl Place {
             let mut is_free = true;
             // Under names that are not used now: a stage lies where its log does, and no clone
             // outlives its run for long.
-            let looked_for: &[Working] =
-                if free.is_none() { &Working::ALL } else { &[Working::Temp, Working::Log] };
+            let looked_for = if free.is_none() { all } else { lasting };
             for kind in looked_for.iter().copied() {
                 let name = kind.name_for(&self.name, naming);
                 let Some(stat) = sys::stat_at(&self.dir, &name)? else { continue };
@@ -148,7 +171,7 @@ impl Place {
 
     /// Whether the next run finds the working files of this one.
     pub(in crate::apply) fn finds_again(&self) -> bool {
-        !matches!(self.naming, Naming::Once(..))
+        !matches!(self.home_of(Working::Temp).naming, Naming::Once(..))
     }
 
     /// A working file of an earlier run, to go on from.
@@ -162,12 +185,13 @@ impl Place {
     }
 
     fn open_ours(&self, kind: Working, flags: OFlag) -> io::Result<Option<File>> {
-        let file = match self.open(&self.name_of(kind), flags | OFlag::O_NONBLOCK) {
+        let home = self.home_of(kind);
+        let file = match home.open(&home.name_of(kind), flags | OFlag::O_NONBLOCK) {
             Err(error) if is_not_ours(&error) => return Ok(None),
             other => other?,
         };
         let stat = nix::sys::stat::fstat(&file)?;
-        let is_ours = self.is_ours(&stat, &mut None)?;
+        let is_ours = home.is_ours(&stat, &mut None)?;
         Ok(is_ours.then_some(file))
     }
 
@@ -187,7 +211,8 @@ impl Place {
 
     /// A new working file; there must be none.
     pub(in crate::apply) fn create_new(&self, kind: Working) -> io::Result<File> {
-        self.open(&self.name_of(kind), OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)
+        let home = self.home_of(kind);
+        home.open(&home.name_of(kind), OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)
     }
 
     /// A new working file, in the place of what somebody else put there since
@@ -201,7 +226,8 @@ impl Place {
                     if matches!(kind, Working::Log | Working::Stage) && self.peek(kind)?.is_some() {
                         return Err(error);
                     }
-                    self.clear(&self.name_of(kind))?;
+                    let home = self.home_of(kind);
+                    home.clear(&home.name_of(kind))?;
                 }
                 other => return other,
             }
@@ -211,15 +237,20 @@ impl Place {
 
     /// Removes what earlier runs left, unless another run is at work with it.
     pub(in crate::apply) fn remove_leftovers(&self, kinds: &[Working]) {
-        let names: Vec<OsString> = kinds.iter().map(|kind| self.name_of(*kind)).collect();
-        self.remove_litter(&names);
+        for kind in kinds {
+            let home = self.home_of(*kind);
+            // It is in nobody's way.
+            let _ = home.clear(&home.name_of(*kind));
+        }
     }
 
     /// Removes what is another's or of no use any more, where that may be.
-    pub(in crate::apply) fn remove_litter(&self, names: &[OsString]) {
-        for name in names {
+    pub(in crate::apply) fn remove_litter(&self, beside: &Beside) {
+        let home = self.home_of(Working::Temp);
+        let there = beside.litter_at_work.iter().map(|name| (home, name));
+        for (place, name) in beside.litter.iter().map(|name| (self, name)).chain(there) {
             // It is in nobody's way.
-            let _ = self.clear(name);
+            let _ = place.clear(name);
         }
     }
 

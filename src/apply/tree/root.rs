@@ -13,6 +13,7 @@ use crate::apply::aside::alternate::{self, AlternateDirs};
 use crate::apply::aside::backup::Backups;
 use crate::apply::aside::similar::Similar;
 use crate::apply::place::Place;
+use crate::apply::place::workplace::Workplaces;
 use crate::confinement::NamedPath;
 use crate::error::{Error, Result, printable};
 use crate::options::{Commit, Options};
@@ -64,6 +65,7 @@ pub struct DestinationRoot {
     pub(super) backups: Option<Arc<Backups>>,
     similar: Option<Arc<Similar>>,
     alternates: Option<Arc<AlternateDirs>>,
+    pub(super) workplaces: Option<Arc<Workplaces>>,
     /// Symlinks to directories are as good as directories.
     follow: bool,
 }
@@ -136,6 +138,7 @@ impl DestinationRoot {
             backups: None,
             similar: None,
             alternates: None,
+            workplaces: None,
             follow: false,
         }
     }
@@ -154,6 +157,7 @@ impl DestinationRoot {
             backups: None,
             similar: None,
             alternates: None,
+            workplaces: None,
             follow: false,
         })
     }
@@ -174,6 +178,11 @@ impl DestinationRoot {
             let dirs = AlternateDirs::open(alternates.kind, &target.asides.alternates, &base)?;
             self.alternates = Some(Arc::new(dirs));
         }
+        self.workplaces = match (&target.asides.workplace, &options.workplace.partial_dir) {
+            (Some(path), _) if self.dir.is_some() => Some(Arc::new(Workplaces::open(path, &base)?)),
+            (None, Some(name)) => Some(Arc::new(Workplaces::named(name)?)),
+            _ => None,
+        };
         self.follow = options.kinds.keep_dir_links;
         Ok(self)
     }
@@ -242,6 +251,7 @@ impl DestinationRoot {
         };
         let place = Place::new(dir, name.to_owned(), path).named_itself(self.is_file());
         let place = place.with_backup(self.backups.as_ref(), parent);
+        let place = place.with_workplaces(self.workplaces.as_ref());
         let alternates = alternate::at(self.alternates.as_ref(), parent);
         Ok(Some(Place { similar: self.similar.clone(), alternates, ..place }))
     }

@@ -107,8 +107,9 @@ fn begin(task: &Task, from: &Old, old: Option<&Old>) -> Result<(File, Cover)> {
         let all = 0..ranges::page_up(from.state.len());
         ranges::free_holes_of(&from.file, &temp, all).map_err(place.error("punch holes into"))?;
     }
-    let names = [Working::Clone, Working::Temp].map(|kind| place.name_of(kind));
-    sys::rename_at(&place.dir, &names[0], &names[1]).map_err(place.error("create the temp file of"))?;
+    let home = place.home_of(Working::Temp);
+    let names = [Working::Clone, Working::Temp].map(|kind| home.name_of(kind));
+    sys::rename_at(&home.dir, &names[0], &names[1]).map_err(place.error("create the temp file of"))?;
     Ok((temp, left_out))
 }
 

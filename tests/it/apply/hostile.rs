@@ -152,7 +152,9 @@ impl Lab {
                 &["-a", "--delete"],
                 &["-aHAX", "--delete", "--backup"],
                 &["-aHAX", "--link-dest=tree"],
-            ][rng.below(8)],
+                &["-aHAX", "--temp-dir=tree"],
+                &["-aAX", "--delete", "--partial-dir=sub"],
+            ][rng.below(10)],
         );
         let mut input = std::process::Stdio::null();
         match rng.below(8) {

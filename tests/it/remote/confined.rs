@@ -311,6 +311,45 @@ fn each_request_of_a_lying_initiator_is_refused_where_it_leads_out_or_is_not_giv
     assert!(fs::read_dir(place.path().join("beside")).expect("list").next().is_none());
 }
 
+/// Also by another directory than that of its file.
+#[test]
+fn new_data_of_a_bound_key_gathers_below_its_directory() {
+    let Some(bound) = Bound::new("") else { return };
+    let new = bound.local("new");
+    let list = || fs::read_dir(bound.root("sub")).expect("list").count();
+    let before = list();
+    for (dir, fits) in [
+        ("/sub", true),
+        ("sub", true),
+        ("in", true),
+        ("/away", false),
+        ("../beside", false),
+        ("/sub/absolute", false),
+        ("/missing", false),
+    ] {
+        for option in ["--temp-dir", "--partial-dir"] {
+            if option == "--partial-dir" && !dir.starts_with('/') {
+                continue;
+            }
+            fs::write(bound.root("image"), "old").expect("write");
+            let outcome = bound.copy(&["-I", &format!("{option}={dir}")], &new, at("/image"));
+            if fits {
+                outcome.ok();
+                assert_same(&new, &bound.root("image"));
+            } else {
+                outcome.code(3).says(&["the directory for new data"]);
+                assert_eq!(fs::read_to_string(bound.root("image")).expect("read"), "old");
+            }
+            assert_eq!(list(), before, "{option}={dir}");
+            bound.assert_nothing_outside();
+        }
+    }
+    // What is beside a file is not reached by way of a symlink either.
+    let outcome = bound.copy(&["-I", "--partial-dir=away"], &new, at("/image"));
+    outcome.code(23).says(&["is no directory"]);
+    bound.assert_nothing_outside();
+}
+
 fn request_path(path: &str) -> RequestPath {
     RequestPath::from(Path::new(path))
 }
