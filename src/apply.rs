@@ -18,7 +18,10 @@
 //! 7. [`Destination::finish`], when the caller has compared hashes. In this order: length;
 //!    attributes; sync; with `--verify` reading back; the old file is still the one of step
 //!    4, and the working file still has its name; rename; sync of the directory; removal of
-//!    what earlier runs left.
+//!    what earlier runs left. With `--delay-updates` a file that a rename would put in place
+//!    waits after the reading back, on storage, as a temp file in its workplace without its
+//!    attributes; the rest is done when everything else has its result ([`Delayed`]), if both
+//!    files are still as they were.
 //!
 //! | there | way | differs in step 7 |
 //! |---|---|---|
@@ -62,6 +65,7 @@ use std::sync::Arc;
 
 pub use crate::apply::attributes::Attributes;
 pub use crate::apply::attributes::times::{Grain, Precision, TimeRule};
+pub use crate::apply::commit::Delayed;
 use crate::apply::commit::Task;
 pub use crate::apply::open::{Opened, Opening, Preview, Setup};
 pub use crate::apply::place::{Place, finish_directory};
@@ -133,6 +137,8 @@ pub struct Finished {
     pub from_cache: bool,
     /// Attributes that may not be set: the content is in place all the same.
     pub unset: Option<Failure>,
+    /// It is complete, and not in place yet.
+    pub delayed: Option<Delayed>,
 }
 
 impl Finished {
@@ -378,7 +384,7 @@ impl Destination {
             let unset = task.leave(old, root)?;
             task.place.remove_litter(&task.beside);
             let from_cache = task.counts.from_cache.get();
-            return Ok(Finished { written: 0, punched: 0, changed: false, from_cache, unset });
+            return Ok(Finished { written: 0, punched: 0, changed: false, from_cache, unset, delayed: None });
         }
         let changed = way.is_resumed() || !compared || changes_length || task.counts.has_changes();
         let unset = match way {
@@ -391,7 +397,8 @@ impl Destination {
         let counts = &task.counts;
         let punched = counts.zeroed.saturating_add(counts.freed);
         let (written, from_cache) = (counts.written, counts.from_cache.get());
-        Ok(Finished { written, punched, changed, from_cache, unset })
+        let delayed = task.delayed.take();
+        Ok(Finished { written, punched, changed, from_cache, unset, delayed })
     }
 
     /// Keeps what was gathered for the next run.

@@ -4,6 +4,7 @@
 mod alternates;
 mod attributes;
 mod chmod;
+mod directories;
 mod id_map;
 mod workplace;
 
@@ -17,6 +18,7 @@ use crate::filter::FilterRules;
 pub use alternates::{AlternateKind, Alternates};
 pub use attributes::AttributeRules;
 pub use chmod::ModeChanges;
+pub use directories::{Directories, Missing};
 pub use id_map::{IdMap, To};
 pub use workplace::WorkplaceRules;
 
@@ -115,30 +117,6 @@ pub struct Options {
     /// What directories of the destination have and those of the source have not is removed.
     /// `None`: it stays.
     pub delete: Option<Delete>,
-}
-
-/// Which directories of the sources are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Directories {
-    /// A source keeps its path, and not only its last name.
-    pub relative: bool,
-    /// The directories on the way to it are made as they are at the source.
-    pub implied: bool,
-    /// A directory is made that is not descended into.
-    pub without_recursion: bool,
-    /// Those in which nothing else lies are left out.
-    pub prune_empty: bool,
-}
-
-/// What becomes of a source that is not there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Missing {
-    /// It is an error.
-    Failed,
-    /// Nothing.
-    Ignored,
-    /// What the destination has in its place is removed.
-    Deleted,
 }
 
 /// How what is replaced or removed is kept.

@@ -21,11 +21,13 @@
 //! 5. Finishers complete files: attributes, sync, rename. Done is said then.
 //! 6. The writing thread sends off what the others have to say. What it has written frees
 //!    the credit of what caused it, which goes back to the sender in batches.
-//! 7. After the sender's totals, when every file is finished, directories get their
-//!    attributes, deepest first, and the totals go back.
+//! 7. After the sender's totals, when every file is finished, those that waited for that
+//!    (`--delay-updates`) take their places, unless other names of files or removals had them
+//!    do so before; directories get their attributes, deepest first, and the totals go back.
 //!
 //! Guaranteed: a file is the old one or the new one, and the new one only if its root hash
-//! is the sender's; each entry gets one result; what a sender causes by not reading stays
+//! is the sender's; each entry gets one result, and a file that waited a failure behind it, if
+//! it cannot take its place; what a sender causes by not reading stays
 //! within its credit. The applying thread waits for the sender, for finishers, and for a
 //! map of which the sender has seen as much; never for the way back.
 //!
@@ -129,6 +131,7 @@ fn receive<'a>(
             current: Current::None,
             last: None,
             only: None,
+            lost: Lost::No,
         };
         let result = applier.run();
         // Also after the sender's totals: in a dry run it may have left a map half read, and
@@ -140,7 +143,8 @@ fn receive<'a>(
         drop((jobs, finish));
         (result, tree)
     });
-    let theirs = result?;
+    let (theirs, mut tree) = (result?, tree);
+    tree.as_mut().map_or(Ok(true), |tree| shared.put_delayed(tree))?;
     // As many as there are directories; each of them takes memory here anyway.
     let mut told = Ok(());
     let mut tell = |id, set: Result<Option<Failure>>| {
@@ -177,6 +181,17 @@ struct Applier<'s, 'a> {
     last: Option<u64>,
     /// The entry that goes under the destination's own name, where there is only one.
     only: Option<Vec<u8>>,
+    /// Whether files that waited could not take their places.
+    lost: Lost,
+}
+
+/// Whether something that had arrived is not in its place: then nothing is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    No,
+    Yes,
+    /// That nothing is removed was said.
+    Told,
 }
 
 impl Applier<'_, '_> {

@@ -191,6 +191,7 @@ pub fn refuse_what_needs_an_agent(options: &Options, host: &str, reporter: &dyn 
         ("--basis", !options.basis.is_empty()),
         ("--compare-dest, --copy-dest and --link-dest", options.alternates.is_some()),
         ("--fuzzy", options.fuzzy),
+        ("--delay-updates", options.workplace.delay),
         ("--temp-dir and --partial-dir", !options.workplace.is_beside()),
         ("--backup", options.backup.is_some()),
         ("--delete", options.delete.is_some()),

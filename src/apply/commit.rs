@@ -1,7 +1,9 @@
 //! What the ways to the new file have in common: which there are, and length, sync, check,
 //! attributes, and the rename. Every failure is an error.
 
-use std::cell::Cell;
+mod delayed;
+
+use std::cell::{Cell, OnceCell};
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io;
@@ -28,6 +30,7 @@ use crate::report::human;
 use crate::scan;
 use crate::sys::{self, kind_of};
 use crate::working::Working;
+pub use delayed::Delayed;
 
 /// What is to be done with one file, and how far that is.
 pub(super) struct Task {
@@ -48,6 +51,10 @@ pub(super) struct Task {
     /// Where the new file has data, as far as that is known: what was written, and what was
     /// found to be data and stays.
     pub data: Cover,
+    /// The new file waits, when it is complete.
+    pub delays: bool,
+    /// It does so.
+    pub delayed: OnceCell<Delayed>,
 }
 
 /// What was done to the file, or to what it is made from, in bytes.
@@ -95,7 +102,8 @@ impl Task {
     }
 
     /// The working file `kind` has all of the new content: it takes the place of the old
-    /// file. Step 7 of [`apply`](crate::apply). Returns which attributes may not be set.
+    /// file, or waits for that. Step 7 of [`apply`](crate::apply). Returns which attributes may
+    /// not be set.
     pub fn replace(
         &self,
         new: &File,
@@ -103,17 +111,51 @@ impl Task {
         old: Option<&Old>,
         root: &Hash,
     ) -> Result<Option<Failure>> {
-        let place = &self.place;
         self.set_length(new, old).map_err(|error| self.failed("set the length of", error, OldFile::Whole))?;
         if self.options.fsync && self.counts.written >= LARGE {
             // That takes long: until then it is a working file of ours that a run goes on from.
             new.sync_data().map_err(|error| self.failed("sync", error, OldFile::Whole))?;
         }
-        let unset = self.wanted.attributes.set_on_new(new, old, place)?;
+        if self.delays {
+            self.sync(new, OldFile::Whole)?;
+            self.settle(new, old, root)?;
+            return self.delay(new, kind, old).map(|()| None);
+        }
+        let unset = self.carry(new, old)?;
+        self.settle(new, old, root)?;
+        self.put(new, kind, old)?;
+        Ok(unset)
+    }
+
+    /// Gives the new file what it is to carry, and has it on storage.
+    fn carry(&self, new: &File, old: Option<&Old>) -> Result<Option<Failure>> {
+        let unset = self.wanted.attributes.set_on_new(new, old, &self.place)?;
         self.sync(new, OldFile::Whole)?;
+        Ok(unset)
+    }
+
+    /// Looks at the new file, which is on storage, and at the old one.
+    fn settle(&self, new: &File, old: Option<&Old>, root: &Hash) -> Result<()> {
         sys::allocate_exactly(new, false);
         self.verify(new, root)?;
-        self.check_old(old)?;
+        self.check_old(old)
+    }
+
+    /// Notes that the new file is complete.
+    fn delay(&self, new: &File, kind: Working, old: Option<&Old>) -> Result<()> {
+        let place = &self.place;
+        if !place.is_at_work(kind, new).map_err(place.error("look at the temp file of"))? {
+            return Err(place.replaced());
+        }
+        let state = new.metadata().map_err(place.error("look at"))?;
+        // It is delayed once.
+        let _ = self.delayed.set(Delayed::new(self, &state, old));
+        Ok(())
+    }
+
+    /// Has the new file take its place, and what earlier runs left go.
+    fn put(&self, new: &File, kind: Working, old: Option<&Old>) -> Result<()> {
+        let place = &self.place;
         let name = place.bring_home(kind, new)?;
         self.rename(&name, old).inspect_err(|_| place.take_back(kind, &name))?;
         self.sync_dir()?;
@@ -124,7 +166,7 @@ impl Task {
             let both = [Working::Log, Working::Stage];
             place.remove(&both).map_err(place.error("clean up after"))?;
         }
-        Ok(unset)
+        Ok(())
     }
 
     /// Has a working file take the name of the destination. Where nothing was, what came

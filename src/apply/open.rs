@@ -6,6 +6,7 @@ mod alternate;
 mod preview;
 mod setup;
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -143,11 +144,25 @@ impl Destination {
         let changes = setup.changes_to_transfer(&place, stat.as_ref(), &wanted);
         let (options, can) = (Arc::clone(options), Abilities::default());
         let (counts, data) = (Counts::default(), Cover::default());
-        let kept = recovered.clone();
         let synced = Arc::clone(&setup.synced);
-        let task =
-            Task { place, wanted, options, can, replaces, beside, recovered: kept, counts, synced, data };
+        let waits = options.workplace.delay && !options.remove_source_files && place.workplace.is_some();
+        let delays = setup.delays && waits && !is_written_itself;
+        let task = Task {
+            place,
+            wanted,
+            options,
+            can,
+            replaces,
+            beside,
+            recovered: recovered.clone(),
+            counts,
+            synced,
+            data,
+            delays,
+            delayed: OnceCell::new(),
+        };
         if let Elsewhere::Copied(from) = elsewhere {
+            let task = Task { delays: false, ..task };
             remove_drafts(&task, &[Working::Clone]);
             return alternate::copy(task, from);
         }

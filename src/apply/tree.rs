@@ -3,6 +3,7 @@
 //! entries: from a connection, from a shell, or from a walk on this machine.
 
 mod changes;
+mod delayed;
 mod nodes;
 mod root;
 
@@ -27,6 +28,7 @@ use crate::report::Changes;
 use crate::source::{Contents, Kind, Metadata, Names};
 use crate::sys;
 use crate::xattrs::{Acl, AclEntry};
+pub use delayed::DelayedFile;
 pub use root::{DestinationRoot, LastDirectory, Target};
 
 /// For a directory that gets its attributes.

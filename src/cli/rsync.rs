@@ -19,11 +19,9 @@ enum Becomes {
     Same(&'static str),
     /// Refused, with what to do in its place.
     Refused(&'static str),
-    /// Refused for now, with the nearest way.
-    Later(&'static str),
 }
 
-use Becomes::{Later, Nothing, Refused, Same};
+use Becomes::{Nothing, Refused, Same};
 
 /// Names of an option, `=` behind them if it takes a value, and what becomes of it.
 #[rustfmt::skip]
@@ -40,7 +38,6 @@ const ROWS: &[(&str, Becomes)] = &[
     ("--copy-devices", Refused("a device that is named as SRC is sent as what it holds; leave it out")),
     ("--crtimes -N", Refused("Linux sets no birth times; leave it out")),
     ("--daemon", Refused("there is no daemon: ssh starts holesync agent")),
-    ("--delay-updates", Later("leave it out: each file appears as a whole, when it is complete")),
     ("--drop-D", Refused("devices and special files are never made below it; leave it out")),
     ("--early-input=", Refused("there is no daemon to read it; leave it out")),
     ("--fake-super", Refused("owners are kept where the other end is root: --remote-path='sudo holesync'")),
@@ -299,7 +296,6 @@ impl Words {
                 self.long(&word, &text)
             }
             (Refused(instead), _) => Err(refusal(format!("{shown} is not supported: {instead}"))),
-            (Later(nearest), _) => Err(refusal(format!("{shown} is not supported yet: {nearest}"))),
         }
     }
 
@@ -407,7 +403,6 @@ mod tests {
                     (false, Some((Nothing, _))) => "nothing to do".into(),
                     (false, Some((Same(other), _))) => format!("`{other}`"),
                     (false, Some((Refused(what), _))) => format!("refused | {what}"),
-                    (false, Some((Later(what), _))) => format!("not yet | {what}"),
                     (false, None) if name.starts_with("no-") => "nothing to do".into(),
                     (false, None) => panic!("{name} is not known at all"),
                 };

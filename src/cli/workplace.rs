@@ -16,6 +16,9 @@ pub struct WorkplaceArgs {
     /// The same; with a name, in a directory of that name beside each file
     #[arg(long, value_name = "DIR")]
     partial_dir: Option<OsString>,
+    /// Put files in place when all of them have arrived, from a --partial-dir
+    #[arg(long)]
+    delay_updates: bool,
 }
 
 impl WorkplaceArgs {
@@ -27,10 +30,16 @@ impl WorkplaceArgs {
     pub fn rules(&self) -> Result<WorkplaceRules> {
         let bytes = |dir: &OsString| dir.as_bytes().to_vec();
         let temp_dir = self.temp_dir.as_ref().map(bytes).filter(|dir| !dir.is_empty());
-        Ok(WorkplaceRules { temp_dir, partial_dir: self.partial_dir()? })
+        Ok(WorkplaceRules { temp_dir, partial_dir: self.partial_dir()?, delay: self.delay_updates })
     }
 
     fn partial_dir(&self) -> Result<Option<Vec<u8>>> {
+        // That of rsync.
+        let usual = || self.delay_updates.then(|| b".~tmp~".to_vec());
+        Ok(self.named_partial_dir()?.or_else(usual))
+    }
+
+    fn named_partial_dir(&self) -> Result<Option<Vec<u8>>> {
         let Some(dir) = &self.partial_dir else { return Ok(None) };
         let dir = dir.as_bytes();
         let end = dir.iter().rposition(|&byte| byte != b'/').map_or(0, |last| last + 1);
@@ -76,12 +85,19 @@ impl WorkplaceArgs {
 pub fn check(options: &Options, through: bool) -> Result<()> {
     let rules = &options.workplace;
     if through && !rules.is_beside() {
-        let what = "--through puts nothing together at the other end: leave --temp-dir and --partial-dir out";
+        let what = "--through puts nothing together at the other end: leave --temp-dir, --partial-dir and \
+                    --delay-updates out";
         return Err(Error::Usage(what.into()));
     }
     if rules.partial_dir.is_some() && options.commit == Commit::InPlace {
+        let other = if rules.delay { "--delay-updates" } else { "--partial-dir" };
         let what =
-            "--inplace writes into the file, and leaves nothing in a --partial-dir: leave one of them out";
+            format!("--inplace writes into the file, where {other} lets it wait: leave one of them out");
+        return Err(Error::Usage(what));
+    }
+    if rules.delay && options.remove_source_files {
+        let what = "--delay-updates puts files in place when all have arrived, and --remove-source-files removes \
+                    each when it has: leave one of them out";
         return Err(Error::Usage(what.into()));
     }
     Ok(())
@@ -92,7 +108,7 @@ mod tests {
     use super::*;
 
     fn args(partial_dir: &str) -> WorkplaceArgs {
-        WorkplaceArgs { temp_dir: None, partial_dir: Some(partial_dir.into()) }
+        WorkplaceArgs { temp_dir: None, partial_dir: Some(partial_dir.into()), delay_updates: false }
     }
 
     #[test]

@@ -10,6 +10,8 @@ pub struct WorkplaceRules {
     /// The same, and it comes before that one. Relative, it is the name of a directory in each
     /// directory of the destination, which is made and removed as it is needed.
     pub partial_dir: Option<Vec<u8>>,
+    /// What is complete there takes its place when everything else has its result.
+    pub delay: bool,
 }
 
 impl WorkplaceRules {

@@ -91,6 +91,8 @@ impl Applier<'_, '_> {
             }
             Kind::HardLink(first) => {
                 self.refuse_bad_link(first)?;
+                // All files have their results.
+                self.put_delayed()?;
                 let Some(tree) = &mut self.tree else { return Ok(()) };
                 let made = tree.make_hard_link(&entry.path, first);
                 self.settle(&entry, made.map(|changes| (changes, None)))

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::Receiver;
 
 use crate::apply::Finished;
+use crate::apply::tree::DelayedFile;
 use crate::error::lock;
 use crate::hashmap::Hash;
 use crate::protocol::Message;
@@ -38,7 +39,10 @@ pub fn finish_files(shared: &ReceiverShared, queue: &Mutex<Receiver<Complete>>) 
         let _ = match destination.finish(&root, kept) {
             Ok(finished) => {
                 let note = finished.note(&path);
-                let Finished { written, punched, changed, unset, .. } = finished;
+                let Finished { written, punched, changed, unset, delayed, .. } = finished;
+                if let Some(delayed) = delayed {
+                    lock(&shared.delayed).push(DelayedFile { id, path: entry.path.clone(), delayed });
+                }
                 let mut stats = shared.lock_stats();
                 stats.written_bytes += written;
                 stats.punched_bytes = stats.punched_bytes.saturating_add(punched);

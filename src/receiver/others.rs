@@ -2,11 +2,12 @@
 
 use crate::apply::tree::Removed;
 use crate::error::{Failure, Result};
+use crate::options::DeleteWhen;
 use crate::protocol::{self, MAX_NAMES, MAX_PATH, Message, shortened};
-use crate::receiver::Applier;
 use crate::receiver::shared::{ReceiverShared, Settles};
+use crate::receiver::{Applier, Lost};
 use crate::report::Event;
-use crate::source::{Contents, is_plain};
+use crate::source::{self, Contents, is_plain};
 
 impl Applier<'_, '_> {
     /// A directory of the source has these names.
@@ -41,8 +42,28 @@ impl Applier<'_, '_> {
         }
     }
 
+    /// Has files take their places that waited until all had their results.
+    pub(super) fn put_delayed(&mut self) -> Result<()> {
+        let Some(tree) = &mut self.tree else { return Ok(()) };
+        if !self.shared.put_delayed(tree)? && self.lost == Lost::No {
+            self.lost = Lost::Yes;
+        }
+        Ok(())
+    }
+
     /// Removes what the sender does not have, as far as it told.
     pub(super) fn remove_others(&mut self) -> Result<()> {
+        let delete = self.shared.options.delete;
+        if delete.is_some_and(|delete| delete.when == DeleteWhen::After) {
+            // All files have their results.
+            self.put_delayed()?;
+        }
+        if self.lost != Lost::No && !delete.is_some_and(|delete| delete.ignore_errors) {
+            return match std::mem::replace(&mut self.lost, Lost::Told) {
+                Lost::Told => Ok(()),
+                _ => self.shared.warn(source::NOTHING_REMOVED.into()),
+            };
+        }
         let Some(tree) = &mut self.tree else { return Err(self.frames.bad("a removal before the layout")) };
         let mut names = Names { shared: self.shared, paths: Vec::new(), bytes: 0 };
         tree.remove_others(&mut |removed| match removed {

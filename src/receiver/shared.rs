@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::apply::Setup;
+use crate::apply::tree::{DelayedFile, DestinationTree};
 use crate::error::{Error, Failure, Result, lock};
 use crate::options::Options;
 use crate::protocol::{Credit, Entry, Message, shortened};
@@ -42,6 +43,8 @@ pub struct ReceiverShared<'a> {
     pub options: Arc<Options>,
     /// What all destinations share.
     pub setup: Setup,
+    /// Files that are complete, and take their places when all others are.
+    pub delayed: Mutex<Vec<DelayedFile>>,
     pub reporter: &'a dyn Reporter,
 }
 
@@ -55,7 +58,8 @@ impl<'a> ReceiverShared<'a> {
             stats: Mutex::default(),
             stopped: AtomicBool::new(false),
             finishing: AtomicUsize::new(0),
-            setup: Setup::new(Arc::clone(&options)),
+            setup: Setup::new(Arc::clone(&options)).delaying(),
+            delayed: Mutex::default(),
             options,
             reporter,
         }
@@ -71,6 +75,22 @@ impl<'a> ReceiverShared<'a> {
         self.feeds.stop();
         self.setup.end();
         self.outbox.stop();
+    }
+
+    /// Has files take their places that waited for all others; whether all of them could.
+    pub fn put_delayed(&self, tree: &mut DestinationTree) -> Result<bool> {
+        let files = std::mem::take(&mut *lock(&self.delayed));
+        let (mut told, mut is_whole) = (Ok(()), true);
+        let _finishing = self.finishing();
+        tree.put_delayed(files, &self.setup, |id, put| {
+            is_whole &= put.is_ok();
+            let now =
+                put.map_or_else(|error| self.fail(id, &error, Settles::Nothing), |unset| self.unset(unset));
+            if told.is_ok() {
+                told = now;
+            }
+        });
+        told.map(|()| is_whole)
     }
 
     pub fn is_stopped(&self) -> bool {

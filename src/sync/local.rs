@@ -13,7 +13,9 @@
 //!    the other workers go on.
 //! 5. Files that changed while they were read are done once more, after all others. Those
 //!    that change again fail.
-//! 6. When everything is in its place, directories get their attributes.
+//! 6. With `--delay-updates` files that are complete take their places now.
+//! 7. When everything is in its place, other names of files are made, what the sources do not
+//!    have is removed, and directories get their attributes.
 //!
 //! Guaranteed: the destination gets the bytes that were compared, or the file fails, and
 //! the others go on. Directories are there before what lies in them. Memory follows the
@@ -30,7 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::apply::tree::{DestinationRoot, DestinationTree, LastDirectory, Removed, Target};
+use crate::apply::tree::{DelayedFile, DestinationRoot, DestinationTree, LastDirectory, Removed, Target};
 use crate::apply::{Attributes, Setup};
 use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, code, lock, printable};
@@ -68,13 +70,14 @@ pub fn run(
     let mut tree = DestinationTree::open(&target, single, Arc::clone(&options))?;
     let copy = LocalCopy {
         root: tree.root().clone(),
-        setup: Setup::new(Arc::clone(&options)),
+        setup: Setup::new(Arc::clone(&options)).delaying(),
         options,
         when,
         reporter,
         pace: Pace::default(),
         stats: Mutex::default(),
         again: Mutex::default(),
+        delayed: Mutex::default(),
         links: Mutex::default(),
         cores: Mutex::default(),
     };
@@ -91,6 +94,8 @@ pub fn run(
             }
         });
     }
+    let delayed = std::mem::take(&mut *lock(&copy.delayed));
+    tree.put_delayed(delayed, &copy.setup, |_, put| copy.settle(put));
     copy.make_links(&mut tree);
     if when == Some(DeleteWhen::After) {
         copy.remove_others(sources, &mut tree);
@@ -117,6 +122,8 @@ struct LocalCopy<'a> {
     stats: Mutex<Stats>,
     /// Files that changed while they were read.
     again: Mutex<Vec<Source>>,
+    /// Files that are complete, and take their places when all others are.
+    delayed: Mutex<Vec<DelayedFile>>,
     /// How fast data may be written.
     pace: Pace,
     /// Other names of files.

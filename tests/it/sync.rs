@@ -3,6 +3,7 @@
 mod attributes;
 mod backup;
 mod choosing;
+mod delayed;
 mod delete;
 mod deploy;
 mod early;

@@ -24,15 +24,17 @@ use crate::sys::kind_of;
 /// can do that were met so far.
 #[derive(Debug)]
 pub struct Setup {
-    pub(super) options: Arc<Options>,
+    pub(in crate::apply) options: Arc<Options>,
     /// By device number.
     probed: Mutex<HashMap<u64, Arc<Probe>>>,
     /// Likewise.
     grains: Mutex<HashMap<u64, Grain>>,
-    pub(super) synced: Arc<Synced>,
-    pub(super) turns: Arc<Turns>,
+    pub(in crate::apply) synced: Arc<Synced>,
+    pub(in crate::apply) turns: Arc<Turns>,
     pub(super) nodes: NodeDirectories,
     pub(super) listing: Listing,
+    /// Whoever has this puts files in place that wait for it.
+    pub(super) delays: bool,
 }
 
 impl Setup {
@@ -46,7 +48,14 @@ impl Setup {
             turns: Arc::default(),
             nodes: NodeDirectories::default(),
             listing: Listing::default(),
+            delays: false,
         }
+    }
+
+    /// The same for a caller that has what is [delayed](crate::apply::Delayed) take its place
+    /// in the end, where the options want that.
+    pub fn delaying(self) -> Setup {
+        Setup { delays: true, ..self }
     }
 
     /// What can be done about an old file. What its file system can do is tried once, with

@@ -1,6 +1,6 @@
 //! One file of a local copy, from its name to its result.
 
-use crate::apply::tree::LastDirectory;
+use crate::apply::tree::{DelayedFile, LastDirectory};
 use crate::apply::{BasisState, Destination, Opened, Opening, Precision, Preview, QuickCheck, Wanted};
 use crate::error::{Error, Result, lock};
 use crate::hashmap::Hash;
@@ -117,7 +117,7 @@ impl LocalCopy<'_> {
         match filled {
             Ok(filled) => {
                 let settled = filled.settled;
-                let outcome = self.finish(destination, filled)?;
+                let outcome = self.finish(source, destination, filled)?;
                 if settled {
                     self.arrived(source);
                 }
@@ -266,7 +266,12 @@ impl LocalCopy<'_> {
     }
 
     /// Completes a file that has its content.
-    fn finish(&self, destination: Destination, filled: Filled) -> Result<Outcome, FileError> {
+    fn finish(
+        &self,
+        source: &Source,
+        destination: Destination,
+        filled: Filled,
+    ) -> Result<Outcome, FileError> {
         let Filled { root, counts, .. } = filled;
         if counts.sent > WORTH_TELLING {
             self.reporter.event(Event::Phase(Phase::WritingBack));
@@ -281,6 +286,10 @@ impl LocalCopy<'_> {
         stats.punched_bytes = stats.punched_bytes.saturating_add(finished.punched);
         drop(stats);
         self.unset(finished.unset);
+        if let Some(delayed) = finished.delayed {
+            let path = source.target.clone();
+            lock(&self.delayed).push(DelayedFile { id: 0, path, delayed });
+        }
         Ok(self.outcome(&counts, finished.changed))
     }
 
