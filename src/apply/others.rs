@@ -20,6 +20,7 @@ use nix::sys::stat::{FileStat, SFlag};
 use crate::apply::aside::backup::Backups;
 use crate::apply::place::Place;
 use crate::apply::place::workplace::Workplaces;
+use crate::apply::tree::Unsynced;
 use crate::error::{Error, Failure, Result, code, printable};
 use crate::filter::{DirectoryRules, FilterSide};
 use crate::in_use;
@@ -97,6 +98,7 @@ impl Others {
         &mut self,
         root: Root,
         options: &Options,
+        unsynced: &mut Unsynced,
         each: &mut dyn FnMut(Removed) -> Result<()>,
     ) -> Result<()> {
         let Some(delete) = options.delete else { return Ok(()) };
@@ -112,7 +114,8 @@ impl Others {
             DirectoryRules::new(&options.filter, side, path.as_os_str().as_bytes())
         });
         let rules = rules.clone();
-        let mut removal = Removal { root, options, most: delete.most, rules, removed, is_limited, each };
+        let most = delete.most;
+        let mut removal = Removal { root, options, most, rules, removed, is_limited, unsynced, each };
         for (directory, known) in std::mem::take(&mut self.contents) {
             if known.is_whole {
                 removal.in_directory(&directory, &known.names)?;
@@ -146,6 +149,7 @@ struct Removal<'a> {
     rules: DirectoryRules,
     removed: u64,
     is_limited: bool,
+    unsynced: &'a mut Unsynced,
     each: &'a mut dyn FnMut(Removed) -> Result<()>,
 }
 
@@ -257,6 +261,9 @@ impl Removal<'_> {
             return self.stays(error).map(|()| false);
         }
         self.removed += 1;
+        if open.depth == 0 && !self.options.dry_run {
+            self.unsynced.add(&open.dir);
+        }
         let mut path = open.path_of(name);
         path.extend(is_directory.then_some(b'/'));
         let stays = !is_directory && backups.is_some_and(|backups| backups.are_beside());
@@ -313,6 +320,9 @@ impl Removal<'_> {
         // Working files that are nobody's go with their directory, unless a run is at work.
         for name in names {
             is_empty &= self.entry(&inner, &name)?;
+        }
+        if !is_empty && !self.options.dry_run {
+            self.unsynced.add(&inner.dir);
         }
         Ok(is_empty)
     }

@@ -6,6 +6,7 @@ mod changes;
 mod delayed;
 mod nodes;
 mod root;
+mod unsynced;
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -30,6 +31,7 @@ use crate::sys;
 use crate::xattrs::{Acl, AclEntry};
 pub use delayed::DelayedFile;
 pub use root::{DestinationRoot, LastDirectory, Target};
+pub(in crate::apply) use unsynced::Unsynced;
 
 /// For a directory that gets its attributes.
 const PATH_ONLY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY);
@@ -47,6 +49,8 @@ pub struct DestinationTree {
     makes_devices: bool,
     /// What is no file, and could not be made.
     failed: HashSet<Vec<u8>>,
+    /// Where names were made or removed.
+    unsynced: Unsynced,
 }
 
 struct Directory {
@@ -79,6 +83,7 @@ impl DestinationTree {
             others: Others::default(),
             makes_devices: !target.path.is_confined(),
             failed: HashSet::new(),
+            unsynced: Unsynced::default(),
         })
     }
 
@@ -201,6 +206,7 @@ impl DestinationTree {
             in_the_way::check(&place, &self.options)?;
         } else {
             in_the_way::remove(&place, &self.options)?;
+            self.unsynced.add(&place.dir);
         }
         let slash: &[u8] = if sys::kind_of(&stat) == SFlag::S_IFDIR { b"/" } else { b"" };
         Ok(Some([path, slash].concat()))
@@ -224,15 +230,23 @@ impl DestinationTree {
         };
         let follow = self.root.follows_links();
         let root = Root { dir, shown, backups: backups.as_ref(), workplaces: workplaces.as_deref(), follow };
-        self.others.remove(root, &self.options, each)
+        self.others.remove(root, &self.options, &mut self.unsynced, each)
     }
 
     /// Gives directories their attributes, the deepest first: files that are made in a
-    /// directory change its time, and its permissions may forbid to make them. `each` gets
-    /// the number of every directory, and which attributes may not be set, or why it failed.
+    /// directory change its time, and its permissions may forbid to make them. Names that were
+    /// made or removed without a sync are on storage then. `each` gets the number of every
+    /// directory, and which attributes may not be set, or why it failed.
     pub fn finish(mut self, mut each: impl FnMut(u64, Result<Option<Failure>>)) {
         let directories = std::mem::take(&mut self.directories);
+        let unsynced = std::mem::take(&mut self.unsynced);
         let Some(root) = &self.root.dir else { return };
+        if self.options.fsync
+            && let Err(error) = unsynced.sync(root)
+        {
+            let first = directories.first().map_or(0, |directory| directory.id);
+            each(first, Err(Error::file("sync what was made and removed in", &self.root.shown)(error)));
+        }
         for Directory { id, path, identity, attributes, .. } in directories.into_iter().rev() {
             let (shown, path) = (self.root.path_of(&path), Path::new(OsStr::from_bytes(&path)));
             let dir = sys::open_dir(root.as_fd(), path, PATH_ONLY, self.root.follows_links());

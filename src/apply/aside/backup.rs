@@ -20,7 +20,6 @@ use crate::confinement::NamedPath;
 use crate::error::{Error, Result, lock, printable};
 use crate::options::{DeleteWhen, Options};
 use crate::sys;
-use crate::working::{Naming, Working};
 
 const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY);
 
@@ -101,13 +100,11 @@ impl Backups {
     /// one its copy gets it.
     fn keep(&self, place: &Place, below: &Path) -> Result<()> {
         let to = self.goes_to(place, below)?;
-        let temp = Working::Temp.name_for(&to.name, Naming::once(nix::unistd::geteuid().as_raw()));
         let move_over = || sys::rename_between(&place.dir, &place.name, &to.dir, &to.name);
-        let kept = match sys::link_between(&place.dir, &place.name, &to.dir, &temp) {
-            Ok(()) => rename_over(&to, &temp).inspect_err(|_| {
-                // That error is the one to report.
-                let _ = sys::unlink_at(&to.dir, &temp);
-            }),
+        let linked = to.make_temp(|temp| sys::link_between(&place.dir, &place.name, &to.dir, temp));
+        let kept = match linked {
+            // It is the one that was kept by a run that was interrupted, or it failed.
+            Ok((temp, ())) => rename_over(&to, &temp).and(to.forget_link(&temp)),
             Err(error) if error.raw_os_error() == Some(libc::EXDEV) => {
                 place.copy_to(&to, &self.options)?;
                 Ok(())

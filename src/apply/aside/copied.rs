@@ -18,7 +18,6 @@ use crate::options::Options;
 use crate::scan::{FileImage, FileState};
 use crate::source::Node;
 use crate::sys::{self, kind_of};
-use crate::working::{Naming, Working};
 
 impl Place {
     /// Copies what has this name to another place, where it takes the place of what is there.
@@ -49,8 +48,8 @@ impl Place {
         let failed = || self.error("keep a backup of");
         let state = FileState::of(file).map_err(failed())?;
         let found = file.metadata().map_err(failed())?;
-        let temp = Working::Temp.name_for(&to.name, Naming::once(nix::unistd::geteuid().as_raw()));
-        let new = to.open(&temp, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL).map_err(failed())?;
+        let create = |temp: &OsStr| to.open(temp, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL);
+        let (temp, new) = to.make_temp(create).map_err(failed())?;
         let copied = || -> Result<()> {
             fill(file, &new, found.len(), options.hole_map).map_err(failed())?;
             take_over(file, found, &new, to)?;

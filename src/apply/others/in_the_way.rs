@@ -11,6 +11,7 @@ use nix::sys::stat::{FileStat, SFlag};
 
 use super::{DIRECTORY, Open, Removal, Removed, Root, names_of};
 use crate::apply::place::Place;
+use crate::apply::tree::Unsynced;
 use crate::error::{Error, Result};
 use crate::filter::{DirectoryRules, FilterSide};
 use crate::options::Options;
@@ -76,8 +77,18 @@ pub fn remove(place: &Place, options: &Options) -> Result<()> {
     let workplaces = place.workplaces.as_deref();
     let root = Root { dir: &place.dir, shown: &above.shown, backups, workplaces, follow: false };
     let rules = above.rules.clone();
-    let mut removal =
-        Removal { root, options, most: None, rules, removed: 0, is_limited: false, each: &mut each };
+    // What comes in its place is synced, and so is that it went.
+    let unsynced = &mut Unsynced::default();
+    let mut removal = Removal {
+        root,
+        options,
+        most: None,
+        rules,
+        removed: 0,
+        is_limited: false,
+        unsynced,
+        each: &mut each,
+    };
     match kind_of(&stat) {
         SFlag::S_IFREG => return removal.remove_file(place.clone()),
         SFlag::S_IFDIR => {}

@@ -72,7 +72,7 @@ impl Place {
             Inode::Node(_) => "create the special file",
         };
         let new = Attributes { mode: wanted.mode.or(Some(wanted.new_mode)), ..wanted.clone() };
-        let temp = self.make_temp(|name| inode.make(self, name)).map_err(self.error(doing))?;
+        let (temp, ()) = self.make_temp(|name| inode.make(self, name)).map_err(self.error(doing))?;
         self.put_temp(&temp, doing, || self.set_attributes_of_inode(&temp, inode, false, &new))
     }
 
@@ -84,26 +84,37 @@ impl Place {
     pub fn put_link(&self, to: &Place, target: &FileStat) -> Result<()> {
         const DOING: &str = "link";
         let link = |name: &OsStr| sys::link_between(&to.dir, &to.name, &self.dir, name);
-        let temp = self.make_temp(link).map_err(self.error(DOING))?;
+        let (temp, ()) = self.make_temp(link).map_err(self.error(DOING))?;
         self.put_temp(&temp, DOING, || {
             let made = sys::stat_at(&self.dir, &temp).map_err(self.error(DOING))?;
             let is_same = |made: &FileStat| (made.st_dev, made.st_ino) == (target.st_dev, target.st_ino);
             if made.as_ref().is_some_and(is_same) { Ok(()) } else { Err(to.replaced()) }
-        })
+        })?;
+        self.forget_link(&temp).map_err(self.error(DOING))
     }
 
-    /// Makes something under the name of a temp file, and says how that is.
-    fn make_temp(&self, make: impl Fn(&OsStr) -> io::Result<()>) -> io::Result<OsString> {
+    /// Removes the name that a link was made under, if it was not renamed: of two names of one
+    /// file both stay; rename(2).
+    pub(in crate::apply) fn forget_link(&self, temp: &OsStr) -> io::Result<()> {
+        sys::unlink_at(&self.dir, temp).map(drop)
+    }
+
+    /// Makes something under the name of a temp file, and says how that is. What an earlier run
+    /// left there goes.
+    pub(in crate::apply) fn make_temp<T>(
+        &self,
+        make: impl Fn(&OsStr) -> io::Result<T>,
+    ) -> io::Result<(OsString, T)> {
         let make_as = |naming: Naming| {
             let temp = Working::Temp.name_for(&self.name, naming);
-            match make(&temp) {
+            let made = match make(&temp) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     self.clear(&temp)?;
-                    make(&temp)?;
+                    make(&temp)?
                 }
                 other => other?,
-            }
-            Ok(temp)
+            };
+            Ok((temp, made))
         };
         // What has the common name may be another's.
         make_as(Naming::Common).or_else(|_| make_as(Naming::once(nix::unistd::geteuid().as_raw())))

@@ -90,6 +90,9 @@ impl DestinationTree {
             self.make_room(&place, old.as_ref())?;
             place.put_inode(inode, &attributes)?
         };
+        if !changes.is_empty() {
+            self.unsynced.add(&place.dir);
+        }
         Ok((changes, unset))
     }
 
@@ -130,6 +133,7 @@ impl DestinationTree {
             in_use::refuse(&old.file, &old.state, &place.path)?;
         }
         place.put_link(&first_place, &target)?;
+        self.unsynced.add(&place.dir);
         Ok(changes)
     }
 
@@ -139,8 +143,6 @@ impl DestinationTree {
         if is_directory { in_the_way::remove(place, &self.options) } else { Ok(()) }
     }
 
-    /// Whether something stays as it is, or is not made, by rules that go by whether it is
-    /// there.
     /// What is told of what stays as it is, or is not made.
     pub(super) fn left(&self, path: &[u8]) -> Result<Changes> {
         let above = path.iter().rposition(|&byte| byte == b'/').map_or(&b""[..], |at| &path[..at]);
@@ -148,6 +150,8 @@ impl DestinationTree {
         Ok(Changes::LEFT.with(Changes::NEW, is_new).with(Changes::BELOW, is_below))
     }
 
+    /// Whether something stays as it is, or is not made, by rules that go by whether it is
+    /// there.
     fn stays(&self, path: &[u8]) -> Result<bool> {
         let rules = &self.options.transfer;
         if !(rules.existing || rules.ignore_existing) {

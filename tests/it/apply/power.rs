@@ -6,6 +6,8 @@
 //! right; and the new one from the moment on at which the run said so. `tests/soak crashes` tries all
 //! of them; otherwise it is a sample. What was tried is counted.
 
+mod tree;
+
 use std::path::Path;
 use std::process::Command;
 

@@ -126,6 +126,20 @@ fn what_cannot_be_kept_is_not_replaced() {
     assert!(!left.iter().any(|name| name.contains("x~")), "{left:?}");
 }
 
+/// A run that was interrupted has kept it.
+#[test]
+fn a_backup_that_is_the_old_inode_already_leaves_nothing_behind() {
+    let dir = lab::scratch();
+    let (from, to) = (mkdir(dir.path().join("from")), mkdir(dir.path().join("to")));
+    small(from.join("x"), "new");
+    set_mtime(&small(to.join("x"), "old"), 1000, 0);
+    fs::hard_link(to.join("x"), to.join("x~")).expect("link");
+    Way::Local.run(&["-b"], &[&slash(&from)], &slash(&to)).expect("it is here").ok();
+    assert_eq!(fs::read_to_string(to.join("x")).expect("read"), "new");
+    assert_eq!(fs::read_to_string(to.join("x~")).expect("read"), "old");
+    assert_no_leftovers(&to);
+}
+
 /// There the old inode cannot be what is kept.
 #[test]
 fn backups_on_another_file_system_are_copies() {
