@@ -185,6 +185,9 @@ pub struct TransferArgs {
     /// Zeros become holes (default)
     #[arg(short = 'S', long)]
     sparse: bool,
+    /// Reading files of SRC leaves their access times alone, where that may be
+    #[arg(long)]
+    open_noatime: bool,
     /// Read holes, too, at both ends: for file systems that report them wrongly
     #[arg(long)]
     no_hole_map: bool,
@@ -392,6 +395,7 @@ impl TransferArgs {
             },
             preallocate: self.preallocate && !self.sparse,
             hole_map: !self.no_hole_map,
+            open_noatime: self.open_noatime,
             verify: self.verify,
             fsync: !self.no_fsync,
             force_in_use: self.force_in_use,

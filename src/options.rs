@@ -80,6 +80,8 @@ pub struct Options {
     pub preallocate: bool,
     /// Trust SEEK_DATA and SEEK_HOLE, at both ends.
     pub hole_map: bool,
+    /// Reading a file of the source leaves its access time alone, where that may be.
+    pub open_noatime: bool,
     /// Read the destination back from storage and check it once more.
     pub verify: bool,
     /// Have data on storage before a file counts as done.
@@ -333,6 +335,7 @@ impl Default for Options {
             commit: Commit::Auto,
             preallocate: false,
             hole_map: true,
+            open_noatime: false,
             verify: false,
             fsync: true,
             force_in_use: false,

@@ -242,21 +242,27 @@ impl OpenSource {
 }
 
 impl Source {
-    /// Opens a file. `hole_map` false: its holes are read, too. A file that takes more of
-    /// the page cache than one file should is read past it. `None`: it is another file than
-    /// was found, or has another length.
+    /// Opens a file, and its holes are read, too, where the options have it so. A file that
+    /// takes more of the page cache than one file should is read past it. `None`: it is another
+    /// file than was found, or has another length.
     ///
     /// # Errors
     ///
     /// When it cannot be opened, or is no longer a file or device.
-    pub fn open(&self, hole_map: bool) -> Result<Option<OpenSource>> {
+    pub fn open(&self, options: &Options) -> Result<Option<OpenSource>> {
         let Kind::File { length, allocated, .. } = self.kind else { return Ok(None) };
-        let file = File::from(self.open_as(READ)?);
+        // Only for its owner; open(2).
+        let quietly = options.open_noatime.then(|| self.open_as(READ | OFlag::O_NOATIME));
+        let file = match quietly {
+            Some(Ok(file)) => File::from(file),
+            _ => File::from(self.open_as(READ)?),
+        };
         let (state, settled) = FileState::settled(&file).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidInput => changed(&self.path),
             _ => Error::file("look at", &self.path)(error),
         })?;
-        let image = FileImage::new(file, hole_map).sparing_cache_for(scan::may_hold(allocated, length));
+        let image =
+            FileImage::new(file, options.hole_map).sparing_cache_for(scan::may_hold(allocated, length));
         let same = state.length == length && self.identity == Identity::of_state(&state);
         Ok(same.then_some(OpenSource { image, state, settled }))
     }

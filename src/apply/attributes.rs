@@ -27,6 +27,8 @@ pub use extended::Extended;
 pub struct Attributes {
     /// Permission bits to set; `None` leaves those that are there.
     pub mode: Option<u32>,
+    /// Set-id bits among them that the user named himself: they come whoever owns the file.
+    pub asked_set_id: u32,
     /// Permission bits of a file that was not there before.
     pub new_mode: u32,
     /// Where permission bits are not to be set: whether the file is executable.
@@ -108,8 +110,13 @@ impl Attributes {
     /// A program keeps the bits that let it run as somebody else only where that is who
     /// was asked for: its file with this owner and group has no other's rights.
     fn safe_mode(&self, mode: u32, uid: u32, gid: u32) -> u32 {
-        let lost = if self.uid == Some(uid) { 0 } else { SET_UID };
-        mode & !lost & !if self.gid == Some(gid) { 0 } else { SET_GID }
+        self.without_set_id(mode, self.uid == Some(uid), self.gid == Some(gid))
+    }
+
+    /// What is left of a mode where the owner, or the group, is or is not who was asked for.
+    fn without_set_id(&self, mode: u32, has_owner: bool, has_group: bool) -> u32 {
+        let lost = if has_owner { 0 } else { SET_UID } | if has_group { 0 } else { SET_GID };
+        mode & !(lost & !self.asked_set_id)
     }
 
     /// Those of a file that takes the place of one that is so, or of nothing: what is not
@@ -117,10 +124,7 @@ impl Attributes {
     fn replacing(&self, old: Option<&Metadata>) -> Attributes {
         let old_mode = old.map(|old| old.mode() & 0o1777);
         let old_mode = old_mode.map(|mode| self.with_executability(mode).unwrap_or(mode));
-        let mode = self.mode.map(|mode| {
-            let lost = if self.uid.is_none() { SET_UID } else { 0 };
-            mode & !lost & !if self.gid.is_none() { SET_GID } else { 0 }
-        });
+        let mode = self.mode.map(|mode| self.without_set_id(mode, self.uid.is_some(), self.gid.is_some()));
         Attributes {
             mode: Some(mode.or(old_mode).unwrap_or(self.new_mode)),
             uid: self.uid.or(old.map(Metadata::uid)),
@@ -315,6 +319,9 @@ mod tests {
             let found = set(&wanted, &tempfile::tempfile().unwrap());
             assert_eq!(found.mode() & 0o7777, expected, "{wanted:?}");
             assert!(uid.is_none_or(|uid| uid == found.uid()) && gid.is_none_or(|gid| gid == found.gid()));
+            let by_hand = Attributes { asked_set_id: 0o4000, ..wanted.clone() };
+            let found_by_hand = set(&by_hand, &tempfile::tempfile().unwrap());
+            assert_eq!(found_by_hand.mode() & 0o7777, expected | 0o4000, "{by_hand:?}");
             // Another owner clears them; they are set again.
             let file = tempfile::tempfile().unwrap();
             set(

@@ -234,7 +234,7 @@ impl Removal<'_> {
             Ok(None) => return Ok(true),
             Err(error) => return self.stays(error).map(|()| false),
         };
-        let are_kept = |backups: &Arc<Backups>| backups.are_in(&stat) || backups.have_made(&stat);
+        let are_kept = |backups: &Arc<Backups>| backups.are_in(&stat) || backups.have_made(&open.dir, name);
         if self.root.backups.is_some_and(are_kept) {
             return Ok(false);
         }

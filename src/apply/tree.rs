@@ -119,6 +119,7 @@ impl DestinationTree {
         let xattrs = xattrs.clone().filter(|_| rules.xattrs);
         Attributes {
             mode: mode.filter(|_| options.perms),
+            asked_set_id: rules.chmod.apply(0, is_directory) & 0o6000,
             new_mode: mode.unwrap_or(0o666) & 0o777 & !self.umask,
             executable: is_executable.filter(|_| rules.executability && matches!(kind, Kind::File { .. })),
             source_time: mtime.map(|(seconds, _)| seconds),

@@ -50,7 +50,6 @@ const ROWS: &[(&str, Becomes)] = &[
     ("--no-compress --no-z", Same("--compress=none")),
     ("--no-timeout", Same("--timeout=0")),
     ("--only-write-batch=", Refused("write a stream with holesync send, and read it with holesync recv")),
-    ("--open-noatime", Refused("mount the source with noatime, or send a snapshot")),
     ("--outbuf=", Nothing),
     ("--partial", Nothing),
     ("--password-file=", Refused("there is no daemon: ssh asks for passwords, or has a key")),

@@ -152,7 +152,7 @@ impl<'a> Parser<'a> {
 
     fn merge(&mut self, path: &[u8], style: Style) -> Result<(), String> {
         if self.depth >= MAX_DEPTH {
-            return Err(format!("merge files in more than {MAX_DEPTH} levels"));
+            return Err(format!("merge-file include depth limit: more than {MAX_DEPTH} levels"));
         }
         let text = self.files.merge(path)?;
         self.depth += 1;

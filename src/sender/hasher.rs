@@ -141,7 +141,7 @@ impl FileHasher {
             return Ok(false);
         }
         let io = |doing| Error::file(doing, &source.path);
-        let Some(opened) = source.open(self.options.hole_map)? else {
+        let Some(opened) = source.open(&self.options)? else {
             return Ok(self.outgoing.add(Hashed::End { same: false, settled: true }));
         };
         if !retry && let Some(warning) = in_use::warning(opened.image.file(), &source.path) {

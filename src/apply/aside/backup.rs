@@ -32,9 +32,9 @@ pub struct Backups {
     /// With `fsync` a backup in another directory has its name on storage before the old one
     /// goes.
     options: Options,
-    /// Device and inode of those that this run made beside what they are of, if it removes
-    /// entries later: these stay, whatever the rules say of backups.
-    made: Mutex<HashSet<(u64, u64)>>,
+    /// Those that this run made beside what they are of, if it removes entries later, by device
+    /// and inode of their directory and name: they stay, whatever the rules say of backups.
+    made: Mutex<HashSet<(u64, u64, OsString)>>,
 }
 
 impl Backups {
@@ -67,19 +67,19 @@ impl Backups {
         self.dir.is_none() && name.as_bytes().ends_with(self.suffix.as_bytes())
     }
 
-    /// Whether this run made it beside what it is of.
-    pub fn have_made(&self, stat: &FileStat) -> bool {
-        lock(&self.made).contains(&(stat.st_dev, stat.st_ino))
+    /// Whether this run made what has this name beside what it is of.
+    pub fn have_made(&self, dir: &OwnedFd, name: &OsStr) -> bool {
+        let made = lock(&self.made);
+        // Of each that is removed a look at its directory would be one too many.
+        !made.is_empty() && fstat(dir).is_ok_and(|dir| made.contains(&(dir.st_dev, dir.st_ino, name.into())))
     }
 
     /// Takes note of one.
     fn add(&self, to: &Place) -> Result<()> {
         let removes_later = self.options.delete.is_some_and(|delete| delete.when != DeleteWhen::Before);
-        if self.dir.is_none()
-            && removes_later
-            && let Some(stat) = to.stat()?
-        {
-            lock(&self.made).insert((stat.st_dev, stat.st_ino));
+        if self.dir.is_none() && removes_later {
+            let dir = fstat(&to.dir).map_err(|errno| to.error("look at the directory of")(errno.into()))?;
+            lock(&self.made).insert((dir.st_dev, dir.st_ino, to.name.clone()));
         }
         Ok(())
     }

@@ -137,7 +137,7 @@ impl SendJob<'_> {
 
     fn try_content(&mut self, source: &Source, far: Option<&FarFile>) -> Result<Attempt> {
         let Kind::File { length, retry, .. } = source.kind else { return Ok(Attempt::Done) };
-        let Some(opened) = source.open(self.options.hole_map)? else { return Ok(Attempt::Changed) };
+        let Some(opened) = source.open(self.options)? else { return Ok(Attempt::Changed) };
         if !retry && let Some(warning) = in_use::warning(opened.image.file(), &source.path) {
             self.reporter.event(Event::Warning(&warning));
         }

@@ -255,8 +255,7 @@ impl LocalCopy<'_> {
 
     /// Opens a source, which must be as long as it was found, and warns of who uses it.
     fn open_source(&self, source: &Source) -> Result<OpenSource, FileError> {
-        let opened =
-            source.open(self.options.hole_map).map_err(FileError::Source)?.ok_or(FileError::Changed)?;
+        let opened = source.open(&self.options).map_err(FileError::Source)?.ok_or(FileError::Changed)?;
         if matches!(source.kind, Kind::File { retry: false, .. })
             && let Some(warning) = in_use::warning(opened.image.file(), &source.path)
         {

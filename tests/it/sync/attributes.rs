@@ -188,6 +188,41 @@ const KEPT: &[&str] = &[
 const OFTEN: &[&str] = &["-aHAX --delete", "-aLA --force --chown=daemon:7 --chmod=Fo-r", "-aHAXKO --force"];
 
 #[test]
+fn reading_leaves_access_times_alone_where_that_is_asked_for() {
+    for way in [Way::Local, Way::Push, Way::Pull] {
+        let dir = lab::scratch();
+        let (from, to) = (mkdir(dir.path().join("from")), dir.path().join("to"));
+        let file = small(from.join("file"), &"data".repeat(50_000));
+        let read_at = || std::fs::metadata(&file).expect("stat").atime();
+        for (flags, stays) in [(&["-aI", "--open-noatime"][..], true), (&["-aI"], false)] {
+            // Older than it was written: then it is set whenever it is read; mount(8), relatime.
+            set_mtime(&file, 1_000_000_000, 0);
+            tool(&from, "touch -a -d @900000000 file");
+            let Some(outcome) = way.run(flags, &[&slash(&from)], &slash(&to)) else { return };
+            outcome.ok();
+            assert_eq!(read_at() == 900_000_000, stays, "{way:?} {flags:?}");
+        }
+    }
+}
+
+/// What the user names himself comes also where the owner does not.
+#[test]
+fn set_id_bits_come_by_hand_as_with_rsync() {
+    let dir = lab::scratch();
+    let from = mkdir(dir.path().join("from"));
+    set_mode(&small(from.join("file"), "x"), 0o4755);
+    for (nth, changes) in ["a+s", "u+s", "g+s", "u=g", "g=u,+t"].iter().enumerate() {
+        let modes = ["rsync", env!("CARGO_BIN_EXE_holesync")].map(|program| {
+            let to = dir.path().join(format!("{}{nth}", program.len()));
+            let mut command = Command::new(program);
+            run(command.args(["-rp", &format!("--chmod=u-s,{changes}")]).arg(slash(&from)).arg(&to)).ok();
+            std::fs::metadata(to.join("file")).expect("stat").mode() & 0o7777
+        });
+        assert_eq!(modes[0], modes[1], "{changes}");
+    }
+}
+
+#[test]
 fn trees_of_everything_become_what_rsync_makes_of_them() {
     if !lab::is_root() {
         return;
