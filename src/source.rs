@@ -6,6 +6,7 @@
 //! `..`: others may write in it. A file that is read is the one that was found (device and
 //! inode), or it is looked at again, as after any change.
 
+mod asked;
 mod contents;
 mod extended;
 mod item;
@@ -39,12 +40,13 @@ use crate::scan::{self, FileImage, FileState};
 use crate::sys;
 use crate::xattrs::{Acls, Xattr};
 
+pub use asked::Asked;
 pub use contents::{ContentsTold, NOTHING_REMOVED, Told, deletes, tell_contents};
 pub use item::item;
 pub use kept::choose;
 pub use links::Links;
 pub use list::{NameList, read_names};
-pub use named::{Asked, names_contents, top_names};
+pub use named::{names_contents, top_names};
 pub use owners::Names;
 pub use path::{MAX_NAME, MAX_PATH, NOT_SENT, is_plain, is_unsafe_link};
 pub use patterns::expand as expand_patterns;
@@ -279,8 +281,8 @@ impl Source {
     ///
     /// # Errors
     ///
-    /// When it is gone, or no longer something that can be sent.
-    pub fn look_again(&self) -> Result<Source> {
+    /// When it is gone, or no longer something that can be sent, or that the options want.
+    pub fn look_again(&self, options: &Options) -> Result<Source> {
         let fd = self.open_as(OFlag::O_PATH)?;
         let stat = fstat(&fd).map_err(|errno| Error::file("look at", &self.path)(errno.into()))?;
         let identity = Identity::of(&stat);
@@ -299,10 +301,17 @@ impl Source {
         {
             now.clone_from(before);
         }
-        match sys::kind_of(&stat) {
+        let found = match sys::kind_of(&stat) {
             SFlag::S_IFREG => regular(found, &stat),
             SFlag::S_IFBLK if matches!(self.origin, Origin::Named(_)) => found.device(),
             _ => Err(changed(&self.path)),
+        }?;
+        match found.kind {
+            Kind::File { length, .. } if !options.transfer.takes_size(length) => {
+                let why = "got a size while it was read that --max-size or --min-size leaves out";
+                Err(Error::refused(found.path, why))
+            }
+            _ => Ok(found),
         }
     }
 

@@ -277,8 +277,8 @@ impl Initiator<'_> {
         let Initiator { options, remote, .. } = self;
         let target = self.target(path, listed.is_some() || paths.len() > 1)?;
         let sources = paths.iter().map(|path| NamedPath::here(OsStr::from_bytes(path))).collect();
-        let asked = Asked::of(&source::choose(sources, listed.cloned(), options)?);
-        let target = Target { asked, ..target };
+        let asked = Asked::of(&source::choose(sources, listed.cloned(), options)?, options);
+        let target = Target { asked: Some(asked), ..target };
         let is_plain = listed.is_none() && !options.directories.relative;
         let compares = remote.agent != Agent::None && !options.whole_file && is_plain;
         let old = if compares { file_below(path, paths) } else { None };

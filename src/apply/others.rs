@@ -108,12 +108,7 @@ impl Others {
             return each(Removed::Stays(Error::refused(root.shown, why).to_failure()));
         }
         let (removed, is_limited) = (self.removed, self.is_limited);
-        let rules = self.rules.get_or_insert_with(|| {
-            let side = FilterSide::Receiver { delete_excluded: delete.excluded };
-            let path = std::path::absolute(root.shown).unwrap_or_else(|_| root.shown.to_path_buf());
-            DirectoryRules::new(&options.filter, side, path.as_os_str().as_bytes())
-        });
-        let rules = rules.clone();
+        let rules = self.rules_for(root, options).clone();
         let most = delete.most;
         let mut removal = Removal { root, options, most, rules, removed, is_limited, unsynced, each };
         for (directory, known) in std::mem::take(&mut self.contents) {
@@ -124,6 +119,55 @@ impl Others {
         (self.removed, self.is_limited) = (removal.removed, removal.is_limited);
         Ok(())
     }
+
+    /// Whether something may not be removed that the source does not have.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with a file of rules.
+    pub fn protects(
+        &mut self,
+        root: Root,
+        options: &Options,
+        path: &[u8],
+        is_directory: bool,
+    ) -> Result<bool, String> {
+        let rules = self.rules_for(root, options);
+        let directory = Path::new(OsStr::from_bytes(path)).parent().unwrap_or(Path::new(""));
+        Ok(rules_in(rules, root, options, directory)?.protects(path, is_directory, false))
+    }
+
+    fn rules_for(&mut self, root: Root, options: &Options) -> &DirectoryRules {
+        self.rules.get_or_insert_with(|| {
+            let delete_excluded = options.delete.is_some_and(|delete| delete.excluded);
+            let path = std::path::absolute(root.shown).unwrap_or_else(|_| root.shown.to_path_buf());
+            let side = FilterSide::Receiver { delete_excluded };
+            DirectoryRules::new(&options.filter, side, path.as_os_str().as_bytes())
+        })
+    }
+}
+
+/// The rules that hold in a directory of the destination: its files of rules and those above
+/// it count, as they are there.
+fn rules_in(
+    rules: &DirectoryRules,
+    root: Root,
+    options: &Options,
+    directory: &Path,
+) -> Result<DirectoryRules, String> {
+    let mut rules = rules.clone();
+    if !options.filter.has_dir_merges() {
+        return Ok(rules);
+    }
+    let above = directory.ancestors().collect::<Vec<_>>();
+    for below in above.into_iter().rev() {
+        let dir = sys::open_dir(root.dir.as_fd(), below, DIRECTORY, root.follow);
+        let dir = dir.map_err(|error| error.to_string())?;
+        rules = rules.enter(below.as_os_str().as_bytes(), &mut |_, name| {
+            source::read_rules(dir.as_fd(), root.dir.as_fd(), below, name)
+        })?;
+    }
+    Ok(rules)
 }
 
 /// The destination.
@@ -187,7 +231,7 @@ impl Removal<'_> {
             Err(error) if sys::is_no_directory(&error) => return Ok(()),
             Err(error) => return self.stays(Error::file("read", &shown)(error)),
         };
-        let rules = match self.rules_in(relative) {
+        let rules = match rules_in(&self.rules, self.root, self.options, relative) {
             Ok(rules) => rules,
             Err(why) => return self.stays(Error::refused(shown, why)),
         };
@@ -202,25 +246,6 @@ impl Removal<'_> {
             }
         }
         Ok(())
-    }
-
-    /// The rules that hold in a directory of the destination: its files of rules and those above
-    /// it count, as they are there.
-    fn rules_in(&self, directory: &Path) -> Result<DirectoryRules, String> {
-        let root = self.root.dir.as_fd();
-        let mut rules = self.rules.clone();
-        if !self.options.filter.has_dir_merges() {
-            return Ok(rules);
-        }
-        let above = directory.ancestors().collect::<Vec<_>>();
-        for below in above.into_iter().rev() {
-            let dir = sys::open_dir(root, below, DIRECTORY, self.root.follow);
-            let dir = dir.map_err(|error| error.to_string())?;
-            rules = rules.enter(below.as_os_str().as_bytes(), &mut |_, name| {
-                source::read_rules(dir.as_fd(), root, below, name)
-            })?;
-        }
-        Ok(rules)
     }
 
     /// Removes an entry, and what is below it. Returns whether nothing of it is left there.

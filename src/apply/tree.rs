@@ -190,9 +190,10 @@ impl DestinationTree {
         Ok(place.map(|place| place.stat()).transpose()?.flatten().is_some())
     }
 
-    /// Removes what has the name of a source that is missing. A directory that is not empty
-    /// stays unless the options say so; a destination that was named itself stays. Returns its
-    /// path, with a slash behind a directory's, if something was there.
+    /// Removes what has the name of a source that is missing. What the user's rules protect
+    /// stays, as does a directory that is not empty, unless the options say so, and a
+    /// destination that was named itself. Returns its path, with a slash behind a directory's,
+    /// if something was there.
     ///
     /// # Errors
     ///
@@ -203,6 +204,9 @@ impl DestinationTree {
         }
         let Some(place) = self.root.place(path, true)? else { return Ok(None) };
         let Some(stat) = place.stat()? else { return Ok(None) };
+        if self.protects(path, sys::kind_of(&stat) == SFlag::S_IFDIR)? {
+            return Ok(None);
+        }
         if self.options.dry_run {
             in_the_way::check(&place, &self.options)?;
         } else {
@@ -211,6 +215,13 @@ impl DestinationTree {
         }
         let slash: &[u8] = if sys::kind_of(&stat) == SFlag::S_IFDIR { b"/" } else { b"" };
         Ok(Some([path, slash].concat()))
+    }
+
+    /// Whether a rule of the user's keeps something that the source does not have.
+    fn protects(&mut self, path: &[u8], is_directory: bool) -> Result<bool> {
+        let Some(root) = others_in(&self.root) else { return Ok(false) };
+        let protects = self.others.protects(root, &self.options, path, is_directory);
+        protects.map_err(|why| Error::refused(self.root.path_of(path), why))
     }
 
     /// A directory of the source has these names, and maybe more.
@@ -225,12 +236,7 @@ impl DestinationTree {
     ///
     /// Those of `each`.
     pub fn remove_others(&mut self, each: &mut dyn FnMut(Removed) -> Result<()>) -> Result<()> {
-        let DestinationRoot { dir: Some(dir), rename: None, shown, backups, workplaces, .. } = &self.root
-        else {
-            return Ok(());
-        };
-        let follow = self.root.follows_links();
-        let root = Root { dir, shown, backups: backups.as_ref(), workplaces: workplaces.as_deref(), follow };
+        let Some(root) = others_in(&self.root) else { return Ok(()) };
         self.others.remove(root, &self.options, &mut self.unsynced, each)
     }
 
@@ -253,6 +259,18 @@ impl DestinationTree {
             let dir = sys::open_dir(root.as_fd(), path, PATH_ONLY, self.root.follows_links());
             each(id, place::finish_directory(dir, identity, &attributes, &shown));
         }
+    }
+}
+
+/// The destination as that from which something is removed, if it is a directory.
+fn others_in(root: &DestinationRoot) -> Option<Root<'_>> {
+    let follow = root.follows_links();
+    match root {
+        DestinationRoot { dir: Some(dir), rename: None, shown, backups, workplaces, .. } => {
+            let (backups, workplaces) = (backups.as_ref(), workplaces.as_deref());
+            Some(Root { dir, shown, backups, workplaces, follow })
+        }
+        _ => None,
     }
 }
 

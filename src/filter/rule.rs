@@ -76,6 +76,11 @@ impl Rule {
         }
         Ok(Rule { pattern: Pattern::new(text), includes, modifiers })
     }
+
+    /// Whether it goes by the path that something has on its machine.
+    pub fn goes_by_its_machine(&self) -> bool {
+        self.modifiers.absolute && self.pattern.is_of_paths()
+    }
 }
 
 /// A file of rules that is looked for in every directory.
@@ -117,6 +122,11 @@ pub(super) enum Prefixes {
 impl Style {
     pub fn new(prefixes: Prefixes) -> Style {
         Style { prefixes, words: false, inherited: true, modifiers: Modifiers::default() }
+    }
+
+    /// Whether a file that is written so may include something.
+    pub fn may_include(&self) -> bool {
+        !matches!(self.prefixes, Prefixes::Cvs | Prefixes::None { includes: false })
     }
 }
 

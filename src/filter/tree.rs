@@ -82,6 +82,18 @@ impl DirectoryRules {
         !self.includes(Question { path, is_directory, in_deleted: false, of_attributes: false })
     }
 
+    /// Whether a sender on another machine leaves something out, as far as that is known here:
+    /// not the files of rules in its directories, nor the path that the transfer has there.
+    pub fn surely_hides(&self, path: &[u8], is_directory: bool) -> bool {
+        self.surely_excludes(Question { path, is_directory, in_deleted: false, of_attributes: false })
+    }
+
+    /// The same of an extended attribute.
+    pub fn surely_hides_attribute(&self, name: &[u8]) -> bool {
+        let question = Question { path: name, is_directory: false, in_deleted: false, of_attributes: true };
+        self.surely_excludes(question)
+    }
+
     /// Whether the receiver may not delete something that the sender has not. `in_deleted`:
     /// its directory is being deleted, where perishable rules do not hold.
     pub fn protects(&self, path: &[u8], is_directory: bool, in_deleted: bool) -> bool {
@@ -184,6 +196,24 @@ impl DirectoryRules {
         self.decide(&self.run.rules.items, None, question).unwrap_or(true)
     }
 
+    /// Whether no rule that is unknown here can say something else.
+    fn surely_excludes(&self, question: Question) -> bool {
+        for item in &self.run.rules.items {
+            match item {
+                Item::DirMerge(merge) if merge.style.may_include() => return false,
+                Item::DirMerge(_) => {}
+                Item::Rule(rule) if rule.goes_by_its_machine() => {
+                    if rule.includes {
+                        return false;
+                    }
+                }
+                Item::Rule(rule) if self.run.matches(rule, None, question) => return !rule.includes,
+                Item::Rule(_) => {}
+            }
+        }
+        false
+    }
+
     /// What the first rule that matches says.
     fn decide(&self, items: &[Item], directory: Option<&[u8]>, question: Question) -> Option<bool> {
         items.iter().find_map(|item| match item {
@@ -229,9 +259,7 @@ impl RunRules {
                 let below = absolute.strip_prefix(directory).and_then(|rest| rest.strip_prefix(b"/"));
                 below.is_some_and(|below| pattern.matches(below, is_directory))
             }
-            None if modifiers.absolute && pattern.is_of_paths() => {
-                pattern.matches(&self.absolute(path)[1..], is_directory)
-            }
+            None if rule.goes_by_its_machine() => pattern.matches(&self.absolute(path)[1..], is_directory),
             None => pattern.matches(path, is_directory),
         };
         matched != modifiers.negated

@@ -5,14 +5,31 @@ use std::sync::Arc;
 
 use crate::apply::{Precision, QuickCheck, Wanted};
 use crate::error::{Failure, Result, lock, printable};
-use crate::options::Missing;
+use crate::options::{Missing, Options};
 use crate::protocol::{self, Entry, MAX_LENGTH};
 use crate::receiver::Applier;
 use crate::receiver::answer::AnnouncedFile;
 use crate::receiver::shared::Settles;
 use crate::report::{Changes, Event};
-use crate::source::Kind;
+use crate::source::{Kind, is_unsafe_link};
 use crate::working::names_working_file;
+
+/// What an entry is that the options do not ask for.
+fn why_unwanted(entry: &Entry, options: &Options) -> Option<&'static str> {
+    match &entry.kind {
+        Kind::File { length, .. } if !options.transfer.takes_size(*length) => {
+            Some("a file of a size that nobody wants")
+        }
+        Kind::Symlink(_) if !options.links || options.kinds.follow.all => Some("a symlink that nobody wants"),
+        Kind::Symlink(link) if options.safe_links && is_unsafe_link(link, &entry.path) => {
+            Some("a symlink that leads out of what is sent")
+        }
+        Kind::Node(node) if !node.is_wanted(options) => Some("a special file that nobody wants"),
+        Kind::HardLink(_) if !options.kinds.hard_links => Some("another name of a file that nobody wants"),
+        Kind::Missing if options.missing != Missing::Deleted => Some("a source that is missing"),
+        _ => None,
+    }
+}
 
 impl Applier<'_, '_> {
     /// Checks an entry against the rules, and takes it up.
@@ -26,8 +43,13 @@ impl Applier<'_, '_> {
                 return Err(self.frames.bad("more than the single file that it promised"));
             }
         }
-        if !self.target.is_asked(&entry.path, matches!(entry.kind, Kind::Directory)) {
+        if !self.target.is_asked(&entry.path, &entry.kind)
+            || !self.target.has_asked_attributes(&entry.metadata)
+        {
             return Err(self.frames.bad("it sends what it was not asked for"));
+        }
+        if let Some(what) = why_unwanted(&entry, &self.shared.options) {
+            return Err(self.frames.bad(what));
         }
         if names_working_file(&entry.path) {
             // It could plant a sealed log there, which the next run would finish.
@@ -64,19 +86,10 @@ impl Applier<'_, '_> {
                 let made = tree.make_directory(entry.id, &entry.path, &entry.metadata);
                 self.settle(&entry, made.map(|changes| (changes, None)))
             }
-            Kind::Missing if self.shared.options.missing == Missing::Deleted => {
-                self.remove_missing(entry.id, &entry.path)
-            }
-            Kind::Missing => Err(self.frames.bad("a source that is missing")),
-            Kind::Symlink(_) if !self.shared.options.links => {
-                Err(self.frames.bad("a symlink that nobody wants"))
-            }
+            Kind::Missing => self.remove_missing(entry.id, &entry.path),
             Kind::Symlink(link) => {
                 let made = tree.make_symlink(&entry.path, link, &entry.metadata);
                 self.settle(&entry, made)
-            }
-            &Kind::Node(node) if !node.is_wanted(&self.shared.options) => {
-                Err(self.frames.bad("a special file that nobody wants"))
             }
             &Kind::Node(node) => {
                 let made = match tree.why_not_made(node) {
@@ -90,7 +103,7 @@ impl Applier<'_, '_> {
                 self.settle(&entry, made)
             }
             Kind::HardLink(first) => {
-                self.refuse_bad_link(first)?;
+                self.refuse_bad_link(first, &entry.kind)?;
                 // All files have their results.
                 self.put_delayed()?;
                 let Some(tree) = &mut self.tree else { return Ok(()) };
@@ -101,12 +114,9 @@ impl Applier<'_, '_> {
     }
 
     /// A link leads to what may be written itself.
-    fn refuse_bad_link(&self, first: &[u8]) -> Result<()> {
-        if !self.shared.options.kinds.hard_links {
-            return Err(self.frames.bad("another name of a file that nobody wants"));
-        }
+    fn refuse_bad_link(&mut self, first: &[u8], kind: &Kind) -> Result<()> {
         protocol::check_path(first).map_err(|what| self.frames.bad(what))?;
-        if first.is_empty() || !self.target.is_asked(first, false) || names_working_file(first) {
+        if first.is_empty() || !self.target.is_asked(first, kind) || names_working_file(first) {
             return Err(self.frames.bad("another name of a file that it may not name"));
         }
         Ok(())

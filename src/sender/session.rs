@@ -289,7 +289,7 @@ impl<'a, W: Write> Session<'a, W> {
             };
             return self.source_failed(&source, &Error::refused(&source.path, why));
         }
-        match source.look_again() {
+        match source.look_again(self.shared.options) {
             Ok(mut source) => {
                 if let Kind::File { whole, retry, .. } = &mut source.kind {
                     (*whole, *retry) = (whole_again, true);

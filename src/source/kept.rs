@@ -149,7 +149,6 @@ impl NamedPath {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::Asked;
 
     fn chosen(source: &str, listed: &[&str], relative: bool) -> Vec<NamedPath> {
         let mut options = Options::default();
@@ -210,28 +209,5 @@ mod tests {
             let opened = shown(&chosen("src", &[name], false)[0]).0;
             assert_eq!(opened, path, "{name}");
         }
-    }
-
-    #[test]
-    fn only_what_was_asked_for_may_come() {
-        let asked = Asked::of(&chosen("src", &["a/b/c", "./d"], true)).unwrap();
-        for (path, as_file, as_directory, all) in [
-            ("a/b/c", true, true, true),
-            ("a/b/c/x", true, true, true),
-            ("d", true, true, true),
-            ("a", false, true, false),
-            ("a/b", false, true, false),
-            ("", false, true, false),
-            ("a/x", false, false, false),
-            ("a/b/cc", false, false, false),
-            ("e", false, false, false),
-        ] {
-            let path = path.as_bytes();
-            let found = (asked.allows(path, false), asked.allows(path, true), asked.allows_all_of(path));
-            assert_eq!(found, (as_file, as_directory, all), "{path:?}");
-        }
-        assert!(Asked::of(&chosen("src/", &[], false)).is_none());
-        assert!(Asked::of(&chosen("~/a", &[], true)).is_none());
-        assert!(Asked::of(&chosen("~/a", &[], false)).is_some_and(|asked| asked.allows(b"a", false)));
     }
 }

@@ -1,6 +1,5 @@
 //! What the user named himself: the only paths that are followed wherever they lead.
 
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,8 +12,7 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 
 use crate::confinement::NamedPath;
 use crate::options::FollowLinks;
-use crate::source::path::{is_unsafe_link, slashes};
-use crate::source::patterns::{is_path_like, is_pattern};
+use crate::source::path::is_unsafe_link;
 use crate::sys;
 
 /// A source that is held: nobody can put another in its place.
@@ -33,7 +31,7 @@ impl Named {
             return Named::look(path, OFlag::O_PATH);
         }
         let named = Named::look(path, OFlag::O_PATH | OFlag::O_NOFOLLOW)?;
-        if !is(&named.stat, SFlag::S_IFLNK) || path.is_listed() {
+        if !is(&named.stat, SFlag::S_IFLNK) || path.is_listed() && !follow.any() {
             return Ok(named);
         }
         let followed = match Named::look(path, OFlag::O_PATH) {
@@ -47,7 +45,8 @@ impl Named {
         };
         let is_directory = followed.is_directory();
         let is_followed = follow.all || follow.to_directories && is_directory || follow.leaving && is_left();
-        Ok(if (is_directory || follow.keeps_named) && !is_followed { named } else { followed })
+        let is_kept = is_directory || follow.keeps_named || path.is_listed();
+        Ok(if is_kept && !is_followed { named } else { followed })
     }
 
     /// What a symlink below a source leads to.
@@ -87,57 +86,6 @@ pub fn top_names(source: &NamedPath) -> Vec<Vec<u8>> {
     let opened = source.open(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
     let Some(mut dir) = opened.ok().and_then(|fd| Dir::from_fd(fd).ok()) else { return Vec::new() };
     sys::names_in(&mut dir).filter_map(Result::ok).map(|(name, _)| name.into_vec()).collect()
-}
-
-/// What was asked for of another end: where below the destination something may come.
-#[derive(Debug, Clone, Default)]
-pub struct Asked {
-    /// Here, and below.
-    sources: HashSet<Vec<u8>>,
-    /// Directories on the way there.
-    above: HashSet<Vec<u8>>,
-    /// Of these, those that may stand for others.
-    patterns: Vec<Vec<u8>>,
-}
-
-impl Asked {
-    /// Where these sources go. `None`: anywhere; so for a home, whose name only its machine
-    /// knows.
-    pub fn of(sources: &[NamedPath]) -> Option<Asked> {
-        let mut asked = Asked::default();
-        for source in sources {
-            let target = source.target();
-            let path = source.path().as_os_str().as_bytes();
-            if target.is_empty() || path == b"~" || path.starts_with(b"~/") && target.contains(&b'/') {
-                return None;
-            }
-            asked.above.extend(source.keeps().is_below_root.then(Vec::new));
-            asked.above.extend(source.implied().into_iter().map(|(_, target)| target));
-            asked.sources.insert(target);
-        }
-        let all = asked.sources.iter().chain(&asked.above);
-        asked.patterns = all.filter(|path| is_pattern(path)).cloned().collect();
-        Some(asked)
-    }
-
-    /// Whether something may come that goes there.
-    pub fn allows(&self, path: &[u8], is_directory: bool) -> bool {
-        let is_above = || self.above.contains(path) || self.is_like_one_of(&self.above, path);
-        self.allows_all_of(path) || is_directory && is_above()
-    }
-
-    /// Whether a directory was asked for with all that it holds.
-    pub fn allows_all_of(&self, path: &[u8]) -> bool {
-        slashes(path)
-            .chain([path.len()])
-            .map(|end| &path[..end])
-            .any(|path| self.sources.contains(path) || self.is_like_one_of(&self.sources, path))
-    }
-
-    fn is_like_one_of(&self, asked: &HashSet<Vec<u8>>, path: &[u8]) -> bool {
-        let mut patterns = self.patterns.iter().filter(|pattern| asked.contains(*pattern));
-        patterns.any(|pattern| is_path_like(pattern, path))
-    }
 }
 
 /// The name under which a source goes that is not meant for its contents.

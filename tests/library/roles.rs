@@ -213,11 +213,20 @@ pub(super) fn start_receiver(
     path: PathBuf,
     options: Options,
 ) -> Receiver<Result<Stats>> {
+    start_receiver_of(input, output, Target::new(NamedPath::here(path), false, 0o022), options)
+}
+
+pub(super) fn start_receiver_of(
+    input: impl Read + Send + 'static,
+    output: impl Write + Send + 'static,
+    target: Target,
+    options: Options,
+) -> Receiver<Result<Stats>> {
     start(move || {
         let input = FrameReader::new(input, "the sender");
         let output = FrameWriter::new(output, "the sender");
         let connection = Connection { input, output, options: &options, reporter: &Silent };
-        receiver::run(connection, Target::new(NamedPath::here(path), false, 0o022), None)
+        receiver::run(connection, target, None)
     })
 }
 

@@ -17,7 +17,7 @@ use crate::apply::place::workplace::Workplaces;
 use crate::confinement::NamedPath;
 use crate::error::{Error, Result, printable};
 use crate::options::{Commit, Options};
-use crate::source::Asked;
+use crate::source::{Asked, Kind, Metadata};
 use crate::sys;
 
 /// The destination of a run.
@@ -29,7 +29,7 @@ pub struct Target {
     pub directory: bool,
     /// The umask of this process.
     pub umask: u32,
-    /// Where something may come. `None`: anywhere.
+    /// What may come, and where. `None`: anything, anywhere.
     pub asked: Option<Asked>,
     /// Paths beside it.
     pub asides: Asides,
@@ -41,14 +41,19 @@ impl Target {
         Target { path, directory, umask, asked: None, asides: Asides::default() }
     }
 
-    /// Whether something was asked for that goes there.
-    pub fn is_asked(&self, path: &[u8], is_directory: bool) -> bool {
-        self.asked.as_ref().is_none_or(|asked| asked.allows(path, is_directory))
+    /// Whether something was asked for that is so.
+    pub fn is_asked(&mut self, path: &[u8], kind: &Kind) -> bool {
+        self.asked.as_mut().is_none_or(|asked| asked.allows(path, kind))
     }
 
-    /// Whether a directory was asked for with all that it holds.
-    pub fn is_asked_whole(&self, directory: &[u8]) -> bool {
-        self.asked.as_ref().is_none_or(|asked| asked.allows_all_of(directory))
+    /// Whether a directory was asked for with what it holds.
+    pub fn is_asked_whole(&mut self, directory: &[u8]) -> bool {
+        self.asked.as_mut().is_none_or(|asked| asked.allows_what_is_in(directory))
+    }
+
+    /// Whether what is asked for has all of these extended attributes.
+    pub fn has_asked_attributes(&self, metadata: &Metadata) -> bool {
+        self.asked.as_ref().is_none_or(|asked| asked.allows_attributes(metadata))
     }
 }
 

@@ -71,7 +71,7 @@ impl SendJob<'_> {
         if let Attempt::Done = self.try_content(source, far)? {
             return Ok(());
         }
-        let mut source = source.look_again()?;
+        let mut source = source.look_again(self.options)?;
         if let Kind::File { retry, .. } = &mut source.kind {
             *retry = true;
         }

@@ -307,7 +307,7 @@ impl LocalCopy<'_> {
                 "changed while it was read, twice; send it when nothing writes to it, or from a snapshot";
             return self.file_failed(&source, &Error::refused(&source.path, why));
         }
-        match source.look_again() {
+        match source.look_again(&self.options) {
             Ok(mut source) => {
                 if let Kind::File { retry, .. } = &mut source.kind {
                     *retry = true;

@@ -10,6 +10,7 @@ use std::process::Command;
 
 use crate::common::lab;
 use crate::common::layout::Rng;
+use crate::common::peer::{Peer, at};
 use crate::common::process::{Outcome, holesync, run};
 use crate::common::tree::{WAYS, Way, assert_trees, mkdir, rsync, slash, small};
 
@@ -163,6 +164,111 @@ fn generated_rules_choose_what_they_choose_with_rsync() {
     }
     assert!(wrong.is_empty(), "{} of 300, first\n{}", wrong.len(), wrong[..wrong.len().min(5)].join("\n"));
     assert!(chosen_in_all > 2000 && refused < 30, "{chosen_in_all} chosen, {refused} refused");
+}
+
+/// Flags and sources, and the same as rsync is to have it.
+type Question = (Vec<OsString>, Vec<OsString>, Vec<OsString>);
+
+/// A way to ask for something of `from`, and what to ask rsync for.
+fn question(dir: &Path, from: &Path, rng: &mut Rng) -> Question {
+    let same = |flags: &[&str], sources: Vec<OsString>| {
+        (flags.iter().map(OsString::from).collect(), sources.clone(), sources)
+    };
+    let below = |path: &str| from.join(path).into_os_string();
+    let top = fs::read_dir(from).expect("list").map(|entry| entry.expect("an entry").file_name());
+    let top = top.map(|name| name.into_string().expect("plain")).collect::<BTreeSet<_>>();
+    match rng.below(8) {
+        0 => same(&[], vec![from.into()]),
+        1 => same(&[], vec![slash(from)]),
+        2 => same(&[], vec![below("a"), slash(&from.join("foo")), below("b")]),
+        3 => {
+            let named = if from.join("foo").is_dir() { "./foo/" } else { "./foo" };
+            same(&["-R"], vec![below("./a/b"), below(named), below("./x.c")])
+        }
+        4 => same(&["-R", "--no-implied-dirs"], vec![below("./ab/foo"), below("a")]),
+        5 => {
+            let mut listed = names(from).into_iter().filter(|_| rng.chance(30)).collect::<Vec<_>>();
+            listed.retain(|path| path != Path::new(""));
+            let list = listed.iter().flat_map(|path| [path.as_os_str().as_encoded_bytes(), b"\0"].concat());
+            let path = dir.join("listed");
+            fs::write(&path, list.collect::<Vec<_>>()).expect("write");
+            let flags = ["-0", &format!("--files-from={}", path.display())];
+            match rng.below(3) {
+                0 => same(&[&flags[..], &["-r"]].concat(), vec![slash(from)]),
+                1 => same(&[&flags[..], &["--no-R"]].concat(), vec![slash(from)]),
+                _ => same(&flags, vec![slash(from)]),
+            }
+        }
+        6 => {
+            let like = top.iter().filter(|name| name.contains('o') && !name.starts_with('.'));
+            let like = like.map(|name| below(name)).collect::<Vec<_>>();
+            if like.is_empty() {
+                return same(&[], vec![slash(from)]);
+            }
+            (Vec::new(), vec![below("*o*")], like)
+        }
+        _ => {
+            let file = top.iter().find(|name| from.join(name).is_file());
+            same(&[], vec![file.map_or_else(|| slash(from), |name| below(name))])
+        }
+    }
+}
+
+/// A receiver that refuses what it did not ask for refuses nothing of an honest sender.
+#[test]
+fn all_that_rules_leave_comes_from_another_machine() {
+    let rounds = std::env::var("HOLESYNC_TEST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
+    let rounds = rounds.unwrap_or(100);
+    let dir = lab::scratch();
+    let dir = dir.path();
+    let peer = Peer::pipe(dir);
+    let (mut wrong, mut came) = (Vec::new(), 0);
+    for seed in 1..=rounds {
+        let mut rng = Rng(seed + 5000);
+        let from = mkdir(dir.join(format!("{seed}/from")));
+        grow(&from, &mut rng, 1 + usize::from(seed % 4 == 0));
+        let args = rules(dir, &mut rng);
+        let (flags, sources, theirs) = question(dir, &from, &mut rng);
+        let what = format!("seed {seed}: {args:?} {flags:?} {sources:?}");
+        let [ours_to, theirs_to] = ["ours", "theirs"].map(|to| mkdir(dir.join(format!("{seed}/{to}"))));
+        let is_listed = flags.iter().any(|flag| flag.to_string_lossy().starts_with("--files-from"));
+        let kinds = if is_listed { "-l" } else { "-rl" };
+        let mut command = Command::new("rsync");
+        command.current_dir(dir).env("HOME", dir).env_remove("CVSIGNORE").arg(kinds);
+        let outcome = run(command.args(&flags).args(&args).args(&theirs).arg(slash(&theirs_to)));
+        let mut command = peer.holesync();
+        command.current_dir(dir).env("HOME", dir).env_remove("CVSIGNORE").args(["-q", "--no-fsync"]);
+        let sources = sources.iter().map(at);
+        let ours = run(command.args(&flags).args(&args).args(sources).arg(slash(&ours_to)));
+        // Of what is named below a directory with rules of its own, those say nothing here.
+        let is_kept = flags.iter().any(|flag| flag == "-R") || is_listed;
+        let has_merges = args.iter().any(|arg| {
+            let arg = arg.to_string_lossy();
+            ["-F", "-C", "-f:C"].iter().any(|rule| arg.starts_with(rule))
+                || arg.contains("=:")
+                || arg.contains("dir-merge")
+        });
+        let (found, expected) = (names(&ours_to), names(&theirs_to));
+        if is_kept && has_merges {
+            assert_eq!(ours.code, outcome.code, "{what}: {ours}");
+            assert!(found.is_superset(&expected), "{what}: {expected:?} {found:?}");
+            continue;
+        }
+        let (lacks, more) = (expected.difference(&found), found.difference(&expected));
+        let differ = format!("lacks {:?}, has {:?}", lacks.collect::<Vec<_>>(), more.collect::<Vec<_>>());
+        if (ours.code == 0) != (outcome.code == 0) || outcome.code != 1 && found != expected {
+            wrong.push(format!("{what}: {differ}\n{outcome}\n{ours}"));
+        }
+        came += expected.len();
+        fs::remove_dir_all(dir.join(format!("{seed}"))).expect("remove");
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} of {rounds}, first\n{}",
+        wrong.len(),
+        wrong[..wrong.len().min(5)].join("\n")
+    );
+    assert!(came as u64 > 3 * rounds, "{came} came");
 }
 
 /// A tree for rules of every kind.

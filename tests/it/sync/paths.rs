@@ -165,6 +165,8 @@ fn sources_that_are_not_there_are_left_out_or_removed() {
             (&["-a", "--delete-missing-args", "--force"], &["from/a", "from/c"]),
             (&["-aR", "--delete-missing-args", "--delete"], &["from/./a/b/more", "from/./g"]),
             (&["-a", "--delete-missing-args"], &["from/a/b/extra", "from/c"]),
+            (&["-aR", "--delete-missing-args", "--exclude=extra"], &["from/./a/b/extra"]),
+            (&["-aR", "--delete-missing-args", "-f", "P x/extra"], &["from/./a/b/extra", "from/./a/x/extra"]),
         ],
         &AGENTS,
     );
@@ -198,6 +200,9 @@ fn lists_choose_what_they_choose_with_rsync() {
             &["-a", "-m", "-r"],
             &["-lpt", "--no-implied-dirs"],
             &["-a", "--no-dirs"],
+            &["-a", "-L"],
+            &["-a", "-r", "-k"],
+            &["-a", "--copy-unsafe-links"],
         ];
         for (set, options) in sets.into_iter().enumerate() {
             // Each list goes each way with some of the options.

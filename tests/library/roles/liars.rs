@@ -71,6 +71,18 @@
 //! | sender | names before the layout | `a_sender_that_lies_about_what_it_has_removes_nothing` |
 //! | sender | a removal before the layout | `a_sender_that_lies_about_what_it_has_removes_nothing` |
 //! | sender | names without end, and what a symlink leads to | `names_of_a_lying_sender_lead_nowhere_and_take_bounded_memory` |
+//! | sender | another name than that of the source | `a_lying_sender_of_what_was_not_asked_for_ends_its_session_and_changes_nothing` |
+//! | sender | a file that the rules leave out | `a_lying_sender_of_what_was_not_asked_for_ends_its_session_and_changes_nothing` |
+//! | sender | a directory that they leave out | `a_lying_sender_of_what_was_not_asked_for_ends_its_session_and_changes_nothing` |
+//! | sender | a file in such a directory | `a_lying_sender_of_what_was_not_asked_for_ends_its_session_and_changes_nothing` |
+//! | sender | another name of what they leave out | `a_lying_sender_of_what_was_not_asked_for_ends_its_session_and_changes_nothing` |
+//! | sender | what a directory has that they leave out | `a_lying_sender_of_what_was_not_asked_for_ends_its_session_and_changes_nothing` |
+//! | sender | an attribute that they leave out | `a_lying_sender_of_what_was_not_asked_for_ends_its_session_and_changes_nothing` |
+//! | sender | a file that is too large | `a_lying_sender_of_what_was_not_asked_for_ends_its_session_and_changes_nothing` |
+//! | sender | what lies below a directory that was asked for alone | `a_lying_sender_of_what_was_not_asked_for_ends_its_session_and_changes_nothing` |
+//! | sender | a symlink that leads out | `a_lying_sender_of_what_was_not_asked_for_ends_its_session_and_changes_nothing` |
+//! | sender | a symlink where all are followed | `a_lying_sender_of_what_was_not_asked_for_ends_its_session_and_changes_nothing` |
+//! | sender | a source that is missing, and was none | `a_lying_sender_of_what_was_not_asked_for_ends_its_session_and_changes_nothing` |
 //! | receiver | removals that nobody asked for | `a_lying_receiver_ends_its_session` |
 //! | receiver | something that stays where nothing goes | `a_lying_receiver_ends_its_session` |
 //! | receiver | names without bytes, without end | `a_lying_receiver_ends_its_session` |
@@ -131,6 +143,7 @@
 mod initiators;
 mod receivers;
 mod senders;
+mod unasked;
 
 use std::collections::BTreeSet;
 use std::io::{PipeReader, PipeWriter, Write};
@@ -256,6 +269,7 @@ fn the_list_of_lies_is_long_and_each_has_a_test() {
         include_str!("liars/senders.rs"),
         include_str!("liars/receivers.rs"),
         include_str!("liars/initiators.rs"),
+        include_str!("liars/unasked.rs"),
     ];
     let others = [
         include_str!("leaves.rs"),
