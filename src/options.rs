@@ -288,6 +288,11 @@ impl Options {
         (self.timeout > 0).then(|| Duration::from_secs(self.timeout.into()))
     }
 
+    /// Whether the receiver tells of entries that are no files.
+    pub fn tells_others(&self) -> bool {
+        self.tells_changes.is_asked() || self.remove_source_files
+    }
+
     /// Whether the receiver removes something that the sender does not have.
     pub fn removes(&self) -> bool {
         self.delete.is_some() || self.missing == Missing::Deleted

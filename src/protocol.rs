@@ -221,11 +221,13 @@ pub enum Message {
     },
     /// Receiver: something that the source does not have stays, and why.
     Stays(Failure),
-    /// Receiver, where [`Options::tells_changes`] asks for it: a directory or symlink is made,
-    /// would be, or is there.
+    /// Receiver, where [`Options::tells_others`] asks for it: what became of an entry that is no
+    /// file.
     Made {
         /// The entry.
         id: u64,
+        /// The destination has it; otherwise it would be made, or is left out there.
+        is_there: bool,
         /// How it differed before.
         changes: Changes,
     },

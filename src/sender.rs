@@ -73,7 +73,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
     let Connection { input, output, options, reporter } = connection;
     let Hasher { jobs, hashed, buffers } = hasher.unwrap_or_else(|| Hasher::start(options, None));
     let shared = SenderShared {
-        files: Arc::new(Files::new(jobs, output.is_direct(), options.tells_changes.is_asked())),
+        files: Arc::new(Files::new(jobs, output.is_direct(), options.tells_others())),
         output: Mutex::new(output),
         stats: Mutex::default(),
         links: Mutex::default(),

@@ -17,11 +17,11 @@ mod named;
 mod owners;
 mod path;
 mod patterns;
+mod removal;
 mod rules;
 mod together;
 mod walk;
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,7 +34,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, code, escape, printable};
-use crate::in_use;
 use crate::options::Options;
 use crate::scan::{self, FileImage, FileState};
 use crate::sys;
@@ -50,6 +49,7 @@ pub use named::{names_contents, top_names};
 pub use owners::Names;
 pub use path::{MAX_NAME, MAX_PATH, NOT_SENT, is_plain, is_unsafe_link};
 pub use patterns::expand as expand_patterns;
+use removal::Seen;
 pub use rules::read as read_rules;
 pub use together::merges;
 pub use walk::{Contents, Found, Tells, Walk};
@@ -180,6 +180,8 @@ pub struct Source {
     pub metadata: Metadata,
     /// Which file it is.
     identity: Identity,
+    /// What it was when it was found.
+    seen: Seen,
     /// It has other names.
     has_other_names: bool,
     /// How many were handed out before it.
@@ -293,7 +295,7 @@ impl Source {
             xattrs: before.xattrs.clone(),
             ..metadata_of(&stat)
         };
-        let mut found = Source { metadata, identity, ..self.clone() };
+        let mut found = Source { metadata, identity, seen: Seen::of(&stat), ..self.clone() };
         // The names go with the numbers, which are what they were, or nearly always.
         let same = |a: &Owner, b: &Owner| (a.uid, a.gid) == (b.uid, b.gid);
         if let (Some(now), Some(before)) = (&mut found.metadata.owner, &self.metadata.owner)
@@ -313,6 +315,11 @@ impl Source {
             }
             _ => Ok(found),
         }
+    }
+
+    /// Whether other names of it may be sources, too.
+    pub fn has_other_names(&self) -> bool {
+        self.has_other_names
     }
 
     /// Whether it is a directory on the way to a source, of which only the name is told.
@@ -335,51 +342,6 @@ impl Source {
     /// A device node, fifo or socket, which is made at the destination as it is here.
     fn node(self, node: Node, stat: &FileStat) -> Source {
         Source { kind: Kind::Node(node), metadata: metadata_of_inode(stat), ..self }
-    }
-
-    /// Removes it, now that the destination has it, if its name leads to what was sent and
-    /// that is as it was. A device stays.
-    ///
-    /// # Errors
-    ///
-    /// When something else has its name, it may not be removed, or another program uses it
-    /// and the options do not say that this is no matter.
-    pub fn remove(&self, options: &Options) -> Result<()> {
-        let Kind::File { length, .. } = self.kind else { return Ok(()) };
-        let Some(mtime) = self.metadata.mtime else { return Ok(()) };
-        let failed = || Error::file("remove", &self.path);
-        let (dir, name) = self.open_parent()?;
-        let Some(now) = sys::stat_at(&dir, &name).map_err(failed())? else { return Ok(()) };
-        let is_same = Identity::of(&now) == self.identity
-            && u64::try_from(now.st_size) == Ok(length)
-            && (now.st_mtime, now.st_mtime_nsec as u32) == mtime;
-        if !is_same {
-            return Err(Error::refused(
-                &self.path,
-                "changed after it was sent, and was not removed; run again",
-            ));
-        }
-        // Who may remove a file need not be one who may read it.
-        if !options.force_in_use
-            && let Ok(file) = sys::open_beneath(dir.as_fd(), name.as_ref(), READ, 0).map(File::from)
-        {
-            in_use::refuse(&file, &file.metadata().map_err(failed())?, &self.path)?;
-        }
-        sys::unlink_at(&dir, &name).map(drop).map_err(failed())
-    }
-
-    /// The directory that it lies in, and its name there.
-    fn open_parent(&self) -> Result<(OwnedFd, OsString)> {
-        const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY);
-        let opened = match &self.origin {
-            Origin::Named(named) => named.parent().open(DIRECTORY),
-            Origin::Below(root) => {
-                let parent = self.below().parent().unwrap_or(Path::new(""));
-                sys::open_beneath(root.fd.as_fd(), parent, DIRECTORY, 0)
-            }
-        };
-        let dir = opened.map_err(Error::file("open the directory of", &self.path))?;
-        Ok((dir, self.path.file_name().unwrap_or_default().to_owned()))
     }
 
     /// Its path below the directory that was named.

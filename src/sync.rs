@@ -56,7 +56,7 @@ pub fn run(
     reporter: &dyn Reporter,
 ) -> Result<()> {
     let start = Instant::now();
-    let tries = &Tries::new(remote.retries);
+    let tries = &Tries::of(options, remote.retries)?;
     let initiator = Initiator { options, remote, reporter, tries };
     let origin = origin(sources)?;
     let other_end = match (&origin, destination) {

@@ -129,7 +129,7 @@ fn removal() -> Vec<u8> {
 fn removed() -> Vec<u8> {
     written(&|output| {
         (1..4).try_for_each(|id| output.message(&Message::Unchanged { id, changes: Changes::default() }))?;
-        output.message(&Message::Made { id: 0, changes: Changes::NEW })?;
+        output.message(&Message::Made { id: 0, is_there: true, changes: Changes::NEW })?;
         output.message(&Message::Removed { paths: vec![b"x/".to_vec()] })?;
         output.message(&Message::Stays(Failure { code: 23, message: "f".into() }))?;
         output.message(&Message::End(Box::default()))

@@ -92,15 +92,13 @@ impl Applier<'_, '_> {
                 self.settle(&entry, made)
             }
             &Kind::Node(node) => {
-                let made = match tree.why_not_made(node) {
-                    Some(why) => {
-                        let path = printable(&tree.root().path_of(&entry.path));
-                        self.shared.warn(format!("skipping device {path}: {why}"))?;
-                        Ok((Changes::default(), None))
-                    }
-                    None => tree.make_node(&entry.path, node, &entry.metadata),
+                let Some(why) = tree.why_not_made(node) else {
+                    let made = tree.make_node(&entry.path, node, &entry.metadata);
+                    return self.settle(&entry, made);
                 };
-                self.settle(&entry, made)
+                let path = printable(&tree.root().path_of(&entry.path));
+                self.shared.warn(format!("skipping device {path}: {why}"))?;
+                self.shared.made(&entry, Changes::default(), false)
             }
             Kind::HardLink(first) => {
                 self.refuse_bad_link(first, &entry.kind)?;
@@ -127,7 +125,8 @@ impl Applier<'_, '_> {
         match result {
             Ok((changes, unset)) => {
                 self.shared.unset(unset)?;
-                self.shared.made(entry, changes)
+                let is_there = !self.shared.options.dry_run && !changes.has(Changes::LEFT);
+                self.shared.made(entry, changes, is_there)
             }
             Err(error) => self.shared.fail(entry.id, &error, Settles::Entry),
         }

@@ -144,13 +144,15 @@ impl<'a> ReceiverShared<'a> {
         self.reporter.event(Event::File(entry.item(), outcome, changes));
     }
 
-    /// The result of a directory or symlink.
-    pub fn made(&self, entry: &Entry, changes: Changes) -> Result<()> {
-        if !self.options.tells_changes.is_asked() {
+    /// The result of what is no file, which is there by now or not.
+    pub fn made(&self, entry: &Entry, changes: Changes, is_there: bool) -> Result<()> {
+        if !self.options.tells_others() {
             return self.outbox.settle(Settles::Entry.units());
         }
-        self.reporter.event(Event::Made(entry.item(), changes));
-        self.tell(Message::Made { id: entry.id, changes }, Settles::Entry)
+        if self.options.tells_changes.is_asked() {
+            self.reporter.event(Event::Made(entry.item(), changes));
+        }
+        self.tell(Message::Made { id: entry.id, is_there, changes }, Settles::Entry)
     }
 }
 

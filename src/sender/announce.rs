@@ -23,13 +23,13 @@ pub struct Files {
     changed: Condvar,
     /// Bytes of files can be sent without being read.
     direct: bool,
-    /// The receiver tells of directories and symlinks, too.
+    /// The receiver tells of what is no file, too.
     tells_others: bool,
 }
 
 struct Table {
     pending: HashMap<u64, Source>,
-    /// Directories and symlinks that the receiver will tell of.
+    /// What is no file, and the receiver will tell of.
     others: HashMap<u64, Source>,
     credit: Credit,
     /// The id of the next entry.
@@ -45,7 +45,7 @@ struct Table {
 impl Files {
     /// None so far. Those that the receiver wants go to the hasher through `jobs`.
     /// `direct`: bytes of files can be sent without being read. `tells_others`: the receiver
-    /// tells of directories and symlinks, too.
+    /// tells of what is no file, too.
     pub fn new(jobs: Sender<WantedFile>, direct: bool, tells_others: bool) -> Files {
         let credit = Credit::for_messages();
         let (pending, others, jobs) = (HashMap::new(), HashMap::new(), Some(jobs));
@@ -128,9 +128,17 @@ impl Files {
         source
     }
 
-    /// Takes a directory or symlink that the receiver tells of, or that failed; none likewise.
+    /// Takes what is no file, and that the receiver tells of, or that failed; none likewise.
     pub fn take_other(&self, id: u64) -> Option<Source> {
-        lock(&self.table).others.remove(&id)
+        let mut table = lock(&self.table);
+        let source = table.others.remove(&id);
+        self.wake(&mut table);
+        source
+    }
+
+    /// Whether the receiver told of everything else that it was to tell of.
+    pub fn all_told(&self) -> bool {
+        lock(&self.table).others.is_empty()
     }
 
     /// Whether all files that were announced are answered.
@@ -146,10 +154,10 @@ impl Files {
 }
 
 impl Table {
-    /// The second condition holds whenever the first does, unless the receiver gives back
-    /// credit for files that it has not answered.
+    /// The others hold whenever the first condition does, unless the receiver gives back credit
+    /// for entries that it has not answered, or not told of.
     fn may_announce(&self) -> bool {
-        self.credit.has_for_later() && self.pending.len() < CREDIT
+        self.credit.has_for_later() && self.pending.len() < CREDIT && self.others.len() < CREDIT
     }
 }
 

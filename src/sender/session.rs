@@ -42,6 +42,8 @@ pub struct Session<'a, W: Write> {
     walked: bool,
     /// Files that need a second try, and then other names of files.
     again: VecDeque<Source>,
+    /// Sources that the destination has, and that are removed at the end.
+    arrived: Vec<Source>,
     awaited: HashMap<u64, Sent>,
     /// Failures that the receiver told of.
     told: Stats,
@@ -71,6 +73,7 @@ impl<'a, W: Write> Session<'a, W> {
             describer: Describer::new(shared),
             walked: false,
             again: VecDeque::new(),
+            arrived: Vec::new(),
             awaited: HashMap::new(),
             told: Stats::default(),
             remove,
@@ -87,6 +90,7 @@ impl<'a, W: Write> Session<'a, W> {
             }
         }
         self.remove_others()?;
+        std::mem::take(&mut self.arrived).iter().try_for_each(|source| self.remove(source))?;
         self.end()
     }
 
@@ -122,7 +126,8 @@ impl<'a, W: Write> Session<'a, W> {
         {
             announce(self.shared, source)?;
         }
-        Ok(self.again.is_empty() && self.shared.files.all_answered())
+        let all_told = !self.shared.options.remove_source_files || self.shared.files.all_told();
+        Ok(self.again.is_empty() && self.shared.files.all_answered() && all_told)
     }
 
     /// Exchanges totals (step 7).
@@ -204,7 +209,7 @@ impl<'a, W: Write> Session<'a, W> {
                     self.shared.reporter.event(Event::Done(Phase::Mapping, allocated));
                 }
                 self.report(&source, Outcome::Unchanged, changes);
-                self.arrived(&source)?;
+                self.arrived(source)?;
             }
             Message::Failed { id, failure } => {
                 self.shared.files.take_other(id);
@@ -226,15 +231,20 @@ impl<'a, W: Write> Session<'a, W> {
                     let outcome = changed.map_or(Outcome::Unchanged, |_| Outcome::Sent(sent.bytes));
                     self.report(&sent.source, outcome, changes);
                     if sent.settled {
-                        self.arrived(&sent.source)?;
+                        self.arrived(sent.source)?;
                     }
                 }
             }
-            Message::Made { id, changes } => {
+            Message::Made { id, is_there, changes } => {
                 let Some(source) = self.shared.files.take_other(id) else {
                     return Err(self.unexpected("an answer for no directory or symlink"));
                 };
-                self.shared.reporter.event(Event::Made(source.item(), changes));
+                if self.shared.options.tells_changes.is_asked() {
+                    self.shared.reporter.event(Event::Made(source.item(), changes));
+                }
+                if is_there {
+                    self.arrived(source)?;
+                }
             }
             Message::Again { id } => {
                 if let Some(sent) = self.awaited.remove(&id) {
@@ -258,13 +268,23 @@ impl<'a, W: Write> Session<'a, W> {
         Ok(())
     }
 
-    /// The destination has a file.
-    fn arrived(&self, source: &Source) -> Result<()> {
+    /// The destination has something. What may have other names here is changed when one of them
+    /// goes, and may be read under another: it waits. So does all where directories are still to
+    /// be told of: what is gone by then would go at the destination, too.
+    fn arrived(&mut self, source: Source) -> Result<()> {
         let options = self.shared.options;
         if !options.remove_source_files || options.dry_run {
             return Ok(());
         }
-        source.remove(options).or_else(|error| self.shared.source_failed(error.to_failure()))
+        if source.kind != Kind::Directory && (source.has_other_names() || self.remove.is_some()) {
+            self.arrived.push(source);
+            return Ok(());
+        }
+        self.remove(&source)
+    }
+
+    fn remove(&self, source: &Source) -> Result<()> {
+        source.remove(self.shared.options).or_else(|error| self.shared.source_failed(error.to_failure()))
     }
 
     fn report(&self, source: &Source, outcome: Outcome, changes: Changes) {

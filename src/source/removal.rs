@@ -13,7 +13,7 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 use crate::error::{Error, Result};
 use crate::in_use;
 use crate::options::Options;
-use crate::source::{Identity, Kind, Origin, READ, Source};
+use crate::source::{Kind, Origin, READ, Source};
 use crate::sys;
 
 /// What tells that something was changed since it was looked at.
@@ -109,5 +109,125 @@ impl Source {
         };
         let dir = opened.map_err(Error::file("open the directory of", &self.path))?;
         Ok((dir, self.path.file_name().unwrap_or_default().to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use nix::sys::stat::Mode;
+
+    use super::*;
+    use crate::confinement::NamedPath;
+    use crate::source::{Found, Walk};
+
+    /// A file, a symlink and a fifo below `dir`, found with these options.
+    fn found(dir: &Path, options: &Options) -> Vec<Source> {
+        fs::write(dir.join("file"), "data").unwrap();
+        symlink("file", dir.join("link")).unwrap();
+        nix::unistd::mkfifo(&dir.join("fifo"), Mode::S_IRWXU).unwrap();
+        let sources = [NamedPath::here(dir.join(""))];
+        let entries = Walk::new(&sources, options).filter_map(|found| match found {
+            Found::Source(source) if source.kind != Kind::Directory => Some(*source),
+            _ => None,
+        });
+        entries.collect()
+    }
+
+    /// What happens to something.
+    type Act = (&'static str, fn(&Path));
+
+    fn options() -> Options {
+        let mut options = Options::default();
+        options.kinds.specials = true;
+        options.kinds.hard_links = true;
+        options
+    }
+
+    #[test]
+    fn what_was_sent_goes_and_what_came_in_its_place_stays() {
+        let replace: [Act; 4] = [
+            ("nothing", |_| {}),
+            ("another file", |path| {
+                fs::remove_file(path).unwrap();
+                fs::write(path, "data").unwrap();
+            }),
+            ("another symlink", |path| {
+                fs::remove_file(path).unwrap();
+                symlink("elsewhere", path).unwrap();
+            }),
+            ("a directory", |path| {
+                fs::remove_file(path).unwrap();
+                fs::create_dir(path).unwrap();
+            }),
+        ];
+        for (what, replace) in replace {
+            let place = tempfile::tempdir().unwrap();
+            for source in found(place.path(), &options()) {
+                let path = &source.path;
+                // Or what comes may get its number.
+                let _held = sys::open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW).unwrap();
+                replace(path);
+                let removed = source.remove(&options());
+                assert_eq!(removed.is_ok(), what == "nothing", "{what}");
+                assert_eq!(path.symlink_metadata().is_ok(), what != "nothing", "{what} {path:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_changed_stays() {
+        let change: [Act; 3] = [
+            ("mode", |path| fs::set_permissions(path, PermissionsExt::from_mode(0o640)).unwrap()),
+            ("content", |path| {
+                let time = path.metadata().unwrap().modified().unwrap();
+                fs::write(path, "DATA").unwrap();
+                fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+            }),
+            ("length", |path| fs::write(path, "more data").unwrap()),
+        ];
+        for (what, change) in change {
+            let place = tempfile::tempdir().unwrap();
+            let sources = found(place.path(), &options());
+            let source = sources.iter().find(|source| matches!(source.kind, Kind::File { .. })).unwrap();
+            // The clock ticks in steps.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            change(&source.path);
+            assert!(source.remove(&options()).is_err() && source.path.exists(), "{what}");
+        }
+    }
+
+    #[test]
+    fn names_of_one_file_go_one_after_the_other() {
+        let place = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c"] {
+            match name {
+                "a" => fs::write(place.path().join(name), "data").unwrap(),
+                _ => fs::hard_link(place.path().join("a"), place.path().join(name)).unwrap(),
+            }
+        }
+        for source in found(place.path(), &options()) {
+            source.remove(&options()).unwrap();
+        }
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn of_a_symlink_that_is_followed_the_name_goes() {
+        let place = tempfile::tempdir().unwrap();
+        fs::write(place.path().join("file"), "data").unwrap();
+        symlink("file", place.path().join("link")).unwrap();
+        let sources = [NamedPath::here(place.path().join("link"))];
+        let options = Options::default();
+        let mut walk = Walk::new(&sources, &options);
+        let Some(Found::Source(source)) = walk.next() else { panic!("nothing found") };
+        fs::write(place.path().join("file"), "changed").unwrap();
+        assert!(source.remove(&options).is_err() && sources[0].path().is_symlink());
+        let mut walk = Walk::new(&sources, &options);
+        let Some(Found::Source(source)) = walk.next() else { panic!("nothing found") };
+        source.remove(&options).unwrap();
+        assert!(!sources[0].path().is_symlink() && place.path().join("file").exists());
     }
 }

@@ -79,6 +79,7 @@ pub fn run(
         again: Mutex::default(),
         delayed: Mutex::default(),
         links: Mutex::default(),
+        arrived: Mutex::default(),
         cores: Mutex::default(),
     };
     copy.pace.limit(copy.options.bandwidth);
@@ -100,6 +101,7 @@ pub fn run(
     if when == Some(DeleteWhen::After) {
         copy.remove_others(sources, &mut tree);
     }
+    std::mem::take(&mut *lock(&copy.arrived)).iter().for_each(|source| copy.remove(source));
     tree.finish(|_, set| copy.settle(set));
     Ok(copy.stats.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
 }
@@ -128,6 +130,8 @@ struct LocalCopy<'a> {
     pace: Pace,
     /// Other names of files.
     links: Mutex<Links>,
+    /// Sources that the destination has, and that are removed at the end.
+    arrived: Mutex<Vec<Source>>,
     /// Held by the one large file that all cores work on.
     cores: Mutex<()>,
 }
@@ -262,12 +266,16 @@ impl LocalCopy<'_> {
 
     /// Counts and reports what is no file.
     fn made(&self, source: &Source, made: Result<(Changes, Option<Failure>)>) {
+        let is_there = made.as_ref().is_ok_and(|(changes, _)| !changes.has(Changes::LEFT));
         self.settle(made.map(|(changes, unset)| {
             if self.options.tells_changes.is_asked() {
                 self.reporter.event(Event::Made(source.item(), changes));
             }
             unset
         }));
+        if is_there {
+            self.arrived(source);
+        }
     }
 
     /// Removes what has the name of a source that is missing.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result, code};
+use crate::options::Options;
 use crate::protocol::RunId;
 use crate::remote;
 use crate::report::{Event, Reporter};
@@ -31,6 +32,24 @@ impl Tries {
     /// `wanted`: how many tries may follow the first one, if the user has said so.
     pub fn new(wanted: Option<u32>) -> Tries {
         Tries { wanted, ..Tries::default() }
+    }
+
+    /// The same for a transfer. What one try took from the source the next would miss there, and
+    /// remove at the destination.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] when more is wanted than can be.
+    pub fn of(options: &Options, wanted: Option<u32>) -> Result<Tries> {
+        if !(options.remove_source_files && options.removes()) {
+            return Ok(Tries::new(wanted));
+        }
+        if wanted.is_some_and(|retries| retries > 0) {
+            let what = "with --remove-source-files and --delete or --delete-missing-args there is one try: the \
+                        next would remove at DEST what this one moved there; leave --retries out";
+            return Err(Error::Usage(what.into()));
+        }
+        Ok(Tries::new(Some(0)))
     }
 
     /// A connection is being made; by an ssh that asks nothing, or not.
@@ -131,12 +150,29 @@ fn waited(pause: Duration) -> bool {
 mod tests {
     use super::*;
     use crate::error::Failure;
+    use crate::options::Missing;
     use crate::report::Silent;
     use std::io;
 
     fn lost() -> Error {
         let source = io::Error::from(io::ErrorKind::TimedOut);
         Error::Timeout { doing: "reading", peer: "h".into(), source }
+    }
+
+    #[test]
+    fn what_moves_and_deletes_is_tried_once() {
+        let most = |options: &Options| {
+            let tries = Tries::of(options, None).unwrap();
+            tries.connecting(true);
+            tries.most()
+        };
+        let mut options = Options { missing: Missing::Deleted, ..Options::default() };
+        assert_eq!(most(&options), RETRIES);
+        options.remove_source_files = true;
+        assert_eq!(most(&options), 0);
+        assert!(Tries::of(&options, Some(1)).is_err() && Tries::of(&options, Some(0)).is_ok());
+        options.missing = Missing::Failed;
+        assert_eq!(most(&options), RETRIES);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod early;
 mod filters;
 mod interrupt;
 mod kinds;
+mod moved;
 mod names;
 mod paths;
 mod racy;

@@ -3,6 +3,7 @@
 //! either the old one or the new.
 
 use std::ffi::OsStr;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 use nix::sys::stat::{FileStat, SFlag};
@@ -14,7 +15,7 @@ use crate::error::{Error, Failure, Result};
 use crate::in_use;
 use crate::report::Changes;
 use crate::source::{Kind, Metadata, Node};
-use crate::sys::kind_of;
+use crate::sys::{self, kind_of};
 
 /// How something differs from what was there, and which attributes may not be set.
 type Made = Result<(Changes, Option<Failure>)>;
@@ -82,7 +83,8 @@ impl DestinationTree {
             refuse_to_lose(&place, old.as_ref(), inode)?;
         }
         let may_be_shared = self.options.kinds.hard_links;
-        let unset = if inode.is_at(&place, old.as_ref(), may_be_shared) {
+        let is_there = inode.is_at(&place, old.as_ref(), may_be_shared);
+        let unset = if is_there {
             place.set_attributes_of_inode(&place.name, inode, may_be_shared, &attributes)?
         } else if old.is_none() && place.take_inode_elsewhere(inode, &attributes)? {
             None
@@ -90,9 +92,7 @@ impl DestinationTree {
             self.make_room(&place, old.as_ref())?;
             place.put_inode(inode, &attributes)?
         };
-        if !changes.is_empty() {
-            self.unsynced.add(&place.dir);
-        }
+        self.has_name(&place, !is_there)?;
         Ok((changes, unset))
     }
 
@@ -117,6 +117,7 @@ impl DestinationTree {
             && old.is_some()
             && old.as_ref().map(identity) == target.as_ref().map(identity)
         {
+            self.has_name(&place, false)?;
             return Ok(Changes::default());
         }
         let changes = if old.is_some() { Changes::VALUE } else { Changes::NEW };
@@ -133,8 +134,20 @@ impl DestinationTree {
             in_use::refuse(&old.file, &old.state, &place.path)?;
         }
         place.put_link(&first_place, &target)?;
-        self.unsynced.add(&place.dir);
+        self.has_name(&place, true)?;
         Ok(changes)
+    }
+
+    /// Something has its name, which may be new: that is on storage at the end. Where its source
+    /// is removed as soon as that is told, it is at once.
+    fn has_name(&mut self, place: &Place, is_new: bool) -> Result<()> {
+        if self.options.remove_source_files && self.options.fsync && !self.options.dry_run {
+            return sys::sync_dir(place.dir.as_fd()).map(drop).map_err(place.error("sync the directory of"));
+        }
+        if is_new {
+            self.unsynced.add(&place.dir);
+        }
+        Ok(())
     }
 
     /// Removes a directory that has the name.

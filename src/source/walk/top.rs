@@ -12,6 +12,7 @@ use crate::filter::DirectoryRules;
 use crate::options::Missing;
 use crate::source::named::{Named, is};
 use crate::source::path::{NOT_SENT, slashes, why_not_sent};
+use crate::source::removal::Seen;
 use crate::source::walk::prune::Pruning;
 use crate::source::walk::{Contents, Found, Tells, TreeWalk, Walk, inspect, skipped};
 use crate::source::{self, Identity, Kind, Metadata, Node, Origin, Source, rules};
@@ -153,6 +154,7 @@ fn missing(from: &NamedPath) -> Source {
         kind: Kind::Missing,
         metadata: Metadata::default(),
         identity: Identity(0, 0),
+        seen: Seen::default(),
         has_other_names: false,
         order: 0,
         origin: Origin::Named(from.clone()),
@@ -167,6 +169,7 @@ fn named_source(from: &NamedPath, named: &Named) -> Source {
         kind: Kind::Directory,
         metadata: source::metadata_of(&named.stat),
         identity: Identity::of(&named.stat),
+        seen: Seen::of(&named.stat),
         has_other_names: named.stat.st_nlink > 1,
         order: 0,
         origin: Origin::Named(from.clone()),

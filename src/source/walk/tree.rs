@@ -17,6 +17,7 @@ use crate::filter::DirectoryRules;
 use crate::options::{OneFileSystem, Options};
 use crate::source::named::{Named, is};
 use crate::source::path::{is_unsafe_link, why_not_sent};
+use crate::source::removal::Seen;
 use crate::source::rules;
 use crate::source::walk::look::{DIRECTORY, Opened, is_directory, look};
 use crate::source::walk::prune::Pruning;
@@ -216,6 +217,7 @@ impl<'a> TreeWalk<'a> {
             kind: Kind::Directory,
             metadata: source::metadata_of(stat),
             identity: Identity::of(stat),
+            seen: Seen::of(stat),
             has_other_names: stat.st_nlink > 1,
             order: 0,
             origin,

@@ -6,6 +6,7 @@ use crate::error::{Error, Result, lock};
 use crate::hashmap::Hash;
 use crate::hashmap::compare::{Hashing, OldContent};
 use crate::in_use;
+use crate::options::DeleteWhen;
 use crate::report::{Changes, Event, Outcome, Phase};
 use crate::scan;
 use crate::source::{self, Kind, OpenSource, Source};
@@ -234,11 +235,19 @@ impl LocalCopy<'_> {
         Ok(opened.settled)
     }
 
-    /// The destination has a file.
-    fn arrived(&self, source: &Source) {
-        if !self.options.remove_source_files || self.options.dry_run {
+    /// The destination has something. What may have other names here is changed when one of them
+    /// goes, and may be read under another: it waits. So does all where directories are still to
+    /// be told of: what is gone by then would go at the destination, too.
+    pub(super) fn arrived(&self, source: &Source) {
+        if !self.options.remove_source_files || self.options.dry_run || source.kind == Kind::Directory {
             return;
         }
+        let waits = source.has_other_names() || self.when == Some(DeleteWhen::After);
+        if waits { lock(&self.arrived).push(source.clone()) } else { self.remove(source) }
+    }
+
+    /// Removes a source that the destination has.
+    pub(super) fn remove(&self, source: &Source) {
         let removed = || -> Result<()> {
             let place = self.root.place(&source.target, false)?;
             let there = place.map(|place| place.stat()).transpose()?.flatten();

@@ -116,7 +116,11 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|id| Message::Map { id }),
         (any::<u64>(), any::<bool>(), any::<bool>(), changes())
             .prop_map(|(id, mapped, resized, changes)| Message::Preview { id, mapped, resized, changes }),
-        (any::<u64>(), changes()).prop_map(|(id, changes)| Message::Made { id, changes }),
+        (any::<u64>(), any::<bool>(), changes()).prop_map(|(id, is_there, changes)| Message::Made {
+            id,
+            is_there,
+            changes
+        }),
         (path(), prop::collection::vec(path(), 0..4), any::<bool>())
             .prop_map(|(directory, names, is_whole)| Message::Contents { directory, names, is_whole }),
         (prop::collection::vec(path(), 0..4), any::<bool>())

@@ -94,7 +94,7 @@ fn a_lying_receiver_ends_its_session() {
             liar.say(&Message::Unchanged { id: files[0], changes: Changes::default() });
         }),
         lie("the result of no directory", "an answer for no directory or symlink", |liar, files| {
-            liar.say(&Message::Made { id: files[0], changes: Changes::NEW });
+            liar.say(&Message::Made { id: files[0], is_there: true, changes: Changes::NEW });
         }),
         lie("leaves of too many pages", "leaves that cannot be read", |liar, files| {
             let mut body = files[0].to_le_bytes().to_vec();
