@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Component, Path};
 use std::sync::{Arc, Mutex};
 
 use nix::fcntl::OFlag;
@@ -45,16 +45,26 @@ pub enum Workplaces {
 type Identity = (u64, u64);
 
 impl Workplaces {
-    /// Opens a directory that the user named. `base`: the destination.
+    /// Opens a directory that the user named. `base`: the destination, which `dir` is: below that
+    /// no symlink is followed, which may be another's.
     ///
     /// # Errors
     ///
     /// [`Error::Destination`] when it cannot be opened.
-    pub fn open(path: &AsidePath, base: &NamedPath) -> Result<Workplaces> {
-        let path = path.resolve(base);
-        let shown = printable(path.path());
-        let opened = path.open(DIRECTORY).map_err(|error| {
-            let what = format!("cannot open the directory for new data {shown}: {error}; create it first");
+    pub fn open(path: &AsidePath, base: &NamedPath, dir: &OwnedFd) -> Result<Workplaces> {
+        let named = path.resolve(base);
+        let shown = printable(named.path());
+        let is_below = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+        let opened = match path {
+            AsidePath::Relative(path) if is_below(path) => sys::open_beneath(dir.as_fd(), path, DIRECTORY, 0),
+            _ => named.open(DIRECTORY),
+        };
+        let opened = opened.map_err(|error| {
+            let instead = match error.raw_os_error() {
+                Some(libc::ELOOP | libc::ENOTDIR) => "name a directory; a symlink to one by an absolute path",
+                _ => "create it first",
+            };
+            let what = format!("cannot open the directory for new data {shown}: {error}; {instead}");
             Error::Destination(what)
         })?;
         Ok(Workplaces::One(Arc::new(opened), shown))
@@ -129,7 +139,8 @@ impl Drop for InUse {
         *count.get_mut() -= 1;
         if *count.get() == 0 {
             count.remove();
-            // Where something is left in it, it stays.
+            // Where something is left in it, it stays. A file of the next run has it removed
+            // that could not be now.
             let _ = sys::remove_dir_at(&self.above, name);
         }
     }

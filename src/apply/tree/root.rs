@@ -184,7 +184,10 @@ impl DestinationRoot {
             self.alternates = Some(Arc::new(dirs));
         }
         self.workplaces = match (&target.asides.workplace, &options.workplace.partial_dir) {
-            (Some(path), _) if self.dir.is_some() => Some(Arc::new(Workplaces::open(path, &base)?)),
+            (Some(path), _) => match &self.dir {
+                Some(dir) => Some(Arc::new(Workplaces::open(path, &base, dir)?)),
+                None => None,
+            },
             (None, Some(name)) => Some(Arc::new(Workplaces::named(name)?)),
             _ => None,
         };

@@ -321,7 +321,8 @@ fn new_data_of_a_bound_key_gathers_below_its_directory() {
     for (dir, fits) in [
         ("/sub", true),
         ("sub", true),
-        ("in", true),
+        ("/in", true),
+        ("in", false),
         ("/away", false),
         ("../beside", false),
         ("/sub/absolute", false),

@@ -128,6 +128,13 @@ fn a_directory_that_cannot_be_used_is_said_before_anything_is_written() {
             outcome.code(3).says(&["missing", "create it first"]);
             assert_eq!(names(elsewhere.path()), Vec::<String>::new());
         }
+        // A symlink in the destination may be another's, and lead anywhere.
+        let outside = mkdir(dir.path().join("outside"));
+        set_mtime(&outside, 1000, 0);
+        symlink(&outside, to.join("work")).expect("symlink");
+        run("--temp-dir=work").expect("a run").code(3).says(&["a symlink to one by an absolute path"]);
+        assert_eq!(fs::metadata(&outside).expect("stat").mtime(), 1000);
+        fs::remove_file(to.join("work")).expect("remove");
         small(to.join(".part"), "a file");
         run("--partial-dir=.part").expect("a run").code(23).says(&["is no directory", "--partial-dir"]);
         fs::remove_file(to.join(".part")).expect("remove");

@@ -156,7 +156,12 @@ impl Bench {
             fs::read(self.path("before/changed")).is_ok_and(|it| it == b"another"),
             "what lies beside changed",
         )?;
-        let differ = self.differences();
+        // An empty directory that could not be removed is the next run's to remove.
+        let differ: String = self
+            .differences()
+            .lines()
+            .filter(|line| !line.ends_with("/.~tmp~/") && !line.ends_with(" .~tmp~/"))
+            .collect();
         // A source of which a change might not show gets no time, and that is said.
         let is_doubted = call == "sync_file_range" && outcome.stderr.contains("may have been changed unseen");
         let is_equal = differ.is_empty() || is_doubted;
