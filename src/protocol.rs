@@ -38,9 +38,9 @@ pub use crate::source::{MAX_NAME, MAX_PATH};
 /// line ends or strips the eighth bit.
 pub const MAGIC: [u8; 8] = *b"\x89hole\xff\r\n";
 /// The newest version this program speaks.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// The oldest version this program speaks.
-pub const OLDEST: u16 = 3;
+pub const OLDEST: u16 = 4;
 /// The bits among the features of a greeting that tell whether the processor has
 /// instructions for AES; neither is set where that is not known.
 pub const FEATURE_AES: u32 = 1;

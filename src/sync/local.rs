@@ -19,7 +19,7 @@
 //!
 //! Guaranteed: the destination gets the bytes that were compared, or the file fails, and
 //! the others go on. Directories are there before what lies in them. Memory follows the
-//! number of threads, not files. Not guaranteed: the order in which files are reported; and
+//! number of threads, not files. Not guaranteed: the order in which files are done; and
 //! where nothing is hashed (no seal can follow, and no `--verify` was asked for), that
 //! memory and storage hold what was written.
 

@@ -21,10 +21,10 @@ use crate::apply::stage::overlay::{RangeKind, Runs};
 use crate::hashmap::Hash;
 use crate::scan;
 
-const MAGIC: &[u8; 16] = b"holesync log 2\r\n";
+const MAGIC: &[u8; 16] = b"holesync log 3\r\n";
 /// What the logs of all versions begin with; a number and a line end follow.
 const MAGIC_START: &[u8] = b"holesync log ";
-const VERSION: &str = "2";
+const VERSION: &str = "3";
 pub const HEADER: usize = 32;
 pub const RECORD: usize = 24;
 const KIND_DATA: u32 = 1;
