@@ -63,6 +63,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::apply::aside::similar;
 pub use crate::apply::attributes::Attributes;
 pub use crate::apply::attributes::times::{Grain, Precision, TimeRule};
 pub use crate::apply::commit::Delayed;
@@ -213,6 +214,12 @@ impl Destination {
     /// be sealed, or what was written is read back.
     pub fn needs_root(&self) -> bool {
         self.task.options.verify || matches!(self.way, Way::Staged(_))
+    }
+
+    /// What is to be told of what it is begun from, if that was chosen by its name. `path`: its
+    /// own, below the destination.
+    pub fn choice(&self, path: &[u8]) -> Option<String> {
+        self.task.begun_from.as_ref().map(|name| similar::choice(path, name))
     }
 
     /// How to name it to people.

@@ -222,9 +222,9 @@ pub struct TransferRules {
     pub append: bool,
 }
 
-/// What decides whether a file stays as it is, of the source or of what is there.
+/// What of a file decides whether it stays as it is, of the source's or of what is there.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Seen {
+pub struct SizeAndTime {
     /// Its modification time in seconds.
     pub time: Option<i64>,
     /// Its length in bytes, if it is a regular file.
@@ -239,7 +239,7 @@ impl TransferRules {
 
     /// Whether something stays as it is at the destination, or is not made. Times that are
     /// no more than so many seconds apart are equal.
-    pub fn stays(&self, source: Seen, there: Option<Seen>, window: Option<i32>) -> bool {
+    pub fn stays(&self, source: SizeAndTime, there: Option<SizeAndTime>, window: Option<i32>) -> bool {
         let Some(there) = there else { return self.existing };
         let window = i64::from(window.unwrap_or(0).max(0));
         let times = source.time.zip(there.time);

@@ -190,6 +190,8 @@ pub enum Event<'a> {
     Retry(&'a str),
     /// Something that is shown with `-v` only.
     Note(&'a str),
+    /// What was chosen of several that would do, in the words of rsync.
+    Choice(&'a str),
 }
 
 /// Where events go.

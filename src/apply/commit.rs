@@ -4,7 +4,7 @@
 mod delayed;
 
 use std::cell::{Cell, OnceCell};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
@@ -51,6 +51,8 @@ pub(super) struct Task {
     /// Where the new file has data, as far as that is known: what was written, and what was
     /// found to be data and stays.
     pub data: Cover,
+    /// The file beside it that it is begun from, if that was chosen by its name.
+    pub begun_from: Option<OsString>,
     /// The new file waits, when it is complete.
     pub delays: bool,
     /// It does so.

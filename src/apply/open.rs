@@ -158,6 +158,7 @@ impl Destination {
             counts,
             synced,
             data,
+            begun_from: None,
             delays,
             delayed: OnceCell::new(),
         };
@@ -219,6 +220,7 @@ fn new(mut task: Task, setup: &Setup) -> Result<Destination> {
     let device = nix::sys::stat::fstat(&task.place.dir).map_err(|errno| error()(errno.into()))?.st_dev;
     let basis = basis_of(&from.old.file, task.options.hole_map).map_err(error())?;
     task.can = setup.abilities(&task.place, &from.old.file, device);
+    task.begun_from.clone_from(&from.name);
     Ok(Destination::new(task, Way::Replica(Replica::of_another(from)), Some(basis)))
 }
 

@@ -63,7 +63,8 @@ const ITEMS: &[(&str, &str, Told)] = &[
     ("symsafe", "names of symlinks that --safe-links ignores, always", Always),
 ];
 
-/// The items of `--debug`: each shows what goes on besides.
+/// The items of `--debug`. Fuzzy and nstr show what was chosen of several, and each other one
+/// what goes on besides.
 const DEBUG: &str = "acl backup bind chdir connect cmd del deltasum dup exit filter flist fuzzy genr hash hlink iconv \
     io nstr own proto recv send time";
 
@@ -89,6 +90,7 @@ impl TransferArgs {
             quiet: self.quiet,
             removals: names > 0 || has_lines,
             notes: names > 0,
+            choices: false,
             totals: names > 0,
             progress: if self.progress { Progress::Shown } else { Progress::Bar },
             stats: self.stats,
@@ -131,7 +133,8 @@ impl InfoArgs {
             if !is_known {
                 return Err(unknown("debug", item));
             }
-            telling.show.notes |= level > 0 && name != "none";
+            telling.show.choices |= level > 0 && ["all", "fuzzy", "nstr"].contains(&name.as_str());
+            telling.show.notes |= level > 0 && !["none", "fuzzy", "nstr"].contains(&name.as_str());
         }
         Ok(())
     }
@@ -190,7 +193,8 @@ pub fn help<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<clap::Error>
         }
         _ => writeln!(
             text,
-            "Every item of rsync is taken, and shows what -v shows of connections; NONE nothing."
+            "FUZZY shows what --fuzzy begins from, NSTR how data is compared and compressed; every other item of rsync\n\
+             is taken, and shows what -v shows of connections; NONE shows nothing."
         ),
     };
     page(text)
@@ -224,7 +228,8 @@ mod tests {
         let all = told(&["all4", "del0", "nonreg"], &[]).unwrap();
         assert!(all.names > 1 && all.show.stats && all.show.notes && !all.show.removals);
         assert!(all.skipped && all.backups);
-        assert!(told(&[], &["FUZZY2"]).unwrap().show.notes);
+        let fuzzy = told(&[], &["FUZZY2"]).unwrap().show;
+        assert!(fuzzy.choices && !fuzzy.notes && told(&[], &["io"]).unwrap().show.notes);
     }
 
     #[test]

@@ -19,9 +19,11 @@ enum Becomes {
     Same(&'static str),
     /// Refused, with what to do in its place.
     Refused(&'static str),
+    /// Refused with any other value than these.
+    Unless(&'static [&'static str], &'static str),
 }
 
-use Becomes::{Nothing, Refused, Same};
+use Becomes::{Nothing, Refused, Same, Unless};
 
 /// Names of an option, `=` behind them if it takes a value, and what becomes of it.
 #[rustfmt::skip]
@@ -29,7 +31,7 @@ const ROWS: &[(&str, Becomes)] = &[
     ("--8-bit-output -8", Refused("control characters in names are always escaped; leave it out")),
     ("--address=", Refused("name the address to ssh: -e 'ssh -b ADDRESS'")),
     ("--blocking-io", Nothing),
-    ("--checksum-choice= --cc=", Refused("contents are compared by BLAKE3; leave it out")),
+    ("--checksum-choice= --cc=", Unless(&["blake3", "auto"], "contents are compared by BLAKE3; name that, or leave it out")),
     ("--checksum-seed=", Nothing),
     ("--compress-choice= --zc=", Same("--compress")),
     ("--compress-threads= --zt=", Refused("threads follow the connection; leave it out, or see --threads")),
@@ -274,7 +276,7 @@ impl Words {
     ) -> Result<(), Error> {
         let value = if wants { value.or_else(|| self.rest.next().map(OsString::into_vec)) } else { value };
         match (becomes, value) {
-            (Nothing | Same(_), None) if wants => Err(refusal(format!("{shown} needs a value"))),
+            (Nothing | Same(_) | Unless(..), None) if wants => Err(refusal(format!("{shown} needs a value"))),
             (Nothing | Same(_), Some(_)) if !wants => Err(refusal(format!("{shown} takes no value"))),
             (Nothing, _) => {
                 let name = shown.trim_start_matches('-');
@@ -294,7 +296,12 @@ impl Words {
                 let word = OsString::from_vec([b"--", text.as_slice()].concat());
                 self.long(&word, &text)
             }
-            (Refused(instead), _) => Err(refusal(format!("{shown} is not supported: {instead}"))),
+            (Unless(values, _), Some(value)) if values.iter().any(|&known| known.as_bytes() == value) => {
+                Ok(())
+            }
+            (Refused(instead) | Unless(_, instead), _) => {
+                Err(refusal(format!("{shown} is not supported: {instead}")))
+            }
         }
     }
 
@@ -401,7 +408,7 @@ mod tests {
                     (true, _) => "taken".into(),
                     (false, Some((Nothing, _))) => "nothing to do".into(),
                     (false, Some((Same(other), _))) => format!("`{other}`"),
-                    (false, Some((Refused(what), _))) => format!("refused | {what}"),
+                    (false, Some((Refused(what) | Unless(_, what), _))) => format!("refused | {what}"),
                     (false, None) if name.starts_with("no-") => "nothing to do".into(),
                     (false, None) => panic!("{name} is not known at all"),
                 };

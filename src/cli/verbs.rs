@@ -11,9 +11,9 @@ use holesync::confinement::{Access, Confinement, NamedPath};
 use holesync::error::{Error, Result, Stop, escape, printable};
 use holesync::hashmap::{self, Grid, Item};
 use holesync::location::Location;
-use holesync::options::{BlockSize, Options};
+use holesync::options::{BlockSize, Compress, Options};
 use holesync::remote;
-use holesync::report::{InOrder, JsonLines, Logged, Reporter, Silent, Terminal, Verbosity, hex};
+use holesync::report::{Event, InOrder, JsonLines, Logged, Reporter, Silent, Terminal, Verbosity, hex};
 use holesync::scan::{self, FileImage, Image};
 use holesync::stream::{self, ImageStream};
 use holesync::sync::{self, RemoteOptions};
@@ -138,6 +138,7 @@ fn transfer(transfer: Transfer, umask: u32) -> Result<()> {
     let remote =
         RemoteOptions { retries: transfer.retries, ..transfer.remote.options(transfer.agent, umask) };
     let reporter = reporter.as_ref();
+    tell_choices(&transfer.options, reporter);
     let listed = transfer.listed.as_ref();
     let result = match (&transfer.through, transfer.sources.as_slice(), &transfer.destination) {
         (_, sources, None) => sync::list(sources, listed, &transfer.options, &remote, reporter),
@@ -150,6 +151,17 @@ fn transfer(transfer: Transfer, umask: u32) -> Result<()> {
         }
     };
     result.map_err(|error| ENDING.get().map_or(error, |ending| ending.error()))
+}
+
+/// Tells how data is compared and compressed, as rsync does of what two ends agree on.
+fn tell_choices(options: &Options, reporter: &dyn Reporter) {
+    reporter.event(Event::Choice("checksum: blake3"));
+    let level = || options.compress_level.map_or("3".into(), |level| level.to_string());
+    reporter.event(Event::Choice(&match options.compress {
+        Compress::Zstd => format!("compress: zstd (level {})", level()),
+        Compress::Auto => "compress: zstd where it pays".into(),
+        Compress::None => "compress: none".into(),
+    }));
 }
 
 /// What shows the run, and writes it down.

@@ -14,7 +14,7 @@ use crate::hashmap::{self, Batch, Grid, Item};
 use crate::protocol::{Entry, MAX_MAP_KEYS, MAX_MAP_RUNS, Message};
 use crate::receiver::basis_feed::FeedEnd;
 use crate::receiver::shared::{ReceiverShared, Settles};
-use crate::report::{Changes, Outcome};
+use crate::report::{Changes, Event, Outcome};
 
 /// A file that was announced.
 pub struct AnnouncedFile<'a> {
@@ -119,6 +119,9 @@ fn answer(
         }
         Opened::Different(destination) => *destination,
     };
+    if let Some(choice) = destination.choice(&entry.path) {
+        shared.reporter.event(Event::Choice(&choice));
+    }
     // Before the sender can know of it.
     let end = match destination.basis_state() {
         BasisState::Mapped => None,

@@ -75,6 +75,7 @@ impl Reporter for JsonLines {
                 self.print(json!({"event": "retry", "message": text}));
             }
             Event::Note(text) => self.print(json!({"event": "note", "message": text})),
+            Event::Choice(_) => {}
         }
     }
 

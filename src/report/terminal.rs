@@ -20,6 +20,8 @@ pub struct Verbosity {
     pub removals: bool,
     /// What goes on besides.
     pub notes: bool,
+    /// What was chosen of several that would do.
+    pub choices: bool,
     /// A line at the end.
     pub totals: bool,
     /// How far the run is.
@@ -204,7 +206,8 @@ impl Reporter for Terminal {
                 self.warn(&escape(text.as_bytes()));
             }
             Event::Note(text) if self.show.notes => self.warn(&escape(text.as_bytes())),
-            Event::Warning(_) | Event::Note(_) => {}
+            Event::Choice(text) if self.show.choices => self.print(&escape(text.as_bytes())),
+            Event::Warning(_) | Event::Note(_) | Event::Choice(_) => {}
         }
     }
 

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use crate::apply::tree::Target;
 use crate::confinement::NamedPath;
 use crate::error::{Error, Result, printable};
-use crate::options::{IdMap, KindRules, Options, Seen, TellsChanges, To};
+use crate::options::{IdMap, KindRules, Options, SizeAndTime, TellsChanges, To};
 use crate::report::{Event, Reporter, Stats};
 use crate::shell::pending::PendingCommands;
 use crate::shell::receiver::{FarRoot, FarRootKind, ReceivingShell};
@@ -192,13 +192,13 @@ impl SendJob<'_> {
         }
         let source = match source.kind {
             Kind::File { length, .. } => {
-                Seen { time: source.metadata.mtime.map(|(seconds, _)| seconds), length: Some(length) }
+                SizeAndTime { time: source.metadata.mtime.map(|(seconds, _)| seconds), length: Some(length) }
             }
-            _ => Seen::default(),
+            _ => SizeAndTime::default(),
         };
         let there = far.map(|far| match far.is_file() {
-            true => Seen { time: Some(far.mtime), length: Some(far.size) },
-            false => Seen::default(),
+            true => SizeAndTime { time: Some(far.mtime), length: Some(far.size) },
+            false => SizeAndTime::default(),
         });
         self.options.transfer.stays(source, there, self.options.modify_window)
     }

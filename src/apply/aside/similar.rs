@@ -1,11 +1,12 @@
 //! Where nothing is yet: another file at the destination that a new one can be begun from.
 //! It is compared like an old file and cloned or copied; whatever differs is written over.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
@@ -14,13 +15,13 @@ use crate::apply::Wanted;
 use crate::apply::aside::AsidePath;
 use crate::apply::place::{Access, Old, Place};
 use crate::confinement::NamedPath;
-use crate::error::{Error, Result, printable};
+use crate::error::{Error, Result, escape, printable};
 use crate::scan::FileState;
 use crate::sys;
 use crate::working::is_working_name;
 
 /// Data of a new file below which a look for another one costs more than it saves.
-const WORTH_A_LOOK: u64 = 64 << 10;
+const WORTH_A_LOOK: u64 = 16 << 10;
 
 /// Names that are looked at in a directory: there may be many new files in it.
 const MAX_LOOKS: usize = 4096;
@@ -59,6 +60,8 @@ pub struct From {
     pub old: Old,
     /// What tells, when the new file is complete, that it is what was compared.
     pub state: FileState,
+    /// Its name in the same directory, if it was found by that.
+    pub name: Option<OsString>,
 }
 
 impl Place {
@@ -74,12 +77,12 @@ impl Place {
         let longest = named.iter().max_by_key(|file| file.metadata().map_or(0, |state| state.len()));
         let error = || self.error("open what to begin from for");
         let found = match longest {
-            _ if self.alternates.is_some() => self.file_elsewhere(READ),
-            Some(file) => Some(file.try_clone().map_err(error())?),
-            None if fuzzy => self.most_alike(),
+            _ if self.alternates.is_some() => self.file_elsewhere(READ).map(|file| (file, None)),
+            Some(file) => Some((file.try_clone().map_err(error())?, None)),
+            None if fuzzy => self.most_alike().map(|(file, name)| (file, Some(name))),
             None => None,
         };
-        let Some(file) = found else { return Ok(None) };
+        let Some((file, name)) = found else { return Ok(None) };
         let (state, settled) = FileState::settled(&file).map_err(error())?;
         // All of it is copied first, where it cannot be cloned.
         if !settled || state.length == 0 || state.length / 2 > wanted.length {
@@ -87,11 +90,11 @@ impl Place {
         }
         let metadata = file.metadata().map_err(error())?;
         let old = Old { file, state: metadata, access: Access::Read, _turn: None };
-        Ok(Some(From { old, state }))
+        Ok(Some(From { old, state, name }))
     }
 
     /// Whoever may not read the directory, or the file, begins with nothing.
-    fn most_alike(&self) -> Option<File> {
+    fn most_alike(&self) -> Option<(File, OsString)> {
         let dir = self.open(OsStr::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY).ok()?;
         let mut dir = Dir::from_fd(OwnedFd::from(dir)).ok()?;
         let names = sys::names_in(&mut dir).map_while(io::Result::ok).map(|(name, _)| name);
@@ -99,7 +102,7 @@ impl Place {
         let alike = alike.filter_map(|name| Some((likeness(name.as_bytes(), self.name.as_bytes())?, name)));
         let (_, name) = alike.max()?;
         let file = self.open(&name, READ).ok()?;
-        file.metadata().is_ok_and(|state| state.is_file()).then_some(file)
+        file.metadata().is_ok_and(|state| state.is_file()).then_some((file, name))
     }
 }
 
@@ -111,6 +114,12 @@ fn likeness(a: &[u8], b: &[u8]) -> Option<usize> {
     let back = a.iter().rev().zip(b.iter().rev()).take_while(same).count();
     let alike = front + back.min(a.len().min(b.len()) - front);
     (2 * alike >= a.len().max(b.len())).then_some(alike)
+}
+
+/// What is told of a file with this path that is begun from the one of this name beside it.
+pub fn choice(path: &[u8], name: &OsStr) -> String {
+    let other = Path::new(OsStr::from_bytes(path)).with_file_name(name);
+    format!("fuzzy basis selected for {}: {}", escape(path), printable(&other))
 }
 
 /// The error of a file that what it was begun from is not any more.

@@ -124,6 +124,7 @@ impl Delayed {
             counts: Counts::default(),
             synced: Arc::clone(&setup.synced),
             data: Cover::default(),
+            begun_from: None,
             delays: false,
             delayed: OnceCell::new(),
         };

@@ -60,7 +60,7 @@ pub fn take(place: &Place, wanted: &Wanted, setup: &Setup) -> Result<Elsewhere> 
     }
     let metadata = file.metadata().map_err(error())?;
     let old = Old { file, state: metadata, access: Access::Read, _turn: None };
-    Ok(Elsewhere::Copied(Box::new(From { old, state })))
+    Ok(Elsewhere::Copied(Box::new(From { old, state, name: None })))
 }
 
 /// Makes the file a clone or copy of that.

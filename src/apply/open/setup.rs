@@ -16,7 +16,7 @@ use crate::apply::ranges::{Abilities, Probe};
 use crate::apply::synced::Synced;
 use crate::apply::{QuickCheck, Wanted};
 use crate::error::lock;
-use crate::options::{Options, Seen};
+use crate::options::{Options, SizeAndTime};
 use crate::report::Changes;
 use crate::sys::kind_of;
 
@@ -137,10 +137,12 @@ impl Setup {
     /// Whether something stays as it is, or is not made, whatever is wanted.
     pub(super) fn stays(&self, stat: Option<&FileStat>, wanted: &Wanted) -> bool {
         let there = stat.map(|stat| match kind_of(stat) {
-            SFlag::S_IFREG => Seen { time: Some(stat.st_mtime), length: u64::try_from(stat.st_size).ok() },
-            _ => Seen::default(),
+            SFlag::S_IFREG => {
+                SizeAndTime { time: Some(stat.st_mtime), length: u64::try_from(stat.st_size).ok() }
+            }
+            _ => SizeAndTime::default(),
         });
-        let source = Seen { time: wanted.attributes.source_time, length: Some(wanted.length) };
+        let source = SizeAndTime { time: wanted.attributes.source_time, length: Some(wanted.length) };
         self.options.transfer.stays(source, there, self.options.modify_window)
     }
 

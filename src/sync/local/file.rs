@@ -100,6 +100,11 @@ impl LocalCopy<'_> {
         if let Some(warning) = recovered.warning(&path) {
             self.reporter.event(Event::Warning(&warning));
         }
+        if let Opened::Different(destination) = &opened
+            && let Some(choice) = destination.choice(&job.source.target)
+        {
+            self.reporter.event(Event::Choice(&choice));
+        }
         if matches!(opened, Opened::Equal { .. }) {
             *last = directory;
         }

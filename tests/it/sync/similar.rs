@@ -53,6 +53,22 @@ fn a_new_image_is_begun_from_the_one_beside_it() {
 }
 
 #[test]
+fn what_a_new_image_is_begun_from_is_told_where_that_is_asked_for() {
+    for way in [Way::Local, Way::Pull] {
+        let dir = lab::scratch();
+        let (_, new, to) = versions(dir.path(), "image-v1.img");
+        let outcome = way.run(&["-y", "--debug=fuzzy,nstr"], &[new.as_os_str()], &slash(&to));
+        let Some(outcome) = outcome else { return };
+        let lines: Vec<_> = outcome.ok().stdout.lines().map(str::to_owned).collect();
+        let want = ["checksum: blake3", "compress: ", "fuzzy basis selected for image-v2.img: image-v1.img"];
+        assert!(
+            lines.len() == 3 && lines.iter().zip(want).all(|(line, want)| line.starts_with(want)),
+            "{lines:?}"
+        );
+    }
+}
+
+#[test]
 fn a_new_image_is_begun_from_the_one_that_is_named() {
     for way in WAYS {
         let dir = lab::scratch();

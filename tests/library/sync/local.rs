@@ -59,6 +59,7 @@ impl Reporter for Told<'_> {
             | Event::Removed(_)
             | Event::Phase(_)
             | Event::Note(_)
+            | Event::Choice(_)
             | Event::Retry(_)
             | Event::Unset(_) => {}
         }
