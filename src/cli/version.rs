@@ -27,6 +27,7 @@ struct Capabilities {
     symtimes: bool,
     atimes: bool,
     crtimes: bool,
+    #[serde(rename = "ACLs")]
     acls: bool,
     xattrs: bool,
     prealloc: bool,
@@ -34,6 +35,8 @@ struct Capabilities {
     batchfiles: bool,
     inplace: bool,
     iconv: bool,
+    #[serde(rename = "IPv6")]
+    ipv6: bool,
     secluded_args: bool,
     stop_at: bool,
 }
@@ -67,6 +70,7 @@ pub fn in_detail<'a>(words: impl Iterator<Item = &'a str>) -> Option<clap::Error
             batchfiles: false,
             inplace: true,
             iconv: false,
+            ipv6: true,
             secluded_args: true,
             stop_at: true,
         },
@@ -90,6 +94,7 @@ mod tests {
             let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
             assert_eq!(told["program"], "holesync");
             assert_eq!(told["capabilities"]["hardlinks"], true);
+            assert_eq!(told["capabilities"]["ACLs"], true);
         }
         for words in [&["-V"][..], &["--version"], &[], &["-VV", "a"], &["-vV"]] {
             assert!(in_detail(words.iter().copied()).is_none(), "{words:?}");

@@ -15,7 +15,8 @@
 //!    that change again fail.
 //! 6. With `--delay-updates` files that are complete take their places now.
 //! 7. When everything is in its place, other names of files are made, what the sources do not
-//!    have is removed, and directories get their attributes.
+//!    have is removed, and directories get their attributes. Names that were made or removed
+//!    without a sync are on storage then.
 //!
 //! Guaranteed: the destination gets the bytes that were compared, or the file fails, and
 //! the others go on. Directories are there before what lies in them. Memory follows the

@@ -131,17 +131,20 @@ fn names_told(stdout: &str, to: &Path) -> Vec<String> {
 #[test]
 fn names_are_told_in_the_words_and_the_order_of_rsync() {
     let sets: [&[&str]; 9] = [
-        &["-av"],
+        &["-av", "--delete-before"],
         &["-avn"],
         &["-avv", "--update"],
+        &["-avv", "--backup"],
+        &["-av"],
         &["-avv", "--existing"],
         &["-avv", "--ignore-existing"],
-        &["-av", "--delete-before"],
-        &["-avv", "--backup"],
         &["-avb", "--info=backup,skip", "--backup-dir=../kept"],
         &["-ai"],
     ];
-    for (way, flags) in [Way::Local, Way::Push, Way::Pull].map(|way| sets.map(|set| (way, set))).concat() {
+    let ways = [(Way::Local, 9), (Way::Push, 4), (Way::Pull, 4)];
+    for (way, flags) in
+        ways.into_iter().flat_map(|(way, most)| sets.map(|set| (way, set)).into_iter().take(most))
+    {
         let dir = lab::scratch();
         let dir = dir.path();
         let from = mkdir(dir.join("from"));
