@@ -101,7 +101,13 @@ impl Backups {
     fn keep(&self, place: &Place, below: &Path) -> Result<()> {
         let to = self.goes_to(place, below)?;
         let move_over = || sys::rename_between(&place.dir, &place.name, &to.dir, &to.name);
-        let linked = to.make_temp(|temp| sys::link_between(&place.dir, &place.name, &to.dir, temp));
+        let linked = to.make_temp(|temp| match sys::link_between(&place.dir, &place.name, &to.dir, temp) {
+            // An interrupted run made it. It is locked, as the old file is by this run.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_same(place, &to, temp)? => {
+                Ok(())
+            }
+            other => other,
+        });
         let kept = match linked {
             // It is the one that was kept by a run that was interrupted, or it failed.
             Ok((temp, ())) => rename_over(&to, &temp).and(to.forget_link(&temp)),
@@ -154,6 +160,13 @@ impl Backups {
         let shown = place.path.with_file_name(&name);
         Ok(Place::new(dir, name, shown))
     }
+}
+
+/// Whether a name beside a backup is another one of what is to be kept.
+fn is_same(place: &Place, to: &Place, name: &OsStr) -> io::Result<bool> {
+    let id = |stat: FileStat| (stat.st_dev, stat.st_ino);
+    let (old, there) = (sys::stat_at(&place.dir, &place.name)?, sys::stat_at(&to.dir, name)?);
+    Ok(old.map(id) == there.map(id))
 }
 
 /// Opens a directory, and makes it with all above it where they are missing.

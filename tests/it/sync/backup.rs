@@ -134,6 +134,7 @@ fn a_backup_that_is_the_old_inode_already_leaves_nothing_behind() {
     small(from.join("x"), "new");
     set_mtime(&small(to.join("x"), "old"), 1000, 0);
     fs::hard_link(to.join("x"), to.join("x~")).expect("link");
+    fs::hard_link(to.join("x"), to.join(".x~.holesync.temp")).expect("link");
     Way::Local.run(&["-b"], &[&slash(&from)], &slash(&to)).expect("it is here").ok();
     assert_eq!(fs::read_to_string(to.join("x")).expect("read"), "new");
     assert_eq!(fs::read_to_string(to.join("x~")).expect("read"), "old");
