@@ -166,6 +166,7 @@ fn tell_choices(options: &Options, reporter: &dyn Reporter) {
 
 /// What shows the run, and writes it down.
 fn reporter(json: bool, show: Verbosity, record: Record) -> Result<Box<dyn Reporter>> {
+    let has_lines = record.lines.is_some() && !json;
     let shown: Box<dyn Reporter> = if json {
         Box::new(JsonLines::default())
     } else {
@@ -173,8 +174,8 @@ fn reporter(json: bool, show: Verbosity, record: Record) -> Result<Box<dyn Repor
     };
     Ok(match record.log {
         Some((path, lines)) => Box::new(InOrder::new(Box::new(Logged::open(&path, lines, shown)?))),
-        None if json => shown,
-        None => Box::new(InOrder::new(shown)),
+        None if has_lines => Box::new(InOrder::new(shown)),
+        None => shown,
     })
 }
 
