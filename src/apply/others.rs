@@ -240,10 +240,14 @@ impl Removal<'_> {
             Ok(found) => found,
             Err(error) => return self.stays(error),
         };
+        let before = self.removed;
         for name in found {
             if !names.contains(name.as_bytes()) && !is_working_name(&name) {
                 self.entry(&open, &name)?;
             }
+        }
+        if self.removed > before && !self.options.dry_run {
+            self.unsynced.add(&open.dir);
         }
         Ok(())
     }
@@ -286,9 +290,6 @@ impl Removal<'_> {
             return self.stays(error).map(|()| false);
         }
         self.removed += 1;
-        if open.depth == 0 && !self.options.dry_run {
-            self.unsynced.add(&open.dir);
-        }
         let mut path = open.path_of(name);
         path.extend(is_directory.then_some(b'/'));
         let stays = !is_directory && backups.is_some_and(|backups| backups.are_beside());
@@ -341,12 +342,12 @@ impl Removal<'_> {
             Ok(found) => found,
             Err(error) => return self.stays(error).map(|()| false),
         };
-        let mut is_empty = true;
+        let (mut is_empty, before) = (true, self.removed);
         // Working files that are nobody's go with their directory, unless a run is at work.
         for name in names {
             is_empty &= self.entry(&inner, &name)?;
         }
-        if !is_empty && !self.options.dry_run {
+        if !is_empty && self.removed > before && !self.options.dry_run {
             self.unsynced.add(&inner.dir);
         }
         Ok(is_empty)

@@ -249,7 +249,7 @@ impl DestinationTree {
         let unsynced = std::mem::take(&mut self.unsynced);
         let Some(root) = &self.root.dir else { return };
         if self.options.fsync
-            && let Err(error) = unsynced.sync(root)
+            && let Err(error) = unsynced.sync()
         {
             let first = directories.first().map_or(0, |directory| directory.id);
             each(first, Err(Error::file("sync what was made and removed in", &self.root.shown)(error)));

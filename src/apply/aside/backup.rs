@@ -64,7 +64,7 @@ impl Backups {
 
     /// Whether a name is that of a backup: it is no entry that the source could have.
     pub fn is_one(&self, name: &OsStr) -> bool {
-        self.dir.is_none() && name.as_bytes().ends_with(self.suffix.as_bytes())
+        self.options.backup.as_ref().is_some_and(|backup| backup.is_one(name.as_bytes()))
     }
 
     /// Whether this run made what has this name beside what it is of.
@@ -138,9 +138,14 @@ impl Backups {
         }
     }
 
-    /// Has the names beside a backup on storage, if it lies in another directory.
+    /// Has the names beside a backup on storage, if it lies in another directory: in one, names
+    /// change in the order in which they were changed.
     fn sync(&self, to: &Place) -> Result<()> {
-        if self.dir.is_some() && self.options.fsync {
+        if self.dir.is_some() { self.sync_always(to) } else { Ok(()) }
+    }
+
+    fn sync_always(&self, to: &Place) -> Result<()> {
+        if self.options.fsync {
             to.sync_dir().map_err(to.error("sync the directory of"))?;
         }
         Ok(())
@@ -207,7 +212,9 @@ impl Place {
         let to = backups.goes_to(self, below)?;
         self.copy_file_to(file, &to, &backups.options)?;
         backups.add(&to)?;
-        backups.sync(&to)
+        // The old content goes next: what is kept of it must have its name by then, in whichever
+        // directory.
+        backups.sync_always(&to)
     }
 
     /// Keeps what is there, where that was asked for, in the place of removing it. Returns

@@ -37,6 +37,12 @@ fn without_power_a_tree_has_old_or_new_files_and_all_backups() {
     lose_power("tree", &["-aH", "--delete", "--backup-dir=../kept"]);
 }
 
+/// What is written over is kept, whatever became of it.
+#[test]
+fn without_power_files_that_are_written_in_place_have_backups() {
+    lose_power("tree, in place", &["-a", "--delete", "-b", "--inplace"]);
+}
+
 #[test]
 fn without_power_a_tree_of_which_all_waits_has_old_or_new_files_and_all_backups() {
     lose_power("tree, delayed", &["-aH", "--delete", "--backup-dir=../kept", "--delay-updates"]);
@@ -125,10 +131,12 @@ impl Bench {
         let mounted = Mounted::new(Format::Ext4, &copy, &self.place.path().join("after"));
         let to = mounted.target().join("to");
         let is_over = loss.after >= self.said;
-        self.is_old_or_new(&to, is_over, seen)?;
+        self.is_old_or_new(&to, is_over, true, seen)?;
         let outcome = run(holesync().args(self.flags).args([slash(self.sources.path()), slash(&to)]));
         demand(outcome.code == 0, &format!("the next run fails: {outcome}"))?;
-        self.is_old_or_new(&to, true, &mut BTreeMap::new())
+        // What is half written is what the next run keeps.
+        let looks_at_kept = !self.flags.contains(&"--inplace");
+        self.is_old_or_new(&to, true, looks_at_kept, &mut BTreeMap::new())
             .map_err(|what| format!("after the next run: {what}"))?;
         let left = leftovers(&mounted.target());
         demand(left.is_empty(), &format!("left behind: {left:?}"))
@@ -140,27 +148,38 @@ impl Bench {
         &self,
         to: &Path,
         is_over: bool,
+        looks_at_kept: bool,
         seen: &mut BTreeMap<&'static str, usize>,
     ) -> Result<(), String> {
-        let kept = to.with_file_name("kept");
+        let kept = |name: &str| match self.flags.contains(&"-b") {
+            true => to.join(format!("{name}~")),
+            false => to.with_file_name("kept").join(name),
+        };
+        let (is_torn, is_linked) = (self.flags.contains(&"--inplace"), self.flags.contains(&"-aH"));
         let of = |files: &[(&str, &str)], name: &str| {
             files.iter().find(|(known, _)| *known == name).map(|(_, text)| content(text))
         };
         let names = OLD.iter().chain(&NEW).map(|(name, _)| *name);
         for name in names {
             let (old, new, now) = (of(&OLD, name), of(&NEW, name), fs::read(to.join(name)).ok());
-            demand(now == old || now == new, &format!("{name} is neither old nor new"))?;
+            let is_whole = now == old || now == new || is_torn && now.is_some();
+            demand(is_whole, &format!("{name} is neither old nor new"))?;
             demand(!is_over || now == new, &format!("{name} is told to be new, and is not"))?;
             *seen.entry(if now == new { "new" } else { "old" }).or_default() += 1;
-            if now != old && old.is_some() {
-                let is_kept = fs::read(kept.join(name)).ok() == old;
+            if now != old && old.is_some() && looks_at_kept {
+                let is_kept = fs::read(kept(name)).ok() == old;
                 demand(is_kept, &format!("{name} is not old any more, and the old one is not kept"))?;
                 *seen.entry("kept").or_default() += 1;
             }
         }
         let stat = |name: &str| fs::metadata(to.join(name)).ok().map(|stat| stat.ino());
         let (first, other) = (stat(OTHER_NAME.0), stat(OTHER_NAME.1));
-        demand(!is_over || first.is_some() && first == other, "two names are no names of one file")?;
-        demand(!is_over || !to.join("gone dir").exists(), "a directory is told to be gone, and is not")
+        demand(
+            !is_over || !is_linked || first.is_some() && first == other,
+            "two names are no names of one file",
+        )?;
+        // Where backups lie beside what they are of it stays.
+        let is_gone = !to.join("gone dir").exists() || to.join("gone dir/gone~").exists();
+        demand(!is_over || is_gone, "a directory is told to be gone, and is not")
     }
 }
