@@ -222,6 +222,11 @@ impl Destination {
         self.task.begun_from.as_ref().map(|name| similar::choice(path, name))
     }
 
+    /// Whether it is a block device.
+    pub fn is_device(&self) -> bool {
+        self.way.is_device()
+    }
+
     /// How to name it to people.
     pub fn path(&self) -> &Path {
         &self.task.place.path

@@ -200,6 +200,10 @@ pub struct TransferArgs {
     /// Write also what other programs use: locked files, mounted devices
     #[arg(long)]
     force_in_use: bool,
+    /// Write also what is packed, or the disk of a virtual machine in a format of its own, to a
+    /// device as it is
+    #[arg(long)]
+    as_is: bool,
     /// Unit of comparison, a power of two from 4K to 256K, or the next to SIZE [default: 64K]
     #[arg(short = 'B', long, value_name = "SIZE", value_parser = size)]
     block_size: Option<u64>,
@@ -399,6 +403,7 @@ impl TransferArgs {
             verify: self.verify,
             fsync: !self.no_fsync,
             force_in_use: self.force_in_use,
+            as_is: self.as_is,
             block_size: unit_of_comparison(self.block_size)?,
             leaf_size: self.leaf_size.map_or(Ok(BlockSize::SMALLEST), BlockSize::new)?,
             compress: match self.compress {

@@ -88,6 +88,8 @@ pub struct Options {
     pub fsync: bool,
     /// Write also what other programs use.
     pub force_in_use: bool,
+    /// Write a packed image, or one in the format of a virtual machine, to a device as it is.
+    pub as_is: bool,
     /// The unit of comparison.
     pub block_size: BlockSize,
     /// The parts of a block that are compared by themselves when it differs; as
@@ -344,6 +346,7 @@ impl Default for Options {
             verify: false,
             fsync: true,
             force_in_use: false,
+            as_is: false,
             block_size: BlockSize::default(),
             leaf_size: BlockSize::SMALLEST,
             compress: Compress::Auto,

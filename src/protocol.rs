@@ -38,9 +38,9 @@ pub use crate::source::{MAX_NAME, MAX_PATH};
 /// line ends or strips the eighth bit.
 pub const MAGIC: [u8; 8] = *b"\x89hole\xff\r\n";
 /// The newest version this program speaks.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 /// The oldest version this program speaks.
-pub const OLDEST: u16 = 4;
+pub const OLDEST: u16 = 5;
 /// The bits among the features of a greeting that tell whether the processor has
 /// instructions for AES; neither is set where that is not known.
 pub const FEATURE_AES: u32 = 1;
@@ -123,16 +123,22 @@ pub enum Message {
     NoBasis {
         /// The entry.
         id: u64,
+        /// It goes onto a block device.
+        device: bool,
     },
     /// Receiver: map frames of this file follow, then `MapEnd`.
     Map {
         /// The entry.
         id: u64,
+        /// It goes onto a block device.
+        device: bool,
     },
     /// Receiver, in a dry run: in the place of `Map` or `NoBasis`.
     Preview {
         /// The entry.
         id: u64,
+        /// It goes onto a block device.
+        device: bool,
         /// Whether a map follows.
         mapped: bool,
         /// There is no file yet, or one of another length: it would change even if every

@@ -2,6 +2,7 @@
 //! test for zeros. Knows nothing of blocks, hashes or destinations.
 
 mod cache;
+mod content;
 mod extents;
 
 use std::fs::{File, Metadata};
@@ -18,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::sys;
 
 pub use cache::exceeds_cache;
+pub use content::Content;
 pub use extents::{Extents, data_extents};
 
 /// A run of bytes of which some may be data; everything between two of them

@@ -68,6 +68,10 @@ impl FarFile {
         self.mode & libc::S_IFMT == libc::S_IFDIR
     }
 
+    pub fn is_device(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFBLK
+    }
+
     pub fn is_symlink(&self) -> bool {
         self.mode & libc::S_IFMT == libc::S_IFLNK
     }

@@ -138,11 +138,11 @@ fn removed() -> Vec<u8> {
 
 fn answers() -> Vec<u8> {
     written(&|output| {
-        output.message(&Message::Map { id: 1 })?;
+        output.message(&Message::Map { id: 1, device: false })?;
         output.map(1, &[Run::Keys(vec![[9; 16]; 2]), Run::Zero(1)])?;
         output.message(&Message::MapEnd { id: 1 })?;
         output.leaves(&LeafAnswer { id: 1, blocks: vec![Leaves::default(); 2] })?;
-        output.message(&Message::NoBasis { id: 3 })?;
+        output.message(&Message::NoBasis { id: 3, device: false })?;
         output.message(&Message::Granted { units: 2 })?;
         output.message(&Message::Warning("w".into()))?;
         output.message(&Message::Again { id: 1 })?;

@@ -96,7 +96,8 @@ fn answer(
             return Ok(shared.tell(Message::Unchanged { id, changes }, Settles::Entry));
         }
         let changes = Changes::NEW.with(Changes::TRANSFER, true);
-        return Ok(preview(shared, id, None, true, changes));
+        let answer = Message::Preview { id, device: false, mapped: false, resized: true, changes };
+        return Ok(preview(shared, answer, None));
     };
     let (grid, whole) = (Grid { length: wanted.length, block: options.block_size }, wanted.whole);
     let opening = Destination::open(place.clone(), wanted, &shared.setup)?;
@@ -113,9 +114,10 @@ fn answer(
             let told = shared.unset(unset);
             return Ok(told.and_then(|()| shared.tell(Message::Unchanged { id, changes }, Settles::Entry)));
         }
-        Opened::Preview(Preview { basis, changes_length }) => {
+        Opened::Preview(Preview { basis, device, changes_length: resized }) => {
             let told = basis.map(|basis| Told { id, place, grid, basis, ahead });
-            return Ok(preview(shared, id, told, changes_length, changes));
+            let answer = Message::Preview { id, device, mapped: told.is_some(), resized, changes };
+            return Ok(preview(shared, answer, told));
         }
         Opened::Different(destination) => *destination,
     };
@@ -131,29 +133,23 @@ fn answer(
     if let Some(Err(gone)) = destination.shortage().map(|shortage| shared.warn(shortage)) {
         return Ok(Err(gone));
     }
-    let basis = destination.basis();
+    let (basis, device) = (destination.basis(), destination.is_device());
     if !shared.feeds.open(Box::new(Begun { id, entry, changes, destination, grid, whole }), end) {
         return Ok(Ok(()));
     }
     Ok(match basis {
         Some(basis) => shared
-            .tell(Message::Map { id }, Settles::Nothing)
+            .tell(Message::Map { id, device }, Settles::Nothing)
             .and_then(|()| tell_basis(shared, Told { id, place, grid, basis, ahead })),
-        None => shared.tell(Message::NoBasis { id }, Settles::Nothing),
+        None => shared.tell(Message::NoBasis { id, device }, Settles::Nothing),
     })
 }
 
 /// The answer of a dry run: there will be no description.
-fn preview(
-    shared: &ReceiverShared,
-    id: u64,
-    told: Option<Told>,
-    resized: bool,
-    changes: Changes,
-) -> Result<()> {
+fn preview(shared: &ReceiverShared, answer: Message, told: Option<Told>) -> Result<()> {
     shared.feeds.settled();
     let settles = if told.is_some() { Settles::Nothing } else { Settles::Entry };
-    shared.tell(Message::Preview { id, mapped: told.is_some(), resized, changes }, settles)?;
+    shared.tell(answer, settles)?;
     told.map_or(Ok(()), |told| tell_basis(shared, told))
 }
 

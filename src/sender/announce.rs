@@ -13,6 +13,7 @@ use crate::options::DeleteWhen;
 use crate::protocol::{CREDIT, Credit, Entry, Message, in_pieces};
 use crate::report::Event;
 use crate::sender::hasher::WantedFile;
+use crate::sender::replies::Answered;
 use crate::sender::shared::SenderShared;
 use crate::source::{self, Contents, ContentsTold, Found, Kind, Source, Tells, Told, Walk};
 
@@ -107,7 +108,8 @@ impl Files {
 
     /// Has a file hashed that the receiver asks for. `false`: it may not ask for that.
     /// A hasher that is gone needs no more work.
-    pub fn want(&self, id: u64, compared: bool) -> bool {
+    pub fn want(&self, answered: &Answered) -> bool {
+        let &Answered { id, mapped: compared, device, .. } = answered;
         let mut table = lock(&self.table);
         let Some(source) = table.pending.get(&id).cloned() else { return false };
         if table.wanted.is_some_and(|last| id <= last) {
@@ -115,7 +117,7 @@ impl Files {
         }
         table.wanted = Some(id);
         if let Some(jobs) = &table.jobs {
-            let _ = jobs.send(WantedFile { source, compared, direct: self.direct });
+            let _ = jobs.send(WantedFile { source, compared, device, direct: self.direct });
         }
         true
     }

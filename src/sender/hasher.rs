@@ -11,7 +11,7 @@ use crate::hashmap::ahead::{Ahead, Likely, await_job};
 use crate::hashmap::{self, Batch, Grid};
 use crate::in_use;
 use crate::options::{Compress, Options};
-use crate::scan;
+use crate::scan::{self, Content};
 use crate::source::{Kind, OpenSource, Source};
 use crate::sys;
 
@@ -28,6 +28,8 @@ pub struct WantedFile {
     pub source: Source,
     /// The receiver has something to compare it with.
     pub compared: bool,
+    /// It goes onto a block device.
+    pub device: bool,
     /// Its bytes can be sent without being read.
     pub direct: bool,
 }
@@ -37,6 +39,8 @@ pub enum Hashed {
     Batch(Batch),
     /// One without its bytes, which are to be had from the file.
     Bare(Batch, Arc<OpenSource>),
+    /// It goes onto a device, and holds what does not belong there.
+    Unfit(Content),
     /// What the user should know of the file.
     Warning(String),
     /// The file is through.
@@ -100,7 +104,7 @@ impl HashedQueue {
     fn add(&mut self, hashed: Hashed) -> bool {
         self.bytes += match &hashed {
             Hashed::Batch(batch) | Hashed::Bare(batch, _) => batch.bytes_read,
-            Hashed::Warning(_) | Hashed::End { .. } | Hashed::Failed(_) => LEAST,
+            Hashed::Unfit(_) | Hashed::Warning(_) | Hashed::End { .. } | Hashed::Failed(_) => LEAST,
         };
         self.held.push(hashed);
         self.bytes < SMALL_FILES || self.pass_on()
@@ -144,6 +148,12 @@ impl FileHasher {
         let Some(opened) = source.open(&self.options)? else {
             return Ok(self.outgoing.add(Hashed::End { same: false, settled: true }));
         };
+        if job.device
+            && !self.options.as_is
+            && let Some(content) = Content::read(&opened.image, length).map_err(io("read"))?
+        {
+            return Ok(self.outgoing.add(Hashed::Unfit(content)));
+        }
         if !retry && let Some(warning) = in_use::warning(opened.image.file(), &source.path) {
             self.outgoing.add(Hashed::Warning(warning));
         }

@@ -80,11 +80,11 @@ impl Inbox {
     }
 
     fn take_in(&self, frame: Frame, files: &Files) -> Result<(), &'static str> {
-        let answered = match &frame {
-            Frame::Message(Message::Map { id }) => Some(Answered::of(*id, true)),
-            Frame::Message(Message::NoBasis { id }) => Some(Answered::of(*id, false)),
-            &Frame::Message(Message::Preview { id, mapped, resized, changes }) => {
-                Some(Answered { id, mapped, resized, changes })
+        let answered = match frame {
+            Frame::Message(Message::Map { id, device }) => Some(Answered::of(id, true, device)),
+            Frame::Message(Message::NoBasis { id, device }) => Some(Answered::of(id, false, device)),
+            Frame::Message(Message::Preview { id, device, mapped, resized, changes }) => {
+                Some(Answered { id, mapped, device, resized, changes })
             }
             _ => None,
         };
@@ -92,7 +92,7 @@ impl Inbox {
             return Err("a message out of turn");
         }
         // Before the merging thread can take it.
-        if answered.as_ref().is_some_and(|answered| !files.want(answered.id, answered.mapped)) {
+        if answered.as_ref().is_some_and(|answered| !files.want(answered)) {
             return Err("an answer for no file");
         }
         let mut state = lock(&self.state);

@@ -11,6 +11,7 @@ use crate::hashmap::plan::Action;
 use crate::hashmap::{BATCH, Batch, Block, Hash};
 use crate::protocol::Message;
 use crate::report::{Event, Phase};
+use crate::scan::Content;
 use crate::sender::describe::{Treatment, at_once};
 use crate::sender::described_file::{DescribedFile, Obstacle, Supply};
 use crate::sender::hasher::Hashed;
@@ -25,6 +26,8 @@ pub enum Merged {
     Whole(Hash),
     SourceChanged,
     SourceFailed(Error),
+    /// It goes onto a device, and holds what does not belong there.
+    SourceUnfit(Content),
     SourceUnread(io::Error),
     ReceiverFailed(Failure),
 }
@@ -45,6 +48,10 @@ impl<W: Write> Session<'_, W> {
                     Hashed::Batch(batch) => self.begin_batch(file, batch, None),
                     Hashed::Bare(batch, source) => self.begin_batch(file, batch, Some(source)),
                     Hashed::Warning(text) => self.shared.warn(text)?,
+                    Hashed::Unfit(content) => {
+                        file.hashes = Supply::Ended;
+                        return Ok(Merged::SourceUnfit(content));
+                    }
                     Hashed::End { same, settled } => {
                         file.hashes = Supply::Ended;
                         file.settled = settled;
@@ -159,7 +166,7 @@ impl<W: Write> Session<'_, W> {
             match self.next_hashed()? {
                 Hashed::Batch(batch) | Hashed::Bare(batch, _) => self.recycle(batch.buffer),
                 Hashed::Warning(_) => {}
-                Hashed::End { .. } | Hashed::Failed(_) => return Ok(()),
+                Hashed::Unfit(_) | Hashed::End { .. } | Hashed::Failed(_) => return Ok(()),
             }
         }
     }

@@ -25,6 +25,8 @@ pub struct Answered {
     pub id: u64,
     /// The receiver's map comes.
     pub mapped: bool,
+    /// It goes onto a block device.
+    pub device: bool,
     /// In a dry run: the file would get another length.
     pub resized: bool,
     /// In a dry run: how it differs from what is wanted.
@@ -33,8 +35,8 @@ pub struct Answered {
 
 impl Answered {
     /// In a run that is none.
-    pub fn of(id: u64, mapped: bool) -> Answered {
-        Answered { id, mapped, resized: false, changes: Changes::default() }
+    pub fn of(id: u64, mapped: bool, device: bool) -> Answered {
+        Answered { id, mapped, device, resized: false, changes: Changes::default() }
     }
 }
 
@@ -307,7 +309,7 @@ mod tests {
 
     fn asked_for(ids: &[u64]) -> Replies {
         let mut replies = Replies::new(false);
-        ids.iter().for_each(|&id| replies.open(Answered::of(id, true)));
+        ids.iter().for_each(|&id| replies.open(Answered::of(id, true, false)));
         replies
     }
 
@@ -367,7 +369,7 @@ mod tests {
     fn a_map_ends_once_and_nothing_of_it_follows() {
         let end = |id| Frame::Message(Message::MapEnd { id });
         let mut replies = asked_for(&[1]);
-        replies.open(Answered::of(2, false));
+        replies.open(Answered::of(2, false, false));
         replies.take_in(end(1)).unwrap();
         for id in [1, 2] {
             assert_eq!(replies.take_in(end(id)), Err("a map out of turn"));
@@ -394,7 +396,7 @@ mod tests {
     #[test]
     fn a_dry_run_grants_what_it_compared_and_what_it_dropped() {
         let mut replies = Replies::new(true);
-        replies.open(Answered::of(1, true));
+        replies.open(Answered::of(1, true, false));
         let batch = MAX_AHEAD / 4;
         (0..4).for_each(|_| replies.take_in(Frame::Map(1, keys(batch))).unwrap());
         assert_eq!(replies.next_grant(), None);

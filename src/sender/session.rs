@@ -363,6 +363,10 @@ impl<'a, W: Write> Session<'a, W> {
             }
             Merged::SourceChanged => self.try_again(source, false),
             Merged::SourceFailed(error) => self.source_failed(&source, &error),
+            Merged::SourceUnfit(content) => {
+                let runs_through = self.shared.side == Side::Initiator;
+                self.source_failed(&source, &content.refuse(&source.path, runs_through))
+            }
             Merged::SourceUnread(error) => {
                 self.source_failed(&source, &Error::file("read", &source.path)(error))
             }

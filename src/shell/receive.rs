@@ -301,7 +301,7 @@ impl ReceiveJob<'_> {
             if existing {
                 return Ok((Opened::Equal { unset: None }, Changes::LEFT));
             }
-            let preview = Preview { basis: None, changes_length: true };
+            let preview = Preview { basis: None, device: false, changes_length: true };
             return Ok((Opened::Preview(preview), Changes::NEW.with(Changes::TRANSFER, true)));
         };
         let path = place.path.clone();
@@ -358,7 +358,9 @@ impl ReceiveJob<'_> {
                 return Ok(());
             }
         };
-        let mut sink = ArrivingFile::new(*destination, self.reporter);
+        let is_checked = destination.is_device() && !self.options.as_is;
+        let unchecked = is_checked.then(|| entry.source.clone());
+        let mut sink = ArrivingFile::new(*destination, unchecked, self.reporter);
         let sent = match self.far.content(&entry, encoding, &mut sink).and_then(|()| self.far.answer(b"done"))
         {
             Ok(sent) => sent,

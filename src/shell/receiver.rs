@@ -32,6 +32,8 @@ pub struct ReceivingShell {
 #[derive(Debug, Clone)]
 pub struct FarRoot {
     pub kind: FarRootKind,
+    /// The name is that of a block device, or of a symlink to one.
+    pub is_device: bool,
     pub umask: u32,
     pub is_root: bool,
     pub times: Times,
@@ -189,9 +191,10 @@ impl ReceivingShell {
             kind: match kind {
                 "directory" => FarRootKind::Directory,
                 "new" => FarRootKind::New,
-                "yes" => FarRootKind::Name,
+                "yes" | "device" => FarRootKind::Name,
                 _ => FarRootKind::Absent,
             },
+            is_device: kind == "device",
             umask: u32::from_str_radix(umask, 8).map_err(|_| self.bad(&line))?,
             is_root: user == "0",
             times: match times {

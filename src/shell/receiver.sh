@@ -114,7 +114,9 @@ base() {
         named=new
     fi
     here=$(pwd -P)
-    say "base ${named:-directory} $(umask) $user $times $lists $sums $digs $bulk"
+    what=${named:-directory}
+    [ "$what" != yes ] || [ ! -b "./${plain##*/}" ] || what=device
+    say "base $what $(umask) $user $times $lists $sums $digs $bulk"
 }
 
 refuse() {

@@ -14,7 +14,7 @@ use crate::hashmap::{Hash, PAGE};
 use crate::protocol::{MAX_LENGTH, MAX_PATH, Plain};
 use crate::remote::{self, Incoming, Input, Output};
 use crate::report::{Event, Item, ItemKind, Phase, Reporter};
-use crate::scan::is_zero;
+use crate::scan::{Content, is_zero};
 use crate::shell::{self, CommandResult, RecordLines, sparse_tar};
 use crate::source::{Metadata, Owner};
 use crate::stream::Sink;
@@ -289,6 +289,8 @@ pub struct ArrivingFile<'a> {
     /// Bytes of data, without zeros.
     pub data: u64,
     reporter: &'a dyn Reporter,
+    /// The source, if it goes onto a device and is not looked at yet.
+    unchecked: Option<PathBuf>,
 }
 
 impl Sink for ArrivingFile<'_> {
@@ -304,11 +306,20 @@ impl Sink for ArrivingFile<'_> {
 }
 
 impl<'a> ArrivingFile<'a> {
-    pub fn new(destination: Destination, reporter: &'a dyn Reporter) -> ArrivingFile<'a> {
-        ArrivingFile { destination: Ok(destination), at: 0, data: 0, reporter }
+    /// `unchecked`: the source, if it is to be fit for a device.
+    pub fn new(
+        destination: Destination,
+        unchecked: Option<PathBuf>,
+        reporter: &'a dyn Reporter,
+    ) -> ArrivingFile<'a> {
+        ArrivingFile { destination: Ok(destination), at: 0, data: 0, reporter, unchecked }
     }
 
     fn put(&mut self, bytes: &[u8]) {
+        let unchecked = self.unchecked.take().filter(|_| self.at == 0);
+        if let Some(unfit) = unchecked.and_then(|source| Some(Content::of(bytes)?.refuse(&source, false))) {
+            self.with(|_| Err(unfit));
+        }
         let mut rest = bytes;
         while !rest.is_empty() {
             let (is_data, len) = first_stretch(rest, self.at);

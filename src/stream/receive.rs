@@ -85,11 +85,23 @@ fn receive(input: File, size: Option<u64>, refuse_empty: bool, sink: &mut impl S
         let what = "nothing at all, and the old file is not empty; --size 0 would make it so".into();
         return Err(Error::Protocol { peer: PEER.into(), what });
     }
+    refuse_image(stream::fill(&mut input, PEER)?)?;
     let (size, ended) = stream::read_records(&mut input, PEER, size, sink)?;
     if !ended || stream::fill(&mut input, PEER)?.is_empty() {
         return Ok(size);
     }
     Err(Error::Protocol { peer: PEER.into(), what: "something behind the end".into() })
+}
+
+/// An image in the place of a stream of records is told from one that is damaged.
+fn refuse_image(head: &[u8]) -> Result<()> {
+    let begins = |kind: &[u8]| head.starts_with(kind) || kind.starts_with(head);
+    if [&b"DATA\n"[..], b"HOLE\n", b"END\n"].into_iter().any(begins) {
+        return Ok(());
+    }
+    let what = "no stream of records, as holesync send writes it: for a plain image write holesync - FILE, and unpack \
+                a packed one first";
+    Err(Error::Protocol { peer: PEER.into(), what: what.into() })
 }
 
 /// A sink that writes a file, which grows as the stream goes on.

@@ -526,8 +526,8 @@ fn failures_that_a_peer_told_of_count_whatever_its_totals_say() {
 #[test]
 fn a_sender_ends_when_its_peer_breaks_a_rule_and_stays_connected() {
     let wrong = [
-        Message::Map { id: 77 },
-        Message::NoBasis { id: 77 },
+        Message::Map { id: 77, device: false },
+        Message::NoBasis { id: 77, device: false },
         Message::MapEnd { id: 77 },
         Message::Keep { blocks: 1 },
         Message::Layout { single: true },

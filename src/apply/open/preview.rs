@@ -17,6 +17,8 @@ use crate::sys::kind_of;
 pub struct Preview {
     /// What there is to compare with.
     pub basis: Option<Basis>,
+    /// It is a block device.
+    pub device: bool,
     /// There is nothing yet, or a file of another length.
     pub changes_length: bool,
 }
@@ -40,7 +42,7 @@ pub fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, setup: &S
             let similar = place.similar(wanted, setup.options.fuzzy)?;
             let basis = similar.map(|from| basis_of(&from.old.file, setup.options.hole_map)).transpose();
             let basis = basis.map_err(place.error("open what to begin from for"))?;
-            return opening(Opened::Preview(Preview { basis, changes_length: true }));
+            return opening(Opened::Preview(Preview { basis, device: false, changes_length: true }));
         }
         Some(SFlag::S_IFBLK) => open_device(place, OFlag::O_RDONLY, &setup.options)?,
         Some(SFlag::S_IFREG) => place.open(&place.name, OFlag::O_RDONLY).map_err(place.error("open"))?,
@@ -57,5 +59,5 @@ pub fn preview(place: &Place, stat: Option<FileStat>, wanted: &Wanted, setup: &S
     }
     let changes_length = is_file && basis.length != wanted.length;
     let basis = Some(basis).filter(|basis| basis.length > 0 && !wanted.whole);
-    opening(Opened::Preview(Preview { basis, changes_length }))
+    opening(Opened::Preview(Preview { basis, device: !is_file, changes_length }))
 }

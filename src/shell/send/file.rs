@@ -9,12 +9,12 @@ use crate::error::{Error, Result, Stop, code, printable};
 use crate::in_use;
 use crate::options::Commit;
 use crate::report::{Event, Outcome, Phase};
-use crate::scan::FileImage;
+use crate::scan::{Content, FileImage};
 use crate::shell::compare::{self, KeptBlocks};
 use crate::shell::pieces::{self, Cutter, DIG, Piece, RecordMerger, SHORT_HOLE, STOP};
 use crate::shell::receiver::FarRootKind;
 use crate::shell::{FarFile, relative};
-use crate::source::{self, Kind, Metadata, Source};
+use crate::source::{self, Kind, Metadata, OpenSource, Source};
 use crate::stream::Record;
 
 /// How an attempt to send a file ended.
@@ -52,6 +52,9 @@ impl SendJob<'_> {
         }
         self.warn_if_not_comparable(far.as_ref(), &source);
         if self.options.dry_run && !self.compares(far.as_ref()) {
+            if let Err(error) = self.refuse_unfit_in_dry_run(&source) {
+                return self.source_failed(error);
+            }
             self.pending.stats.files_sent += 1;
             self.count(0, allocated);
             self.pending.report(&source.target, Outcome::Sent(allocated));
@@ -138,6 +141,7 @@ impl SendJob<'_> {
     fn try_content(&mut self, source: &Source, far: Option<&FarFile>) -> Result<Attempt> {
         let Kind::File { length, retry, .. } = source.kind else { return Ok(Attempt::Done) };
         let Some(opened) = source.open(self.options)? else { return Ok(Attempt::Changed) };
+        self.refuse_unfit(source, &opened)?;
         if !retry && let Some(warning) = in_use::warning(opened.image.file(), &source.path) {
             self.reporter.event(Event::Warning(&warning));
         }
@@ -168,6 +172,32 @@ impl SendJob<'_> {
         }
         let described = self.describe(source, image, length, &kept, far)?;
         self.end_description(source, length, described, opened.is_unchanged())
+    }
+
+    /// Whether a device is written, for all that the other end tells, and not with what is there
+    /// on purpose.
+    fn needs_fitting(&self, source: &Source) -> bool {
+        let far = self.far_files.get(&source.target);
+        !self.options.as_is && (self.root.is_device || far.is_some_and(FarFile::is_device))
+    }
+
+    /// The same where the source is not opened otherwise.
+    fn refuse_unfit_in_dry_run(&self, source: &Source) -> Result<()> {
+        let opened = if self.needs_fitting(source) { source.open(self.options)? } else { None };
+        opened.map_or(Ok(()), |opened| self.refuse_unfit(source, &opened))
+    }
+
+    /// Refuses what does not belong onto a device, where one is written, as far as the other end
+    /// can tell.
+    fn refuse_unfit(&self, source: &Source, opened: &OpenSource) -> Result<()> {
+        if !self.needs_fitting(source) {
+            return Ok(());
+        }
+        let content = Content::read(&opened.image, opened.state.length);
+        match content.map_err(Error::file("read", &source.path))? {
+            Some(content) => Err(content.refuse(&source.path, true)),
+            None => Ok(()),
+        }
     }
 
     /// Ends the records of a file, as its description went. `same`: the source did not

@@ -8,7 +8,7 @@ use crate::hashmap::compare::{Hashing, OldContent};
 use crate::in_use;
 use crate::options::DeleteWhen;
 use crate::report::{Changes, Event, Outcome, Phase};
-use crate::scan;
+use crate::scan::{self, Content};
 use crate::source::{self, Kind, OpenSource, Source};
 use crate::sync::local::update::{Compared, Update};
 use crate::sync::local::{Job, LocalCopy};
@@ -89,7 +89,7 @@ impl LocalCopy<'_> {
             if options.transfer.existing {
                 return Ok((Opened::Equal { unset: None }, Changes::LEFT.with(Changes::BELOW, true)));
             }
-            let preview = Preview { basis: None, changes_length: true };
+            let preview = Preview { basis: None, device: false, changes_length: true };
             return Ok((Opened::Preview(preview), Changes::NEW.with(Changes::TRANSFER, true)));
         };
         let path = place.path.clone();
@@ -157,7 +157,7 @@ impl LocalCopy<'_> {
 
     /// Finds out what would be sent.
     fn preview(&self, source: &Source, preview: &Preview) -> Result<Outcome, FileError> {
-        let opened = self.open_source(source)?;
+        let opened = self.open_source(source, preview.device)?;
         let old = match &preview.basis {
             Some(basis) => OldContent::Image(basis.image.as_ref(), basis.length),
             None => OldContent::Zeros,
@@ -177,7 +177,7 @@ impl LocalCopy<'_> {
     /// Fills a destination that is empty.
     fn copy(&self, source: &Source, destination: &mut Destination) -> Result<Filled, FileError> {
         let Kind::File { length, allocated, .. } = source.kind else { return Err(FileError::Changed) };
-        let opened = self.open_source(source)?;
+        let opened = self.open_source(source, destination.is_device())?;
         self.stats().data_bytes += allocated;
         let _cores = (scan::may_hold(allocated, length) > LARGE).then(|| lock(&self.cores));
         let told = |bytes| {
@@ -205,7 +205,7 @@ impl LocalCopy<'_> {
     /// Holds a source against what the destination has, and writes what differs.
     fn update(&self, source: &Source, destination: &mut Destination) -> Result<Filled, FileError> {
         let Kind::File { length, allocated, .. } = source.kind else { return Err(FileError::Changed) };
-        let opened = self.open_source(source)?;
+        let opened = self.open_source(source, destination.is_device())?;
         let basis = destination.basis();
         let old = match &basis {
             Some(basis) => OldContent::Image(basis.image.as_ref(), basis.length),
@@ -267,9 +267,16 @@ impl LocalCopy<'_> {
         }
     }
 
-    /// Opens a source, which must be as long as it was found, and warns of who uses it.
-    fn open_source(&self, source: &Source) -> Result<OpenSource, FileError> {
+    /// Opens a source, which must be as long as it was found, and warns of who uses it. What
+    /// goes onto a `device` must be fit for one.
+    fn open_source(&self, source: &Source, device: bool) -> Result<OpenSource, FileError> {
         let opened = source.open(&self.options).map_err(FileError::Source)?.ok_or(FileError::Changed)?;
+        if device && !self.options.as_is {
+            let content = Content::read(&opened.image, opened.state.length);
+            let content = content.map_err(Error::file("read", &source.path)).map_err(FileError::Source)?;
+            let unfit = content.map(|content| content.refuse(&source.path, true));
+            unfit.map_or(Ok(()), |error| Err(FileError::Source(error)))?;
+        }
         if matches!(source.kind, Kind::File { retry: false, .. })
             && let Some(warning) = in_use::warning(opened.image.file(), &source.path)
         {

@@ -112,10 +112,11 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<[u8; 32]>(), any::<bool>()).prop_map(|(root, settled)| Message::Finish { root, settled }),
         Just(Message::Abandon),
         (any::<u64>(), changes()).prop_map(|(id, changes)| Message::Unchanged { id, changes }),
-        any::<u64>().prop_map(|id| Message::NoBasis { id }),
-        any::<u64>().prop_map(|id| Message::Map { id }),
-        (any::<u64>(), any::<bool>(), any::<bool>(), changes())
-            .prop_map(|(id, mapped, resized, changes)| Message::Preview { id, mapped, resized, changes }),
+        (any::<u64>(), any::<bool>()).prop_map(|(id, device)| Message::NoBasis { id, device }),
+        (any::<u64>(), any::<bool>()).prop_map(|(id, device)| Message::Map { id, device }),
+        (any::<u64>(), any::<[bool; 3]>(), changes()).prop_map(|(id, [device, mapped, resized], changes)| {
+            Message::Preview { id, device, mapped, resized, changes }
+        }),
         (any::<u64>(), any::<bool>(), changes()).prop_map(|(id, is_there, changes)| Message::Made {
             id,
             is_there,

@@ -66,7 +66,7 @@ fn a_failure_that_comes_while_a_file_is_finished_is_not_lost() {
     loop {
         match input.read().unwrap() {
             Frame::Message(Message::Entry(Entry { id, .. })) => {
-                output.message(&Message::Map { id }).unwrap();
+                output.message(&Message::Map { id, device: false }).unwrap();
                 output.map(id, &[Run::Keys(std::mem::take(&mut keys))]).unwrap();
                 output.message(&Message::MapEnd { id }).and_then(|()| output.flush()).unwrap();
             }
@@ -228,16 +228,23 @@ fn refused(dry_run: bool, frames: &[Frame]) -> Error {
 #[test]
 fn answers_of_another_kind_of_run_and_maps_behind_their_end_break_a_rule() {
     let message = Frame::Message;
-    let preview =
-        |mapped| message(Message::Preview { id: 0, mapped, resized: false, changes: Changes::default() });
-    let map = || message(Message::Map { id: 0 });
+    let preview = |mapped| {
+        message(Message::Preview {
+            id: 0,
+            device: false,
+            mapped,
+            resized: false,
+            changes: Changes::default(),
+        })
+    };
+    let map = || message(Message::Map { id: 0, device: false });
     let map_end = || message(Message::MapEnd { id: 0 });
     let runs = || Frame::Map(0, vec![Run::Keys(vec![[7; 16]])]);
     let cases: [(bool, Vec<Frame>); 7] = [
         (false, vec![preview(true)]),
         (false, vec![preview(false)]),
         (true, vec![map()]),
-        (true, vec![message(Message::NoBasis { id: 0 })]),
+        (true, vec![message(Message::NoBasis { id: 0, device: false })]),
         (false, vec![map(), map_end(), map_end()]),
         (false, vec![map(), runs(), map_end(), runs()]),
         (true, vec![preview(false), runs()]),

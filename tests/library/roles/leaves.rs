@@ -672,7 +672,7 @@ impl Asker {
     /// Answers with a map of what differs everywhere; `more` is still to come.
     fn map(&mut self, nth: usize, blocks: usize, more: bool) {
         let id = self.id(nth);
-        self.peer.say(&Message::Map { id });
+        self.peer.say(&Message::Map { id, device: false });
         self.keys(nth, blocks);
         if !more {
             self.peer.say(&Message::MapEnd { id });

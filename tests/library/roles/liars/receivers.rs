@@ -52,37 +52,39 @@ fn keys(liar: &mut Liar, id: u64, count: usize) {
 #[test]
 fn a_lying_receiver_ends_its_session() {
     let lies = [
-        lie("a map of nobody's file", "an answer for no file", |liar, _| liar.say(&Message::Map { id: 77 })),
+        lie("a map of nobody's file", "an answer for no file", |liar, _| {
+            liar.say(&Message::Map { id: 77, device: false })
+        }),
         lie("a wish for nobody's file", "an answer for no file", |liar, _| {
-            liar.say(&Message::NoBasis { id: 77 })
+            liar.say(&Message::NoBasis { id: 77, device: false })
         }),
         lie("a wish for one file twice", "an answer for no file", |liar, files| {
-            liar.say(&Message::NoBasis { id: files[0] });
-            liar.say(&Message::NoBasis { id: files[0] });
+            liar.say(&Message::NoBasis { id: files[0], device: false });
+            liar.say(&Message::NoBasis { id: files[0], device: false });
         }),
         lie("wishes that go backwards", "an answer for no file", |liar, files| {
-            liar.say(&Message::NoBasis { id: files[1] });
-            liar.say(&Message::NoBasis { id: files[0] });
+            liar.say(&Message::NoBasis { id: files[1], device: false });
+            liar.say(&Message::NoBasis { id: files[0], device: false });
         }),
         lie("the end of nobody's map", "a map out of turn", |liar, _| liar.say(&Message::MapEnd { id: 77 })),
         lie("the end of a map twice", "a map out of turn", |liar, files| {
             // The first stays open, so that the second is not described yet.
-            liar.say(&Message::Map { id: files[0] });
-            liar.say(&Message::Map { id: files[1] });
+            liar.say(&Message::Map { id: files[0], device: false });
+            liar.say(&Message::Map { id: files[1], device: false });
             liar.say(&Message::MapEnd { id: files[1] });
             liar.say(&Message::MapEnd { id: files[1] });
         }),
         lie("keys of nobody's file", "a map out of turn", |liar, _| keys(liar, 77, 1)),
         lie("a map of more keys than a frame may have", "a map with", |liar, files| {
-            liar.say(&Message::Map { id: files[0] });
+            liar.say(&Message::Map { id: files[0], device: false });
             liar.frame(4, &[&[files[0] as u8, 1][..], &[0xff, 0xff, 3]].concat());
         }),
         lie("a run of nothing", "a map run without a length", |liar, files| {
-            liar.say(&Message::Map { id: files[0] });
+            liar.say(&Message::Map { id: files[0], device: false });
             liar.frame(4, &[files[0] as u8, 0, 0]);
         }),
         lie("a run of an unknown kind", "a map run of the unknown kind", |liar, files| {
-            liar.say(&Message::Map { id: files[0] });
+            liar.say(&Message::Map { id: files[0], device: false });
             liar.frame(4, &[files[0] as u8, 9, 1]);
         }),
         lie("a map of no id", "a map of no file", |liar, _| liar.frame(4, &[])),
@@ -122,6 +124,7 @@ fn a_lying_receiver_ends_its_session() {
         lie("a preview outside a dry run", "a message out of turn", |liar, files| {
             liar.say(&Message::Preview {
                 id: files[0],
+                device: false,
                 mapped: false,
                 resized: false,
                 changes: Changes::default(),
@@ -155,7 +158,7 @@ fn a_lying_receiver_ends_its_session() {
             liar.say(&Message::Digest { root: [0; 32] })
         }),
         lie("maps without end of a file that is through", "a map without an end", |liar, files| {
-            liar.say(&Message::NoBasis { id: files[0] });
+            liar.say(&Message::NoBasis { id: files[0], device: false });
             liar.hear(|message| matches!(message, Message::Finish { .. }));
             (0..2000).for_each(|_| keys(liar, files[0], 4096));
         }),
@@ -206,7 +209,7 @@ fn a_receiver_that_wants_everything_and_reads_nothing_costs_no_memory() {
     let mut input = FrameReader::new(forth.0, "the sender");
     let is_entry = |frame| matches!(frame, Frame::Message(Message::Entry(_)));
     while !is_entry(input.read().unwrap()) {}
-    let wish = Message::NoBasis { id: 0 };
+    let wish = Message::NoBasis { id: 0, device: false };
     let mut output = FrameWriter::new(back.1, "the sender");
     output.message(&wish).and_then(|()| output.flush()).unwrap();
     // It goes on until the pipe is full, and the queues behind it.

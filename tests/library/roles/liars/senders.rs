@@ -77,7 +77,7 @@ fn begun(liar: &mut Liar) {
 
 /// Begins a file that the receiver wants.
 fn content(liar: &mut Liar, id: u64) {
-    liar.hear(|message| matches!(message, Message::NoBasis { id: wanted } if *wanted == id));
+    liar.hear(|message| matches!(message, Message::NoBasis { id: wanted, device: false } if *wanted == id));
     liar.say(&Message::Content { id });
 }
 
