@@ -207,11 +207,11 @@ impl Applier<'_, '_> {
                 }
                 Frame::Message(message) => self.message(message)?,
                 Frame::Data(data) => {
-                    self.describe(|feeds, file| file.data(feeds, &data))?;
+                    self.describe(Phase::Sending, |feeds, file| file.data(feeds, &data))?;
                     self.frames.recycle(data);
                 }
                 Frame::Differ(differ) => self.compare(&differ)?,
-                Frame::Patch(patch) => self.describe(|_, file| file.patch(&patch))?,
+                Frame::Patch(patch) => self.describe(Phase::Sending, |_, file| file.patch(&patch))?,
                 Frame::Map(..) | Frame::Leaves(_) => {
                     return Err(self.frames.bad("something that only receivers say"));
                 }
@@ -232,8 +232,8 @@ impl Applier<'_, '_> {
             }
             Message::RemoveOthers if self.shared.options.delete.is_some() => self.remove_others(),
             Message::Content { id } if matches!(self.current, Current::None) => self.begin(id),
-            Message::Keep { blocks } => self.describe(|feeds, file| file.keep(feeds, blocks)),
-            Message::Zero { blocks } => self.describe(|feeds, file| file.zero(feeds, blocks)),
+            Message::Keep { blocks } => self.describe(Phase::Mapping, |feeds, file| file.keep(feeds, blocks)),
+            Message::Zero { blocks } => self.describe(Phase::Mapping, |feeds, file| file.zero(feeds, blocks)),
             Message::Finish { root, settled } => self.finish(root, settled),
             Message::Abandon => self.abandon(),
             Message::Granted { units } if self.shared.options.dry_run => {
@@ -271,9 +271,10 @@ impl Applier<'_, '_> {
         Ok(())
     }
 
-    /// Applies one piece of the description.
+    /// Applies one piece of the description, which came in this phase of the sender.
     fn describe(
         &mut self,
+        phase: Phase,
         apply: impl FnOnce(&BasisFeeds, &mut OpenFile) -> Result<u64, ApplyError>,
     ) -> Result<()> {
         let file = match &mut self.current {
@@ -283,7 +284,9 @@ impl Applier<'_, '_> {
         };
         match apply(&self.shared.feeds, file) {
             Ok(bytes) => {
-                self.shared.reporter.event(Event::Done(Phase::Sending, bytes));
+                if bytes > 0 {
+                    self.shared.reporter.event(Event::Done(phase, bytes));
+                }
                 Ok(())
             }
             Err(error) => {
@@ -301,7 +304,7 @@ impl Applier<'_, '_> {
         }
         let mut answer = None;
         let leaf = self.shared.options.leaf_size;
-        self.describe(|feeds, file| {
+        self.describe(Phase::Mapping, |feeds, file| {
             answer = Some(LeafAnswer { id: file.id, blocks: file.compare(feeds, differ, leaf)? });
             Ok(0)
         })?;
@@ -344,7 +347,7 @@ impl Applier<'_, '_> {
 
     fn finish(&mut self, root: Hash, settled: bool) -> Result<()> {
         let mut found = None;
-        self.describe(|_, file| {
+        self.describe(Phase::Mapping, |_, file| {
             found = Some(file.end()?);
             Ok(0)
         })?;

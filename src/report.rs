@@ -2,11 +2,13 @@
 //! [`Stats`]. The library never prints; the implementations are a
 //! terminal, JSON lines, a log file beside another one, and silence.
 
+mod bar;
 mod format;
 mod item;
 mod json;
 mod listing;
 mod log;
+mod meter;
 mod order;
 mod progress;
 mod remarks;
@@ -23,6 +25,7 @@ pub use format::{ITEMIZED, LineFormat, NAMES, RunFacts};
 pub use item::{Changes, Item, ItemKind};
 pub use json::JsonLines;
 pub use log::Logged;
+pub use meter::Traffic;
 pub use order::InOrder;
 pub use remarks::Remarks;
 pub use terminal::{Progress, Terminal, Units, Verbosity, stats_table};
@@ -150,6 +153,19 @@ pub enum Phase {
     WritingBack,
     /// Somebody else has to finish first.
     Waiting,
+    /// What the source does not have is being removed.
+    Removing,
+}
+
+/// Between whom a run goes on, for what is said of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// The host at the other end, if there is one.
+    pub host: Option<String>,
+    /// The destination is on this machine.
+    pub pulls: bool,
+    /// The destination is read back.
+    pub verifies: bool,
 }
 
 /// What became of one file.
@@ -164,7 +180,9 @@ pub enum Outcome {
 /// Something a user may want to know.
 #[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
-    /// This much more data is to be looked at.
+    /// A connection stands, and this goes through it.
+    Connected(&'a Traffic),
+    /// A file was found, with this much data to be looked at.
     Found(u64),
     /// This much of the data is done, in this phase.
     Done(Phase, u64),
@@ -188,7 +206,9 @@ pub enum Event<'a> {
     Warning(&'a str),
     /// The connection died, and the run begins again: why, and when.
     Retry(&'a str),
-    /// Something that is shown with `-v` only.
+    /// What would do better the next time: for people, not for a log.
+    Hint(&'a str),
+    /// What goes on besides, for whom that is wanted.
     Note(&'a str),
     /// What was chosen of several that would do, in the words of rsync.
     Choice(&'a str),

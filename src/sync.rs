@@ -26,7 +26,7 @@ use crate::protocol::{
 };
 use crate::receiver::{self, Answerer, Asides, Target};
 use crate::remote::{self, FarSide, Incoming, Input, Outgoing, Output, Ssh};
-use crate::report::{Event, Phase, Reporter, Route, Stats, Summary, human};
+use crate::report::{Event, Phase, Reporter, Route, Stats, Summary, Traffic, human};
 use crate::sender::{self, Hasher, Side};
 use crate::shell;
 use crate::source::{self, Asked};
@@ -378,11 +378,12 @@ impl Initiator<'_> {
         pace.limit(self.options.bandwidth);
         let stdin = TimedWriter::new(stdin, Arc::clone(&silence)).paced(&pace);
         let mut output = FrameWriter::direct(stdin, &peer);
-        let (sent, received) = (output.sent(), input.received());
+        let traffic = Traffic { sent: output.sent(), received: input.received() };
         let mut route = Route::Agent;
         let bootstrapped = remote::bootstrap(&mut input, &mut output, &silence, host, remote, reporter);
         let result = bootstrapped.and_then(|found| {
             self.tries.answered();
+            reporter.event(Event::Connected(&traffic));
             if let (None, Cipher::Auto, Some(aes)) = (&remote.rsh, remote.cipher, found.aes) {
                 remote::remember_aes(host, aes);
             }
@@ -394,7 +395,8 @@ impl Initiator<'_> {
             role(found.far_side, input, output)
         });
         let result = connection.finish(result);
-        let wire = self.tries.wire(sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed));
+        let wire =
+            self.tries.wire(traffic.sent.load(Ordering::Relaxed), traffic.received.load(Ordering::Relaxed));
         Ok(Completed { value: result?, route, wire })
     }
 
@@ -417,7 +419,7 @@ impl Initiator<'_> {
                 "{} went to the shell on {host}, which has no holesync: with --agent=push only what differs would travel",
                 human(sent)
             );
-            self.reporter.event(Event::Warning(&what));
+            self.reporter.event(Event::Hint(&what));
         }
     }
 

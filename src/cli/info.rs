@@ -89,7 +89,7 @@ impl TransferArgs {
         let show = Verbosity {
             quiet: self.quiet,
             removals: names > 0 || has_lines,
-            notes: names > 0,
+            notes: names > 1,
             choices: false,
             totals: names > 0,
             progress: if self.progress { Progress::Shown } else { Progress::Bar },
@@ -194,7 +194,7 @@ pub fn help<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<clap::Error>
         _ => writeln!(
             text,
             "FUZZY shows what --fuzzy begins from, NSTR how data is compared and compressed; every other item of rsync\n\
-             is taken, and shows what -v shows of connections; NONE shows nothing."
+             is taken, and shows what -vv shows of connections; NONE shows nothing."
         ),
     };
     page(text)

@@ -13,7 +13,7 @@ use holesync::hashmap::{self, Grid, Item};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Compress, Options};
 use holesync::remote;
-use holesync::report::{Event, InOrder, JsonLines, Logged, Reporter, Silent, Terminal, Verbosity, hex};
+use holesync::report::{Ends, Event, InOrder, JsonLines, Logged, Reporter, Silent, Terminal, Verbosity, hex};
 use holesync::scan::{self, FileImage, Image};
 use holesync::stream::{self, ImageStream};
 use holesync::sync::{self, RemoteOptions};
@@ -134,7 +134,8 @@ fn transfer(transfer: Transfer, umask: u32) -> Result<()> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
         pool.map_err(|error| Error::Usage(format!("cannot start {threads} threads: {error}")))?;
     }
-    let reporter = reporter(transfer.json, transfer.show, transfer.record)?;
+    let ends = ends(&transfer);
+    let reporter = reporter(transfer.json, transfer.show, transfer.record, &ends)?;
     let remote =
         RemoteOptions { retries: transfer.retries, ..transfer.remote.options(transfer.agent, umask) };
     let reporter = reporter.as_ref();
@@ -164,13 +165,23 @@ fn tell_choices(options: &Options, reporter: &dyn Reporter) {
     }));
 }
 
+/// Between whom a run goes on.
+fn ends(transfer: &Transfer) -> Ends {
+    let host = |location: &Location| match location {
+        Location::Remote(host, _) => Some(host.to_string()),
+        Location::Local(_) => None,
+    };
+    let (to, from) = (transfer.destination.as_ref().and_then(host), transfer.sources.first().and_then(host));
+    Ends { pulls: to.is_none(), host: to.or(from), verifies: transfer.options.verify }
+}
+
 /// What shows the run, and writes it down.
-fn reporter(json: bool, show: Verbosity, record: Record) -> Result<Box<dyn Reporter>> {
+fn reporter(json: bool, show: Verbosity, record: Record, ends: &Ends) -> Result<Box<dyn Reporter>> {
     let has_lines = record.lines.is_some() && !json;
     let shown: Box<dyn Reporter> = if json {
         Box::new(JsonLines::default())
     } else {
-        Box::new(Terminal::new(show).with_lines(record.lines))
+        Box::new(Terminal::new(show, ends).with_lines(record.lines))
     };
     Ok(match record.log {
         Some((path, lines)) => Box::new(InOrder::new(Box::new(Logged::open(&path, lines, shown)?))),

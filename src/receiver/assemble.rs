@@ -75,6 +75,8 @@ struct UnpatchedBlock {
     had: hashmap::Block,
     /// What it is to be.
     hash: Hash,
+    /// Bytes of data between it and the next of these: they stay, and count as done with it.
+    behind: u64,
 }
 
 impl OpenFile {
@@ -99,7 +101,8 @@ impl OpenFile {
         }
     }
 
-    /// Blocks stay; allocated zeros among them become holes. Returns bytes of data.
+    /// Blocks stay; allocated zeros among them become holes. Returns bytes of data, but for
+    /// those that count with a block before them.
     pub fn keep(&mut self, feeds: &BasisFeeds, blocks: u64) -> Result<u64, ApplyError> {
         let end = self.end_of(blocks)?;
         let mut bytes = 0;
@@ -120,7 +123,11 @@ impl OpenFile {
             self.at += count;
         }
         self.kept += bytes;
-        Ok(bytes)
+        match self.asked.back_mut() {
+            Some(asked) => asked.behind += bytes,
+            None => return Ok(bytes),
+        }
+        Ok(0)
     }
 
     /// Blocks become zeros.
@@ -253,13 +260,14 @@ impl OpenFile {
             // What arrives of it is written over that.
             self.keep_pages(self.at, had.data)?;
             self.root.add(self.at, &hash);
-            self.asked.push_back(UnpatchedBlock { index: self.at, had, hash });
+            self.asked.push_back(UnpatchedBlock { index: self.at, had, hash, behind: 0 });
             self.at += 1;
         }
         Ok(leaves)
     }
 
-    /// Blocks that were asked about get what they lack. Returns bytes of data.
+    /// Blocks that were asked about get what they lack. Returns bytes of data, with what stays
+    /// behind them.
     pub fn patch(&mut self, patch: &Patch) -> Result<u64, ApplyError> {
         if self.asked.front().is_none_or(|asked| asked.index != patch.first) {
             return rule("a patch out of place");
@@ -268,7 +276,8 @@ impl OpenFile {
         let mut left = patch.bytes.as_slice();
         let mut bytes = 0;
         for (&mask, &sent) in patch.masks.iter().zip(&patch.sent) {
-            let Some(UnpatchedBlock { index, had, hash }) = self.asked.pop_front() else {
+            let Some(UnpatchedBlock { index, had, hash, behind: kept_behind }) = self.asked.pop_front()
+            else {
                 return rule("a patch for more blocks than were asked about");
             };
             let kept = mask & !sent;
@@ -292,7 +301,7 @@ impl OpenFile {
                 pending.add(self.grid.pages(index, &run), &mut self.destination)?;
             }
             self.kept += old.len() as u64;
-            bytes += (old.len() + new.len()) as u64;
+            bytes += (old.len() + new.len()) as u64 + kept_behind;
         }
         if !left.is_empty() {
             return rule("a patch that is too long");

@@ -165,7 +165,7 @@ pub fn bootstrap(
         let what = format!("the shell answered on {host}, and takes part without a holesync");
         match remote.agent {
             // Nobody asked for it, and it promises less.
-            Agent::Auto => reporter.event(Event::Warning(&format!(
+            Agent::Auto => reporter.event(Event::Hint(&format!(
                 "{what}, which promises less: no hashes are compared; --agent=require would not do that, --agent=push brings one"
             ))),
             _ => reporter.event(Event::Note(&what)),

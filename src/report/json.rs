@@ -65,7 +65,7 @@ impl Reporter for JsonLines {
                 let path = String::from_utf8_lossy(path);
                 self.print(json!({"event": "file", "path": path, "action": "deleted"}));
             }
-            Event::Made(..) => {}
+            Event::Made(..) | Event::Connected(_) => {}
             Event::Listed(item) => self.listed(&item),
             Event::Failed(f) => self.print(json!({"event": "error", "code": f.code, "message": f.message})),
             Event::Unset(f) => self.print(json!({"event": "warning", "code": f.code, "message": f.message})),
@@ -74,7 +74,7 @@ impl Reporter for JsonLines {
                 self.ticker.restart();
                 self.print(json!({"event": "retry", "message": text}));
             }
-            Event::Note(text) => self.print(json!({"event": "note", "message": text})),
+            Event::Hint(text) | Event::Note(text) => self.print(json!({"event": "note", "message": text})),
             Event::Choice(_) => {}
         }
     }

@@ -47,8 +47,10 @@ impl Reporter for Logged {
             Event::Removed(path) => self.lines.removed(path),
             Event::Failed(failure) | Event::Unset(failure) => vec![escape(failure.message.as_bytes())],
             Event::Warning(text) | Event::Retry(text) => vec![escape(text.as_bytes())],
-            Event::Listed(_) | Event::Found(_) | Event::Done(..) | Event::Phase(_) => vec![],
-            Event::Note(_) | Event::Choice(_) => vec![],
+            Event::Connected(_) | Event::Listed(_) | Event::Found(_) | Event::Done(..) | Event::Phase(_) => {
+                vec![]
+            }
+            Event::Hint(_) | Event::Note(_) | Event::Choice(_) => vec![],
         };
         lines.iter().for_each(|line| self.write(line));
         self.shown.event(event);

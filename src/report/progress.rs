@@ -10,10 +10,11 @@ use crate::report::Phase;
 /// The name of a phase, for people and programs.
 pub fn phase_name(phase: Phase) -> &'static str {
     match phase {
-        Phase::Mapping => "mapping",
+        Phase::Mapping => "comparing",
         Phase::Sending => "sending",
-        Phase::WritingBack => "writing back",
+        Phase::WritingBack => "writing",
         Phase::Waiting => "waiting",
+        Phase::Removing => "removing",
     }
 }
 

@@ -2,14 +2,13 @@
 //! bar on stderr.
 
 use std::io::{IsTerminal, Write};
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
-use indicatif::{BinaryBytes, DecimalBytes, ProgressBar, ProgressStyle};
+use indicatif::{BinaryBytes, DecimalBytes};
 
-use crate::error::{escape, lock};
+use crate::error::escape;
+use crate::report::bar::Bar;
 use crate::report::progress::{Ticker, phase_name};
-use crate::report::{Event, LineFormat, Phase, Reporter, Summary, listing};
+use crate::report::{Ends, Event, LineFormat, Phase, Reporter, Route, Stats, Summary, listing};
 
 /// What is shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,11 +65,21 @@ impl Units {
         }
     }
 
-    fn short(self, bytes: u64) -> String {
+    /// A number of bytes in a few digits.
+    pub(super) fn short(self, bytes: u64) -> String {
         match self {
             Units::Thousands => DecimalBytes(bytes).to_string(),
             Units::Both | Units::Powers => BinaryBytes(bytes).to_string(),
         }
+    }
+
+    /// How much of a number of bytes, in the unit of the whole.
+    pub(super) fn part(self, bytes: u64, whole: u64) -> String {
+        let text = self.short(whole);
+        let Some((number, unit)) = text.split_once(' ').filter(|_| whole > 0) else { return text };
+        let scale = number.parse::<f64>().unwrap_or(0.0) / whole as f64;
+        let decimals = if number.contains('.') { 2 } else { 0 };
+        format!("{:.decimals$} of {number} {unit}", bytes as f64 * scale)
     }
 
     fn full(self, bytes: u64) -> String {
@@ -85,55 +94,19 @@ impl Units {
 #[derive(Debug)]
 pub struct Terminal {
     show: Verbosity,
-    bar: ProgressBar,
-    phase: Mutex<ShownPhase>,
+    bar: Option<Bar>,
     ticker: Option<Ticker>,
     lines: Option<LineFormat>,
 }
 
-/// The phase that the bar shows. Mapping and sending go on together: the bar shows
-/// "sending" while data travels now and then, and does not flicker.
-#[derive(Debug)]
-struct ShownPhase {
-    phase: Phase,
-    last_sent: Option<Instant>,
-}
-
-impl ShownPhase {
-    /// Enters a phase. Returns whether the phase to show becomes another one.
-    fn enter(&mut self, phase: Phase) -> bool {
-        const LINGER: Duration = Duration::from_secs(1);
-        if phase == Phase::Sending {
-            self.last_sent = Some(Instant::now());
-        } else if phase == Phase::Mapping && self.last_sent.is_some_and(|sent| sent.elapsed() < LINGER) {
-            return false;
-        }
-        std::mem::replace(&mut self.phase, phase) != phase
-    }
-}
-
 impl Terminal {
     /// The bar appears when stderr is a terminal; elsewhere `progress` gives plain lines.
-    pub fn new(show: Verbosity) -> Terminal {
+    pub fn new(show: Verbosity, ends: &Ends) -> Terminal {
         let terminal = std::io::stderr().is_terminal();
         let has_bar = terminal && !show.quiet && show.progress != Progress::Hidden;
-        let bar = if has_bar { ProgressBar::new(0) } else { ProgressBar::hidden() };
-        let template = match show.units {
-            Units::Thousands => {
-                "{msg:>12} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} of data, {decimal_bytes_per_sec}, {eta} left"
-            }
-            Units::Both | Units::Powers => {
-                "{msg:>12} [{bar:30}] {bytes}/{total_bytes} of data, {binary_bytes_per_sec}, {eta} left"
-            }
-        };
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        bar.set_message(phase_name(Phase::Mapping));
-        bar.enable_steady_tick(Duration::from_millis(250));
+        let bar = has_bar.then(|| Bar::new(show.units, ends));
         let ticker = (show.progress == Progress::Shown && !terminal).then(Ticker::default);
-        let phase = Mutex::new(ShownPhase { phase: Phase::Mapping, last_sent: None });
-        Terminal { show, bar, phase, ticker, lines: None }
+        Terminal { show, bar, ticker, lines: None }
     }
 
     /// It shows lines of this format about entries, if there is one.
@@ -148,16 +121,6 @@ impl Terminal {
     }
 
     fn progress(&self, phase: Option<Phase>, found: u64, done: u64) {
-        let mut shown = lock(&self.phase);
-        if let Some(phase) = phase
-            && shown.enter(phase)
-        {
-            self.bar.set_message(phase_name(phase));
-        }
-        let phase = phase.map(|_| shown.phase);
-        drop(shown);
-        self.bar.inc_length(found);
-        self.bar.inc(done);
         if let Some(progress) = self.ticker.as_ref().and_then(|ticker| ticker.add(found, done)) {
             let phase = phase.map_or("", phase_name);
             let [done, found] = [progress.done, progress.found].map(|bytes| self.show.units.short(bytes));
@@ -165,15 +128,28 @@ impl Terminal {
         }
     }
 
+    fn restart(&self) {
+        self.bar.iter().for_each(Bar::restart);
+        self.ticker.iter().for_each(Ticker::restart);
+    }
+
+    /// Does something while no bar is there.
+    fn suspend(&self, work: impl FnOnce()) {
+        match &self.bar {
+            Some(bar) => bar.suspend(work),
+            None => work(),
+        }
+    }
+
     fn print(&self, line: &str) {
-        self.bar.suspend(|| {
+        self.suspend(|| {
             // A closed stdout is no reason to leave a transfer half done.
             let _ = writeln!(std::io::stdout(), "{line}");
         });
     }
 
     fn warn(&self, line: &str) {
-        self.bar.suspend(|| {
+        self.suspend(|| {
             // A closed stderr is no reason either: eprintln would panic on it.
             let _ = writeln!(std::io::stderr(), "holesync: {line}");
         });
@@ -183,7 +159,9 @@ impl Terminal {
 impl Reporter for Terminal {
     fn event(&self, event: Event) {
         let lines = self.lines.as_ref();
+        self.bar.iter().for_each(|bar| bar.count(&event));
         match event {
+            Event::Connected(traffic) => self.bar.iter().for_each(|bar| bar.connected(traffic)),
             Event::Found(bytes) => self.progress(None, bytes, 0),
             Event::Done(phase, bytes) => self.progress(Some(phase), 0, bytes),
             Event::Phase(phase) => self.progress(Some(phase), 0, 0),
@@ -200,35 +178,64 @@ impl Reporter for Terminal {
             Event::Failed(failure) | Event::Unset(failure) => self.warn(&escape(failure.message.as_bytes())),
             Event::Warning(text) if !self.show.quiet => self.warn(&escape(text.as_bytes())),
             Event::Retry(text) => {
-                self.bar.set_length(0);
-                self.bar.set_position(0);
-                self.ticker.iter().for_each(Ticker::restart);
+                self.restart();
                 self.warn(&escape(text.as_bytes()));
+            }
+            Event::Hint(text) if self.show.totals || self.bar.is_some() => {
+                self.warn(&escape(text.as_bytes()))
             }
             Event::Note(text) if self.show.notes => self.warn(&escape(text.as_bytes())),
             Event::Choice(text) if self.show.choices => self.print(&escape(text.as_bytes())),
-            Event::Warning(_) | Event::Note(_) | Event::Choice(_) => {}
+            Event::Warning(_) | Event::Hint(_) | Event::Note(_) | Event::Choice(_) => {}
         }
     }
 
     fn summary(&self, summary: &Summary) {
-        self.bar.finish_and_clear();
+        self.bar.iter().for_each(Bar::finish);
         if self.show.stats {
             self.print(&stats_table(summary, self.show.units));
         } else if self.show.totals {
-            let dry = if summary.dry_run { " (dry run)" } else { "" };
-            let [sent, received] =
-                [summary.wire_sent, summary.wire_received].map(|bytes| self.show.units.short(bytes));
-            let stats = &summary.stats;
             self.print("");
-            self.print(&format!(
-                "sent {} of {} files, {sent} out, {received} in, {:.2} s{dry}",
-                stats.files_sent,
-                stats.files_total,
-                summary.elapsed.as_secs_f64()
-            ));
+            self.print(&totals(summary, self.show.units));
+        } else if self.bar.is_some() && summary.stats.files_total > 0 {
+            // In the place of the bar: a closed stderr is no reason to fail.
+            let _ = writeln!(std::io::stderr(), "{}", outcome(summary, self.show.units));
         }
     }
+}
+
+/// The line at the end of a run that names what it did.
+fn totals(summary: &Summary, units: Units) -> String {
+    let dry = if summary.dry_run { " (dry run)" } else { "" };
+    let [sent, received] = [summary.wire_sent, summary.wire_received].map(|bytes| units.short(bytes));
+    let Stats { files_sent, files_total, .. } = summary.stats;
+    let seconds = summary.elapsed.as_secs_f64();
+    format!("sent {files_sent} of {files_total} files, {sent} out, {received} in, {seconds:.2} s{dry}")
+}
+
+/// The line that stays in the place of the bar: what, how much of it is data, how much
+/// travelled, how long it took.
+fn outcome(summary: &Summary, units: Units) -> String {
+    let Stats { files_sent, files_total, removed, apparent_bytes, data_bytes, .. } = summary.stats;
+    let files = if files_total == 1 { "file" } else { "files" };
+    let (moved, how) = match summary.route {
+        Route::Local => (summary.stats.sent_data_bytes, "copied"),
+        Route::Agent | Route::Shell => (summary.wire_sent.saturating_add(summary.wire_received), "travelled"),
+    };
+    let done = match files_sent {
+        0 if files_total == 1 => "1 file, which is equal".into(),
+        0 => format!("{files_total} files, all equal"),
+        _ if files_sent == files_total => format!("{files_total} {files} sent"),
+        _ => format!("{files_sent} of {files_total} files sent"),
+    };
+    let removed = if removed > 0 { format!(", {removed} removed") } else { String::new() };
+    let size = match apparent_bytes == data_bytes {
+        true => String::new(),
+        false => format!(" in {}", units.short(apparent_bytes)),
+    };
+    let [moved, data] = [moved, data_bytes].map(|bytes| units.short(bytes));
+    let seconds = summary.elapsed.as_secs_f64();
+    format!("{done}{removed}: {data} of data{size}, {moved} {how}, {seconds:.1} s")
 }
 
 /// The table that `--stats` prints.

@@ -12,6 +12,7 @@ use crate::protocol::{
     Compressor, Credit, Differ, LEAF_BLOCKS, LeafAnswer, LinkSpeed, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER,
     MAX_UNPATCHED, Message, Patch,
 };
+use crate::report::{Event, Phase};
 use crate::sender::described_file::BatchCursor;
 use crate::sender::leaf_policy::LeafPolicy;
 use crate::sender::shared::SenderShared;
@@ -59,6 +60,8 @@ struct PendingBlock {
     data: PageMask,
     /// Its pages of data, packed.
     bytes: Vec<u8>,
+    /// Bytes of data between it and the next of these that count as done with it.
+    behind: u64,
 }
 
 impl<'a, W: Write> Describer<'a, W> {
@@ -110,9 +113,13 @@ impl<'a, W: Write> Describer<'a, W> {
     ) -> Result<io::Result<u64>> {
         self.flush_pending()?;
         let mut sent = 0;
+        self.shared.reporter.event(Event::Phase(Phase::Sending));
         for (first, count) in frames_of(grid, blocks) {
             match self.send_frame(grid, cursor, &mut blocks[first..first + count])? {
-                Ok(bytes) => sent += bytes,
+                Ok(bytes) => {
+                    self.shared.done(Phase::Sending, bytes);
+                    sent += bytes;
+                }
                 Err(error) => return Ok(Err(error)),
             }
         }
@@ -180,8 +187,23 @@ impl<'a, W: Write> Describer<'a, W> {
         self.differ.hashes.push(block.hash);
         let bytes = batch.data_of(grid, index, block).collect::<Vec<_>>().concat();
         self.held += bytes.len();
-        self.asked.push_back(PendingBlock { index, since: Instant::now(), data: block.data, bytes });
+        self.asked.push_back(PendingBlock {
+            index,
+            since: Instant::now(),
+            data: block.data,
+            bytes,
+            behind: 0,
+        });
         Ok(true)
+    }
+
+    /// So much data is equal, or need not be looked at. It counts in the order of the file: behind
+    /// blocks that wait.
+    pub fn matched(&mut self, bytes: u64) {
+        match self.asked.back_mut() {
+            Some(asked) => asked.behind += bytes,
+            None => self.shared.done(Phase::Mapping, bytes),
+        }
     }
 
     /// Whether answers are still to come.
@@ -194,7 +216,7 @@ impl<'a, W: Write> Describer<'a, W> {
     pub fn take_answer(&mut self, grid: &Grid, answer: LeafAnswer) -> Result<(u64, u64)> {
         let (mut lacking, mut had) = (0, 0);
         for leaves in answer.blocks {
-            let Some(PendingBlock { index, since, data, bytes }) = self.asked.pop_front() else {
+            let Some(PendingBlock { index, since, data, bytes, behind }) = self.asked.pop_front() else {
                 return Err(self.unexpected("leaves that it was not asked for"));
             };
             self.held -= bytes.len();
@@ -208,6 +230,8 @@ impl<'a, W: Write> Describer<'a, W> {
             self.add_to_patch(grid, index, data, sent, &bytes)?;
             lacking += lacks;
             had += bytes.len() as u64 - lacks;
+            self.shared.done(Phase::Sending, lacks);
+            self.shared.done(Phase::Mapping, bytes.len() as u64 - lacks + behind);
         }
         Ok((lacking, had))
     }

@@ -10,7 +10,6 @@ use crate::error::{Error, Failure, Result};
 use crate::hashmap::plan::Action;
 use crate::hashmap::{BATCH, Batch, Block, Hash};
 use crate::protocol::Message;
-use crate::report::{Event, Phase};
 use crate::scan::Content;
 use crate::sender::describe::{Treatment, at_once};
 use crate::sender::described_file::{DescribedFile, Obstacle, Supply};
@@ -139,10 +138,8 @@ impl<W: Write> Session<'_, W> {
             }
             Arrival::File(FileReply::Leaves(answer)) => {
                 let (sent, had) = self.describer.take_answer(&file.grid, answer)?;
-                file.bytes += sent;
-                let mut stats = lock(&self.shared.stats);
-                stats.sent_data_bytes += sent;
-                stats.matched_bytes += had;
+                self.count_sent(file, sent);
+                lock(&self.shared.stats).matched_bytes += had;
             }
             Arrival::File(FileReply::Failed(failure)) => {
                 file.obstacle = Some(Obstacle::ReceiverFailed(failure));
@@ -186,8 +183,9 @@ impl<W: Write> Session<'_, W> {
         let bytes =
             found.iter().map(|(index, block)| file.grid.masked_bytes(*index, block.data)).sum::<u64>();
         let sends = matches!(action, Action::Data | Action::Update);
-        let phase = if sends { Phase::Sending } else { Phase::Mapping };
-        self.shared.reporter.event(Event::Done(phase, read));
+        // What is sent counts when it has left, or has turned out to be there.
+        let later = if sends && !self.shared.options.dry_run { bytes } else { 0 };
+        self.describer.matched(read.saturating_sub(later));
         file.differs |= action != Action::Keep;
         file.rest = file.rest.saturating_sub(read);
         if action == Action::Keep {

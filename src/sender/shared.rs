@@ -41,6 +41,13 @@ impl<W: Write> SenderShared<'_, W> {
         self.lock_output().message(message)
     }
 
+    /// So much data is where it belongs, or has left.
+    pub fn done(&self, phase: Phase, bytes: u64) {
+        if bytes > 0 {
+            self.reporter.event(Event::Done(phase, bytes));
+        }
+    }
+
     /// Has the receiver hear something now and then, whatever the other threads do, until
     /// the role is over.
     pub fn keep_alive(&self, over: &Receiver<()>) {

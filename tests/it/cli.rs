@@ -2,6 +2,7 @@
 
 mod errors;
 mod rsync;
+mod terminal;
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -16,7 +17,7 @@ use crate::common::check::{assert_no_leftovers, assert_same, data_extents};
 use crate::common::lab::{self, Fs, Loop};
 use crate::common::layout::{Layout, Rng, layouts};
 use crate::common::peer::{Peer, at, shell_word};
-use crate::common::process::{Outcome, PROGRAM, Running, holesync, run, start, wait_until};
+use crate::common::process::{Outcome, PROGRAM, holesync, run, start};
 
 /// Far beyond what anything here needs: it only ends hangs.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -564,100 +565,6 @@ fn run_unread(command: &mut Command) -> Option<i32> {
     command.stdin(Stdio::null()).stdout(unread()).stderr(unread()).status().expect("run").code()
 }
 
-/// A run on a terminal of its own, that `script` makes; all it shows goes to a file.
-struct OnTerminal {
-    running: Running,
-    screen: PathBuf,
-}
-
-impl OnTerminal {
-    fn start(dir: &Path, command: &Command) -> OnTerminal {
-        let words = std::iter::once(command.get_program()).chain(command.get_args());
-        let line = words.map(|word| shell_word(Path::new(word))).collect::<Vec<_>>().join(" ");
-        let screen = dir.join("screen");
-        fs::write(&screen, "").expect("write");
-        let mut script = Command::new("script");
-        script.args(["--quiet", "--flush", "--return", "--command", &line]).arg(&screen);
-        script.env("LC_ALL", "C").env("COLUMNS", "100").env("TERM", "xterm");
-        OnTerminal { running: start(&mut script), screen }
-    }
-
-    fn shown(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.screen).expect("read")).into_owned()
-    }
-
-    /// Waits until this is on the screen.
-    #[track_caller]
-    fn wait_for(&self, text: &str) {
-        assert!(wait_until(LIMIT, || self.shown().contains(text)), "{text:?} is not in {:?}", self.shown());
-    }
-
-    #[track_caller]
-    fn finish(self) -> String {
-        let screen = self.screen.clone();
-        self.running.finish().ok();
-        String::from_utf8_lossy(&fs::read(screen).expect("read")).into_owned()
-    }
-}
-
-/// Where the frames in what an agent said begin: behind the greeting, each of
-/// one byte of type, four of length, four of check, its body, and its check.
-fn frames(said: &[u8]) -> Vec<usize> {
-    let mut starts = vec![16];
-    while let Some(length) = starts.last().and_then(|at| said.get(at + 1..at + 5)) {
-        let length = u32::from_le_bytes(length.try_into().expect("four bytes"));
-        starts.push(starts[starts.len() - 1] + 9 + length as usize + 4);
-    }
-    assert_eq!(starts.pop(), Some(said.len()), "whole frames");
-    starts
-}
-
-#[test]
-fn a_terminal_gets_a_bar_in_every_phase_and_is_left_clean() {
-    let dir = lab::scratch();
-    let (source, to) = (dir.path().join("source"), dir.path().join("to"));
-    // More than what a receiver syncs without a word.
-    Layout::dense("source", 9 << 20, &mut Rng(4)).write(&source);
-    let record = dir.path().join("record");
-    let peer = Peer::script(dir.path(), &format!("agent | tee {}", shell_word(&record)));
-    run(peer.holesync().arg(&source).arg(at(&to))).ok();
-    let starts = frames(&fs::read(&record).expect("read"));
-    let go = dir.path().join("go");
-    run(Command::new("mkfifo").arg(&go)).ok();
-    // Held before its first answer, behind it, and behind the word that it writes back.
-    let phases = [(starts[0], "mapping ["), (starts[1], "sending ["), (starts[2], "writing back [")];
-    for (offset, phase) in phases {
-        fs::remove_file(&to).expect("remove");
-        let body = format!("agent | {{ stdbuf -o0 head -c {offset}; : <{}; cat; }}", shell_word(&go));
-        let peer = Peer::script(dir.path(), &body);
-        let terminal = OnTerminal::start(dir.path(), peer.holesync().arg(&source).arg(at(&to)));
-        terminal.wait_for(phase);
-        File::options().write(true).open(&go).expect("open the fifo");
-        let shown = terminal.finish();
-        // The last thing drawn is an empty line.
-        assert!(shown.contains("\x1b[2K"), "{shown:?}");
-        let left =
-            shown.rsplit("\x1b[2K").next().and_then(|left| left.split("Script done").next()).unwrap_or("");
-        assert!(!left.contains("of data"), "{shown:?}");
-        assert_same(&source, &to);
-    }
-}
-
-#[test]
-fn no_bar_is_drawn_where_it_is_not_wanted() {
-    let dir = lab::scratch();
-    for mut command in each_way(dir.path(), &["-q"]) {
-        let shown = OnTerminal::start(dir.path(), &command).finish();
-        assert!(!shown.contains("\x1b[") && !shown.contains("mapping"), "{shown:?}");
-        command.arg("-I");
-        run(&mut command).ok();
-    }
-    for outcome in outputs(&["-P"]).iter().chain(&outputs(&["-P", "-v"])).flatten() {
-        let all = format!("{}{}", outcome.stdout, outcome.stderr);
-        assert!(!all.contains(['\x1b', '\r']), "{outcome}");
-    }
-}
-
 #[test]
 fn a_run_that_takes_long_tells_of_its_progress_when_asked_to() {
     let dir = lab::scratch();
@@ -682,7 +589,8 @@ fn a_run_that_takes_long_tells_of_its_progress_when_asked_to() {
     assert!(!progress.is_empty(), "{programs}");
     for line in progress {
         assert!(
-            ["mapping", "sending", "writing back"].contains(&line["phase"].as_str().unwrap_or("")),
+            ["comparing", "sending", "writing", "waiting", "removing"]
+                .contains(&line["phase"].as_str().unwrap_or("")),
             "{line}"
         );
         assert!(line["done_bytes"].as_u64() <= line["data_bytes"].as_u64(), "{line}");

@@ -17,6 +17,9 @@ use crate::shell::{FarFile, relative};
 use crate::source::{self, Kind, Metadata, OpenSource, Source};
 use crate::stream::Record;
 
+/// Progress is told after so many bytes.
+const PART: usize = 256 << 10;
+
 /// How an attempt to send a file ended.
 enum Attempt {
     /// The other end has what it needs, or has refused the file.
@@ -283,9 +286,11 @@ impl SendJob<'_> {
             self.pending.shell.write(merger.add(&piece).as_bytes())?;
             match piece {
                 Piece::Data(data) => {
-                    self.pending.shell.write(data)?;
+                    for part in data.chunks(PART) {
+                        self.pending.shell.write(part)?;
+                        self.reporter.event(Event::Done(Phase::Sending, part.len() as u64));
+                    }
                     sent += data.len() as u64;
-                    self.reporter.event(Event::Done(Phase::Sending, data.len() as u64));
                 }
                 Piece::Keep(len) => matched += len,
                 Piece::Hole(_) => {}

@@ -62,7 +62,7 @@ impl Client {
         path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
         let mut command = holesync();
         command.env("PATH", std::env::join_paths(path).expect("a plain path"));
-        command.env("XDG_CACHE_HOME", self.cache()).arg("-v");
+        command.env("XDG_CACHE_HOME", self.cache()).arg("-vv");
         command
     }
 

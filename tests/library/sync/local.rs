@@ -58,6 +58,8 @@ impl Reporter for Told<'_> {
             | Event::Listed(_)
             | Event::Removed(_)
             | Event::Phase(_)
+            | Event::Connected(_)
+            | Event::Hint(_)
             | Event::Note(_)
             | Event::Choice(_)
             | Event::Retry(_)

@@ -1,0 +1,272 @@
+//! The progress bar: one line that fits the terminal, drawn four times a second.
+
+use std::fmt::Write;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+
+use crate::error::lock;
+use crate::report::meter::{Meter, Reading, Traffic};
+use crate::report::terminal::Units;
+use crate::report::{Ends, Event, Phase};
+
+/// How often it is drawn.
+const TICK: Duration = Duration::from_millis(250);
+/// Columns of a terminal that does not tell how many it has.
+const USUAL_WIDTH: usize = 80;
+/// Columns between the brackets, at least and at most.
+const LEAST_BAR: usize = 4;
+const MOST_BAR: usize = 40;
+
+/// A line at the bottom of a terminal.
+#[derive(Debug)]
+pub struct Bar {
+    bar: ProgressBar,
+    meter: Arc<Mutex<Meter>>,
+    has_host: bool,
+}
+
+impl Bar {
+    /// Draws nothing before there is something to show: while a connection is made, ssh may ask
+    /// for a password.
+    pub fn new(units: Units, ends: &Ends) -> Bar {
+        let (bar, meter) = (ProgressBar::new(0), Arc::<Mutex<Meter>>::default());
+        let (shown, ends) = (Arc::clone(&meter), Arc::new(ends.clone()));
+        let has_host = ends.host.is_some();
+        let line = move |_: &ProgressState, out: &mut dyn Write| {
+            let reading = lock(&shown).read(Instant::now());
+            // Writing to a string does not fail.
+            let _ = out.write_str(&line(&reading, &ends, units, width()));
+        };
+        if let Ok(style) = ProgressStyle::with_template("{line}") {
+            bar.set_style(style.with_key("line", line));
+        }
+        let bar = Bar { bar, meter, has_host };
+        if !has_host {
+            bar.bar.enable_steady_tick(TICK);
+        }
+        bar
+    }
+
+    /// Counts an event.
+    pub fn count(&self, event: &Event) {
+        lock(&self.meter).count(event, Instant::now());
+    }
+
+    /// A connection stands.
+    pub fn connected(&self, traffic: &Traffic) {
+        lock(&self.meter).connected(traffic.clone());
+        self.bar.enable_steady_tick(TICK);
+    }
+
+    /// The run begins again, with another connection.
+    pub fn restart(&self) {
+        lock(&self.meter).restart();
+        if self.has_host {
+            self.bar.disable_steady_tick();
+            self.bar.suspend(|| {});
+        }
+    }
+
+    /// Does something with the terminal while the bar is not there.
+    pub fn suspend(&self, work: impl FnOnce()) {
+        self.bar.suspend(work);
+    }
+
+    /// Takes it away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Columns of the terminal that is stderr. The last one stays free: what is written there
+/// makes some terminals begin a new line.
+fn width() -> usize {
+    let size = terminal_size::terminal_size_of(std::io::stderr());
+    let width = size.map_or(0, |(width, _)| usize::from(width.0));
+    (if width == 0 { USUAL_WIDTH } else { width }) - 1
+}
+
+/// A part of the line.
+struct Part {
+    text: String,
+    /// What stands before it.
+    gap: &'static str,
+    /// The part of the highest rank is the first to go where there is no room.
+    rank: u8,
+}
+
+/// The line, in no more than `width` columns. What matters least goes first.
+fn line(reading: &Reading, ends: &Ends, units: Units, width: usize) -> String {
+    let mut parts = parts(reading, ends, units);
+    while columns(&parts) > width
+        && let Some(rank) = parts.iter().map(|part| part.rank).max().filter(|&rank| rank > 0)
+    {
+        parts.retain(|part| part.rank != rank);
+    }
+    let free = width.saturating_sub(columns(&parts) + " []".len());
+    let mut line = String::new();
+    for Part { text, gap, rank } in parts {
+        line.push_str(gap);
+        line.push_str(&text);
+        if rank == PERCENT && free >= LEAST_BAR {
+            let length = free.min(MOST_BAR);
+            let full = length * percent(reading) / 100;
+            let head = if full < length { ">" } else { "" };
+            // Writing to a string does not fail.
+            let _ = write!(line, " [{:<length$}]", "=".repeat(full) + head);
+        }
+    }
+    line.chars().take(width).collect()
+}
+
+/// The rank of the part behind which the bar itself is.
+const PERCENT: u8 = 1;
+
+fn parts(reading: &Reading, ends: &Ends, units: Units) -> Vec<Part> {
+    let Reading { found, done, rate, left, completes, .. } = *reading;
+    let has_data = found.bytes > 0;
+    let rate = rate.filter(|_| !completes).map(|rate| format!("{}/s", units.short(rate as u64)));
+    let left = left.filter(|_| done.bytes < found.bytes).map(|left| format!("{} left", clock(left)));
+    let data = || units.part(done.bytes, found.bytes);
+    let files = || format!("{}/{} files", done.files, found.files);
+    let parts = [
+        (Some(phase(reading, ends)), "", 0),
+        (has_data.then(|| format!("{:3}%", percent(reading))), " ", PERCENT),
+        (has_data.then(data), " ", 4),
+        ((found.files > 1).then(files), ", ", 5),
+        (rate, ", ", 3),
+        (left, ", ", 2),
+    ];
+    let shown = parts.into_iter().filter_map(|(text, gap, rank)| Some(Part { text: text?, gap, rank }));
+    shown.collect()
+}
+
+/// Columns of parts, one behind the other.
+fn columns(parts: &[Part]) -> usize {
+    parts.iter().map(|part| part.gap.len() + part.text.chars().count()).sum()
+}
+
+fn percent(reading: &Reading) -> usize {
+    let (done, found) = (u128::from(reading.done.bytes), u128::from(reading.found.bytes.max(1)));
+    (done * 100 / found).min(100) as usize
+}
+
+/// What goes on, and where.
+fn phase(reading: &Reading, ends: &Ends) -> String {
+    let other = ends.host.as_deref().unwrap_or("the other end");
+    let there = if ends.pulls { None } else { ends.host.as_deref() };
+    match reading.phase {
+        Phase::Waiting => format!("waiting for another run on {other}"),
+        Phase::Removing => "removing".into(),
+        Phase::WritingBack if ends.verifies => at("verifying", there),
+        // What has left is not yet there, and what goes on there shows only by its word.
+        Phase::Sending | Phase::Mapping if reading.completes && reading.found.bytes > 0 => {
+            there.map_or("waiting for storage".into(), |host| format!("waiting for {host}"))
+        }
+        Phase::WritingBack if reading.completes => storage(there),
+        Phase::WritingBack => at("writing", there),
+        Phase::Mapping => "comparing".into(),
+        Phase::Sending if ends.host.is_none() => "copying".into(),
+        Phase::Sending if ends.pulls => "receiving".into(),
+        Phase::Sending => "sending".into(),
+    }
+}
+
+fn at(what: &str, host: Option<&str>) -> String {
+    host.map_or(what.into(), |host| format!("{what} on {host}"))
+}
+
+fn storage(host: Option<&str>) -> String {
+    host.map_or("waiting for storage".into(), |host| format!("waiting for storage on {host}"))
+}
+
+/// A time as a clock shows it: `0:09`, `1:02:03`; days from two on.
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs_f64().ceil() as u64;
+    let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match hours {
+        0 => format!("{minutes}:{rest:02}"),
+        1..48 => format!("{hours}:{minutes:02}:{rest:02}"),
+        _ => format!("{} days", hours / 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::meter::Count;
+
+    fn reading() -> Reading {
+        Reading {
+            phase: Phase::Sending,
+            completes: false,
+            found: Count { files: 20, bytes: 4 << 30 },
+            done: Count { files: 12, bytes: 1288490189 },
+            rate: Some(2.5e6),
+            left: Some(Duration::from_secs(1162)),
+        }
+    }
+
+    fn ends(host: &str) -> Ends {
+        Ends { host: Some(host.into()), ..Ends::default() }
+    }
+
+    #[test]
+    fn the_line_fits_every_width_and_what_matters_most_stays() {
+        for width in 0..200 {
+            let readings = [
+                reading(),
+                Reading { phase: Phase::WritingBack, completes: true, ..reading() },
+                Reading { found: Count::default(), done: Count::default(), left: None, ..reading() },
+            ];
+            for reading in readings {
+                let line = line(&reading, &ends("a-host.with.a.long.name"), Units::Both, width);
+                assert!(line.chars().count() <= width, "{width}: {line}");
+            }
+        }
+        let shown = |width| line(&reading(), &ends("h"), Units::Both, width);
+        assert_eq!(
+            shown(119),
+            "sending  30% [============>                           ] 1.20 of 4.00 GiB, 12/20 files, 2.38 MiB/s, 19:22 left"
+        );
+        assert_eq!(
+            shown(79),
+            "sending  30% [===>      ] 1.20 of 4.00 GiB, 12/20 files, 2.38 MiB/s, 19:22 left"
+        );
+        assert_eq!(shown(39), "sending  30%, 2.38 MiB/s, 19:22 left");
+        assert_eq!(shown(19), "sending  30% [=>  ]");
+    }
+
+    #[test]
+    fn phases_have_words_that_tell_where() {
+        let told =
+            |phase, completes, ends: &Ends| super::phase(&Reading { phase, completes, ..reading() }, ends);
+        let (push, pull) = (ends("h"), Ends { pulls: true, ..ends("h") });
+        let here = Ends::default();
+        for (phase, completes, ends, want) in [
+            (Phase::Mapping, false, &push, "comparing"),
+            (Phase::Sending, false, &push, "sending"),
+            (Phase::Sending, false, &pull, "receiving"),
+            (Phase::Sending, false, &here, "copying"),
+            (Phase::Sending, true, &push, "waiting for h"),
+            (Phase::Sending, true, &pull, "waiting for storage"),
+            (Phase::WritingBack, true, &push, "waiting for storage on h"),
+            (Phase::WritingBack, true, &pull, "waiting for storage"),
+            (Phase::WritingBack, false, &push, "writing on h"),
+            (Phase::Waiting, false, &pull, "waiting for another run on h"),
+            (Phase::Removing, false, &here, "removing"),
+            (Phase::WritingBack, true, &Ends { verifies: true, ..ends("h") }, "verifying on h"),
+        ] {
+            assert_eq!(told(phase, completes, ends), want);
+        }
+    }
+
+    #[test]
+    fn times_are_read_from_a_clock() {
+        for (seconds, want) in [(0.2, "0:01"), (59.5, "1:00"), (3723.0, "1:02:03"), (400_000.0, "4 days")] {
+            assert_eq!(clock(Duration::from_secs_f64(seconds)), want);
+        }
+    }
+}
