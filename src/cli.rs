@@ -8,7 +8,6 @@ mod delete;
 mod info;
 mod reach;
 mod record;
-mod recover;
 mod rsync;
 mod values;
 mod verb;
@@ -37,7 +36,7 @@ use record::{Record, RecordArgs};
 use values::block_size;
 use values::{CommitArg, CompressArg, rate, size, unit_of_comparison};
 pub use verb::Verb;
-pub use verbs::run;
+pub use verbs::{run, usage_code};
 use when::StopArgs;
 use workplace::WorkplaceArgs;
 

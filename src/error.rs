@@ -18,16 +18,14 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
     /// The two ends share no version of the protocol.
-    #[error(
-        "{peer} speaks holesync protocol {theirs}, this program speaks {ours}: install the same release on both sides"
-    )]
+    #[error("{}", strangers(.peer, *.theirs, *.ours))]
     Version {
         /// Who the peer is, for people.
         peer: String,
-        /// The versions the peer speaks.
-        theirs: String,
-        /// The versions this program speaks.
-        ours: String,
+        /// The oldest and the newest version the peer speaks.
+        theirs: (u16, u16),
+        /// The oldest and the newest version of this program that would do.
+        ours: (u16, u16),
     },
     /// The destination as a whole cannot be used.
     #[error("{0}")]
@@ -156,6 +154,23 @@ pub enum Error {
         /// The exit code that fits the worst of them.
         code: u8,
     },
+}
+
+/// Which of two ends that share no version is to be renewed.
+fn strangers(peer: &str, theirs: (u16, u16), ours: (u16, u16)) -> String {
+    let span = |(a, b): (u16, u16)| if a == b { format!("{a}") } else { format!("{a} to {b}") };
+    let release = env!("CARGO_PKG_VERSION");
+    let [theirs_spoken, ours_spoken] = [theirs, ours].map(span);
+    let each =
+        format!("it speaks protocol {theirs_spoken}, and the one here ({release}) protocol {ours_spoken}");
+    if theirs.1 < ours.0 {
+        format!(
+            "the holesync on {peer} is older: {each}; install {release} on {peer}, or have a transfer with \
+             --agent=push bring this one along"
+        )
+    } else {
+        format!("the holesync on {peer} is newer: {each}; install the release of {peer} here")
+    }
 }
 
 fn partial(failed: u64, unset: u64) -> String {

@@ -7,6 +7,7 @@
 
 pub mod ahead;
 pub mod compare;
+pub mod difference;
 mod gather;
 mod grid;
 pub mod leaves;

@@ -9,30 +9,30 @@ use holesync::error::{Error, code, escape};
 
 fn main() -> ExitCode {
     end_with_a_thread_that_panics();
-    let cli = match cli::Cli::read(std::env::args_os().collect()) {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let usage = cli::usage_code(&arguments);
+    let cli = match cli::Cli::read(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors.
             let failed = error.use_stderr();
             let _ = error.print();
-            return ExitCode::from(if failed { code::USAGE } else { 0 });
+            return ExitCode::from(if failed { usage } else { 0 });
         }
     };
     match cli::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
+            let code = if error.exit_code() == code::USAGE { usage } else { error.exit_code() };
             if !matches!(error, Error::Reported { .. }) {
+                // The last line of a run that failed: the error with its exit code, as rsync has it.
+                let message = format!("{error} (code {code})");
                 // A stderr that is closed is no reason to panic, as eprintln would.
-                let _ = writeln!(std::io::stderr(), "holesync: {}", escape(message(&error).as_bytes()));
+                let _ = writeln!(std::io::stderr(), "holesync: {}", escape(message.as_bytes()));
             }
-            ExitCode::from(error.exit_code())
+            ExitCode::from(code)
         }
     }
-}
-
-/// The last line of a run that failed: the error with its exit code, as rsync has it.
-fn message(error: &Error) -> String {
-    format!("{error} (code {})", error.exit_code())
 }
 
 /// A thread that panics takes the process along: others may be waiting for it, and so may

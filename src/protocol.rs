@@ -9,6 +9,7 @@ mod link_speed;
 mod pace;
 mod reader;
 mod silence;
+mod survey;
 mod writer;
 
 use std::io::{Read, Write};
@@ -22,6 +23,7 @@ pub use link_speed::LinkSpeed;
 pub use pace::Pace;
 pub use reader::{FrameReader, Greeting};
 pub use silence::{Silence, TimedReader, TimedWriter};
+pub use survey::{Ask, MAX_SURVEYED, SURVEY, SURVEYED_AHEAD, SurveyedBlocks, Told};
 pub use writer::FrameWriter;
 
 use crate::confinement::RequestPath;
@@ -38,7 +40,7 @@ pub use crate::source::{MAX_NAME, MAX_PATH};
 /// line ends or strips the eighth bit.
 pub const MAGIC: [u8; 8] = *b"\x89hole\xff\r\n";
 /// The newest version this program speaks.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 /// The oldest version this program speaks.
 pub const OLDEST: u16 = 5;
 /// The bits among the features of a greeting that tell whether the processor has
@@ -245,6 +247,10 @@ pub enum Message {
         /// There are no more.
         is_last: bool,
     },
+    /// Initiator behind `Request::Survey`: what it wants to know of the image.
+    Ask(Ask),
+    /// Responder: what it has.
+    Told(Told),
 }
 
 impl Message {
@@ -315,6 +321,11 @@ pub enum Request {
         destination: RequestPath,
         /// Bytes in the image.
         size: u64,
+    },
+    /// Answer what is asked of an image, by [`Ask`]. From version [`SURVEY`] on.
+    Survey {
+        /// The image.
+        path: RequestPath,
     },
 }
 

@@ -10,6 +10,7 @@ mod listing;
 mod log;
 mod meter;
 mod order;
+pub mod picture;
 mod progress;
 mod remarks;
 mod terminal;

@@ -6,6 +6,7 @@ mod list;
 mod local;
 mod names;
 mod retry;
+pub mod survey;
 mod takeover;
 
 use std::ffi::OsStr;

@@ -7,7 +7,8 @@ use holesync::error::Failure;
 use holesync::hashmap::leaves::Leaves;
 use holesync::hashmap::plan::Run;
 use holesync::protocol::{
-    Differ, Entry, FrameWriter, LeafAnswer, MAGIC, Message, OLDEST, Patch, Request, VERSION,
+    Ask, Differ, Entry, FrameWriter, LeafAnswer, MAGIC, Message, OLDEST, Patch, Request, SurveyedBlocks,
+    Told, VERSION,
 };
 use holesync::report::Changes;
 use holesync::source::{Kind, Metadata, Node, Owner};
@@ -30,6 +31,7 @@ fn main() {
             output.message(&Message::Start(Box::default(), request, None))
         }),
     );
+    put("frames", "survey", &survey());
     put("frames", "descriptions", &description());
     put("frames", "answers", &answers());
     for how in [0, 1] {
@@ -105,6 +107,28 @@ fn description() -> Vec<u8> {
     })
 }
 
+/// Both directions of one.
+fn survey() -> Vec<u8> {
+    written(&|output| {
+        let path = b"vm.img".to_vec().into();
+        output.message(&Message::Start(Box::default(), Request::Survey { path }, None))?;
+        for ask in [
+            Ask::Extents { from: 4096 },
+            Ask::Blocks { length: 1 << 20 },
+            Ask::More { entries: 2 },
+            Ask::Leaves { blocks: vec![0, 3] },
+            Ask::End,
+        ] {
+            output.message(&Message::Ask(ask))?;
+        }
+        let blocks = vec![SurveyedBlocks::Zero(3), SurveyedBlocks::Data { pages: 1, hash: [1; 32] }];
+        for told in [Told::Length(1 << 20), Told::Extents(vec![(0, 4096)]), Told::Blocks(blocks), Told::End] {
+            output.message(&Message::Told(told))?;
+        }
+        output.leaves(&LeafAnswer { id: 0, blocks: vec![Leaves::default(); 2] })
+    })
+}
+
 fn single() -> Vec<u8> {
     written(&|output| {
         output.message(&Message::Layout { single: true })?;
@@ -119,8 +143,16 @@ fn removal() -> Vec<u8> {
     written(&|output| {
         output.message(&Message::Layout { single: false })?;
         output.message(&entry(0, "made", Kind::Directory))?;
-        output.message(&Message::Contents { directory: b"".to_vec(), names: vec![b"old".to_vec()], is_whole: true })?;
-        output.message(&Message::Contents { directory: b"made".to_vec(), names: Vec::new(), is_whole: true })?;
+        output.message(&Message::Contents {
+            directory: b"".to_vec(),
+            names: vec![b"old".to_vec()],
+            is_whole: true,
+        })?;
+        output.message(&Message::Contents {
+            directory: b"made".to_vec(),
+            names: Vec::new(),
+            is_whole: true,
+        })?;
         output.message(&Message::RemoveOthers)?;
         output.message(&Message::End(Box::default()))
     })

@@ -7,6 +7,7 @@ use clap::Subcommand;
 
 use crate::cli::RemoteArgs;
 use crate::cli::values::size;
+use crate::cli::verbs::{DiffArgs, MapArgs};
 
 /// Everything that is not a transfer.
 #[derive(Debug, Subcommand)]
@@ -26,20 +27,10 @@ pub enum Verb {
         #[arg(long, requires = "root")]
         no_delete: bool,
     },
-    /// Show the extents of an image
-    Map {
-        /// The image
-        image: PathBuf,
-        /// Show a hash for every block that is not zero
-        #[arg(long)]
-        hashes: bool,
-        /// One JSON object a line
-        #[arg(long)]
-        json: bool,
-        /// Unit of the hashes
-        #[arg(short = 'B', long, value_name = "SIZE", value_parser = size)]
-        block_size: Option<u64>,
-    },
+    /// Show where an image has data, here or at host:path
+    Map(MapArgs),
+    /// Show where two images differ, each here or at host:path
+    Diff(DiffArgs),
     /// Print the root hash of files, here or at host:path
     Digest {
         /// The files

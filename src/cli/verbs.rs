@@ -1,40 +1,52 @@
 //! What each verb of the command line does.
 
+mod diff;
+mod draw;
+mod map;
+mod recover;
+
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use holesync::confinement::{Access, Confinement, NamedPath};
-use holesync::error::{Error, Result, Stop, escape, printable};
-use holesync::hashmap::{self, Grid, Item};
+use holesync::confinement::{Access, Confinement};
+use holesync::error::{Error, Result, code, escape, printable};
 use holesync::location::Location;
-use holesync::options::{BlockSize, Compress, Options};
+use holesync::options::{Compress, Options};
 use holesync::remote;
 use holesync::report::{Ends, Event, InOrder, JsonLines, Logged, Reporter, Silent, Terminal, Verbosity, hex};
-use holesync::scan::{self, FileImage, Image};
 use holesync::stream::{self, ImageStream};
 use holesync::sync::{self, RemoteOptions};
 use holesync::sys;
-use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::cli::record::Record;
-use crate::cli::recover;
 use crate::cli::{self, AgentArg, Cli, Transfer, Verb};
 
-/// Runs what the command line asks for.
+pub use diff::DiffArgs;
+pub use map::MapArgs;
+
+/// The exit code of a command line that makes no sense: of `diff`, 1 is that images differ.
+pub fn usage_code(arguments: &[OsString]) -> u8 {
+    let verb = arguments.get(1).and_then(|word| word.to_str());
+    if verb == Some("diff") { diff::TROUBLE } else { code::USAGE }
+}
+
+/// Runs what the command line asks for. Returns the exit code of a run without an error.
 ///
 /// # Errors
 ///
 /// Those that decide the exit code.
-pub fn run(cli: Cli) -> Result<()> {
+pub fn run(cli: Cli) -> Result<ExitCode> {
     let umask = sys::umask();
     sys::raise_open_files();
-    match cli.verb {
+    let done = match cli.verb {
         None => transfer(cli.transfer.into_transfer(umask)?, umask),
         Some(Verb::Agent { root, read_only, write_only, no_delete }) => {
             let confinement = confinement(root.as_deref(), read_only, write_only)?.keeping_all(no_delete);
@@ -46,9 +58,8 @@ pub fn run(cli: Cli) -> Result<()> {
                 .map_err(|errno| Error::file("use", "stdin and stdout")(errno.into()))?;
             sync::serve(File::from(input), File::from(output), umask, &confinement)
         }
-        Some(Verb::Map { image, hashes, json, block_size }) => {
-            map(&image, hashes, json, cli::block_size(block_size)?)
-        }
+        Some(Verb::Map(map)) => map.run(umask),
+        Some(Verb::Diff(diff)) => return diff.run(umask),
         Some(Verb::Digest { files, block_size, remote }) => {
             let options = Options {
                 block_size: cli::block_size(block_size)?,
@@ -76,7 +87,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Some(Verb::Recover { paths, no_fsync, force_in_use }) => {
             recover::run(&paths, &Options { fsync: !no_fsync, force_in_use, ..Options::default() })
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn confinement(root: Option<&Path>, read_only: bool, write_only: bool) -> Result<Confinement> {
@@ -249,82 +261,6 @@ fn send(image: &Path, end: bool) -> Result<()> {
     let image = ImageStream::open(image, true)?;
     let sent = image.send(end, |bytes| out.write_all(bytes).map_err(Error::file("write to", "stdout")));
     sent.map(drop)
-}
-
-/// Prints the extents of an image, or its blocks.
-fn map(path: &Path, hashes: bool, as_json: bool, block: BlockSize) -> Result<()> {
-    let (file, length) = scan::open_image(&NamedPath::here(path))?;
-    let image = FileImage::new(file, true);
-    let print_row = |offset: u64, len: u64, kind: &str, hash: Option<&str>| {
-        print_line(&match (as_json, hash) {
-            (true, None) => json!({"offset": offset, "length": len, "kind": kind}).to_string(),
-            (true, Some(hash)) => {
-                json!({"offset": offset, "length": len, "kind": kind, "hash": hash}).to_string()
-            }
-            (false, hash) => {
-                format!("{offset:>16} {len:>16} {kind}{}{}", hash.map_or("", |_| " "), hash.unwrap_or(""))
-            }
-        })
-    };
-    if !as_json {
-        print_line(&format!("{:>16} {:>16} kind", "offset", "length"))?;
-    }
-    if hashes {
-        return map_hashes(path, &image, Grid { length, block }, print_row);
-    }
-    let mut at = 0;
-    for extent in image.extents(0..length) {
-        let extent = extent.map_err(Error::file("map", path))?;
-        if extent.start > at {
-            print_row(at, extent.start - at, "hole", None)?;
-        }
-        print_row(extent.start, extent.end - extent.start, "data", None)?;
-        at = extent.end;
-    }
-    if at < length { print_row(at, length - at, "hole", None) } else { Ok(()) }
-}
-
-fn map_hashes(
-    path: &Path,
-    image: &FileImage,
-    grid: Grid,
-    print_row: impl Fn(u64, u64, &str, Option<&str>) -> Result<()>,
-) -> Result<()> {
-    let mut index = 0;
-    let mut hole = 0..0;
-    let blocks = |range: &std::ops::Range<u64>| {
-        let bytes = grid.bytes(range);
-        (bytes.start, bytes.end - bytes.start)
-    };
-    hashmap::hash_image(image, &grid, |batch| {
-        for item in &batch.items {
-            let (count, hash) = match item {
-                Item::Hole(count) => (*count, None),
-                Item::Block(block) => (1, (block.data != 0).then(|| hex(&block.hash))),
-            };
-            if hash.is_none() && hole.end == index {
-                hole.end += count;
-            } else if hash.is_none() {
-                hole = index..index + count;
-            } else {
-                if !hole.is_empty() {
-                    let (at, len) = blocks(&hole);
-                    print_row(at, len, "zero", None)?;
-                    hole = 0..0;
-                }
-                let (at, len) = blocks(&(index..index + 1));
-                print_row(at, len, "data", hash.as_deref())?;
-            }
-            index += count;
-        }
-        Ok(true)
-    })
-    .map_err(|stop: Stop| stop.or_read(Error::file("map", path)))?;
-    if hole.is_empty() {
-        return Ok(());
-    }
-    let (at, len) = blocks(&hole);
-    print_row(at, len, "zero", None)
 }
 
 /// Shows something on stderr that is no failure.

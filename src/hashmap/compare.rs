@@ -71,6 +71,8 @@ pub struct BlockDiff {
     pub zero: PageMask,
     /// The pages that are zeros in both images and take buffers in the old one.
     pub free: PageMask,
+    /// The pages of the old image that are not all zeros.
+    pub old: PageMask,
     /// The hash of the new block; of no meaning when `data` is 0 or none were wanted.
     pub hash: Hash,
 }
@@ -276,7 +278,7 @@ impl Comparison<'_> {
             }
             _ => Hash::default(),
         };
-        let diff = BlockDiff { index, read, data, new: data, zero: 0, free: 0, hash };
+        let diff = BlockDiff { index, read, data, new: data, zero: 0, free: 0, old: 0, hash };
         match self.old {
             OldContent::Zeros => Ok(diff),
             OldContent::Unknown => Ok(BlockDiff { zero: self.grid.all_pages(index) & !data, ..diff }),
@@ -302,11 +304,14 @@ fn against(diff: BlockDiff, pair: &Pair, buffers: &PageBuffers) -> BlockDiff {
         };
         if is_zero { free |= bit } else { zero |= bit }
     }
+    let replaced = page_runs(pair.old & data & !same).flatten();
+    let was_zero = replaced.filter(|&page| scan::is_zero(page_of(pair.old, &buffers.old, page)));
+    let old = was_zero.fold(pair.old & !free, |old, page| old & !(1 << page));
     if data == 0 && zero != 0 {
         // All of the block becomes a hole, at once.
         (zero, free) = (pair.old, 0);
     }
-    BlockDiff { new: data & !same, zero, free, ..diff }
+    BlockDiff { new: data & !same, zero, free, old, ..diff }
 }
 
 /// The pages that were read of both images and are the same.

@@ -1,8 +1,11 @@
 //! Leaves: the parts of a block that are compared by themselves when both ends
 //! have data there and it differs. Pure.
 
-use crate::hashmap::{self, Grid, PAGE, PageMask};
+use std::io;
+
+use crate::hashmap::{self, Grid, PAGE, PageMask, page_runs};
 use crate::options::BlockSize;
+use crate::scan::Image;
 
 /// As much of a hash as tells leaves apart: what a collision spoils shows in the
 /// hash of the block.
@@ -24,6 +27,22 @@ impl Leaves {
         Leaves { data, hashes }
     }
 
+    /// The leaves of a block of an image, a page each.
+    ///
+    /// # Errors
+    ///
+    /// What reading reports.
+    pub fn read(image: &dyn Image, grid: &Grid, block: u64) -> io::Result<Leaves> {
+        let all = grid.all_pages(block);
+        let range = grid.bytes(&(block..block + 1));
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        image.read_at(&mut bytes, range.start)?;
+        let data = hashmap::nonzero_pages(all, &bytes);
+        let pages = bytes.chunks(PAGE as usize).enumerate().filter(|(page, _)| data >> page & 1 == 1);
+        let packed: Vec<u8> = pages.flat_map(|(_, bytes)| bytes.iter().copied()).collect();
+        Ok(Leaves::of(BlockSize::SMALLEST, grid, block, data, &packed))
+    }
+
     /// The pages of `data`, packed in `bytes`, in leaves that are not among these.
     pub fn differing(
         &self,
@@ -38,6 +57,26 @@ impl Leaves {
             data & around(leaf, *part) == *part && hash(grid, block, data, *part, bytes) == **theirs
         });
         same.fold(data, |differing, (part, _)| differing & !part)
+    }
+}
+
+impl Leaves {
+    /// Whether they can be what a block has that is no larger than `all` pages, with leaves of
+    /// one page.
+    pub fn are_pages_of(&self, all: PageMask) -> bool {
+        self.data & !all == 0 && self.hashes.len() == self.data.count_ones() as usize
+    }
+
+    /// The pages in which two blocks differ, as far as leaves of one page tell.
+    pub fn differing_pages(&self, other: &Leaves) -> PageMask {
+        let pages = |leaves: &Leaves| page_runs(leaves.data).flatten();
+        let (mut theirs, mut differing) = (pages(other).zip(&other.hashes).peekable(), other.data);
+        for (page, hash) in pages(self).zip(&self.hashes) {
+            while theirs.next_if(|(at, _)| *at < page).is_some() {}
+            let is_same = theirs.next_if(|(at, _)| *at == page).is_some_and(|(_, other)| other == hash);
+            differing = if is_same { differing & !(1 << page) } else { differing | 1 << page };
+        }
+        differing
     }
 }
 
@@ -114,6 +153,21 @@ mod tests {
         assert_eq!(differing(0b1111), 0b0011);
         assert_eq!(differing(0b0101), 0b0100);
         assert_eq!(differing(0b11_0000), 0b11_0000);
+    }
+
+    #[test]
+    fn two_answers_tell_the_pages_that_differ() {
+        let leaves = |data, change: fn(u32) -> u8| {
+            Leaves::of(BlockSize::SMALLEST, &grid(), 0, data, &bytes(0, data, change))
+        };
+        let mine = leaves(0b1101_0011, |_| 0);
+        assert!(mine.are_pages_of(0xffff) && !mine.are_pages_of(0x7f));
+        assert_eq!(mine.differing_pages(&mine), 0);
+        assert_eq!(mine.differing_pages(&Leaves::default()), 0b1101_0011);
+        assert_eq!(Leaves::default().differing_pages(&mine), 0b1101_0011);
+        let theirs = leaves(0b0111_0101, |page| u8::from(page == 4) * 100);
+        assert_eq!(mine.differing_pages(&theirs), 0b1011_0110);
+        assert_eq!(theirs.differing_pages(&mine), 0b1011_0110);
     }
 
     #[test]

@@ -32,12 +32,15 @@ pub struct FrameReader<R: Read> {
     /// Room for the bytes of the next data frame.
     room: Vec<u8>,
     frames: u64,
+    /// See [`FrameReader::version`].
+    version: u16,
 }
 
 impl<R: Read> FrameReader<R> {
     /// `peer` names the other side in errors.
     pub fn new(input: R, peer: &str) -> FrameReader<R> {
-        FrameReader { input: Plain::new(input, peer), body: Vec::new(), room: Vec::new(), frames: 0 }
+        let input = Plain::new(input, peer);
+        FrameReader { input, body: Vec::new(), room: Vec::new(), frames: 0, version: 0 }
     }
 
     /// Bytes read so far; stays readable when the reader is given away.
@@ -48,6 +51,11 @@ impl<R: Read> FrameReader<R> {
     /// Who the other side is.
     pub fn peer(&self) -> &str {
         self.input.peer()
+    }
+
+    /// The version that both ends speak; 0 before the greeting.
+    pub fn version(&self) -> u16 {
+        self.version
     }
 
     /// Takes the room of a data frame that is done with, for the next one.
@@ -114,10 +122,10 @@ impl<R: Read> FrameReader<R> {
         let features = u32::from_le_bytes([rest[4], rest[5], rest[6], rest[7]]);
         let version = newest.min(VERSION);
         if version < OLDEST || version < oldest {
-            let span = |a: u16, b: u16| if a == b { format!("{a}") } else { format!("{a} to {b}") };
-            let (theirs, ours) = (span(oldest, newest), span(OLDEST, VERSION));
-            return Err(Error::Version { peer: self.input.peer().into(), theirs, ours });
+            let peer = self.input.peer().into();
+            return Err(Error::Version { peer, theirs: (oldest, newest), ours: (OLDEST, VERSION) });
         }
+        self.version = version;
         let aes = match features & (FEATURE_AES | FEATURE_NO_AES) {
             FEATURE_AES => Some(true),
             FEATURE_NO_AES => Some(false),

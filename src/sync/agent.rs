@@ -27,7 +27,7 @@ use crate::scan::{self, FileImage};
 use crate::sender::{self, Side};
 use crate::source;
 use crate::stream;
-use crate::sync::{names, takeover};
+use crate::sync::{names, survey, takeover};
 
 /// The name of the other end in errors.
 const PEER: &str = "the initiator";
@@ -88,6 +88,7 @@ enum Admitted {
     Send { sources: Vec<NamedPath> },
     Names { path: NamedPath, nul_separated: bool },
     Digest { paths: Vec<NamedPath> },
+    Survey { path: NamedPath },
     Through { command: OsString, destination: PathBuf, size: u64 },
 }
 
@@ -118,6 +119,7 @@ fn admit(
             Admitted::Names { path: confinement.readable(path)?, nul_separated }
         }
         Request::Digest { paths } => Admitted::Digest { paths: readable(paths)? },
+        Request::Survey { path } => Admitted::Survey { path: confinement.readable(path)? },
         Request::Through { command, destination, size } => Admitted::Through {
             command: OsString::from_vec(command),
             destination: confinement.unconfined(destination)?,
@@ -163,6 +165,7 @@ fn perform<R: Read + Send + 'static, W: Write + Send>(
             names::send(&mut output, names)
         }
         Admitted::Digest { paths } => answer_digests(&paths, options, &mut output),
+        Admitted::Survey { path } => survey::answer(&path, options, input, output),
     }
 }
 

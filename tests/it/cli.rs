@@ -1,5 +1,6 @@
 //! The verbs beside a transfer, and the shapes of everything that is printed.
 
+mod diff;
 mod errors;
 mod rsync;
 mod terminal;

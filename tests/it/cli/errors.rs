@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use holesync::error::{Failure, escape};
-use holesync::protocol::{FrameWriter, MAGIC, MAX_NOISE, Message, VERSION};
+use holesync::protocol::{FrameWriter, MAGIC, MAX_NOISE, Message, OLDEST, VERSION};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -445,14 +445,17 @@ fn first_frame(kind: u8, len: u32, body: &[u8]) -> Vec<u8> {
 
 #[test]
 fn another_version_of_the_protocol_ends_with_code_2_and_names_both() {
-    let ours = format!("speaks {VERSION}:");
-    for (oldest, newest, theirs) in
-        [(0, 0, "protocol 0,"), (7, 7, "protocol 7,"), (300, 400, "protocol 300 to 400,")]
-    {
+    let ours = format!("protocol {OLDEST} to {VERSION}; install");
+    for (oldest, newest, theirs, renew) in [
+        (0, 0, "protocol 0,", "the holesync on peer is older"),
+        (OLDEST - 1, OLDEST - 1, "protocol ", "on peer, or have a transfer with --agent=push"),
+        (VERSION + 1, VERSION + 1, "protocol ", "the holesync on peer is newer"),
+        (300, 400, "protocol 300 to 400,", "the release of peer here"),
+    ] {
         let dir = lab::scratch();
         let peer = talker(dir.path(), &greeting(oldest, newest), "cat >/dev/null");
         for outcome in both_ways(dir.path(), &peer, &[]) {
-            outcome.code(2).says(&["peer", theirs, &ours, "same release on both sides", "code 2"]);
+            outcome.code(2).says(&[theirs, &ours, renew, "code 2"]);
         }
     }
 }
@@ -465,10 +468,29 @@ fn a_peer_that_also_speaks_newer_versions_is_fine() {
         "agent | {{ dd bs=16 count=1 iflag=fullblock of=/dev/null 2>/dev/null; cat {}; cat; }}",
         shell_word(&dir.path().join("says"))
     );
-    fs::write(dir.path().join("says"), greeting(0, 9)).expect("write");
+    fs::write(dir.path().join("says"), greeting(0, VERSION + 3)).expect("write");
     let peer = Peer::script(dir.path(), &body);
     run(peer.holesync().arg(&source).arg(at(dir.path().join("to")))).ok();
     assert_same(&source, &dir.path().join("to"));
+}
+
+#[test]
+fn an_agent_that_is_one_version_older_is_spoken_with_and_asked_for_nothing_it_cannot() {
+    let dir = lab::scratch();
+    let source = image(&dir.path().join("source"), 1);
+    let body = format!(
+        "agent | {{ dd bs=16 count=1 iflag=fullblock of=/dev/null 2>/dev/null; cat {}; cat; }}",
+        shell_word(&dir.path().join("says"))
+    );
+    fs::write(dir.path().join("says"), greeting(OLDEST, VERSION - 1)).expect("write");
+    let peer = Peer::script(dir.path(), &body);
+    run(peer.holesync().arg(&source).arg(at(dir.path().join("to")))).ok();
+    assert_same(&source, &dir.path().join("to"));
+    for args in [&["map"][..], &["diff", "Cargo.toml"]] {
+        let reach = ["-e", peer.rsh(), "--remote-path", PROGRAM];
+        let outcome = run(holesync().args(args).args(reach).arg(at(&source)));
+        outcome.code(2).says(&["the holesync on peer is older", "install"]);
+    }
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn covered(sparse: &Sparse, grid: &Grid, index: u64) -> PageMask {
 /// What a block has to be found as, looking at every page.
 fn model(new: &Sparse, old: &Sparse, grid: &Grid, index: u64) -> BlockDiff {
     let (read, old_read) = (covered(new, grid, index), covered(old, grid, index));
-    let mut diff = BlockDiff { index, read, data: 0, new: 0, zero: 0, free: 0, hash: [0; 32] };
+    let mut diff = BlockDiff { index, read, data: 0, new: 0, zero: 0, free: 0, old: 0, hash: [0; 32] };
     let mut data = Vec::new();
     for at in page_runs(grid.all_pages(index)).flatten() {
         let range = grid.pages(index, &(at..at + 1));
@@ -69,6 +69,9 @@ fn model(new: &Sparse, old: &Sparse, grid: &Grid, index: u64) -> BlockDiff {
             (true, false) => diff.zero |= bit,
             (true, true) if old_read & bit != 0 => diff.free |= bit,
             _ => {}
+        }
+        if !is_zero(&theirs) {
+            diff.old |= bit;
         }
         if !is_zero(&ours) {
             diff.data |= bit;

@@ -1,0 +1,143 @@
+//! `holesync map`: the extents of an image, or its blocks, as a table and as a picture.
+
+use std::ffi::OsString;
+use std::ops::Range;
+use std::path::Path;
+
+use clap::Args;
+use holesync::error::{Result, printable};
+use holesync::location::Location;
+use holesync::options::Options;
+use holesync::protocol::SurveyedBlocks;
+use holesync::report::picture::{Picture, Shows};
+use holesync::report::{Silent, hex};
+use holesync::sync::survey::{self, Looking};
+use serde_json::json;
+
+use crate::cli::values::size;
+use crate::cli::verbs::draw::DrawArgs;
+use crate::cli::verbs::print_line;
+use crate::cli::{self, RemoteArgs};
+
+/// `holesync map IMG`.
+#[derive(Debug, Args)]
+pub struct MapArgs {
+    /// The image: a file or block device, or host:path
+    image: OsString,
+    /// Show a hash for every block that is not zero
+    #[arg(long)]
+    hashes: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    draw: DrawArgs,
+    /// Unit of the hashes
+    #[arg(short = 'B', long, value_name = "SIZE", value_parser = size)]
+    block_size: Option<u64>,
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+impl MapArgs {
+    /// Prints the table, and draws.
+    ///
+    /// # Errors
+    ///
+    /// When the image cannot be read, or something not be written.
+    pub fn run(self, umask: u32) -> Result<()> {
+        self.draw.check()?;
+        let location = Location::parse(&self.image)?;
+        let options = Options {
+            block_size: cli::block_size(self.block_size)?,
+            timeout: self.remote.timeout,
+            ..Options::default()
+        };
+        self.remote.check(None)?;
+        let agent = self.remote.agent(None);
+        let remote = self.remote.options(agent, umask);
+        let looking = Looking { options: &options, remote: &remote, reporter: &Silent };
+        let mut rows = Rows { as_json: self.json, picture: None };
+        rows.head()?;
+        let length =
+            if self.hashes { rows.blocks(&location, looking)? } else { rows.extents(&location, looking)? };
+        let name = printable(Path::new(&self.image));
+        let mut picture = rows.picture.unwrap_or_else(|| start(length));
+        picture.set_heading(name);
+        self.draw.draw(&picture, !self.json)
+    }
+}
+
+/// An empty picture of an image.
+fn start(length: u64) -> Picture {
+    let mut picture = Picture::new(length);
+    picture.add_band("data", "data", Shows::Data, length);
+    picture
+}
+
+/// What is printed, and counted for the picture.
+struct Rows {
+    as_json: bool,
+    picture: Option<Picture>,
+}
+
+impl Rows {
+    fn head(&self) -> Result<()> {
+        if self.as_json { Ok(()) } else { print_line(&format!("{:>16} {:>16} kind", "offset", "length")) }
+    }
+
+    fn print(&self, bytes: &Range<u64>, kind: &str, hash: Option<&str>) -> Result<()> {
+        let (offset, length) = (bytes.start, bytes.end - bytes.start);
+        if length == 0 {
+            return Ok(());
+        }
+        print_line(&match (self.as_json, hash) {
+            (true, None) => json!({"offset": offset, "length": length, "kind": kind}).to_string(),
+            (true, Some(hash)) => {
+                json!({"offset": offset, "length": length, "kind": kind, "hash": hash}).to_string()
+            }
+            (false, hash) => {
+                format!("{offset:>16} {length:>16} {kind}{}{}", hash.map_or("", |_| " "), hash.unwrap_or(""))
+            }
+        })
+    }
+
+    /// Has the picture show data.
+    fn mark(&mut self, length: u64, bytes: &Range<u64>) {
+        self.picture.get_or_insert_with(|| start(length)).mark(0, bytes);
+    }
+
+    fn extents(&mut self, location: &Location, looking: Looking) -> Result<u64> {
+        let mut at = 0;
+        let length = survey::extents(location, looking, &mut |length, extent| {
+            self.print(&(at..extent.start), "hole", None)?;
+            self.print(&extent, "data", None)?;
+            self.mark(length, &extent);
+            at = extent.end;
+            Ok(())
+        })?;
+        self.print(&(at..length), "hole", None)?;
+        Ok(length)
+    }
+
+    fn blocks(&mut self, location: &Location, looking: Looking) -> Result<u64> {
+        let mut zeros = 0..0;
+        let grid = survey::blocks(location, looking, &mut |grid, index, blocks| {
+            match blocks {
+                SurveyedBlocks::Zero(count) if zeros.end == index => zeros.end += count,
+                SurveyedBlocks::Zero(count) => zeros = index..index + count,
+                SurveyedBlocks::Data { pages, hash } => {
+                    self.print(&grid.bytes(&zeros), "zero", None)?;
+                    zeros = index + 1..index + 1;
+                    self.print(&grid.bytes(&(index..index + 1)), "data", Some(&hex(hash)))?;
+                    for run in holesync::hashmap::page_runs(*pages) {
+                        self.mark(grid.length, &grid.pages(index, &run));
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        self.print(&grid.bytes(&zeros), "zero", None)?;
+        Ok(grid.length)
+    }
+}
