@@ -15,10 +15,14 @@
 //!    [`free`](Destination::free). A way begins, and makes working files, with the first of
 //!    these; nothing of the old file changes. Of the old file stays what is said to:
 //!    [`keep_range`](Destination::keep_range).
-//! 7. [`Destination::finish`], when the caller has compared hashes. In this order: length;
+//! 7. [`Destination::finish`], when the caller has compared hashes; or, so that many small files
+//!    wait for storage once, [`Destination::complete`] up to the sync, and the rest in
+//!    [groups](Committer). In this order: length;
 //!    attributes; sync; with `--verify` reading back; the old file is still the one of step
 //!    4, and the working file still has its name; rename; sync of the directory; removal of
-//!    what earlier runs left. With `--delay-updates` a file that a rename would put in place
+//!    what earlier runs left. In a directory that this run made, and in which nobody else makes
+//!    names, nothing is looked for: what is there all the same is an error. With
+//!    `--delay-updates` a file that a rename would put in place
 //!    waits after the reading back, on storage, as a temp file in its workplace without its
 //!    attributes; the rest is done when everything else has its result ([`Delayed`]), if both
 //!    files are still as they were.
@@ -68,6 +72,7 @@ pub use crate::apply::attributes::Attributes;
 pub use crate::apply::attributes::times::{Grain, Precision, TimeRule};
 pub use crate::apply::commit::Delayed;
 use crate::apply::commit::Task;
+pub use crate::apply::commit::group::{Committer, Waiting};
 pub use crate::apply::open::{Opened, Opening, Preview, Setup};
 pub use crate::apply::place::{Place, finish_directory};
 use crate::apply::ranges::behind::WriteBehind;
@@ -152,6 +157,20 @@ impl Finished {
     }
 }
 
+/// How far a destination is once it has all of its content.
+pub enum Completion {
+    /// It is in its place.
+    Finished(Box<Finished>),
+    /// It has its attributes, and takes its place when it is on storage.
+    Waits(Box<Waiting>),
+}
+
+/// The same, where the destination stays what it is.
+enum End {
+    Finished(Box<Finished>),
+    Waits { unset: Option<Failure>, changed: bool },
+}
+
 /// One file that is being made equal.
 pub struct Destination {
     task: Task,
@@ -199,6 +218,19 @@ impl Destination {
     pub fn forget_time(&mut self) {
         let attributes = &mut self.task.wanted.attributes;
         attributes.mtime = attributes.mtime.map(|_| (0, 0));
+    }
+
+    /// Whether it holds files open before anything is written to it.
+    pub fn is_open(&self) -> bool {
+        self.way.old().is_some() || self.way.has_begun() || self.basis.is_some()
+    }
+
+    /// Whether another file takes its name in the end, which need not be read back, and nobody
+    /// waits for that to open another name of the old one.
+    pub fn is_renamed(&self) -> bool {
+        let is_renamed = matches!(self.way, Way::Fresh(_) | Way::Replica(_));
+        let is_awaited = self.way.old().is_some_and(|old| old.turn.is_some());
+        is_renamed && !is_awaited && !self.task.options.verify
     }
 
     /// What is known of what it has.
@@ -253,6 +285,7 @@ impl Destination {
         let is_device = way.is_device();
         let file = way.file(task)?;
         task.wanted.length = length;
+        task.counts.at_once = false;
         if is_device {
             let size = sys::device_size(file).map_err(task.place.error("find the size of"))?;
             let changes = task.counts.has_changes();
@@ -269,7 +302,10 @@ impl Destination {
         if at < zeros.end && zeros.start < at + bytes.len() as u64 {
             self.make_zeros()?;
         }
-        self.grow()?;
+        let at_once = self.is_all_of_a_new_file(at, bytes);
+        if !at_once {
+            self.grow()?;
+        }
         let Destination { task, way, .. } = self;
         match way {
             Way::Staged(staged) => staged.write(task, at, bytes)?,
@@ -280,8 +316,16 @@ impl Destination {
         }
         let range = at..at + bytes.len() as u64;
         self.task.wrote(range.clone(), bytes.len() as u64);
+        self.task.counts.at_once = at_once;
         self.behind.wrote(self.way.file(&self.task)?, range);
         Ok(())
+    }
+
+    /// Whether that is all of a new file, of which nothing is there, so that its length follows.
+    fn is_all_of_a_new_file(&self, at: u64, bytes: &[u8]) -> bool {
+        let Destination { task, way, .. } = self;
+        let is_new = matches!(way, Way::Fresh(_)) && !way.has_begun() && task.place.is_own;
+        is_new && at == 0 && bytes.len() as u64 == task.wanted.length && !task.options.preallocate
     }
 
     /// Makes a range zero: a hole, unless zeros are to stay allocated. It may be done with
@@ -378,11 +422,31 @@ impl Destination {
     ///
     /// Then the old file is as it was, except where it is written directly, or
     /// a sealed log is there to finish it.
-    pub fn finish(mut self, root: &Hash, kept: u64) -> Result<Finished> {
-        self.put_in_place(root, kept).inspect_err(|error| self.make_room_after(error))
+    pub fn finish(self, root: &Hash, kept: u64) -> Result<Finished> {
+        match self.complete(root, kept)? {
+            Completion::Finished(finished) => Ok(*finished),
+            Completion::Waits(file) => file.commit(),
+        }
     }
 
-    fn put_in_place(&mut self, root: &Hash, kept: u64) -> Result<Finished> {
+    /// The same up to where the file waits for storage, with others: see [`Committer`]. One that
+    /// is large, or is not put in its place by a rename, is finished here.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`finish`](Destination::finish).
+    pub fn complete(mut self, root: &Hash, kept: u64) -> Result<Completion> {
+        let completed = self.end(root, kept);
+        let ended = completed.inspect_err(|error| self.make_room_after(error))?;
+        Ok(match ended {
+            End::Finished(finished) => Completion::Finished(finished),
+            End::Waits { unset, changed } => {
+                Completion::Waits(Box::new(Waiting { destination: self, root: *root, unset, changed }))
+            }
+        })
+    }
+
+    fn end(&mut self, root: &Hash, kept: u64) -> Result<End> {
         self.make_zeros()?;
         let changes_length = self.changes_length();
         let Destination { task, way, basis, .. } = self;
@@ -396,21 +460,31 @@ impl Destination {
             let unset = task.leave(old, root)?;
             task.place.remove_litter(&task.beside);
             let from_cache = task.counts.from_cache.get();
-            return Ok(Finished { written: 0, punched: 0, changed: false, from_cache, unset, delayed: None });
+            let (written, punched) = (0, 0);
+            let left = Finished { written, punched, changed: false, from_cache, unset, delayed: None };
+            return Ok(End::Finished(Box::new(left)));
         }
         let changed = way.is_resumed() || !compared || changes_length || task.counts.has_changes();
+        if let Some(unset) = way.complete(task)? {
+            return Ok(End::Waits { unset, changed });
+        }
         let unset = match way {
-            Way::Fresh(fresh) => fresh.finish(task, root),
-            Way::Replica(replica) => replica.finish(task, root),
             Way::Direct(direct) => direct.finish(task, root),
             Way::Staged(staged) => staged.finish(task, root, kept),
+            Way::Fresh(_) | Way::Replica(_) => Ok(None),
         }?;
+        Ok(End::Finished(Box::new(self.finished(changed, unset))))
+    }
+
+    /// It is in its place, or delayed.
+    fn finished(&mut self, changed: bool, unset: Option<Failure>) -> Finished {
+        let task = &mut self.task;
         task.place.remove_litter(&task.beside);
         let counts = &task.counts;
         let punched = counts.zeroed.saturating_add(counts.freed);
         let (written, from_cache) = (counts.written, counts.from_cache.get());
         let delayed = task.delayed.take();
-        Ok(Finished { written, punched, changed, from_cache, unset, delayed })
+        Finished { written, punched, changed, from_cache, unset, delayed }
     }
 
     /// Keeps what was gathered for the next run.

@@ -9,6 +9,7 @@ use holesync::error::{Error, code, escape};
 
 fn main() -> ExitCode {
     end_with_a_thread_that_panics();
+    holesync::sys::raise_open_files_limit();
     let arguments: Vec<_> = std::env::args_os().collect();
     let usage = cli::usage_code(&arguments);
     let cli = match cli::Cli::read(arguments) {

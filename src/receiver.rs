@@ -1,7 +1,7 @@
 //! The receiving role, over any pair of streams. Trusts nothing that it is told.
 //!
-//! Eight threads: a reader, the caller's thread, which applies what arrives, the answering
-//! thread, four finishers, and the writing thread. Numbers in other files are those of
+//! Nine threads: a reader, the caller's thread, which applies what arrives, the answering
+//! thread, four finishers, the committing thread, and the writing thread. Numbers in other files are those of
 //! these steps.
 //!
 //! 1. The reader takes frames in, a few ahead of the applying thread.
@@ -18,7 +18,9 @@
 //! 4. A file is described to its end and its root hash right: it goes to the finishers. It
 //!    is not: the sender is told to send it whole. Abandoned, or failed here: what there is
 //!    of it stays for the next run, its queue is dropped, and the answering thread stops.
-//! 5. Finishers complete files: attributes, sync, rename. Done is said then.
+//! 5. Finishers complete files: attributes, sync, rename. Small ones get their attributes from
+//!    the applying thread, and the committing thread has a group of them on storage, renames
+//!    them, and syncs each directory. Done is said then.
 //! 6. The writing thread sends off what the others have to say. What it has written frees
 //!    the credit of what caused it, which goes back to the sender in batches.
 //! 7. After the sender's totals, when every file is finished, those that waited for that
@@ -54,7 +56,7 @@ use answer::AnnouncedFile;
 pub use answer::Answerer;
 use assemble::{ApplyError, OpenFile};
 use basis_feed::BasisFeeds;
-use finish::{Complete, finish_files};
+use finish::{Complete, commit_files, finish_files};
 pub use list::list;
 use read_ahead::ReadAhead;
 use shared::{ReceiverShared, Settles};
@@ -114,9 +116,39 @@ fn receive<'a>(
     target: Target,
     answerer: Option<Answerer<'a>>,
 ) -> Result<Stats> {
+    let (result, tree) = std::thread::scope(|scope| {
+        scope.spawn(|| commit_files(shared));
+        let applied = apply(shared, frames, target, answerer);
+        shared.committer.close();
+        applied
+    });
+    let (theirs, mut tree) = (result?, tree);
+    tree.as_mut().map_or(Ok(true), |tree| shared.put_delayed(tree))?;
+    // As many as there are directories; each of them takes memory here anyway.
+    let mut told = Ok(());
+    let mut tell = |id, set: Result<Option<Failure>>| {
+        let now =
+            set.map_or_else(|error| shared.fail(id, &error, Settles::Nothing), |unset| shared.unset(unset));
+        if told.is_ok() {
+            told = now;
+        }
+    };
+    if let Some(tree) = tree {
+        tree.finish(&mut tell);
+    }
+    told.map(|()| theirs)
+}
+
+/// Everything up to the sender's totals, until every file is completed or waits for storage.
+fn apply<'a>(
+    shared: &Arc<ReceiverShared<'a>>,
+    frames: ReadAhead,
+    target: Target,
+    answerer: Option<Answerer<'a>>,
+) -> (Result<Stats>, Option<DestinationTree>) {
     let (finish_in, finish) = sync_channel(FINISHERS);
     let finish = Mutex::new(finish);
-    let (result, tree) = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let answerer = answerer.unwrap_or_else(|| Answerer::start(scope, None));
         for _ in 0..FINISHERS {
             scope.spawn(|| finish_files(shared, &finish));
@@ -142,22 +174,7 @@ fn receive<'a>(
         let Applier { jobs, finish, tree, .. } = applier;
         drop((jobs, finish));
         (result, tree)
-    });
-    let (theirs, mut tree) = (result?, tree);
-    tree.as_mut().map_or(Ok(true), |tree| shared.put_delayed(tree))?;
-    // As many as there are directories; each of them takes memory here anyway.
-    let mut told = Ok(());
-    let mut tell = |id, set: Result<Option<Failure>>| {
-        let now =
-            set.map_or_else(|error| shared.fail(id, &error, Settles::Nothing), |unset| shared.unset(unset));
-        if told.is_ok() {
-            told = now;
-        }
-    };
-    if let Some(tree) = tree {
-        tree.finish(&mut tell);
-    }
-    told.map(|()| theirs)
+    })
 }
 
 /// What the caller's thread is at.
@@ -370,8 +387,13 @@ impl Applier<'_, '_> {
         }
         self.shared.feeds.forget(file.id);
         if found == Some(root) {
-            // A finisher that is gone would have taken the whole run with it.
-            let _ = self.finish.send(Complete { file, root });
+            let complete = Complete { file, root };
+            if complete.is_quick() {
+                finish::finish(self.shared, complete);
+            } else {
+                // A finisher that is gone would have taken the whole run with it.
+                let _ = self.finish.send(complete);
+            }
             return Ok(());
         }
         let (id, whole) = (file.id, file.whole);

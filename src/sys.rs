@@ -7,6 +7,7 @@ mod clock;
 mod file_system;
 mod locks;
 mod names;
+mod process;
 mod seek;
 
 use std::ffi::OsStr;
@@ -14,16 +15,17 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
-use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, FallocateFlags, FcntlArg, OFlag, PosixFadviseAdvice};
+use nix::fcntl::{AtFlags, FallocateFlags, FcntlArg, PosixFadviseAdvice};
 use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, Whence};
 
 pub use clock::{LocalTime, local_time, now, seconds_of};
-pub use file_system::{file_time_now, free_space, is_cached, sync_file_system};
+pub use file_system::{
+    file_time_now, free_space, is_cached, is_posix, sync_file_system, syncs_wholly, unwritten,
+};
 pub use names::{
     is_no_directory, is_no_link, kind_of, link_between, make_dir_at, make_node_at, names_in, open,
     open_below, open_beneath, open_dir, open_on_same_mount, read_link_at, remove_dir_at, rename_at,
@@ -31,6 +33,10 @@ pub use names::{
 };
 
 pub use locks::{LockKind, hold_shared, lock_in_the_way};
+pub use process::{
+    acts_as_owner, effective_user, is_in_group, is_root, memory, open_files_limit, raise_open_files_limit,
+    thread_time,
+};
 pub use seek::{Sought, seek_data, seek_hole};
 
 /// The size of a block device, which `stat` does not tell.
@@ -377,20 +383,6 @@ pub fn set_mode(file: &File, mode: u32) -> io::Result<()> {
     }
 }
 
-/// Whether this process may do with an open file what its owner may: open(2), `O_NOATIME`,
-/// which nobody else may set and which is harmless.
-pub fn acts_as_owner(file: &File) -> bool {
-    let flags = |flags| nix::fcntl::fcntl(file, FcntlArg::F_SETFL(flags));
-    let now = nix::fcntl::fcntl(file, FcntlArg::F_GETFL).map(OFlag::from_bits_truncate);
-    now.is_ok_and(|now| flags(now | OFlag::O_NOATIME).is_ok() && flags(now).is_ok())
-}
-
-/// Whether this process is in a group.
-pub fn is_in_group(gid: u32) -> bool {
-    let gid = Gid::from_raw(gid);
-    nix::unistd::getegid() == gid || nix::unistd::getgroups().is_ok_and(|groups| groups.contains(&gid))
-}
-
 /// A path that leads to an open file itself, whatever has its name now; proc_pid_fd(5).
 pub fn proc_path(file: impl AsFd) -> String {
     format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())
@@ -429,20 +421,6 @@ pub fn is_ignored(signal: i32) -> bool {
         let mut action: libc::sigaction = std::mem::zeroed();
         libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
     }
-}
-
-/// How long a processor has worked for this thread; zero where nobody knows.
-pub fn thread_time() -> Duration {
-    let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
-    nix::time::clock_gettime(clock).map_or(Duration::ZERO, Duration::from)
-}
-
-/// How much memory this machine has, in bytes; `None` where nobody knows.
-pub fn memory() -> Option<u64> {
-    use nix::unistd::{SysconfVar, sysconf};
-    let [pages, size] =
-        [SysconfVar::_PHYS_PAGES, SysconfVar::PAGE_SIZE].map(|var| sysconf(var).ok().flatten());
-    u64::try_from(pages?).ok()?.checked_mul(u64::try_from(size?).ok()?)
 }
 
 /// Asks for a larger pipe, so that a writer sleeps less often; only a hint.

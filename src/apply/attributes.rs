@@ -104,7 +104,7 @@ impl Attributes {
         let differ = self.mtime.is_some()
             || mode.is_some_and(|mode| mode != state.mode() & 0o7777)
             || self.gid.is_some_and(|gid| gid != state.gid());
-        !differ || nix::unistd::geteuid().as_raw() == state.uid() || sys::acts_as_owner(&old.file)
+        !differ || sys::effective_user() == state.uid() || sys::acts_as_owner(&old.file)
     }
 
     /// A program keeps the bits that let it run as somebody else only where that is who
@@ -142,31 +142,38 @@ impl Attributes {
     pub(super) fn set(&self, file: &File, path: &Path) -> Result<Option<Failure>> {
         let mut unset = Unset::default();
         let mut set = || -> io::Result<()> {
-            let mut now = self.set_owner(file, self, &mut unset)?;
+            let mut now = self.set_owner(file, file.metadata()?, self, &mut unset)?;
             if self.extended.set(file, &now, self.superuser, &mut unset)? {
                 now = file.metadata()?;
             }
             self.set_mode(file, &now, self, &mut unset)?;
-            self.set_times(file, &now, &mut unset)
+            self.set_times(file, Some(&now), &mut unset)
         };
         set().map_err(Error::file("set the attributes of", path))?;
         Ok(unset.into_failure(path))
     }
 
     /// The same for a new file that takes the place of `old`, or of nothing: with them go
-    /// the [`belongings`] of the old one.
+    /// the [`belongings`] of the old one. `made`: how it was before anything was written to it.
     ///
     /// # Errors
     ///
     /// Those of [`Attributes::set`].
-    pub(super) fn set_on_new(&self, new: &File, old: Option<&Old>, place: &Place) -> Result<Option<Failure>> {
+    pub(super) fn set_on_new(
+        &self,
+        new: &File,
+        made: Option<&Metadata>,
+        old: Option<&Old>,
+        place: &Place,
+    ) -> Result<Option<Failure>> {
         let mut unset = Unset::default();
         let mut set = || -> io::Result<()> {
             if place.workplace.is_some() {
                 belongings::inherit(&place.unnamed()?, new)?;
             }
             let mut wanted = self.replacing(old.map(|old| &old.state));
-            let mut now = wanted.set_owner(new, self, &mut unset)?;
+            let made = made.cloned().map_or_else(|| new.metadata(), Ok)?;
+            let mut now = wanted.set_owner(new, made, self, &mut unset)?;
             let mut most = match old {
                 Some(old) => {
                     let is_strange = wanted.gid != Some(now.gid());
@@ -185,16 +192,21 @@ impl Attributes {
             let kept = self.mode.is_none();
             wanted.mode = wanted.mode.map(|mode| most.limit(mode, kept));
             wanted.set_mode(new, &now, self, &mut unset)?;
-            self.set_times(new, &now, &mut unset)
+            self.set_times(new, None, &mut unset)
         };
         set().map_err(place.error("set the attributes of"))?;
         Ok(unset.into_failure(&place.path))
     }
 
-    /// Sets owner and group; how the file is then. The group by itself: its members may set
+    /// Sets owner and group of a file that is so `now`; how it is then. The group by itself: its members may set
     /// it, where only root sets the owner.
-    fn set_owner(&self, file: &File, asked: &Attributes, unset: &mut Unset) -> io::Result<Metadata> {
-        let now = file.metadata()?;
+    fn set_owner(
+        &self,
+        file: &File,
+        now: Metadata,
+        asked: &Attributes,
+        unset: &mut Unset,
+    ) -> io::Result<Metadata> {
         let gid = self.gid.filter(|&gid| gid != now.gid());
         let uid = self.uid.filter(|&uid| uid != now.uid());
         if gid.is_some() {
@@ -218,9 +230,11 @@ impl Attributes {
         unset.note(is_asked.then_some("mode"), sys::set_mode(file, mode))
     }
 
-    fn set_times(&self, file: &File, now: &Metadata, unset: &mut Unset) -> io::Result<()> {
-        let mtime = self.mtime.filter(|_| self.changes_mtime(now));
-        let atime = self.atime.filter(|&atime| atime != (now.atime(), now.atime_nsec() as u32));
+    /// `now`: how the file is, whose times stay that are right. `None`: it is new.
+    fn set_times(&self, file: &File, now: Option<&Metadata>, unset: &mut Unset) -> io::Result<()> {
+        let mtime = self.mtime.filter(|_| now.is_none_or(|now| self.changes_mtime(now)));
+        let is_other = |now: &Metadata, atime| atime != (now.atime(), now.atime_nsec() as u32);
+        let atime = self.atime.filter(|&atime| now.is_none_or(|now| is_other(now, atime)));
         if mtime.or(atime).is_none() {
             return Ok(());
         }
@@ -301,7 +315,7 @@ mod tests {
     /// What is asked for, mode included, and the mode that a file and a directory end with.
     #[test]
     fn set_id_bits_come_with_the_owner_and_group_that_they_mean() {
-        if !nix::unistd::geteuid().is_root() {
+        if !sys::is_root() {
             return;
         }
         let dir = tempfile::tempdir().unwrap();

@@ -2,6 +2,7 @@
 //! attributes, and the rename. Every failure is an error.
 
 mod delayed;
+pub(super) mod group;
 
 use std::cell::{Cell, OnceCell};
 use std::ffi::{OsStr, OsString};
@@ -68,6 +69,8 @@ pub(super) struct Counts {
     /// Zeros that took room and were given back.
     pub freed: u64,
     pub last_written: LastWritten,
+    /// All of a new file was written at once, and it has its length.
+    pub at_once: bool,
     /// What was read back came from memory, in part at least.
     pub from_cache: Cell<bool>,
 }
@@ -79,6 +82,14 @@ impl Counts {
     }
 }
 
+/// What became of a new file that is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Placed {
+    InPlace,
+    /// It is [`Delayed`].
+    Waits,
+}
+
 /// What an error leaves of the old file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OldFile {
@@ -87,7 +98,7 @@ pub(super) enum OldFile {
 }
 
 /// Bytes of which the sync takes longer than one need lose.
-const LARGE: u64 = 16 << 20;
+pub(super) const LARGE: u64 = 16 << 20;
 
 /// Somebody else wrote the destination, or took its name.
 fn changed_meanwhile(place: &Place) -> Error {
@@ -113,54 +124,76 @@ impl Task {
         old: Option<&Old>,
         root: &Hash,
     ) -> Result<Option<Failure>> {
-        self.set_length(new, old).map_err(|error| self.failed("set the length of", error, OldFile::Whole))?;
+        let unset = self.complete(new, old, None)?;
+        self.sync(new, OldFile::Whole)?;
+        if self.take_place(new, kind, old, root)? == Placed::InPlace {
+            self.sync_dir()?;
+            self.forget_leftovers(kind)?;
+        }
+        Ok(unset)
+    }
+
+    /// Gives the new file its length, and what it is to carry unless it waits. `made`: how it
+    /// was before anything was written to it. Returns which attributes may not be set.
+    pub fn complete(
+        &self,
+        new: &File,
+        old: Option<&Old>,
+        made: Option<&Metadata>,
+    ) -> Result<Option<Failure>> {
+        if !self.counts.at_once {
+            let set = self.set_length(new, old);
+            set.map_err(|error| self.failed("set the length of", error, OldFile::Whole))?;
+        }
         if self.options.fsync && self.counts.written >= LARGE {
             // That takes long: until then it is a working file of ours that a run goes on from.
             new.sync_data().map_err(|error| self.failed("sync", error, OldFile::Whole))?;
         }
+        if !self.counts.at_once {
+            sys::allocate_exactly(new, false);
+        }
         if self.delays {
-            self.sync(new, OldFile::Whole)?;
-            self.settle(new, old, root)?;
-            return self.delay(new, kind, old).map(|()| None);
+            return self.delay(new, old).map(|()| None);
         }
-        let unset = self.carry(new, old)?;
-        self.settle(new, old, root)?;
-        self.put(new, kind, old)?;
-        Ok(unset)
+        self.wanted.attributes.set_on_new(new, made, old, &self.place)
     }
 
-    /// Gives the new file what it is to carry, and has it on storage.
-    fn carry(&self, new: &File, old: Option<&Old>) -> Result<Option<Failure>> {
-        let unset = self.wanted.attributes.set_on_new(new, old, &self.place)?;
-        self.sync(new, OldFile::Whole)?;
-        Ok(unset)
-    }
-
-    /// Looks at the new file, which is on storage, and at the old one.
-    fn settle(&self, new: &File, old: Option<&Old>, root: &Hash) -> Result<()> {
-        sys::allocate_exactly(new, false);
+    /// The new file, which is on storage, takes its place, or waits for that.
+    pub fn take_place(&self, new: &File, kind: Working, old: Option<&Old>, root: &Hash) -> Result<Placed> {
         self.verify(new, root)?;
-        self.check_old(old)
+        self.check_old(old)?;
+        if self.delays {
+            return self.check_at_work(new, kind).map(|()| Placed::Waits);
+        }
+        self.put(new, kind, old).map(|()| Placed::InPlace)
     }
 
-    /// Notes that the new file is complete.
-    fn delay(&self, new: &File, kind: Working, old: Option<&Old>) -> Result<()> {
-        let place = &self.place;
-        if !place.is_at_work(kind, new).map_err(place.error("look at the temp file of"))? {
-            return Err(place.replaced());
-        }
-        let state = new.metadata().map_err(place.error("look at"))?;
+    /// Notes how the new file is that has all of its content, and waits: what is written to it
+    /// from now on shows.
+    fn delay(&self, new: &File, old: Option<&Old>) -> Result<()> {
+        let state = new.metadata().map_err(self.place.error("look at"))?;
         // It is delayed once.
         let _ = self.delayed.set(Delayed::new(self, &state, old));
         Ok(())
     }
 
-    /// Has the new file take its place, and what earlier runs left go.
+    /// Demands that the name of a working file leads to the new file.
+    fn check_at_work(&self, new: &File, kind: Working) -> Result<()> {
+        let place = &self.place;
+        let is_at_work = place.is_at_work(kind, new).map_err(place.error("look at the temp file of"))?;
+        if is_at_work { Ok(()) } else { Err(place.replaced()) }
+    }
+
+    /// Has the new file take its place.
     fn put(&self, new: &File, kind: Working, old: Option<&Old>) -> Result<()> {
         let place = &self.place;
         let name = place.bring_home(kind, new)?;
-        self.rename(&name, old).inspect_err(|_| place.take_back(kind, &name))?;
-        self.sync_dir()?;
+        self.rename(&name, old).inspect_err(|_| place.take_back(kind, &name))
+    }
+
+    /// Has what earlier runs left go, now that the name of the new file is on storage.
+    pub fn forget_leftovers(&self, kind: Working) -> Result<()> {
+        let place = &self.place;
         if kind == Working::Stage {
             place.remove(&[Working::Log]).map_err(place.error("clean up after"))?;
         }
@@ -187,7 +220,7 @@ impl Task {
         let renamed = match renamed {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 // A symlink is replaced, and what is of the kind that was found.
-                self.check_old(None)?;
+                self.check_none()?;
                 place.keep_backup()?;
                 sys::rename_at(&place.dir, working, &place.name)
             }
@@ -326,12 +359,18 @@ impl Task {
     /// Demands that the old file is still what it was, and used by nobody; that there is
     /// still nothing, a symlink, or what is to be replaced, where there was none.
     pub fn check_old(&self, old: Option<&Old>) -> Result<()> {
-        let Some(old) = old else {
-            let kind = self.place.stat()?.as_ref().map(kind_of);
-            let same = kind.is_none_or(|kind| kind == SFlag::S_IFLNK || Some(kind) == self.replaces);
-            return if same { Ok(()) } else { Err(changed_meanwhile(&self.place)) };
-        };
-        self.check_state(old, &old.state)
+        match old {
+            Some(old) => self.check_state(old, &old.state),
+            // Nobody else can have put anything there, and the rename replaces nothing.
+            None if self.place.is_own => Ok(()),
+            None => self.check_none(),
+        }
+    }
+
+    fn check_none(&self) -> Result<()> {
+        let kind = self.place.stat()?.as_ref().map(kind_of);
+        let same = kind.is_none_or(|kind| kind == SFlag::S_IFLNK || Some(kind) == self.replaces);
+        if same { Ok(()) } else { Err(changed_meanwhile(&self.place)) }
     }
 
     /// Demands that the old file is still in this state, and used by nobody.

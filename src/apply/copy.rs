@@ -53,10 +53,19 @@ impl Destination {
         path: &Path,
         mut progress: impl FnMut(u64),
     ) -> Result<u64> {
+        let length = self.task.wanted.length;
+        if length <= PIECE {
+            let mut bytes = vec![0; length as usize];
+            image.read_at(&mut bytes, 0).map_err(Error::file("read", path))?;
+            if is_one_run(&bytes) {
+                self.write(0, &bytes)?;
+                progress(length);
+                return Ok(length);
+            }
+        }
         self.grow()?;
         let Destination { task, way, behind, .. } = self;
         let target = way.file(task)?;
-        let length = task.wanted.length;
         let copied = copy_data(image, target, length, |range, bytes| {
             task.wrote(range.clone(), bytes);
             progress(bytes);
@@ -127,6 +136,11 @@ fn copy_piece(
         copied += run.len() as u64;
     }
     Ok(copied)
+}
+
+/// Whether the bytes of a file have no page of zeros.
+fn is_one_run(bytes: &[u8]) -> bool {
+    matches!(&runs_of_data(bytes, 0)[..], [run] if run.len() == bytes.len())
 }
 
 /// The runs of pages that are not zero, of bytes that begin at this offset of a file.

@@ -85,6 +85,9 @@ impl Destination {
     /// holds it, when a device is too small, or when another version of this program left
     /// a log.
     pub fn open(mut place: Place, wanted: Wanted, setup: &Setup) -> Result<Opening> {
+        if place.is_own {
+            return in_own_directory(place, wanted, setup);
+        }
         let options = &setup.options;
         let mut stat = place.stat()?;
         if let None | Some(SFlag::S_IFLNK) = stat.as_ref().map(kind_of) {
@@ -134,48 +137,8 @@ impl Destination {
             remove_leftovers(&place, &beside)?;
             return Ok(Opening { recovered, opened: Opened::Equal { unset }, changes });
         }
-        let is_written_itself = match stat.as_ref().map(kind_of) {
-            Some(SFlag::S_IFREG) => options.commit == Commit::InPlace,
-            kind => kind == Some(SFlag::S_IFBLK),
-        };
-        if !is_written_itself {
-            place.make_workplace()?;
-        }
-        let changes = setup.changes_to_transfer(&place, stat.as_ref(), &wanted);
-        let (options, can) = (Arc::clone(options), Abilities::default());
-        let (counts, data) = (Counts::default(), Cover::default());
-        let synced = Arc::clone(&setup.synced);
-        let waits = options.workplace.delay && !options.remove_source_files && place.workplace.is_some();
-        let delays = setup.delays && waits && !is_written_itself;
-        let task = Task {
-            place,
-            wanted,
-            options,
-            can,
-            replaces,
-            beside,
-            recovered: recovered.clone(),
-            counts,
-            synced,
-            data,
-            begun_from: None,
-            delays,
-            delayed: OnceCell::new(),
-        };
-        if let Elsewhere::Copied(from) = elsewhere {
-            let task = Task { delays: false, ..task };
-            remove_drafts(&task, &[Working::Clone]);
-            return alternate::copy(task, from);
-        }
-        let destination = match stat.map(|stat| (kind_of(&stat), stat)) {
-            Some((SFlag::S_IFREG, stat)) => existing(task, stat, setup),
-            Some((SFlag::S_IFBLK, _)) => device(task),
-            _ => {
-                remove_drafts(&task, &[Working::Clone]);
-                new(task, setup)
-            }
-        };
-        Ok(Opening { recovered, opened: Opened::Different(Box::new(destination?)), changes })
+        let found = Found { stat, replaces, beside, recovered, elsewhere };
+        begin(place, wanted, setup, found)
     }
 
     fn new(task: Task, way: Way, basis: Option<Basis>) -> Destination {
@@ -183,6 +146,78 @@ impl Destination {
         let behind = WriteBehind::new(task.options.fsync, task.wanted.data);
         Destination { task, way, basis, behind, zeros: Zeros::default() }
     }
+}
+
+/// What was found where a destination is to be.
+struct Found {
+    stat: Option<FileStat>,
+    /// The kind of what is there and to be replaced, if that is neither a file nor a symlink.
+    replaces: Option<SFlag>,
+    beside: Beside,
+    recovered: Recovered,
+    elsewhere: Elsewhere,
+}
+
+/// The same where nothing can be there yet, nor working files.
+fn in_own_directory(place: Place, wanted: Wanted, setup: &Setup) -> Result<Opening> {
+    if setup.stays(None, &wanted) {
+        return Ok(Opening::as_it_is(Recovered::Nothing, None));
+    }
+    let recovered = Recovered::Nothing;
+    let elsewhere = alternate::take(&place, &wanted, setup)?;
+    if let Elsewhere::Done(changes) = elsewhere {
+        return Ok(Opening { changes, ..Opening::as_it_is(recovered, None) });
+    }
+    let found = Found { stat: None, replaces: None, beside: Beside::default(), recovered, elsewhere };
+    begin(place, wanted, setup, found)
+}
+
+/// Decides how to go about what is not equal.
+fn begin(mut place: Place, wanted: Wanted, setup: &Setup, found: Found) -> Result<Opening> {
+    let options = &setup.options;
+    let Found { stat, replaces, beside, recovered, elsewhere } = found;
+    let is_written_itself = match stat.as_ref().map(kind_of) {
+        Some(SFlag::S_IFREG) => options.commit == Commit::InPlace,
+        kind => kind == Some(SFlag::S_IFBLK),
+    };
+    if !is_written_itself {
+        place.make_workplace()?;
+    }
+    let changes = setup.changes_to_transfer(&place, stat.as_ref(), &wanted);
+    let (options, can) = (Arc::clone(options), Abilities::default());
+    let (counts, data) = (Counts::default(), Cover::default());
+    let synced = Arc::clone(&setup.synced);
+    let waits = options.workplace.delay && !options.remove_source_files && place.workplace.is_some();
+    let delays = setup.delays && waits && !is_written_itself;
+    let task = Task {
+        place,
+        wanted,
+        options,
+        can,
+        replaces,
+        beside,
+        recovered: recovered.clone(),
+        counts,
+        synced,
+        data,
+        begun_from: None,
+        delays,
+        delayed: OnceCell::new(),
+    };
+    if let Elsewhere::Copied(from) = elsewhere {
+        let task = Task { delays: false, ..task };
+        remove_drafts(&task, &[Working::Clone]);
+        return alternate::copy(task, from);
+    }
+    let destination = match stat.map(|stat| (kind_of(&stat), stat)) {
+        Some((SFlag::S_IFREG, stat)) => existing(task, stat, setup),
+        Some((SFlag::S_IFBLK, _)) => device(task),
+        _ => {
+            remove_drafts(&task, &[Working::Clone]);
+            new(task, setup)
+        }
+    };
+    Ok(Opening { recovered, opened: Opened::Different(Box::new(destination?)), changes })
 }
 
 /// Removes what interrupted runs left beside a file that needs nothing, unless another run
@@ -256,7 +291,7 @@ fn resumable_temp(task: &Task) -> Result<Option<File>> {
 /// Steps 4 and 5 where there is a file.
 fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination> {
     let turn = setup.turns.take(&task.place, &stat)?;
-    let old = Old { _turn: turn, ..task.place.open_old()? };
+    let old = Old { turn, ..task.place.open_old()? };
     refuse_new_log(&task, setup)?;
     task.refuse_in_use(&old)?;
     remove_drafts(&task, &[Working::Clone]);
@@ -378,7 +413,7 @@ fn device(task: Task) -> Result<Destination> {
     } else {
         Some(basis_of(&file, task.options.hole_map).map_err(place.error("open"))?)
     };
-    let old = Old { file, state, access: Access::Write, _turn: None };
+    let old = Old { file, state, access: Access::Write, turn: None };
     task.claim(&old)?;
     Ok(Destination::new(task, Way::Direct(Direct::new(old)), basis))
 }

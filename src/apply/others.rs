@@ -306,7 +306,7 @@ impl Removal<'_> {
     fn emptied(&mut self, open: &Open, place: &Place, stat: &FileStat) -> Result<bool> {
         const OWNER: u32 = 0o700;
         let mode = stat.st_mode & 0o7777;
-        let is_closed = mode & OWNER != OWNER && !nix::unistd::geteuid().is_root() && !self.options.dry_run;
+        let is_closed = mode & OWNER != OWNER && !sys::is_root() && !self.options.dry_run;
         let set = |mode| sys::set_mode_at(&place.dir, &place.name, mode);
         let is_opened = is_closed && set(mode | OWNER).is_ok();
         let is_empty = self.below(open, &place.name)?;

@@ -42,6 +42,9 @@ pub struct Place {
     pub path: PathBuf,
     /// The user named it himself, as the destination.
     pub(super) is_named_itself: bool,
+    /// This run made the directory, nobody else makes names in it, and working files lie there:
+    /// nothing need be looked for before something gets a name that is not taken.
+    pub(super) is_own: bool,
     /// Whose names working files have.
     pub(super) naming: Naming,
     /// Where what is replaced or removed is kept.
@@ -73,7 +76,7 @@ pub(super) struct Old {
     pub state: Metadata,
     pub access: Access,
     /// Keeps other names of the file from being opened.
-    pub _turn: Option<Turn>,
+    pub turn: Option<Turn>,
 }
 
 impl Old {
@@ -142,6 +145,7 @@ impl Place {
             name,
             path,
             is_named_itself: false,
+            is_own: false,
             naming: Naming::Common,
             backup: None,
             similar: None,
@@ -190,7 +194,7 @@ impl Place {
         if !state.is_file() {
             return Err(self.replaced());
         }
-        Ok(Old { file, state, access, _turn: None })
+        Ok(Old { file, state, access, turn: None })
     }
 
     fn open_readable(&self) -> io::Result<(File, Access)> {
@@ -225,7 +229,7 @@ impl Place {
     /// working file loses its name at once.
     pub(super) fn unnamed(&self) -> io::Result<File> {
         self.unnamed_at_once().or_else(|_| {
-            let naming = Naming::once(nix::unistd::geteuid().as_raw());
+            let naming = Naming::once(sys::effective_user());
             let name = Working::Clone.name_for(&self.name, naming);
             let file = self.open(&name, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
             sys::unlink_at(&self.dir, &name)?;

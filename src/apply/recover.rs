@@ -265,7 +265,7 @@ impl Drop for OpenedUp<'_> {
 /// read.
 fn open_up<'a>(place: &Place, old: &'a Old) -> Result<Option<(File, Access, Option<OpenedUp<'a>>)>> {
     let mode = old.state.mode() & 0o7777;
-    let is_ours = nix::unistd::geteuid().as_raw() == old.state.uid();
+    let is_ours = sys::effective_user() == old.state.uid();
     if old.access != Access::Write && is_ours && mode & 0o600 != 0o600 {
         sys::set_mode(&old.file, mode | 0o600).map_err(place.error("open"))?;
         let guard = OpenedUp { old: &old.file, mode };

@@ -6,8 +6,11 @@
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex};
+
+use nix::fcntl::OFlag;
 
 use crate::error::lock;
 use crate::sys;
@@ -29,9 +32,46 @@ struct FileSystem {
     alone: u32,
     /// What last changed before this time is on storage: seconds and nanoseconds.
     before: Option<(i64, i64)>,
+    /// A sync of all of it by way of this waits for all, and tells of what was lost since it
+    /// was opened.
+    watched: Watched,
+}
+
+#[derive(Debug, Default)]
+enum Watched {
+    #[default]
+    Unknown,
+    By(Arc<File>),
+    /// It cannot be had.
+    Never,
 }
 
 impl Synced {
+    /// A file was made in a directory, to which nothing was written yet: from now on what is
+    /// lost in its file system is told of, where that can be.
+    pub fn watch(&self, made: &Metadata, dir: &OwnedFd) {
+        let file_system = Arc::clone(lock(&self.file_systems).entry(made.dev()).or_default());
+        let mut known = lock(&file_system);
+        if matches!(known.watched, Watched::Unknown) {
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+            let dir = sys::open_beneath(dir.as_fd(), "".as_ref(), flags, 0).map(File::from);
+            // The directory may be another file system's, in an overlay.
+            let is_same = |dir: &File| dir.metadata().is_ok_and(|metadata| metadata.dev() == made.dev());
+            let dir = dir.ok().filter(|dir| is_same(dir) && sys::syncs_wholly(dir));
+            known.watched = dir.map_or(Watched::Never, |dir| Watched::By(Arc::new(dir)));
+        }
+    }
+
+    /// Has all of a file system on storage. `false`: it is not known to be.
+    pub fn all(&self, device: u64) -> bool {
+        let file_system = Arc::clone(lock(&self.file_systems).entry(device).or_default());
+        let watched = match &lock(&file_system).watched {
+            Watched::By(dir) => Arc::clone(dir),
+            Watched::Unknown | Watched::Never => return false,
+        };
+        sys::sync_file_system(&watched).is_ok()
+    }
+
     /// Has the content of a file on storage, of which `state` was read before its content.
     ///
     /// # Errors

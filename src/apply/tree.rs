@@ -5,6 +5,7 @@
 mod changes;
 mod delayed;
 mod nodes;
+mod own;
 mod root;
 mod unsynced;
 
@@ -163,7 +164,9 @@ impl DestinationTree {
         if self.options.dry_run {
             return Ok(changes);
         }
-        let Made { closed, identity } = make_directory(&self.root, path, attributes.new_mode, &self.options)?;
+        // What is set at the end need not be open to others until then.
+        let mode = attributes.new_mode & if attributes.mode.is_some() { !0o022 } else { !0 };
+        let Made { closed, identity } = make_directory(&self.root, path, mode, &self.options)?;
         let attributes = Attributes { mode: attributes.mode.or(closed), ..attributes };
         self.directories.push(Directory { id, path: path.to_vec(), identity, attributes, closed });
         Ok(changes)
@@ -330,6 +333,7 @@ fn make_directory(root: &DestinationRoot, path: &[u8], mode: u32, options: &Opti
     };
     let identity = Some((stat.st_dev, stat.st_ino));
     if is_new {
+        root.own.add(&stat);
         return Ok(Made { closed: (mode & OWNER != OWNER).then_some(mode), identity });
     }
     Ok(opened(&place, &stat))
@@ -342,7 +346,7 @@ fn is_in_the_way(place: &Place) -> Error {
 /// Lets its owner fill a directory that is there and is so.
 fn opened(place: &Place, stat: &FileStat) -> Made {
     let (mode, identity) = (stat.st_mode & 0o7777, Some((stat.st_dev, stat.st_ino)));
-    if mode & OWNER == OWNER || nix::unistd::geteuid().is_root() {
+    if mode & OWNER == OWNER || sys::is_root() {
         return Made { closed: None, identity };
     }
     // It may be somebody else's, and writable all the same.

@@ -13,7 +13,7 @@ use crate::apply::way::clone::Replica;
 use crate::apply::way::direct::Direct;
 use crate::apply::way::fresh::Fresh;
 use crate::apply::way::staged::Staged;
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::working::Working;
 
 /// How new content becomes the file.
@@ -54,6 +54,16 @@ impl Way {
         }
     }
 
+    /// Has what is to be renamed ready for that: length, attributes. `None`: this way ends
+    /// otherwise. The inner one: which attributes may not be set.
+    pub fn complete(&mut self, task: &Task) -> Result<Option<Option<Failure>>> {
+        match self {
+            Way::Fresh(fresh) => fresh.complete(task).map(Some),
+            Way::Replica(replica) => replica.complete(task).map(Some),
+            Way::Staged(_) | Way::Direct(_) => Ok(None),
+        }
+    }
+
     /// The file that is written to.
     pub fn file(&mut self, task: &Task) -> Result<&File> {
         match self {
@@ -75,6 +85,15 @@ impl Way {
 
     pub fn is_device(&self) -> bool {
         matches!(self, Way::Direct(direct) if direct.old().is_device())
+    }
+
+    /// The device that its temp file lies on, if it has one.
+    pub fn device(&self) -> Option<u64> {
+        match self {
+            Way::Fresh(fresh) => fresh.device(),
+            Way::Replica(replica) => replica.device(),
+            Way::Staged(_) | Way::Direct(_) => None,
+        }
     }
 
     /// What an error before the end leaves of the old file.

@@ -37,7 +37,7 @@ pub struct AttributeRules {
 impl AttributeRules {
     /// Whether a process that is root, or is not, tries what only root may do.
     pub fn acts_as_superuser(&self) -> bool {
-        self.superuser.unwrap_or_else(|| nix::unistd::geteuid().is_root())
+        self.superuser.unwrap_or_else(sys::is_root)
     }
 
     /// Whether something is given to a group: without the rights of root only to one that the

@@ -63,7 +63,7 @@ fn answer_files(jobs: &Receiver<AnnouncedFile>, likely: Option<Likely>) {
             return;
         }
         let answered = answer(&shared, &mut last, job, ahead).unwrap_or_else(|error| {
-            shared.feeds.settled();
+            shared.settled();
             shared.fail(id, &error, Settles::Entry)
         });
         // A connection that is gone ends the applying thread, too, which says so: it must not
@@ -86,12 +86,10 @@ fn answer(
     let options = &shared.options;
     let AnnouncedFile { entry, root, wanted, .. } = job;
     let id = entry.id;
-    // It is kept as long as nothing is written: somebody may put another in its place.
-    let mut directory = std::mem::take(last);
     let may_lack = options.dry_run || options.transfer.existing;
-    let Some(place) = root.place_after(&mut directory, &entry.path, may_lack)? else {
+    let Some(place) = root.place_after(last, &entry.path, may_lack)? else {
         if options.transfer.existing {
-            shared.feeds.settled();
+            shared.settled();
             let changes = Changes::LEFT.with(Changes::BELOW, true);
             return Ok(shared.tell(Message::Unchanged { id, changes }, Settles::Entry));
         }
@@ -100,7 +98,9 @@ fn answer(
         return Ok(preview(shared, answer, None));
     };
     let (grid, whole) = (Grid { length: wanted.length, block: options.block_size }, wanted.whole);
-    let opening = Destination::open(place.clone(), wanted, &shared.setup)?;
+    let opening = Destination::open(place.clone(), wanted, &shared.setup);
+    last.after(&opening);
+    let opening = opening?;
     let warning = opening.recovered.warning(&place.path);
     if let Some(Err(gone)) = warning.map(|warning| shared.warn(warning)) {
         return Ok(Err(gone));
@@ -108,9 +108,8 @@ fn answer(
     let changes = opening.changes;
     let destination = match opening.opened {
         Opened::Equal { unset } => {
-            *last = directory;
             shared.report(&entry, Outcome::Unchanged, changes);
-            shared.feeds.settled();
+            shared.settled();
             let told = shared.unset(unset);
             return Ok(told.and_then(|()| shared.tell(Message::Unchanged { id, changes }, Settles::Entry)));
         }
@@ -147,7 +146,7 @@ fn answer(
 
 /// The answer of a dry run: there will be no description.
 fn preview(shared: &ReceiverShared, answer: Message, told: Option<Told>) -> Result<()> {
-    shared.feeds.settled();
+    shared.settled();
     let settles = if told.is_some() { Settles::Nothing } else { Settles::Entry };
     shared.tell(answer, settles)?;
     told.map_or(Ok(()), |told| tell_basis(shared, told))

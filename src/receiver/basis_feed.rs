@@ -9,9 +9,12 @@ use crate::hashmap::{self, Item};
 use crate::protocol::Credit;
 use crate::receiver::answer::Begun;
 use crate::receiver::assemble::ApplyError;
+use crate::sys;
 
-/// Files that are answered and not described yet: each has files open.
-const MAX_OPEN: usize = 64;
+/// Files that are answered and not described yet, and open, at most and at least; see
+/// [`sys::open_files_limit`].
+const MAX_OPEN: usize = 1024;
+const MIN_OPEN: usize = 64;
 
 /// How what is known of a basis ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub enum FeedEnd {
 pub struct BasisFeeds {
     state: Mutex<Feeds>,
     changed: Condvar,
+    /// Files that are answered, not described and open, at most.
+    max_open: usize,
 }
 
 struct Feeds {
@@ -35,6 +40,8 @@ struct Feeds {
     undescribed: usize,
     /// Those of them that are answered, in order.
     begun: VecDeque<Box<Begun>>,
+    /// How many of them are open.
+    open: usize,
     feeds: HashMap<u64, Feed>,
     /// What the sender was told and has not described.
     ahead: Credit,
@@ -56,12 +63,14 @@ impl BasisFeeds {
         let state = Feeds {
             undescribed: 0,
             begun: VecDeque::new(),
+            open: 0,
             feeds: HashMap::new(),
             ahead: Credit::for_maps(),
             stopped: false,
             waiting: false,
         };
-        BasisFeeds { state: Mutex::new(state), changed: Condvar::new() }
+        let max_open = (sys::open_files_limit() / 8).clamp(MIN_OPEN, MAX_OPEN);
+        BasisFeeds { state: Mutex::new(state), changed: Condvar::new(), max_open }
     }
 
     /// A file was announced.
@@ -69,9 +78,11 @@ impl BasisFeeds {
         lock(&self.state).undescribed += 1;
     }
 
-    /// An announced file needs no description.
-    pub fn settled(&self) {
-        lock(&self.state).undescribed -= 1;
+    /// An announced file needs no description. Whether none needs one any more.
+    pub fn settled(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.undescribed -= 1;
+        state.undescribed == 0
     }
 
     /// Whether every announced file is described, or needs no description.
@@ -80,9 +91,11 @@ impl BasisFeeds {
     }
 
     /// A file that may be described as soon as the sender knows; waits while many others
-    /// may be. `end`: nothing will be told of its basis. `false`: the run is over.
+    /// are open. `end`: nothing will be told of its basis. `false`: the run is over.
     pub fn open(&self, begun: Box<Begun>, end: Option<FeedEnd>) -> bool {
-        let mut state = self.wait_while(|state| state.begun.len() >= MAX_OPEN);
+        let is_open = begun.destination.is_open();
+        let mut state = self.wait_while(|state| is_open && state.open >= self.max_open);
+        state.open += usize::from(is_open);
         state.feeds.insert(begun.id, Feed { end, ..Feed::default() });
         state.begun.push_back(begun);
         !state.stopped
@@ -183,7 +196,13 @@ impl BasisFeeds {
         state.begun.front().filter(|begun| begun.id == id)?;
         let begun = state.begun.pop_front()?;
         state.undescribed -= 1;
-        self.wake(&mut state);
+        if begun.destination.is_open() {
+            state.open -= 1;
+            // Who waits for room has something to do for a while then.
+            if state.open == self.max_open / 2 {
+                self.wake(&mut state);
+            }
+        }
         Some((begun, BasisCursor { id, items: VecDeque::new(), count: 0, end: None }))
     }
 

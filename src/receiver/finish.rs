@@ -1,20 +1,24 @@
 //! Completes files that are described: attributes, sync, rename. Step 5 of
 //! [`receiver`](crate::receiver).
 
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::mpsc::Receiver;
 
-use crate::apply::Finished;
 use crate::apply::tree::DelayedFile;
-use crate::error::lock;
+use crate::apply::{Completion, Finished};
+use crate::error::{Result, lock};
 use crate::hashmap::Hash;
-use crate::protocol::Message;
+use crate::protocol::{Entry, Message};
 use crate::receiver::assemble::OpenFile;
 use crate::receiver::shared::{ReceiverShared, Settles};
-use crate::report::{Event, Outcome, Phase};
+use crate::report::{Changes, Event, Outcome, Phase};
 
 /// A file of which more than this arrived takes a moment to be written back.
 const WORTH_TELLING: u64 = 8 << 20;
+/// A file to which less than this was written is completed where it was applied: handing it on
+/// would cost more.
+const AT_ONCE: u64 = 256 << 10;
 
 /// A file whose content is complete.
 pub struct Complete {
@@ -22,38 +26,85 @@ pub struct Complete {
     pub root: Hash,
 }
 
+impl Complete {
+    /// Whether no other thread need complete it.
+    pub fn is_quick(&self) -> bool {
+        self.file.received < AT_ONCE && self.file.destination.is_renamed()
+    }
+}
+
+/// What is told of a file when it is in its place.
+pub struct Completed {
+    id: u64,
+    entry: Entry,
+    path: PathBuf,
+    received: u64,
+    changes: Changes,
+}
+
 /// Completes files until the applying thread has no more.
 pub fn finish_files(shared: &ReceiverShared, queue: &Mutex<Receiver<Complete>>) {
     loop {
         let next = lock(queue).recv();
-        let Ok(Complete { file, root }) = next else { return };
-        let path = file.destination.path().to_path_buf();
-        let OpenFile { id, entry, destination, kept, received, changes, .. } = *file;
-        if received > WORTH_TELLING {
-            shared.reporter.event(Event::Phase(Phase::WritingBack));
-            // Only a hint for the other end; a broken connection shows below.
-            let _ = shared.tell(Message::Busy(Phase::WritingBack), Settles::Nothing);
-        }
+        let Ok(complete) = next else { return };
         let _finishing = shared.finishing();
-        // The file is complete even when nobody is left to hear it.
-        let _ = match destination.finish(&root, kept) {
-            Ok(finished) => {
-                let note = finished.note(&path);
-                let Finished { written, punched, changed, unset, delayed, .. } = finished;
-                if let Some(delayed) = delayed {
-                    lock(&shared.delayed).push(DelayedFile { id, path: entry.path.clone(), delayed });
-                }
-                let mut stats = shared.lock_stats();
-                stats.written_bytes += written;
-                stats.punched_bytes = stats.punched_bytes.saturating_add(punched);
-                drop(stats);
-                let outcome = if changed { Outcome::Sent(received) } else { Outcome::Unchanged };
-                shared.report(&entry, outcome, changes);
-                let changed = changed.then(|| written.saturating_add(punched));
-                let noted = note.map_or(Ok(()), |note| shared.warn(note)).and_then(|()| shared.unset(unset));
-                noted.and_then(|()| shared.tell(Message::Done { id, changed, changes }, Settles::Entry))
-            }
-            Err(error) => shared.fail(id, &error, Settles::Entry),
-        };
+        finish(shared, complete);
     }
+}
+
+/// Completes a file, or has it wait for storage with others.
+pub fn finish(shared: &ReceiverShared, complete: Complete) {
+    let Complete { file, root } = complete;
+    let path = file.destination.path().to_path_buf();
+    let OpenFile { id, entry, destination, kept, received, changes, .. } = *file;
+    if received > WORTH_TELLING {
+        shared.reporter.event(Event::Phase(Phase::WritingBack));
+        // Only a hint for the other end; a broken connection shows below.
+        let _ = shared.tell(Message::Busy(Phase::WritingBack), Settles::Nothing);
+    }
+    let completed = Completed { id, entry, path, received, changes };
+    match destination.complete(&root, kept) {
+        Ok(Completion::Finished(finished)) => finished_one(shared, Ok(*finished), completed),
+        Ok(Completion::Waits(waiting)) if waiting.may_gather() => {
+            shared.committer.add(*waiting, completed, shared.feeds.all_described());
+        }
+        Ok(Completion::Waits(waiting)) => finished_one(shared, waiting.commit(), completed),
+        Err(error) => finished_one(shared, Err(error), completed),
+    }
+}
+
+/// Has files that are complete take their places, in groups, until there will be no more.
+pub fn commit_files(shared: &ReceiverShared) {
+    shared
+        .committer
+        .run(|| shared.finishing(), |finished, completed| finished_one(shared, finished, completed));
+}
+
+/// Tells what became of a file.
+fn finished_one(shared: &ReceiverShared, finished: Result<Finished>, completed: Completed) {
+    // The file is complete even when nobody is left to hear it.
+    let _ = tell(shared, finished, completed);
+}
+
+fn tell(shared: &ReceiverShared, finished: Result<Finished>, completed: Completed) -> Result<()> {
+    let Completed { id, entry, path, received, changes } = completed;
+    let finished = match finished {
+        Ok(finished) => finished,
+        Err(error) => return shared.fail(id, &error, Settles::Entry),
+    };
+    let note = finished.note(&path);
+    let Finished { written, punched, changed, unset, delayed, .. } = finished;
+    if let Some(delayed) = delayed {
+        lock(&shared.delayed).push(DelayedFile { id, path: entry.path.clone(), delayed });
+    }
+    let mut stats = shared.lock_stats();
+    stats.written_bytes += written;
+    stats.punched_bytes = stats.punched_bytes.saturating_add(punched);
+    drop(stats);
+    let outcome = if changed { Outcome::Sent(received) } else { Outcome::Unchanged };
+    shared.report(&entry, outcome, changes);
+    let changed = changed.then(|| written.saturating_add(punched));
+    note.map_or(Ok(()), |note| shared.warn(note))?;
+    shared.unset(unset)?;
+    shared.tell(Message::Done { id, changed, changes }, Settles::Entry)
 }

@@ -3,12 +3,13 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::apply::Setup;
 use crate::apply::tree::{DelayedFile, DestinationTree};
+use crate::apply::{Committer, Setup};
 use crate::error::{Error, Failure, Result, lock};
 use crate::options::Options;
 use crate::protocol::{Credit, Entry, Message, shortened};
 use crate::receiver::basis_feed::BasisFeeds;
+use crate::receiver::finish::Completed;
 use crate::receiver::outbox::Outbox;
 use crate::report::{Changes, Event, Outcome, Phase, Reporter, Stats};
 
@@ -45,6 +46,8 @@ pub struct ReceiverShared<'a> {
     pub setup: Setup,
     /// Files that are complete, and take their places when all others are.
     pub delayed: Mutex<Vec<DelayedFile>>,
+    /// Files that are complete, and wait for storage.
+    pub committer: Committer<Completed>,
     pub reporter: &'a dyn Reporter,
 }
 
@@ -60,6 +63,7 @@ impl<'a> ReceiverShared<'a> {
             finishing: AtomicUsize::new(0),
             setup: Setup::new(Arc::clone(&options)).delaying(),
             delayed: Mutex::default(),
+            committer: Committer::default(),
             options,
             reporter,
         }
@@ -91,6 +95,13 @@ impl<'a> ReceiverShared<'a> {
             }
         });
         told.map(|()| is_whole)
+    }
+
+    /// An announced file needs no description.
+    pub fn settled(&self) {
+        if self.feeds.settled() {
+            self.committer.hurry();
+        }
     }
 
     pub fn is_stopped(&self) -> bool {

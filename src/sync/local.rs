@@ -9,8 +9,9 @@
 //!    Otherwise both are [compared](crate::hashmap::compare) by their bytes on all cores,
 //!    and what differs is written from the bytes that were compared (`update`). The cores
 //!    serve one large file at a time.
-//! 4. The worker completes the file: attributes, sync, rename. That waits for storage, and
-//!    the other workers go on.
+//! 4. The worker completes the file. Where it then takes the name of another it waits for
+//!    storage together with others, in a thread of its own ([`Committer`]); otherwise the worker
+//!    waits, and the others go on.
 //! 5. Files that changed while they were read are done once more, after all others. Those
 //!    that change again fail.
 //! 6. With `--delay-updates` files that are complete take their places now.
@@ -34,13 +35,14 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::apply::tree::{DelayedFile, DestinationRoot, DestinationTree, LastDirectory, Removed, Target};
-use crate::apply::{Attributes, Setup};
+use crate::apply::{Attributes, Committer, Setup};
 use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, code, lock, printable};
 use crate::options::{DeleteWhen, Options};
 use crate::protocol::Pace;
 use crate::report::{Changes, Event, Outcome, Reporter, Stats};
 use crate::source::{self, ContentsTold, Found, Kind, Links, Source, Tells, Told, Walk};
+use crate::sync::local::file::Filled;
 
 /// Files that are worked on side by side: while one waits for storage, others go on.
 const WORKERS: usize = 4;
@@ -143,24 +145,29 @@ impl LocalCopy<'_> {
         let (jobs_in, jobs) = sync_channel(QUEUED);
         // Owned by the workers alone: when none is left, nobody waits for room in the queue.
         let jobs = Arc::new(Mutex::new(jobs));
+        let committer = Committer::default();
         std::thread::scope(|scope| {
-            for _ in 0..count {
-                let jobs = Arc::clone(&jobs);
-                scope.spawn(move || self.work(&jobs));
-            }
-            drop(jobs);
-            feed(&jobs_in);
-            drop(jobs_in);
+            scope.spawn(|| committer.run(|| (), |finished, filled| self.completed(finished, filled)));
+            std::thread::scope(|scope| {
+                for _ in 0..count {
+                    let jobs = Arc::clone(&jobs);
+                    scope.spawn(|| self.work(jobs, &committer));
+                }
+                drop(jobs);
+                feed(&jobs_in);
+                drop(jobs_in);
+            });
+            committer.close();
         });
     }
 
     /// Takes files until there are no more.
-    fn work(&self, jobs: &Mutex<Receiver<Job>>) {
+    fn work(&self, jobs: Arc<Mutex<Receiver<Job>>>, committer: &Committer<Filled>) {
         let mut last = LastDirectory::default();
         loop {
-            let next = lock(jobs).recv();
+            let next = lock(&jobs).recv();
             let Ok(job) = next else { return };
-            self.file(job, &mut last);
+            self.file(job, &mut last, committer);
         }
     }
 

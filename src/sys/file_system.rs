@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 
+use nix::sys::statfs::{self, FsType};
+
 /// The time that a change of a file would get now: the clock of the last tick, which the
 /// kernel gives to files (`ktime_get_coarse_real_ts64` in its fs/inode.c); seconds and
 /// nanoseconds.
@@ -19,18 +21,54 @@ pub fn sync_file_system(file: &File) -> io::Result<()> {
 
 /// Whether a file lies on a file system of this machine that keeps pages in the cache:
 /// what was just read can be had again at once.
-pub fn is_cached(file: &File) -> bool {
-    use nix::sys::statfs as fs;
-    // ext2 to ext4 have one number.
-    let known = [
-        fs::EXT4_SUPER_MAGIC,
-        fs::XFS_SUPER_MAGIC,
-        fs::BTRFS_SUPER_MAGIC,
-        fs::F2FS_SUPER_MAGIC,
-        fs::TMPFS_MAGIC,
-        fs::OVERLAYFS_SUPER_MAGIC,
-    ];
-    fs::fstatfs(file).is_ok_and(|found| known.contains(&found.filesystem_type()))
+pub fn is_cached(file: impl AsFd) -> bool {
+    is_one_of(file, &LOCAL)
+}
+
+/// Whether an open file lies on a file system of this machine where permission bits tell who
+/// may do what: ACLs are those of acl(5), and nobody else decides.
+pub fn is_posix(file: impl AsFd) -> bool {
+    is_one_of(file, &LOCAL)
+}
+
+/// File systems of this machine. ext2 to ext4 have one number.
+const LOCAL: [FsType; 6] = [
+    statfs::EXT4_SUPER_MAGIC,
+    statfs::XFS_SUPER_MAGIC,
+    statfs::BTRFS_SUPER_MAGIC,
+    statfs::F2FS_SUPER_MAGIC,
+    statfs::TMPFS_MAGIC,
+    statfs::OVERLAYFS_SUPER_MAGIC,
+];
+
+fn is_one_of(file: impl AsFd, known: &[FsType]) -> bool {
+    statfs::fstatfs(file).is_ok_and(|found| known.contains(&found.filesystem_type()))
+}
+
+/// Whether a sync of the whole file system of an open file waits until all of it is on storage,
+/// and tells of any that was lost since the file was opened. That it tells: Linux 5.8
+/// (syncfs(2)); that it waits, of these file systems alone.
+pub fn syncs_wholly(file: impl AsFd) -> bool {
+    const KNOWN: [FsType; 3] = [statfs::EXT4_SUPER_MAGIC, statfs::XFS_SUPER_MAGIC, statfs::BTRFS_SUPER_MAGIC];
+    is_one_of(file, &KNOWN) && kernel_version() >= Some((5, 8))
+}
+
+/// The version of the running kernel; uname(2).
+fn kernel_version() -> Option<(u32, u32)> {
+    let name = nix::sys::utsname::uname().ok()?;
+    let mut numbers = name.release().to_str()?.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// Bytes on this machine that wait to be written to any storage; proc_meminfo(5). `None`:
+/// nobody knows.
+pub fn unwritten() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kibibytes = |name: &str| -> Option<u64> {
+        let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+        rest.split_whitespace().next()?.parse().ok()
+    };
+    Some((kibibytes("Dirty:")? + kibibytes("Writeback:")?) << 10)
 }
 
 /// Bytes free for this user on the file system of an open file.

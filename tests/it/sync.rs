@@ -16,6 +16,7 @@ mod paths;
 mod racy;
 mod record;
 mod similar;
+mod small;
 mod swaps;
 mod times;
 mod trees;

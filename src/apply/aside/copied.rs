@@ -93,8 +93,8 @@ fn take_over(file: &File, state: Metadata, new: &File, to: &Place) -> Result<()>
         ..Attributes::default()
     };
     let file = file.try_clone().map_err(to.error("keep a backup as"))?;
-    let old = Old { file, state, access: Access::Read, _turn: None };
-    wanted.set_on_new(new, Some(&old), to).map(drop)
+    let old = Old { file, state, access: Access::Read, turn: None };
+    wanted.set_on_new(new, None, Some(&old), to).map(drop)
 }
 
 fn attributes_of(stat: &FileStat) -> Attributes {

@@ -89,7 +89,7 @@ impl Place {
             return Ok(None);
         }
         let metadata = file.metadata().map_err(error())?;
-        let old = Old { file, state: metadata, access: Access::Read, _turn: None };
+        let old = Old { file, state: metadata, access: Access::Read, turn: None };
         Ok(Some(From { old, state, name }))
     }
 

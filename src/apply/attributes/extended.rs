@@ -130,7 +130,7 @@ fn set_xattrs(wanted: &[Xattr], file: &File, now: &Metadata, superuser: bool) ->
     }
     // Those of the user ask for leave to write the file.
     let mode = now.mode() & 0o7777;
-    let is_closed = mode & 0o200 == 0 && !now.is_symlink() && !nix::unistd::geteuid().is_root();
+    let is_closed = mode & 0o200 == 0 && !now.is_symlink() && !sys::is_root();
     if is_closed {
         sys::set_mode(file, mode | 0o200)?;
     }

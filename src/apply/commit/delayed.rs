@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 
 use crate::apply::attributes::Attributes;
-use crate::apply::commit::{Counts, Task, changed_meanwhile};
+use crate::apply::commit::{Counts, OldFile, Task, changed_meanwhile};
 use crate::apply::open::Setup;
 use crate::apply::place::beside::Beside;
 use crate::apply::place::{Old, Place, Turns};
@@ -128,9 +128,12 @@ impl Delayed {
             delays: false,
             delayed: OnceCell::new(),
         };
-        let unset = task.carry(&new, old.as_ref())?;
+        let unset = task.wanted.attributes.set_on_new(&new, None, old.as_ref(), &task.place)?;
+        task.sync(&new, OldFile::Whole)?;
         task.check_old(old.as_ref())?;
         task.put(&new, Working::Temp, old.as_ref())?;
+        task.sync_dir()?;
+        task.forget_leftovers(Working::Temp)?;
         Ok(unset)
     }
 }

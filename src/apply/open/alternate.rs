@@ -59,7 +59,7 @@ pub fn take(place: &Place, wanted: &Wanted, setup: &Setup) -> Result<Elsewhere> 
         return Ok(Elsewhere::No);
     }
     let metadata = file.metadata().map_err(error())?;
-    let old = Old { file, state: metadata, access: Access::Read, _turn: None };
+    let old = Old { file, state: metadata, access: Access::Read, turn: None };
     Ok(Elsewhere::Copied(Box::new(From { old, state, name: None })))
 }
 

@@ -66,7 +66,7 @@ struct Maker {
 impl Maker {
     /// This process, where every file has the owner that made it.
     fn this_process() -> Maker {
-        Maker { uid: nix::unistd::geteuid().as_raw(), mode: 0o600 }
+        Maker { uid: sys::effective_user(), mode: 0o600 }
     }
 
     /// As a file shows that this process just made.
@@ -113,7 +113,7 @@ impl Place {
     /// `all`: kinds of working files that may be there; `lasting`: those that are looked for
     /// under names that are not used now.
     fn look(&self, all: &[Working], lasting: &[Working]) -> io::Result<(Naming, Beside)> {
-        let user = Naming::User(nix::unistd::geteuid().as_raw());
+        let user = Naming::User(sys::effective_user());
         let (mut beside, mut free) = (Beside::default(), None);
         let mut maker = None;
         for naming in [Naming::Common, user] {
@@ -149,7 +149,7 @@ impl Place {
         for naming in beside.logs.iter().filter(|naming| Some(**naming) != free) {
             beside.litter.push(Working::Stage.name_for(&self.name, *naming));
         }
-        Ok((free.unwrap_or_else(|| Naming::once(nix::unistd::geteuid().as_raw())), beside))
+        Ok((free.unwrap_or_else(|| Naming::once(sys::effective_user())), beside))
     }
 
     /// Whether this process made a working file. On a file system where all files have one
@@ -200,7 +200,7 @@ impl Place {
     /// or mode.
     pub(in crate::apply) fn is_shared(&self) -> io::Result<bool> {
         let dir = nix::sys::stat::fstat(&self.dir)?;
-        let (euid, others) = (nix::unistd::geteuid().as_raw(), 0o022);
+        let (euid, others) = (sys::effective_user(), 0o022);
         if dir.st_uid != euid || dir.st_mode & others != 0 {
             return Ok(true);
         }

@@ -117,7 +117,7 @@ impl Place {
             Ok((temp, made))
         };
         // What has the common name may be another's.
-        make_as(Naming::Common).or_else(|_| make_as(Naming::once(nix::unistd::geteuid().as_raw())))
+        make_as(Naming::Common).or_else(|_| make_as(Naming::once(sys::effective_user())))
     }
 
     /// Gives it what it is to have, and its name.

@@ -115,7 +115,7 @@ impl Workplace {
         let name = &self.place.name;
         let is_private = |dir: &OwnedFd| -> io::Result<bool> {
             let stat = fstat(dir)?;
-            Ok(stat.st_uid == nix::unistd::geteuid().as_raw() && stat.st_mode & 0o022 == 0)
+            Ok(stat.st_uid == sys::effective_user() && stat.st_mode & 0o022 == 0)
         };
         let dir = &self.place.dir;
         let is_there = self.made.is_some() && sys::stat_at(dir, name)?.is_some();
@@ -225,6 +225,9 @@ impl Place {
     pub(in crate::apply) fn bring_home(&self, kind: Working, new: &File) -> Result<OsString> {
         let (home, name) = (self.home_of(kind), self.name_of(kind));
         const DOING: &str = "put in place";
+        if self.is_own {
+            return Ok(name);
+        }
         if !self.is_at_work(kind, new).map_err(self.error(DOING))? {
             return Err(self.replaced());
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::fcntl::OFlag;
+use nix::sys::stat::fstat;
 
 use crate::apply::aside::Asides;
 use crate::apply::aside::alternate::{self, AlternateDirs};
@@ -14,6 +15,8 @@ use crate::apply::aside::backup::Backups;
 use crate::apply::aside::similar::Similar;
 use crate::apply::place::Place;
 use crate::apply::place::workplace::Workplaces;
+use crate::apply::tree::own::OwnDirectories;
+use crate::apply::{Opened, Opening};
 use crate::confinement::NamedPath;
 use crate::error::{Error, Result, printable};
 use crate::options::{Commit, Options};
@@ -66,6 +69,10 @@ pub struct DestinationRoot {
     pub(super) rename: Option<OsString>,
     /// The directory was made for this run.
     pub(super) is_new: bool,
+    /// Directories that were made, and in which nobody else makes names.
+    pub(super) own: Arc<OwnDirectories>,
+    /// It is one of them.
+    is_own: bool,
     pub(super) shown: PathBuf,
     pub(super) backups: Option<Arc<Backups>>,
     similar: Option<Arc<Similar>>,
@@ -78,7 +85,23 @@ pub struct DestinationRoot {
 /// The directory below a root that was opened last: mostly the next entry lies in it,
 /// too. It belongs to that root.
 #[derive(Default)]
-pub struct LastDirectory(Option<(PathBuf, Arc<OwnedFd>)>);
+pub struct LastDirectory(Option<OpenedDirectory>);
+
+struct OpenedDirectory {
+    path: PathBuf,
+    dir: Arc<OwnedFd>,
+    /// This run made it, and nobody else makes names in it.
+    is_own: bool,
+}
+
+impl LastDirectory {
+    /// It is kept as long as nothing is written: somebody may put another in the place of one
+    /// that is not ours alone. `opening`: what became of a destination in it.
+    pub fn after(&mut self, opening: &Result<Opening>) {
+        let is_equal = matches!(opening, Ok(Opening { opened: Opened::Equal { .. }, .. }));
+        self.0.take_if(|opened| !(is_equal || opened.is_own));
+    }
+}
 
 impl DestinationRoot {
     /// Finds, or makes, what the destination names. `single`: there is one source, and it
@@ -139,6 +162,8 @@ impl DestinationRoot {
             dir: None,
             rename,
             is_new: true,
+            own: Arc::default(),
+            is_own: false,
             shown,
             backups: None,
             similar: None,
@@ -154,10 +179,17 @@ impl DestinationRoot {
             Error::Destination(format!("cannot open the directory {shown}: {error}; create it first"))
         })?;
         let shown = path.path().to_path_buf();
+        let own = Arc::<OwnDirectories>::default();
+        if is_new && let Ok(stat) = fstat(&dir) {
+            own.add(&stat);
+        }
+        let is_own = own.has(&dir);
         Ok(DestinationRoot {
             dir: Some(Arc::new(dir)),
             rename,
             is_new,
+            own,
+            is_own,
             shown,
             backups: None,
             similar: None,
@@ -244,14 +276,15 @@ impl DestinationRoot {
             return Err(Error::refused(path, "there is a directory where a file must go; remove it first"));
         };
         let parent = relative.parent().unwrap_or(Path::new(""));
-        let dir = match &last.0 {
-            _ if parent.as_os_str().is_empty() => Arc::clone(root),
-            Some((opened, dir)) if opened == parent => Arc::clone(dir),
+        let (dir, is_own) = match &last.0 {
+            _ if parent.as_os_str().is_empty() => (Arc::clone(root), self.is_own),
+            Some(opened) if opened.path == parent => (Arc::clone(&opened.dir), opened.is_own),
             _ => match sys::open_dir(root.as_fd(), parent, OFlag::O_PATH | OFlag::O_DIRECTORY, self.follow) {
                 Ok(dir) => {
-                    let dir = Arc::new(dir);
-                    last.0 = Some((parent.to_path_buf(), Arc::clone(&dir)));
-                    dir
+                    let (is_own, dir) = (self.own.has(&dir), Arc::new(dir));
+                    let path = parent.to_path_buf();
+                    last.0 = Some(OpenedDirectory { path, dir: Arc::clone(&dir), is_own });
+                    (dir, is_own)
                 }
                 Err(error) if dry_run && sys::is_no_directory(&error) => return Ok(None),
                 Err(error) => return Err(Error::file("open the directory of", &path)(error)),
@@ -261,7 +294,8 @@ impl DestinationRoot {
         let place = place.with_backup(self.backups.as_ref(), parent);
         let place = place.with_workplaces(self.workplaces.as_ref());
         let alternates = alternate::at(self.alternates.as_ref(), parent);
-        Ok(Some(Place { similar: self.similar.clone(), alternates, ..place }))
+        let is_own = is_own && self.workplaces.is_none();
+        Ok(Some(Place { similar: self.similar.clone(), alternates, is_own, ..place }))
     }
 }
 

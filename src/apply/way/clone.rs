@@ -1,7 +1,7 @@
 //! The way of a file that can be cloned, or must not be written itself: a clone or a copy of
 //! it is patched, and takes its name.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +15,6 @@ use crate::apply::ranges;
 use crate::apply::ranges::behind::WriteBehind;
 use crate::apply::ranges::cover::Cover;
 use crate::error::{Failure, Result, Stop};
-use crate::hashmap::Hash;
 use crate::scan::{self, FileImage, FileState};
 use crate::sys;
 use crate::working::Working;
@@ -29,11 +28,13 @@ pub struct Replica {
     temp: Option<File>,
     /// What a copy did not get of the old file, which had no data there.
     left_out: Cover,
+    /// The device that it lies on.
+    device: Option<u64>,
 }
 
 impl Replica {
     pub fn new(old: Old) -> Replica {
-        Replica { from: old, another: None, temp: None, left_out: Cover::default() }
+        Replica { from: old, another: None, temp: None, left_out: Cover::default(), device: None }
     }
 
     /// Of a file elsewhere, for one that is not there yet.
@@ -55,8 +56,8 @@ impl Replica {
         match &mut self.temp {
             Some(temp) => Ok(temp),
             none => {
-                let (temp, left_out) = begin(task, &self.from, old)?;
-                self.left_out = left_out;
+                let (temp, left_out, made) = begin(task, &self.from, old)?;
+                (self.left_out, self.device) = (left_out, Some(made.dev()));
                 Ok(none.insert(temp))
             }
         }
@@ -78,26 +79,35 @@ impl Replica {
         self.temp.as_ref()
     }
 
-    /// See step 7 of [`apply`](crate::apply).
-    pub fn finish(&mut self, task: &Task, root: &Hash) -> Result<Option<Failure>> {
+    /// The device that the clone or copy lies on, if there is one.
+    pub fn device(&self) -> Option<u64> {
+        self.device
+    }
+
+    /// See step 7 of [`apply`](crate::apply): the clone or copy gets length and attributes.
+    pub fn complete(&mut self, task: &Task) -> Result<Option<Failure>> {
         self.file(task)?;
         let Some(temp) = &self.temp else { return Err(task.place.replaced()) };
         // What is kept of it was hashed before it was copied.
         if self.another.as_ref().is_some_and(|state| !state.is_still(&self.from.file)) {
             return Err(similar::changed(&task.place));
         }
-        task.replace(temp, Working::Temp, self.old(), root)
+        task.complete(temp, self.old(), None)
     }
 }
 
 /// The name of a temp file is for what is equal to the old file already, since the next run
 /// goes on from it; until then it is a clone in the making. Also returns what it lacks of
 /// the old file, which has no data there.
-fn begin(task: &Task, from: &Old, old: Option<&Old>) -> Result<(File, Cover)> {
+fn begin(task: &Task, from: &Old, old: Option<&Old>) -> Result<(File, Cover, Metadata)> {
     let place = &task.place;
     let temp = place.create(Working::Clone).map_err(place.error("create the temp file of"))?;
     let temp = place.locked(temp)?;
     belongings::prepare(old, &temp);
+    let made = temp.metadata().map_err(place.error("look at"))?;
+    if task.options.fsync {
+        task.synced.watch(&made, &place.dir);
+    }
     let copied = ranges::clone(&from.file, &temp).and_then(|cloned| match cloned {
         true => Ok(Cover::default()),
         false => copy(task, from, &temp),
@@ -110,7 +120,7 @@ fn begin(task: &Task, from: &Old, old: Option<&Old>) -> Result<(File, Cover)> {
     let home = place.home_of(Working::Temp);
     let names = [Working::Clone, Working::Temp].map(|kind| home.name_of(kind));
     sys::rename_at(&home.dir, &names[0], &names[1]).map_err(place.error("create the temp file of"))?;
-    Ok((temp, left_out))
+    Ok((temp, left_out, made))
 }
 
 /// Copies what is data in the old file, and what was found to be data so far in any case.

@@ -2,14 +2,14 @@
 //! file, which takes the name when it is whole. What an earlier run left in one is gone on
 //! from.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use crate::apply::attributes::belongings;
 use crate::apply::commit::{OldFile, Task};
 use crate::apply::place::Old;
 use crate::error::{Failure, Result};
-use crate::hashmap::Hash;
 use crate::sys;
 use crate::working::Working;
 
@@ -17,17 +17,19 @@ pub struct Fresh {
     old: Option<Old>,
     /// Made when there is something to write.
     temp: Option<File>,
+    /// How it was then; `None`: it is an earlier run's.
+    made: Option<Metadata>,
     is_resumed: bool,
 }
 
 impl Fresh {
     pub fn new(old: Option<Old>) -> Fresh {
-        Fresh { old, temp: None, is_resumed: false }
+        Fresh { old, temp: None, made: None, is_resumed: false }
     }
 
     /// Goes on with the temp file of an earlier run, which is locked.
     pub fn resumed(old: Option<Old>, temp: File) -> Fresh {
-        Fresh { old, temp: Some(temp), is_resumed: true }
+        Fresh { old, temp: Some(temp), made: None, is_resumed: true }
     }
 
     pub fn old(&self) -> Option<&Old> {
@@ -46,7 +48,11 @@ impl Fresh {
     pub fn file(&mut self, task: &Task) -> Result<&File> {
         match &mut self.temp {
             Some(temp) => Ok(temp),
-            none => Ok(none.insert(begin(task, self.old.as_ref())?)),
+            none => {
+                let (temp, made) = begin(task, self.old.as_ref())?;
+                self.made = Some(made);
+                Ok(none.insert(temp))
+            }
         }
     }
 
@@ -55,18 +61,52 @@ impl Fresh {
         self.temp.as_ref()
     }
 
-    /// See step 7 of [`apply`](crate::apply).
-    pub fn finish(&mut self, task: &Task, root: &Hash) -> Result<Option<Failure>> {
+    /// The device that the temp file lies on, if this run made it.
+    pub fn device(&self) -> Option<u64> {
+        self.made.as_ref().map(Metadata::dev)
+    }
+
+    /// See step 7 of [`apply`](crate::apply): the temp file gets length and attributes.
+    pub fn complete(&mut self, task: &Task) -> Result<Option<Failure>> {
         self.file(task)?;
         let Some(temp) = &self.temp else { return Err(task.place.replaced()) };
-        task.replace(temp, Working::Temp, self.old.as_ref(), root)
+        task.complete(temp, self.old.as_ref(), self.made.as_ref())
     }
 }
 
-fn begin(task: &Task, old: Option<&Old>) -> Result<File> {
-    let failed = |error| task.failed("create the temp file of", error, OldFile::Whole);
+/// A temp file, and how it is as it was made.
+fn begin(task: &Task, old: Option<&Old>) -> Result<(File, Metadata)> {
     let place = &task.place;
+    let (temp, made) = create(task)?;
+    // ext4 writes back at its close what was emptied once (auto_da_alloc, ext4(5)).
+    if made.len() > 0 {
+        temp.set_len(0).map_err(place.error("write"))?;
+    }
+    belongings::prepare(old, &temp);
+    if task.options.fsync {
+        task.synced.watch(&made, &place.dir);
+    }
+    if task.options.preallocate {
+        sys::allocate(&temp, 0..task.wanted.length)
+            .map_err(|error| task.failed("allocate", error, OldFile::Whole))?;
+    }
+    Ok((temp, made))
+}
+
+/// A temp file of this run alone: its own, or what an earlier one left and nobody holds.
+fn create(task: &Task) -> Result<(File, Metadata)> {
+    let place = &task.place;
+    let failed = |error| task.failed("create the temp file of", error, OldFile::Whole);
+    let look = |temp: File| {
+        let made = temp.metadata().map_err(place.error("look at"))?;
+        Ok((temp, made))
+    };
     let temp = match place.create_new(Working::Temp) {
+        Ok(temp) if place.is_own => {
+            let (temp, made) = look(place.locked(temp)?)?;
+            // Another run of this user that went on from it before it was locked has filled it.
+            return if made.len() == 0 { Ok((temp, made)) } else { Err(place.replaced()) };
+        }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             match place.leftover(Working::Temp).map_err(place.error("open the temp file of"))? {
                 Some(leftover) => leftover,
@@ -75,15 +115,5 @@ fn begin(task: &Task, old: Option<&Old>) -> Result<File> {
         }
         other => other.map_err(failed)?,
     };
-    let temp = place.locked_temp(temp)?;
-    // ext4 writes back at its close what was emptied once (auto_da_alloc, ext4(5)).
-    if temp.metadata().map_err(place.error("look at"))?.len() > 0 {
-        temp.set_len(0).map_err(place.error("write"))?;
-    }
-    belongings::prepare(old, &temp);
-    if task.options.preallocate {
-        sys::allocate(&temp, 0..task.wanted.length)
-            .map_err(|error| task.failed("allocate", error, OldFile::Whole))?;
-    }
-    Ok(temp)
+    look(place.locked_temp(temp)?)
 }

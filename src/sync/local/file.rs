@@ -1,7 +1,12 @@
 //! One file of a local copy, from its name to its result.
 
+use std::path::PathBuf;
+
 use crate::apply::tree::{DelayedFile, LastDirectory};
-use crate::apply::{BasisState, Destination, Opened, Opening, Precision, Preview, QuickCheck, Wanted};
+use crate::apply::{
+    BasisState, Committer, Completion, Destination, Finished, Opened, Opening, Precision, Preview,
+    QuickCheck, Wanted,
+};
 use crate::error::{Error, Result, lock};
 use crate::hashmap::Hash;
 use crate::hashmap::compare::{Hashing, OldContent};
@@ -35,7 +40,11 @@ impl From<Error> for FileError {
 }
 
 /// What was put into a destination.
-struct Filled {
+pub(super) struct Filled {
+    source: Source,
+    /// How to name the destination to people.
+    path: PathBuf,
+    changes: Changes,
     /// The root hash of the source; of no meaning when nobody needs it.
     root: Hash,
     counts: Compared,
@@ -43,24 +52,44 @@ struct Filled {
     settled: bool,
 }
 
+/// How a source was read: its root hash, what was done with it, and whether every change of it
+/// since then shows.
+type Read = (Hash, Compared, bool);
+
+/// What came of a file so far.
+enum Made {
+    /// Its result.
+    Done(Outcome),
+    /// It will be told when it is in its place.
+    Later,
+}
+
 impl LocalCopy<'_> {
-    /// Makes one file equal, and reports it.
-    pub(super) fn file(&self, job: Job, last: &mut LastDirectory) {
-        match self.make_equal(&job, last) {
-            Ok((outcome, changes)) => self.report(&job.source, outcome, changes),
+    /// Makes one file equal, and reports it, now or when it is on storage.
+    pub(super) fn file(&self, job: Job, last: &mut LastDirectory, committer: &Committer<Filled>) {
+        match self.make_equal(&job, last, committer) {
+            Ok((Made::Done(outcome), changes)) => self.report(&job.source, outcome, changes),
+            Ok((Made::Later, _)) => {}
             Err(FileError::Changed) => self.try_again(job.source),
             Err(FileError::Source(error)) => self.file_failed(&job.source, &error),
-            Err(FileError::Destination(error)) => {
-                self.links().failed(&job.source);
-                self.failed(&error.to_failure());
-            }
+            Err(FileError::Destination(error)) => self.destination_failed(&job.source, &error),
         }
     }
 
-    fn make_equal(&self, job: &Job, last: &mut LastDirectory) -> Result<(Outcome, Changes), FileError> {
+    fn destination_failed(&self, source: &Source, error: &Error) {
+        self.links().failed(source);
+        self.failed(&error.to_failure());
+    }
+
+    fn make_equal(
+        &self,
+        job: &Job,
+        last: &mut LastDirectory,
+        committer: &Committer<Filled>,
+    ) -> Result<(Made, Changes), FileError> {
         let source = &job.source;
         let (opened, changes) = self.open(job, last)?;
-        let outcome = match opened {
+        let made = match opened {
             Opened::Equal { unset } => {
                 self.unset(unset);
                 if let Kind::File { allocated, .. } = source.kind {
@@ -68,12 +97,16 @@ impl LocalCopy<'_> {
                     self.reporter.event(Event::Done(Phase::Mapping, allocated));
                 }
                 self.arrived(source);
-                Outcome::Unchanged
+                Made::Done(Outcome::Unchanged)
             }
-            Opened::Preview(preview) => self.preview(source, &preview)?,
-            Opened::Different(destination) => self.fill(source, *destination)?,
+            Opened::Preview(preview) => Made::Done(self.preview(source, &preview)?),
+            Opened::Different(destination) => {
+                let filled = self.fill(source, *destination, changes)?;
+                self.finish(filled, committer);
+                Made::Later
+            }
         };
-        Ok((outcome, changes))
+        Ok((made, changes))
     }
 
     /// Step 2 of [`local`](crate::sync::local).
@@ -82,10 +115,8 @@ impl LocalCopy<'_> {
             return Ok((Opened::Equal { unset: None }, Changes::default()));
         };
         let options = &self.options;
-        // It is kept as long as nothing is written: somebody may put another in its place.
-        let mut directory = std::mem::take(last);
         let may_lack = options.dry_run || options.transfer.existing;
-        let Some(place) = self.root.place_after(&mut directory, &job.source.target, may_lack)? else {
+        let Some(place) = self.root.place_after(last, &job.source.target, may_lack)? else {
             if options.transfer.existing {
                 return Ok((Opened::Equal { unset: None }, Changes::LEFT.with(Changes::BELOW, true)));
             }
@@ -96,7 +127,9 @@ impl LocalCopy<'_> {
         let quick_check = if retry { QuickCheck::Never } else { QuickCheck::Time(Precision::Nanoseconds) };
         let (whole, attributes) = (options.whole_file, job.attributes.clone());
         let wanted = Wanted { length, data: allocated, whole, quick_check, attributes };
-        let Opening { recovered, opened, changes } = Destination::open(place, wanted, &self.setup)?;
+        let opening = Destination::open(place, wanted, &self.setup);
+        last.after(&opening);
+        let Opening { recovered, opened, changes } = opening?;
         if let Some(warning) = recovered.warning(&path) {
             self.reporter.event(Event::Warning(&warning));
         }
@@ -105,14 +138,16 @@ impl LocalCopy<'_> {
         {
             self.reporter.event(Event::Choice(&choice));
         }
-        if matches!(opened, Opened::Equal { .. }) {
-            *last = directory;
-        }
         Ok((opened, changes))
     }
 
-    /// Steps 3 and 4 of [`local`](crate::sync::local).
-    fn fill(&self, source: &Source, mut destination: Destination) -> Result<Outcome, FileError> {
+    /// Step 3 of [`local`](crate::sync::local).
+    fn fill(
+        &self,
+        source: &Source,
+        mut destination: Destination,
+        changes: Changes,
+    ) -> Result<(Destination, Filled), FileError> {
         let copies = self.copies(source, &destination);
         let filled = if copies {
             self.copy(source, &mut destination)
@@ -121,13 +156,10 @@ impl LocalCopy<'_> {
             self.update(source, &mut destination)
         };
         match filled {
-            Ok(filled) => {
-                let settled = filled.settled;
-                let outcome = self.finish(source, destination, filled)?;
-                if settled {
-                    self.arrived(source);
-                }
-                Ok(outcome)
+            Ok((root, counts, settled)) => {
+                let path = destination.path().to_path_buf();
+                let filled = Filled { source: source.clone(), path, changes, root, counts, settled };
+                Ok((destination, filled))
             }
             Err(error) => {
                 match &error {
@@ -175,7 +207,7 @@ impl LocalCopy<'_> {
     }
 
     /// Fills a destination that is empty.
-    fn copy(&self, source: &Source, destination: &mut Destination) -> Result<Filled, FileError> {
+    fn copy(&self, source: &Source, destination: &mut Destination) -> Result<Read, FileError> {
         let Kind::File { length, allocated, .. } = source.kind else { return Err(FileError::Changed) };
         let opened = self.open_source(source, destination.is_device())?;
         self.stats().data_bytes += allocated;
@@ -199,11 +231,11 @@ impl LocalCopy<'_> {
             }
         };
         let settled = self.check_source(source, &opened, destination)?;
-        Ok(Filled { root: Hash::default(), counts: Compared { sent, kept: 0, differs: true }, settled })
+        Ok((Hash::default(), Compared { sent, kept: 0, differs: true }, settled))
     }
 
     /// Holds a source against what the destination has, and writes what differs.
-    fn update(&self, source: &Source, destination: &mut Destination) -> Result<Filled, FileError> {
+    fn update(&self, source: &Source, destination: &mut Destination) -> Result<Read, FileError> {
         let Kind::File { length, allocated, .. } = source.kind else { return Err(FileError::Changed) };
         let opened = self.open_source(source, destination.is_device())?;
         let basis = destination.basis();
@@ -220,7 +252,7 @@ impl LocalCopy<'_> {
         update.run(&opened.image, old).map_err(|error| error.named(&source.path, &path))?;
         let (root, counts) = update.end();
         let settled = self.check_source(source, &opened, destination)?;
-        Ok(Filled { root, counts, settled })
+        Ok((root, counts, settled))
     }
 
     /// Looks whether a source that was read changed meanwhile. Returns whether a change would show.
@@ -285,19 +317,28 @@ impl LocalCopy<'_> {
         Ok(opened)
     }
 
-    /// Completes a file that has its content.
-    fn finish(
-        &self,
-        source: &Source,
-        destination: Destination,
-        filled: Filled,
-    ) -> Result<Outcome, FileError> {
-        let Filled { root, counts, .. } = filled;
-        if counts.sent > WORTH_TELLING {
+    /// Completes a file that has its content: step 4 of [`local`](crate::sync::local).
+    fn finish(&self, (destination, filled): (Destination, Filled), committer: &Committer<Filled>) {
+        if filled.counts.sent > WORTH_TELLING {
             self.reporter.event(Event::Phase(Phase::WritingBack));
         }
-        let path = destination.path().to_path_buf();
-        let finished = destination.finish(&root, counts.kept)?;
+        match destination.complete(&filled.root, filled.counts.kept) {
+            Ok(Completion::Finished(finished)) => self.completed(Ok(*finished), filled),
+            Ok(Completion::Waits(waiting)) if waiting.may_gather() => {
+                committer.add(*waiting, filled, false);
+            }
+            Ok(Completion::Waits(waiting)) => self.completed(waiting.commit(), filled),
+            Err(error) => self.completed(Err(error), filled),
+        }
+    }
+
+    /// Counts and reports a file that is in its place, or failed.
+    pub(super) fn completed(&self, finished: Result<Finished>, filled: Filled) {
+        let Filled { source, path, changes, counts, settled, .. } = filled;
+        let finished = match finished {
+            Ok(finished) => finished,
+            Err(error) => return self.destination_failed(&source, &error),
+        };
         if let Some(note) = finished.note(&path) {
             self.reporter.event(Event::Warning(&note));
         }
@@ -310,7 +351,11 @@ impl LocalCopy<'_> {
             let path = source.target.clone();
             lock(&self.delayed).push(DelayedFile { id: 0, path, delayed });
         }
-        Ok(self.outcome(&counts, finished.changed))
+        let outcome = self.outcome(&counts, finished.changed);
+        if settled {
+            self.arrived(&source);
+        }
+        self.report(&source, outcome, changes);
     }
 
     fn outcome(&self, counts: &Compared, changed: bool) -> Outcome {
