@@ -22,6 +22,11 @@ const LOOKS: u32 = 16;
 /// A change this long ago has another time than one that comes now, on every file system;
 /// seconds. FAT has the coarsest times, of two.
 const TICK: i64 = 3;
+/// The same in nanoseconds, where times have them: the kernel gives files the time of its last
+/// tick, of which there are 100 a second at least.
+const KERNEL_TICK: i64 = 100_000_000;
+/// Nanoseconds of a second.
+const SECOND: i64 = 1_000_000_000;
 
 /// What a run knows of the directory that it looked at last: mostly the next name lies in
 /// it, too.
@@ -75,7 +80,10 @@ impl Listing {
 
 /// Whether a directory that changes from now on gets another time than it has.
 fn is_at_rest(changed: (i64, i64)) -> bool {
-    sys::file_time_now().0 - changed.0 >= TICK
+    let now = sys::file_time_now();
+    let passed = (now.0 - changed.0).saturating_mul(SECOND) + now.1 - changed.1;
+    // Without nanoseconds, times may be those of whole seconds, or of two.
+    passed >= if changed.1 == 0 { TICK * SECOND } else { KERNEL_TICK }
 }
 
 /// Whether a directory whose times can be relied on holds no working file.
