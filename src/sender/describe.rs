@@ -4,10 +4,11 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::hashmap::{Batch, Block, Grid, Hash, PageMask, page_runs};
+use crate::hashmap::{self, Batch, Block, Grid, Hash, PageMask, page_runs};
 use crate::protocol::{
     Compressor, Credit, Differ, LEAF_BLOCKS, LeafAnswer, LinkSpeed, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER,
     MAX_UNPATCHED, Message, Patch,
@@ -16,10 +17,11 @@ use crate::report::{Event, Phase};
 use crate::sender::described_file::BatchCursor;
 use crate::sender::leaf_policy::LeafPolicy;
 use crate::sender::shared::SenderShared;
+use crate::source::OpenSource;
 use crate::sys;
 
-/// Data that waits for an answer, in bytes. What a long link carries meanwhile
-/// should fit in here.
+/// Data that waits for an answer, in bytes. What is beyond that is read once more when the
+/// answer comes, where that can be; otherwise questions wait.
 const MAX_HELD: usize = 16 << 20;
 /// Patches gather up to this, in bytes, so that they compress well.
 const PATCH: usize = 256 << 10;
@@ -58,10 +60,37 @@ struct PendingBlock {
     index: u64,
     since: Instant,
     data: PageMask,
-    /// Its pages of data, packed.
-    bytes: Vec<u8>,
+    bytes: PendingBytes,
     /// Bytes of data between it and the next of these that count as done with it.
     behind: u64,
+}
+
+/// The pages of data of a block, packed.
+enum PendingBytes {
+    Held(Vec<u8>),
+    /// They are to be read again.
+    In(Arc<OpenSource>),
+}
+
+impl PendingBytes {
+    fn held(&self) -> usize {
+        match self {
+            PendingBytes::Held(bytes) => bytes.len(),
+            PendingBytes::In(_) => 0,
+        }
+    }
+
+    fn read(self, grid: &Grid, index: u64, data: PageMask) -> io::Result<Vec<u8>> {
+        match self {
+            PendingBytes::Held(bytes) => Ok(bytes),
+            PendingBytes::In(source) => {
+                let mut block = Block { hash: Hash::default(), data, read: data, at: 0 };
+                let mut bytes = Vec::new();
+                hashmap::read_blocks(&source.image, grid, std::iter::once((index, &mut block)), &mut bytes)?;
+                Ok(bytes)
+            }
+        }
+    }
 }
 
 impl<'a, W: Write> Describer<'a, W> {
@@ -172,21 +201,32 @@ impl<'a, W: Write> Describer<'a, W> {
         if asks { Treatment::Ask } else { Treatment::Send }
     }
 
-    /// Asks about a block that differs. `false`: answers or credit have to come first.
-    pub fn ask_about(&mut self, grid: &Grid, batch: &Batch, index: u64, block: &Block) -> Result<bool> {
+    /// Asks about a block that differs. `false`: answers or credit have to come first. `again`:
+    /// where its bytes can be read once more.
+    pub fn ask_about(
+        &mut self,
+        grid: &Grid,
+        batch: &Batch,
+        index: u64,
+        block: &Block,
+        again: Option<Arc<OpenSource>>,
+    ) -> Result<bool> {
         let follows = self.differ.first + self.differ.hashes.len() as u64 == index;
         if self.keep > 0 || !follows || self.differ.hashes.len() >= MAX_DIFFER {
             self.flush_pending()?;
             self.differ.first = index;
         }
-        let is_full = self.held >= MAX_HELD || self.asked.len() + self.patch.masks.len() >= MAX_UNPATCHED;
+        let again = again.filter(|_| self.held >= MAX_HELD);
+        let holds_enough = self.held >= MAX_HELD && again.is_none();
+        let is_full = holds_enough || self.asked.len() + self.patch.masks.len() >= MAX_UNPATCHED;
         let needs_credit = self.differ.hashes.len().is_multiple_of(LEAF_BLOCKS);
         if is_full || needs_credit && !self.shared.files.take_credit(1) {
             return Ok(false);
         }
         self.differ.hashes.push(block.hash);
-        let bytes = batch.data_of(grid, index, block).collect::<Vec<_>>().concat();
-        self.held += bytes.len();
+        let held = || PendingBytes::Held(batch.data_of(grid, index, block).collect::<Vec<_>>().concat());
+        let bytes = again.map_or_else(held, PendingBytes::In);
+        self.held += bytes.held();
         self.asked.push_back(PendingBlock {
             index,
             since: Instant::now(),
@@ -212,14 +252,18 @@ impl<'a, W: Write> Describer<'a, W> {
     }
 
     /// Takes an answer, and sends what the receiver lacks. Returns how many bytes
-    /// that is, and how many it has.
-    pub fn take_answer(&mut self, grid: &Grid, answer: LeafAnswer) -> Result<(u64, u64)> {
+    /// that is, and how many it has. The inner error is the source's.
+    pub fn take_answer(&mut self, grid: &Grid, answer: LeafAnswer) -> Result<io::Result<(u64, u64)>> {
         let (mut lacking, mut had) = (0, 0);
         for leaves in answer.blocks {
             let Some(PendingBlock { index, since, data, bytes, behind }) = self.asked.pop_front() else {
                 return Err(self.unexpected("leaves that it was not asked for"));
             };
-            self.held -= bytes.len();
+            self.held -= bytes.held();
+            let bytes = match bytes.read(grid, index, data) {
+                Ok(bytes) => bytes,
+                Err(error) => return Ok(Err(error)),
+            };
             self.policy.answered_after(since.elapsed().as_secs_f64());
             // Time that something else took shall not count.
             let start = sys::thread_time();
@@ -233,7 +277,7 @@ impl<'a, W: Write> Describer<'a, W> {
             self.shared.done(Phase::Sending, lacks);
             self.shared.done(Phase::Mapping, bytes.len() as u64 - lacks + behind);
         }
-        Ok((lacking, had))
+        Ok(Ok((lacking, had)))
     }
 
     fn add_to_patch(

@@ -137,9 +137,13 @@ impl<W: Write> Session<'_, W> {
                 return Err(self.unexpected("a map out of turn"));
             }
             Arrival::File(FileReply::Leaves(answer)) => {
-                let (sent, had) = self.describer.take_answer(&file.grid, answer)?;
-                self.count_sent(file, sent);
-                lock(&self.shared.stats).matched_bytes += had;
+                match self.describer.take_answer(&file.grid, answer)? {
+                    Ok((sent, had)) => {
+                        self.count_sent(file, sent);
+                        lock(&self.shared.stats).matched_bytes += had;
+                    }
+                    Err(error) => file.obstacle = Some(Obstacle::SourceUnread(error)),
+                }
             }
             Arrival::File(FileReply::Failed(failure)) => {
                 file.obstacle = Some(Obstacle::ReceiverFailed(failure));
@@ -244,7 +248,8 @@ impl<W: Write> Session<'_, W> {
         loop {
             // Sending patches makes room, too, and then there may be nothing to wait for.
             for _ in 0..2 {
-                if self.describer.ask_about(&file.grid, &file.cursor.batch, index, block)? {
+                let again = file.cursor.source();
+                if self.describer.ask_about(&file.grid, &file.cursor.batch, index, block, again)? {
                     return Ok(true);
                 }
                 self.describer.flush()?;
