@@ -5,6 +5,7 @@ mod attributes;
 mod beside;
 mod choose;
 mod delete;
+mod help;
 mod info;
 mod reach;
 mod record;
@@ -19,7 +20,7 @@ mod workplace;
 use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, Args, CommandFactory, Parser};
+use clap::{Arg, ArgAction, Args, FromArgMatches, Parser};
 use holesync::error::{Error, Result};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Commit, Compress, Options, TellsChanges};
@@ -49,8 +50,9 @@ use workplace::WorkplaceArgs;
     args_override_self = true,
     subcommand_negates_reqs = true,
     disable_help_flag = true,
-    arg = help(),
-    mut_subcommands = |verb| verb.arg(help().short('h')),
+    disable_version_flag = true,
+    args = [help_flag(), version_flag()],
+    mut_subcommands = |verb| verb.arg(help_flag().short('h')),
     override_usage = "holesync [OPTIONS] SRC... DEST\n       holesync [OPTIONS] SRC\n       holesync COMMAND"
 )]
 pub struct Cli {
@@ -63,8 +65,12 @@ pub struct Cli {
 }
 
 /// Where there are operands, `-h` is rsync's.
-fn help() -> Arg {
+fn help_flag() -> Arg {
     Arg::new("help").long("help").action(ArgAction::Help).help("Print help")
+}
+
+fn version_flag() -> Arg {
+    Arg::new("version").short('V').long("version").action(ArgAction::Version).help("Print version")
 }
 
 impl Cli {
@@ -74,17 +80,18 @@ impl Cli {
     /// # Errors
     ///
     /// Those of clap; help and version are such.
-    pub fn read(mut arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
-        if let [_, only] = arguments.as_mut_slice()
-            && only == "-h"
-        {
-            *only = "--help".into();
+    pub fn read(arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
+        let is_h_alone = matches!(arguments.as_slice(), [_, only] if only == "-h");
+        if let Some(told) = is_h_alone.then(help::short).and_then(info::page) {
+            return Err(told);
         }
         let words = || arguments.iter().map_while(|word| word.to_str().filter(|word| *word != "--"));
         if let Some(told) = info::help(words()).or_else(|| version::in_detail(words().skip(1))) {
             return Err(told);
         }
-        Cli::try_parse_from(rsync::rewrite(arguments, Cli::command())?)
+        let command = help::command();
+        let arguments = rsync::rewrite(arguments, command.clone())?;
+        Cli::from_arg_matches(&command.try_get_matches_from(arguments)?)
     }
 }
 
@@ -244,7 +251,7 @@ pub struct TransferArgs {
     /// Show a table of what was done
     #[arg(long)]
     stats: bool,
-    /// Numbers in units of 1000; twice: of 1024. Alone, -h is --help
+    /// Numbers in units of 1000; twice: of 1024. Alone, -h shows the options that are often used
     #[arg(short, long, action = ArgAction::Count)]
     human_readable: u8,
     /// One JSON object a line on stdout, the summary last
@@ -429,6 +436,7 @@ impl TransferArgs {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
     use holesync::report::Units;
 
     use super::*;

@@ -5,6 +5,7 @@
 mod bootstrap;
 mod child;
 mod cipher;
+mod elf;
 mod push;
 mod ssh;
 

@@ -260,7 +260,7 @@ pub struct TransferRulesArgs {
     ignore_existing: bool,
     /// Leave files alone that are as long at the destination, or longer. What is there of
     /// others is compared, not trusted
-    #[arg(long, alias = "append-verify")]
+    #[arg(long, visible_alias = "append-verify")]
     append: bool,
     /// Leave out symlinks that lead out of what is sent
     #[arg(long)]

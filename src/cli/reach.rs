@@ -1,5 +1,7 @@
 //! The flags that tell how to reach a host, and what has to run there.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use holesync::error::{Error, Result};
 use holesync::options::Options;
@@ -14,6 +16,10 @@ pub struct RemoteArgs {
     /// The holesync to run there, and nothing else [default: holesync, or else the shell]
     #[arg(long, visible_alias = "rsync-path", value_name = "PATH")]
     pub remote_path: Option<String>,
+    /// What --agent=push brings along to another kind of machine [default: this program, or
+    /// holesync-MACHINE beside it, as uname -m names the machine]
+    #[arg(long, value_name = "FILE")]
+    pub agent_program: Option<PathBuf>,
     /// Run what runs there as root, by sudo -n
     #[arg(long)]
     pub sudo: bool,
@@ -93,6 +99,7 @@ impl RemoteArgs {
             remote_path: self.remote_path,
             sudo: self.sudo,
             agent,
+            agent_program: self.agent_program,
             contimeout: self.contimeout,
             retries: None,
             cipher,

@@ -65,6 +65,11 @@ pub enum Verb {
         #[arg(long)]
         force_in_use: bool,
     },
+    /// Write the manual, and completions for bash, zsh and fish, below DIR
+    Manual {
+        /// A directory such as /usr/local/share
+        dir: PathBuf,
+    },
     /// Finish what an interrupted run had begun to write into a file
     Recover {
         /// Files, or directories to look through

@@ -2,6 +2,7 @@
 
 mod diff;
 mod draw;
+mod manual;
 mod map;
 mod recover;
 
@@ -84,6 +85,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
                 stream::receive_file(input, &file, size, options, umask, warn)
             }
         }
+        Some(Verb::Manual { dir }) => manual::run(&dir),
         Some(Verb::Recover { paths, no_fsync, force_in_use }) => {
             recover::run(&paths, &Options { fsync: !no_fsync, force_in_use, ..Options::default() })
         }

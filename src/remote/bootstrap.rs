@@ -2,6 +2,7 @@
 //! that is installed there, else one that was brought there (`push.rs`), else the shell.
 //! `docs/remote.md` has the order.
 
+use std::path::PathBuf;
 use std::process::{ChildStdin, ChildStdout};
 
 use crate::error::{Error, Result};
@@ -72,6 +73,8 @@ pub struct RemoteOptions {
     pub sudo: bool,
     /// What has to run there.
     pub agent: Agent,
+    /// The program to bring along; this one, or one beside it, unless given.
+    pub agent_program: Option<PathBuf>,
     /// Seconds for which a connection that is being made may be silent; 0: for ever.
     pub contimeout: u32,
     /// Tries that may follow one whose connection died; `None`: 3 where ssh asks its user

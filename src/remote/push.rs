@@ -1,12 +1,15 @@
 //! Brings this program to the other end, or runs the one that was brought there before.
 //! `push.sh` is what the shell there does for it.
 
+use std::path::{Path, PathBuf};
+
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result, escape};
+use crate::error::{Error, Result, escape, printable};
 use crate::location::Host;
 use crate::protocol::Greeting;
 use crate::remote::bootstrap::{self, Agent, Input, Output, PROGRAM_VERSION, RemoteOptions, Shell};
+use crate::remote::elf;
 use crate::report::{Event, Reporter, hex, human};
 
 const PUSH_SCRIPT: &str = include_str!("push.sh");
@@ -41,9 +44,12 @@ pub fn agent(
         reporter.event(Event::Warning(&what));
         Ok(None)
     };
-    let program = match Program::for_system(&shell.system) {
-        Ok(program) => program,
-        Err(why) => return cannot(&why),
+    let program = match &remote.agent_program {
+        Some(path) => Program::named(path, &shell.system, host)?,
+        None => match Program::for_system(&shell.system) {
+            Ok(program) => program,
+            Err(why) => return cannot(&why),
+        },
     };
     output.plain(&program.script(may_send)?)?;
     output.flush()?;
@@ -76,14 +82,38 @@ pub fn agent(
 }
 
 impl Program {
-    /// Reads this program, or tells why it cannot run on what `uname -sm` printed.
+    /// Reads this program, or the one beside it that is for what `uname -sm` printed; or tells
+    /// why there is none.
     fn for_system(system: &str) -> Result<Program, String> {
-        if !runs_on(system) {
-            let system = escape(system.as_bytes());
-            return Err(format!("it is \"{system}\", and this is a program for another"));
+        let machine = machine_of(system)?;
+        if runs_on(machine) {
+            return Program::read(Path::new("/proc/self/exe"), machine)
+                .map_err(|why| format!("this program {why}"));
         }
-        let bytes = std::fs::read("/proc/self/exe");
-        let bytes = bytes.map_err(|error| format!("this program cannot be read: {error}"))?;
+        let name = format!("holesync-{machine}");
+        match beside_this_program(&name) {
+            Some(path) => Program::read(&path, machine).map_err(|why| format!("{} {why}", printable(&path))),
+            None => Err(format!(
+                "it is \"{}\", and this is a program for another: put one for it beside this program, as {name}, \
+                 or name it with --agent-program",
+                escape(system.as_bytes())
+            )),
+        }
+    }
+
+    /// Reads the program that the user named.
+    fn named(path: &Path, system: &str, host: &Host) -> Result<Program> {
+        let named = machine_of(system).and_then(|machine| {
+            Program::read(path, machine).map_err(|why| {
+                format!("{} {why}: {host} is \"{}\"", printable(path), escape(system.as_bytes()))
+            })
+        });
+        named.map_err(|why| Error::Usage(format!("--agent-program: {why}; name one that runs there")))
+    }
+
+    fn read(path: &Path, machine: &str) -> Result<Program, String> {
+        let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+        elf::check(&bytes, machine)?;
         let sum = hex(&Sha256::digest(&bytes));
         Ok(Program { bytes, sum })
     }
@@ -100,12 +130,27 @@ impl Program {
     }
 }
 
-/// Whether this program runs on what `uname -sm` printed.
-fn runs_on(system: &str) -> bool {
-    let machine = match std::env::consts::ARCH {
+/// The machine in what `uname -sm` printed.
+fn machine_of(system: &str) -> Result<&str, String> {
+    let is_plain = |name: &&str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    let machine = system.strip_prefix("Linux ").filter(is_plain);
+    machine.ok_or_else(|| {
+        format!("it is \"{}\", and this is a program for another, for Linux", escape(system.as_bytes()))
+    })
+}
+
+/// A file of this name beside this program.
+fn beside_this_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::current_exe().ok()?.with_file_name(name);
+    path.is_file().then_some(path)
+}
+
+/// Whether this program runs on such a machine.
+fn runs_on(machine: &str) -> bool {
+    let known = match std::env::consts::ARCH {
         "x86" => &["i386", "i486", "i586", "i686", "x86_64"][..],
         "arm" => &["armv6l", "armv7l", "armv8l"],
         other => &[other],
     };
-    system.strip_prefix("Linux ").is_some_and(|found| machine.contains(&found))
+    known.contains(&machine)
 }

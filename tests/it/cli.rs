@@ -2,6 +2,7 @@
 
 mod diff;
 mod errors;
+mod help;
 mod rsync;
 mod terminal;
 

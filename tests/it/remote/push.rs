@@ -491,6 +491,33 @@ fn a_machine_that_cannot_run_the_program_is_left_to_its_shell() {
 }
 
 #[test]
+fn what_is_brought_is_a_program_for_that_machine() {
+    let Some(fresh) = Fresh::bash() else { return };
+    let given = fresh.source.with_file_name("given");
+    let to = on(&fresh.account.host(), fresh.account.home.join("to"));
+    // The head of a program for s390x, of which this machine is none.
+    let head = [b"\x7fELF\x02\x02\x01", &[0; 9][..], &[0, 3, 0, 22]].concat();
+    for (program, says) in
+        [(&head[..], "is a program for s390x"), (b"#!/bin/sh\n", "is no program for Linux")]
+    {
+        fs::write(&given, program).expect("write");
+        let mut command = fresh.command(&["--agent=push"]);
+        let outcome = run(command.arg("--agent-program").arg(&given).arg(&fresh.source).arg(&to)).code(1);
+        outcome.says(&["--agent-program", says, &fresh.account.host(), "name one that runs there"]);
+    }
+    assert!(listing(&fresh.cache()).is_empty());
+    fs::copy(PROGRAM, &given).expect("copy");
+    let mut command = fresh.command(&["--agent=push"]);
+    let outcome = run(command.arg("--agent-program").arg(&given).arg(&fresh.source).arg(&to)).ok();
+    assert_route(&outcome, "agent", true);
+    // None lies beside this program under such a name.
+    let uname = fresh.account.keep("tools/uname", b"#!/bin/sh\necho 'Linux s390x'\n");
+    set_mode(&uname, 0o755);
+    tools(&fresh, &[], ":$PATH");
+    assert_warns(&fresh.push(), &["beside this program, as holesync-s390x", "--agent-program"]);
+}
+
+#[test]
 fn without_the_tools_to_bring_it_safely_the_shell_takes_part() {
     const NEEDED: &[&str] = &[
         "sh",
