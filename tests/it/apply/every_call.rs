@@ -36,7 +36,7 @@ const FAULTS: [Fault; 7] = [
 ];
 
 /// One of how many cases a run of all tests tries. It shares no factor with the number of faults.
-const SAMPLE: usize = 9;
+const SAMPLE: usize = 13;
 
 /// Which process suffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

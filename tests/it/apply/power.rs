@@ -23,7 +23,7 @@ use crate::common::trace::{Fault, Tracer, When};
 const BLOCK: usize = 64 << 10;
 
 /// States of a disk that a run of all tests looks at, for each recording.
-const SAMPLE: usize = 45;
+const SAMPLE: usize = 60;
 
 /// Calls that wait for a disk.
 const SYNCS: [&str; 4] = ["fsync", "fdatasync", "sync_file_range", "syncfs"];
