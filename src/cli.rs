@@ -336,7 +336,7 @@ impl TransferArgs {
             Location::parse_all(&self.paths)
         }?;
         let telling = self.telling()?;
-        if telling.names > 0 && !self.json && options.tells_changes == TellsChanges::No {
+        if (telling.names > 0 || self.json) && options.tells_changes == TellsChanges::No {
             options.tells_changes = TellsChanges::WherePossible;
         }
         let record = self.record.record(&telling, &options, &sources, destination.as_ref())?;
@@ -355,6 +355,11 @@ impl TransferArgs {
             json: self.json,
             threads: self.threads,
         })
+    }
+
+    /// Whether a program reads what is printed.
+    pub fn prints_json(&self) -> bool {
+        self.json
     }
 
     /// Whether paths on a host are words for its shell, also as the environment has it.

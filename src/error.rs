@@ -145,12 +145,14 @@ pub enum Error {
     Unset(Failure),
     /// Some files were not transferred, or not with all of their attributes; each was
     /// reported on its own.
-    #[error("{}", partial(*.failed, *.unset))]
+    #[error("{}", partial(*.failed, *.unset, .first))]
     Partial {
         /// How many were not transferred.
         failed: u64,
         /// How many are in place without all of their attributes.
         unset: u64,
+        /// The name of the first one; empty: not known.
+        first: String,
         /// The exit code that fits the worst of them.
         code: u8,
     },
@@ -173,11 +175,20 @@ fn strangers(peer: &str, theirs: (u16, u16), ours: (u16, u16)) -> String {
     }
 }
 
-fn partial(failed: u64, unset: u64) -> String {
+fn partial(failed: u64, unset: u64, first: &str) -> String {
+    match (failed, unset, first) {
+        (_, _, "") => {}
+        (1, 0, first) => return format!("{first} could not be transferred (see above)"),
+        (0, 1, first) => return format!("{first} is in place without all of its attributes (see above)"),
+        _ => {}
+    }
     let failed = (failed > 0).then(|| format!("{failed} of the files could not be transferred"));
     let unset = (unset > 0).then(|| format!("{unset} are in place without all of their attributes"));
     let parts = failed.into_iter().chain(unset).collect::<Vec<_>>();
-    format!("{} (see above)", parts.join(", "))
+    match first {
+        "" => format!("{} (see above)", parts.join(", ")),
+        first => format!("{} (see above), the first is {first}", parts.join(", ")),
+    }
 }
 
 /// Why something was not read to its end, where what is read is handed on part by part.
@@ -224,6 +235,49 @@ pub struct Failure {
     pub code: u8,
     /// The text, without a line end. Unescaped: see [`escape`].
     pub message: String,
+    /// What it is about, as it is named where it is, if it is about one file.
+    pub path: Option<Vec<u8>>,
+    /// The host on which it happened, where that is another one than the user's. Known to
+    /// whom it is told.
+    #[serde(skip)]
+    pub host: Option<String>,
+}
+
+impl Failure {
+    /// A failure that is about no file.
+    pub fn new(code: u8, message: impl Into<String>) -> Failure {
+        Failure { code, message: message.into(), path: None, host: None }
+    }
+
+    /// It, about a file.
+    #[must_use]
+    pub fn about(self, path: impl AsRef<Path>) -> Failure {
+        Failure { path: Some(path.as_ref().as_os_str().as_encoded_bytes().to_vec()), ..self }
+    }
+
+    /// It, as it happened on a host.
+    #[must_use]
+    pub fn on(self, host: &str) -> Failure {
+        Failure { host: Some(host.into()), ..self }
+    }
+
+    /// It for people: on which host, and what.
+    pub fn told(&self) -> String {
+        told(self.host.as_deref(), &self.message)
+    }
+
+    /// What it is about, with its host; empty: that is not known.
+    pub fn subject(&self) -> String {
+        let Some(path) = &self.path else { return String::new() };
+        let path = String::from_utf8_lossy(path);
+        self.host.as_ref().map_or(path.to_string(), |host| format!("{host}:{path}"))
+    }
+}
+
+/// What is said of another host for people, safe to show.
+pub fn told(host: Option<&str>, message: &str) -> String {
+    let message = escape(message.as_bytes());
+    host.map_or(message.clone(), |host| format!("{}: {message}", escape(host.as_bytes())))
 }
 
 /// Exit codes, as in rsync(1).
@@ -290,7 +344,29 @@ impl Error {
 
     /// The error as it travels to the other end.
     pub fn to_failure(&self) -> Failure {
-        Failure { code: self.exit_code(), message: self.to_string() }
+        let failure = Failure::new(self.exit_code(), self.to_string());
+        self.path().map_or(failure.clone(), |path| failure.about(path))
+    }
+
+    /// What it is about, if that is one file of this machine.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Error::File { path, .. } | Error::Space { path, .. } | Error::Refused { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
+    /// The failure that it is for a program: of a remote one what was reported, and where.
+    pub fn as_failure(&self) -> Failure {
+        match self {
+            Error::Remote { peer, failure } => failure.clone().on(peer),
+            Error::Unset(failure) => failure.clone(),
+            Error::Link { peer, .. } | Error::Timeout { peer, .. } => self.to_failure().on(peer),
+            Error::Closed { peer, .. } | Error::Exited { peer, .. } => self.to_failure().on(peer),
+            Error::Protocol { peer, .. } | Error::Version { peer, .. } => self.to_failure().on(peer),
+            Error::Ssh { host, .. } => self.to_failure().on(host),
+            _ => self.to_failure(),
+        }
     }
 }
 

@@ -264,7 +264,7 @@ impl Applier<'_, '_> {
                 Ok(())
             }
             Message::Warning(text) => {
-                self.shared.reporter.event(Event::Warning(&text));
+                self.shared.reporter.event(Event::PeerWarning(self.frames.peer(), &text));
                 Ok(())
             }
             Message::Compared { entry, changes, would_send } if self.shared.options.dry_run => {
@@ -272,7 +272,7 @@ impl Applier<'_, '_> {
                 Ok(())
             }
             Message::SourceFailed(failure) => {
-                self.shared.reporter.event(Event::Failed(&failure));
+                self.shared.reporter.event(Event::Failed(&failure.on(self.frames.peer())));
                 Ok(())
             }
             _ => Err(self.frames.bad("a message out of turn")),

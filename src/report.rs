@@ -3,6 +3,7 @@
 //! terminal, JSON lines, a log file beside another one, and silence.
 
 mod bar;
+mod first;
 mod format;
 mod item;
 mod json;
@@ -22,9 +23,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Failure;
 
+pub use first::KeepsFirst;
 pub use format::{ITEMIZED, LineFormat, NAMES, RunFacts};
 pub use item::{Changes, Item, ItemKind};
-pub use json::JsonLines;
+pub use json::{JsonLines, print_error};
 pub use log::Logged;
 pub use meter::Traffic;
 pub use order::InOrder;
@@ -205,6 +207,8 @@ pub enum Event<'a> {
     Unset(&'a Failure),
     /// Something unexpected that is no failure.
     Warning(&'a str),
+    /// The same, that this host told of.
+    PeerWarning(&'a str, &'a str),
     /// The connection died, and the run begins again: why, and when.
     Retry(&'a str),
     /// What would do better the next time: for people, not for a log.

@@ -79,6 +79,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
         links: Mutex::default(),
         options,
         side,
+        peer: input.peer().into(),
         reporter,
     };
     let inbox = Arc::new(Inbox::new(options.dry_run));

@@ -152,7 +152,7 @@ pub fn check_line(line: Vec<u8>, host: &str) -> Result<Vec<u8>> {
         ),
         _ => return Ok(line),
     };
-    Err(Error::Remote { peer: host.into(), failure: Failure { code, message } })
+    Err(Error::Remote { peer: host.into(), failure: Failure::new(code, message) })
 }
 
 /// The error for a line that is no answer.

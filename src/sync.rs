@@ -27,7 +27,7 @@ use crate::protocol::{
 };
 use crate::receiver::{self, Answerer, Asides, Target};
 use crate::remote::{self, FarSide, Incoming, Input, Outgoing, Output, Ssh};
-use crate::report::{Event, Phase, Reporter, Route, Stats, Summary, Traffic, human};
+use crate::report::{Event, KeepsFirst, Phase, Reporter, Route, Stats, Summary, Traffic, human};
 use crate::sender::{self, Hasher, Side};
 use crate::shell;
 use crate::source::{self, Asked};
@@ -58,6 +58,8 @@ pub fn run(
 ) -> Result<()> {
     let start = Instant::now();
     let tries = &Tries::of(options, remote.retries)?;
+    let first = KeepsFirst::new(reporter);
+    let reporter: &dyn Reporter = &first;
     let initiator = Initiator { options, remote, reporter, tries };
     let origin = origin(sources)?;
     let other_end = match (&origin, destination) {
@@ -85,7 +87,7 @@ pub fn run(
             ));
         }
     };
-    initiator.conclude(start, completed)
+    initiator.conclude(start, completed, &first)
 }
 
 /// Has `command`, run where `destination` is, read the image `source` whole, and
@@ -425,12 +427,13 @@ impl Initiator<'_> {
     }
 
     /// Summarizes a run, and tells whether something failed.
-    fn conclude(self, start: Instant, completed: Completed<Stats>) -> Result<()> {
+    fn conclude(self, start: Instant, completed: Completed<Stats>, first: &KeepsFirst) -> Result<()> {
         let Stats { files_failed: failed, attributes_unset: unset, worst_code: worst, .. } = completed.value;
         self.summarize(start, completed);
         // An agent that reports failures may leave out their code.
         let code = if worst == 0 { code::PARTIAL } else { worst };
-        if failed + unset > 0 { Err(Error::Partial { failed, unset, code }) } else { Ok(()) }
+        let first = first.subject();
+        if failed + unset > 0 { Err(Error::Partial { failed, unset, first, code }) } else { Ok(()) }
     }
 
     fn summarize(self, start: Instant, completed: Completed<Stats>) {

@@ -266,7 +266,7 @@ impl Unset {
         let reasons = self.0.iter().map(|(what, why)| format!("its {what} could not be set: {why}"));
         let reasons = reasons.collect::<Vec<_>>().join("; ");
         let message = format!("{} is in place, but {reasons}", printable(path));
-        (!self.0.is_empty()).then_some(Failure { code: code::PARTIAL, message })
+        (!self.0.is_empty()).then(|| Failure::new(code::PARTIAL, message).about(path))
     }
 }
 

@@ -398,7 +398,7 @@ impl Removal<'_> {
         let path = printable(&place.path);
         let message =
             format!("{path} stays, as does what else would be removed: --max-delete allows no more");
-        (self.each)(Removed::Stays(Failure { code: code::DELETE_LIMIT, message }))
+        (self.each)(Removed::Stays(Failure::new(code::DELETE_LIMIT, message).about(&place.path)))
     }
 }
 

@@ -20,7 +20,9 @@ use holesync::error::{Error, Result, code, escape, printable};
 use holesync::location::Location;
 use holesync::options::{Compress, Options};
 use holesync::remote;
-use holesync::report::{Ends, Event, InOrder, JsonLines, Logged, Reporter, Silent, Terminal, Verbosity, hex};
+use holesync::report::{
+    Ends, Event, InOrder, JsonLines, Logged, Reporter, Silent, Terminal, Verbosity, hex, print_error,
+};
 use holesync::stream::{self, ImageStream};
 use holesync::sync::{self, RemoteOptions};
 use holesync::sys;
@@ -48,7 +50,11 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     let umask = sys::umask();
     sys::raise_open_files();
     let done = match cli.verb {
-        None => transfer(cli.transfer.into_transfer(umask)?, umask),
+        None => {
+            let json = cli.transfer.prints_json();
+            let ended = cli.transfer.into_transfer(umask).and_then(|wanted| transfer(wanted, umask));
+            ended.inspect_err(|error| tell_program(json, error))
+        }
         Some(Verb::Agent { root, read_only, write_only, no_delete }) => {
             let confinement = confinement(root.as_deref(), read_only, write_only)?.keeping_all(no_delete);
             end_the_command_on_signals()?;
@@ -142,8 +148,9 @@ impl Ending {
 }
 
 fn transfer(transfer: Transfer, umask: u32) -> Result<()> {
-    stop_on_signals()?;
-    transfer.limit.into_iter().for_each(stop_after);
+    let json = transfer.json;
+    stop_on_signals(json)?;
+    transfer.limit.into_iter().for_each(|limit| stop_after(limit, json));
     if let Some(threads) = transfer.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
         pool.map_err(|error| Error::Usage(format!("cannot start {threads} threads: {error}")))?;
@@ -166,6 +173,14 @@ fn transfer(transfer: Transfer, umask: u32) -> Result<()> {
         }
     };
     result.map_err(|error| ENDING.get().map_or(error, |ending| ending.error()))
+}
+
+/// Ends what a program reads with the error that ended the run. Behind failures of single files
+/// comes the summary, which was printed.
+fn tell_program(json: bool, error: &Error) {
+    if json && !matches!(error, Error::Partial { .. }) {
+        print_error(error);
+    }
 }
 
 /// Tells how data is compared and compressed, as rsync does of what two ends agree on.
@@ -193,7 +208,7 @@ fn ends(transfer: &Transfer) -> Ends {
 fn reporter(json: bool, show: Verbosity, record: Record, ends: &Ends) -> Result<Box<dyn Reporter>> {
     let has_lines = record.lines.is_some() && !json;
     let shown: Box<dyn Reporter> = if json {
-        Box::new(JsonLines::default())
+        Box::new(JsonLines::new(ends))
     } else {
         Box::new(Terminal::new(show, ends).with_lines(record.lines))
     };
@@ -214,31 +229,32 @@ fn ending_signals() -> Result<Signals> {
 }
 
 /// Ends the run on the first signal.
-fn stop_on_signals() -> Result<()> {
+fn stop_on_signals(json: bool) -> Result<()> {
     let mut signals = ending_signals()?;
     std::thread::spawn(move || {
         if signals.forever().next().is_some() {
-            stop(Ending::Signal);
+            stop(Ending::Signal, json);
         }
     });
     Ok(())
 }
 
 /// Ends the run when its time is over.
-fn stop_after(limit: Duration) {
+fn stop_after(limit: Duration, json: bool) {
     std::thread::spawn(move || {
         std::thread::sleep(limit);
-        stop(Ending::Time);
+        stop(Ending::Time, json);
     });
 }
 
 /// Closes the connection, which ends the run by itself. A run that does not end soon is
 /// ended: the next one goes on from any point.
-fn stop(ending: Ending) {
+fn stop(ending: Ending, json: bool) {
     const GRACE: Duration = Duration::from_millis(700);
     let error = ENDING.get_or_init(|| ending).error();
     remote::interrupt();
     std::thread::sleep(GRACE);
+    tell_program(json, &error);
     let _ = writeln!(std::io::stderr(), "holesync: {error} (code {})", error.exit_code());
     std::process::exit(error.exit_code().into());
 }

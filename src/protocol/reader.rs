@@ -338,7 +338,8 @@ impl<R: Read> FrameReader<R> {
 /// Codes from the other side stay within those that say "failed", texts are cut.
 fn bounded(failure: Failure) -> Failure {
     let code = if failure.code == 0 { crate::error::code::STREAM } else { failure.code };
-    Failure { code, message: shortened(failure.message) }
+    let path = failure.path.filter(|path| path.len() <= crate::protocol::MAX_PATH);
+    Failure { path, ..Failure::new(code, shortened(failure.message)) }
 }
 
 fn no_greeting(peer: &str, seen: &[u8], how: &str) -> Error {

@@ -39,8 +39,10 @@ pub fn list<R: Read, W: Write>(connection: Connection<R, W>) -> Result<Stats> {
                 output.message(&Message::Busy(Phase::Mapping))?;
                 output.flush()?;
             }
-            Frame::Message(Message::Warning(text)) => reporter.event(Event::Warning(&text)),
-            Frame::Message(Message::SourceFailed(failure)) => reporter.event(Event::Failed(&failure)),
+            Frame::Message(Message::Warning(text)) => reporter.event(Event::PeerWarning(input.peer(), &text)),
+            Frame::Message(Message::SourceFailed(failure)) => {
+                reporter.event(Event::Failed(&failure.on(input.peer())))
+            }
             Frame::Message(Message::End(stats)) => {
                 output.message(&Message::End(Box::default()))?;
                 output.flush()?;

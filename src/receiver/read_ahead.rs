@@ -56,6 +56,11 @@ impl ReadAhead {
         let _ = self.used.send(data);
     }
 
+    /// Who the sender is, for people.
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
     /// An error that blames the sender.
     pub fn bad(&self, what: impl Into<String>) -> Error {
         Error::Protocol { peer: self.peer.clone(), what: what.into() }

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 
 use indicatif::{BinaryBytes, DecimalBytes};
 
-use crate::error::escape;
+use crate::error::{escape, told};
 use crate::report::bar::Bar;
 use crate::report::progress::{Ticker, phase_name};
 use crate::report::{Ends, Event, LineFormat, Phase, Reporter, Route, Stats, Summary, listing};
@@ -175,8 +175,9 @@ impl Reporter for Terminal {
                 None => self.print(&format!("deleting {}", escape(path))),
             },
             Event::Removed(_) => {}
-            Event::Failed(failure) | Event::Unset(failure) => self.warn(&escape(failure.message.as_bytes())),
+            Event::Failed(failure) | Event::Unset(failure) => self.warn(&failure.told()),
             Event::Warning(text) if !self.show.quiet => self.warn(&escape(text.as_bytes())),
+            Event::PeerWarning(host, text) if !self.show.quiet => self.warn(&told(Some(host), text)),
             Event::Retry(text) => {
                 self.restart();
                 self.warn(&escape(text.as_bytes()));
@@ -186,7 +187,11 @@ impl Reporter for Terminal {
             }
             Event::Note(text) if self.show.notes => self.warn(&escape(text.as_bytes())),
             Event::Choice(text) if self.show.choices => self.print(&escape(text.as_bytes())),
-            Event::Warning(_) | Event::Hint(_) | Event::Note(_) | Event::Choice(_) => {}
+            Event::Warning(_)
+            | Event::PeerWarning(..)
+            | Event::Hint(_)
+            | Event::Note(_)
+            | Event::Choice(_) => {}
         }
     }
 

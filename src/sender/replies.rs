@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn a_file_that_failed_frees_what_was_known_of_it() {
         let failed = |id| {
-            let failure = Failure { code: 23, message: "no".into() };
+            let failure = Failure::new(23, "no");
             Frame::Message(Message::Failed { id, failure })
         };
         let mut replies = asked_for(&[1, 2]);
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn a_failure_outlives_the_queue_that_it_was_in() {
         let failed = |id| {
-            let failure = Failure { code: 23, message: "no".into() };
+            let failure = Failure::new(23, "no");
             Frame::Message(Message::Failed { id, failure })
         };
         let mut replies = asked_for(&[1, 2, 3]);
@@ -376,7 +376,7 @@ mod tests {
             assert_eq!(replies.take_in(Frame::Map(id, keys(1))), Err("a map out of turn"));
             assert_eq!(replies.take_in(Frame::Map(id, Vec::new())), Err("a map out of turn"));
         }
-        let failure = Failure { code: 23, message: "no".into() };
+        let failure = Failure::new(23, "no");
         replies.take_in(Frame::Message(Message::Failed { id: 2, failure })).unwrap();
         replies.take_in(end(2)).unwrap();
         assert!(matches!(replies.next_of(2), Some(FileReply::Failed(_))));
@@ -427,7 +427,7 @@ mod tests {
         let mut replies = asked_for(&[1]);
         assert!(replies.take_in(warning(MAX_TEXT + 1)).is_err());
         for id in [0, 1] {
-            let failure = Failure { code: 23, message: "f".repeat(MAX_TEXT + 1) };
+            let failure = Failure::new(23, "f".repeat(MAX_TEXT + 1));
             assert!(replies.take_in(Frame::Message(Message::Failed { id, failure })).is_err());
         }
         (0..MAX_TEXTS / MAX_TEXT).for_each(|_| replies.take_in(warning(MAX_TEXT)).unwrap());

@@ -222,7 +222,7 @@ impl<'a, W: Write> Session<'a, W> {
             Message::Unset(failure) => {
                 self.told.count_unset(failure.code);
                 if self.shared.side == Side::Initiator {
-                    self.shared.reporter.event(Event::Unset(&failure));
+                    self.shared.reporter.event(Event::Unset(&failure.on(&self.shared.peer)));
                 }
             }
             Message::Done { id, changed, changes } => {
@@ -262,7 +262,9 @@ impl<'a, W: Write> Session<'a, W> {
             }
             Message::Stays(failure) if self.shared.options.removes() => self.receiver_failed(&failure),
             Message::Busy(phase) => self.shared.reporter.event(Event::Phase(phase)),
-            Message::Warning(text) => self.shared.reporter.event(Event::Warning(&text)),
+            Message::Warning(text) => {
+                self.shared.reporter.event(Event::PeerWarning(&self.shared.peer, &text))
+            }
             _ => return Err(self.unexpected("a message out of turn")),
         }
         Ok(())
@@ -295,7 +297,7 @@ impl<'a, W: Write> Session<'a, W> {
     fn receiver_failed(&mut self, failure: &Failure) {
         self.told.count_failure(failure.code);
         if self.shared.side == Side::Initiator {
-            self.shared.reporter.event(Event::Failed(failure));
+            self.shared.reporter.event(Event::Failed(&failure.clone().on(&self.shared.peer)));
         }
     }
 

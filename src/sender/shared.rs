@@ -29,6 +29,8 @@ pub struct SenderShared<'a, W: Write> {
     pub links: Mutex<Links>,
     pub options: &'a Options,
     pub side: Side,
+    /// Who the receiver is, for people.
+    pub peer: String,
     pub reporter: &'a dyn Reporter,
 }
 

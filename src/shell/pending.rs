@@ -4,7 +4,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Failure, Result, code, printable};
 use crate::report::{Changes, Event, Item, ItemKind, Outcome, Reporter, Stats};
@@ -135,21 +135,28 @@ impl<'a> PendingCommands<'a> {
     /// Counts and shows what failed at the other end.
     pub fn fail_far(&mut self, path: &[u8], why: &str) {
         let message = format!("{}: {why}", self.name(path));
-        self.fail(Failure { code: code::PARTIAL, message });
+        self.fail(Failure::new(code::PARTIAL, message).about(self.path_of(path)).on(self.host));
     }
 
     /// Counts and shows what is in place at the other end without all of its attributes.
     fn unset_far(&mut self, path: &[u8], what: &str) {
         let message = format!("{} is in place, but its {what} could not be set", self.name(path));
         self.stats.count_unset(code::PARTIAL);
-        self.reporter.event(Event::Unset(&Failure { code: code::PARTIAL, message }));
+        let failure = Failure::new(code::PARTIAL, message).about(self.path_of(path)).on(self.host);
+        self.reporter.event(Event::Unset(&failure));
     }
 
-    /// How to name something at the other end to people.
-    fn name(&self, path: &[u8]) -> String {
+    /// How something is named at the other end.
+    fn path_of(&self, path: &[u8]) -> PathBuf {
         let path = Path::new(OsStr::from_bytes(path));
-        let path = if self.is_file { self.root.into() } else { self.root.join(path) };
-        format!("{}: {}", self.host, printable(&path))
+        // The root of a tree, too, has a name without a slash behind it.
+        let is_root = self.is_file || path.as_os_str().is_empty();
+        if is_root { self.root.into() } else { self.root.join(path) }
+    }
+
+    /// The same for people.
+    fn name(&self, path: &[u8]) -> String {
+        printable(&self.path_of(path))
     }
 
     /// Counts and shows a failure.

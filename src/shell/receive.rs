@@ -388,8 +388,8 @@ impl ReceiveJob<'_> {
     }
 
     fn fail_far(&mut self, entry: &ListedEntry, why: &str) {
-        let message = format!("{}: {}: {why}", self.far.host, printable(&entry.source));
-        self.failed(Failure { code: code::PARTIAL, message });
+        let message = format!("{}: {why}", printable(&entry.source));
+        self.failed(Failure::new(code::PARTIAL, message).about(&entry.source).on(&self.far.host));
     }
 
     /// Counts and shows what could not be made, or not with all of its attributes.

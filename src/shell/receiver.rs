@@ -174,9 +174,9 @@ impl ReceivingShell {
         let guard = if options.force_in_use { b"force".as_slice() } else { b"guard" };
         self.command(&[b"base", kind, dry, path, sync, guard])?;
         let line = self.line().map_err(|error| match error {
-            Error::Remote { peer, failure: Failure { code: code @ code::SELECT, message } } => {
+            Error::Remote { peer, failure: Failure { code: code @ code::SELECT, message, .. } } => {
                 let message = format!("{}: {message}", escape(path));
-                Error::Remote { peer, failure: Failure { code, message } }
+                Error::Remote { peer, failure: Failure::new(code, message) }
             }
             other => other,
         })?;
@@ -350,8 +350,8 @@ pub fn run_command(
     let ShellSession { input, output, host, reporter, .. } = session;
     // A command that failed is no failure of a disk.
     let partial = |error| match error {
-        Error::Remote { peer, failure: Failure { code: code::FILE_IO, message } } => {
-            Error::Remote { peer, failure: Failure { code: code::PARTIAL, message } }
+        Error::Remote { peer, failure: Failure { code: code::FILE_IO, message, .. } } => {
+            Error::Remote { peer, failure: Failure::new(code::PARTIAL, message) }
         }
         other => other,
     };
@@ -364,8 +364,6 @@ pub fn run_command(
     let sent = sent.map_err(partial)?;
     match shell.answer().map_err(partial)? {
         Ok(_) => shell.end().map(|()| sent),
-        Err(why) => {
-            Err(Error::Remote { peer: host.into(), failure: Failure { code: code::PARTIAL, message: why } })
-        }
+        Err(why) => Err(Error::Remote { peer: host.into(), failure: Failure::new(code::PARTIAL, why) }),
     }
 }

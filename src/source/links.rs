@@ -37,12 +37,11 @@ impl Links {
         let has_failed =
             |source: &Source| matches!(&source.kind, Kind::HardLink(first) if self.failed.contains(first));
         let (failed, made): (Vec<_>, _) = std::mem::take(&mut self.later).into_iter().partition(has_failed);
-        let failure = |source: &Source| Failure {
-            code: code::PARTIAL,
-            message: format!(
-                "{}: the file has another name, under which it could not be transferred",
-                printable(&source.path)
-            ),
+        let failure = |source: &Source| {
+            let path = printable(&source.path);
+            let message =
+                format!("{path}: the file has another name, under which it could not be transferred");
+            Failure::new(code::PARTIAL, message).about(&source.path)
         };
         (made, failed.iter().map(failure).collect())
     }

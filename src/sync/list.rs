@@ -9,7 +9,7 @@ use crate::options::{Missing, Options, TellsChanges};
 use crate::protocol::Request;
 use crate::receiver;
 use crate::remote::{FarSide, RemoteOptions};
-use crate::report::{Event, Reporter, Stats};
+use crate::report::{Event, KeepsFirst, Reporter, Stats};
 use crate::shell;
 use crate::source::{self, Found, Kind, Walk};
 use crate::sync::{Completed, FilesFrom, Initiator, Origin, Tries, names, origin};
@@ -39,6 +39,8 @@ pub fn list(
         ..options.clone()
     };
     let tries = &Tries::new(Some(0));
+    let first = KeepsFirst::new(reporter);
+    let reporter: &dyn Reporter = &first;
     let initiator = Initiator { options: &options, remote, reporter, tries };
     let origin = origin(sources)?;
     let other_end = if let Origin::Remote(host, _) = &origin { Some(host) } else { None };
@@ -50,7 +52,7 @@ pub fn list(
         }
         Origin::Remote(host, paths) => initiator.list(&host, &paths, names)?,
     };
-    initiator.conclude(start, completed)
+    initiator.conclude(start, completed, &first)
 }
 
 fn list_here(sources: &[NamedPath], options: &Options, reporter: &dyn Reporter) -> Stats {

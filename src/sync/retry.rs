@@ -207,8 +207,7 @@ mod tests {
 
     #[test]
     fn what_an_end_refuses_is_not_asked_for_again() {
-        let remote =
-            |code| Error::Remote { peer: "h".into(), failure: Failure { code, message: "x".into() } };
+        let remote = |code| Error::Remote { peer: "h".into(), failure: Failure::new(code, "x") };
         let closed = Error::Closed { peer: "h".into(), detail: String::new() };
         let ssh = Error::Ssh { host: "h".into(), detail: String::new() };
         for error in [lost(), closed, ssh, remote(code::LINK), remote(code::TIMEOUT)] {

@@ -199,7 +199,7 @@ impl Looking<'_> {
 fn no_holesync(host: &Host) -> Error {
     let message = "there is no holesync, which has to tell hashes of the image: install one there, have a transfer \
                    with --agent=push bring it along, or name it with --remote-path";
-    Error::Remote { peer: host.to_string(), failure: Failure { code: code::START, message: message.into() } }
+    Error::Remote { peer: host.to_string(), failure: Failure::new(code::START, message) }
 }
 
 fn too_old(host: &Host, version: u16) -> Error {

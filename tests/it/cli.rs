@@ -497,11 +497,34 @@ fn json_is_one_object_a_line_and_the_summary_comes_last() {
             assert!(of("file").iter().all(|line| line["action"] == action), "{outcome}");
             assert_eq!(outcome.stderr, "", "{outcome}");
             assert_eq!((outcome.count("files_total"), outcome.count("files_sent")), (2, sent), "{outcome}");
+            // Nothing counts where nothing changed; two directories and a symlink do where they
+            // were made.
+            assert_eq!(outcome.count("entries_changed"), if sent > 0 { 5 } else { 0 }, "{outcome}");
             assert_eq!(outcome.count("apparent_bytes"), 3_000_006, "{outcome}");
             assert_eq!(outcome.count("data_bytes") + outcome.count("hole_bytes"), 3_000_006, "{outcome}");
             assert_eq!(outcome.summary()["route"], ["local", "agent", "agent"][way], "{outcome}");
             assert_eq!(outcome.summary()["dry_run"], false, "{outcome}");
         }
+    }
+}
+
+#[test]
+fn json_ends_with_the_error_where_the_run_breaks_off() {
+    let dir = lab::scratch();
+    let source = image(dir.path().join("disk"));
+    let to = dir.path().join("no/such/to");
+    let no_ssh = |command: &mut Command| run(command.args(["--json", "-e", "/no/such/ssh"]));
+    let outcomes = [
+        run(holesync().arg("--json").arg(&source).arg(&to)).code(3),
+        run(Peer::pipe(dir.path()).holesync().arg("--json").arg(&source).arg(at(&to))).code(3),
+        no_ssh(holesync().arg(&source).arg("peer:to")).code(5),
+        run(holesync().args(["--json", "--inplace", "--commit=atomic", "a", "b"])).code(1),
+    ];
+    for outcome in outcomes {
+        let lines = json_lines(&outcome);
+        let last = lines.last().unwrap_or_else(|| panic!("no output from {outcome}"));
+        assert_eq!((&last["event"], last["code"].as_i64()), (&"error".into(), Some(outcome.code.into())));
+        assert!(last["message"].as_str().is_some_and(|text| !text.is_empty()), "{outcome}");
     }
 }
 

@@ -509,7 +509,7 @@ fn failures_that_a_peer_told_of_count_whatever_its_totals_say() {
     loop {
         match input.read().unwrap() {
             Frame::Message(Message::Entry(Entry { id, kind: EntryKind::File { .. }, .. })) => {
-                let failure = Failure { code: code::FILE_IO, message: "no room".into() };
+                let failure = Failure::new(code::FILE_IO, "no room");
                 output.message(&Message::Failed { id, failure }).unwrap();
                 output.flush().unwrap();
             }

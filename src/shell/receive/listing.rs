@@ -54,7 +54,7 @@ impl ReceiveJob<'_> {
         })?;
         if status != b"0" {
             let why = format!("{}: cannot read {}, or not all of it", self.far.host, escape(source));
-            self.failed(Failure { code: code::PARTIAL, message: why });
+            self.failed(Failure::new(code::PARTIAL, why).on(&self.far.host));
         }
         Ok(found)
     }

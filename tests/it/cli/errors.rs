@@ -698,7 +698,7 @@ fn what_a_peer_says_cannot_steer_the_terminal() {
     let dir = lab::scratch();
     let mut fatal = greeting(VERSION, VERSION);
     let mut writer = FrameWriter::new(&mut fatal, "nobody");
-    let failure = Failure { code: 11, message: format!("disk\nfull{evil}") };
+    let failure = Failure::new(11, format!("disk\nfull{evil}"));
     writer
         .message(&Message::Warning(evil.into()))
         .and_then(|()| writer.message(&Message::Fatal(failure)))
@@ -720,7 +720,7 @@ fn a_failure_with_code_0_from_a_peer_is_no_success() {
     let dir = lab::scratch();
     let mut fatal = greeting(VERSION, VERSION);
     let mut writer = FrameWriter::new(&mut fatal, "nobody");
-    writer.message(&Message::Fatal(Failure { code: 0, message: "all is well".into() })).expect("encode");
+    writer.message(&Message::Fatal(Failure::new(0, "all is well"))).expect("encode");
     writer.flush().expect("encode");
     drop(writer);
     for outcome in both_ways(dir.path(), &talker(dir.path(), &fatal, "cat >/dev/null"), &[]) {

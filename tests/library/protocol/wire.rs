@@ -84,7 +84,7 @@ fn kind() -> impl Strategy<Value = Kind> {
 
 fn message() -> impl Strategy<Value = Message> {
     let path = || prop::collection::vec(any::<u8>(), 0..300);
-    let failure = || (1..=255u8, ".{0,50}").prop_map(|(code, message)| Failure { code, message });
+    let failure = || (1..=255u8, ".{0,50}").prop_map(|(code, message)| Failure::new(code, message));
     let request = prop_oneof![
         (path(), any::<bool>()).prop_map(|(destination, directory)| Request::Receive {
             destination: destination.into(),

@@ -61,7 +61,7 @@ fn a_failure_that_comes_while_a_file_is_finished_is_not_lost() {
     let sent = start_sender(back.0, forth.1, from, options);
     let mut input = FrameReader::new(forth.0, "the sender");
     let mut output = FrameWriter::new(back.1, "the receiver");
-    let failure = Failure { code: code::PARTIAL, message: "disk full".into() };
+    let failure = Failure::new(code::PARTIAL, "disk full");
     let mut asked = 0;
     loop {
         match input.read().unwrap() {

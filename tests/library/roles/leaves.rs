@@ -821,7 +821,7 @@ fn a_file_that_fails_while_answers_are_awaited_is_abandoned() {
         let mut asker = Asker::new(2, 40);
         asker.map(0, if map_is_open { 39 } else { 40 }, map_is_open);
         let differ = asker.question();
-        let failure = Failure { code: code::FILE_IO, message: "no room".into() };
+        let failure = Failure::new(code::FILE_IO, "no room");
         let id = asker.id(0);
         asker.peer.say(&Message::Failed { id, failure });
         asker.peer.message(|message| *message == Message::Abandon);
@@ -845,7 +845,7 @@ fn a_file_that_fails_while_its_map_waits_fails_alone() {
     asker.map(0, 40, false);
     let differ = asker.question();
     asker.map(1, 20, true);
-    let failure = Failure { code: code::FILE_IO, message: "cannot be read".into() };
+    let failure = Failure::new(code::FILE_IO, "cannot be read");
     let id = asker.id(1);
     asker.peer.say(&Message::Failed { id, failure });
     asker.peer.say(&Message::MapEnd { id });

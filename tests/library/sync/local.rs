@@ -59,6 +59,7 @@ impl Reporter for Told<'_> {
             | Event::Removed(_)
             | Event::Phase(_)
             | Event::Connected(_)
+            | Event::PeerWarning(..)
             | Event::Hint(_)
             | Event::Note(_)
             | Event::Choice(_)

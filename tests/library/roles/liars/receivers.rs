@@ -115,7 +115,7 @@ fn a_lying_receiver_ends_its_session() {
             liar.say(&Message::Warning("w".repeat(MAX_TEXT + 1)))
         }),
         lie("a failure of more than 4 KiB", "a text that is too long", |liar, _| {
-            let failure = Failure { code: 23, message: "f".repeat(MAX_TEXT + 1) };
+            let failure = Failure::new(23, "f".repeat(MAX_TEXT + 1));
             liar.say(&Message::Failed { id: 0, failure });
         }),
         lie("totals while files are open", "a message out of turn", |liar, _| {
@@ -134,7 +134,7 @@ fn a_lying_receiver_ends_its_session() {
             liar.say(&Message::Removed { paths: vec![b"x".to_vec()] });
         }),
         lie("something that stays where nothing goes", "a message out of turn", |liar, _| {
-            liar.say(&Message::Stays(Failure { code: 23, message: String::new() }));
+            liar.say(&Message::Stays(Failure::new(23, String::new())));
         }),
         lie("more names than a message may have", "too many names", |liar, _| {
             liar.say(&Message::Removed { paths: vec![vec![b'x'; 4096]; 5] });

@@ -397,7 +397,7 @@ fn root_of_nothing() -> Hash {
 fn a_sender_that_fails_at_length_is_cut_short() {
     let told = tell("a fatal error", options(Commit::Auto), |liar| {
         let message = "\x1b[2J".repeat(15_000);
-        liar.say(&Message::Fatal(Failure { code: 0, message }));
+        liar.say(&Message::Fatal(Failure::new(0, message)));
     });
     let failure = told.ended.unwrap_err().to_failure();
     assert!(failure.message.len() < 5000, "{}", failure.message.len());

@@ -1,0 +1,43 @@
+//! Keeps what failed first, for the last line of a run, and passes everything on.
+
+use std::sync::Mutex;
+
+use crate::error::{Failure, lock};
+use crate::report::{Event, Reporter, Summary};
+
+/// Remembers the first failure. One that is no more than an attribute counts where there is no
+/// other.
+pub struct KeepsFirst<'a> {
+    shown: &'a dyn Reporter,
+    failed: Mutex<Option<Failure>>,
+    unset: Mutex<Option<Failure>>,
+}
+
+impl<'a> KeepsFirst<'a> {
+    /// Passes everything on to `shown`.
+    pub fn new(shown: &'a dyn Reporter) -> KeepsFirst<'a> {
+        KeepsFirst { shown, failed: Mutex::default(), unset: Mutex::default() }
+    }
+
+    /// The name of what failed first; empty: there is none.
+    pub fn subject(&self) -> String {
+        let first = lock(&self.failed).clone().or_else(|| lock(&self.unset).clone());
+        first.map_or(String::new(), |first| first.subject())
+    }
+}
+
+impl Reporter for KeepsFirst<'_> {
+    fn event(&self, event: Event) {
+        let (kept, failure) = match event {
+            Event::Failed(failure) => (&self.failed, failure),
+            Event::Unset(failure) => (&self.unset, failure),
+            _ => return self.shown.event(event),
+        };
+        lock(kept).get_or_insert_with(|| failure.clone());
+        self.shown.event(event);
+    }
+
+    fn summary(&self, summary: &Summary) {
+        self.shown.summary(summary);
+    }
+}
