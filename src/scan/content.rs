@@ -96,15 +96,15 @@ impl Content {
         let why = match self {
             Content::Packed { name, by } if runs_through => format!(
                 "is packed ({name}), and would come onto the device packed: unpack it there, with the same command and \
-                 --through '{by} > \"$HOLESYNC_DEST\"', or here, with {by} < {path} | holesync - DEST"
+                 --through '{by} > \"$HOLESYNC_DEST\"', or to a file first, with {by} < {path} > disk.img"
             ),
             Content::Packed { name, by } => format!(
-                "is packed ({name}), and would come onto the device packed: unpack it first, with {by} < {path} | \
-                 holesync - DEST"
+                "is packed ({name}), and would come onto the device packed: unpack it to a file first, with {by} < {path} \
+                 > disk.img"
             ),
             Content::Zip => format!(
-                "is a zip archive, and would come onto the device as one: unpack it first, with unzip -p {path} | \
-                 holesync - DEST"
+                "is a zip archive, and would come onto the device as one: unpack it to a file first, with unzip -p {path} \
+                 > disk.img"
             ),
             Content::Virtual(format) => format!(
                 "is the disk of a virtual machine ({format}), and no plain image: make it one first, with qemu-img \

@@ -103,7 +103,7 @@ fn neither_does_the_disk_of_a_virtual_machine_or_a_stream_of_records() {
     let file = bench.dir.path().join("file");
     run_on(holesync().arg("recv").arg(&file), &plain)
         .code(12)
-        .says(&["no stream of records", "holesync - FILE"]);
+        .says(&["no stream of records", "holesync IMG FILE"]);
     assert!(!file.exists());
     // A device that holds it is a source like another.
     fs::write(&bench.device.0, b"conectix").expect("write");
