@@ -72,13 +72,14 @@ pub use crate::apply::attributes::Attributes;
 pub use crate::apply::attributes::times::{Grain, Precision, TimeRule};
 pub use crate::apply::commit::Delayed;
 use crate::apply::commit::Task;
+pub use crate::apply::commit::completion::Completion;
 pub use crate::apply::commit::group::{Committer, Waiting};
 pub use crate::apply::open::{Opened, Opening, Preview, Setup};
 pub use crate::apply::place::{Place, finish_directory};
 use crate::apply::ranges::behind::WriteBehind;
 use crate::apply::way::Way;
 use crate::error::{Error, Failure, Result, printable};
-use crate::hashmap::{Hash, PAGE};
+use crate::hashmap::PAGE;
 use crate::scan::{FileState, Image};
 use crate::sys;
 
@@ -155,20 +156,6 @@ impl Finished {
             format!("{path} was read back, but from memory in part: the system does not drop what it has cached of it")
         })
     }
-}
-
-/// How far a destination is once it has all of its content.
-pub enum Completion {
-    /// It is in its place.
-    Finished(Box<Finished>),
-    /// It has its attributes, and takes its place when it is on storage.
-    Waits(Box<Waiting>),
-}
-
-/// The same, where the destination stays what it is.
-enum End {
-    Finished(Box<Finished>),
-    Waits { unset: Option<Failure>, changed: bool },
 }
 
 /// One file that is being made equal.
@@ -412,79 +399,6 @@ impl Destination {
         }
         self.task.counts.freed = self.task.counts.freed.saturating_add(bytes);
         Ok(())
-    }
-
-    /// Makes what was put together the file: step 7. `root` is what it must hash to (the
-    /// caller has compared hashes; `--verify` reads it back), `kept` how many bytes of data
-    /// were kept.
-    ///
-    /// # Errors
-    ///
-    /// Then the old file is as it was, except where it is written directly, or
-    /// a sealed log is there to finish it.
-    pub fn finish(self, root: &Hash, kept: u64) -> Result<Finished> {
-        match self.complete(root, kept)? {
-            Completion::Finished(finished) => Ok(*finished),
-            Completion::Waits(file) => file.commit(),
-        }
-    }
-
-    /// The same up to where the file waits for storage, with others: see [`Committer`]. One that
-    /// is large, or is not put in its place by a rename, is finished here.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`finish`](Destination::finish).
-    pub fn complete(mut self, root: &Hash, kept: u64) -> Result<Completion> {
-        let completed = self.end(root, kept);
-        let ended = completed.inspect_err(|error| self.make_room_after(error))?;
-        Ok(match ended {
-            End::Finished(finished) => Completion::Finished(finished),
-            End::Waits { unset, changed } => {
-                Completion::Waits(Box::new(Waiting { destination: self, root: *root, unset, changed }))
-            }
-        })
-    }
-
-    fn end(&mut self, root: &Hash, kept: u64) -> Result<End> {
-        self.make_zeros()?;
-        let changes_length = self.changes_length();
-        let Destination { task, way, basis, .. } = self;
-        // Without a basis nobody has looked at what is there.
-        let compared = basis.is_some() || task.wanted.length == 0;
-        if compared
-            && !way.has_begun()
-            && let Some(old) = way.old()
-            && task.can_leave(old)?
-        {
-            let unset = task.leave(old, root)?;
-            task.place.remove_litter(&task.beside);
-            let from_cache = task.counts.from_cache.get();
-            let (written, punched) = (0, 0);
-            let left = Finished { written, punched, changed: false, from_cache, unset, delayed: None };
-            return Ok(End::Finished(Box::new(left)));
-        }
-        let changed = way.is_resumed() || !compared || changes_length || task.counts.has_changes();
-        if let Some(unset) = way.complete(task)? {
-            return Ok(End::Waits { unset, changed });
-        }
-        let unset = match way {
-            Way::Direct(direct) => direct.finish(task, root),
-            Way::Staged(staged) => staged.finish(task, root, kept),
-            Way::Fresh(_) | Way::Replica(_) => Ok(None),
-        }?;
-        Ok(End::Finished(Box::new(self.finished(changed, unset))))
-    }
-
-    /// It is in its place, or delayed.
-    fn finished(&mut self, changed: bool, unset: Option<Failure>) -> Finished {
-        let task = &mut self.task;
-        task.place.remove_litter(&task.beside);
-        let counts = &task.counts;
-        let punched = counts.zeroed.saturating_add(counts.freed);
-        let (written, from_cache) = (counts.written, counts.from_cache.get());
-        let delayed = task.delayed.take();
-        Finished { written, punched, changed, from_cache, unset, delayed }
     }
 
     /// Keeps what was gathered for the next run.

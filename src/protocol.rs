@@ -24,7 +24,7 @@ pub use pace::Pace;
 pub use reader::{FrameReader, Greeting};
 pub use silence::{Silence, TimedReader, TimedWriter};
 pub use survey::{Ask, MAX_SURVEYED, SURVEY, SURVEYED_AHEAD, SurveyedBlocks, Told};
-pub use writer::FrameWriter;
+pub use writer::{FrameWriter, keep_alive};
 
 use crate::confinement::RequestPath;
 use crate::error::{Error, Failure, Result, escape};

@@ -47,7 +47,7 @@ use std::sync::{Arc, Mutex};
 use crate::confinement::NamedPath;
 use crate::error::Result;
 use crate::options::DeleteWhen;
-use crate::protocol::Connection;
+use crate::protocol::{Connection, keep_alive};
 use crate::report::Stats;
 use crate::source;
 use announce::{Files, announce_all, remove_others};
@@ -87,7 +87,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
     let result = std::thread::scope(|scope| {
         let (_until_here, over) = channel();
         let shared = &shared;
-        scope.spawn(move || shared.keep_alive(&over));
+        scope.spawn(move || keep_alive(&shared.output, options.life_sign(), &over));
         let (arrived_in, arrived) = channel();
         let walked = Arc::clone(&inbox);
         scope.spawn(move || {

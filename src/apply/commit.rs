@@ -1,6 +1,7 @@
 //! What the ways to the new file have in common: which there are, and length, sync, check,
 //! attributes, and the rename. Every failure is an error.
 
+pub(super) mod completion;
 mod delayed;
 pub(super) mod group;
 

@@ -62,14 +62,19 @@ impl Synced {
         }
     }
 
-    /// Has all of a file system on storage. `false`: it is not known to be.
+    /// Has all of a file system on storage. `false`: it is not known to be. One failure is told
+    /// of once, and may be that of a file whose turn comes later: none is believed after it.
     pub fn all(&self, device: u64) -> bool {
         let file_system = Arc::clone(lock(&self.file_systems).entry(device).or_default());
         let watched = match &lock(&file_system).watched {
             Watched::By(dir) => Arc::clone(dir),
             Watched::Unknown | Watched::Never => return false,
         };
-        sys::sync_file_system(&watched).is_ok()
+        let synced = sys::sync_file_system(&watched).is_ok();
+        if !synced {
+            lock(&file_system).watched = Watched::Never;
+        }
+        synced
     }
 
     /// Has the content of a file on storage, of which `state` was read before its content.

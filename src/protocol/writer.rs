@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::hashmap::PageMask;
@@ -264,4 +266,16 @@ fn data_head(first: u64, masks: &[&[PageMask]], len: usize) -> Vec<u8> {
     head.extend((len as u32).to_le_bytes());
     masks.iter().copied().flatten().for_each(|mask| head.extend(&mask.to_le_bytes()[..width]));
     head
+}
+
+/// Has the other end hear something now and then, whatever other threads do, until that is
+/// `over`. `life_sign`: how long this end may be silent.
+pub fn keep_alive<W: Write>(output: &Mutex<FrameWriter<W>>, life_sign: Duration, over: &Receiver<()>) {
+    // What was said just before a look lasts until the next one.
+    while over.recv_timeout(life_sign / 2) == Err(RecvTimeoutError::Timeout) {
+        // Whoever holds it is writing, and finds out by itself that the connection is gone.
+        if let Ok(mut output) = output.try_lock() {
+            let _ = output.keep_alive(Phase::Mapping);
+        }
+    }
 }

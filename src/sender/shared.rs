@@ -1,7 +1,6 @@
 //! What the threads of a sender share.
 
 use std::io::Write;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::{Failure, Result, code, lock};
@@ -47,19 +46,6 @@ impl<W: Write> SenderShared<'_, W> {
     pub fn done(&self, phase: Phase, bytes: u64) {
         if bytes > 0 {
             self.reporter.event(Event::Done(phase, bytes));
-        }
-    }
-
-    /// Has the receiver hear something now and then, whatever the other threads do, until
-    /// the role is over.
-    pub fn keep_alive(&self, over: &Receiver<()>) {
-        // What was said just before a look lasts until the next one.
-        let pause = self.options.life_sign() / 2;
-        while over.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-            // Whoever holds it is writing, and finds out by itself that the connection is gone.
-            if let Ok(mut output) = self.output.try_lock() {
-                let _ = output.keep_alive(Phase::Mapping);
-            }
         }
     }
 

@@ -19,11 +19,10 @@ mod far;
 mod here;
 mod merge;
 
-use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::channel;
 
 use rayon::prelude::*;
 
@@ -35,9 +34,9 @@ use crate::hashmap::leaves::Leaves;
 use crate::hashmap::{Block, Grid, Item};
 use crate::location::{Host, Location};
 use crate::options::Options;
-use crate::protocol::{FrameWriter, Request, SURVEY, SurveyedBlocks, VERSION};
+use crate::protocol::{Request, SURVEY, SurveyedBlocks, VERSION, keep_alive};
 use crate::remote::{Agent, FarSide, RemoteOptions};
-use crate::report::{Phase, Reporter};
+use crate::report::Reporter;
 use crate::scan::{self, Extent, FileImage, Image};
 use crate::sync::retry::Tries;
 use crate::sync::{Completed, Initiator};
@@ -182,7 +181,7 @@ impl Looking<'_> {
             std::thread::scope(|scope| {
                 let (_until_here, over) = channel();
                 let output = &output;
-                scope.spawn(move || keep_alive(output, options, &over));
+                scope.spawn(move || keep_alive(output, options.life_sign(), &over));
                 let mut image = FarImage::open(input, output)?;
                 let result = work(&mut image);
                 match &result {
@@ -204,17 +203,6 @@ fn no_holesync(host: &Host) -> Error {
 
 fn too_old(host: &Host, version: u16) -> Error {
     Error::Version { peer: host.to_string(), theirs: (version, version), ours: (SURVEY, VERSION) }
-}
-
-/// Has the other end hear something now and then, until that is `over`.
-fn keep_alive<W: Write>(output: &Mutex<FrameWriter<W>>, options: &Options, over: &Receiver<()>) {
-    let pause = options.life_sign() / 2;
-    while over.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-        // Whoever holds it is writing, and finds out by itself that the connection is gone.
-        if let Ok(mut output) = output.try_lock() {
-            let _ = output.keep_alive(Phase::Mapping);
-        }
-    }
 }
 
 /// The leaves of blocks of an image, a page each.

@@ -252,8 +252,9 @@ impl<T> Default for Committer<T> {
     fn default() -> Committer<T> {
         let (group, since) = (Vec::new(), Instant::now());
         let gathered = Gathered { group, bytes: 0, since, hurries: false, closed: false, waiting: false };
-        // A group is gathered while another one is written, and other files are open, too.
-        let files = (sys::open_files_limit().saturating_sub(256) / 4).clamp(1, FILES);
+        // A group is gathered while another one is written, each with the old file and the new
+        // one, and other files are open, too.
+        let files = (sys::open_files_limit().saturating_sub(256) / 16).clamp(1, FILES);
         Committer { gathered: Mutex::new(gathered), changed: Condvar::new(), files }
     }
 }

@@ -10,10 +10,11 @@ use crate::error::{Error, Result, Stop, lock};
 use crate::hashmap::{self, Grid};
 use crate::options::Options;
 use crate::protocol::{
-    Ask, Frame, FrameReader, FrameWriter, LeafAnswer, MAX_DIFFER, MAX_SURVEYED, Message, SURVEYED_AHEAD, Told,
+    Ask, Frame, FrameReader, FrameWriter, LeafAnswer, MAX_DIFFER, MAX_SURVEYED, Message, SURVEYED_AHEAD,
+    Told, keep_alive,
 };
 use crate::scan::{self, FileImage};
-use crate::sync::survey::{each_extent, keep_alive, leaves_of, surveyed};
+use crate::sync::survey::{each_extent, leaves_of, surveyed};
 
 /// Answers until nothing more is asked.
 ///
@@ -30,7 +31,7 @@ pub fn answer<R: Read, W: Write + Send>(
     let result = std::thread::scope(|scope| {
         let (_until_here, over) = channel();
         let output = &output;
-        scope.spawn(move || keep_alive(output, options, &over));
+        scope.spawn(move || keep_alive(output, options.life_sign(), &over));
         let (file, length) = scan::open_image(path)?;
         let image = FileImage::new(file, options.hole_map);
         let mut talk = Talk { input, output };

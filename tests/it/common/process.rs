@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
@@ -215,4 +216,13 @@ pub fn agents(program: &Path) -> Vec<Pid> {
             agent.then_some(Pid::from_raw(pid))
         })
         .collect()
+}
+
+/// Signals them all. Of two, one may end with the other before it is its turn.
+#[track_caller]
+pub fn signal_agents(program: &Path, signal: Signal) {
+    for agent in agents(program) {
+        let signalled = kill(agent, signal);
+        assert!(matches!(signalled, Ok(()) | Err(Errno::ESRCH)), "{signalled:?}");
+    }
 }

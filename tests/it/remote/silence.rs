@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 
 use crate::common::check::{assert_no_leftovers, assert_same};
 use crate::common::faults::{Direction, Fault, await_pause, can_trace, resume};
 use crate::common::lab;
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at};
-use crate::common::process::{Outcome, PROGRAM, agents, holesync, run, start, wait_until};
+use crate::common::process::{Outcome, PROGRAM, agents, holesync, run, signal_agents, start, wait_until};
 use crate::common::redeploy::{Redeploy, State, every};
 
 const BLOCK: usize = 64 << 10;
@@ -63,9 +63,8 @@ impl Case {
     }
 
     pub fn signal_agents(&self, signal: Signal) {
-        let agents = agents(&self.agent);
-        assert!(!agents.is_empty(), "no agent");
-        agents.into_iter().for_each(|pid| kill(pid, signal).expect("signal the agent"));
+        assert!(!agents(&self.agent).is_empty(), "no agent");
+        signal_agents(&self.agent, signal);
     }
 
     /// Nothing came to harm, and the next run goes on.

@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 
 use crate::common::account::{odd_names, on};
 use crate::common::check::{assert_same, same};
@@ -18,7 +17,7 @@ use crate::common::faults::{Direction, Fault};
 use crate::common::lab;
 use crate::common::layout::{Layout, Rng, layouts};
 use crate::common::peer::{Peer, at, shell_word};
-use crate::common::process::{PROGRAM, Running, agents, holesync, run, start, wait_until};
+use crate::common::process::{PROGRAM, Running, holesync, run, signal_agents, start, wait_until};
 
 const MIB: usize = 1 << 20;
 /// Far beyond what anything takes here.
@@ -325,11 +324,7 @@ fn an_agent_that_is_stopped_is_no_end_of_the_image_to_the_command() {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let dir = lab::scratch();
         let (running, witness) = stalled(Way::Agent, dir.path());
-        for agent in agents(&dir.path().join("holesync")) {
-            // Where there are two, one may have ended with the other.
-            let signalled = kill(agent, signal);
-            assert!(matches!(signalled, Ok(()) | Err(Errno::ESRCH)), "{signalled:?}");
-        }
+        signal_agents(&dir.path().join("holesync"), signal);
         assert_ne!(running.finish().code, 0);
         witness.saw_no_end(&format!("{signal}"));
     }

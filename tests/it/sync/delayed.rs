@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::common::check::{assert_no_leftovers, leftovers};
@@ -17,7 +17,7 @@ use crate::common::faults::{Direction, Fault, await_pause, resume};
 use crate::common::lab;
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at};
-use crate::common::process::{PROGRAM, agents, holesync, run, start, wait_until};
+use crate::common::process::{PROGRAM, agents, holesync, run, signal_agents, start, wait_until};
 use crate::common::tree::{Way, assert_trees, change, grow, mkdir, rsync, set_mtime, slash, small};
 
 const WAYS: [Way; 3] = [Way::Local, Way::Push, Way::Pull];
@@ -93,7 +93,7 @@ fn nothing_is_in_its_place_before_all_is_there() {
         assert!(wait_until(LIMIT, || waiting(&to) == FILES), "{way:?}: {} wait", waiting(&to));
         assert!(!running.has_ended(), "{way:?}");
         assert_eq!(contents(&to), before, "{way:?}");
-        agents(&agent).into_iter().for_each(|pid| kill(pid, Signal::SIGKILL).expect("kill the agent"));
+        signal_agents(&agent, Signal::SIGKILL);
         running.signal(Signal::SIGKILL);
         assert_ne!(running.finish_within(LIMIT).code, 0);
         assert!(wait_until(LIMIT, || agents(&agent).is_empty()), "an agent lives on");
