@@ -37,7 +37,7 @@ impl Destination {
         }
     }
 
-    /// The same up to where the file waits for storage, with others: see [`Committer`]. One that
+    /// The same up to where the file waits for storage, with others: see [`Committer`](crate::apply::Committer). One that
     /// is large, or is not put in its place by a rename, is finished here.
     ///
     /// # Errors
