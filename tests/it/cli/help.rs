@@ -1,4 +1,4 @@
-//! What `--help` and the manual say, against README.
+//! What `--help` and the manual say, against the documentation.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,10 +7,14 @@ use std::path::Path;
 use crate::common::lab;
 use crate::common::process::{holesync, run};
 
-/// The options in the first column of README's table of options.
-fn options_of_readme() -> BTreeSet<String> {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("read");
-    let (_, section) = readme.split_once("\n## Options\n").expect("a section of options");
+fn documentation(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path)
+}
+
+/// The options in the first column of the reference's tables of options.
+fn options_of_reference() -> BTreeSet<String> {
+    let reference = documentation("docs/reference.md");
+    let (_, section) = reference.split_once("\n## Options\n").expect("a section of options");
     let section = section.split("\n## ").next().unwrap_or_default();
     let columns = section
         .lines()
@@ -25,13 +29,13 @@ fn options_of_readme() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_option_of_readme_is_in_help_and_in_the_manual() {
+fn every_option_of_the_reference_is_in_help_and_in_the_manual() {
     let dir = lab::scratch();
     run(holesync().arg("manual").arg(dir.path())).ok();
     let manual =
         fs::read_to_string(dir.path().join("man/man1/holesync.1")).expect("a manual").replace('\\', "");
     let help = run(holesync().arg("--help")).ok().stdout;
-    let options = options_of_readme();
+    let options = options_of_reference();
     assert!(options.len() > 100, "{options:?}");
     for option in &options {
         let is_in = |text: &str| {
@@ -53,7 +57,7 @@ fn every_option_of_readme_is_in_help_and_in_the_manual() {
 
 #[test]
 fn help_has_the_exit_codes_of_readme_and_h_alone_is_short() {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("read");
+    let readme = documentation("README.md");
     let (_, section) = readme.split_once("\n## Exit codes\n").expect("a section of exit codes");
     let rows = section.split("\n## ").next().unwrap_or_default().lines();
     let codes = rows.filter_map(|row| row.strip_prefix("| ")?.split_once(" | ")).map(|(code, _)| code);
