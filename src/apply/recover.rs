@@ -66,16 +66,18 @@ impl Recovered {
 
     /// What the user should be told of it, where the file is sent anyhow.
     pub fn warning(&self, path: &Path) -> Option<String> {
-        let path = printable(path);
+        let path = || printable(path);
         match self {
             Recovered::Finished { .. } => {
-                Some(format!("finished what an interrupted run had begun to write into {path}"))
+                Some(format!("finished what an interrupted run had begun to write into {}", path()))
             }
             Recovered::Damaged | Recovered::Unreadable => Some(format!(
-                "what an interrupted run left to finish {path} from is damaged; it is compared with the source instead"
+                "what an interrupted run left to finish {} from is damaged; it is compared with the source instead",
+                path()
             )),
             Recovered::Replaced => Some(format!(
-                "an interrupted run left a sealed log of another file that was {path}; it goes with this run"
+                "an interrupted run left a sealed log of another file that was {}; it goes with this run",
+                path()
             )),
             _ => None,
         }
