@@ -2,6 +2,7 @@
 //! it talks to is in `sync/agent.rs`, a run with both ends here in `sync/local.rs`.
 
 mod agent;
+mod digest;
 mod list;
 mod local;
 mod names;
@@ -18,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use crate::confinement::{NamedPath, RequestPath};
 use crate::error::{Error, Result, code};
-use crate::hashmap::Hash;
 use crate::hashmap::ahead::Likely;
 use crate::location::{Host, Location};
 use crate::options::Options;
@@ -35,6 +35,7 @@ use crate::stream::{self, ImageStream};
 
 pub use crate::remote::{Addresses, Agent, Cipher, RemoteOptions};
 pub use agent::serve;
+pub use digest::digest;
 pub use list::list;
 pub use names::{FilesFrom, ListPlace};
 use retry::Tries;
@@ -140,39 +141,6 @@ pub fn through(
     };
     initiator.summarize(start, Completed { value: stats, route: completed.route, wire: completed.wire });
     Ok(())
-}
-
-/// The root hash of a file here or on a host.
-///
-/// # Errors
-///
-/// When it cannot be read, or the host cannot be reached.
-pub fn digest(
-    location: &Location,
-    options: &Options,
-    remote: &RemoteOptions,
-    reporter: &dyn Reporter,
-) -> Result<Hash> {
-    match location {
-        Location::Local(path) => agent::digest(&NamedPath::here(path), options, || true),
-        Location::Remote(host, path) => {
-            let request = Request::Digest { paths: vec![path.as_path().into()] };
-            let remote = &RemoteOptions { agent: Agent::Require, ..remote.clone() };
-            let tries = &Tries::new(Some(0));
-            let initiator = Initiator { options, remote, reporter, tries };
-            let completed = initiator.connect(host, options.silence(), |_, mut input, mut output| {
-                initiator.request(&mut output, request)?;
-                loop {
-                    match input.read()? {
-                        Frame::Message(Message::Busy(_)) => {}
-                        Frame::Message(Message::Digest { root }) => return Ok(root),
-                        _ => return Err(input.bad("something else than a hash")),
-                    }
-                }
-            })?;
-            Ok(completed.value)
-        }
-    }
 }
 
 /// All sources, which are on one machine.

@@ -1,13 +1,11 @@
 //! The verbs, and their flags.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use crate::cli::RemoteArgs;
 use crate::cli::values::size;
-use crate::cli::verbs::{DiffArgs, MapArgs};
+use crate::cli::verbs::{DiffArgs, DigestArgs, MapArgs};
 
 /// Everything that is not a transfer.
 #[derive(Debug, Subcommand)]
@@ -32,17 +30,7 @@ pub enum Verb {
     /// Show where two images differ, each here or at host:path
     Diff(DiffArgs),
     /// Print the root hash of files, here or at host:path
-    Digest {
-        /// The files
-        #[arg(required = true, value_name = "FILE")]
-        files: Vec<OsString>,
-        /// Unit of the hashes
-        #[arg(short = 'B', long, value_name = "SIZE", value_parser = size)]
-        block_size: Option<u64>,
-        /// How to reach a host
-        #[command(flatten)]
-        remote: RemoteArgs,
-    },
+    Digest(DigestArgs),
     /// Write an image to stdout as a stream of DATA and HOLE records
     Send {
         /// The image

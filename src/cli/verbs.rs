@@ -1,7 +1,9 @@
 //! What each verb of the command line does.
 
 mod diff;
+mod digest;
 mod draw;
+mod look;
 mod manual;
 mod map;
 mod recover;
@@ -16,13 +18,11 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use holesync::confinement::{Access, Confinement};
-use holesync::error::{Error, Result, code, escape, printable};
+use holesync::error::{Error, Result, code, escape};
 use holesync::location::Location;
 use holesync::options::{Compress, Options};
 use holesync::remote;
-use holesync::report::{
-    Ends, Event, InOrder, JsonLines, Logged, Reporter, Silent, Terminal, Verbosity, hex, print_error,
-};
+use holesync::report::{Ends, Event, InOrder, JsonLines, Logged, Reporter, Terminal, Verbosity, print_error};
 use holesync::stream::{self, ImageStream};
 use holesync::sync::{self, RemoteOptions};
 use holesync::sys;
@@ -30,9 +30,10 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::cli::record::Record;
-use crate::cli::{self, AgentArg, Cli, Transfer, Verb};
+use crate::cli::{Cli, Transfer, Verb};
 
 pub use diff::DiffArgs;
+pub use digest::DigestArgs;
 pub use map::MapArgs;
 
 /// The exit code of a command line that makes no sense: of `diff`, 1 is that images differ.
@@ -67,20 +68,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         }
         Some(Verb::Map(map)) => map.run(umask),
         Some(Verb::Diff(diff)) => return diff.run(umask),
-        Some(Verb::Digest { files, block_size, remote }) => {
-            let options = Options {
-                block_size: cli::block_size(block_size)?,
-                timeout: remote.timeout,
-                ..Options::default()
-            };
-            let remote = remote.options(AgentArg::Require, umask);
-            let files = files.iter().map(|file| Ok((file, Location::parse(file)?)));
-            let files = files.collect::<Result<Vec<_>>>()?;
-            each(&files, |(file, location)| {
-                let root = sync::digest(location, &options, &remote, &Silent)?;
-                print_line(&format!("{}  {}", hex(&root), printable(Path::new(file))))
-            })
-        }
+        Some(Verb::Digest(digest)) => digest.run(umask),
         Some(Verb::Send { image, end }) => send(&image, end),
         Some(Verb::Recv { file, size, no_fsync, force_in_use }) => {
             let options = Options { fsync: !no_fsync, force_in_use, ..Options::default() };

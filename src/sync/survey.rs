@@ -35,11 +35,11 @@ use crate::hashmap::{Block, Grid, Item};
 use crate::location::{Host, Location};
 use crate::options::Options;
 use crate::protocol::{Request, SURVEY, SurveyedBlocks, VERSION, keep_alive};
-use crate::remote::{Agent, FarSide, RemoteOptions};
+use crate::remote::{FarSide, Input, Output, RemoteOptions};
 use crate::report::Reporter;
 use crate::scan::{self, Extent, FileImage, Image};
+use crate::sync::Initiator;
 use crate::sync::retry::Tries;
-use crate::sync::{Completed, Initiator};
 
 pub(super) use answer::answer;
 use far::FarImage;
@@ -163,16 +163,7 @@ impl Looking<'_> {
     }
 
     fn open_there<T>(self, host: &Host, path: &Path, work: Work<T>) -> Result<T> {
-        let Looking { options, remote, reporter } = self;
-        // Where there is none, the shell answers, and is asked nothing.
-        let agent = if remote.agent == Agent::Require { Agent::Require } else { Agent::Auto };
-        let remote = &RemoteOptions { agent, ..remote.clone() };
-        let tries = &Tries::new(Some(0));
-        let initiator = Initiator { options, remote, reporter, tries };
-        let completed = initiator.connect(host, options.silence(), |far_side, input, mut output| {
-            if far_side == FarSide::Shell {
-                return Err(no_holesync(host));
-            }
+        self.connect(host, |initiator, input, mut output| {
             if input.version() < SURVEY {
                 return Err(too_old(host, input.version()));
             }
@@ -181,7 +172,7 @@ impl Looking<'_> {
             std::thread::scope(|scope| {
                 let (_until_here, over) = channel();
                 let output = &output;
-                scope.spawn(move || keep_alive(output, options.life_sign(), &over));
+                scope.spawn(move || keep_alive(output, self.options.life_sign(), &over));
                 let mut image = FarImage::open(input, output)?;
                 let result = work(&mut image);
                 match &result {
@@ -190,14 +181,30 @@ impl Looking<'_> {
                 }
                 result
             })
-        });
-        completed.map(|Completed { value, .. }| value)
+        })
+    }
+
+    /// Reaches a holesync on a host, which has to be there or to be brought along, and asks it.
+    pub(super) fn connect<T>(
+        self,
+        host: &Host,
+        ask: impl FnOnce(Initiator, Input, Output) -> Result<T>,
+    ) -> Result<T> {
+        let Looking { options, remote, reporter } = self;
+        let tries = &Tries::new(Some(0));
+        let initiator = Initiator { options, remote, reporter, tries };
+        let completed =
+            initiator.connect(host, options.silence(), |far_side, input, output| match far_side {
+                FarSide::Agent => ask(initiator, input, output),
+                FarSide::Shell => Err(no_holesync(host)),
+            })?;
+        Ok(completed.value)
     }
 }
 
 fn no_holesync(host: &Host) -> Error {
-    let message = "there is no holesync, which has to tell hashes of the image: install one there, have a transfer \
-                   with --agent=push bring it along, or name it with --remote-path";
+    let message = "there is no holesync, which has to tell hashes of the image: install one there, bring this one along \
+                   with --agent=push, or name it with --remote-path";
     Error::Remote { peer: host.to_string(), failure: Failure::new(code::START, message) }
 }
 

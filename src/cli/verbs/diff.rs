@@ -9,16 +9,14 @@ use clap::Args;
 use holesync::error::{Error, Result, printable};
 use holesync::hashmap::difference::{Content, Lengths, Span};
 use holesync::location::Location;
-use holesync::options::Options;
 use holesync::report::picture::{Picture, Shows};
 use holesync::report::{Silent, human};
 use holesync::sync::survey::{self, Looking};
 use serde_json::json;
 
-use crate::cli::values::size;
 use crate::cli::verbs::draw::DrawArgs;
+use crate::cli::verbs::look::LookArgs;
 use crate::cli::verbs::print_line;
-use crate::cli::{self, RemoteArgs};
 
 /// The images differ.
 const DIFFERENT: u8 = 1;
@@ -40,11 +38,8 @@ pub struct DiffArgs {
     json: bool,
     #[command(flatten)]
     draw: DrawArgs,
-    /// Unit of the hashes that hosts tell
-    #[arg(short = 'B', long, value_name = "SIZE", value_parser = size)]
-    block_size: Option<u64>,
     #[command(flatten)]
-    remote: RemoteArgs,
+    look: LookArgs,
 }
 
 impl DiffArgs {
@@ -66,14 +61,7 @@ impl DiffArgs {
     fn compare(self, umask: u32) -> Result<ExitCode> {
         self.draw.check()?;
         let (a, b) = (Location::parse(&self.a)?, Location::parse(&self.b)?);
-        let options = Options {
-            block_size: cli::block_size(self.block_size)?,
-            timeout: self.remote.timeout,
-            ..Options::default()
-        };
-        self.remote.check(None)?;
-        let agent = self.remote.agent(None);
-        let remote = self.remote.options(agent, umask);
+        let (options, remote) = self.look.options(umask)?;
         let looking = Looking { options: &options, remote: &remote, reporter: &Silent };
         let names = [&self.a, &self.b].map(|name| printable(Path::new(name)));
         let mut found = Found { as_json: self.json, names, ..Found::default() };

@@ -7,17 +7,15 @@ use std::path::Path;
 use clap::Args;
 use holesync::error::{Result, printable};
 use holesync::location::Location;
-use holesync::options::Options;
 use holesync::protocol::SurveyedBlocks;
 use holesync::report::picture::{Picture, Shows};
 use holesync::report::{Silent, hex};
 use holesync::sync::survey::{self, Looking};
 use serde_json::json;
 
-use crate::cli::values::size;
 use crate::cli::verbs::draw::DrawArgs;
+use crate::cli::verbs::look::LookArgs;
 use crate::cli::verbs::print_line;
-use crate::cli::{self, RemoteArgs};
 
 /// `holesync map IMG`.
 #[derive(Debug, Args)]
@@ -32,11 +30,8 @@ pub struct MapArgs {
     json: bool,
     #[command(flatten)]
     draw: DrawArgs,
-    /// Unit of the hashes
-    #[arg(short = 'B', long, value_name = "SIZE", value_parser = size)]
-    block_size: Option<u64>,
     #[command(flatten)]
-    remote: RemoteArgs,
+    look: LookArgs,
 }
 
 impl MapArgs {
@@ -48,14 +43,7 @@ impl MapArgs {
     pub fn run(self, umask: u32) -> Result<()> {
         self.draw.check()?;
         let location = Location::parse(&self.image)?;
-        let options = Options {
-            block_size: cli::block_size(self.block_size)?,
-            timeout: self.remote.timeout,
-            ..Options::default()
-        };
-        self.remote.check(None)?;
-        let agent = self.remote.agent(None);
-        let remote = self.remote.options(agent, umask);
+        let (options, remote) = self.look.options(umask)?;
         let looking = Looking { options: &options, remote: &remote, reporter: &Silent };
         let mut rows = Rows { as_json: self.json, picture: None };
         rows.head()?;

@@ -616,3 +616,29 @@ fn the_program_is_brought_to_where_a_command_is_to_run() {
     assert_route(&run(command.arg(&fresh.source).arg(to)).ok(), "agent", true);
     assert_same(&fresh.source, &fresh.account.home.join("to"));
 }
+
+#[test]
+fn what_looks_at_images_brings_the_program_and_finds_it_again() {
+    let Some(fresh) = Fresh::bash() else { return };
+    fs::copy(&fresh.source, fresh.account.home.join("to")).expect("copy");
+    let there = on(&fresh.account.host(), fresh.account.home.join("to"));
+    let look = |verb: &str, flags: &[&str]| {
+        let mut command = holesync();
+        command.args([verb, "-e", fresh.peer.rsh()]).args(flags).arg(&there);
+        if verb == "diff" {
+            command.arg(&fresh.source);
+        }
+        run(&mut command)
+    };
+    for verb in ["digest", "map", "diff"] {
+        look(verb, &[]).code(5).says(&["there is no holesync", "--agent=push"]);
+        look(verb, &["--agent=none"]).code(if verb == "diff" { 2 } else { 1 }).says(&["--agent=none"]);
+    }
+    let digest = look("digest", &["--agent=push"]).ok().stdout;
+    let here = run(holesync().arg("digest").arg(&fresh.source)).ok().stdout;
+    assert_eq!(digest.split(' ').next(), here.split(' ').next());
+    fresh.cached();
+    for verb in ["digest", "map", "diff"] {
+        look(verb, &[]).ok();
+    }
+}
