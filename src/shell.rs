@@ -8,6 +8,7 @@ mod pending;
 mod pieces;
 mod receive;
 mod receiver;
+mod refusal;
 mod send;
 mod sender;
 pub mod sparse_tar;
@@ -122,18 +123,6 @@ pub enum Times {
     No,
     Seconds,
     Nanoseconds,
-}
-
-/// What became of a command: done, or why it failed.
-pub type CommandResult<T = ()> = std::result::Result<T, String>;
-
-/// Reads an answer: `good`, or `failed` and why.
-pub fn read_result(line: &[u8], good: &[u8], host: &str) -> Result<CommandResult> {
-    match line.strip_prefix(b"failed ") {
-        Some(why) => Ok(Err(escape(why))),
-        None if line == good => Ok(Ok(())),
-        None => Err(unexpected(line, host)),
-    }
 }
 
 /// Passes a line on, unless it is one of those that end the run.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Failure, Result, code, printable};
 use crate::report::{Changes, Event, Item, ItemKind, Outcome, Reporter, Stats};
-use crate::shell::CommandResult;
 use crate::shell::receiver::ReceivingShell;
+use crate::shell::refusal::{CommandResult, Refusal};
 
 /// A shell at the other end, with the commands that it has still to answer.
 pub struct PendingCommands<'a> {
@@ -49,6 +49,8 @@ impl<'a> PendingCommands<'a> {
         is_file: bool,
         reporter: &'a dyn Reporter,
     ) -> PendingCommands<'a> {
+        // Where nothing is named the home is meant.
+        let root = if root.as_os_str().is_empty() { Path::new("~") } else { root };
         let (stats, failed, waiting) = (Stats::default(), HashSet::new(), VecDeque::new());
         PendingCommands { shell, stats, failed, waiting, host, root, is_file, reporter }
     }
@@ -126,16 +128,15 @@ impl<'a> PendingCommands<'a> {
                 }
             }
             (Err(why), About::Name | About::File(_)) => {
-                self.fail_far(&path, &why);
+                self.fail_far(&path, why);
                 self.failed.insert(path);
             }
         }
     }
 
     /// Counts and shows what failed at the other end.
-    pub fn fail_far(&mut self, path: &[u8], why: &str) {
-        let message = format!("{}: {why}", self.name(path));
-        self.fail(Failure::new(code::PARTIAL, message).about(self.path_of(path)).on(self.host));
+    pub fn fail_far(&mut self, path: &[u8], why: Refusal) {
+        self.fail(why.error(self.path_of(path)).to_failure().on(self.host));
     }
 
     /// Counts and shows what is in place at the other end without all of its attributes.

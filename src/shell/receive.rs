@@ -5,6 +5,7 @@
 mod listing;
 
 use std::collections::{HashSet, VecDeque};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::apply::tree::{DestinationTree, Target};
@@ -13,6 +14,7 @@ use crate::error::{Error, Failure, Result, code, printable};
 use crate::filter::ListingRules;
 use crate::options::Options;
 use crate::report::{Changes, Event, ItemKind, Outcome, Reporter, Stats};
+use crate::shell::refusal::Refusal;
 use crate::shell::sender::{ArrivingFile, Encoding, FileType, LARGE_FACTOR, ListedEntry, SendingShell};
 use crate::shell::{self, ShellSession, relative};
 use crate::source::{self, Kind, NOT_SENT, is_unsafe_link};
@@ -170,7 +172,7 @@ impl ReceiveJob<'_> {
         let is_single = requests.is_single;
         let name = if is_single { requests.source.to_vec() } else { relative(&entry.name) };
         match entry.kind {
-            FileType::Other if is_single => self.fail_far(&entry, NOT_SENT),
+            FileType::Other if is_single => self.refuse(&entry, NOT_SENT),
             FileType::Other => self.skip("special file", &entry),
             FileType::Device if !is_single => self.skip("special file", &entry),
             FileType::Symlink if !self.options.links => self.skip("symlink", &entry),
@@ -237,7 +239,7 @@ impl ReceiveJob<'_> {
         let link = match self.far.link()? {
             Ok(link) => link,
             Err(why) => {
-                self.fail_far(&entry, &why);
+                self.fail_far(&entry, why);
                 return Ok(());
             }
         };
@@ -351,10 +353,16 @@ impl ReceiveJob<'_> {
     /// Receives what answers a request: the file, or why there is none.
     fn file(&mut self, requested: Requested) -> Result<()> {
         let Requested { entry, encoding, destination, changes, .. } = requested;
-        let encoding = match self.far.sent(encoding)? {
+        let (busy, sent) = self.far.sent(encoding)?;
+        if let Some(who) = busy {
+            let path = printable(&entry.source);
+            let what = format!("{path} is in use: {who}; the copy may be inconsistent, send a snapshot");
+            self.reporter.event(Event::PeerWarning(&self.far.host, &what));
+        }
+        let encoding = match sent {
             Ok(encoding) => encoding,
             Err(why) => {
-                self.fail_far(&entry, &why);
+                self.fail_far(&entry, why);
                 return Ok(());
             }
         };
@@ -372,7 +380,7 @@ impl ReceiveJob<'_> {
         let data = sink.data;
         let finished = sink.finish(sent.is_ok());
         match (sent, finished) {
-            (Err(why), _) => self.fail_far(&entry, &why),
+            (Err(why), _) => self.fail_far(&entry, why),
             (Ok(()), Err(error)) => self.fail(&error),
             (Ok(()), Ok(finished)) => {
                 let stats = &mut self.stats;
@@ -387,9 +395,21 @@ impl ReceiveJob<'_> {
         Ok(())
     }
 
-    fn fail_far(&mut self, entry: &ListedEntry, why: &str) {
-        let message = format!("{}: {why}", printable(&entry.source));
-        self.failed(Failure::new(code::PARTIAL, message).about(&entry.source).on(&self.far.host));
+    fn fail_far(&mut self, entry: &ListedEntry, why: Refusal) {
+        let failure = source::lost(&why.error(&entry.source));
+        if failure.code == code::VANISHED {
+            self.stats.files_vanished += 1;
+        }
+        self.failed(failure.on(&self.far.host));
+    }
+
+    /// The same of what was named.
+    fn fail_far_at(&mut self, path: &Path, why: Refusal) {
+        self.failed(why.error(path).to_failure().on(&self.far.host));
+    }
+
+    fn refuse(&mut self, entry: &ListedEntry, why: &str) {
+        self.fail_far(entry, Refusal::Because(why.into()));
     }
 
     /// Counts and shows what could not be made, or not with all of its attributes.

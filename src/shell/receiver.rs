@@ -2,6 +2,9 @@
 //! in order. `docs/remote.md` has both.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -12,7 +15,8 @@ use crate::protocol::Plain;
 use crate::remote::{self, Incoming, Input, Output};
 use crate::report::{Event, Phase};
 use crate::shell::compare::{SUM_BLOCK, Sum};
-use crate::shell::{self, CommandResult, FarFile, RecordLines, ShellSession, Times, relative};
+use crate::shell::refusal::{self, CommandResult, Refusal};
+use crate::shell::{self, FarFile, RecordLines, ShellSession, Times, relative};
 use crate::source::Metadata;
 use crate::stream::ImageStream;
 
@@ -163,7 +167,7 @@ impl ReceivingShell {
         if let Some(what) = line.strip_prefix(b"unset ") {
             return Ok(Ok(Some(escape(what))));
         }
-        Ok(shell::read_result(line, b"done", &self.host)?.map(|()| None))
+        Ok(refusal::read_result(line, b"done", &self.host)?.map(|()| None))
     }
 
     /// Finds, or makes, the directory that everything goes to.
@@ -175,8 +179,12 @@ impl ReceivingShell {
         self.command(&[b"base", kind, dry, path, sync, guard])?;
         let line = self.line().map_err(|error| match error {
             Error::Remote { peer, failure: Failure { code: code @ code::SELECT, message, .. } } => {
-                let message = format!("{}: {message}", escape(path));
-                Error::Remote { peer, failure: Failure::new(code, message) }
+                let path = PathBuf::from(OsStr::from_bytes(path));
+                let failure = match Refusal::read(message.as_bytes()) {
+                    Some(refusal) => refusal.about_a_parent(path),
+                    None => Error::refused(path, message).to_failure(),
+                };
+                Error::Remote { peer, failure: Failure { code, ..failure } }
             }
             other => other,
         })?;
@@ -364,6 +372,9 @@ pub fn run_command(
     let sent = sent.map_err(partial)?;
     match shell.answer().map_err(partial)? {
         Ok(_) => shell.end().map(|()| sent),
-        Err(why) => Err(Error::Remote { peer: host.into(), failure: Failure::new(code::PARTIAL, why) }),
+        Err(why) => {
+            let path = OsStr::from_bytes(destination);
+            Err(Error::Remote { peer: host.into(), failure: why.error(path).to_failure() })
+        }
     }
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The receiver where there is no holesync: reads commands and records from stdin, a
-# line each, and prints answers in order on stdout. docs/remote.md has both. What the
-# tools themselves print goes to stderr, which the user sees. words.sh comes first.
+# line each, and prints answers in order on stdout. docs/remote.md has both. What a tool
+# says of a failure becomes part of an answer. words.sh comes first.
 # shellcheck disable=SC2154 # plain is what decode leaves
 
 main() {
@@ -42,7 +42,21 @@ fatal() {
 
 clean() {
     [ -z "$command" ] || halt
-    [ -z "$temp" ] || rm -rf "$temp"
+    [ -z "$temp" ] || rm -rf "$temp" 2>/dev/null
+}
+
+# Runs a tool, and keeps what it says in $said.
+try() {
+    said=$(exec "$@" 2>&1)
+}
+
+# Fails, with what could not be done to a file in $why, and why: tools tell that behind a
+# colon, and dd has lines with its counts behind it.
+cannot() {
+    said=${said##*: }
+    why="cannot $1: ${said%%
+*}"
+    return 1
 }
 
 # --- what the tools here can do, which is tried out ---------------------------
@@ -100,17 +114,17 @@ base() {
     named=
     parent=${plain%/*}
     if [ -d "$plain" ]; then
-        cd -P "$plain" || refuse 'this directory cannot be entered'
+        cd -P "$plain" 2>/dev/null || refuse 'this directory cannot be entered with the rights of its user there'
     elif [ "$1" = file ]; then
         [ -d "$parent/" ] || refuse 'No such file or directory: create the directory that it is to go to first'
-        cd -P "$parent/" || refuse 'the directory of it cannot be entered'
+        cd -P "$parent/" 2>/dev/null || refuse 'its directory cannot be entered with the rights of its user there'
         named=yes
     elif [ -e "$plain" ] || [ -L "$plain" ]; then
         refuse 'is not a directory, and more than one file is to go there'
     elif [ "$2" = dry ]; then
         named=absent
     else
-        { mkdir "$plain" && cd -P "$plain"; } || refuse 'this directory cannot be created; create its parent first'
+        { try mkdir "$plain" && cd -P "$plain" 2>/dev/null; } || cannot 'create the directory' || refuse "$why"
         named=new
     fi
     here=$(pwd -P)
@@ -160,29 +174,30 @@ is_blocked() {
 
 make_directory() {
     decode "$1"
-    why='cannot be created'
-    if ! is_blocked "$plain" && make_way "$plain" && { [ -d "$plain" ] || mkdir "$plain"; }; then
+    why=
+    if is_blocked "$plain"; then
+        why='failed a symlink stands where its directory must be'
+    elif make_way "$plain" && { [ -d "$plain" ] || try mkdir "$plain" || cannot 'create the directory'; }; then
         renamed "$plain"
         # The directory is filled first, and given its permissions last.
-        { [ -w "$plain" ] && [ -x "$plain" ]; } || chmod u+rwx "$plain"
-        say 'done'
-    else
-        say "failed cannot be made a directory: $why"
+        { [ -w "$plain" ] && [ -x "$plain" ]; } || chmod u+rwx "$plain" 2>/dev/null
+        why='done'
     fi
+    say "$why"
 }
 
 # Removes what is no directory where one must be, unless somebody uses it; $why tells.
 make_way() {
-    if [ -L "$1" ]; then
-        rm -f "$1"
-    elif [ -d "$1" ] || [ ! -e "$1" ]; then
-        return 0
-    elif device='' && { is_kept "$1" || is_busy "$1"; }; then
-        : "${why:=it is in the way}"
-        return 1
-    else
-        rm -f "$1"
-    fi
+    [ -L "$1" ] || {
+        [ ! -d "$1" ] && [ -e "$1" ] || return 0
+        device=''
+        ! is_busy "$1" || return 1
+        ! is_kept "$1" || {
+            why='failed it is in the way of a directory'
+            return 1
+        }
+    }
+    try rm -f "$1" || cannot 'remove what is in the way of the directory'
 }
 
 # Whether what is there is not replaced by something of another kind: the user named it, or
@@ -198,7 +213,7 @@ is_kept() {
 
 # Whether a directory stays where something else must be.
 is_full() {
-    is_kept "$1" || [ -n "$(find "$1/." ! -name . -prune)" ]
+    is_kept "$1" || [ -n "$(find "$1/." ! -name . -prune 2>/dev/null)" ]
 }
 
 # Words: "same" where a symlink with this target has its attributes already, time,
@@ -218,13 +233,13 @@ make_link() {
         finished
     else
         temp=$new
-        if ln -s -- "$plain" "$temp" && link_attributes "$2" "$3" "$4" "$5" "$6" "$temp" && replace "$path"; then
+        if { try ln -s -- "$plain" "$temp" || cannot 'create the symlink'; } &&
+            link_attributes "$2" "$3" "$4" "$5" "$6" "$temp" && replace "$path"; then
             finished
+            temp=
         else
-            clean
-            say 'failed cannot be made a symlink'
+            give_up
         fi
-        temp=
     fi
 }
 
@@ -236,15 +251,17 @@ link_attributes() {
     [ "$1" = - ] || touch -h -m -d "@$1" "$6" 2>/dev/null || :
 }
 
-# Renames the temp file: at any time there is the old file or the new one.
+# Renames the temp file: at any time there is the old file or the new one. $why tells of a
+# failure.
 replace() {
     if [ -d "$1" ] && [ ! -L "$1" ]; then
-        rmdir "$1" || return 1
-    fi
-    if [ "$move" = 'mv -f' ] && [ -L "$1" ] && [ -d "$1" ]; then
-        rm -f "$1" || return 1
-    fi
-    $move "$temp" "$1" && renamed "$1"
+        try rmdir "$1"
+    elif [ "$move" = 'mv -f' ] && [ -L "$1" ] && [ -d "$1" ]; then
+        try rm -f "$1"
+    fi || cannot replace || return 1
+    # shellcheck disable=SC2086 # these are the name of a tool and its options
+    try $move "$temp" "$1" || cannot replace || return 1
+    renamed "$1"
 }
 
 # Remembers that a name was made, and has those in another directory on storage.
@@ -257,7 +274,8 @@ renamed() {
 # A sync that takes no names does it for all there is.
 sync_names() {
     if [ -n "$unsynced" ] && command -v sync >/dev/null 2>&1; then
-        sync "$unsynced" 2>/dev/null || sync || fatal 'its directory could not be synced'
+        sync "$unsynced" 2>/dev/null || try sync ||
+            cannot "sync the directory $here/${unsynced#./}" || fatal "$why"
     fi
     unsynced=
 }
@@ -287,8 +305,8 @@ attributes() {
         lacking group
         [ -d "$plain" ] || [ "$mode" = - ] || mode=$(printf %05o $((mode & ~02000)))
     }
-    [ "$mode" = - ] || chmod "$mode" "$plain" || lacking mode
-    [ "$2" = - ] || touch -m -d "@$2" "$plain" || lacking time
+    [ "$mode" = - ] || chmod "$mode" "$plain" 2>/dev/null || lacking mode
+    [ "$2" = - ] || touch -m -d "@$2" "$plain" 2>/dev/null || lacking time
 }
 
 lacking() {
@@ -318,7 +336,7 @@ sums() {
     while read -r first count && [ "$first" != . ]; do
         while [ "$count" -gt 0 ]; do
             # There is a line for each block, also for one that cannot be hashed.
-            dd if="$plain" bs="$1" skip="$first" count=1 $mute | sha256sum || echo -
+            dd if="$plain" bs="$1" skip="$first" count=1 $mute 2>/dev/null | sha256sum || echo -
             first=$((first + 1))
             count=$((count - 1))
         done
@@ -328,7 +346,7 @@ sums() {
 
 # Prints what changes with a file.
 look_at() {
-    stat -c '%d %i %s %y %z' "$1"
+    stat -c '%d %i %s %y %z' "$1" 2>/dev/null
 }
 
 # Reads the head of the next record: its kind and its count of bytes.
@@ -344,36 +362,33 @@ file() {
     decode "${12}"
     path=$plain
     decode "${11}"
-    if ! open "$path" "$plain"; then
-        say "failed $why"
-        drain
-        return
-    fi
-    kept=
-    if ! receive; then
-        clean
-        temp=
-        say 'failed the source could not be read to its end'
+    kind='' unread=0 kept=''
+    if ! open "$path" "$plain" || ! receive; then
+        give_up
+        case $kind in STOP | END) ;; *) drain ;; esac
     elif [ -n "$kept" ] && [ "$(look_at "$path")" != "$seen" ]; then
-        clean
-        temp=
-        say 'failed changed while it was being updated; it was left alone'
+        why='failed changed while it was being updated; it was left alone'
+        give_up
     elif [ "$device" = yes ]; then
         say 'done'
     elif [ -n "$temp" ] && is_busy "$path"; then
-        clean
-        temp=
-        say "failed $why"
+        give_up
     else
         attributes "$5" "$6" "$7" "$8" "$9" "${10}" "$out"
         if [ -z "$temp" ] || replace "$path"; then
             finished
+            temp=
         else
-            clean
-            say 'failed cannot be put in place'
+            give_up
         fi
-        temp=
     fi
+}
+
+# Answers why there is no new file.
+give_up() {
+    clean
+    temp=
+    say "$why"
 }
 
 # Sets $out, where the content goes: a new temp file, or the file itself.
@@ -382,49 +397,53 @@ open() {
     out=$1
     why=
     if is_blocked "$1"; then
-        why='a symlink stands where its directory must be'
+        why='failed a symlink stands where its directory must be'
     elif [ -b "$1" ] && is_kept "$1" && { [ ! -L "$1" ] || [ "$named" = yes ]; }; then
         device=yes how=inplace
         room=$(blockdev --getsize64 "$1" 2>/dev/null || echo "$size")
-        [ "$room" -ge "$size" ] || why="the device holds $room bytes and the image has $size; nothing was written"
+        [ "$room" -ge "$size" ] || why="failed the device holds $room bytes and the image has $size; nothing was written"
     elif is_missing_node "$1"; then
-        why='there is no such device, and a file in its place would be of no use: set the device up first'
+        why='failed there is no such device, and a file in its place would be of no use: set the device up first'
     elif [ "$how:$named" = inplace:yes ] && [ -L "$1" ] && [ -f "$1" ]; then
         # As a device, the file that the user named is found through symlinks.
         out=$(readlink -f "$1" && echo .)
         out=${out%?.}
-        true >>"$out" || why='cannot be written in place (read-only, or busy)'
+        opens "$out" || cannot 'write in place'
     elif [ -L "$1" ] || [ ! -e "$1" ]; then
         how=fresh
     elif [ -d "$1" ] && is_full "$1"; then
-        why='there is a directory where a file must go; remove it first'
+        why='failed there is a directory where a file must go; remove it first'
     elif [ ! -f "$1" ] && [ ! -d "$1" ] && is_kept "$1"; then
-        why='is neither a regular file nor a block device'
+        why='failed is neither a regular file nor a block device'
     elif [ ! -f "$1" ]; then
         how=fresh
-    elif [ "$how" = inplace ] && ! true >>"$1"; then
-        why='cannot be written in place (read-only, or busy)'
+    elif [ "$how" = inplace ] && ! opens "$1"; then
+        cannot 'write in place'
     fi
     if [ -n "$why" ] || is_busy "$1"; then return 1; fi
     if [ "$how" = fresh ]; then
         out=$2
-        create "$2" || {
-            why='its temp file cannot be created'
-            return 1
-        }
+        create "$2" || cannot 'create the temp file of' || return 1
         temp=$2
         [ ! -f "$1" ] || [ -L "$1" ] || belongings "$1" "$2"
     elif [ -z "$device" ] && { [ -u "$1" ] || [ -g "$1" ]; }; then
         # What the old content could do ends with it.
-        chmod ug-s "$1"
+        chmod ug-s "$1" 2>/dev/null
     fi
+    doing='write'
+    [ "$how" = fresh ] || doing='write in place'
     # Before any data: some file systems allocate ahead of a file that grows.
     long=$device
-    [ "$how:$zeros" = fresh:dense ] || make_long
+    [ "$how:$zeros" = fresh:dense ] || make_long || return 1
     allocated=
     if [ "$zeros" = allocated ] && [ "$size" != 0 ] && [ -z "$device" ]; then
         if fallocate -l "$size" "$out" 2>/dev/null; then allocated=yes; fi
     fi
+}
+
+# Whether a file can be written; $said tells why not.
+opens() {
+    { true >>"$1"; } 2>/dev/null || said=$({ true >>"$1"; } 2>&1)
 }
 
 # Whether a device should have this name and is not there.
@@ -450,7 +469,7 @@ is_busy() {
             who='it is held (mounted elsewhere?)'
     fi
     [ -n "$who" ] || return 1
-    why="is in use: $who; stop that first, or write all the same with --force-in-use"
+    why="failed is in use: $who; stop that first, or write all the same with --force-in-use"
 }
 
 # Gives a temp file the ACL of the old file, or none if that has none, as far as there is a
@@ -461,12 +480,12 @@ belongings() {
     chmod 600 "$2"
 }
 
-# Creates a file, for its owner alone until it is complete.
+# Creates a file, for its owner alone until it is complete; $said tells why it cannot.
 create() {
     umask=$(umask)
     umask 077
     set -C
-    true >"$1"
+    { true >"$1"; } 2>/dev/null || said=$({ true >"$1"; } 2>&1)
     status=$?
     set +C
     umask "$umask"
@@ -477,18 +496,21 @@ create() {
 # blocks only, so the block is a byte. Nothing is copied.
 make_long() {
     [ -z "$long" ] || return 0
-    dd if=/dev/null of="$out" bs=1 seek="$size" count=0 $mute || fatal 'its length could not be set'
+    try dd if=/dev/null of="$out" bs=1 seek="$size" count=0 $mute || cannot 'set the length of' || return 1
     long=yes
 }
 
-# Reads the records of one file. Fails when the sender stops in the middle.
+# Reads the records of one file. Fails when it cannot be written, or the sender stops in the
+# middle; $why tells. Then $kind is that of the last record, and $unread how many bytes of it
+# were not read.
 receive() {
     at=0 synced='' dig='' records=0
     while record; do
-        records=$((records + 1))
+        records=$((records + 1)) unread=0
+        [ "$kind" != DATA ] || unread=$count
         # Where there are many records, one process of perl for all of them is faster.
         if [ $bulk:$records = yes:8 ]; then
-            take_many
+            take_many || return 1
             records=0
         fi
         case $kind in
@@ -496,19 +518,20 @@ receive() {
         HOLE) hole ;;
         KEEP) keep ;;
         DIG) dig=$digs ;;
-        STOP) return 1 ;;
+        STOP) why='failed the source could not be read to its end' && return 1 ;;
         END) break ;;
         *) fatal "an unknown record: $kind" ;;
-        esac
+        esac || return 1
         at=$((at + count))
     done
     [ "$count:$at" = "$at:$size" ] || fatal "the records make $at bytes, not $size"
     if [ "$sync" = sync ] && [ -z "$synced" ]; then
-        dd if=/dev/null of="$out" conv=notrunc,fsync $mute || fatal 'it could not be synced'
+        try dd if=/dev/null of="$out" conv=notrunc,fsync $mute || cannot "$doing" || return 1
     fi
-    [ -n "$device" ] || [ -n "$(find "$out" -prune -size "${size}c")" ] || fatal 'its length came out wrong'
+    why='failed its length came out wrong'
+    [ -n "$device" ] || [ -n "$(exec find "$out" -prune -size "${size}c" 2>/dev/null)" ] || return 1
     # Zeros that were sent for short holes. Where no holes can be dug they stay.
-    [ "$dig" != yes ] || fallocate -d "$out" || :
+    [ "$dig" != yes ] || fallocate -d "$out" 2>/dev/null || :
 }
 
 put() {
@@ -516,7 +539,25 @@ put() {
     if [ "$sync" = sync ] && [ $((at + count)) = "$size" ]; then
         conv=notrunc,fsync synced=yes
     fi
-    dd bs=1048576 count="$count" $exact of="$out" seek="$at" $seek conv=$conv $mute || fatal 'it could not be written'
+    try dd bs=1048576 count="$count" $exact of="$out" seek="$at" $seek conv=$conv || {
+        count_unread
+        cannot "$doing"
+    }
+}
+
+# Sets $unread to how much of the record dd has left, as it counts what it read: whole blocks, and
+# a shorter one at the end. That of BusyBox counts nothing where it waits for storage in vain.
+count_unread() {
+    blocks=${said% records in*}
+    blocks=${blocks##*
+}
+    case $blocks in
+    'dd: failed to open '* | "dd: can't open "* | "dd: $out: Invalid argument") ;;
+    "dd: $out: "* | 'dd: closing '*) unread=0 ;;
+    '' | *[!0-9+]*) fatal "$here/${path#./} cannot be written: ${said##*: }" ;;
+    *+0) unread=$((count - ${blocks%+0} * 1048576)) ;;
+    *) unread=0 ;;
+    esac
 }
 
 # Writes the data of many records, and skips holes for which nothing has to be done.
@@ -524,7 +565,7 @@ put() {
 take_many() {
     passes=no
     needs_zeros || passes=yes
-    [ $passes = no ] || make_long
+    [ $passes = no ] || make_long || return 1
     # shellcheck disable=SC2016 # these are variables of perl
     left=$(PERL5OPT='' PERL_UNICODE='' perl -e '
         my ($out, $at, $passes, $kind, $count) = @ARGV;
@@ -537,20 +578,29 @@ take_many() {
             }
             exit 12;
         }
-        sub failed { warn "$out: $!\n"; exit 11 }
+        sub part {
+            my $got = sysread STDIN, $_[0], $count < 1048576 ? $count : 1048576;
+            exit 12 unless $got;
+            $count -= $got;
+            return $got;
+        }
+        sub failed {
+            my $why = $!;
+            part(my $bytes) while $kind eq "DATA" && $count > 0;
+            print "$kind $count $at: $why\n";
+            exit 11;
+        }
         open my $file, "+<", $out or failed;
         while ($kind eq "DATA" || $kind eq "HOLE" && $passes eq "yes") {
             sysseek $file, $at, 0 or failed;
             $at += $count;
             while ($kind eq "DATA" && $count > 0) {
-                my $got = sysread STDIN, my $bytes, $count < 1048576 ? $count : 1048576;
-                exit 12 unless $got;
+                my $got = part(my $bytes);
                 for (my $put = 0; $put < $got;) {
                     my $some = syswrite $file, $bytes, $got - $put, $put;
                     failed unless defined $some;
                     $put += $some;
                 }
-                $count -= $got;
             }
             ($kind, $count) = (line, line);
             exit 12 unless $count =~ /^[0-9]+$/;
@@ -558,12 +608,16 @@ take_many() {
         close $file or failed;
         print "$kind $count $at\n";
     ' "$out" "$at" $passes "$kind" "$count")
-    case $? in
+    status=$?
+    kind=${left%% *} unread=0
+    case $status in
     0) ;;
-    11) fatal 'it could not be written' ;;
+    11)
+        said=$left
+        cannot "$doing" || return 1
+        ;;
     *) exit 12 ;;
     esac
-    kind=${left%% *}
     left=${left#* }
     count=${left% *}
     at=${left#* }
@@ -573,13 +627,12 @@ take_many() {
 keep() {
     [ "$how" = fresh ] || return 0
     kept=yes
-    dd if="$path" bs=1048576 skip="$at" $skip count="$count" \
-        of="$out" seek="$at" $seek conv=notrunc $mute || fatal 'it could not be copied'
+    try dd if="$path" bs=1048576 skip="$at" $skip count="$count" \
+        of="$out" seek="$at" $seek conv=notrunc $mute || cannot 'copy what stays of'
 }
 
 hole() {
-    make_long
-    ! needs_zeros || zero
+    make_long && { ! needs_zeros || zero; }
 }
 
 # Whether zeros have to be written: a new file has them where nothing is written.
@@ -596,15 +649,18 @@ zero() {
         [ $((at + count)) != "$size" ] || rest=$(((4096 - size % 4096) % 4096))
         fallocate -p -o "$at" -l $((count + rest)) "$out" 2>/dev/null && return
     fi
-    dd if=/dev/zero bs=1048576 count="$count" $exact of="$out" seek="$at" $seek conv=notrunc $mute ||
-        fatal 'it could not be written'
+    try dd if=/dev/zero bs=1048576 count="$count" $exact of="$out" seek="$at" $seek conv=notrunc $mute ||
+        cannot "$doing"
 }
 
-# Reads the records of a file that failed.
+# Reads the rest of the records of a file that failed.
 drain() {
-    while record; do
+    while :; do
+        [ "$unread" = 0 ] || dd bs=1048576 count="$unread" $exact of=/dev/null $mute 2>/dev/null || fatal 'reading failed'
+        record
+        unread=0
         case $kind in
-        DATA) dd bs=1048576 count="$count" $exact of=/dev/null $mute || fatal 'reading failed' ;;
+        DATA) unread=$count ;;
         STOP | END) return ;;
         esac
     done
@@ -620,8 +676,8 @@ through() {
     HOLESYNC_DEST=$plain
     export HOLESYNC_SIZE HOLESYNC_DEST
     decode "$3"
-    temp=$(mktemp -d) || fatal 'a temporary directory could not be made'
-    mkfifo "$temp/image" || fatal 'a pipe for the command could not be made'
+    temp=$(mktemp -d 2>/dev/null) || fatal 'a temporary directory could not be made'
+    mkfifo "$temp/image" 2>/dev/null || fatal 'a pipe for the command could not be made'
     group=
     command -v setsid >/dev/null 2>&1 && group=setsid
     $group sh -c "$plain" <"$temp/image" >&2 &
@@ -654,8 +710,8 @@ expand() {
     at=0
     while record; do
         case $kind in
-        DATA) dd bs=1048576 count="$count" $exact $mute ;;
-        HOLE) dd if=/dev/zero bs=1048576 count="$count" $exact $mute ;;
+        DATA) dd bs=1048576 count="$count" $exact $mute 2>/dev/null ;;
+        HOLE) dd if=/dev/zero bs=1048576 count="$count" $exact $mute 2>/dev/null ;;
         END) break ;;
         *) exit 12 ;;
         esac || exit 1

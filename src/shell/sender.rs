@@ -15,7 +15,8 @@ use crate::protocol::{MAX_LENGTH, MAX_PATH, Plain};
 use crate::remote::{self, Incoming, Input, Output};
 use crate::report::{Event, Item, ItemKind, Phase, Reporter};
 use crate::scan::{Content, is_zero};
-use crate::shell::{self, CommandResult, RecordLines, sparse_tar};
+use crate::shell::refusal::{self, CommandResult};
+use crate::shell::{self, RecordLines, sparse_tar};
 use crate::source::{Metadata, Owner};
 use crate::stream::Sink;
 
@@ -23,6 +24,8 @@ use crate::stream::Sink;
 const SMALL_FACTOR: u64 = 20;
 /// See [`SMALL_FACTOR`].
 pub const LARGE_FACTOR: u64 = 2048;
+/// The most complaints about one listing that are shown.
+const MAX_COMPLAINTS: usize = 1000;
 /// The memory for the window of zstd, as a power of two. Level 1 needs less.
 const MAX_WINDOW: u32 = 23;
 
@@ -171,29 +174,45 @@ impl SendingShell {
 
     pub fn answer(&mut self, good: &[u8]) -> Result<CommandResult> {
         let line = self.line()?;
-        shell::read_result(&line, good, &self.host)
+        refusal::read_result(&line, good, &self.host)
     }
 
-    /// Reads how a file comes that was asked for in this encoding, or why none comes.
-    pub fn sent(&mut self, asked: Encoding) -> Result<std::result::Result<Encoding, String>> {
-        let line = self.line()?;
-        Ok(match line.strip_prefix(b"sent ") {
+    /// Reads who else uses a file, if that is known, and how it comes that was asked for in this
+    /// encoding, or why it does not.
+    pub fn sent(&mut self, asked: Encoding) -> Result<(Option<String>, CommandResult<Encoding>)> {
+        let mut line = self.line()?;
+        let busy = line.strip_prefix(b"busy ").map(escape);
+        if busy.is_some() {
+            line = self.line()?;
+        }
+        let sent = match line.strip_prefix(b"sent ") {
             Some(how) if how == asked.word() => Ok(asked),
             Some(how) if how == Encoding::Whole.word() => Ok(Encoding::Whole),
             Some(_) => return Err(shell::unexpected(&line, &self.host)),
-            None => shell::read_result(&line, b"", &self.host)?.map(|()| asked),
-        })
+            None => refusal::read_result(&line, b"", &self.host)?.map(|()| asked),
+        };
+        Ok((busy, sent))
     }
 
-    /// Reads a listing, and returns the exit status of the command that made it.
-    pub fn list(&mut self, mut take: impl FnMut(&[u8]) -> Option<()>) -> Result<Vec<u8>> {
+    /// Reads a listing. Returns what the commands that made it complained of, and whether they
+    /// ended well.
+    pub fn list(&mut self, mut take: impl FnMut(&[u8]) -> Option<()>) -> Result<(Vec<Vec<u8>>, bool)> {
         let mut record = RecordLines::default();
+        let mut complaints = Vec::new();
         loop {
             let line = self.next_line()?;
             if record.is_empty()
                 && let Some(status) = line.strip_prefix(b"listed ")
             {
-                return Ok(status.to_vec());
+                return Ok((complaints, status == b"0"));
+            }
+            if record.is_empty()
+                && let Some(complaint) = line.strip_prefix(b"said ")
+            {
+                if complaints.len() < MAX_COMPLAINTS {
+                    complaints.push(complaint.to_vec());
+                }
+                continue;
             }
             // A line in the middle of a name may be anything.
             let line = if record.is_empty() { shell::check_line(line, &self.host)? } else { line };
@@ -204,10 +223,10 @@ impl SendingShell {
     }
 
     /// Reads the target of a symlink.
-    pub fn link(&mut self) -> Result<std::result::Result<Vec<u8>, String>> {
+    pub fn link(&mut self) -> Result<CommandResult<Vec<u8>>> {
         let line = self.line()?;
         let Some(length) = line.strip_prefix(b"link ") else {
-            return Ok(shell::read_result(&line, b"", &self.host)?.map(|()| Vec::new()));
+            return Ok(refusal::read_result(&line, b"", &self.host)?.map(|()| Vec::new()));
         };
         let length = std::str::from_utf8(length).ok().and_then(|text| text.parse().ok());
         let length = length.filter(|length| (1..=MAX_PATH).contains(length));

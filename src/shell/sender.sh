@@ -6,6 +6,8 @@
 main() {
     prepare
     trap 'exit 20' HUP INT TERM PIPE
+    # What tools say of a failure becomes part of an answer; what they print may be content.
+    exec 3>&1
     set -f
     start=$(pwd -P)
     probe
@@ -47,8 +49,21 @@ probe() {
 # Lists a source and everything below it. A symlink that is named itself is followed
 # to a file, and to a directory if its path means the contents.
 list() {
-    cd -P "$start" || exit 12
+    cd -P "$start" 2>/dev/null || exit 12
     decode_path "$1"
+    said=$(print_list 2>&1 >&3 3>&-)
+    # The status tells whether all of it could be read. The slashes end a record that
+    # was broken off.
+    status=$?
+    say //
+    IFS='
+'
+    for line in $said; do say "said $line"; done
+    unset IFS
+    say "listed $status"
+}
+
+print_list() {
     contents=no
     case $plain in */ | */. | */.. | . | ..) contents=yes ;; esac
     if [ -L "$plain" ] && [ -d "$plain" ] && [ $contents = no ]; then
@@ -60,28 +75,23 @@ list() {
     else
         stat -L -c "$format .//" "$plain"
     fi
-    # The status tells whether all of it could be read. The slashes end a record that
-    # was broken off.
-    status=$?
-    say //
-    say "listed $status"
 }
 
 # Makes the names that follow relative to this source, if it is a directory.
 enter() {
-    cd -P "$start" || exit 12
+    cd -P "$start" 2>/dev/null || exit 12
     decode_path "$1"
-    ! [ -d "$plain" ] || cd -P "$plain" || exit 12
+    ! [ -d "$plain" ] || cd -P "$plain" 2>/dev/null || exit 12
 }
 
 # Prints the target of a symlink: its number of bytes, and the bytes.
 follow() {
     decode_path "$1"
-    if link=$(readlink "$plain" && echo .); then
+    if link=$(readlink "$plain" 2>/dev/null && echo .); then
         link=${link%??}
         printf 'link %s\n%s\n' "${#link}" "$link"
     else
-        say 'failed cannot be read'
+        refuse
     fi
 }
 
@@ -90,23 +100,22 @@ follow() {
 get() {
     decode_path "$4"
     if ! { [ -f "$plain" ] || [ -b "$plain" ]; } || ! [ -r "$plain" ]; then
-        say 'failed cannot be read'
+        refuse
         return
     fi
     before=$(look_at)
-    if [ ! -b "$plain" ] && [ "$(stat -L -c %s "$plain")" != "$2" ]; then
+    if [ ! -b "$plain" ] && [ "$(stat -L -c %s "$plain" 2>/dev/null)" != "$2" ]; then
         say 'failed changed since it was looked at'
         return
     fi
-    ! in_use "$plain" writers ||
-        echo "$plain is in use: $who; the copy may be inconsistent, send a snapshot" >&2
+    ! in_use "$plain" writers || say "busy $who"
     [ "$1" != tar ] || counts_blocks || {
         shift
         set -- whole "$@"
     }
     say "sent $1"
-    status=0
-    pour "$@" || status=$?
+    said=$(pour "$@" 2>&1 >&3 3>&-)
+    status=$?
     if [ $status = 0 ] && [ "$before" = "$(look_at)" ]; then
         say 'done'
         return
@@ -116,10 +125,21 @@ get() {
     case $1:$status in
     tar:* | gzip:0 | zstd:0) say 'failed changed while it was read, or could not be read to its end' ;;
     *)
-        echo "$plain changed while it was read, or could not be read to its end" >&2
+        echo "$plain changed while it was read, or could not be read to its end${said:+: ${said##*: }}" >&2
         exit 12
         ;;
     esac
+}
+
+# Answers why what was listed cannot be read.
+refuse() {
+    if ! [ -e "$plain" ] && ! [ -L "$plain" ]; then
+        say 'cannot read: No such file or directory'
+    elif [ -r "$plain" ]; then
+        say 'failed is something else than when it was looked at'
+    else
+        say 'cannot read: Permission denied'
+    fi
 }
 
 # Whether tar may go by the blocks of a file: it takes one without any for a hole, which is so
@@ -131,16 +151,16 @@ counts_blocks() {
 
 pour() {
     case $1 in
-    whole) head -c "$2" "$plain" ;;
-    gzip) gzip -1 -c <"$plain" ;;
-    zstd) zstd -1 -q -c <"$plain" ;;
-    tar) tar -c -S -P -h --no-unquote -b "$3" --format=posix --hard-dereference -f - "$plain" </dev/null ;;
+    whole) exec head -c "$2" "$plain" ;;
+    gzip) exec gzip -1 -c <"$plain" ;;
+    zstd) exec zstd -1 -q -c <"$plain" ;;
+    tar) exec tar -c -S -P -h --no-unquote -b "$3" --format=posix --hard-dereference -f - "$plain" </dev/null ;;
     esac
 }
 
 # Prints what changes with a file.
 look_at() {
-    stat -L -c '%d %i %s %y %z' "$plain"
+    stat -L -c '%d %i %s %y %z' "$plain" 2>/dev/null
 }
 
 main

@@ -5,13 +5,14 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::error::{Failure, Result, code, escape};
+use crate::error::Result;
 use crate::protocol;
 use crate::report::{Event, ItemKind, Stats};
 use crate::shell::receive::{Admission, ReceiveJob};
+use crate::shell::refusal::Refusal;
 use crate::shell::sender::{FileType, ListedEntry, read_entry};
 use crate::shell::{ShellSession, relative};
-use crate::source::names_contents;
+use crate::source::{self, names_contents};
 use crate::working::names_working_file;
 
 /// Tells of everything that `sources` have.
@@ -33,14 +34,15 @@ impl ReceiveJob<'_> {
     /// Lists a source and what is below it.
     pub(super) fn list(&mut self, source: &[u8]) -> Result<Vec<ListedEntry>> {
         self.far.command(&[b"source", source])?;
-        let path = Path::new(OsStr::from_bytes(source));
+        // Where nothing is named the home is meant.
+        let path = Path::new(OsStr::from_bytes(if source.is_empty() { b"~" } else { source }));
         let prefix = if names_contents(path) || path == Path::new("~") {
             Vec::new()
         } else {
             path.file_name().unwrap_or_default().as_bytes().to_vec()
         };
         let mut found = Vec::new();
-        let status = self.far.list(|record| {
+        let (complaints, is_whole) = self.far.list(|record| {
             let mut entry = read_entry(record)?;
             entry.source =
                 if entry.name.is_empty() { path.into() } else { path.join(OsStr::from_bytes(&entry.name)) };
@@ -52,9 +54,19 @@ impl ReceiveJob<'_> {
             found.push(entry);
             Some(())
         })?;
-        if status != b"0" {
-            let why = format!("{}: cannot read {}, or not all of it", self.far.host, escape(source));
-            self.failed(Failure::new(code::PARTIAL, why).on(&self.far.host));
+        let mut unread = complaints.iter().filter_map(|line| Refusal::read_complaint(line)).peekable();
+        if !is_whole && unread.peek().is_none() {
+            let why = Refusal::Because("not all of it can be listed".into());
+            self.fail_far_at(path, why);
+        }
+        for (name, why) in unread {
+            match name.strip_prefix(b"./").filter(|_| !found.is_empty()) {
+                Some(below) => {
+                    let error = why.error(path.join(OsStr::from_bytes(below)));
+                    self.failed(source::lost(&error).on(&self.far.host));
+                }
+                None => self.fail_far_at(path, why),
+            }
         }
         Ok(found)
     }
@@ -73,7 +85,7 @@ impl ReceiveJob<'_> {
         }
         if names_working_file(&entry.target) {
             if entry.name.is_empty() {
-                self.fail_far(entry, "is named like a working file: give it another name");
+                self.refuse(entry, "is named like a working file: give it another name");
                 return Admission::SkipAll;
             }
             return Admission::Skip;
@@ -82,7 +94,7 @@ impl ReceiveJob<'_> {
             return Admission::Skip;
         }
         if let Err(what) = protocol::check_path(&entry.target) {
-            self.fail_far(entry, &what);
+            self.refuse(entry, &what);
             return Admission::Skip;
         }
         Admission::Receive
@@ -120,7 +132,7 @@ impl ReceiveJob<'_> {
                 match self.far.link()? {
                     Ok(found) => link = found,
                     Err(why) => {
-                        self.fail_far(entry, &why);
+                        self.fail_far(entry, why);
                         return Ok(());
                     }
                 }

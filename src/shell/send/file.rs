@@ -13,6 +13,7 @@ use crate::scan::{Content, FileImage};
 use crate::shell::compare::{self, KeptBlocks};
 use crate::shell::pieces::{self, Cutter, DIG, Piece, RecordMerger, SHORT_HOLE, STOP};
 use crate::shell::receiver::FarRootKind;
+use crate::shell::refusal::Refusal;
 use crate::shell::{FarFile, relative};
 use crate::source::{self, Kind, Metadata, OpenSource, Source};
 use crate::stream::Record;
@@ -41,8 +42,8 @@ impl SendJob<'_> {
         let Kind::File { length, allocated, .. } = source.kind else { return Ok(()) };
         let far = self.far_files.get(&source.target);
         if self.options.dry_run && far.is_some_and(FarFile::is_directory) && self.is_full(&source.target) {
-            self.pending
-                .fail_far(&source.target, "there is a directory where a file must go; remove it first");
+            let why = "there is a directory where a file must go; remove it first";
+            self.pending.fail_far(&source.target, Refusal::Because(why.into()));
             return Ok(());
         }
         let far = far.filter(|far| far.is_file()).cloned();

@@ -1,0 +1,257 @@
+//! What is said where something fails and the far side has only a shell: the file with its host,
+//! what failed, no line of a tool; and the other files go on.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::common::account::which;
+use crate::common::check::{assert_no_leftovers, assert_same};
+use crate::common::lab::{self, Mounted};
+use crate::common::layout::{Layout, Rng};
+use crate::common::peer::{Peer, at, shell_word};
+use crate::common::process::{Outcome, PROGRAM, run};
+use crate::common::tree::{mkdir, slash};
+
+const MIB: usize = 1 << 20;
+const SHELLS: [&str; 3] = ["dash", "bash", "busybox"];
+
+/// A far side whose shell is this one; that of BusyBox has nothing but the tools of BusyBox.
+/// `wrap` stands before the shell.
+fn far_side(dir: &Path, shell: &str, wrap: &str) -> Peer {
+    let bin = mkdir(dir.join(format!("bin-{shell}")));
+    let program = which(shell);
+    symlink(&program, bin.join("sh")).expect("symlink");
+    if shell == "busybox" {
+        for applet in run(Command::new(&program).arg("--list")).ok().stdout.lines() {
+            // One of them is the shell.
+            let _ = symlink(&program, bin.join(applet));
+        }
+    }
+    let rest = if shell == "busybox" { "" } else { ":$PATH" };
+    let strace = which("strace");
+    let wrap = wrap.replace("strace", strace.to_str().expect("a path"));
+    Peer::script(
+        dir,
+        &format!("export PATH={bin}{rest}\nexec {wrap} {bin}/sh -c \"$command\"", bin = shell_word(&bin)),
+    )
+}
+
+/// Whether no line comes from a tool as it is.
+#[track_caller]
+fn assert_in_words_of_the_job(outcome: &Outcome) {
+    for line in outcome.stderr.lines() {
+        assert!(line.starts_with("holesync: "), "{line:?} in {outcome}");
+        assert!(!line.contains("peer: peer"), "the host twice: {outcome}");
+    }
+}
+
+/// Three images, the one in the middle of 90 MiB where it is `large`.
+fn three(dir: &Path, large: bool) -> PathBuf {
+    let from = mkdir(dir.join("from"));
+    let mut rng = Rng(1);
+    for (name, len) in [("a", MIB / 2), ("b", if large { 90 * MIB } else { MIB / 2 }), ("c", MIB / 2)] {
+        Layout::dense(name, len, &mut rng).write(&from.join(name));
+    }
+    from
+}
+
+/// What is wrong with the destination.
+#[derive(Debug, Clone, Copy)]
+enum Wrong {
+    Full,
+    ReadOnly,
+    /// A file that may not be replaced.
+    Immutable,
+    /// Storage fails when it is waited for.
+    Storage,
+    /// A directory in the place of a file.
+    Directory,
+}
+
+/// What is wrong, the options, the code, what is said, and which files arrive all the same.
+type Row = (Wrong, &'static [&'static str], i32, &'static [&'static str], &'static [&'static str]);
+
+#[test]
+fn what_cannot_be_written_there_is_named_and_the_rest_arrives() {
+    if !lab::is_root() {
+        return;
+    }
+    let table: [Row; 7] = [
+        (Wrong::Full, &[], 11, &["no space left for {}/b", "is untouched", "starts anew"], &["a", "c"]),
+        (Wrong::Full, &["--inplace"], 11, &["no space left for {}/b"], &["a", "c"]),
+        (Wrong::ReadOnly, &[], 23, &["the temp file of {}/a: Read-only", "the temp file of {}/c"], &[]),
+        (Wrong::Immutable, &[], 23, &["cannot replace {}/b: Operation not permitted"], &["a", "c"]),
+        (Wrong::Immutable, &["--inplace"], 23, &["cannot write in place {}/b: Operation not"], &["a", "c"]),
+        (Wrong::Storage, &[], 11, &["cannot write {}/a: I", "cannot write {}/c: I", "3 of the files"], &[]),
+        (Wrong::Directory, &[], 23, &["{}/b: there is a directory"], &["a", "c"]),
+    ];
+    for shell in SHELLS {
+        for (wrong, options, code, says, arrive) in table {
+            let dir = lab::scratch();
+            let from = three(dir.path(), matches!(wrong, Wrong::Full));
+            let small = if let Wrong::Full = wrong { lab::small() } else { None };
+            let mounted = if let Wrong::ReadOnly = wrong {
+                let mounted = Mounted::new(8, &["mkfs.ext4", "-q"], &["-o", "loop"]);
+                run(Command::new("mount").args(["-o", "remount,ro"]).arg(mounted.path())).ok();
+                Some(mounted)
+            } else {
+                None
+            };
+            let to = match (&small, &mounted) {
+                (Some(small), _) => small.dir.path().to_path_buf(),
+                (_, Some(mounted)) => mounted.path().to_path_buf(),
+                _ => mkdir(dir.path().join("to")),
+            };
+            let mut wrap = "";
+            match wrong {
+                Wrong::Full | Wrong::ReadOnly => {}
+                Wrong::Immutable => fs::write(to.join("b"), "old").expect("write"),
+                Wrong::Storage => {
+                    wrap = "strace -f -qq -o /dev/null -e trace=fsync -e inject=fsync:error=EIO --"
+                }
+                Wrong::Directory => fs::write(mkdir(to.join("b")).join("inner"), "old").expect("write"),
+            }
+            if let Wrong::Immutable = wrong {
+                run(Command::new("chattr").arg("+i").arg(to.join("b"))).ok();
+            }
+            let peer = far_side(dir.path(), shell, wrap);
+            let outcome = run(peer.shell().args(options).arg("-r").arg(slash(&from)).arg(at(&to)));
+            if let Wrong::Immutable = wrong {
+                run(Command::new("chattr").arg("-i").arg(to.join("b"))).ok();
+            }
+            let outcome = outcome.code(code);
+            for part in says {
+                let part = part.replace("{}", to.to_str().expect("a path"));
+                assert!(
+                    outcome.stderr.contains(&part),
+                    "{shell} {wrong:?}: {part:?} is missing in {outcome}"
+                );
+            }
+            let last = outcome.stderr.lines().last().expect("a line");
+            let first = if let Wrong::ReadOnly | Wrong::Storage = wrong { "a" } else { "b" };
+            let first = format!("peer:{}", to.join(first).display());
+            assert!(
+                last.contains(&first) && last.contains("could not be transferred"),
+                "{shell} {wrong:?}: {outcome}"
+            );
+            assert_in_words_of_the_job(&outcome);
+            for name in arrive {
+                assert!(to.join(name).exists(), "{shell} {wrong:?}: {name} is missing: {outcome}");
+                assert_same(&from.join(name), &to.join(name));
+            }
+            assert_no_leftovers(&to);
+        }
+    }
+}
+
+/// The program as a user without any rights, from and to whom nothing else is kept.
+fn as_nobody(program: &Path, peer: &Peer) -> Command {
+    let mut nobody = Command::new("setpriv");
+    nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(program);
+    nobody.args(["-e", peer.rsh(), "--agent=none"]);
+    nobody
+}
+
+fn open_to_all(path: &Path) {
+    fs::set_permissions(path, PermissionsExt::from_mode(0o777)).expect("chmod");
+}
+
+#[test]
+fn a_directory_without_permission_is_named() {
+    if !lab::is_root() {
+        return;
+    }
+    for shell in SHELLS {
+        let dir = lab::scratch();
+        open_to_all(dir.path());
+        let program = lab::install(PROGRAM.as_ref(), dir.path());
+        let from = three(dir.path(), false);
+        fs::write(mkdir(from.join("d")).join("e"), "e").expect("write");
+        let to = mkdir(dir.path().join("to"));
+        open_to_all(&mkdir(to.join("d")));
+        let peer = far_side(dir.path(), shell, "");
+        let outcome = run(as_nobody(&program, &peer).arg("-r").arg(slash(&from)).arg(at(&to))).code(23);
+        let path = |name: &str| to.join(name).to_str().expect("a path").to_owned();
+        let outcome = outcome.says(&[
+            &format!("peer: cannot create the temp file of {}: Permission denied", path("a")),
+            &format!("peer: cannot create the temp file of {}: Permission denied", path("c")),
+            "3 of the files could not be transferred",
+        ]);
+        assert_in_words_of_the_job(&outcome);
+        assert_eq!(fs::read_to_string(to.join("d/e")).expect("read"), "e");
+        // A directory that would have to be made is the destination as a whole.
+        let missing = to.join("new");
+        let outcome = run(as_nobody(&program, &peer).arg("-r").arg(slash(&from)).arg(at(&missing))).code(3);
+        let outcome =
+            outcome.says(&[&format!("cannot create the directory {}: Permission denied", missing.display())]);
+        assert_in_words_of_the_job(&outcome);
+    }
+}
+
+#[test]
+fn what_cannot_be_read_there_is_named_and_the_rest_arrives() {
+    if !lab::is_root() {
+        return;
+    }
+    for shell in SHELLS {
+        let dir = lab::scratch();
+        open_to_all(dir.path());
+        let program = lab::install(PROGRAM.as_ref(), dir.path());
+        let from = three(dir.path(), false);
+        let locked = mkdir(from.join("it's locked"));
+        for path in [&locked, &from.join("b")] {
+            fs::set_permissions(path, PermissionsExt::from_mode(0o000)).expect("chmod");
+        }
+        let to = mkdir(dir.path().join("to"));
+        open_to_all(&to);
+        let peer = far_side(dir.path(), shell, "");
+        let outcome = run(as_nobody(&program, &peer).arg("-r").arg(at(slash(&from))).arg(&to)).code(23);
+        let outcome = outcome.says(&[
+            &format!("peer: cannot read {}: Permission denied", locked.display()),
+            &format!("peer: cannot read {}: Permission denied", from.join("b").display()),
+            "2 of the files could not be transferred",
+        ]);
+        assert_in_words_of_the_job(&outcome);
+        for name in ["a", "c"] {
+            assert_same(&from.join(name), &to.join(name));
+        }
+        assert_no_leftovers(&to);
+        let missing = from.join("missing");
+        let outcome = run(peer.shell().arg(at(&missing)).arg(&to)).code(23);
+        let outcome =
+            outcome.says(&[&format!("peer: cannot read {}: No such file or directory", missing.display())]);
+        assert_in_words_of_the_job(&outcome);
+    }
+}
+
+#[test]
+fn what_vanishes_there_is_named_and_the_rest_arrives() {
+    // That of BusyBox may run its own tools, whatever is in its PATH.
+    for shell in ["dash", "bash"] {
+        let dir = lab::scratch();
+        let from = three(dir.path(), false);
+        let to = mkdir(dir.path().join("to"));
+        let bin = mkdir(dir.path().join("gone"));
+        // The last one goes when everything is listed and the first one is read.
+        let listed = run(Command::new("find").arg(&from).args(["-type", "f"])).ok();
+        let last = PathBuf::from(listed.stdout.lines().last().expect("a name"));
+        let gone = shell_word(&last);
+        fs::write(
+            bin.join("head"),
+            format!("#!/bin/sh\nrm -f {gone}\nexec {} \"$@\"\n", which("head").display()),
+        )
+        .expect("write");
+        fs::set_permissions(bin.join("head"), PermissionsExt::from_mode(0o755)).expect("chmod");
+        let peer = far_side(dir.path(), shell, &format!("env PATH={}:$PATH", shell_word(&bin)));
+        let outcome = run(peer.shell().arg("-r").arg(at(slash(&from))).arg(&to)).code(24);
+        let outcome =
+            outcome.says(&[&format!("peer: cannot read {}: No such file or directory", last.display())]);
+        assert_in_words_of_the_job(&outcome);
+        for name in ["a", "b", "c"].into_iter().filter(|name| from.join(name) != last) {
+            assert_same(&from.join(name), &to.join(name));
+        }
+        assert_no_leftovers(&to);
+    }
+}
