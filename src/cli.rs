@@ -7,13 +7,13 @@ mod choose;
 mod delete;
 mod help;
 mod info;
+mod mistakes;
 mod reach;
 mod record;
 mod rsync;
 mod values;
 mod verb;
 mod verbs;
-mod version;
 mod when;
 mod workplace;
 
@@ -86,12 +86,14 @@ impl Cli {
             return Err(told);
         }
         let words = || arguments.iter().map_while(|word| word.to_str().filter(|word| *word != "--"));
-        if let Some(told) = info::help(words()).or_else(|| version::in_detail(words().skip(1))) {
+        if let Some(told) = info::help(words()).or_else(|| help::version::in_detail(words().skip(1))) {
             return Err(told);
         }
         let command = help::command();
-        let arguments = rsync::rewrite(arguments, command.clone())?;
-        Cli::from_arg_matches(&command.try_get_matches_from(arguments)?)
+        let meant = mistakes::options_before_a_verb(&arguments);
+        let read = rsync::rewrite(arguments, command.clone())
+            .and_then(|arguments| Cli::from_arg_matches(&command.clone().try_get_matches_from(arguments)?));
+        read.map_err(|error| meant.filter(|_| error.use_stderr()).unwrap_or(error))
     }
 }
 
@@ -325,6 +327,8 @@ impl TransferArgs {
         {
             options.filter = self.filter.rules(&["- /*/*"], [None, None])?;
         }
+        mistakes::refuse(&self.paths)?;
+        mistakes::check_dest(is_listing, self.inplace || self.verify || self.preallocate || self.as_is)?;
         workplace::check(&options, self.through.is_some())?;
         self.filter.check(&options, self.through.is_some())?;
         delete::check(&options, self.through.is_some())?;

@@ -99,6 +99,9 @@ impl Location {
         if bytes[colon + 1..].starts_with(b":") {
             return Err(daemon());
         }
+        if let Some(what) = no_path(&bytes[..colon], &bytes[colon + 1..]) {
+            return Err(Error::Usage(format!("{text:?} {what}")));
+        }
         let (user, host) = split_user(&bytes[..colon]);
         let host = unbracket(host);
         Ok(Location::Remote(host_of(user, host, None, text)?, remote_path(&bytes[colon + 1..])))
@@ -115,6 +118,23 @@ impl std::fmt::Display for Host {
             write!(f, " port {port}")?;
         }
         Ok(())
+    }
+}
+
+/// What the text is, if what is before its colon is no host.
+fn no_path(before: &[u8], behind: &[u8]) -> Option<&'static str> {
+    match (before, behind) {
+        ([b'A'..=b'Z'], [b'\\' | b'/', ..]) | ([b'a'..=b'z'], [b'\\', ..]) => Some(
+            "is a path of Windows: write /dir/file, or host:/dir/file for ssh; a host of that name is [X]:/path",
+        ),
+        (b"http" | b"https" | b"ftp", [b'/', b'/', ..]) => {
+            Some("is fetched by nobody here: load it into a file first, with curl -o, and send that")
+        }
+        (b"scp" | b"sftp", [b'/', b'/', ..]) => {
+            Some("is reached over ssh: write ssh://[user@]host[:port]/path")
+        }
+        (b"file", [b'/', b'/', ..]) => Some("is a file here: write its path alone, without file://"),
+        _ => None,
     }
 }
 
@@ -221,6 +241,7 @@ mod tests {
         assert_eq!(parse("h:").unwrap(), remote(None, "h", None, "."));
         assert_eq!(parse("h:a:b@c").unwrap(), remote(None, "h", None, "a:b@c"));
         assert_eq!(parse("u@[fe80::1%eth0]:/p").unwrap(), remote(Some("u"), "fe80::1%eth0", None, "/p"));
+        assert_eq!(parse("[D]:/p").unwrap(), remote(None, "D", None, "/p"));
         assert_eq!(parse("[::1]:/p").unwrap(), remote(None, "::1", None, "/p"));
         assert_eq!(parse("ssh://u@h:22022/p").unwrap(), remote(Some("u"), "h", Some(22022), "/p"));
         assert_eq!(parse("ssh://[::1]:5/p").unwrap(), remote(None, "::1", Some(5), "/p"));
@@ -261,6 +282,11 @@ mod tests {
             "ssh://h:x/p",
             "ssh://-h/p",
             "[-x]:/p",
+            "C:\\img",
+            "D:/img",
+            "https://h/x",
+            "sftp://h/x",
+            "file:///x",
         ] {
             assert_eq!(parse(bad).unwrap_err().exit_code(), 1, "{bad}");
         }

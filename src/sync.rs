@@ -169,7 +169,10 @@ fn origin(sources: &[Location]) -> Result<Origin> {
     match remote {
         None => Ok(Origin::Local(local)),
         Some((host, paths)) if local.is_empty() => Ok(Origin::Remote(host, paths)),
-        Some(_) => Err(Error::Usage("all sources must be on one machine".into())),
+        Some((host, _)) => Err(Error::Usage(format!(
+            "all sources must be on one machine, not here and on {host}: the last operand alone is DEST; for several hosts run \
+             it once for each"
+        ))),
     }
 }
 

@@ -25,8 +25,7 @@ impl NodeDirectories {
         if !belongs_there {
             return Ok(());
         }
-        let why =
-            "there is no such device, and a file in its place would be of no use: set the device up first";
+        let why = "there is no such device, and a file in its place would be of no use: set the device up first (lsblk shows which there are)";
         Err(Error::refused(&place.path, why))
     }
 

@@ -1,6 +1,8 @@
 //! What `-h` and `--help` say: which option stands where, what SRC and DEST are, examples, exit
 //! codes. The manual is made of the same.
 
+pub mod version;
+
 use clap::{Command, CommandFactory, ValueHint};
 
 use crate::cli::Cli;

@@ -403,7 +403,7 @@ open() {
         room=$(blockdev --getsize64 "$1" 2>/dev/null || echo "$size")
         [ "$room" -ge "$size" ] || why="failed the device holds $room bytes and the image has $size; nothing was written"
     elif is_missing_node "$1"; then
-        why='failed there is no such device, and a file in its place would be of no use: set the device up first'
+        why='failed there is no such device, and a file in its place would be of no use: set the device up first (lsblk shows which there are)'
     elif [ "$how:$named" = inplace:yes ] && [ -L "$1" ] && [ -f "$1" ]; then
         # As a device, the file that the user named is found through symlinks.
         out=$(readlink -f "$1" && echo .)

@@ -3,6 +3,7 @@
 mod diff;
 mod errors;
 mod help;
+mod mistakes;
 mod rsync;
 mod terminal;
 

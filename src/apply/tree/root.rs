@@ -140,6 +140,11 @@ impl DestinationRoot {
             Ok(_) => Err(Error::Destination(format!(
                 "{shown} is not a directory, and more than one file is to go there"
             ))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+                Err(Error::Destination(format!(
+                    "{shown} is no directory, which a slash at the end asks for: leave the slash out to name a file"
+                )))
+            }
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::Destination(format!("cannot open the directory {shown}: {error}")))
             }
@@ -176,7 +181,11 @@ impl DestinationRoot {
     fn open(path: &NamedPath, rename: Option<OsString>, is_new: bool) -> Result<DestinationRoot> {
         let dir = path.open(OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(|error| {
             let shown = printable(path.path());
-            Error::Destination(format!("cannot open the directory {shown}: {error}; create it first"))
+            let todo = match path.path().starts_with("/dev") {
+                true => "lsblk shows which devices there are",
+                false => "create it first",
+            };
+            Error::Destination(format!("cannot open the directory {shown}: {error}; {todo}"))
         })?;
         let shown = path.path().to_path_buf();
         let own = Arc::<OwnDirectories>::default();

@@ -1,0 +1,167 @@
+//! Typical mistakes on the command line, as a table: what is typed, the exit code, what is
+//! said. None of them changes anything at the destination.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::common::lab;
+use crate::common::peer::Peer;
+use crate::common::process::{holesync, start_on};
+
+/// What is typed in a directory that has `img`, an image; `old`, another one; `dir` with a file
+/// in it; `a:b` and `map`, images with odd names; `img.gz`; and `rec`, a stream of records.
+const HERE: &[(&str, i32, &str)] = &[
+    // Options and commands in the wrong order, and commands that are none.
+    (
+        "-v map img",
+        1,
+        "map is a command, and its options go behind it: holesync map ...; for a file of that name write ./map",
+    ),
+    ("-v map img --svg x.svg", 1, "its options go behind it: holesync map ..."),
+    ("-P digest img", 1, "holesync digest ..."),
+    ("--json send img", 1, "for a file of that name write ./send"),
+    ("-P diff img old", 1, "holesync diff ..."),
+    ("map img old", 1, "unexpected argument 'old'"),
+    (
+        "cp img old",
+        1,
+        "there is no command cp, and no file of that name: write SRC and DEST alone, holesync SRC DEST",
+    ),
+    ("push img peer:old", 1, "there is no command push"),
+    ("if=img of=old bs=4M", 1, "if=img is a word of dd: write img alone, as in holesync SRC DEST"),
+    // Hosts that read as files, and files that read as hosts.
+    (
+        "img user@host",
+        1,
+        "user@host has no colon, and would be a file here: write user@host: for a path on that host, or ./user@host for the \
+         file",
+    ),
+    ("img user@host/dir/img", 1, "write user@host:/dir/img for a path on that host"),
+    ("img 10.0.0.1", 1, "write 10.0.0.1: for a path on that host, or ./10.0.0.1 for the file"),
+    ("user@host/img old", 1, "write user@host:/img for a path on that host"),
+    (
+        "img 'host;/dir/img'",
+        1,
+        "host;/dir/img has a semicolon where host and path have a colon: write host:/dir/img",
+    ),
+    (
+        "a:b old",
+        1,
+        "a:b is a file here, and reads as the path b on the host a: write ./a:b for the file, [a]:b for the host",
+    ),
+    (r"img 'C:\img'", 1, "is a path of Windows: write /dir/file, or host:/dir/file for ssh"),
+    (r"img 'D:/img'", 1, "a host of that name is [X]:/path"),
+    (r"'\\server\img' old", 1, "is a path of Windows"),
+    ("https://host/img old", 1, "load it into a file first, with curl -o"),
+    ("img sftp://host/img", 1, "is reached over ssh: write ssh://[user@]host[:port]/path"),
+    ("file:///img old", 1, "write its path alone, without file://"),
+    ("host::module/img old", 1, "names an rsync daemon, which holesync does not speak to"),
+    // Options of ssh.
+    ("img old -o Port=22", 1, "Port=22 looks like an option of ssh: write -e 'ssh -o Port=22'"),
+    ("-p 2222 img peer:old", 1, "if it is the port of ssh, write ssh://host:2222/path, or -e 'ssh -p 2222'"),
+    // SRC and DEST that are missing, or too many.
+    ("--verify img", 1, "there is no DEST: SRC alone is listed"),
+    ("img -", 1, "DEST cannot be stdout: holesync send IMG | holesync recv - writes an image there"),
+    ("img one:old two:old", 1, "the last operand alone is DEST; for several hosts run it once for each"),
+    (
+        "one:img two:old",
+        1,
+        "source and destination cannot both be remote; run holesync on one of the two hosts",
+    ),
+    ("nosuch old", 23, "cannot read nosuch: No such file or directory"),
+    (
+        "img old/",
+        3,
+        "old/ is no directory, which a slash at the end asks for: leave the slash out to name a file",
+    ),
+    ("dir old", 3, "old is not a directory, and more than one file is to go there"),
+    (
+        "img nodir/img",
+        3,
+        "cannot open the directory nodir: No such file or directory (os error 2); create it first",
+    ),
+    // Devices.
+    (
+        "img /dev/holesync-none",
+        23,
+        "/dev/holesync-none: there is no such device, and a file in its place would be of no use: set the device up first \
+         (lsblk shows which there are)",
+    ),
+    ("img /dev/holesync-none/x", 3, "lsblk shows which devices there are"),
+    // Streams of records and images.
+    ("recv old < img", 12, "no stream of records, as holesync send writes it: a plain image is sent with"),
+    ("recv old < img.gz", 12, "a packed one when it is unpacked"),
+];
+
+/// The same with a host; `D` is the directory there.
+const THERE: &[(&str, i32, &str)] = &[
+    (
+        "img peer:D/old/",
+        3,
+        "is no directory, which a slash at the end asks for: leave the slash out to name a file",
+    ),
+    ("img peer:D/nodir/img", 3, "peer: cannot open the directory"),
+    ("img peer:/dev/holesync-none", 23, "peer: /dev/holesync-none: there is no such device"),
+    ("peer:D/nosuch old", 23, "peer: cannot read"),
+    ("dir peer:D/old", 3, "is not a directory, and more than one file is to go there"),
+    ("--agent=none img peer:/dev/holesync-none", 23, "lsblk shows which there are"),
+];
+
+fn make(dir: &Path) {
+    let image: Vec<u8> = (0..70_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    fs::write(dir.join("img"), &image).expect("write");
+    for name in ["a:b", "map", "old"] {
+        fs::write(dir.join(name), &image[..8192]).expect("write");
+    }
+    fs::write(dir.join("img.gz"), b"\x1f\x8b\x08\0packed").expect("write");
+    fs::create_dir(dir.join("dir")).expect("create a directory");
+    fs::write(dir.join("dir/file"), "kept").expect("write");
+    let records = File::create(dir.join("rec")).expect("create");
+    let sent = Command::new(crate::common::process::PROGRAM)
+        .arg("send")
+        .arg(dir.join("img"))
+        .stdout(records)
+        .status();
+    assert!(sent.expect("run").success());
+}
+
+fn tree(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let files = walkdir::WalkDir::new(dir).into_iter().map(|entry| entry.expect("walk").into_path());
+    files.map(|path| (path.clone(), fs::read(&path).unwrap_or_default())).collect()
+}
+
+/// Types each line, and demands its exit code, what it says, and that everything is as it was.
+#[track_caller]
+fn check(dir: &Path, table: &[(&str, i32, &str)], program: impl Fn() -> Command) {
+    let before = tree(dir);
+    for (line, code, says) in table {
+        let (line, input) = line.split_once(" < ").map_or((*line, None), |(line, input)| (line, Some(input)));
+        let words = shlex::split(line).expect("words of a shell");
+        let words = words.iter().map(|word| word.replace(":D/", &format!(":{}/", dir.display())));
+        let stdin = input.map_or(Stdio::null(), |name| File::open(dir.join(name)).expect("open").into());
+        let mut command = program();
+        start_on(command.args(words).current_dir(dir), stdin).finish().code(*code).says(&[says]);
+        assert_eq!(tree(dir), before, "{line} changes nothing");
+    }
+}
+
+#[test]
+fn what_was_probably_meant_is_said_and_nothing_changes() {
+    let dir = lab::scratch();
+    make(dir.path());
+    check(dir.path(), HERE, holesync);
+}
+
+#[test]
+fn the_same_with_a_host() {
+    let Some(peer) = Peer::sshd() else { return };
+    let dir = lab::scratch();
+    make(dir.path());
+    check(dir.path(), THERE, || {
+        let mut command = holesync();
+        command.args(["-e", peer.rsh()]);
+        command
+    });
+}
