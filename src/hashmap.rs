@@ -292,6 +292,14 @@ fn hash_read(block: &Block, bytes: &[u8]) -> Hash {
     hash_block(block.data, pages.filter(|(_, page)| block.data >> page & 1 == 1).map(|(bytes, _)| bytes))
 }
 
+/// The block that has these bytes, all of which were read.
+pub fn block_of(bytes: &[u8]) -> Block {
+    let pages = bytes.len().div_ceil(PAGE as usize) as u32;
+    let read = PageMask::MAX.checked_shr(PageMask::BITS.saturating_sub(pages)).unwrap_or(0);
+    let block = Block { hash: Hash::default(), data: nonzero_pages(read, bytes), read, at: 0 };
+    Block { hash: hash_read(&block, bytes), ..block }
+}
+
 /// The hash of a block with this page mask and these bytes in those pages.
 pub fn hash_block<'a>(data: PageMask, pages: impl Iterator<Item = &'a [u8]>) -> Hash {
     let mut hasher = blake3::Hasher::new();

@@ -4,6 +4,7 @@
 mod compress;
 mod credit;
 mod frame;
+mod image;
 mod lines;
 mod link_speed;
 mod pace;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use compress::Compressor;
 pub use credit::{CREDIT, Credit, LEAF_BLOCKS, MAX_AHEAD, RESERVED};
+pub use image::{IMAGE, ImageMessage, MAX_ASKED, MAX_ASKED_BLOCKS};
 pub use lines::Plain;
 pub use link_speed::LinkSpeed;
 pub use pace::Pace;
@@ -40,7 +42,7 @@ pub use crate::source::{MAX_NAME, MAX_PATH};
 /// line ends or strips the eighth bit.
 pub const MAGIC: [u8; 8] = *b"\x89hole\xff\r\n";
 /// The newest version this program speaks.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 /// The oldest version this program speaks.
 pub const OLDEST: u16 = 5;
 /// The bits among the features of a greeting that tell whether the processor has
@@ -239,8 +241,7 @@ pub enum Message {
         /// How it differed before.
         changes: Changes,
     },
-    /// Initiator, behind its request: the names of a list, for `Request::Send`. Responder: in
-    /// answer to `Request::Names`.
+    /// Names of a list: the initiator's for `Request::Send`, or in answer to `Request::Names`.
     Names {
         /// As they were written: [`MAX_NAMES`] bytes of them at most.
         names: Vec<Vec<u8>>,
@@ -251,6 +252,8 @@ pub enum Message {
     Ask(Ask),
     /// Responder: what it has.
     Told(Told),
+    /// Either end behind `Request::Image`.
+    Image(ImageMessage),
 }
 
 impl Message {
@@ -326,6 +329,11 @@ pub enum Request {
     Survey {
         /// The image.
         path: RequestPath,
+    },
+    /// Receive a plain image, by [`ImageMessage`]. From version [`IMAGE`] on.
+    Image {
+        /// The file or device as the user wrote it.
+        destination: RequestPath,
     },
 }
 

@@ -1,8 +1,9 @@
 //! A sparse image as a stream of text records, in and out: `DATA\n<n>\n` and n
 //! bytes, `HOLE\n<n>\n`, and, where the end has to be told from a break,
 //! `END\n<size>\n`. Any shell can read it. A stream becomes a file (`receive`) or the
-//! stdin of a command (`through`).
+//! stdin of a command (`through`). A plain image becomes a file or device (`plain`).
 
+mod plain;
 mod receive;
 mod record;
 mod through;
@@ -15,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::protocol::MAX_LENGTH;
 use crate::scan::{self, FileImage, FileState, Image};
 
+pub use plain::PlainImage;
 pub use receive::{expand, receive_file};
 pub use record::Record;
 pub use through::run_command;

@@ -7,6 +7,7 @@ mod list;
 mod local;
 mod names;
 mod retry;
+mod stdin;
 pub mod survey;
 mod takeover;
 
@@ -62,6 +63,11 @@ pub fn run(
     let first = KeepsFirst::new(reporter);
     let reporter: &dyn Reporter = &first;
     let initiator = Initiator { options, remote, reporter, tries };
+    if sources.iter().any(stdin::is_stdin) {
+        stdin::check(sources, listed, options, remote)?;
+        let completed = initiator.send_stdin(destination)?;
+        return initiator.conclude(start, completed, &first);
+    }
     let origin = origin(sources)?;
     let other_end = match (&origin, destination) {
         (Origin::Remote(host, _), _) | (_, Location::Remote(host, _)) => Some(host),
@@ -111,6 +117,11 @@ pub fn through(
     let Location::Local(source) = source else {
         return Err(Error::Usage("--through wants a source on this machine".into()));
     };
+    if stdin::is_stdin(&Location::Local(source.clone())) {
+        let what = "--through tells its command the length of the image, which shows on stdin only at the end: pipe it to \
+                    the command by ssh, or send - to DEST itself";
+        return Err(Error::Usage(what.into()));
+    }
     if options.dry_run {
         return Err(Error::Usage("--through and --dry-run exclude each other: the command would run".into()));
     }

@@ -7,8 +7,8 @@ use holesync::error::Failure;
 use holesync::hashmap::leaves::Leaves;
 use holesync::hashmap::plan::Run;
 use holesync::protocol::{
-    Ask, Differ, Entry, FrameWriter, LeafAnswer, MAGIC, Message, OLDEST, Patch, Request, SurveyedBlocks,
-    Told, VERSION,
+    Ask, Differ, Entry, FrameWriter, ImageMessage, LeafAnswer, MAGIC, Message, OLDEST, Patch, Request,
+    SurveyedBlocks, Told, VERSION,
 };
 use holesync::report::Changes;
 use holesync::source::{Kind, Metadata, Node, Owner};
@@ -32,6 +32,7 @@ fn main() {
         }),
     );
     put("frames", "survey", &survey());
+    put("frames", "image", &image());
     put("frames", "descriptions", &description());
     put("frames", "answers", &answers());
     for how in [0, 1] {
@@ -107,6 +108,20 @@ fn description() -> Vec<u8> {
     })
 }
 
+/// Both directions of an image from stdin.
+fn image() -> Vec<u8> {
+    written(&|output| {
+        let destination = b"vm.img".to_vec().into();
+        output.message(&Message::Start(Box::default(), Request::Image { destination }, None))?;
+        output.message(&Message::Image(ImageMessage::Opened { device: true }))?;
+        output.differ(&Differ { first: 1, hashes: vec![[1; 32]; 2] })?;
+        output.message(&Message::Image(ImageMessage::Lacks(vec![1])))?;
+        output.data(2, &[1], &[&[7; 4096]])?;
+        output.message(&Message::Image(ImageMessage::Length(200_000)))?;
+        output.message(&Message::End(Box::default()))
+    })
+}
+
 /// Both directions of one.
 fn survey() -> Vec<u8> {
     written(&|output| {
@@ -163,7 +178,7 @@ fn removed() -> Vec<u8> {
         (1..4).try_for_each(|id| output.message(&Message::Unchanged { id, changes: Changes::default() }))?;
         output.message(&Message::Made { id: 0, is_there: true, changes: Changes::NEW })?;
         output.message(&Message::Removed { paths: vec![b"x/".to_vec()] })?;
-        output.message(&Message::Stays(Failure { code: 23, message: "f".into() }))?;
+        output.message(&Message::Stays(Failure::new(23, "f")))?;
         output.message(&Message::End(Box::default()))
     })
 }
@@ -179,7 +194,7 @@ fn answers() -> Vec<u8> {
         output.message(&Message::Warning("w".into()))?;
         output.message(&Message::Again { id: 1 })?;
         output.message(&Message::Done { id: 3, changed: Some(1), changes: Changes::default() })?;
-        output.message(&Message::Failed { id: 1, failure: Failure { code: 23, message: "f".into() } })?;
+        output.message(&Message::Failed { id: 1, failure: Failure::new(23, "f") })?;
         output.message(&Message::End(Box::default()))
     })
 }

@@ -59,9 +59,9 @@ const ABOUT: &str = "\
 Make a disk image or directory on one machine equal to one on another, at the cost of the data that is allocated and \
 changed.
 
-SRC is what is to be sent: a file, a block device or a directory; \"dir/\" means what is in it. DEST becomes equal to \
-it: a file, a directory that gets it under its name, or a block device. Either may be on another machine, which ssh \
-reaches: [user@]host:path, or ssh://[user@]host[:port]/path. A SRC without a DEST is listed.";
+SRC is what is to be sent: a file, a block device, a directory, or \"-\", a plain image from stdin; \"dir/\" means what \
+is in it. DEST becomes equal to it: a file, a directory that gets it under its name, or a block device. Either may be on \
+another machine, which ssh reaches: [user@]host:path, or ssh://[user@]host[:port]/path. A SRC without a DEST is listed.";
 
 /// Command lines, and what they do.
 pub const EXAMPLES: [(&str, &str); 3] = [

@@ -96,15 +96,15 @@ impl Content {
         let why = match self {
             Content::Packed { name, by } if runs_through => format!(
                 "is packed ({name}), and would come onto the device packed: unpack it there, with the same command and \
-                 --through '{by} > \"$HOLESYNC_DEST\"', or to a file first, with {by} < {path} > disk.img"
+                 --through '{by} > \"$HOLESYNC_DEST\"', or on its way, with {by} < {path} | holesync - DEST"
             ),
             Content::Packed { name, by } => format!(
-                "is packed ({name}), and would come onto the device packed: unpack it to a file first, with {by} < {path} \
-                 > disk.img"
+                "is packed ({name}), and would come onto the device packed: unpack it on its way, with {by} < {path} | \
+                 holesync - DEST"
             ),
             Content::Zip => format!(
-                "is a zip archive, and would come onto the device as one: unpack it to a file first, with unzip -p {path} \
-                 > disk.img"
+                "is a zip archive, and would come onto the device as one: unpack it on its way, with unzip -p {path} | \
+                 holesync - DEST"
             ),
             Content::Virtual(format) => format!(
                 "is the disk of a virtual machine ({format}), and no plain image: make it one first, with qemu-img \

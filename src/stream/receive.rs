@@ -99,8 +99,8 @@ fn refuse_image(head: &[u8]) -> Result<()> {
     if [&b"DATA\n"[..], b"HOLE\n", b"END\n"].into_iter().any(begins) {
         return Ok(());
     }
-    let what = "no stream of records, as holesync send writes it: a plain image is sent with holesync IMG FILE, a packed \
-                one when it is unpacked";
+    let what = "no stream of records, as holesync send writes it: a plain image is sent with holesync IMG FILE, or from \
+                stdin with ... | holesync - FILE, a packed one when it is unpacked";
     Err(Error::Protocol { peer: PEER.into(), what: what.into() })
 }
 

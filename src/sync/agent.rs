@@ -27,7 +27,7 @@ use crate::scan::{self, FileImage};
 use crate::sender::{self, Side};
 use crate::source;
 use crate::stream;
-use crate::sync::{names, survey, takeover};
+use crate::sync::{names, stdin, survey, takeover};
 
 /// The name of the other end in errors.
 const PEER: &str = "the initiator";
@@ -89,6 +89,7 @@ enum Admitted {
     Names { path: NamedPath, nul_separated: bool },
     Digest { paths: Vec<NamedPath> },
     Survey { path: NamedPath },
+    Image { destination: NamedPath },
     Through { command: OsString, destination: PathBuf, size: u64 },
 }
 
@@ -120,6 +121,7 @@ fn admit(
         }
         Request::Digest { paths } => Admitted::Digest { paths: readable(paths)? },
         Request::Survey { path } => Admitted::Survey { path: confinement.readable(path)? },
+        Request::Image { destination } => Admitted::Image { destination: confinement.writable(destination)? },
         Request::Through { command, destination, size } => Admitted::Through {
             command: OsString::from_vec(command),
             destination: confinement.unconfined(destination)?,
@@ -166,6 +168,7 @@ fn perform<R: Read + Send + 'static, W: Write + Send>(
         }
         Admitted::Digest { paths } => answer_digests(&paths, options, &mut output),
         Admitted::Survey { path } => survey::answer(&path, options, input, output),
+        Admitted::Image { destination } => stdin::answer(&destination, options, umask, input, output),
     }
 }
 

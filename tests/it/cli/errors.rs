@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use holesync::error::{Failure, escape};
-use holesync::protocol::{FrameWriter, MAGIC, MAX_NOISE, Message, OLDEST, VERSION};
+use holesync::protocol::{FrameWriter, IMAGE, MAGIC, MAX_NOISE, Message, OLDEST, SURVEY, VERSION};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -19,7 +19,7 @@ use crate::common::check::{assert_no_leftovers, assert_same};
 use crate::common::lab::{self, Fs};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at, shell_word};
-use crate::common::process::{Outcome, PROGRAM, holesync, run, start, wait_until};
+use crate::common::process::{Outcome, PROGRAM, holesync, run, run_on, start, wait_until};
 
 /// Far beyond what anything here needs: it only ends hangs.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -474,21 +474,28 @@ fn a_peer_that_also_speaks_newer_versions_is_fine() {
 }
 
 #[test]
-fn an_agent_that_is_one_version_older_is_spoken_with_and_asked_for_nothing_it_cannot() {
+fn an_agent_of_an_older_version_is_spoken_with_and_asked_for_nothing_it_cannot() {
     let dir = lab::scratch();
     let source = image(&dir.path().join("source"), 1);
     let body = format!(
         "agent | {{ dd bs=16 count=1 iflag=fullblock of=/dev/null 2>/dev/null; cat {}; cat; }}",
         shell_word(&dir.path().join("says"))
     );
-    fs::write(dir.path().join("says"), greeting(OLDEST, VERSION - 1)).expect("write");
     let peer = Peer::script(dir.path(), &body);
-    run(peer.holesync().arg(&source).arg(at(dir.path().join("to")))).ok();
-    assert_same(&source, &dir.path().join("to"));
-    for args in [&["map"][..], &["diff", "Cargo.toml"]] {
-        let reach = ["-e", peer.rsh(), "--remote-path", PROGRAM];
-        let outcome = run(holesync().args(args).args(reach).arg(at(&source)));
-        outcome.code(2).says(&["the holesync on peer is older", "install"]);
+    let reach = ["-e", peer.rsh(), "--remote-path", PROGRAM];
+    let says = ["the holesync on peer is older", "install"];
+    for newest in OLDEST..VERSION {
+        fs::write(dir.path().join("says"), greeting(OLDEST, newest)).expect("write");
+        let to = dir.path().join(format!("to-{newest}"));
+        run(peer.holesync().arg(&source).arg(at(&to))).ok();
+        assert_same(&source, &to);
+        for (args, since) in [(&["map"][..], SURVEY), (&["diff", "Cargo.toml"], SURVEY), (&["-"], IMAGE)] {
+            let mut command = holesync();
+            command.args(args).args(reach).arg(at(&source));
+            if newest < since {
+                run_on(&mut command, b"image").code(2).says(&says);
+            }
+        }
     }
 }
 

@@ -12,9 +12,9 @@ use holesync::hashmap::leaves::Leaves;
 use holesync::hashmap::plan::Run;
 use holesync::options::{Compress, Options};
 use holesync::protocol::{
-    Data, Differ, Entry, Frame, FrameReader, FrameWriter, LeafAnswer, MAGIC, MAX_DATA, MAX_DATA_BLOCKS,
-    MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, OLDEST, Patch, Request,
-    TimedWriter, VERSION, check_path,
+    Data, Differ, Entry, Frame, FrameReader, FrameWriter, ImageMessage, LeafAnswer, MAGIC, MAX_DATA,
+    MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, OLDEST,
+    Patch, Request, TimedWriter, VERSION, check_path,
 };
 use holesync::report::{Changes, Phase, Stats};
 use holesync::source::{Kind, Metadata, Node, Owner};
@@ -95,6 +95,7 @@ fn message() -> impl Strategy<Value = Message> {
         (path(), any::<bool>())
             .prop_map(|(path, nul_separated)| Request::Names { path: path.into(), nul_separated }),
         prop::collection::vec(path().prop_map_into(), 0..4).prop_map(|paths| Request::Digest { paths }),
+        path().prop_map(|destination| Request::Image { destination: destination.into() }),
     ];
     let options = Options { compress: Compress::Auto, compress_level: Some(-3), ..Options::default() };
     prop_oneof![
@@ -103,6 +104,10 @@ fn message() -> impl Strategy<Value = Message> {
             request,
             run
         )),
+        any::<bool>().prop_map(|device| Message::Image(ImageMessage::Opened { device })),
+        prop::collection::vec(any::<u8>(), 0..99)
+            .prop_map(|lacks| Message::Image(ImageMessage::Lacks(lacks))),
+        any::<u64>().prop_map(|length| Message::Image(ImageMessage::Length(length))),
         any::<bool>().prop_map(|single| Message::Layout { single }),
         (any::<u64>(), path(), kind(), metadata())
             .prop_map(|(id, path, kind, metadata)| Message::Entry(Entry { id, path, kind, metadata })),

@@ -124,6 +124,19 @@
 //! | initiator | a request that is cut off | `a_lying_initiator_ends_its_session` |
 //! | initiator | more sources than a request may have | `a_lying_initiator_ends_its_session` |
 //! | initiator | data in the place of a request | `a_lying_initiator_ends_its_session` |
+//! | initiator | data that was not asked for | `an_image_with_a_lie_in_it_leaves_the_old_file` |
+//! | initiator | a block with another hash | `an_image_with_a_lie_in_it_leaves_the_old_file` |
+//! | initiator | another block than was asked for | `an_image_with_a_lie_in_it_leaves_the_old_file` |
+//! | initiator | a page beyond the end | `an_image_with_a_lie_in_it_leaves_the_old_file` |
+//! | initiator | blocks that go back | `an_image_with_a_lie_in_it_leaves_the_old_file` |
+//! | initiator | a block beyond the largest file | `an_image_with_a_lie_in_it_leaves_the_old_file` |
+//! | initiator | a block beyond the end | `an_image_with_a_lie_in_it_leaves_the_old_file` |
+//! | initiator | a length before what came | `an_image_with_a_lie_in_it_leaves_the_old_file` |
+//! | initiator | two lengths | `an_image_with_a_lie_in_it_leaves_the_old_file` |
+//! | initiator | a length that no file has | `an_image_with_a_lie_in_it_leaves_the_old_file` |
+//! | initiator | an end without a length | `an_image_with_a_lie_in_it_leaves_the_old_file` |
+//! | initiator | an end before what was asked for | `an_image_with_a_lie_in_it_leaves_the_old_file` |
+//! | initiator | an entry | `an_image_with_a_lie_in_it_leaves_the_old_file` |
 //! | sender | a symlink in the place of the named destination | `a_named_destination_is_not_replaced_by_a_symlink` |
 //! | sender | a fatal error of 64 KiB | `a_sender_that_fails_at_length_is_cut_short` |
 //! | sender | questions and patches out of turn | `a_sender_that_asks_or_patches_what_it_may_not_is_refused` |

@@ -1,10 +1,14 @@
 //! Initiators that lie to an agent.
 
 use std::io;
+use std::path::Path;
 
 use holesync::confinement::Confinement;
 use holesync::error::{Error, Result};
-use holesync::protocol::{Frame, FrameReader, MAGIC, MAX_NOISE, Message, OLDEST, Request, VERSION};
+use holesync::hashmap::{Hash, hash_block};
+use holesync::protocol::{
+    Differ, Frame, FrameReader, ImageMessage, MAGIC, MAX_NOISE, Message, OLDEST, Request, VERSION,
+};
 use holesync::sync;
 
 use super::{Liar, MEMORY, peak_memory};
@@ -126,4 +130,85 @@ fn a_request_without_a_lie_is_answered() {
     });
     ended.unwrap();
     assert!(matches!(said, Ok(Frame::Message(Message::Digest { .. }))), "{said:?}");
+}
+
+/// An image onto a file that is there.
+fn image(liar: &mut Liar, path: &Path, script: fn(&mut Liar)) {
+    greet(liar);
+    let destination = path.into();
+    liar.say(&Message::Start(Box::default(), Request::Image { destination }, None));
+    script(liar);
+}
+
+/// A block that the old file lacks.
+fn ask(liar: &mut Liar, first: u64, hash: Hash) {
+    liar.tell(|output| output.differ(&Differ { first, hashes: vec![hash] }));
+}
+
+fn length(liar: &mut Liar, bytes: u64) {
+    liar.say(&Message::Image(ImageMessage::Length(bytes)));
+}
+
+#[test]
+fn an_image_with_a_lie_in_it_leaves_the_old_file() {
+    let lies = [
+        lie("data that was not asked for", |liar| liar.tell(|output| output.data(0, &[1], &[&[1; 4096]]))),
+        lie("a block with another hash", |liar| {
+            ask(liar, 3, [1; 32]);
+            liar.tell(|output| output.data(3, &[1], &[&[1; 4096]]));
+        }),
+        lie("another block than was asked for", |liar| {
+            ask(liar, 3, [1; 32]);
+            liar.tell(|output| output.data(4, &[1], &[&[1; 4096]]));
+        }),
+        lie("a page beyond the end", |liar| {
+            length(liar, 4096);
+            ask(liar, 0, hash_block(2, [&[1; 4096][..]].into_iter()));
+            liar.tell(|output| output.data(0, &[2], &[&[1; 4096]]));
+        }),
+        lie("blocks that go back", |liar| {
+            ask(liar, 3, [1; 32]);
+            ask(liar, 2, [1; 32]);
+        }),
+        lie("a block beyond the largest file", |liar| ask(liar, u64::MAX, [1; 32])),
+        lie("a block beyond the end", |liar| {
+            length(liar, 65_536);
+            ask(liar, 1, [1; 32]);
+        }),
+        lie("a length before what came", |liar| {
+            ask(liar, 3, [1; 32]);
+            length(liar, 65_536);
+        }),
+        lie("two lengths", |liar| (0..2).for_each(|_| length(liar, 65_536))),
+        lie("a length that no file has", |liar| length(liar, u64::MAX)),
+        lie("an end without a length", |liar| liar.say(&Message::End(Box::default()))),
+        lie("an end before what was asked for", |liar| {
+            ask(liar, 0, [1; 32]);
+            length(liar, 65_536);
+            liar.say(&Message::End(Box::default()));
+        }),
+        lie("an entry", |liar| liar.say(&Message::Layout { single: true })),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    std::fs::write(&path, [7; 300_000]).unwrap();
+    for Lie { lie, script } in lies {
+        let (ended, said) = tell(lie, |liar| image(liar, &path, script));
+        assert!(ended.is_err(), "{lie}");
+        let opened = Message::Image(ImageMessage::Opened { device: false });
+        assert_eq!(said.unwrap(), Frame::Message(opened), "{lie}");
+        assert!(std::fs::read(&path).unwrap() == [7; 300_000], "{lie}");
+    }
+    let (ended, _) = tell("no lie", |liar| {
+        image(liar, &path, |liar| {
+            ask(liar, 2, hash_block(1, [&[1; 4096][..]].into_iter()));
+            liar.tell(|output| output.data(2, &[1], &[&[1; 4096]]));
+            length(liar, 200_000);
+            liar.say(&Message::End(Box::default()));
+        });
+    });
+    ended.unwrap();
+    let mut image = vec![0; 200_000];
+    image[131_072..135_168].fill(1);
+    assert!(std::fs::read(&path).unwrap() == image);
 }
