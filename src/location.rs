@@ -127,9 +127,9 @@ fn no_path(before: &[u8], behind: &[u8]) -> Option<&'static str> {
         ([b'A'..=b'Z'], [b'\\' | b'/', ..]) | ([b'a'..=b'z'], [b'\\', ..]) => Some(
             "is a path of Windows: write /dir/file, or host:/dir/file for ssh; a host of that name is [X]:/path",
         ),
-        (b"http" | b"https" | b"ftp", [b'/', b'/', ..]) => {
-            Some("is fetched by nobody here: load it into a file first, with curl -o, and send that")
-        }
+        (b"http" | b"https" | b"ftp", [b'/', b'/', ..]) => Some(
+            "is no path, and nothing is fetched from there: pipe it in, with curl -fL URL | holesync - DEST",
+        ),
         (b"scp" | b"sftp", [b'/', b'/', ..]) => {
             Some("is reached over ssh: write ssh://[user@]host[:port]/path")
         }

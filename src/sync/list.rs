@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::confinement::{NamedPath, RequestPath};
-use crate::error::{Result, code};
+use crate::error::{Error, Result, code};
 use crate::location::{Host, Location};
 use crate::options::{Missing, Options, TellsChanges};
 use crate::protocol::Request;
@@ -12,7 +12,7 @@ use crate::remote::{FarSide, RemoteOptions};
 use crate::report::{Event, KeepsFirst, Reporter, Stats};
 use crate::shell;
 use crate::source::{self, Found, Kind, Walk};
-use crate::sync::{Completed, FilesFrom, Initiator, Origin, Tries, names, origin};
+use crate::sync::{Completed, FilesFrom, Initiator, Origin, Tries, names, origin, stdin};
 
 /// Tells of everything below `sources`, or of what a list names below the only one.
 ///
@@ -27,6 +27,9 @@ pub fn list(
     remote: &RemoteOptions,
     reporter: &dyn Reporter,
 ) -> Result<()> {
+    if sources.iter().any(stdin::is_stdin) {
+        return Err(Error::Usage("- as SRC is one image from stdin, and there is no DEST".into()));
+    }
     let start = Instant::now();
     // Nothing is written at either end, whatever else was asked for.
     let options = Options {

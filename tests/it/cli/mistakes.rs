@@ -10,8 +10,8 @@ use crate::common::lab;
 use crate::common::peer::Peer;
 use crate::common::process::{holesync, start_on};
 
-/// What is typed in a directory that has `img`, an image; `old`, another one; `dir` with a file
-/// in it; `a:b` and `map`, images with odd names; `img.gz`; and `rec`, a stream of records.
+/// What is typed in a directory that has `img`, an image; `old`, another one; `dir` with files
+/// in it, of which `none` is empty; `a:b` and `map`, images with odd names; `img.gz`; and `rec`, a stream of records.
 const HERE: &[(&str, i32, &str)] = &[
     // Options and commands in the wrong order, and commands that are none.
     (
@@ -54,7 +54,7 @@ const HERE: &[(&str, i32, &str)] = &[
     (r"img 'C:\img'", 1, "is a path of Windows: write /dir/file, or host:/dir/file for ssh"),
     (r"img 'D:/img'", 1, "a host of that name is [X]:/path"),
     (r"'\\server\img' old", 1, "is a path of Windows"),
-    ("https://host/img old", 1, "load it into a file first, with curl -o"),
+    ("https://host/img old", 1, "pipe it in, with curl -fL URL | holesync - DEST"),
     ("img sftp://host/img", 1, "is reached over ssh: write ssh://[user@]host[:port]/path"),
     ("file:///img old", 1, "write its path alone, without file://"),
     ("host::module/img old", 1, "names an rsync daemon, which holesync does not speak to"),
@@ -63,6 +63,10 @@ const HERE: &[(&str, i32, &str)] = &[
     ("-p 2222 img peer:old", 1, "if it is the port of ssh, write ssh://host:2222/path, or -e 'ssh -p 2222'"),
     // SRC and DEST that are missing, or too many.
     ("--verify img", 1, "there is no DEST: SRC alone is listed"),
+    ("- < img", 1, "- as SRC is one image from stdin, and there is no DEST"),
+    ("- dir old < img", 1, "leave the other sources out; a file of that name is ./-"),
+    ("- dir < img", 23, "what comes on stdin has no name, so name the file or device itself"),
+    ("- old < dir/none", 23, "nothing at all came from it, and DEST was left alone"),
     ("img -", 1, "DEST cannot be stdout: holesync send IMG | holesync recv - writes an image there"),
     ("img one:old two:old", 1, "the last operand alone is DEST; for several hosts run it once for each"),
     (
@@ -118,6 +122,7 @@ fn make(dir: &Path) {
     fs::write(dir.join("img.gz"), b"\x1f\x8b\x08\0packed").expect("write");
     fs::create_dir(dir.join("dir")).expect("create a directory");
     fs::write(dir.join("dir/file"), "kept").expect("write");
+    fs::write(dir.join("dir/none"), "").expect("write");
     let records = File::create(dir.join("rec")).expect("create");
     let sent = Command::new(crate::common::process::PROGRAM)
         .arg("send")
