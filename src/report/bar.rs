@@ -129,12 +129,16 @@ fn parts(reading: &Reading, ends: &Ends, units: Units) -> Vec<Part> {
     let has_data = found.bytes > 0;
     let rate = rate.filter(|_| !completes).map(|rate| format!("{}/s", units.short(rate as u64)));
     let left = left.filter(|_| done.bytes < found.bytes).map(|left| format!("{} left", clock(left)));
-    let data = || units.part(done.bytes, found.bytes);
+    // Nobody knows how much comes from stdin.
+    let data = match has_data {
+        true => Some(units.part(done.bytes, found.bytes)),
+        false => (done.bytes > 0).then(|| units.short(done.bytes)),
+    };
     let files = || format!("{}/{} files", done.files, found.files);
     let parts = [
         (Some(phase(reading, ends)), "", 0),
         (has_data.then(|| format!("{:3}%", percent(reading))), " ", PERCENT),
-        (has_data.then(data), " ", 4),
+        (data, " ", 4),
         ((found.files > 1).then(files), ", ", 5),
         (rate, ", ", 3),
         (left, ", ", 2),
@@ -237,6 +241,8 @@ mod tests {
         );
         assert_eq!(shown(39), "sending  30%, 2.38 MiB/s, 19:22 left");
         assert_eq!(shown(19), "sending  30% [=>  ]");
+        let unknown = Reading { found: Count::default(), left: None, ..reading() };
+        assert_eq!(line(&unknown, &ends("h"), Units::Both, 79), "sending 1.20 GiB, 2.38 MiB/s");
     }
 
     #[test]
