@@ -112,6 +112,8 @@ fn a_sync_of_everything_that_fails_is_none() {
     assert_same(dir.path(), &to);
     let synced = log.lines().filter(|line| line.contains("fsync(")).count();
     assert!(synced >= DIRS * FILES, "{synced} syncs: {log}");
+    let whole = log.matches("syncfs(").count();
+    assert!(whole <= 1, "{whole} syncs of the file system: {log}");
 }
 
 /// A file whose own sync fails is the only one that is lost.
