@@ -286,8 +286,6 @@ pub struct Transfer {
     pub show: Verbosity,
     /// What is told of each entry.
     pub record: Record,
-    /// JSON instead of text.
-    pub json: bool,
     /// Threads that hash.
     pub threads: Option<u16>,
 }
@@ -356,7 +354,6 @@ impl TransferArgs {
             through: self.through,
             show: telling.show,
             record,
-            json: self.json,
             threads: self.threads,
         })
     }

@@ -27,7 +27,7 @@ pub use first::KeepsFirst;
 pub use format::{ITEMIZED, LineFormat, NAMES, RunFacts};
 pub use item::{Changes, Item, ItemKind};
 pub use json::{JsonLines, print_error};
-pub use log::Logged;
+pub use log::{LogFile, Logged};
 pub use meter::Traffic;
 pub use order::InOrder;
 pub use remarks::Remarks;

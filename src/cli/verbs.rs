@@ -14,7 +14,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use holesync::confinement::{Access, Confinement};
@@ -22,7 +22,9 @@ use holesync::error::{Error, Result, code, escape};
 use holesync::location::Location;
 use holesync::options::{Compress, Options};
 use holesync::remote;
-use holesync::report::{Ends, Event, InOrder, JsonLines, Logged, Reporter, Terminal, Verbosity, print_error};
+use holesync::report::{
+    Ends, Event, InOrder, JsonLines, LogFile, Logged, Reporter, Terminal, Verbosity, print_error,
+};
 use holesync::stream::{self, ImageStream};
 use holesync::sync::{self, RemoteOptions};
 use holesync::sys;
@@ -52,9 +54,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     sys::raise_open_files();
     let done = match cli.verb {
         None => {
-            let json = cli.transfer.prints_json();
-            let ended = cli.transfer.into_transfer(umask).and_then(|wanted| transfer(wanted, umask));
-            ended.inspect_err(|error| tell_program(json, error))
+            let readers = Readers { json: cli.transfer.prints_json(), log: None };
+            let wanted = cli.transfer.into_transfer(umask).inspect_err(|error| readers.tell(error));
+            wanted.and_then(|wanted| logged_transfer(wanted, readers, umask))
         }
         Some(Verb::Agent { root, read_only, write_only, no_delete }) => {
             let confinement = confinement(root.as_deref(), read_only, write_only)?.keeping_all(no_delete);
@@ -135,16 +137,41 @@ impl Ending {
     }
 }
 
-fn transfer(transfer: Transfer, umask: u32) -> Result<()> {
-    let json = transfer.json;
-    stop_on_signals(json)?;
-    transfer.limit.into_iter().for_each(|limit| stop_after(limit, json));
+/// What reads how a run ended, besides people.
+#[derive(Clone)]
+struct Readers {
+    json: bool,
+    log: Option<Arc<LogFile>>,
+}
+
+impl Readers {
+    /// Tells what ended the run. Behind failures of single files a program has the summary.
+    fn tell(&self, error: &Error) {
+        if let Some(log) = &self.log {
+            log.ended(error);
+        }
+        if self.json && !matches!(error, Error::Partial { .. }) {
+            print_error(error);
+        }
+    }
+}
+
+fn logged_transfer(wanted: Transfer, readers: Readers, umask: u32) -> Result<()> {
+    let log = wanted.record.log.as_ref().map(|(path, _)| LogFile::open(path)).transpose();
+    let log = log.inspect_err(|error| readers.tell(error))?;
+    let readers = Readers { log: log.map(Arc::new), ..readers };
+    transfer(wanted, &readers, umask).inspect_err(|error| readers.tell(error))
+}
+
+fn transfer(transfer: Transfer, readers: &Readers, umask: u32) -> Result<()> {
+    stop_on_signals(readers.clone())?;
+    transfer.limit.into_iter().for_each(|limit| stop_after(limit, readers.clone()));
     if let Some(threads) = transfer.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
         pool.map_err(|error| Error::Usage(format!("cannot start {threads} threads: {error}")))?;
     }
     let ends = ends(&transfer);
-    let reporter = reporter(transfer.json, transfer.show, transfer.record, &ends)?;
+    let reporter = reporter(readers, transfer.show, transfer.record, &ends);
     let remote =
         RemoteOptions { retries: transfer.retries, ..transfer.remote.options(transfer.agent, umask) };
     let reporter = reporter.as_ref();
@@ -161,14 +188,6 @@ fn transfer(transfer: Transfer, umask: u32) -> Result<()> {
         }
     };
     result.map_err(|error| ENDING.get().map_or(error, |ending| ending.error()))
-}
-
-/// Ends what a program reads with the error that ended the run. Behind failures of single files
-/// comes the summary, which was printed.
-fn tell_program(json: bool, error: &Error) {
-    if json && !matches!(error, Error::Partial { .. }) {
-        print_error(error);
-    }
 }
 
 /// Tells how data is compared and compressed, as rsync does of what two ends agree on.
@@ -193,18 +212,20 @@ fn ends(transfer: &Transfer) -> Ends {
 }
 
 /// What shows the run, and writes it down.
-fn reporter(json: bool, show: Verbosity, record: Record, ends: &Ends) -> Result<Box<dyn Reporter>> {
-    let has_lines = record.lines.is_some() && !json;
-    let shown: Box<dyn Reporter> = if json {
+fn reporter(readers: &Readers, show: Verbosity, record: Record, ends: &Ends) -> Box<dyn Reporter> {
+    let has_lines = record.lines.is_some() && !readers.json;
+    let shown: Box<dyn Reporter> = if readers.json {
         Box::new(JsonLines::new(ends))
     } else {
         Box::new(Terminal::new(show, ends).with_lines(record.lines))
     };
-    Ok(match record.log {
-        Some((path, lines)) => Box::new(InOrder::new(Box::new(Logged::open(&path, lines, shown)?))),
-        None if has_lines => Box::new(InOrder::new(shown)),
-        None => shown,
-    })
+    match (&readers.log, record.log) {
+        (Some(log), Some((_, lines))) => {
+            Box::new(InOrder::new(Box::new(Logged::new(Arc::clone(log), lines, shown))))
+        }
+        _ if has_lines => Box::new(InOrder::new(shown)),
+        _ => shown,
+    }
 }
 
 /// The signals that ask to stop. A hangup that is ignored, as below nohup(1), stays so.
@@ -217,32 +238,32 @@ fn ending_signals() -> Result<Signals> {
 }
 
 /// Ends the run on the first signal.
-fn stop_on_signals(json: bool) -> Result<()> {
+fn stop_on_signals(readers: Readers) -> Result<()> {
     let mut signals = ending_signals()?;
     std::thread::spawn(move || {
         if signals.forever().next().is_some() {
-            stop(Ending::Signal, json);
+            stop(Ending::Signal, &readers);
         }
     });
     Ok(())
 }
 
 /// Ends the run when its time is over.
-fn stop_after(limit: Duration, json: bool) {
+fn stop_after(limit: Duration, readers: Readers) {
     std::thread::spawn(move || {
         std::thread::sleep(limit);
-        stop(Ending::Time, json);
+        stop(Ending::Time, &readers);
     });
 }
 
 /// Closes the connection, which ends the run by itself. A run that does not end soon is
 /// ended: the next one goes on from any point.
-fn stop(ending: Ending, json: bool) {
+fn stop(ending: Ending, readers: &Readers) {
     const GRACE: Duration = Duration::from_millis(700);
     let error = ENDING.get_or_init(|| ending).error();
     remote::interrupt();
     std::thread::sleep(GRACE);
-    tell_program(json, &error);
+    readers.tell(&error);
     let _ = writeln!(std::io::stderr(), "holesync: {error} (code {})", error.exit_code());
     std::process::exit(error.exit_code().into());
 }

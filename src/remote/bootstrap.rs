@@ -147,9 +147,11 @@ pub fn bootstrap(
             Agent::Push | Agent::None => "",
             Agent::Auto | Agent::Require => remote.remote_path.as_deref().unwrap_or(PROGRAM),
         };
-        output.plain(&script(&[("program", program), ("version", PROGRAM_VERSION)], &[BOOTSTRAP_SCRIPT])?)?;
-        output.flush()?;
+        let script = script(&[("program", program), ("version", PROGRAM_VERSION)], &[BOOTSTRAP_SCRIPT])?;
+        let written = output.plain(&script).and_then(|()| output.flush());
+        // Where nobody reads, what came instead of an answer says why.
         let answer = input.await_greeting_or(MARK, MAX_NOISE)?;
+        written?;
         // What is brought along may take longer.
         silence.limit(None);
         match answer {

@@ -1,41 +1,54 @@
 //! A log file beside another reporter: a line with date, time and process for each entry
-//! that changed, for what went wrong, and for the totals.
+//! that changed, for what went wrong, for the totals, and for what ended the run.
 
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result, escape, lock, told};
 use crate::report::format::time;
 use crate::report::{Event, LineFormat, Reporter, Summary};
 use crate::sys;
 
-/// Writes a log file, and passes everything on.
-pub struct Logged {
-    file: Mutex<File>,
-    lines: LineFormat,
-    shown: Box<dyn Reporter>,
-}
+/// The file, which several may write to.
+pub struct LogFile(Mutex<File>);
 
-impl Logged {
+impl LogFile {
     /// Goes on behind what the file has.
     ///
     /// # Errors
     ///
     /// When it cannot be opened.
-    pub fn open(path: &Path, lines: LineFormat, shown: Box<dyn Reporter>) -> Result<Logged> {
+    pub fn open(path: &Path) -> Result<LogFile> {
         let file = File::options().append(true).create(true).open(path);
-        let file = Mutex::new(file.map_err(Error::file("open the log file", path))?);
-        let logged = Logged { file, lines, shown };
-        logged.write(if logged.lines.pulls() { "receiving file list" } else { "building file list" });
-        Ok(logged)
+        Ok(LogFile(Mutex::new(file.map_err(Error::file("open the log file", path))?)))
+    }
+
+    /// Writes how the run ended, where that was no success.
+    pub fn ended(&self, error: &Error) {
+        self.write(&format!("{} (code {})", escape(error.to_string().as_bytes()), error.exit_code()));
     }
 
     fn write(&self, line: &str) {
         let line = format!("{} [{}] {line}\n", time(sys::now(), ' '), std::process::id());
         // A log that cannot be written is no reason to leave a transfer half done.
-        let _ = lock(&self.file).write_all(line.as_bytes());
+        let _ = lock(&self.0).write_all(line.as_bytes());
+    }
+}
+
+/// Writes a log file, and passes everything on.
+pub struct Logged {
+    file: Arc<LogFile>,
+    lines: LineFormat,
+    shown: Box<dyn Reporter>,
+}
+
+impl Logged {
+    /// Begins a run in the file.
+    pub fn new(file: Arc<LogFile>, lines: LineFormat, shown: Box<dyn Reporter>) -> Logged {
+        file.write(if lines.pulls() { "receiving file list" } else { "building file list" });
+        Logged { file, lines, shown }
     }
 }
 
@@ -53,14 +66,15 @@ impl Reporter for Logged {
             }
             Event::Hint(_) | Event::Note(_) | Event::Choice(_) => vec![],
         };
-        lines.iter().for_each(|line| self.write(line));
+        lines.iter().for_each(|line| self.file.write(line));
         self.shown.event(event);
     }
 
     fn summary(&self, summary: &Summary) {
         let Summary { stats, wire_sent, wire_received, .. } = summary;
         let size = stats.apparent_bytes;
-        self.write(&format!("sent {wire_sent} bytes  received {wire_received} bytes  total size {size}"));
+        self.file
+            .write(&format!("sent {wire_sent} bytes  received {wire_received} bytes  total size {size}"));
         self.shown.summary(summary);
     }
 }

@@ -194,16 +194,22 @@ fn a_log_file_has_what_is_listed_and_what_failed() {
     assert_eq!(told.first(), Some(&"building file list"), "{text}");
     assert!(told.contains(&">f+++++++++ file"), "{text}");
     assert!(told.iter().any(|line| line.contains("full") && line.contains("directory")), "{text}");
-    assert!(
-        told.last().is_some_and(|line| line.starts_with("sent 0 bytes  received 0 bytes  total size")),
-        "{text}"
-    );
+    let [.., totals, end] = told.as_slice() else { panic!("{text}") };
+    assert!(totals.starts_with("sent 0 bytes  received 0 bytes  total size"), "{text}");
+    assert!(end.contains("full could not be transferred") && end.ends_with("(code 23)"), "{text}");
     let date = text.split(' ').next().expect("a date");
     assert!(date.len() == 10 && date.split('/').all(|part| part.parse::<u32>().is_ok()), "{text}");
     let format = "--log-file-format=%o %n %l %%";
     run(holesync().args(["-aI", &flag, format]).args([from.join("file").into_os_string(), slash(&to)])).ok();
     let text = fs::read_to_string(&log).expect("a log");
     assert!(text.lines().any(|line| line.ends_with("] send file 1 %")), "{text}");
+    // A run that ends before there is anything to list.
+    run(holesync().args(["-a", &flag, "-e", "false"]).arg(&from).arg("host:to")).code(5);
+    let text = fs::read_to_string(&log).expect("a log");
+    assert!(
+        text.lines().last().is_some_and(|line| line.contains("host") && line.ends_with("(code 5)")),
+        "{text}"
+    );
 }
 
 #[test]
