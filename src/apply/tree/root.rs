@@ -181,11 +181,13 @@ impl DestinationRoot {
     fn open(path: &NamedPath, rename: Option<OsString>, is_new: bool) -> Result<DestinationRoot> {
         let dir = path.open(OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(|error| {
             let shown = printable(path.path());
-            let todo = match path.path().starts_with("/dev") {
-                true => "lsblk shows which devices there are",
-                false => "create it first",
+            let is_missing = error.kind() == std::io::ErrorKind::NotFound;
+            let todo = match is_missing {
+                true if path.path().starts_with("/dev") => "; lsblk shows which devices there are",
+                true => "; create it first",
+                false => "",
             };
-            Error::Destination(format!("cannot open the directory {shown}: {error}; {todo}"))
+            Error::Destination(format!("cannot open the directory {shown}: {error}{todo}"))
         })?;
         let shown = path.path().to_path_buf();
         let own = Arc::<OwnDirectories>::default();
