@@ -100,6 +100,7 @@ impl RemoteArgs {
             sudo: self.sudo,
             agent,
             agent_program: self.agent_program,
+            dry_run: false,
             contimeout: self.contimeout,
             retries: None,
             cipher,

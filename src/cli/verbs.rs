@@ -172,8 +172,11 @@ fn transfer(transfer: Transfer, readers: &Readers, umask: u32) -> Result<()> {
     }
     let ends = ends(&transfer);
     let reporter = reporter(readers, transfer.show, transfer.record, &ends);
-    let remote =
-        RemoteOptions { retries: transfer.retries, ..transfer.remote.options(transfer.agent, umask) };
+    let remote = RemoteOptions {
+        retries: transfer.retries,
+        dry_run: transfer.options.dry_run,
+        ..transfer.remote.options(transfer.agent, umask)
+    };
     let reporter = reporter.as_ref();
     tell_choices(&transfer.options, reporter);
     let listed = transfer.listed.as_ref();

@@ -75,6 +75,8 @@ pub struct RemoteOptions {
     pub agent: Agent,
     /// The program to bring along; this one, or one beside it, unless given.
     pub agent_program: Option<PathBuf>,
+    /// What is brought along goes to a temporary directory, and with it at the end.
+    pub dry_run: bool,
     /// Seconds for which a connection that is being made may be silent; 0: for ever.
     pub contimeout: u32,
     /// Tries that may follow one whose connection died; `None`: 3 where ssh asks its user

@@ -51,7 +51,7 @@ pub fn agent(
             Err(why) => return cannot(&why),
         },
     };
-    output.plain(&program.script(may_send)?)?;
+    output.plain(&program.script(may_send, !remote.dry_run)?)?;
     output.flush()?;
     let mut broken = None;
     loop {
@@ -118,13 +118,14 @@ impl Program {
         Ok(Program { bytes, sum })
     }
 
-    /// The script that takes the program in, if `may_send`, and runs it.
-    fn script(&self, may_send: bool) -> Result<Vec<u8>> {
+    /// The script that takes the program in, if `may_send`, keeps it if `keeps`, and runs it.
+    fn script(&self, may_send: bool, keeps: bool) -> Result<Vec<u8>> {
         let variables = [
             ("name", &*format!("agent-{PROGRAM_VERSION}-{}", &self.sum[..16])),
             ("sum", &self.sum),
             ("size", &self.bytes.len().to_string()),
             ("send", if may_send { "yes" } else { "no" }),
+            ("keep", if keeps { "yes" } else { "no" }),
         ];
         bootstrap::script(&variables, &[PUSH_SCRIPT])
     }

@@ -2,7 +2,8 @@
 # Stores the program of the initiator in a private directory here, and runs it.
 #
 # Variables that are set before: name, that of its file; sum, its SHA-256; size, in
-# bytes; send, whether the program may be sent, or only used if it is here already.
+# bytes; send, whether the program may be sent, or only used if it is here already; keep,
+# whether it stays for the next run, or nothing here may change.
 # Prints "want" (then the program has to follow), and "have" before it runs the agent,
 # or "none" with a reason.
 # shellcheck disable=SC2154
@@ -10,8 +11,10 @@
 # Makes a directory that is private to this user. One that a symlink leads to may be
 # another user's.
 private() {
-    mkdir -p "${1%/*}" 2>/dev/null
-    mkdir -m 700 "$1" 2>/dev/null
+    if [ "$keep" = yes ]; then
+        mkdir -p "${1%/*}" 2>/dev/null
+        mkdir -m 700 "$1" 2>/dev/null
+    fi
     [ -d "$1" ] && [ ! -L "$1" ] || return 1
     # shellcheck disable=SC2012 # mode and owner are what is asked for
     case $(ls -ldn "$1" | { read -r mode _ owner _ && echo "$mode $owner"; }) in
@@ -53,11 +56,14 @@ push() {
         why='the cache directory (holesync in XDG_CACHE_HOME or ~/.cache) is not for this user alone, and writable'
         dir=
     fi
+    if [ "$keep$send" = noyes ] && ! { [ -n "$dir" ] && genuine "$dir/$name"; }; then
+        dir=
+    fi
     if [ -n "$dir" ]; then
         file=$dir/$name
     elif [ "$send" = yes ] && temporary=$(mktemp -d); then
         file=$temporary/$name
-        echo "note $why: the program is not kept"
+        [ "$keep" = no ] || echo "note $why: the program is not kept"
     else
         none 'there is no directory to keep it in' && return
     fi
@@ -79,7 +85,7 @@ push() {
     fi
     runs "$file" || { none 'it cannot be run here (noexec?)' && return; }
     # Another run may be storing the program at this moment: only old files go.
-    if [ -n "$dir" ]; then
+    if [ -n "$dir" ] && [ "$keep" = yes ]; then
         for old in "$dir"/agent-*; do
             [ "$old" = "$dir/$name" ] || rm -f "$old"
         done

@@ -156,6 +156,46 @@ fn check_login_shell(shell: &Path) {
     }
 }
 
+/// Names below a directory, with when each changed last in any way.
+fn states(dir: &Path) -> Vec<(PathBuf, (i64, i64), u64)> {
+    let entries =
+        walkdir::WalkDir::new(dir).sort_by_file_name().into_iter().map(|entry| entry.expect("walk"));
+    entries
+        .map(|entry| {
+            let stat = entry.metadata().expect("stat");
+            (entry.into_path(), (stat.ctime(), stat.ctime_nsec()), stat.len())
+        })
+        .filter(|(path, ..)| !path.ends_with("temporary"))
+        .collect()
+}
+
+#[test]
+fn a_dry_run_leaves_nothing_of_the_program_that_it_brought() {
+    let Some(fresh) = Fresh::bash() else { return };
+    let home = &fresh.account.home;
+    let dry = |brought: bool| {
+        let before = states(home);
+        let to = on(&fresh.account.host(), home.join("to"));
+        let outcome = run(fresh.command(&["-n", "--agent=push"]).arg(&fresh.source).arg(to)).ok();
+        assert_route(&outcome, "agent", brought);
+        assert!(!outcome.stdout.contains(r#""event":"warning""#), "{outcome}");
+        assert_eq!(states(home), before, "{outcome}");
+    };
+    dry(true);
+    // The directory of caches is there, then one that this user has to himself, then another program in it.
+    mkdir(home.join(".cache"));
+    fresh.account.owns(&home.join(".cache"));
+    dry(true);
+    fresh.push();
+    dry(false);
+    let kept = fresh.cached();
+    let old = fresh.cache().join("agent-0.0.1-0123456789abcdef");
+    fs::write(&old, "old").expect("write");
+    dry(false);
+    fs::write(kept, "damaged").expect("write");
+    dry(true);
+}
+
 #[test]
 fn bash_as_login_shell_gets_the_program_once() {
     check_login_shell(&which("bash"));
