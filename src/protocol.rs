@@ -45,6 +45,12 @@ pub const MAGIC: [u8; 8] = *b"\x89hole\xff\r\n";
 pub const VERSION: u16 = 7;
 /// The oldest version this program speaks.
 pub const OLDEST: u16 = 5;
+/// The oldest version in which a sender asks about blocks that differ in a dry run, too.
+const DRY_QUESTIONS: u16 = 7;
+/// Whether a sender asks about blocks that differ in a dry run, too, and is answered.
+pub fn asks_in_dry_runs(version: u16) -> bool {
+    version >= DRY_QUESTIONS
+}
 /// The bits among the features of a greeting that tell whether the processor has
 /// instructions for AES; neither is set where that is not known.
 pub const FEATURE_AES: u32 = 1;

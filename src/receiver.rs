@@ -45,6 +45,8 @@ mod finish;
 mod list;
 mod others;
 mod outbox;
+mod previewed;
+mod questions;
 mod read_ahead;
 mod shared;
 
@@ -58,14 +60,15 @@ use assemble::{ApplyError, OpenFile};
 use basis_feed::BasisFeeds;
 use finish::{Complete, commit_files, finish_files};
 pub use list::list;
+use previewed::Previewed;
 use read_ahead::ReadAhead;
 use shared::{ReceiverShared, Settles};
 
 use crate::apply::tree::DestinationTree;
 pub use crate::apply::tree::{Asides, Target};
-use crate::error::{Error, Failure, Result, lock};
+use crate::error::{Error, Failure, Result};
 use crate::hashmap::Hash;
-use crate::protocol::{Connection, Credit, Differ, Frame, LeafAnswer, Message};
+use crate::protocol::{Connection, Frame, Message};
 use crate::report::{Event, Outcome, Phase, Stats};
 use crate::source::Contents;
 
@@ -87,7 +90,7 @@ pub fn run<'a, R: Read + Send + 'static, W: Write + Send>(
 ) -> Result<Stats> {
     let Connection { input, output, options, reporter } = connection;
     let (outbox, unsent) = outbox::queue();
-    let shared = Arc::new(ReceiverShared::new(outbox, options, reporter));
+    let shared = Arc::new(ReceiverShared::new(outbox, options, input.version(), reporter));
     std::thread::scope(|scope| {
         let writer = scope
             .spawn(|| unsent.write_to(output, &shared.credit, options.life_sign(), || shared.busy_with()));
@@ -162,6 +165,7 @@ fn apply<'a>(
             finish: finish_in,
             current: Current::None,
             last: None,
+            previewed: None,
             only: None,
             lost: Lost::No,
         };
@@ -194,6 +198,8 @@ struct Applier<'s, 'a> {
     jobs: Sender<AnnouncedFile<'a>>,
     finish: SyncSender<Complete>,
     current: Current,
+    /// The old file that the sender compares with in a dry run.
+    previewed: Option<Previewed>,
     /// The id of the last entry.
     last: Option<u64>,
     /// The entry that goes under the destination's own name, where there is only one.
@@ -227,6 +233,7 @@ impl Applier<'_, '_> {
                     self.describe(Phase::Sending, |feeds, file| file.data(feeds, &data))?;
                     self.frames.recycle(data);
                 }
+                Frame::Differ(differ) if self.shared.options.dry_run => self.compare_preview(&differ)?,
                 Frame::Differ(differ) => self.compare(&differ)?,
                 Frame::Patch(patch) => self.describe(Phase::Sending, |_, file| file.patch(&patch))?,
                 Frame::Map(..) | Frame::Leaves(_) => {
@@ -248,6 +255,7 @@ impl Applier<'_, '_> {
                 self.contents(Contents { directory, names, is_whole })
             }
             Message::RemoveOthers if self.shared.options.delete.is_some() => self.remove_others(),
+            Message::Content { id } if self.shared.options.dry_run => self.begin_preview(id),
             Message::Content { id } if matches!(self.current, Current::None) => self.begin(id),
             Message::Keep { blocks } => self.describe(Phase::Mapping, |feeds, file| file.keep(feeds, blocks)),
             Message::Zero { blocks } => self.describe(Phase::Mapping, |feeds, file| file.zero(feeds, blocks)),
@@ -310,24 +318,6 @@ impl Applier<'_, '_> {
                 let id = file.id;
                 self.failed(id, error)
             }
-        }
-    }
-
-    /// Answers with what is there of blocks that differ.
-    fn compare(&mut self, differ: &Differ) -> Result<()> {
-        let units = Credit::of_question(differ.hashes.len());
-        if !lock(&self.shared.credit).take(units) {
-            return Err(self.frames.bad("more questions than it has credit for"));
-        }
-        let mut answer = None;
-        let leaf = self.shared.options.leaf_size;
-        self.describe(Phase::Mapping, |feeds, file| {
-            answer = Some(LeafAnswer { id: file.id, blocks: file.compare(feeds, differ, leaf)? });
-            Ok(0)
-        })?;
-        match answer {
-            Some(answer) => self.shared.outbox.leaves(answer, units),
-            None => self.shared.outbox.settle(units),
         }
     }
 

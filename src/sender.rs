@@ -47,7 +47,7 @@ use std::sync::{Arc, Mutex};
 use crate::confinement::NamedPath;
 use crate::error::Result;
 use crate::options::DeleteWhen;
-use crate::protocol::{Connection, keep_alive};
+use crate::protocol::{Connection, asks_in_dry_runs, keep_alive};
 use crate::report::Stats;
 use crate::source;
 use announce::{Files, announce_all, remove_others};
@@ -80,6 +80,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
         options,
         side,
         peer: input.peer().into(),
+        asks: !options.dry_run || asks_in_dry_runs(input.version()),
         reporter,
     };
     let inbox = Arc::new(Inbox::new(options.dry_run));

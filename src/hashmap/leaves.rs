@@ -27,12 +27,12 @@ impl Leaves {
         Leaves { data, hashes }
     }
 
-    /// The leaves of a block of an image, a page each.
+    /// The leaves of a block of an image.
     ///
     /// # Errors
     ///
     /// What reading reports.
-    pub fn read(image: &dyn Image, grid: &Grid, block: u64) -> io::Result<Leaves> {
+    pub fn read(image: &dyn Image, grid: &Grid, block: u64, leaf: BlockSize) -> io::Result<Leaves> {
         let all = grid.all_pages(block);
         let range = grid.bytes(&(block..block + 1));
         let mut bytes = vec![0; (range.end - range.start) as usize];
@@ -40,7 +40,7 @@ impl Leaves {
         let data = hashmap::nonzero_pages(all, &bytes);
         let pages = bytes.chunks(PAGE as usize).enumerate().filter(|(page, _)| data >> page & 1 == 1);
         let packed: Vec<u8> = pages.flat_map(|(_, bytes)| bytes.iter().copied()).collect();
-        Ok(Leaves::of(BlockSize::SMALLEST, grid, block, data, &packed))
+        Ok(Leaves::of(leaf, grid, block, data, &packed))
     }
 
     /// The pages of `data`, packed in `bytes`, in leaves that are not among these.

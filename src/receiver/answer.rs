@@ -13,6 +13,7 @@ use crate::hashmap::plan::Run;
 use crate::hashmap::{self, Batch, Grid, Item};
 use crate::protocol::{Entry, MAX_MAP_KEYS, MAX_MAP_RUNS, Message};
 use crate::receiver::basis_feed::FeedEnd;
+use crate::receiver::previewed::Previewed;
 use crate::receiver::shared::{ReceiverShared, Settles};
 use crate::report::{Changes, Event, Outcome};
 
@@ -115,6 +116,9 @@ fn answer(
         }
         Opened::Preview(Preview { basis, device, changes_length: resized }) => {
             let told = basis.map(|basis| Told { id, place, grid, basis, ahead });
+            if !told.as_ref().is_none_or(|told| hold_for_questions(shared, told)) {
+                return Ok(Ok(()));
+            }
             let answer = Message::Preview { id, device, mapped: told.is_some(), resized, changes };
             return Ok(preview(shared, answer, told));
         }
@@ -142,6 +146,14 @@ fn answer(
             .and_then(|()| tell_basis(shared, Told { id, place, grid, basis, ahead })),
         None => shared.tell(Message::NoBasis { id, device }, Settles::Nothing),
     })
+}
+
+/// Has the old file at hand for the sender's questions; `false`: the run is over.
+fn hold_for_questions(shared: &ReceiverShared, told: &Told) -> bool {
+    let Some(previews) = &shared.previews else { return true };
+    let Told { id, place, grid, basis, .. } = told;
+    let grid = Grid { length: grid.length.min(basis.length), ..*grid };
+    previews.hold(Previewed { id: *id, path: place.path.clone(), image: Arc::clone(&basis.image), grid })
 }
 
 /// The answer of a dry run: there will be no description.

@@ -7,10 +7,11 @@ use crate::apply::tree::{DelayedFile, DestinationTree};
 use crate::apply::{Committer, Setup};
 use crate::error::{Error, Failure, Result, lock};
 use crate::options::Options;
-use crate::protocol::{Credit, Entry, Message, shortened};
+use crate::protocol::{Credit, Entry, Message, asks_in_dry_runs, shortened};
 use crate::receiver::basis_feed::BasisFeeds;
 use crate::receiver::finish::Completed;
 use crate::receiver::outbox::Outbox;
+use crate::receiver::previewed::Previews;
 use crate::report::{Changes, Event, Outcome, Phase, Reporter, Stats};
 
 /// What is settled when a message is written: an entry holds a unit of credit until then.
@@ -36,6 +37,8 @@ pub struct ReceiverShared<'a> {
     pub credit: Mutex<Credit>,
     /// What the answering thread finds, on its way to the applying thread.
     pub feeds: BasisFeeds,
+    /// What the sender may ask about in a dry run; `None`: it is too old to do so.
+    pub previews: Option<Previews>,
     pub stats: Mutex<Stats>,
     /// The run has failed: no more work need be done.
     stopped: AtomicBool,
@@ -52,12 +55,19 @@ pub struct ReceiverShared<'a> {
 }
 
 impl<'a> ReceiverShared<'a> {
-    pub fn new(outbox: Outbox, options: &Options, reporter: &'a dyn Reporter) -> ReceiverShared<'a> {
+    /// `version`: of the protocol that both ends speak.
+    pub fn new(
+        outbox: Outbox,
+        options: &Options,
+        version: u16,
+        reporter: &'a dyn Reporter,
+    ) -> ReceiverShared<'a> {
         let options = Arc::new(options.clone());
         ReceiverShared {
             outbox,
             credit: Mutex::new(Credit::for_messages()),
             feeds: BasisFeeds::new(),
+            previews: asks_in_dry_runs(version).then(Previews::default),
             stats: Mutex::default(),
             stopped: AtomicBool::new(false),
             finishing: AtomicUsize::new(0),
@@ -77,6 +87,7 @@ impl<'a> ReceiverShared<'a> {
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
         self.feeds.stop();
+        self.previews.iter().for_each(Previews::stop);
         self.setup.end();
         self.outbox.stop();
     }

@@ -211,17 +211,38 @@ impl Reporter for Terminal {
 
 /// The line at the end of a run that names what it did.
 fn totals(summary: &Summary, units: Units) -> String {
-    let dry = if summary.dry_run { " (dry run)" } else { "" };
     let [sent, received] = [summary.wire_sent, summary.wire_received].map(|bytes| units.short(bytes));
     let Stats { files_sent, files_total, .. } = summary.stats;
     let seconds = summary.elapsed.as_secs_f64();
-    format!("sent {files_sent} of {files_total} files, {sent} out, {received} in, {seconds:.2} s{dry}")
+    let done = match summary.dry_run {
+        true => foretold(summary, units),
+        false => format!("sent {files_sent} of {files_total} files"),
+    };
+    format!("{done}, {sent} out, {received} in, {seconds:.2} s")
+}
+
+/// What a run would do that was dry.
+fn foretold(summary: &Summary, units: Units) -> String {
+    let Stats { files_sent, files_total, removed, sent_data_bytes, matched_bytes, .. } = summary.stats;
+    let [sent, matched] = [sent_data_bytes, matched_bytes].map(|bytes| units.short(bytes));
+    let files = if files_sent == 1 { "file" } else { "files" };
+    let sends = match files_sent {
+        0 if files_total == 1 => "would send nothing: 1 file, which is equal".into(),
+        0 => format!("would send nothing: {files_total} files, all equal"),
+        _ if matched_bytes == 0 => format!("would send {sent} of {files_sent} {files}"),
+        _ => format!("would send {sent} of {files_sent} {files} ({matched} are there already)"),
+    };
+    let removes = if removed > 0 { format!(", and delete {removed}") } else { String::new() };
+    sends + &removes
 }
 
 /// The line that stays in the place of the bar: what, how much of it is data, how much
 /// travelled, how long it took.
 fn outcome(summary: &Summary, units: Units) -> String {
     let Stats { files_sent, files_total, removed, apparent_bytes, data_bytes, .. } = summary.stats;
+    if summary.dry_run {
+        return format!("{}, {:.1} s", foretold(summary, units), summary.elapsed.as_secs_f64());
+    }
     let files = if files_total == 1 { "file" } else { "files" };
     let (moved, how) = match summary.route {
         Route::Local => (summary.stats.sent_data_bytes, "copied"),

@@ -271,7 +271,9 @@ impl<'a, W: Write> Describer<'a, W> {
             let lacks = grid.masked_bytes(index, sent);
             let took = sys::thread_time().saturating_sub(start);
             self.policy.learn(bytes.len(), lacks, took.as_secs_f64());
-            self.add_to_patch(grid, index, data, sent, &bytes)?;
+            if !self.shared.options.dry_run {
+                self.add_to_patch(grid, index, data, sent, &bytes)?;
+            }
             lacking += lacks;
             had += bytes.len() as u64 - lacks;
             self.shared.done(Phase::Sending, lacks);

@@ -3,8 +3,13 @@
 
 use crate::protocol::LinkSpeed;
 
-/// How long an answer takes, in seconds, as long as none has come.
-const FIRST_GUESS: f64 = 2e-3;
+/// Bytes that differ at the start and at the end of a file and are sent without a question: no
+/// more than the largest block. Where answers are quick that is all, so that a dry run can
+/// tell what will travel.
+const UNASKED: u64 = 256 << 10;
+/// An answer that takes longer, in seconds, is not waited for at the end of a file, as far as
+/// the link carries what is left sooner.
+const SLOW: f64 = 20e-3;
 /// What a byte costs on the fastest link that there is, in seconds: ssh encrypts it
 /// and decrypts it.
 const FASTEST: f64 = 2e-9;
@@ -46,8 +51,9 @@ impl LeafPolicy {
         let per_byte = seen.unwrap_or(FASTEST).max(FASTEST);
         // The first blocks of a file are sent sooner than an answer comes, and the last
         // ones while the last answer is on its way.
-        let few = (self.unasked + bytes) as f64 * per_byte < self.delay.unwrap_or(FIRST_GUESS);
-        let late = self.delay.zip(seen).is_some_and(|(delay, _)| rest as f64 * per_byte < delay);
+        let few = self.unasked + bytes <= UNASKED;
+        let slow = self.delay.filter(|delay| *delay >= SLOW && seen.is_some());
+        let late = rest <= UNASKED || slow.is_some_and(|delay| rest as f64 * per_byte < delay);
         if few && !self.begun || late {
             self.unasked += bytes;
             return false;
@@ -96,23 +102,26 @@ mod tests {
     #[test]
     fn the_first_blocks_of_a_file_are_not_asked_about() {
         let mut policy = LeafPolicy::new();
-        assert_eq!(asked(&mut policy, 15), 0);
+        assert_eq!(asked(&mut policy, 4), 0);
         assert_eq!(asked(&mut policy, 15), 15);
         // Nor does a slow answer stop what has begun; the next file is another matter.
         policy.answered_after(0.02);
         assert_eq!(asked(&mut policy, 15), 15);
         policy.begin();
-        assert_eq!(asked(&mut policy, 15), 0);
+        assert_eq!(asked(&mut policy, 4), 0);
     }
 
     #[test]
-    fn the_last_blocks_of_a_file_wait_for_no_answer() {
+    fn the_last_blocks_of_a_file_wait_for_no_answer_that_is_slow() {
         let mut policy = policy(0.5e-9);
-        policy.answered_after(2e-3);
         let mut link = LinkSpeed::default();
         link.record(64 << 20, std::time::Duration::from_millis(64 * 10));
-        assert!(policy.pays_off(BLOCK as u64, 1 << 20, &link));
-        assert!(!policy.pays_off(BLOCK as u64, 1 << 17, &link));
+        policy.answered_after(25e-3);
+        assert!(policy.pays_off(BLOCK as u64, 3 << 20, &link));
+        assert!(!policy.pays_off(BLOCK as u64, 2 << 20, &link));
+        policy.answered_after(2e-3);
+        assert!(policy.pays_off(BLOCK as u64, 257 << 10, &link));
+        assert!(!policy.pays_off(BLOCK as u64, 256 << 10, &link));
     }
 
     #[test]

@@ -188,7 +188,7 @@ impl<W: Write> Session<'_, W> {
             found.iter().map(|(index, block)| file.grid.masked_bytes(*index, block.data)).sum::<u64>();
         let sends = matches!(action, Action::Data | Action::Update);
         // What is sent counts when it has left, or has turned out to be there.
-        let later = if sends && !self.shared.options.dry_run { bytes } else { 0 };
+        let later = if sends { bytes } else { 0 };
         self.describer.matched(read.saturating_sub(later));
         file.differs |= action != Action::Keep;
         file.rest = file.rest.saturating_sub(read);
@@ -196,13 +196,11 @@ impl<W: Write> Session<'_, W> {
             lock(&self.shared.stats).matched_bytes += bytes;
         }
         match action {
-            _ if self.shared.options.dry_run => {
-                self.count_sent(file, if sends { bytes } else { 0 });
-                Ok(())
-            }
+            Action::Keep | Action::Zero if self.shared.options.dry_run => Ok(()),
             Action::Keep => self.describer.keep(blocks.end - blocks.start),
             Action::Zero => self.describer.zero(blocks.end - blocks.start),
             Action::Data => self.send(file, &mut found),
+            Action::Update if !self.shared.asks => self.send(file, &mut found),
             Action::Update => self.update(file, &mut found),
         }
     }
@@ -213,6 +211,12 @@ impl<W: Write> Session<'_, W> {
     }
 
     fn send(&mut self, file: &mut DescribedFile, blocks: &mut [(u64, Block)]) -> Result<()> {
+        if self.shared.options.dry_run {
+            let bytes = blocks.iter().map(|(index, block)| file.grid.masked_bytes(*index, block.data)).sum();
+            self.describer.matched(bytes);
+            self.count_sent(file, bytes);
+            return Ok(());
+        }
         match self.describer.send(&file.grid, &mut file.cursor, blocks)? {
             Ok(sent) => self.count_sent(file, sent),
             Err(error) => file.obstacle = Some(Obstacle::SourceUnread(error)),

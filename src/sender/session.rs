@@ -338,7 +338,7 @@ impl<'a, W: Write> Session<'a, W> {
         let Kind::File { length, allocated, .. } = source.kind else { return Ok(()) };
         let grid = Grid { length, block: self.shared.options.block_size };
         let dry_run = self.shared.options.dry_run;
-        if !dry_run {
+        if !dry_run || answered.mapped && self.shared.asks {
             self.shared.send(&Message::Content { id })?;
         }
         self.describer.begin();

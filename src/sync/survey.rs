@@ -33,7 +33,7 @@ use crate::hashmap::difference::{BlockPages, Content, Lengths, Span, Spans};
 use crate::hashmap::leaves::Leaves;
 use crate::hashmap::{Block, Grid, Item};
 use crate::location::{Host, Location};
-use crate::options::Options;
+use crate::options::{BlockSize, Options};
 use crate::protocol::{Request, SURVEY, SurveyedBlocks, VERSION, keep_alive};
 use crate::remote::{FarSide, Input, Output, RemoteOptions};
 use crate::report::Reporter;
@@ -214,7 +214,7 @@ fn too_old(host: &Host, version: u16) -> Error {
 
 /// The leaves of blocks of an image, a page each.
 fn leaves_of(path: &Path, image: &FileImage, grid: &Grid, blocks: &[u64]) -> Result<Vec<Leaves>> {
-    let leaves = blocks.par_iter().map(|&block| Leaves::read(image, grid, block));
+    let leaves = blocks.par_iter().map(|&block| Leaves::read(image, grid, block, BlockSize::SMALLEST));
     leaves.collect::<Result<_, _>>().map_err(Error::file("read", path))
 }
 

@@ -13,6 +13,7 @@ mod kinds;
 mod moved;
 mod names;
 mod paths;
+mod previews;
 mod racy;
 mod record;
 mod similar;

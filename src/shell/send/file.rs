@@ -55,15 +55,6 @@ impl SendJob<'_> {
             return self.skip_content(&source, far);
         }
         self.warn_if_not_comparable(far.as_ref(), &source);
-        if self.options.dry_run && !self.compares(far.as_ref()) {
-            if let Err(error) = self.refuse_unfit_in_dry_run(&source) {
-                return self.source_failed(error);
-            }
-            self.pending.stats.files_sent += 1;
-            self.count(0, allocated);
-            self.pending.report(&source.target, Outcome::Sent(allocated));
-            return Ok(());
-        }
         self.send_content(&source, far.as_ref()).or_else(|error| self.source_failed(error))
     }
 
@@ -167,12 +158,15 @@ impl SendJob<'_> {
             if is_same && !opened.is_unchanged() {
                 return Ok(Attempt::Changed);
             }
-            if is_same || self.options.dry_run {
-                let differing = compare::bytes_in(&blocks, length) - kept.bytes(length);
-                self.count(kept.bytes(length), differing);
-                self.report_comparison(source, (!is_same).then_some(differing))?;
-                return Ok(Attempt::Done);
+            if is_same {
+                self.count(kept.bytes(length), 0);
+                self.pending.report(&source.target, Outcome::Unchanged);
+                let attributes = if self.options.dry_run { Ok(()) } else { self.set_attributes(source) };
+                return attributes.map(|()| Attempt::Done);
             }
+        }
+        if self.options.dry_run {
+            return self.foretell(source, image, length, &kept, far);
         }
         let described = self.describe(source, image, length, &kept, far)?;
         self.end_description(source, length, described, opened.is_unchanged())
@@ -183,12 +177,6 @@ impl SendJob<'_> {
     fn needs_fitting(&self, source: &Source) -> bool {
         let far = self.far_files.get(&source.target);
         !self.options.as_is && (self.root.is_device || far.is_some_and(FarFile::is_device))
-    }
-
-    /// The same where the source is not opened otherwise.
-    fn refuse_unfit_in_dry_run(&self, source: &Source) -> Result<()> {
-        let opened = if self.needs_fitting(source) { source.open(self.options)? } else { None };
-        opened.map_or(Ok(()), |opened| self.refuse_unfit(source, &opened))
     }
 
     /// Refuses what does not belong onto a device, where one is written, as far as the other end
@@ -248,14 +236,6 @@ impl SendJob<'_> {
         Ok(kept)
     }
 
-    /// Reports a comparison after which nothing is sent: the file is equal, or this is a
-    /// dry run and so many bytes would be sent.
-    fn report_comparison(&mut self, source: &Source, would_send: Option<u64>) -> Result<()> {
-        self.pending.stats.files_sent += u64::from(would_send.is_some());
-        self.pending.report(&source.target, would_send.map_or(Outcome::Unchanged, Outcome::Sent));
-        if self.options.dry_run { Ok(()) } else { self.set_attributes(source) }
-    }
-
     /// Counts the data of a file that is described to its end.
     fn count(&mut self, matched: u64, sent: u64) {
         let stats = &mut self.pending.stats;
@@ -265,6 +245,38 @@ impl SendJob<'_> {
         if !self.options.dry_run {
             stats.written_bytes += sent;
         }
+    }
+
+    /// What makes records of an image.
+    fn cutter(&self, far: Option<&FarFile>) -> Cutter {
+        let in_place = self.options.commit == Commit::InPlace && far.is_some();
+        let fills = self.options.preallocate || self.root.can_dig_holes && !self.root.has_bulk_writer;
+        Cutter::new(in_place, if fills { SHORT_HOLE } else { 0 })
+    }
+
+    /// Counts and reports what would be sent of a file.
+    fn foretell(
+        &mut self,
+        source: &Source,
+        image: &FileImage,
+        length: u64,
+        kept: &KeptBlocks,
+        far: Option<&FarFile>,
+    ) -> Result<Attempt> {
+        let (mut sent, mut matched) = (0, 0);
+        let cut = self.cutter(far).cut(image, length, kept, |piece| {
+            match piece {
+                Piece::Data(data) => sent += data.len() as u64,
+                Piece::Keep(len) => matched += len,
+                Piece::Hole(_) => {}
+            }
+            Ok(true)
+        });
+        cut.map_err(|stop| stop.or_read(Error::file("read", &source.path)))?;
+        self.count(matched, sent);
+        self.pending.stats.files_sent += 1;
+        self.pending.report(&source.target, Outcome::Sent(sent));
+        Ok(Attempt::Done)
     }
 
     /// Sends the command for a file, and its records but for the last.
@@ -278,9 +290,7 @@ impl SendJob<'_> {
     ) -> Result<RecordsEnd> {
         self.mark_parent_changed(&source.target);
         self.send_file_command(source, image, length, far)?;
-        let in_place = self.options.commit == Commit::InPlace && far.is_some();
-        let fills = self.options.preallocate || self.root.can_dig_holes && !self.root.has_bulk_writer;
-        let mut cutter = Cutter::new(in_place, if fills { SHORT_HOLE } else { 0 });
+        let mut cutter = self.cutter(far);
         let mut merger = RecordMerger::default();
         let (mut sent, mut matched) = (0, 0);
         let cut = cutter.cut(image, length, kept, |piece| {

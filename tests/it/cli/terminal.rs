@@ -170,8 +170,10 @@ fn a_terminal_gets_one_line_at_the_end() {
         assert_eq!(shown.matches(" s\r\n").count(), 1, "{options:?}: {shown:?}");
         parts.iter().for_each(|part| assert!(shown.contains(part), "{options:?}: {shown:?}"));
     };
+    ends(&["-n"], &["would send 100.00 KiB of 1 file, "]);
     ends(&[], &["1 file sent: 100.00 KiB of data in 300.00 KiB, 100.00 KiB copied, "]);
     ends(&[], &["1 file, which is equal: 100.00 KiB of data in 300.00 KiB, 0 B copied, "]);
+    ends(&["-n"], &["would send nothing: 1 file, which is equal, "]);
     ends(&["-v"], &["\r\nsent 0 of 1 files, 0 B out, 0 B in, "]);
     ends(&["-h", "--stats"], &["apparent size  307.20 kB", "time "]);
     // And none where there is no terminal.
