@@ -3,9 +3,9 @@
 
 use crate::protocol::LinkSpeed;
 
-/// Bytes that differ at the start and at the end of a file and are sent without a question: no
-/// more than the largest block. Where answers are quick that is all, so that a dry run can
-/// tell what will travel.
+/// Bytes that differ at the start of a file and are sent without a question: no more than the
+/// largest block. Where answers are quick that is all, so that a dry run can tell what will
+/// travel.
 const UNASKED: u64 = 256 << 10;
 /// An answer that takes longer, in seconds, is not waited for at the end of a file, as far as
 /// the link carries what is left sooner.
@@ -53,7 +53,7 @@ impl LeafPolicy {
         // ones while the last answer is on its way.
         let few = self.unasked + bytes <= UNASKED;
         let slow = self.delay.filter(|delay| *delay >= SLOW && seen.is_some());
-        let late = rest <= UNASKED || slow.is_some_and(|delay| rest as f64 * per_byte < delay);
+        let late = slow.is_some_and(|delay| rest as f64 * per_byte < delay);
         if few && !self.begun || late {
             self.unasked += bytes;
             return false;
@@ -120,8 +120,7 @@ mod tests {
         assert!(policy.pays_off(BLOCK as u64, 3 << 20, &link));
         assert!(!policy.pays_off(BLOCK as u64, 2 << 20, &link));
         policy.answered_after(2e-3);
-        assert!(policy.pays_off(BLOCK as u64, 257 << 10, &link));
-        assert!(!policy.pays_off(BLOCK as u64, 256 << 10, &link));
+        assert!(policy.pays_off(BLOCK as u64, 0, &link));
     }
 
     #[test]
