@@ -4,12 +4,14 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::os::fd::AsFd;
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
@@ -19,8 +21,11 @@ use crate::sys;
 
 /// The program that reaches a host, unless a command is given.
 pub const SSH_PROGRAM: &str = "ssh";
-/// How much of a child's stderr is kept for the error.
-const KEPT_STDERR: usize = 4096;
+/// The most bytes of a line of a child's stderr.
+const MAX_LINE: u64 = 4096;
+/// How long a line of a child's stderr is held back before it is shown: it may be the last one, and
+/// then the error has it, once.
+const HELD: u16 = 300; // milliseconds
 /// How long a child may take to end by itself.
 const EXIT_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -73,8 +78,8 @@ pub struct RemoteProcess {
 #[derive(Debug)]
 struct Stderr {
     thread: JoinHandle<()>,
-    /// The last bytes that came.
-    kept: Arc<Mutex<Vec<u8>>>,
+    /// The last line that came, escaped, if it was not shown yet.
+    held: Arc<Mutex<Option<String>>>,
 }
 
 /// Starts a command on a host. Returns the connection, and the command's stdout and stdin.
@@ -113,10 +118,10 @@ pub fn connect(
     CHILD.store(child.id() as i32, Ordering::Relaxed);
     sys::grow_pipe(&stdin);
     sys::grow_pipe(&stdout);
-    let kept = Arc::default();
-    let shown = Arc::clone(&kept);
-    let thread = std::thread::spawn(move || show_stderr(BufReader::new(stderr), &shown));
-    let stderr = Stderr { thread, kept };
+    let held = Arc::default();
+    let last = Arc::clone(&held);
+    let thread = std::thread::spawn(move || show_stderr(BufReader::new(stderr), &last));
+    let stderr = Stderr { thread, held };
     let connection = RemoteProcess { child, stderr, host: host.clone(), program: program.into() };
     Ok((connection, stdout, stdin))
 }
@@ -148,32 +153,54 @@ pub fn host_words(host: &Host) -> Vec<OsString> {
     words
 }
 
-/// Shows the stderr of a child line by line and escaped; keeps the last bytes.
-fn show_stderr(mut input: impl BufRead, kept: &Mutex<Vec<u8>>) {
+/// Shows the stderr of a child line by line and escaped; holds the last line back for a moment.
+fn show_stderr(mut input: BufReader<ChildStderr>, held: &Mutex<Option<String>>) {
     let mut line = Vec::new();
-    while std::io::Read::take(&mut input, KEPT_STDERR as u64)
-        .read_until(b'\n', &mut line)
-        .is_ok_and(|n| n > 0)
-    {
-        let text = line.trim_ascii_end();
-        // A failure to write to stderr cannot be shown anywhere else.
-        let _ = writeln!(std::io::stderr(), "{}", escape(text));
-        let mut kept = lock(kept);
-        kept.extend(&line);
-        let excess = kept.len().saturating_sub(KEPT_STDERR);
-        kept.drain(..excess);
+    loop {
+        let may_wait = input.buffer().is_empty() && lock(held).is_some();
+        if may_wait && !is_readable(input.get_ref()) {
+            show(lock(held).take());
+        }
+        let read = std::io::Read::take(&mut input, MAX_LINE).read_until(b'\n', &mut line);
+        if !read.is_ok_and(|n| n > 0) {
+            return;
+        }
+        // ssh ends its lines with CR LF.
+        show(lock(held).replace(escape(line.trim_ascii_end())));
         line.clear();
     }
 }
 
+/// Waits for something to be read, or the end, for as long as a line is held back.
+fn is_readable(stderr: &ChildStderr) -> bool {
+    let mut polled = [PollFd::new(stderr.as_fd(), PollFlags::POLLIN)];
+    poll(&mut polled, HELD).is_ok_and(|ready| ready > 0)
+}
+
+fn show(line: Option<String>) {
+    if let Some(line) = line {
+        // A failure to write to stderr cannot be shown anywhere else.
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+}
+
 impl Stderr {
-    /// The last bytes of stderr, when no more are to be expected.
-    fn last_words(&self) -> String {
+    /// The last line that was not shown, when no more are to be expected.
+    fn last_words(&self) -> Option<String> {
         let start = Instant::now();
         while !self.thread.is_finished() && start.elapsed() < STDERR_PATIENCE {
             std::thread::sleep(Duration::from_millis(2));
         }
-        escape(lock(&self.kept).trim_ascii())
+        lock(&self.held).take()
+    }
+}
+
+/// Whether what comes of a run tells how the process ended, and what it said last.
+fn tells_of_its_end<T>(result: &Result<T>, ended_with: Option<i32>) -> bool {
+    match result {
+        Ok(_) => ended_with != Some(0),
+        Err(Error::Link { .. }) => ended_with == Some(255),
+        Err(error) => matches!(error, Error::Start(_) | Error::Closed { .. }),
     }
 }
 
@@ -196,9 +223,12 @@ impl RemoteProcess {
     pub fn finish<T>(mut self, result: Result<T>) -> Result<T> {
         let status = self.wait(if result.is_ok() { EXIT_PATIENCE } else { Duration::from_secs(2) });
         CHILD.store(0, Ordering::Relaxed);
-        let words = self.stderr.last_words();
-        let detail = if words.is_empty() { String::new() } else { format!(": {words}") };
         let ended_with = status.and_then(|status| status.code());
+        let mut words = self.stderr.last_words().filter(|words| !words.is_empty());
+        if !tells_of_its_end(&result, ended_with) {
+            show(words.take());
+        }
+        let detail = words.map_or(String::new(), |words| format!(": {words}"));
         let (host, program) = (self.host.to_string(), &self.program);
         match (result, ended_with) {
             (Ok(value), Some(0)) => Ok(value),
@@ -209,6 +239,9 @@ impl RemoteProcess {
             (Err(Error::Start(_) | Error::Closed { .. } | Error::Link { .. }), Some(255)) => {
                 Err(Error::Ssh { host, detail })
             }
+            (Err(Error::Start(_)), Some(126 | 127)) if program == "sh" => Err(Error::Start(format!(
+                "no shell can be run on {host}, which has to find a holesync there, or take its part{detail}"
+            ))),
             (Err(Error::Start(_)), Some(126 | 127)) => Err(Error::Start(format!(
                 "there is no {program} on {host}: copy this program into its PATH, name it with --remote-path, or \
                  leave --agent=require and --remote-path out{detail}"
