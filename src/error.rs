@@ -34,7 +34,7 @@ pub enum Error {
     #[error("{0}")]
     Start(String),
     /// A system call on a file failed.
-    #[error("cannot {doing} {}: {source}", printable(.path))]
+    #[error("{}", failed(.doing, .path, .source))]
     File {
         /// What was being done: a verb that fits between "cannot" and the path.
         doing: &'static str,
@@ -62,7 +62,7 @@ pub enum Error {
         why: String,
     },
     /// Reading from or writing to the other end failed.
-    #[error("connection to {peer} failed while {doing}: {source}")]
+    #[error("connection to {peer} failed while {doing}: {}", in_words(.source))]
     Link {
         /// What was being done.
         doing: &'static str,
@@ -172,6 +172,34 @@ fn strangers(peer: &str, theirs: (u16, u16), ours: (u16, u16)) -> String {
         )
     } else {
         format!("the holesync on {peer} is newer: {each}; install the release of {peer} here")
+    }
+}
+
+/// What could not be done to a file, and why. The file system may be what forbids it, whatever
+/// was the first call to notice.
+pub fn failed(doing: &str, path: &Path, source: &io::Error) -> String {
+    let path = printable(path);
+    match source.raw_os_error() {
+        Some(libc::EROFS) => format!("cannot write {path}: the file system is read-only"),
+        _ => format!("cannot {doing} {path}: {}", in_words(source)),
+    }
+}
+
+/// An error of the system without its number.
+pub fn in_words(error: &io::Error) -> String {
+    let text = error.to_string();
+    error
+        .raw_os_error()
+        .and_then(|number| text.strip_suffix(&format!(" (os error {number})")))
+        .unwrap_or(&text)
+        .into()
+}
+
+/// What is to be said besides where something is full: that a quota is.
+pub fn quota(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::StorageFull => String::new(),
+        _ => format!(" ({})", in_words(error)),
     }
 }
 

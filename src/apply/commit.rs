@@ -24,7 +24,7 @@ use crate::apply::ranges::cover::Cover;
 use crate::apply::ranges::{self, Abilities};
 use crate::apply::recover::{Recovered, check_root};
 use crate::apply::synced::Synced;
-use crate::error::{Error, Failure, Result};
+use crate::error::{Error, Failure, Result, quota};
 use crate::hashmap::{Grid, Hash};
 use crate::in_use;
 use crate::options::Options;
@@ -409,8 +409,9 @@ impl Task {
             OldFile::Whole => "the old file, if any, is untouched",
         };
         let needed = format!(
-            "{needed}, {written} were written, {free} are free now ({source}); {state}; \
-             make room and run the same command again"
+            "{needed}, {written} were written, {free} are free now{}; {state}; \
+             make room and run the same command again",
+            quota(&source)
         );
         Error::Space { path, needed, source }
     }

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::error::{Error, Failure, Result, escape};
+use crate::error::{Error, Failure, Result, escape, quota};
 use crate::shell;
 
 /// What became of a command: done, or why it failed.
@@ -112,8 +112,9 @@ impl Refusal {
                     _ => "the old file, if any, is untouched",
                 };
                 let needed = format!(
-                    "{source}; {state}; make room and run the same command again: where there is only a shell \
-                     the file starts anew"
+                    "{state}{}; make room and run the same command again: where there is only a shell \
+                     the file starts anew",
+                    quota(&source)
                 );
                 Error::Space { path, needed, source }
             }

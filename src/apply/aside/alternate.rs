@@ -12,7 +12,7 @@ use crate::apply::Attributes;
 use crate::apply::aside::AsidePath;
 use crate::apply::place::{Inode, Place};
 use crate::confinement::NamedPath;
-use crate::error::{Error, Result, printable};
+use crate::error::{Error, Result, in_words, printable};
 use crate::options::AlternateKind;
 use crate::sys::{self, kind_of};
 
@@ -41,7 +41,8 @@ impl AlternateDirs {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
                     let shown = printable(path.path());
-                    let why = format!("cannot look for files in {shown}: {error}; name a directory");
+                    let why =
+                        format!("cannot look for files in {shown}: {}; name a directory", in_words(&error));
                     return Err(Error::Destination(why));
                 }
             }

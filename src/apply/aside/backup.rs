@@ -17,7 +17,7 @@ use crate::apply::aside::AsidePath;
 use crate::apply::aside::copied::{give_way, rename_over};
 use crate::apply::place::Place;
 use crate::confinement::NamedPath;
-use crate::error::{Error, Result, lock, printable};
+use crate::error::{Error, Result, in_words, lock, printable};
 use crate::options::{DeleteWhen, Options};
 use crate::sys;
 
@@ -57,7 +57,7 @@ impl Backups {
         let opened = dir.create_all().and_then(|()| dir.open(DIRECTORY));
         let opened = opened.map_err(|error| {
             let shown = printable(dir.path());
-            Error::Destination(format!("cannot open the directory for backups {shown}: {error}"))
+            Error::Destination(format!("cannot open the directory for backups {shown}: {}", in_words(&error)))
         })?;
         Ok(Backups { suffix, dir: Some(opened), options, made: Mutex::default() })
     }

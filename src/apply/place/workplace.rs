@@ -22,7 +22,7 @@ use nix::sys::stat::{FileStat, fstat};
 use crate::apply::aside::AsidePath;
 use crate::apply::place::Place;
 use crate::confinement::NamedPath;
-use crate::error::{Error, Result, lock, printable};
+use crate::error::{Error, Result, in_words, lock, printable};
 use crate::source::is_plain;
 use crate::sys;
 use crate::working::{Working, is_working_name};
@@ -64,7 +64,8 @@ impl Workplaces {
                 Some(libc::ELOOP | libc::ENOTDIR) => "name a directory; a symlink to one by an absolute path",
                 _ => "create it first",
             };
-            let what = format!("cannot open the directory for new data {shown}: {error}; {instead}");
+            let what =
+                format!("cannot open the directory for new data {shown}: {}; {instead}", in_words(&error));
             Error::Destination(what)
         })?;
         Ok(Workplaces::One(Arc::new(opened), shown))

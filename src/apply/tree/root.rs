@@ -18,7 +18,7 @@ use crate::apply::place::workplace::Workplaces;
 use crate::apply::tree::own::OwnDirectories;
 use crate::apply::{Opened, Opening};
 use crate::confinement::NamedPath;
-use crate::error::{Error, Result, printable};
+use crate::error::{Error, Result, failed, printable};
 use crate::options::{Commit, Options};
 use crate::source::{Asked, Kind, Metadata};
 use crate::sys;
@@ -146,14 +146,16 @@ impl DestinationRoot {
                 )))
             }
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::Destination(format!("cannot open the directory {shown}: {error}")))
+                Err(Error::Destination(failed("open the directory", path.path(), &error)))
             }
             Err(_) if options.dry_run => Ok(DestinationRoot::absent(path, None)),
             Err(_) => {
                 path.create_dir().map_err(|error| {
-                    Error::Destination(format!(
-                        "cannot create the directory {shown}: {error}; create its parent first"
-                    ))
+                    let todo = match error.kind() {
+                        std::io::ErrorKind::NotFound => "; create its parent first, or give --mkpath",
+                        _ => "",
+                    };
+                    Error::Destination(failed("create the directory", path.path(), &error) + todo)
                 })?;
                 DestinationRoot::open(path, None, true)
             }
@@ -180,14 +182,13 @@ impl DestinationRoot {
 
     fn open(path: &NamedPath, rename: Option<OsString>, is_new: bool) -> Result<DestinationRoot> {
         let dir = path.open(OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(|error| {
-            let shown = printable(path.path());
             let is_missing = error.kind() == std::io::ErrorKind::NotFound;
             let todo = match is_missing {
                 true if path.path().starts_with("/dev") => "; lsblk shows which devices there are",
                 true => "; create it first",
                 false => "",
             };
-            Error::Destination(format!("cannot open the directory {shown}: {error}{todo}"))
+            Error::Destination(failed("open the directory", path.path(), &error) + todo)
         })?;
         let shown = path.path().to_path_buf();
         let own = Arc::<OwnDirectories>::default();

@@ -363,7 +363,7 @@ fn a_read_only_mount_and_an_immutable_file_stay_as_they_are() {
     for way in WAYS {
         for path in [old.clone(), mount.join("new")] {
             let outcome = way.run(dir.path(), &[&source], &path);
-            outcome.code(23).says(&[path.to_str().unwrap(), "Read-only file system"]);
+            outcome.code(23).says(&[path.to_str().unwrap(), "the file system is read-only"]);
         }
         way.run(dir.path(), &[&source], &fixed).code(23).says(&[fixed.to_str().unwrap(), "not permitted"]);
         for option in ["--inplace", "--commit=atomic", "-W"] {

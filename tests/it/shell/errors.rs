@@ -81,7 +81,13 @@ fn what_cannot_be_written_there_is_named_and_the_rest_arrives() {
     let table: [Row; 7] = [
         (Wrong::Full, &[], 11, &["no space left for {}/b", "is untouched", "starts anew"], &["a", "c"]),
         (Wrong::Full, &["--inplace"], 11, &["no space left for {}/b"], &["a", "c"]),
-        (Wrong::ReadOnly, &[], 23, &["the temp file of {}/a: Read-only", "the temp file of {}/c"], &[]),
+        (
+            Wrong::ReadOnly,
+            &[],
+            23,
+            &["cannot write {}/a: the file system is read-only", "cannot write {}/c"],
+            &[],
+        ),
         (Wrong::Immutable, &[], 23, &["cannot replace {}/b: Operation not permitted"], &["a", "c"]),
         (Wrong::Immutable, &["--inplace"], 23, &["cannot write in place {}/b: Operation not"], &["a", "c"]),
         (Wrong::Storage, &[], 11, &["cannot write {}/a: I", "cannot write {}/c: I", "3 of the files"], &[]),
