@@ -3,6 +3,7 @@
 mod diff;
 mod errors;
 mod help;
+mod json;
 mod mistakes;
 mod rsync;
 mod terminal;

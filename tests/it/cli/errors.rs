@@ -546,6 +546,7 @@ fn a_peer_that_never_answers_is_ended_by_an_interrupt() {
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
             for pull in [false, true] {
                 let mut command = peer.holesync();
+                command.arg("--json");
                 match pull {
                     false => command.arg(&source).arg(at(dir.path().join("to"))),
                     true => command.arg(at(&source)).arg(dir.path().join("to")),
@@ -553,7 +554,9 @@ fn a_peer_that_never_answers_is_ended_by_an_interrupt() {
                 let running = start(&mut command);
                 assert!(wait_until(LIMIT, || begun.exists()), "{name}: the peer did not start");
                 running.signal(signal);
-                running.finish_within(LIMIT).code(20).says(&["interrupted", "code 20"]);
+                let outcome = running.finish_within(LIMIT).code(20).says(&["interrupted", "code 20"]);
+                let last = super::json_lines(&outcome).pop().expect("a line");
+                assert_eq!((&last["event"], &last["code"]), (&"error".into(), &20.into()), "{outcome}");
                 fs::remove_file(&begun).expect("remove");
             }
         }
