@@ -7,6 +7,7 @@ mod json;
 mod mistakes;
 mod rsync;
 mod terminal;
+mod words;
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
