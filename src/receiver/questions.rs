@@ -10,10 +10,7 @@ use crate::report::Phase;
 impl Applier<'_, '_> {
     /// Answers with what is there of blocks that differ.
     pub(super) fn compare(&mut self, differ: &Differ) -> Result<()> {
-        let units = Credit::of_question(differ.hashes.len());
-        if !lock(&self.shared.credit).take(units) {
-            return Err(self.frames.bad("more questions than it has credit for"));
-        }
+        let units = self.take_credit(differ)?;
         let mut answer = None;
         let leaf = self.shared.options.leaf_size;
         self.describe(Phase::Mapping, |feeds, file| {
@@ -26,6 +23,13 @@ impl Applier<'_, '_> {
         }
     }
 
+    /// The units of credit that a question takes, if there are so many.
+    fn take_credit(&self, differ: &Differ) -> Result<usize> {
+        let units = Credit::of_question(differ.hashes.len());
+        let fits = lock(&self.shared.credit).take(units);
+        if fits { Ok(units) } else { Err(self.frames.bad("more questions than it has credit for")) }
+    }
+
     /// In a dry run the sender comes to a file of which it was told what is there.
     pub(super) fn begin_preview(&mut self, id: u64) -> Result<()> {
         self.previewed = self.shared.previews.as_ref().and_then(|previews| previews.begin(id));
@@ -34,10 +38,7 @@ impl Applier<'_, '_> {
 
     /// Answers with what the old file has of blocks that differ.
     pub(super) fn compare_preview(&mut self, differ: &Differ) -> Result<()> {
-        let units = Credit::of_question(differ.hashes.len());
-        if !lock(&self.shared.credit).take(units) {
-            return Err(self.frames.bad("more questions than it has credit for"));
-        }
+        let units = self.take_credit(differ)?;
         let Some(previewed) = &self.previewed else {
             return self.shared.outbox.settle(units);
         };

@@ -159,14 +159,17 @@ fn show_stderr(mut input: BufReader<ChildStderr>, held: &Mutex<Option<String>>) 
     loop {
         let may_wait = input.buffer().is_empty() && lock(held).is_some();
         if may_wait && !is_readable(input.get_ref()) {
-            show(lock(held).take());
+            // The lock is free before anything is written: a terminal may be stopped.
+            let line = lock(held).take();
+            show(line);
         }
         let read = std::io::Read::take(&mut input, MAX_LINE).read_until(b'\n', &mut line);
         if !read.is_ok_and(|n| n > 0) {
             return;
         }
         // ssh ends its lines with CR LF.
-        show(lock(held).replace(escape(line.trim_ascii_end())));
+        let earlier = lock(held).replace(escape(line.trim_ascii_end()));
+        show(earlier);
         line.clear();
     }
 }
