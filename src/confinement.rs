@@ -13,7 +13,7 @@ use std::sync::Arc;
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, in_words};
 use crate::options::Options;
 use crate::sys;
 
@@ -73,7 +73,8 @@ impl Confinement {
     pub fn below(root: &Path, access: Access) -> Result<Confinement> {
         let opened = NamedPath::here(root).open(OFlag::O_PATH | OFlag::O_DIRECTORY);
         let root = opened.map_err(|error| {
-            Error::Destination(format!("cannot open the directory that this agent is confined to: {error}"))
+            let why = in_words(&error);
+            Error::Destination(format!("cannot open the directory that this agent is confined to: {why}"))
         })?;
         Ok(Confinement { root: Some(Arc::new(root)), access, keeps_all: false })
     }

@@ -2,11 +2,16 @@
 //! failed. Exit codes follow rsync(1), section "EXIT VALUES". Beside it, what every
 //! layer needs where something fails: [`Stop`], [`lock`], text made safe to show.
 
+mod words;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
+
+use words::{GOES_ON, partial, silent, strangers};
+pub use words::{failed, in_words, quota};
 
 /// A result whose error is [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -62,7 +67,7 @@ pub enum Error {
         why: String,
     },
     /// Reading from or writing to the other end failed.
-    #[error("connection to {peer} failed while {doing}: {}", in_words(.source))]
+    #[error("connection to {peer} failed while {doing}: {}; {}", in_words(.source), GOES_ON)]
     Link {
         /// What was being done.
         doing: &'static str,
@@ -72,10 +77,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The other end is silent, or the way to it.
-    #[error(
-        "connection to {peer} timed out while {doing}: {source}; run the same command again: between two \
-         holesyncs it goes on from there"
-    )]
+    #[error("connection to {peer} timed out while {doing}: {source}; {}", GOES_ON)]
     Timeout {
         /// What was being done.
         doing: &'static str,
@@ -85,7 +87,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The other end closed the connection, or died, before it was done.
-    #[error("{peer} closed the connection before it was done{detail}")]
+    #[error("{peer} closed the connection before it was done{detail}; {}", GOES_ON)]
     Closed {
         /// Who the peer is, for people.
         peer: String,
@@ -124,7 +126,7 @@ pub enum Error {
         code: u8,
     },
     /// ssh itself failed (exit status 255).
-    #[error("ssh to {host} failed{detail}")]
+    #[error("ssh to {host} failed{}", silent(.detail))]
     Ssh {
         /// The host.
         host: String,
@@ -132,20 +134,17 @@ pub enum Error {
         detail: String,
     },
     /// A signal asked to stop.
-    #[error("interrupted; run the same command again: between two holesyncs it goes on from there")]
+    #[error("interrupted; {}", GOES_ON)]
     Interrupted,
     /// The run has taken as long as it may.
-    #[error(
-        "the time that --stop-after or --stop-at allows is over; run the same command again: between two \
-         holesyncs it goes on from there"
-    )]
+    #[error("the time that --stop-after or --stop-at allows is over; {}", GOES_ON)]
     TimeIsUp,
     /// A file is in place, without all of its attributes.
     #[error("{}", .0.message)]
     Unset(Failure),
     /// Some files were not transferred, or not with all of their attributes; each was
     /// reported on its own.
-    #[error("{}", partial(*.failed, *.unset, .first))]
+    #[error("{}", partial(*.failed, *.unset, .first, *.code))]
     Partial {
         /// How many were not transferred.
         failed: u64,
@@ -156,67 +155,6 @@ pub enum Error {
         /// The exit code that fits the worst of them.
         code: u8,
     },
-}
-
-/// Which of two ends that share no version is to be renewed.
-fn strangers(peer: &str, theirs: (u16, u16), ours: (u16, u16)) -> String {
-    let span = |(a, b): (u16, u16)| if a == b { format!("{a}") } else { format!("{a} to {b}") };
-    let release = env!("CARGO_PKG_VERSION");
-    let [theirs_spoken, ours_spoken] = [theirs, ours].map(span);
-    let each =
-        format!("it speaks protocol {theirs_spoken}, and the one here ({release}) protocol {ours_spoken}");
-    if theirs.1 < ours.0 {
-        format!(
-            "the holesync on {peer} is older: {each}; install {release} on {peer}, or have a transfer with \
-             --agent=push bring this one along"
-        )
-    } else {
-        format!("the holesync on {peer} is newer: {each}; install the release of {peer} here")
-    }
-}
-
-/// What could not be done to a file, and why. The file system may be what forbids it, whatever
-/// was the first call to notice.
-pub fn failed(doing: &str, path: &Path, source: &io::Error) -> String {
-    let path = printable(path);
-    match source.raw_os_error() {
-        Some(libc::EROFS) => format!("cannot write {path}: the file system is read-only"),
-        _ => format!("cannot {doing} {path}: {}", in_words(source)),
-    }
-}
-
-/// An error of the system without its number.
-pub fn in_words(error: &io::Error) -> String {
-    let text = error.to_string();
-    error
-        .raw_os_error()
-        .and_then(|number| text.strip_suffix(&format!(" (os error {number})")))
-        .unwrap_or(&text)
-        .into()
-}
-
-/// What is to be said besides where something is full: that a quota is.
-pub fn quota(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::StorageFull => String::new(),
-        _ => format!(" ({})", in_words(error)),
-    }
-}
-
-fn partial(failed: u64, unset: u64, first: &str) -> String {
-    match (failed, unset, first) {
-        (_, _, "") => {}
-        (1, 0, first) => return format!("{first} could not be transferred (see above)"),
-        (0, 1, first) => return format!("{first} is in place without all of its attributes (see above)"),
-        _ => {}
-    }
-    let failed = (failed > 0).then(|| format!("{failed} of the files could not be transferred"));
-    let unset = (unset > 0).then(|| format!("{unset} are in place without all of their attributes"));
-    let parts = failed.into_iter().chain(unset).collect::<Vec<_>>();
-    match first {
-        "" => format!("{} (see above)", parts.join(", ")),
-        first => format!("{} (see above), the first is {first}", parts.join(", ")),
-    }
 }
 
 /// Why something was not read to its end, where what is read is handed on part by part.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apply::attributes::belongings::Handed;
 use crate::apply::place::{Old, Place};
-use crate::error::{Error, Failure, Result, code, printable};
+use crate::error::{Error, Failure, Result, code, in_words, printable};
 use crate::sys;
 pub use extended::Extended;
 
@@ -263,7 +263,8 @@ impl Unset {
     }
 
     fn into_failure(self, path: &Path) -> Option<Failure> {
-        let reasons = self.0.iter().map(|(what, why)| format!("its {what} could not be set: {why}"));
+        let reasons =
+            self.0.iter().map(|(what, why)| format!("its {what} could not be set: {}", in_words(why)));
         let reasons = reasons.collect::<Vec<_>>().join("; ");
         let message = format!("{} is in place, but {reasons}", printable(path));
         (!self.0.is_empty()).then(|| Failure::new(code::PARTIAL, message).about(path))

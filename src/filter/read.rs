@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::error::{Error, Result, printable};
+use crate::error::{Error, Result, in_words, printable};
 use crate::filter::FilterRules;
 use crate::filter::parse::{Files, Parser};
 use crate::filter::rule::{Item, Modifiers, Prefixes, Style};
@@ -84,7 +84,9 @@ struct UserFiles;
 impl Files for UserFiles {
     fn merge(&mut self, path: &[u8]) -> std::result::Result<Vec<u8>, String> {
         let path = Path::new(OsStr::from_bytes(path));
-        let failed = |error: std::io::Error| format!("cannot read rules from {}: {error}", printable(path));
+        let failed = |error: std::io::Error| {
+            format!("cannot read rules from {}: {}", printable(path), in_words(&error))
+        };
         let mut text = Vec::new();
         if path == Path::new("-") {
             std::io::stdin().lock().take(MAX_FILE + 1).read_to_end(&mut text).map_err(failed)?;

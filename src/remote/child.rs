@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use crate::error::{Error, Result, code, escape, lock};
+use crate::error::{Error, Result, code, escape, in_words, lock};
 use crate::location::Host;
 use crate::sys;
 
@@ -108,7 +108,7 @@ pub fn connect(
         .stderr(Stdio::piped())
         .spawn();
     let mut child = spawned.map_err(|error| {
-        Error::Start(format!("cannot run {:?} to reach {host}: {error}; see --rsh", words[0]))
+        Error::Start(format!("cannot run {:?} to reach {host}: {}; see --rsh", words[0], in_words(&error)))
     })?;
     let (Some(stdin), Some(stdout), Some(stderr)) =
         (child.stdin.take(), child.stdout.take(), child.stderr.take())

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result, escape, printable};
+use crate::error::{Error, Result, escape, in_words, printable};
 use crate::location::Host;
 use crate::protocol::Greeting;
 use crate::remote::bootstrap::{self, Agent, Input, Output, PROGRAM_VERSION, RemoteOptions, Shell};
@@ -112,7 +112,7 @@ impl Program {
     }
 
     fn read(path: &Path, machine: &str) -> Result<Program, String> {
-        let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+        let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {}", in_words(&error)))?;
         elf::check(&bytes, machine)?;
         let sum = hex(&Sha256::digest(&bytes));
         Ok(Program { bytes, sum })

@@ -11,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::fcntl::OFlag;
 
 use crate::confinement::NamedPath;
+use crate::error::in_words;
 use crate::filter::{DirectoryRules, FilterSide};
 use crate::options::Options;
 use crate::sys;
@@ -95,7 +96,8 @@ pub(super) fn enter(
 /// Why it cannot be read.
 pub fn read(dir: BorrowedFd, root: BorrowedFd, below: &Path, name: &[u8]) -> Result<Option<Vec<u8>>, String> {
     let name = OsStr::from_bytes(name);
-    let failed = |error: io::Error| format!("cannot read the rules in {}: {error}", name.display());
+    let failed =
+        |error: io::Error| format!("cannot read the rules in {}: {}", name.display(), in_words(&error));
     let opened = match sys::open_beneath(dir, Path::new(name), RULES, 0) {
         Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
             sys::open_below(root, &below.join(name), RULES)

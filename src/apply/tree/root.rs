@@ -113,9 +113,9 @@ impl DestinationRoot {
     pub fn find(target: &Target, single: bool, options: &Options) -> Result<DestinationRoot> {
         let path = &target.path;
         if options.mkpath && !options.dry_run {
-            path.parent().create_all().map_err(|error| {
-                Error::Destination(format!("cannot make the way to {}: {error}", printable(path.path())))
-            })?;
+            path.parent()
+                .create_all()
+                .map_err(|error| Error::Destination(failed("make the way to", path.path(), &error)))?;
         }
         let there = path.metadata();
         if there.as_ref().is_ok_and(|metadata| metadata.is_dir()) {

@@ -12,7 +12,7 @@ use nix::dir::{Dir, Type};
 use nix::sys::stat::{FileStat, SFlag};
 
 use crate::confinement::NamedPath;
-use crate::error::Error;
+use crate::error::{Error, in_words};
 use crate::filter::DirectoryRules;
 use crate::options::{OneFileSystem, Options};
 use crate::source::named::{Named, is};
@@ -176,7 +176,8 @@ impl<'a> TreeWalk<'a> {
         let named = match Named::follow(&path) {
             Ok(named) if is_meant || named.is_directory() && follow.to_directories => named,
             Err(error) if is_meant => {
-                let why = format!("it is a symlink, and what it leads to cannot be read: {error}");
+                let why = in_words(&error);
+                let why = format!("it is a symlink, and what it leads to cannot be read: {why}");
                 return Err(io::Error::other(why));
             }
             _ => return Ok(None),

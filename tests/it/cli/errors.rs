@@ -365,12 +365,57 @@ fn a_read_only_mount_and_an_immutable_file_stay_as_they_are() {
             let outcome = way.run(dir.path(), &[&source], &path);
             outcome.code(23).says(&[path.to_str().unwrap(), "the file system is read-only"]);
         }
-        way.run(dir.path(), &[&source], &fixed).code(23).says(&[fixed.to_str().unwrap(), "not permitted"]);
+        let outcome = way
+            .run(dir.path(), &[&source], &fixed)
+            .code(23)
+            .says(&[fixed.to_str().unwrap(), "not permitted"]);
+        if !matches!(way, Way::PushShell) {
+            outcome.says(&["lsattr shows whether it or its directory is immutable"]);
+        }
         for option in ["--inplace", "--commit=atomic", "-W"] {
             let mut command = way.command(dir.path(), &[&source], &fixed);
             run(command.arg(option)).code(23).says(&[fixed.to_str().unwrap(), "not permitted"]);
         }
         assert_eq!((tree(&mount), tree(&to)), before, "{way:?}");
+    }
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_is_named_and_so_is_each_file_of_it() {
+    if !lab::is_root() {
+        return;
+    }
+    let Some(dir) = lab::dir(Fs::Ext4) else { return };
+    let source = mkdir(dir.path().join("tree"));
+    image(&mkdir(source.join("below")).join("file"), 1);
+    File::open(&source).expect("open").set_modified(std::time::UNIX_EPOCH).expect("set a time");
+    let to = mkdir(dir.path().join("to"));
+    system("chattr", &[OsStr::new("+i"), to.as_os_str()]);
+    let _mutable = Undo("chattr", vec!["-i".into(), to.clone().into()]);
+    for way in [Way::Local, Way::Push, Way::Pull] {
+        let mut command = way.command(dir.path(), &[&source.join("")], &to);
+        let outcome = run(command.arg("-a")).code(23).says(&[
+            &format!("cannot create the directory {}/below: Operation not permitted; lsattr", to.display()),
+            &format!("cannot reach {}/below/file: its directory is missing", to.display()),
+            "is in place, but its time could not be set: Operation not permitted\n",
+            "2 of the files could not be transferred, 1 is in place without all of its attributes",
+        ]);
+        assert!(!outcome.stderr.contains("os error"), "{way:?}: {outcome}");
+    }
+}
+
+#[test]
+fn what_max_delete_keeps_is_not_said_to_be_transferred() {
+    let dir = lab::scratch();
+    let (from, to) = (mkdir(dir.path().join("from")), mkdir(dir.path().join("to")));
+    for name in ["a", "b"] {
+        image(&to.join(name), 1);
+    }
+    for way in [Way::Local, Way::Push, Way::Pull] {
+        let mut command = way.command(dir.path(), &[&from.join("")], &to);
+        let outcome = run(command.args(["-a", "--delete", "--max-delete=0"])).code(25);
+        let outcome = outcome.says(&["stays, and so does what else would be removed (see above) (code 25)"]);
+        assert!(!outcome.stderr.contains("transferred"), "{way:?}: {outcome}");
     }
 }
 
