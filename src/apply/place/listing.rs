@@ -65,7 +65,7 @@ impl Listing {
             return false;
         };
         known.looks = known.looks.saturating_add(1);
-        if known.looks != LOOKS || !is_at_rest(changed) {
+        if known.looks != LOOKS || !is_at_rest(changed, sys::file_time_now()) {
             return known.is_clean;
         }
         // Others look beside their files meanwhile.
@@ -79,8 +79,7 @@ impl Listing {
 }
 
 /// Whether a directory that changes from now on gets another time than it has.
-fn is_at_rest(changed: (i64, i64)) -> bool {
-    let now = sys::file_time_now();
+fn is_at_rest(changed: (i64, i64), now: (i64, i64)) -> bool {
     let passed = (now.0 - changed.0).saturating_mul(SECOND) + now.1 - changed.1;
     // Without nanoseconds, times may be those of whole seconds, or of two.
     passed >= if changed.1 == 0 { TICK * SECOND } else { KERNEL_TICK }
@@ -98,4 +97,22 @@ fn is_clean(place: &Place) -> io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_at_rest_once_the_tick_of_its_last_change_is_over() {
+        let fine = (1000, 999_999_999);
+        assert!(!is_at_rest(fine, fine));
+        assert!(!is_at_rest(fine, (1001, 99_999_998)));
+        assert!(is_at_rest(fine, (1001, 99_999_999)));
+        let coarse = (1000, 0);
+        assert!(!is_at_rest(coarse, (1002, 999_999_999)));
+        assert!(is_at_rest(coarse, (1003, 0)));
+        // A clock that was set back.
+        assert!(!is_at_rest(fine, (900, 0)));
+    }
 }

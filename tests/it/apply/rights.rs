@@ -511,7 +511,7 @@ fn a_directory_at_rest_is_listed_in_the_place_of_looks_beside_its_files() {
     if !can_trace() {
         return;
     }
-    const FILES: usize = 60;
+    const FILES: usize = 600;
     let Some(dir) = lab::dir(Fs::Ext4) else { return };
     let (from, there, log) = (dir.path().join("from"), dir.path().join("there"), dir.path().join("calls"));
     for dir in [&from, &there] {
@@ -528,11 +528,10 @@ fn a_directory_at_rest_is_listed_in_the_place_of_looks_beside_its_files() {
         let calls = fs::read_to_string(log).expect("read");
         calls.lines().filter(|line| line.contains(".holesync")).count()
     };
-    // Six names a file; while the directory may still change within a tick, each time.
-    assert_eq!(looks(), 6 * FILES);
     // Longer than the coarsest tick of a local file system.
     std::thread::sleep(std::time::Duration::from_secs(4));
-    // While one of four workers lists it, the others go on and look for themselves.
+    // Six names a file. While one of four workers lists it, the others go on and look for
+    // themselves.
     let looked = looks();
     assert!((6 * 15..6 * FILES).contains(&looked), "{looked}");
     // What a killed run left goes, whichever file it lies beside.
