@@ -6,6 +6,7 @@
 //! panics; and the next run ends well and leaves nothing behind. `tests/soak faults` tries every
 //! fault at every call; otherwise it is a sample, another one for each way. What was tried is counted.
 
+mod group;
 mod tree;
 
 use std::path::{Path, PathBuf};
@@ -25,9 +26,10 @@ use crate::common::trace::{Fault, Seen, Tracer, When, moves_an_amount};
 const BLOCK: usize = 64 << 10;
 
 /// What befalls each call; a short one only those that move an amount.
-const FAULTS: [Fault; 7] = [
+const FAULTS: [Fault; 8] = [
     Fault::Fails(Errno::EIO),
     Fault::Fails(Errno::ENOSPC),
+    Fault::Fails(Errno::EACCES),
     Fault::Fails(Errno::EINTR),
     Fault::Fails(Errno::EINVAL),
     Fault::Fails(Errno::EPERM),
@@ -181,6 +183,44 @@ struct Counts {
     failed: usize,
 }
 
+/// One fault: at which call, at which turn of it.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    call: &'static str,
+    nth: usize,
+    fault: Fault,
+}
+
+impl Case {
+    /// Whether it can befall a process.
+    fn applies(&self) -> bool {
+        // Nothing of Linux fails to close a directory but by a signal, and std panics if it does.
+        let closes = self.call != "close" || matches!(self.fault, Fault::Kill | Fault::Fails(Errno::EINTR));
+        closes && (self.fault != Fault::Short || moves_an_amount(self.call))
+    }
+}
+
+/// Whether every fault is tried at every call.
+fn tries_all() -> bool {
+    std::env::var_os("HOLESYNC_TEST_FAULTS").is_some_and(|what| what == "all")
+}
+
+/// The faults to be tried at the calls that a process makes undisturbed, of those that are `telling`;
+/// of these one of so many is a `sample`, and `seed` says which.
+fn cases(
+    undisturbed: &Seen,
+    telling: impl Fn(&Case) -> bool,
+    sample: usize,
+    seed: usize,
+) -> impl Iterator<Item = Case> {
+    let all = tries_all();
+    let calls = undisturbed.calls.iter().flat_map(|(&call, &most)| (1..=most).map(move |nth| (call, nth)));
+    let cases = calls.flat_map(|(call, nth)| FAULTS.map(|fault| Case { call, nth, fault }));
+    let cases = cases.filter(telling).enumerate();
+    let cases = cases.filter(move |(number, _)| all || (number + seed).is_multiple_of(sample));
+    cases.map(|(_, case)| case).filter(Case::applies)
+}
+
 fn fail_everywhere(way: &Way) {
     let Some(target) = lab::dir(way.fs) else { return };
     let bench = Bench::new(way, target);
@@ -188,19 +228,11 @@ fn fail_everywhere(way: &Way) {
     let (outcome, undisturbed) = bench.run(When::Never);
     outcome.ok();
     assert!(undisturbed.unknown.is_empty(), "calls that no list knows: {:?}", undisturbed.unknown);
-    let all = std::env::var_os("HOLESYNC_TEST_FAULTS").is_some_and(|what| what == "all");
     let mut counts = Counts { calls: undisturbed.calls.values().sum(), ..Counts::default() };
     let seed = way.name.bytes().fold(0, |sum, byte| sum + usize::from(byte));
-    let cases = undisturbed.calls.iter().flat_map(|(&call, &most)| (1..=most).map(move |nth| (call, nth)));
-    let cases = cases.flat_map(|(call, nth)| FAULTS.map(|fault| (call, nth, fault)));
     let mut broken = Vec::new();
-    for (number, (call, nth, fault)) in cases.enumerate() {
-        // Nothing of Linux fails to close a directory but by a signal, and std panics if it does.
-        let closes = call != "close" || matches!(fault, Fault::Kill | Fault::Fails(Errno::EINTR));
-        let applies = closes && (fault != Fault::Short || moves_an_amount(call));
-        if applies && (all || (number + seed).is_multiple_of(SAMPLE)) {
-            broken.extend(bench.suffers(call, nth, fault, &mut counts).err());
-        }
+    for case in cases(&undisturbed, |_| true, SAMPLE, seed) {
+        broken.extend(bench.suffers(case, &mut counts).err());
     }
     let Counts { calls, faults, old, new, sealed, torn, failed } = counts;
     lab::count(&format!(
@@ -305,13 +337,8 @@ impl Bench<'_> {
     }
 
     /// One call suffers one fault.
-    fn suffers(
-        &self,
-        call: &'static str,
-        nth: usize,
-        fault: Fault,
-        counts: &mut Counts,
-    ) -> Result<(), String> {
+    fn suffers(&self, case: Case, counts: &mut Counts) -> Result<(), String> {
+        let Case { call, nth, fault } = case;
         self.reset();
         eprintln!("{}: {fault:?} at {call} {nth}", self.way.name);
         let (outcome, seen) = self.run(When::Nth(call, nth, fault));

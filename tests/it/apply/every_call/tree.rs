@@ -8,12 +8,12 @@ use std::process::{Command, Stdio};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use tempfile::TempDir;
 
-use super::{FAULTS, demand};
+use super::{Case, cases, demand};
 use crate::common::check::leftovers;
 use crate::common::lab;
 use crate::common::peer::{Peer, at};
 use crate::common::process::{Outcome, holesync, run, start_on};
-use crate::common::trace::{Fault, Seen, Tracer, When, moves_an_amount};
+use crate::common::trace::{Fault, Seen, Tracer, When};
 use crate::common::tree::{mkdir, set_mode, set_mtime, slash, small};
 
 const FLAGS: &[&str] = &["-aHAX", "--delete", "--backup-dir=../kept", "--link-dest=../before"];
@@ -124,7 +124,8 @@ impl Bench {
         (outcome, tracer.seen())
     }
 
-    fn suffers(&self, call: &'static str, nth: usize, fault: Fault) -> Result<Option<i32>, String> {
+    fn suffers(&self, case: Case) -> Result<Option<i32>, String> {
+        let Case { call, nth, fault } = case;
         self.reset();
         eprintln!("tree, {:?}: {fault:?} at {call} {nth}", self.role);
         let (outcome, seen) = self.run(When::Nth(call, nth, fault));
@@ -197,17 +198,9 @@ fn fail_everywhere(role: Role, flags: &'static [&'static str]) {
     outcome.ok();
     assert_eq!(bench.differences(), "");
     assert!(undisturbed.unknown.is_empty(), "calls that no list knows: {:?}", undisturbed.unknown);
-    let all = std::env::var_os("HOLESYNC_TEST_FAULTS").is_some_and(|what| what == "all");
-    let cases = undisturbed.calls.iter().flat_map(|(&call, &most)| (1..=most).map(move |nth| (call, nth)));
-    let cases = cases.flat_map(|(call, nth)| FAULTS.map(|fault| (call, nth, fault)));
     let (mut faults, mut failed, mut broken) = (0, 0, Vec::new());
-    for (number, (call, nth, fault)) in cases.enumerate() {
-        let closes = call != "close" || matches!(fault, Fault::Kill | Fault::Fails(nix::errno::Errno::EINTR));
-        let applies = closes && (fault != Fault::Short || moves_an_amount(call));
-        if !applies || !all && !(number + role as usize).is_multiple_of(SAMPLE + 1) {
-            continue;
-        }
-        match bench.suffers(call, nth, fault) {
+    for case in cases(&undisturbed, |_| true, SAMPLE + 1, role as usize) {
+        match bench.suffers(case) {
             Ok(None) => {}
             Ok(Some(code)) => {
                 faults += 1;
