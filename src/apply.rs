@@ -404,7 +404,7 @@ impl Destination {
     /// Keeps what was gathered for the next run.
     pub fn keep(mut self) {
         if !self.task.place.finds_again() {
-            return self.discard(None);
+            return self.discard();
         }
         if self.way.has_begun() {
             // Zeros that are not made are only found to be missing by the next run.

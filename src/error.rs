@@ -10,8 +10,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
-use words::{GOES_ON, partial, silent, strangers};
-pub use words::{failed, in_words, quota};
+use words::{GOES_ON, full, partial, silent, strangers};
+pub use words::{failed, in_words, is_quota};
 
 /// A result whose error is [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -48,8 +48,8 @@ pub enum Error {
         /// The error of the system.
         source: io::Error,
     },
-    /// The file system of the destination is full.
-    #[error("no space left for {}: {needed}", printable(.path))]
+    /// The file system of the destination is full, or a quota.
+    #[error("{} {}: {needed}", full(.source), printable(.path))]
     Space {
         /// The file that was being written.
         path: PathBuf,

@@ -332,13 +332,12 @@ impl Applier<'_, '_> {
                 Ok(())
             }
             ApplyError::File(error) => {
+                let error = match std::mem::replace(&mut self.current, Current::Failed) {
+                    Current::File(file) => file.destination.give_up(error),
+                    Current::None | Current::Failed => error,
+                };
                 // Before the credit for its map is free: others use it at once.
-                let told = self.shared.feeds.fail(id, || self.shared.fail(id, &error, Settles::Nothing));
-                match std::mem::replace(&mut self.current, Current::Failed) {
-                    Current::File(file) => file.destination.give_up(&error),
-                    Current::None | Current::Failed => {}
-                }
-                told
+                self.shared.feeds.fail(id, || self.shared.fail(id, &error, Settles::Nothing))
             }
         }
     }

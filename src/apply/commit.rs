@@ -24,11 +24,10 @@ use crate::apply::ranges::cover::Cover;
 use crate::apply::ranges::{self, Abilities};
 use crate::apply::recover::{Recovered, check_root};
 use crate::apply::synced::Synced;
-use crate::error::{Error, Failure, Result, quota};
+use crate::error::{Error, Failure, Result};
 use crate::hashmap::{Grid, Hash};
 use crate::in_use;
 use crate::options::Options;
-use crate::report::human;
 use crate::scan;
 use crate::sys::{self, kind_of};
 use crate::working::Working;
@@ -227,7 +226,7 @@ impl Task {
             }
             other => other,
         };
-        renamed.map_err(place.error("put in place"))
+        renamed.map_err(|error| self.failed("put in place", error, OldFile::Whole))
     }
 
     /// The old file turned out to be all that is wanted but for its attributes. A time that
@@ -390,29 +389,18 @@ impl Task {
         [Working::Log, Working::Stage].iter().any(|kind| self.beside.leftovers.contains(kind))
     }
 
-    /// An error while content was being put together.
+    /// An error while content was being put together. What is left of it on a full disk is told
+    /// when room was made there: see [`Destination::give_up`](crate::apply::Destination::give_up).
     pub fn failed(&self, doing: &'static str, source: io::Error, old: OldFile) -> Error {
         let path = self.place.path.clone();
         if !ranges::is_full(&source) {
             return Error::File { doing, path, source };
         }
-        let free = sys::free_space(&self.place.dir).map_or("an unknown amount".into(), human);
-        let needed = if self.options.preallocate { self.wanted.length } else { self.wanted.data };
-        let needed = match needed {
-            // A stream does not say how much comes.
-            0 => "it is not known how much is needed".into(),
-            bytes => format!("up to {} were needed for the data of this image", human(bytes)),
-        };
-        let written = human(self.counts.written);
         let state = match old {
-            OldFile::PartlyWritten => "it is partly written",
-            OldFile::Whole => "the old file, if any, is untouched",
+            OldFile::PartlyWritten => Some("it is partly written"),
+            OldFile::Whole => None,
         };
-        let needed = format!(
-            "{needed}, {written} were written, {free} are free now{}; {state}; \
-             make room and run the same command again",
-            quota(&source)
-        );
+        let needed = self.explain_shortage(&source, &[], state);
         Error::Space { path, needed, source }
     }
 }

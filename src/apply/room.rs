@@ -11,7 +11,7 @@ use crate::apply::commit::Task;
 use crate::apply::ranges::behind::share_to_give_back;
 use crate::apply::way::Way;
 use crate::apply::{Destination, ranges};
-use crate::error::{Error, printable};
+use crate::error::{Error, is_quota, printable};
 use crate::report::human;
 use crate::sys;
 use crate::working::Working;
@@ -48,29 +48,50 @@ impl Destination {
         }
     }
 
-    /// Removes what was gathered, which is of no use to anybody. After an error on a full
-    /// disk, what earlier runs left goes, too: it would only be in the way.
-    pub fn discard(&self, error: Option<&Error>) {
+    /// Removes what was gathered, which is of no use to anybody.
+    pub fn discard(&self) {
         // What cannot be removed is found by the next run.
         let _ = self.task.place.remove(self.way.working_files());
-        if matches!(error, Some(Error::Space { .. })) {
-            self.task.remove_leftovers(&[]);
+    }
+
+    /// The same after an error, which is returned. On a full disk what earlier runs left goes,
+    /// too: it would only be in the way.
+    pub fn discard_after(&self, error: Error) -> Error {
+        self.discard();
+        match error {
+            Error::Space { source, .. } => {
+                self.task.remove_leftovers(&[]);
+                self.no_room(source, 0)
+            }
+            other => other,
         }
     }
 
     /// Keeps what was gathered before this error for the next run. On a full disk some of
-    /// it is given back, so that the disk can be used.
-    pub fn give_up(mut self, error: &Error) {
-        self.make_room_after(error);
+    /// it is given back, so that the disk can be used. Returns the error, which tells then what
+    /// is kept.
+    pub fn give_up(mut self, error: Error) -> Error {
+        if !self.task.place.finds_again() {
+            return self.discard_after(error);
+        }
+        let error = self.make_room_after(error);
         self.keep();
+        error
     }
 
-    pub(super) fn make_room_after(&mut self, error: &Error) {
-        let Destination { task, way, .. } = self;
-        let is_sealed = matches!(way, Way::Staged(staged) if staged.is_sealed());
-        if is_sealed || !matches!(error, Error::Space { .. }) {
-            return;
+    pub(super) fn make_room_after(&mut self, error: Error) -> Error {
+        let is_sealed = matches!(&self.way, Way::Staged(staged) if staged.is_sealed());
+        match error {
+            Error::Space { source, .. } if !is_sealed => {
+                self.make_room();
+                self.no_room(source, self.kept())
+            }
+            other => other,
         }
+    }
+
+    fn make_room(&mut self) {
+        let Destination { task, way, .. } = self;
         task.remove_leftovers(way.working_files());
         if let Way::Staged(staged) = way {
             staged.give_back();
@@ -80,9 +101,69 @@ impl Destination {
             let _ = task.give_back(temp);
         }
     }
+
+    /// Bytes that came and that the next run goes on from.
+    fn kept(&self) -> u64 {
+        let allocated = |file: &File| file.metadata().map_or(0, |metadata| 512 * metadata.blocks());
+        match &self.way {
+            Way::Fresh(fresh) => fresh.temp().map_or(0, allocated),
+            Way::Staged(staged) => staged.data().map_or(0, allocated),
+            // What it shares with the old file did not come.
+            Way::Replica(replica) => {
+                if replica.has_begun() {
+                    self.task.counts.written
+                } else {
+                    0
+                }
+            }
+            Way::Direct(_) => 0,
+        }
+    }
+
+    /// Why it does not fit, and what there is now; `kept`: bytes for the next run.
+    fn no_room(&self, source: io::Error, kept: u64) -> Error {
+        let task = &self.task;
+        let kept = match kept {
+            _ if matches!(self.way, Way::Direct(_)) => None,
+            0 => Some("nothing of it is kept".into()),
+            kept => Some(format!("{} came and are kept", human(kept))),
+        };
+        let free = sys::free_space(&task.place.dir).ok().filter(|_| !is_quota(&source));
+        let free = free.map(|free| format!("{} are free now", human(free)));
+        let state = match (&self.way, self.way.old()) {
+            (Way::Direct(_), _) => Some("it is partly written"),
+            (_, Some(_)) => Some("the old file is untouched"),
+            (_, None) => None,
+        };
+        let parts = kept.into_iter().chain(free).collect::<Vec<_>>();
+        let needed = task.explain_shortage(&source, &parts, state);
+        Error::Space { path: task.place.path.clone(), needed, source }
+    }
 }
 
 impl Task {
+    /// What is said of a file that does not fit: how much it needs, what else is known of that,
+    /// what state the old file is in, and what to do next.
+    pub fn explain_shortage(&self, source: &io::Error, known: &[String], state: Option<&str>) -> String {
+        let needed = if self.options.preallocate { self.wanted.length } else { self.wanted.data };
+        let needed = match needed {
+            // A stream does not say how much comes.
+            0 => "it is not known how much is needed".into(),
+            bytes => format!("up to {} were needed for the data of this image", human(bytes)),
+        };
+        let mut facts = vec![needed];
+        facts.extend_from_slice(known);
+        let todo = match is_quota(source) {
+            true => "have the quota raised, or make room, and run the same command again",
+            false if sys::lacks_inodes(&self.place.dir) => {
+                "the file system has no room for more files (inodes): remove some, and run the same command again"
+            }
+            false => "make room and run the same command again",
+        };
+        let state = state.map(|state| format!("; {state}")).unwrap_or_default();
+        format!("{}{state}; {todo}", facts.join(", "))
+    }
+
     /// On a full disk, removes what earlier runs left and nobody goes on from, and nothing
     /// that is `in_use`: a sealed log, from which an old file might be finished, stays with
     /// its stage.

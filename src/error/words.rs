@@ -57,12 +57,14 @@ pub fn in_words(error: &io::Error) -> String {
         .into()
 }
 
-/// What is to be said besides where something is full: that a quota is.
-pub fn quota(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::StorageFull => String::new(),
-        _ => format!(" ({})", in_words(error)),
-    }
+/// Whether it is a quota that is full, and not the file system.
+pub fn is_quota(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::QuotaExceeded
+}
+
+/// What is full.
+pub(super) fn full(error: &io::Error) -> &'static str {
+    if is_quota(error) { "the disk quota leaves no space for" } else { "no space left for" }
 }
 
 /// What ssh said before it failed, or what would make it speak.

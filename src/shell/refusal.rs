@@ -4,7 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::error::{Error, Failure, Result, escape, quota};
+use crate::error::{Error, Failure, Result, escape, is_quota};
 use crate::shell;
 
 /// What became of a command: done, or why it failed.
@@ -109,12 +109,13 @@ impl Refusal {
             Refusal::Failed { doing, source } if matches!(source.kind(), StorageFull | QuotaExceeded) => {
                 let state = match doing {
                     WRITE_IN_PLACE => "it is partly written",
-                    _ => "the old file, if any, is untouched",
+                    _ => "it is as it was before",
                 };
+                let todo =
+                    if is_quota(&source) { "have the quota raised, or make room," } else { "make room" };
                 let needed = format!(
-                    "{state}{}; make room and run the same command again: where there is only a shell \
-                     the file starts anew",
-                    quota(&source)
+                    "{state}; {todo} and run the same command again: where there is only a shell the file \
+                     starts anew"
                 );
                 Error::Space { path, needed, source }
             }

@@ -368,8 +368,7 @@ impl<'a> ArrivingFile<'a> {
     fn with(&mut self, write: impl FnOnce(&mut Destination) -> Result<()>) {
         let Ok(destination) = &mut self.destination else { return };
         if let Err(error) = write(destination) {
-            destination.discard(Some(&error));
-            self.destination = Err(error);
+            self.destination = Err(destination.discard_after(error));
         }
     }
 
@@ -385,7 +384,7 @@ impl<'a> ArrivingFile<'a> {
     /// Discards what came of a file: a shell cannot go on from a part.
     pub fn discard(self) {
         if let Ok(destination) = self.destination {
-            destination.discard(None);
+            destination.discard();
         }
     }
 }

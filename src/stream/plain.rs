@@ -239,10 +239,11 @@ impl PlainImage {
         }
     }
 
-    /// Gives up, and keeps what came for the next run.
-    pub fn give_up(self, error: &Error) {
-        if let Into::Destination(destination) = self.into {
-            destination.give_up(error);
+    /// Gives up, and keeps what came for the next run. Returns the error.
+    pub fn give_up(self, error: Error) -> Error {
+        match self.into {
+            Into::Destination(destination) => destination.give_up(error),
+            Into::Nothing { .. } => error,
         }
     }
 

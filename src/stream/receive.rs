@@ -60,10 +60,7 @@ pub fn receive_file(
             let finished = sink.destination.finish(&Hash::default(), 0)?;
             finished.unset.map_or(Ok(()), |unset| Err(Error::Unset(unset)))
         }
-        Err(error) => {
-            sink.destination.discard(Some(&error));
-            Err(error)
-        }
+        Err(error) => Err(sink.destination.discard_after(error)),
     }
 }
 

@@ -183,8 +183,7 @@ impl Initiator<'_> {
             Ok(())
         });
         if let Err(error) = taken {
-            image.give_up(&error);
-            return Err(error);
+            return Err(image.give_up(error));
         }
         (stats.matched_bytes, stats.sent_data_bytes) = (image.kept, image.lacked);
         stats.data_bytes = image.kept + image.lacked;

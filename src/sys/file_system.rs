@@ -71,8 +71,16 @@ pub fn unwritten() -> Option<u64> {
     Some((kibibytes("Dirty:")? + kibibytes("Writeback:")?) << 10)
 }
 
-/// Bytes free for this user on the file system of an open file.
+/// Whether the file system of an open file has a number of inodes, and all are taken.
+pub fn lacks_inodes(file: impl AsFd) -> bool {
+    nix::sys::statvfs::fstatvfs(file).is_ok_and(|stat| stat.files() > 0 && stat.files_available() == 0)
+}
+
+/// Bytes free for this user on the file system of an open file. What ext2 to ext4 keep back from
+/// others is root's.
 pub fn free_space(file: impl AsFd) -> io::Result<u64> {
-    let stat = nix::sys::statvfs::fstatvfs(file)?;
-    Ok(stat.blocks_available() as u64 * stat.fragment_size() as u64)
+    let stat = nix::sys::statvfs::fstatvfs(&file)?;
+    let may_take_all = crate::sys::effective_user() == 0 && is_one_of(file, &[statfs::EXT4_SUPER_MAGIC]);
+    let blocks = if may_take_all { stat.blocks_free() } else { stat.blocks_available() };
+    Ok(blocks as u64 * stat.fragment_size() as u64)
 }

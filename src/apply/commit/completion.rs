@@ -45,7 +45,7 @@ impl Destination {
     /// Those of [`finish`](Destination::finish).
     pub fn complete(mut self, root: &Hash, kept: u64) -> Result<Completion> {
         let completed = self.end(root, kept);
-        let ended = completed.inspect_err(|error| self.make_room_after(error))?;
+        let ended = completed.map_err(|error| self.make_room_after(error))?;
         Ok(match ended {
             End::Finished(finished) => Completion::Finished(finished),
             End::Waits { unset, changed } => {

@@ -25,7 +25,7 @@ use nix::sys::stat::fstat;
 use crate::apply::commit::{LARGE, OldFile, Placed};
 use crate::apply::synced::Synced;
 use crate::apply::{Destination, Finished};
-use crate::error::{Failure, Result, lock};
+use crate::error::{Error, Failure, Result, lock};
 use crate::hashmap::Hash;
 use crate::sys;
 use crate::working::Working;
@@ -85,8 +85,14 @@ impl Waiting {
     }
 
     fn end(mut self, placed: Result<()>) -> Result<Finished> {
-        let placed = placed.inspect_err(|error| self.destination.make_room_after(error));
-        placed.map(|()| self.destination.finished(self.changed, self.unset.take()))
+        match placed {
+            Ok(()) => Ok(self.destination.finished(self.changed, self.unset.take())),
+            // A temp file that has its attributes is no working file that a run goes on from.
+            Err(error @ Error::Space { .. }) if !self.destination.task.delays => {
+                Err(self.destination.discard_after(error))
+            }
+            Err(error) => Err(self.destination.make_room_after(error)),
+        }
     }
 }
 

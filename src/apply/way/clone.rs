@@ -101,7 +101,8 @@ impl Replica {
 /// the old file, which has no data there.
 fn begin(task: &Task, from: &Old, old: Option<&Old>) -> Result<(File, Cover, Metadata)> {
     let place = &task.place;
-    let temp = place.create(Working::Clone).map_err(place.error("create the temp file of"))?;
+    let temp = place.create(Working::Clone);
+    let temp = temp.map_err(|error| task.failed("create the temp file of", error, OldFile::Whole))?;
     let temp = place.locked(temp)?;
     belongings::prepare(old, &temp);
     let made = temp.metadata().map_err(place.error("look at"))?;

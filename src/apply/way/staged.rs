@@ -49,7 +49,12 @@ impl Staged {
         self.stage.is_some()
     }
 
-    /// The file in which data gathers.
+    /// The file in which data gathers, if there is one.
+    pub fn data(&self) -> Option<&File> {
+        self.stage.as_ref().map(Stage::data)
+    }
+
+    /// The same; it is made where there is none.
     pub fn file(&mut self, task: &Task) -> Result<&File> {
         Ok(self.stage(task)?.data())
     }

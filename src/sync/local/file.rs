@@ -161,11 +161,11 @@ impl LocalCopy<'_> {
                 let filled = Filled { source: source.clone(), path, changes, root, counts, settled };
                 Ok((destination, filled))
             }
+            Err(FileError::Destination(error)) => Err(FileError::Destination(destination.give_up(error))),
             Err(error) => {
-                match &error {
-                    FileError::Destination(error) => destination.give_up(error),
+                match error {
                     // A copy that was torn is of no use.
-                    FileError::Changed if copies => destination.discard(None),
+                    FileError::Changed if copies => destination.discard(),
                     _ => destination.keep(),
                 }
                 Err(error)

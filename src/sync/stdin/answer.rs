@@ -52,10 +52,7 @@ pub fn answer<R: Read, W: Write + Send>(
         };
         match receiving.run() {
             Ok(()) => receiving.finish(destination),
-            Err(error) => {
-                receiving.image.give_up(&error);
-                Err(error)
-            }
+            Err(error) => Err(receiving.image.give_up(error)),
         }
     });
     if let Err(error) = &result {

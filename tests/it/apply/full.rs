@@ -9,7 +9,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use tempfile::TempDir;
 
 use crate::common::check::{allocated, assert_no_leftovers, assert_same, leftovers, same};
-use crate::common::lab;
+use crate::common::lab::{self, Fs};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at};
 use crate::common::process::{Outcome, holesync, run, run_on};
@@ -140,10 +140,17 @@ fn fails_and_then_succeeds(small: &Small, case: &Case) {
     left.sort();
     assert_eq!(left, names, "{outcome}");
     let came: u64 = names.iter().map(|name| allocated(&small.lab.dir.path().join(name))).sum();
-    if case.in_place {
-        assert!(outcome.stdout.contains("partly written"), "{outcome}");
-    } else {
-        assert!(outcome.stdout.contains("is untouched"), "{outcome}");
+    // What is said of what is kept, and of the old image.
+    let says = |part| outcome.stdout.contains(part);
+    let is_kept = ("came and are kept", !case.kept.is_empty());
+    let is_not = ("nothing of it is kept", case.kept.is_empty() && !case.in_place);
+    let is_whole = ("; the old file is untouched; ", case.old.is_some() && !case.in_place);
+    let is_torn = ("; it is partly written; ", case.in_place);
+    for (part, is_so) in [is_kept, is_not, is_whole, is_torn] {
+        assert_eq!(says(part), is_so, "{part:?} in {outcome}");
+    }
+    if !case.in_place {
+        assert!(!says(" 0 B are free now"), "a part was given back: {outcome}");
         assert!(before.is_none() && !small.image().exists() || same(&small.image(), &copy), "{outcome}");
         if let Some(before) = before {
             // But for a block of the file system's own records of it.
@@ -158,6 +165,53 @@ fn fails_and_then_succeeds(small: &Small, case: &Case) {
     assert!(outcome.count("sent_data_bytes") <= case.sends << 20, "{outcome}");
     assert_same(&small.image(), &source);
     assert_no_leftovers(small.lab.dir.path());
+}
+
+/// Of a quota nobody says how much is free.
+#[test]
+fn a_quota_that_is_used_up_is_told_from_a_full_disk() {
+    if !lab::is_root() || lab::dir(Fs::Btrfs).is_none() {
+        return;
+    }
+    let (disk, sources) = (lab::Mounted::new(160, &["mkfs.btrfs", "-q"], &[]), lab::scratch());
+    let (there, source) = (disk.path().join("there"), sources.path().join("source"));
+    let dir = there.to_str().expect("a plain name");
+    let btrfs = |args: &[&str]| run(std::process::Command::new("btrfs").args(args)).ok();
+    btrfs(&["quota", "enable", disk.path().to_str().expect("a plain name")]);
+    btrfs(&["subvolume", "create", dir]);
+    btrfs(&["qgroup", "limit", "4M", dir]);
+    Layout::dense("new", 8 * MIB, &mut Rng(9)).write(&source);
+    let image = there.join("image");
+    for to in [image.clone().into_os_string(), at(&image)] {
+        let peer = Peer::pipe(sources.path());
+        let outcome = run(peer.holesync().arg(&source).arg(to)).code(11);
+        let outcome = outcome.says(&[
+            "the disk quota leaves no space for ",
+            "/image: up to 8.00 MiB were needed for the data of this image, ",
+            " came and are kept; have the quota raised, or make room, and run the same command again",
+        ]);
+        assert!(!outcome.stderr.contains("are free") && !outcome.stderr.contains("old file"), "{outcome}");
+        assert!(!image.exists());
+    }
+    btrfs(&["qgroup", "limit", "none", dir]);
+    let outcome = run(holesync().arg("--json").arg(&source).arg(&image)).ok();
+    assert!(outcome.count("sent_data_bytes") < 7 << 20, "it does not go on: {outcome}");
+    assert_same(&image, &source);
+    assert_no_leftovers(&there);
+}
+
+#[test]
+fn a_disk_that_can_hold_no_more_files_is_told_from_a_full_one() {
+    if !lab::is_root() {
+        return;
+    }
+    let (disk, sources) = (lab::Mounted::new(8, &["mkfs.ext4", "-q", "-N", "16"], &[]), lab::scratch());
+    let source = sources.path().join("source");
+    std::fs::write(&source, "new").expect("write");
+    let full = (0..100).find(|n| File::create(disk.path().join(n.to_string())).is_err());
+    assert!(full.is_some(), "it holds any number of files");
+    let outcome = run(holesync().arg(&source).arg(disk.path().join("image"))).code(11);
+    outcome.says(&["no space left for ", "nothing of it is kept", "no room for more files (inodes)"]);
 }
 
 #[test]

@@ -107,7 +107,8 @@ fn a_disk_that_is_too_small_is_told_before_and_the_old_image_stays() {
         let warned = outcome.stderr.find("will need up to").expect("a warning");
         assert!(warned < outcome.stderr.find("no space left for").expect("an error"), "{outcome}");
         outcome.says(&[
-            "the old file, if any, is untouched; make room and run the same command again",
+            " came and are kept, ",
+            "are free now; make room and run the same command again",
             "(code 11)",
         ]);
         for entry in std::fs::read_dir(small.dir.path()).expect("list").flatten() {

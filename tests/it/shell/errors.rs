@@ -79,7 +79,13 @@ fn what_cannot_be_written_there_is_named_and_the_rest_arrives() {
         return;
     }
     let table: [Row; 7] = [
-        (Wrong::Full, &[], 11, &["no space left for {}/b", "is untouched", "starts anew"], &["a", "c"]),
+        (
+            Wrong::Full,
+            &[],
+            11,
+            &["no space left for {}/b", "it is as it was before", "starts anew"],
+            &["a", "c"],
+        ),
         (Wrong::Full, &["--inplace"], 11, &["no space left for {}/b"], &["a", "c"]),
         (
             Wrong::ReadOnly,

@@ -234,7 +234,7 @@ proptest! {
         let mut lab = Lab::new(&way);
         let mut destination = lab.open(way.whole);
         steps.iter().for_each(|step| lab.take(&mut destination, step));
-        destination.discard(None);
+        destination.discard();
         drop(destination);
         prop_assert_eq!(lab.left(), Vec::<String>::new());
         lab.assert_old();

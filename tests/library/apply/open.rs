@@ -193,7 +193,7 @@ fn a_stage_of_an_earlier_run_stays_until_the_file_is_replaced() {
     let whole = || Wanted { whole: true, ..wanted(4096, QuickCheck::Never) };
     let mut broken = different(lab.open(whole(), Options::default()));
     broken.write(0, &[3; 100]).expect("write");
-    broken.discard(None);
+    broken.discard();
     drop(broken);
     assert!(files.iter().all(|file| file.exists()), "{:?}", lab.names());
     let mut resumed = different(lab.open(wanted(3 * 4096, QuickCheck::Never), Options::default()));
