@@ -369,8 +369,8 @@ impl ReceiveJob<'_> {
         let is_checked = destination.is_device() && !self.options.as_is;
         let unchecked = is_checked.then(|| entry.source.clone());
         let mut sink = ArrivingFile::new(*destination, unchecked, self.reporter);
-        let sent = match self.far.content(&entry, encoding, &mut sink).and_then(|()| self.far.answer(b"done"))
-        {
+        let came = self.far.content(&entry, encoding, &mut sink);
+        let sent = match came.and_then(|came| Ok(self.far.answer(b"done")?.and(came))) {
             Ok(sent) => sent,
             Err(error) => {
                 sink.discard();

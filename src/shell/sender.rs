@@ -1,10 +1,8 @@
 //! The conversation with `sender.sh` at the other end: listings, and the bytes of files in
 //! whichever encoding they travel. `docs/remote.md` has the commands.
 
-use std::ffi::OsStr;
 use std::io::{self, Read};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use flate2::bufread::GzDecoder;
 
@@ -15,7 +13,7 @@ use crate::protocol::{MAX_LENGTH, MAX_PATH, Plain};
 use crate::remote::{self, Incoming, Input, Output};
 use crate::report::{Event, Item, ItemKind, Phase, Reporter};
 use crate::scan::{Content, is_zero};
-use crate::shell::refusal::{self, CommandResult};
+use crate::shell::refusal::{self, CommandResult, Refusal};
 use crate::shell::{self, RecordLines, sparse_tar};
 use crate::source::{Metadata, Owner};
 use crate::stream::Sink;
@@ -57,11 +55,6 @@ pub struct ListedEntry {
 }
 
 impl ListedEntry {
-    /// Its path below the destination.
-    pub fn path(&self) -> &Path {
-        Path::new(OsStr::from_bytes(&self.target))
-    }
-
     /// It, for the user.
     pub fn item<'a>(&'a self, kind: ItemKind<'a>) -> Item<'a> {
         let Metadata { mode, mtime, .. } = self.metadata;
@@ -239,36 +232,38 @@ impl SendingShell {
         }
     }
 
-    /// Reads the bytes of a file.
+    /// Reads the bytes of a file, and whether these are all that it has.
     pub fn content(
         &mut self,
         entry: &ListedEntry,
         encoding: Encoding,
         sink: &mut ArrivingFile,
-    ) -> Result<()> {
+    ) -> Result<CommandResult> {
         let SendingShell { input, host, .. } = self;
         let length = entry.length;
-        let unpacked = |source| Error::Protocol {
-            peer: host.clone(),
-            what: format!("{}: {source}", escape(&entry.target)),
+        let unpacked = |source: io::Error| match source.kind() {
+            io::ErrorKind::UnexpectedEof => Error::Closed { peer: host.clone(), detail: String::new() },
+            _ => Error::Protocol { peer: host.clone(), what: format!("{}: {source}", escape(&entry.target)) },
         };
-        match encoding {
-            Encoding::Whole => pour(&mut input.take(length), length, sink).map_err(unpacked),
-            Encoding::Gzip => pour(&mut GzDecoder::new(input), length, sink).map_err(unpacked),
+        let is_whole = match encoding {
+            Encoding::Whole => {
+                if !pour(&mut input.take(length), length, sink).map_err(unpacked)? {
+                    return Err(unpacked(io::ErrorKind::UnexpectedEof.into()));
+                }
+                true
+            }
+            Encoding::Gzip => pour(&mut GzDecoder::new(input), length, sink).map_err(unpacked)?,
             Encoding::Zstd => {
                 let decoder = zstd::stream::read::Decoder::with_buffer(input).and_then(|mut decoder| {
                     decoder.window_log_max(MAX_WINDOW)?;
                     Ok(decoder.single_frame())
                 });
-                pour(&mut decoder.map_err(unpacked)?, length, sink).map_err(unpacked)
+                pour(&mut decoder.map_err(unpacked)?, length, sink).map_err(unpacked)?
             }
-            Encoding::Tar(factor) => {
-                if !sparse_tar::receive(input, host, length, factor, sink)? {
-                    sink.destination = Err(Error::refused(entry.path(), "tar could not read it"));
-                }
-                Ok(())
-            }
-        }
+            Encoding::Tar(factor) => sparse_tar::receive(input, host, length, factor, sink)?,
+        };
+        let unread = Refusal::Because("could not be read to its end".into());
+        Ok(if is_whole { Ok(()) } else { Err(unread) })
     }
 
     pub fn end(&mut self) -> Result<()> {
@@ -280,8 +275,8 @@ impl SendingShell {
     }
 }
 
-/// Puts everything that can be read into the sink; it must be `length` bytes.
-fn pour(from: &mut impl Read, length: u64, sink: &mut ArrivingFile) -> io::Result<()> {
+/// Puts up to `length` bytes of what can be read into the sink. Returns whether it was as many.
+fn pour(from: &mut impl Read, length: u64, sink: &mut ArrivingFile) -> io::Result<bool> {
     let mut buffer = vec![0; 256 << 10];
     let mut at = 0;
     loop {
@@ -289,14 +284,13 @@ fn pour(from: &mut impl Read, length: u64, sink: &mut ArrivingFile) -> io::Resul
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other?,
         };
+        if count == 0 {
+            return Ok(at == length);
+        }
+        if at + count as u64 <= length {
+            sink.put(&buffer[..count]);
+        }
         at += count as u64;
-        if count == 0 && at == length {
-            return Ok(());
-        }
-        if count == 0 || at > length {
-            return Err(io::Error::other(format!("{at} bytes came of a file of {length}")));
-        }
-        sink.put(&buffer[..count]);
     }
 }
 
@@ -305,6 +299,9 @@ fn pour(from: &mut impl Read, length: u64, sink: &mut ArrivingFile) -> io::Resul
 pub struct ArrivingFile<'a> {
     destination: Result<Destination>,
     at: u64,
+    /// How far it is written; zeros follow up to `at`. The last of a file may stand for what
+    /// could not be read, and must not take the place of what is there.
+    written: u64,
     /// Bytes of data, without zeros.
     pub data: u64,
     reporter: &'a dyn Reporter,
@@ -319,7 +316,7 @@ impl Sink for ArrivingFile<'_> {
     }
 
     fn hole(&mut self, len: u64) -> Result<()> {
-        self.zeros(len);
+        self.at += len;
         Ok(())
     }
 }
@@ -331,7 +328,7 @@ impl<'a> ArrivingFile<'a> {
         unchecked: Option<PathBuf>,
         reporter: &'a dyn Reporter,
     ) -> ArrivingFile<'a> {
-        ArrivingFile { destination: Ok(destination), at: 0, data: 0, reporter, unchecked }
+        ArrivingFile { destination: Ok(destination), at: 0, written: 0, data: 0, reporter, unchecked }
     }
 
     fn put(&mut self, bytes: &[u8]) {
@@ -343,26 +340,26 @@ impl<'a> ArrivingFile<'a> {
         while !rest.is_empty() {
             let (is_data, len) = first_stretch(rest, self.at);
             let (run, behind) = rest.split_at(len);
+            let at = self.at;
+            self.at += len as u64;
             if is_data {
-                let at = self.at;
+                self.write_zeros(at);
                 self.with(|destination| destination.write(at, run));
-                self.at += len as u64;
+                self.written = self.at;
                 self.data += len as u64;
                 self.reporter.event(Event::Done(Phase::Sending, len as u64));
-            } else {
-                self.zeros(len as u64);
             }
             rest = behind;
         }
     }
 
-    fn zeros(&mut self, len: u64) {
-        let range = self.at..self.at + len;
+    /// Writes the zeros that came last, which end at `end`.
+    fn write_zeros(&mut self, end: u64) {
+        let range = std::mem::replace(&mut self.written, end)..end;
         self.with(|destination| match destination.basis_state() {
-            BasisState::Blank => Ok(()),
-            BasisState::Mapped | BasisState::Unknown => destination.zero(range),
+            BasisState::Mapped | BasisState::Unknown if !range.is_empty() => destination.zero(range),
+            _ => Ok(()),
         });
-        self.at += len;
     }
 
     fn with(&mut self, write: impl FnOnce(&mut Destination) -> Result<()>) {
@@ -373,8 +370,9 @@ impl<'a> ArrivingFile<'a> {
     }
 
     /// Puts the file in its place, if it arrived whole.
-    pub fn finish(self, is_whole: bool) -> Result<Option<Finished>> {
+    pub fn finish(mut self, is_whole: bool) -> Result<Option<Finished>> {
         if is_whole {
+            self.write_zeros(self.at);
             return self.destination?.finish(&Hash::default(), 0).map(Some);
         }
         self.discard();

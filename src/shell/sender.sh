@@ -7,7 +7,7 @@ main() {
     prepare
     trap 'exit 20' HUP INT TERM PIPE
     # What tools say of a failure becomes part of an answer; what they print may be content.
-    exec 3>&1
+    exec 3>&1 5>&2
     set -f
     start=$(pwd -P)
     probe
@@ -35,7 +35,7 @@ probe() {
     format="%f %s %b $stamp %u %g %U/%G/"
     [ -n "$(stat -c "$format" . 2>/dev/null)" ] || lacks 'stat that takes -c'
     [ -n "$(find . -prune -exec stat -c "$format" {} + 2>/dev/null)" ] || lacks 'find that takes -exec with +'
-    for tool in head readlink; do
+    for tool in cat head readlink; do
         command -v $tool >/dev/null 2>&1 || lacks $tool
     done
     sparse=no
@@ -96,7 +96,7 @@ follow() {
 }
 
 # Sends a file. Words: how, its size, the blocking factor of tar, its name. The answer
-# is "sent", how it really is, and the bytes, and then "done" or "failed".
+# is "sent", how it really is, and the bytes, and then "done", or why they are not the file.
 get() {
     decode_path "$4"
     if ! { [ -f "$plain" ] || [ -b "$plain" ]; } || ! [ -r "$plain" ]; then
@@ -108,6 +108,10 @@ get() {
         say 'failed changed since it was looked at'
         return
     fi
+    { send_opened "$@" 4<"$plain"; } 2>/dev/null || refuse
+}
+
+send_opened() {
     ! in_use "$plain" writers || say "busy $who"
     [ "$1" != tar ] || counts_blocks || {
         shift
@@ -115,20 +119,34 @@ get() {
     }
     say "sent $1"
     said=$(pour "$@" 2>&1 >&3 3>&-)
-    status=$?
-    if [ $status = 0 ] && [ "$before" = "$(look_at)" ]; then
-        say 'done'
-        return
-    fi
-    # Where a file is shorter than announced, its reader cannot tell where its bytes end,
-    # and the run ends. Packed bytes have an end of their own.
+    status=$? at=$2 same=yes
+    [ "$1" = tar ] || read -r _ at </proc/self/fdinfo/4 || at=
+    left=$(($2 - ${at:-$2}))
+    [ "$before" = "$(look_at)" ] || same=no
     case $1:$status in
-    tar:* | gzip:0 | zstd:0) say 'failed changed while it was read, or could not be read to its end' ;;
-    *)
-        echo "$plain changed while it was read, or could not be read to its end${said:+: ${said##*: }}" >&2
-        exit 12
+    tar:* | gzip:0 | zstd:0) ;;
+    # Its reader counts the bytes: zeros come for those that could not be read, if /proc tells
+    # how many these are.
+    whole:*)
+        [ -n "$at" ] || [ $status:$same = 0:yes ] || broken
+        [ $left -le 0 ] || head -c $left /dev/zero || broken
         ;;
+    *) broken ;;
     esac
+    said=${said%%
+*}
+    case $status:$same:$((left > 0)):$said in
+    0:yes:0:*) say 'done' ;;
+    *:yes:*': '*) say "cannot read: ${said##*: }" ;;
+    *:yes:*) say 'failed could not be read to its end' ;;
+    *) if [ -e "$plain" ]; then say 'failed changed while it was read; send a snapshot'; else refuse; fi ;;
+    esac
+}
+
+# Ends the run: nobody can tell where the bytes of a file end.
+broken() {
+    echo "$plain changed while it was read, or could not be read to its end${said:+: ${said##*: }}" >&5
+    exit 12
 }
 
 # Answers why what was listed cannot be read.
@@ -151,9 +169,10 @@ counts_blocks() {
 
 pour() {
     case $1 in
-    whole) exec head -c "$2" "$plain" ;;
-    gzip) exec gzip -1 -c <"$plain" ;;
-    zstd) exec zstd -1 -q -c <"$plain" ;;
+    whole) exec head -c "$2" <&4 ;;
+    # What packs comes to its end whatever happens to the file.
+    gzip) cat <&4 | gzip -1 -c ;;
+    zstd) cat <&4 | zstd -1 -q -c ;;
     tar) exec tar -c -S -P -h --no-unquote -b "$3" --format=posix --hard-dereference -f - "$plain" </dev/null ;;
     esac
 }

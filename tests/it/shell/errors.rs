@@ -8,10 +8,11 @@ use std::process::Command;
 
 use crate::common::account::which;
 use crate::common::check::{assert_no_leftovers, assert_same};
+use crate::common::faults::{Direction, Fault, await_pause, can_trace, resume};
 use crate::common::lab::{self, Mounted};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at, shell_word};
-use crate::common::process::{Outcome, PROGRAM, run};
+use crate::common::process::{Outcome, PROGRAM, run, start};
 use crate::common::tree::{mkdir, slash};
 
 const MIB: usize = 1 << 20;
@@ -20,6 +21,11 @@ const SHELLS: [&str; 3] = ["dash", "bash", "busybox"];
 /// A far side whose shell is this one; that of BusyBox has nothing but the tools of BusyBox.
 /// `wrap` stands before the shell.
 fn far_side(dir: &Path, shell: &str, wrap: &str) -> Peer {
+    Peer::script(dir, &far_command(dir, shell, wrap))
+}
+
+/// What its script runs.
+fn far_command(dir: &Path, shell: &str, wrap: &str) -> String {
     let bin = mkdir(dir.join(format!("bin-{shell}")));
     let program = which(shell);
     symlink(&program, bin.join("sh")).expect("symlink");
@@ -32,10 +38,7 @@ fn far_side(dir: &Path, shell: &str, wrap: &str) -> Peer {
     let rest = if shell == "busybox" { "" } else { ":$PATH" };
     let strace = which("strace");
     let wrap = wrap.replace("strace", strace.to_str().expect("a path"));
-    Peer::script(
-        dir,
-        &format!("export PATH={bin}{rest}\nexec {wrap} {bin}/sh -c \"$command\"", bin = shell_word(&bin)),
-    )
+    format!("export PATH={bin}{rest}\nexec {wrap} {bin}/sh -c \"$command\"", bin = shell_word(&bin))
 }
 
 /// Whether no line comes from a tool as it is.
@@ -264,6 +267,107 @@ fn what_vanishes_there_is_named_and_the_rest_arrives() {
         for name in ["a", "b", "c"].into_iter().filter(|name| from.join(name) != last) {
             assert_same(&from.join(name), &to.join(name));
         }
+        assert_no_leftovers(&to);
+    }
+}
+
+/// How a file comes: the shell, the tools that it does not have, and whether the file has a hole.
+const WAYS: [(&str, &[&str], bool); 6] = [
+    ("dash", &[], false),
+    ("bash", &[], true),
+    ("dash", &["tar"], true),
+    ("dash", &["tar", "zstd"], true),
+    ("busybox", &[], false),
+    ("busybox", &[], true),
+];
+
+/// Three images of which that in the middle is of 16 MiB, and the old one in its place.
+fn three_and_old(dir: &Path, sparse: bool) -> (PathBuf, PathBuf, PathBuf) {
+    let from = three(dir, false);
+    let (to, old) = (mkdir(dir.join("to")), dir.join("old"));
+    let mut rng = Rng(2);
+    let layout = Layout::hole("b", if sparse { 17 * MIB } else { 16 * MIB });
+    layout.data(0..16 * MIB, &mut rng).write(&from.join("b"));
+    Layout::dense("old", 18 * MIB, &mut rng).write(&old);
+    fs::copy(&old, to.join("b")).expect("copy");
+    (from, to, old)
+}
+
+/// What the script of a far side of such a way runs.
+fn far_way(dir: &Path, (shell, without, _): (&str, &[&str], bool), wrap: &str) -> String {
+    let command = far_command(dir, shell, wrap);
+    if without.is_empty() {
+        return command;
+    }
+    let bin = dir.join(format!("bin-{shell}"));
+    for tool in ["cat", "find", "grep", "gzip", "head", "readlink", "stat", "tar", "uname", "zstd"] {
+        if !without.contains(&tool) {
+            symlink(which(tool), bin.join(tool)).expect("symlink");
+        }
+    }
+    command.replace(":$PATH", "")
+}
+
+#[test]
+fn what_gets_shorter_there_while_it_is_read_is_named_and_the_rest_arrives() {
+    for way in WAYS {
+        for (options, left) in [(&["-r"][..], 2 * MIB), (&["-r"], 5 * MIB), (&["-r", "--inplace"], 2 * MIB)] {
+            let dir = lab::scratch();
+            let (from, to, old) = three_and_old(dir.path(), way.2);
+            let command = format!("({})", far_way(dir.path(), way, ""));
+            let slow = Fault::Pause(3 * MIB as u64).pipeline(dir.path(), Direction::FromAgent, &command);
+            let peer = Peer::script(dir.path(), &slow);
+            let pull = start(peer.shell().args(options).arg(at(slash(&from))).arg(&to));
+            await_pause(dir.path());
+            let source = fs::File::options().write(true).open(from.join("b")).expect("open");
+            source.set_len(left as u64).expect("cut");
+            resume(dir.path());
+            let path = from.join("b");
+            let outcome = pull.finish().code(23).says(&[
+                &format!("peer: {}: changed while it was read; send a snapshot", path.display()),
+                &format!("peer:{} could not be transferred", path.display()),
+            ]);
+            assert_in_words_of_the_job(&outcome);
+            for name in ["a", "c"] {
+                assert_same(&from.join(name), &to.join(name));
+            }
+            if options.contains(&"--inplace") {
+                // What did not come takes no place; some was on its way.
+                let read = |path: &Path| fs::read(path).expect("read").split_off(15 * MIB);
+                assert!(read(&to.join("b")) == read(&old), "{way:?}");
+            } else {
+                assert_same(&old, &to.join("b"));
+            }
+            assert_no_leftovers(&to);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_read_to_its_end_there_is_named_and_the_rest_arrives() {
+    if !can_trace() {
+        return;
+    }
+    for way in WAYS {
+        let dir = lab::scratch();
+        let (from, to, old) = three_and_old(dir.path(), way.2);
+        let path = from.join("b");
+        let calls = "read,pread64,sendfile,splice,copy_file_range";
+        let wrap = format!(
+            "strace -f -qq -o /dev/null -P {} -e trace={calls} -e inject={calls}:error=EIO:when=3+ --",
+            shell_word(&path)
+        );
+        let peer = Peer::script(dir.path(), &far_way(dir.path(), way, &wrap));
+        let outcome = run(peer.shell().arg("-r").arg(at(slash(&from))).arg(&to));
+        let outcome = outcome.code(11).says(&[
+            &format!("peer: cannot read {}: Input/output error", path.display()),
+            &format!("peer:{} could not be transferred", path.display()),
+        ]);
+        assert_in_words_of_the_job(&outcome);
+        for name in ["a", "c"] {
+            assert_same(&from.join(name), &to.join(name));
+        }
+        assert_same(&old, &to.join("b"));
         assert_no_leftovers(&to);
     }
 }
