@@ -182,10 +182,10 @@ pub fn refuse_what_needs_an_agent(options: &Options, host: &str, reporter: &dyn 
     let needs = [
         ("--verify", options.verify),
         ("--basis", !options.basis.is_empty()),
-        ("--compare-dest, --copy-dest and --link-dest", options.alternates.is_some()),
+        ("--compare-dest, --copy-dest or --link-dest", options.alternates.is_some()),
         ("--fuzzy", options.fuzzy),
         ("--delay-updates", options.workplace.delay),
-        ("--temp-dir and --partial-dir", !options.workplace.is_beside()),
+        ("--temp-dir or --partial-dir", !options.workplace.is_beside()),
         ("--backup", options.backup.is_some()),
         ("--delete", options.delete.is_some()),
         ("--delete-missing-args", options.missing == Missing::Deleted),

@@ -530,12 +530,16 @@ fn every_file_system_keeps_its_holes() {
     let Some(peer) = Peer::sshd() else { return };
     for fs in [Fs::Ext4, Fs::Xfs, Fs::Btrfs, Fs::Tmpfs] {
         let Some(dir) = lab::dir(fs) else { continue };
-        let mut rng = Rng(13);
-        for layout in layouts(&mut rng) {
-            let (source, to) = (dir.path().join("source"), dir.path().join("to"));
-            layout.write(&source);
-            for options in [&[][..], &["--inplace", "-I"], &["-I"], &["--preallocate", "-W", "-I"]] {
-                push(peer.shell().args(options), &source, &to).ok();
+        let [from, to] = ["from", "to"].map(|name| dir.path().join(name));
+        let layouts = layouts(&mut Rng(13));
+        mkdir(from.clone());
+        for layout in &layouts {
+            layout.write(&from.join(&layout.name));
+        }
+        for options in [&[][..], &["--inplace", "-I"], &["-I"], &["--preallocate", "-W", "-I"]] {
+            push(peer.shell().arg("-r").args(options), &from.join(""), &to).ok();
+            for layout in &layouts {
+                let (source, to) = (from.join(&layout.name), to.join(&layout.name));
                 assert_same(&source, &to);
                 if !options.contains(&"--preallocate") {
                     assert_holes_kept(&source, &to);
@@ -544,7 +548,6 @@ fn every_file_system_keeps_its_holes() {
                     assert!(allocated >= layout.len() as u64, "{fs:?} {}: {allocated}", layout.name);
                 }
             }
-            fs::remove_file(&to).expect("remove");
         }
     }
 }

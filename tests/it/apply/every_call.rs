@@ -38,7 +38,7 @@ const FAULTS: [Fault; 8] = [
 ];
 
 /// One of how many cases a run of all tests tries. It shares no factor with the number of faults.
-const SAMPLE: usize = 13;
+const SAMPLE: usize = 29;
 
 /// Which process suffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,12 +25,12 @@ fn wire(outcome: &Outcome) -> [(Direction, u64); 2] {
     ]
 }
 
-/// Every offset in the first and last bytes, some in between.
+/// A few offsets of each message at the start and at the end, some in between.
 fn offsets(from: u64, end: u64, rng: &mut Rng) -> Vec<u64> {
     let middle: Vec<u64> = (0..12).map(|_| from + rng.below((end - from) as usize) as u64).collect();
-    let mut offsets: Vec<u64> = (from..end.min(from + 230)).step_by(3).collect();
+    let mut offsets: Vec<u64> = (from..end.min(from + 230)).step_by(7).collect();
     offsets.extend(middle);
-    offsets.extend(end.saturating_sub(60).max(from)..end);
+    offsets.extend((end.saturating_sub(60).max(from)..end).rev().step_by(2));
     offsets.sort_unstable();
     offsets.dedup();
     offsets

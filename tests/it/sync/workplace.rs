@@ -417,7 +417,7 @@ fn it_is_refused_where_it_cannot_be() {
     for option in ["-Twork", "--partial-dir=.part"] {
         let Some(peer) = Peer::sshd() else { return };
         let outcome = run(peer.shell().args(["-a", option]).arg(&from).arg(at(&to)));
-        outcome.code(1).says(&["--temp-dir and --partial-dir", "needs a holesync"]);
+        outcome.code(1).says(&["--temp-dir or --partial-dir", "needs a holesync"]);
     }
     run(holesync().args(["-a", "--partial-dir=", "--temp-dir="]).args([&from, &to])).ok();
     run(holesync().args(["-a", "-n", "-Tnowhere"]).arg(&from).arg(dir.path().join("new/"))).ok();
