@@ -13,6 +13,6 @@ pub use bootstrap::{
     Addresses, Agent, Bootstrapped, FarSide, Incoming, Input, Outgoing, Output, RemoteOptions, bootstrap,
     command, script,
 };
-pub use child::{RemoteProcess, connect, interrupt, is_interrupted, watch_group};
+pub use child::{RemoteProcess, connect, interrupt, interruption, is_interrupted, watch_group};
 pub use cipher::{Cipher, aes_here, remember_aes};
 pub use ssh::Ssh;

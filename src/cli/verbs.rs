@@ -10,7 +10,7 @@ mod recover;
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -190,7 +190,11 @@ fn transfer(transfer: Transfer, readers: &Readers, umask: u32) -> Result<()> {
             sync::run(sources, listed, destination, &transfer.options, &remote, reporter)
         }
     };
-    result.map_err(|error| ENDING.get().map_or(error, |ending| ending.error()))
+    result.map_err(|error| match ENDING.get() {
+        Some(ending) => ending.error(),
+        None if remote::is_interrupted() => Ending::Signal.error(),
+        None => error,
+    })
 }
 
 /// Tells how data is compared and compressed, as rsync does of what two ends agree on.
@@ -237,7 +241,13 @@ fn ending_signals() -> Result<Signals> {
     if !sys::is_ignored(SIGHUP) {
         signals.push(SIGHUP);
     }
-    Signals::new(signals).map_err(Error::file("listen for", "signals"))
+    let register = || -> io::Result<Signals> {
+        for signal in &signals {
+            signal_hook::flag::register(*signal, remote::interruption())?;
+        }
+        Signals::new(&signals)
+    };
+    register().map_err(Error::file("listen for", "signals"))
 }
 
 /// Ends the run on the first signal.

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,12 +39,18 @@ static CHILD: AtomicI32 = AtomicI32::new(0);
 /// The process group that a signal has to stop, 0 if there is none.
 static GROUP: AtomicI32 = AtomicI32::new(0);
 
-/// Whether a signal has asked to stop.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// Whether something has asked to stop.
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// Whether [`interrupt`] was called: nothing new need be begun.
+/// Whether [`interrupt`] was called, or a signal came that does so: nothing new need be begun.
 pub fn is_interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// What the handler of a signal sets. The child may get the same signal, and its end be seen before
+/// anybody is told of it.
+pub fn interruption() -> Arc<AtomicBool> {
+    Arc::clone(&INTERRUPTED)
 }
 
 /// Stops the child and the process group that are running. For signal handling.

@@ -40,6 +40,7 @@ use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, code, lock, printable};
 use crate::options::{DeleteWhen, Options};
 use crate::protocol::Pace;
+use crate::remote;
 use crate::report::{Changes, Event, Outcome, Reporter, Stats};
 use crate::source::{self, ContentsTold, Found, Kind, Links, Source, Tells, Told, Walk};
 use crate::sync::local::file::Filled;
@@ -89,14 +90,14 @@ pub fn run(
     if when == Some(DeleteWhen::Before) {
         copy.remove_others(sources, &mut tree);
     }
-    copy.with_workers(if single { 1 } else { WORKERS }, |jobs| copy.walk(walk, &mut tree, jobs));
+    copy.with_workers(if single { 1 } else { WORKERS }, |jobs| copy.walk(walk, &mut tree, jobs))?;
     let again = std::mem::take(&mut *lock(&copy.again));
     if !again.is_empty() {
         copy.with_workers(WORKERS.min(again.len()), |jobs| {
             for source in again {
                 copy.queue(source, &mut tree, jobs);
             }
-        });
+        })?;
     }
     let delayed = std::mem::take(&mut *lock(&copy.delayed));
     tree.put_delayed(delayed, &copy.setup, |_, put| copy.settle(put));
@@ -140,8 +141,9 @@ struct LocalCopy<'a> {
 }
 
 impl LocalCopy<'_> {
-    /// Runs `feed`, which queues files, beside so many threads that work on them.
-    fn with_workers(&self, count: usize, feed: impl FnOnce(&SyncSender<Job>)) {
+    /// Runs `feed`, which queues files, beside so many threads that work on them. Fails where the
+    /// run is to stop: files that were begun are in their places.
+    fn with_workers(&self, count: usize, feed: impl FnOnce(&SyncSender<Job>)) -> Result<()> {
         let (jobs_in, jobs) = sync_channel(QUEUED);
         // Owned by the workers alone: when none is left, nobody waits for room in the queue.
         let jobs = Arc::new(Mutex::new(jobs));
@@ -159,6 +161,7 @@ impl LocalCopy<'_> {
             });
             committer.close();
         });
+        if remote::is_interrupted() { Err(Error::Interrupted) } else { Ok(()) }
     }
 
     /// Takes files until there are no more.
@@ -167,6 +170,9 @@ impl LocalCopy<'_> {
         loop {
             let next = lock(&jobs).recv();
             let Ok(job) = next else { return };
+            if remote::is_interrupted() {
+                return;
+            }
             self.file(job, &mut last, committer);
         }
     }
@@ -174,7 +180,7 @@ impl LocalCopy<'_> {
     /// Makes directories and symlinks, and queues files.
     fn walk(&self, walk: Walk, tree: &mut DestinationTree, jobs: &SyncSender<Job>) {
         let mut removes = self.options.delete.filter(|_| self.when == Some(DeleteWhen::During));
-        for found in walk {
+        for found in walk.take_while(|_| !remote::is_interrupted()) {
             match found {
                 Found::Failed(failure) => {
                     if removes.take_if(|delete| delete.is_ended_by(&failure)).is_some() {

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 
-use crate::common::check::leftovers;
+use crate::common::check::{assert_no_leftovers, leftovers};
 use crate::common::faults::{Direction, Fault, await_pause, resume};
-use crate::common::lab;
+use crate::common::lab::{self, Fs};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::Peer;
-use crate::common::process::{PROGRAM, agents, start, wait_until};
+use crate::common::process::{PROGRAM, agents, holesync, start, wait_until};
 use crate::common::redeploy::{Redeploy, State, every};
 
 const BLOCK: usize = 64 << 10;
@@ -83,6 +83,40 @@ fn a_hangup_that_is_ignored_stays_ignored() {
     resume(dir.path());
     running.finish().ok();
     assert_eq!(redeploy.state(), State::New);
+}
+
+/// What waits for storage with others takes its place, and nothing new is begun.
+#[test]
+fn an_interrupted_copy_of_many_files_leaves_no_working_files() {
+    let Some(target) = lab::dir(Fs::Ext4) else { return };
+    let sources = lab::scratch();
+    for number in 0..4000 {
+        std::fs::write(sources.path().join(number.to_string()), [7; 1000]).expect("write");
+    }
+    // At this rate it does not end by itself.
+    let to = target.path().join("to");
+    let running = start(holesync().args(["-a", "--bwlimit=100"]).arg(sources.path().join("")).arg(&to));
+    let count = || std::fs::read_dir(&to).map_or(0, Iterator::count);
+    assert!(wait_until(LIMIT, || count() > 100), "nothing came");
+    running.signal(Signal::SIGINT);
+    running.finish_within(LIMIT).code(20).says(&["interrupted", "run the same command again"]);
+    assert!((100..4000).contains(&count()), "{} files", count());
+    assert_no_leftovers(&to);
+}
+
+/// ssh gets the signal, too, and its end may be seen first.
+#[test]
+fn an_interrupted_connection_is_no_failure_of_ssh() {
+    let dir = lab::scratch();
+    let script = dir.path().join("ssh.sh");
+    std::fs::write(&script, "kill -INT $PPID; exit 255").expect("write");
+    for _ in 0..30 {
+        let mut command = holesync();
+        let command =
+            command.args(["-e", &format!("sh {}", script.display())]).arg(&script).arg("host:there");
+        let outcome = start(command).finish_within(LIMIT).code(20);
+        assert!(!outcome.stderr.contains("ssh to"), "{outcome}");
+    }
 }
 
 fn interrupt(signal: Signal, has_old: bool, pull: bool) {
