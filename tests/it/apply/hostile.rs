@@ -2,9 +2,11 @@
 //! files of every kind, forges sealed logs, links what is outside and swaps names and directories,
 //! while root pushes into it, pulls from it, recovers in it, and is killed now and then.
 //!
-//! Nothing outside changes, nothing of what only root may read comes out, and no file appears that
-//! runs with root's rights. `tests/soak hostile SECONDS` does it longer.
+//! Nothing outside changes, nothing of what only root may read comes out, no file appears that
+//! runs with root's rights, and a small file of root's holds what a source held, and nothing of his.
+//! `tests/soak hostile SECONDS` does it longer.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
@@ -33,6 +35,11 @@ const NOBODY: u32 = 65534;
 const SECRET: &str = "what nobody but root may read\n";
 /// Names of images in the user's directory, of which he makes what he likes.
 const IMAGES: [&str; 4] = ["one", "two", "tree/three", "tree/sub/four"];
+/// Directories of many small files, which wait for storage together: one that mostly is there, and
+/// one that root often makes anew.
+const MANY: [&str; 2] = ["tree/many", "anew"];
+/// Files in each of them.
+const SMALL: usize = 40;
 const KINDS: [&str; 4] = ["temp", "clone", "stage", "log"];
 const HOME: &str = "HOLESYNC_TEST_HOSTILE";
 
@@ -41,11 +48,12 @@ fn nothing_outside_the_directory_of_a_hostile_user_changes() {
     if !lab::is_root() {
         return;
     }
-    for fs in [Fs::Ext4, Fs::Xfs] {
+    // His own directory, and one in which all may make names, and each rename his own.
+    for (fs, is_shared) in [(Fs::Ext4, false), (Fs::Xfs, false), (Fs::Ext4, true)] {
         let Some(dir) = lab::dir(fs) else { return };
-        let lab = Lab::new(dir);
+        let mut lab = Lab::new(dir, is_shared);
         let _hostile = [1, 2].map(|seed| lab.hostile(seed));
-        let end = Instant::now() + Duration::from_secs(seconds(20) / 2);
+        let end = Instant::now() + Duration::from_secs(seconds(24) / 3);
         let (mut rng, mut runs, mut done) = (Rng(5), 0, 0);
         while Instant::now() < end {
             done += usize::from(lab.work(&mut rng));
@@ -54,7 +62,7 @@ fn nothing_outside_the_directory_of_a_hostile_user_changes() {
         }
         let tricks = fs::metadata(lab.dir.path().join("tricks")).map_or(0, |file| file.len());
         lab::count(&format!(
-            "hostile: {fs:?}: {runs} runs of root, {done} without an error, {tricks} tricks, no harm"
+            "hostile: {fs:?}, shared: {is_shared}: {runs} runs of root, {done} without an error, {tricks} tricks, no harm"
         ));
         assert!(runs > 5 && done > 0 && tricks > 100, "too little was tried");
     }
@@ -75,10 +83,12 @@ struct Lab {
     dir: TempDir,
     peer: Peer,
     before: Vec<String>,
+    /// Hashes of what the small files of the source have held.
+    held: HashSet<blake3::Hash>,
 }
 
 impl Lab {
-    fn new(dir: TempDir) -> Lab {
+    fn new(dir: TempDir, is_shared: bool) -> Lab {
         let path = dir.path();
         fs::set_permissions(path, Permissions::from_mode(0o755)).expect("let others in");
         for name in ["home", "outside/dir/sub", "source/tree/sub", "out"] {
@@ -86,9 +96,7 @@ impl Lab {
         }
         fs::set_permissions(path.join("out"), Permissions::from_mode(0o700)).expect("keep others out");
         File::create(path.join("tricks")).expect("create the count of tricks");
-        for name in ["home", "tricks"] {
-            chown(path.join(name), Some(NOBODY), Some(NOBODY)).expect("give it away");
-        }
+        chown(path.join("tricks"), Some(NOBODY), Some(NOBODY)).expect("give it away");
         let mut rng = Rng(9);
         for (name, mode) in [("secret", 0o600), ("victim", 0o644), ("shared", 0o666)] {
             let content = if name == "shared" { "what anybody may read and link\n" } else { SECRET };
@@ -102,9 +110,18 @@ impl Lab {
             fs::write(path.join("outside/dir").join(name), SECRET.repeat(10_000)).expect("write");
             fs::write(path.join("outside/dir/sub").join(name), SECRET.repeat(10_000)).expect("write");
         }
-        // With -a what is his stays his.
-        for name in ["source", "source/tree", "source/tree/sub"] {
-            chown(path.join(name), Some(NOBODY), Some(NOBODY)).expect("chown");
+        for name in MANY {
+            fs::create_dir_all(path.join("source").join(name)).expect("create a directory");
+        }
+        // With -a what is his stays his, and what is shared is shared.
+        for name in ["", "tree", "tree/sub"].into_iter().chain(MANY) {
+            let dirs = if name.is_empty() { &["source", "home"][..] } else { &["source"] };
+            for dir in dirs.iter().map(|dir| path.join(dir).join(name)) {
+                match is_shared {
+                    true => fs::set_permissions(&dir, Permissions::from_mode(0o1777)).expect("chmod"),
+                    false => chown(&dir, Some(NOBODY), Some(NOBODY)).expect("chown"),
+                }
+            }
         }
         // A program with somebody's rights, which are not root's.
         let tool = path.join("source/tree/tool");
@@ -112,8 +129,11 @@ impl Lab {
         chown(&tool, Some(1001), Some(1001)).expect("chown");
         fs::set_permissions(&tool, Permissions::from_mode(0o6755)).expect("chmod");
         let peer = Peer::pipe(path);
-        let mut lab = Lab { dir, peer, before: Vec::new() };
+        let mut lab = Lab { dir, peer, before: Vec::new(), held: HashSet::new() };
         lab.before = lab.outside();
+        for (number, dir) in (0..SMALL).flat_map(|number| MANY.map(|dir| (number, dir))) {
+            lab.change_small(dir, number, &mut rng);
+        }
         lab
     }
 
@@ -133,8 +153,19 @@ impl Lab {
         start(command.env(HOME, self.home()).env_remove("HOLESYNC_TEST_ROOT"))
     }
 
+    /// Gives a small file of the source other content.
+    fn change_small(&mut self, dir: &str, number: usize, rng: &mut Rng) {
+        let content: Vec<u8> = (0..10 + rng.below(300)).flat_map(|_| rng.next().to_le_bytes()).collect();
+        self.held.insert(blake3::hash(&content));
+        let path = self.dir.path().join("source").join(dir).join(format!("small-{number}"));
+        fs::write(path, content).expect("write");
+    }
+
     /// One thing that root does there; whether it ended well.
-    fn work(&self, rng: &mut Rng) -> bool {
+    fn work(&mut self, rng: &mut Rng) -> bool {
+        for _ in 0..rng.below(2 * SMALL) {
+            self.change_small(MANY[rng.below(2)], rng.below(SMALL), rng);
+        }
         let (source, home, out) = (self.dir.path().join("source"), self.home(), self.dir.path().join("out"));
         // What root names himself is followed; so he names his directory, and what lies right in it.
         let image = IMAGES[rng.below(2)];
@@ -206,6 +237,18 @@ impl Lab {
 
     fn is_unharmed(&self) {
         assert_eq!(self.outside(), self.before, "something outside has changed");
+        for (number, dir) in (0..SMALL).flat_map(|number| MANY.map(|dir| (number, dir))) {
+            // He may have put something else there: what is looked at is what is open.
+            let path = self.home().join(dir).join(format!("small-{number}"));
+            let Ok(mut file) = open(&path, libc::O_NOFOLLOW) else { continue };
+            let stat = file.metadata().expect("stat");
+            if !stat.is_file() || stat.uid() != 0 || stat.nlink() > 1 {
+                continue;
+            }
+            let mut content = Vec::new();
+            std::io::Read::read_to_end(&mut file, &mut content).expect("read");
+            assert!(self.held.contains(&blake3::hash(&content)), "{dir}/small-{number} is no source's");
+        }
         for (place, is_his) in [("home", true), ("out", false)] {
             for entry in walkdir::WalkDir::new(self.dir.path().join(place)).into_iter().flatten() {
                 let Ok(stat) = entry.metadata() else { continue };
@@ -239,13 +282,20 @@ impl Hostile {
             // Most fail: root is at work, and so is the other one.
             let _ = self.trick();
             std::io::Write::write_all(&mut tricks, b".").expect("count");
+            // Root gets further where he is left alone for a moment.
+            if self.rng.chance(15) {
+                std::thread::sleep(Duration::from_millis(self.rng.below(6) as u64));
+            }
         }
     }
 
     fn trick(&mut self) -> std::io::Result<()> {
-        let image = self.home.join(IMAGES[self.rng.below(IMAGES.len())]);
+        let image = match self.rng.chance(50) {
+            true => self.home.join(IMAGES[self.rng.below(IMAGES.len())]),
+            false => self.small(),
+        };
         let _ = fs::create_dir_all(self.home.join("tree/sub"));
-        match self.rng.below(11) {
+        match self.rng.below(13) {
             0..3 => {
                 let working = self.working(&image);
                 self.plant(&working)
@@ -253,7 +303,7 @@ impl Hostile {
             3 => self.plant(&image),
             4 | 5 => self.forge(&image),
             6 => {
-                let dir = ["tree", "tree/sub"][self.rng.below(2)];
+                let dir = ["tree", "tree/sub", MANY[0], MANY[1]][self.rng.below(4)];
                 self.swap(dir)
             }
             7 => {
@@ -264,10 +314,25 @@ impl Hostile {
             9 => {
                 let gone = self.home.join(format!("gone{}", self.rng.below(4)));
                 let _ = fs::remove_dir_all(&gone);
-                fs::rename(self.home.join("tree"), gone)
+                let dir = ["tree", MANY[0], MANY[1]][self.rng.below(3)];
+                fs::rename(self.home.join(dir), gone)
+            }
+            // What waits for storage changes its name for another one's, or its directory.
+            10 => {
+                let (one, other) = (self.small(), self.small());
+                let (one, other) = (self.working(&one), self.working(&other));
+                Ok(renameat2(AT_FDCWD, &one, AT_FDCWD, &other, RenameFlags::RENAME_EXCHANGE)?)
+            }
+            11 => {
+                let [one, other] = MANY.map(|dir| self.home.join(dir));
+                Ok(renameat2(AT_FDCWD, &one, AT_FDCWD, &other, RenameFlags::RENAME_EXCHANGE)?)
             }
             _ => write(&image, &[7; 100_000]),
         }
+    }
+
+    fn small(&mut self) -> PathBuf {
+        self.home.join(MANY[self.rng.below(2)]).join(format!("small-{}", self.rng.below(SMALL)))
     }
 
     fn working(&mut self, image: &Path) -> PathBuf {
@@ -304,7 +369,7 @@ impl Hostile {
             write(image, &fs::read("/bin/true")?)?;
         }
         let _ = fs::hard_link(image, self.home.join("keep"));
-        let (old, name) = (open(image)?, image.file_name().expect("a name"));
+        let (old, name) = (open(image, 0)?, image.file_name().expect("a name"));
         let working = |kind| {
             let path = working_name(image, name, "", kind);
             let _ = fs::remove_file(&path);
@@ -339,8 +404,8 @@ impl Hostile {
 }
 
 /// For reading, but never waiting for the other end of a fifo.
-fn open(path: &Path) -> std::io::Result<File> {
-    File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)
+fn open(path: &Path, flags: libc::c_int) -> std::io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NONBLOCK | flags).open(path)
 }
 
 /// A new file: what another name of it leads to is not his to write.
