@@ -376,8 +376,9 @@ const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCT
 pub fn lost(error: &Error) -> Failure {
     let failure = error.to_failure();
     match error {
-        Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-            Failure { code: code::VANISHED, ..failure }
+        Error::File { source, path, .. } if source.kind() == io::ErrorKind::NotFound => {
+            let message = format!("{} vanished before it was read", printable(path));
+            Failure { code: code::VANISHED, message, ..failure }
         }
         _ => failure,
     }

@@ -22,7 +22,7 @@ use crate::apply::place::{Access, Old, Place};
 use crate::apply::ranges::behind::LastWritten;
 use crate::apply::ranges::cover::Cover;
 use crate::apply::ranges::{self, Abilities};
-use crate::apply::recover::{Recovered, check_root};
+use crate::apply::recover::{ReadBack, Recovered, check_root};
 use crate::apply::synced::Synced;
 use crate::error::{Error, Failure, Result};
 use crate::hashmap::{Grid, Hash};
@@ -160,7 +160,7 @@ impl Task {
 
     /// The new file, which is on storage, takes its place, or waits for that.
     pub fn take_place(&self, new: &File, kind: Working, old: Option<&Old>, root: &Hash) -> Result<Placed> {
-        self.verify(new, root)?;
+        self.verify(new, root, ReadBack::Temp)?;
         self.check_old(old)?;
         if self.delays {
             return self.check_at_work(new, kind).map(|()| Placed::Waits);
@@ -234,7 +234,7 @@ impl Task {
     pub fn leave(&self, old: &Old, root: &Hash) -> Result<Option<Failure>> {
         let place = &self.place;
         self.check_old(Some(old))?;
-        self.verify(&old.file, root)?;
+        self.verify(&old.file, root, ReadBack::AsItWas)?;
         let attributes = &self.wanted.attributes;
         // Without access to the content nothing of it was compared: it is empty.
         let sync = self.options.fsync && old.access != Access::None && attributes.changes_mtime(&old.state);
@@ -323,7 +323,7 @@ impl Task {
 
     /// Reads a file back from storage, if that is wanted: all of it, since a map that is
     /// wrong would hide what it hid before.
-    pub fn verify(&self, file: &File, root: &Hash) -> Result<()> {
+    pub fn verify(&self, file: &File, root: &Hash, what: ReadBack) -> Result<()> {
         if !self.options.verify {
             return Ok(());
         }
@@ -332,7 +332,7 @@ impl Task {
         let stays = sys::cached_pages(file).is_none_or(|pages| pages > 0);
         self.counts.from_cache.set(self.counts.from_cache.get() || stays);
         let grid = Grid { length: self.wanted.length, block: self.options.block_size };
-        check_root(&self.place, file, &grid, root, false).inspect_err(|_| {
+        check_root(&self.place, file, &grid, root, false, what).inspect_err(|_| {
             // The next run must not take it for equal by its time.
             let _ = sys::set_mtime(file, 0, 0);
         })

@@ -245,7 +245,7 @@ fn finish(place: &Place, old: &Old, sealed: &Sealed, options: &Options) -> Resul
         }
     }
     // What may not be written may have been made so at the end of the replay.
-    check_root(place, &file, &grid, &root, hole_map)?;
+    check_root(place, &file, &grid, &root, hole_map, ReadBack::Written)?;
     forget_stage(place, sync).map_err(place.error("remove the log of"))?;
     Ok(Recovered::Finished { root, unset: unset? })
 }
@@ -329,16 +329,50 @@ pub(super) fn forget_stage(place: &Place, sync: bool) -> io::Result<()> {
     place.remove(&[Working::Stage])
 }
 
-/// Demands that a file has this root hash.
-pub(super) fn check_root(place: &Place, file: &File, grid: &Grid, root: &Hash, hole_map: bool) -> Result<()> {
+/// What a file that does not read back as it was sent is to its destination.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum ReadBack {
+    /// The temp file.
+    Temp,
+    /// The file, which was written.
+    Written,
+    /// The file, to which nothing was written.
+    AsItWas,
+}
+
+impl ReadBack {
+    fn refusal(self) -> &'static str {
+        match self {
+            ReadBack::Temp => {
+                "what was written does not read back as it was sent, and was not put in place; check the storage, \
+                 then run again"
+            }
+            ReadBack::Written => {
+                "what was written into it does not read back as it was sent: it is damaged; check the storage, then \
+                 run again with --checksum"
+            }
+            ReadBack::AsItWas => {
+                "it was equal, and does not read back so: it is damaged; check the storage, then run again with \
+                 --checksum"
+            }
+        }
+    }
+}
+
+/// Demands that a file, which is `what`, has this root hash.
+pub(super) fn check_root(
+    place: &Place,
+    file: &File,
+    grid: &Grid,
+    root: &Hash,
+    hole_map: bool,
+    what: ReadBack,
+) -> Result<()> {
     let image = FileImage::new(file.try_clone().map_err(place.error("read"))?, hole_map);
     let image = image.sparing_cache_for(grid.length);
     let found = hashmap::root_of(&image, grid, |_| true).map_err(place.error("read back"))?;
     if found.as_ref() != Some(root) {
-        return Err(Error::refused(
-            &place.path,
-            "what was written does not read back as it was sent; check the storage, then run again with --checksum",
-        ));
+        return Err(Error::refused(&place.path, what.refusal()));
     }
     Ok(())
 }

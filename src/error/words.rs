@@ -43,6 +43,10 @@ pub fn failed(doing: &str, path: &Path, source: &io::Error) -> String {
             "cannot {doing} {path}: {}; lsattr shows whether it or its directory is immutable",
             in_words(source)
         ),
+        Some(libc::EIO) => format!(
+            "cannot {doing} {path}: {}; its storage may be failing: dmesg on that machine tells more",
+            in_words(source)
+        ),
         _ => format!("cannot {doing} {path}: {}", in_words(source)),
     }
 }
@@ -117,6 +121,10 @@ mod tests {
         let node = "create the special file";
         assert_eq!(said(node, libc::EPERM), "cannot create the special file d/x: Operation not permitted");
         assert_eq!(said("open", libc::EACCES), "cannot open d/x: Permission denied");
+        assert_eq!(
+            said("read", libc::EIO),
+            "cannot read d/x: Input/output error; its storage may be failing: dmesg on that machine tells more"
+        );
     }
 
     #[test]

@@ -132,7 +132,7 @@ pub fn refuse(place: &Place, kind: SFlag) -> Error {
 }
 
 fn is_full(place: &Place) -> Error {
-    let why = "a directory that is not empty is in the way; remove it first, or replace it with --force, \
-               which filter rules keep from doing that";
+    let why = "a directory that is not empty is in the way; remove it first, or have it removed by --force, \
+               unless a filter rule protects what is in it";
     Error::refused(&place.path, why)
 }

@@ -9,7 +9,7 @@ use crate::apply::attributes::belongings;
 use crate::apply::commit::{OldFile, Task};
 use crate::apply::place::Old;
 use crate::apply::ranges;
-use crate::apply::recover::forget_stage;
+use crate::apply::recover::{ReadBack, forget_stage};
 use crate::error::{Failure, Result};
 use crate::hashmap::Hash;
 
@@ -57,13 +57,13 @@ impl Direct {
         let (file, place) = (&self.old.file, &task.place);
         if self.old.is_device() {
             task.sync(file, OldFile::PartlyWritten)?;
-            task.verify(file, root)?;
+            task.verify(file, root, ReadBack::Written)?;
             return Ok(None);
         }
         task.set_length(file, Some(&self.old))
             .map_err(|error| task.failed("set the length of", error, OldFile::PartlyWritten))?;
         task.sync(file, OldFile::PartlyWritten)?;
-        task.verify(file, root)?;
+        task.verify(file, root, ReadBack::Written)?;
         let unset = task.wanted.attributes.set(file, &place.path)?;
         task.sync(file, OldFile::PartlyWritten)?;
         if !place.is_named(&place.name, file).map_err(place.error("look at"))? {

@@ -10,7 +10,7 @@ use crate::apply::attributes::belongings;
 use crate::apply::commit::{OldFile, Task};
 use crate::apply::place::Old;
 use crate::apply::ranges;
-use crate::apply::recover::{forget_stage, replay};
+use crate::apply::recover::{ReadBack, forget_stage, replay};
 use crate::apply::stage::log::{Identity, Seal};
 use crate::apply::stage::{Sealed, Stage};
 use crate::error::{Failure, Result};
@@ -220,6 +220,6 @@ fn end(task: &Task, old: &Old, sealed: &Sealed, root: &Hash, reserved: &Metadata
     let replayed = replay(place, sealed, &old.file, fsync, tidy)?;
     forget_stage(place, fsync).map_err(place.error("clean up after"))?;
     let unset = replayed?;
-    task.verify(&old.file, root)?;
+    task.verify(&old.file, root, ReadBack::Written)?;
     Ok(unset)
 }

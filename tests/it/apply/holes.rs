@@ -1,5 +1,5 @@
 //! File systems that tell of holes where there is data: `--no-hole-map` believes them at
-//! neither end, and `--verify` not in what it reads back.
+//! neither end, and `--verify` not in what it reads back; and storage that gives other bytes back.
 
 use std::path::Path;
 use std::process::Command;
@@ -76,6 +76,31 @@ fn what_is_read_back_is_not_read_by_the_map() {
     let outcome = run(liar(dir.path()).holesync().arg("--verify").arg(&source).arg(at(&image))).ok();
     assert!(!outcome.stderr.contains("memory"), "{outcome}");
     assert_same(&image, &source);
+}
+
+#[test]
+fn what_does_not_read_back_is_told_and_only_in_place_it_is_there() {
+    let Some(dir) = lab::dir(Fs::Ext4) else { return };
+    if !can_trace() {
+        return;
+    }
+    for (flags, name, said) in [
+        (&["-W"][..], ".image.holesync.temp", "as it was sent, and was not put in place"),
+        (&["-W", "--inplace"], "image", "as it was sent: it is damaged"),
+    ] {
+        let [image, source] = images(&dir, 1);
+        let before = std::fs::read(&image).expect("read");
+        let mut copy = Command::new("strace");
+        copy.args(["-f", "-qq", "-o", "/dev/null", "-P"]).arg(dir.path().join(name));
+        copy.args(["-e", "inject=pread64,preadv2:poke_exit=@arg2=4242424242"]);
+        let copy = copy.arg(holesync().get_program()).args(flags).arg("--verify").arg(&source).arg(&image);
+        run(copy).code(23).says(&["/image: ", "does not read back", said, "check the storage"]);
+        let is_as_it_was = std::fs::read(&image).expect("read") == before;
+        assert_eq!(is_as_it_was, name != "image");
+        run(holesync().args(flags).arg("--verify").arg(&source).arg(&image)).ok();
+        assert_same(&image, &source);
+        assert_no_leftovers(dir.path());
+    }
 }
 
 #[test]

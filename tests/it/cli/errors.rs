@@ -896,7 +896,7 @@ fn vanish(old: usize) {
     assert!(wait_until(LIMIT, announced), "the files were not announced");
     fs::remove_file(&gone).expect("remove");
     File::options().write(true).open(&go).expect("open the fifo");
-    running.finish().code(24).says(&[gone.to_str().unwrap(), "No such file", "code 24"]);
+    running.finish().code(24).says(&[gone.to_str().unwrap(), "vanished before it was read", "code 24"]);
     assert_same(&stays, &to.join("stays"));
     assert_eq!(fs::metadata(to.join("gone")).map_or(0, |file| file.len()), old as u64);
     assert_no_leftovers(&to);
