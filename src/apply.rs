@@ -74,9 +74,10 @@ pub use crate::apply::commit::Delayed;
 use crate::apply::commit::Task;
 pub use crate::apply::commit::completion::Completion;
 pub use crate::apply::commit::group::{Committer, Waiting};
-pub use crate::apply::open::{Opened, Opening, Preview, Setup};
+pub use crate::apply::open::{Opened, Opening, Preview, Setup, Sink};
 pub use crate::apply::place::{Place, finish_directory};
 use crate::apply::ranges::behind::WriteBehind;
+use crate::apply::ranges::zeros::{Zeros, ZerosOver};
 use crate::apply::way::Way;
 use crate::error::{Error, Failure, Result, printable};
 use crate::hashmap::PAGE;
@@ -165,24 +166,6 @@ pub struct Destination {
     basis: Option<Basis>,
     behind: WriteBehind,
     zeros: Zeros,
-}
-
-/// Zeros that are still to be made: gathered while they adjoin, so that each hole is
-/// punched once.
-#[derive(Default)]
-struct Zeros {
-    range: Range<u64>,
-    over: ZerosOver,
-}
-
-/// What is in a range that is to be a hole.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum ZerosOver {
-    /// Data, as far as anybody knows.
-    #[default]
-    Data,
-    /// Zeros that take room.
-    Zeros,
 }
 
 /// Fails when a device holds fewer than `length` bytes; `state`: what became of it.
@@ -285,8 +268,7 @@ impl Destination {
 
     /// Puts data at its place.
     pub fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
-        let zeros = &self.zeros.range;
-        if at < zeros.end && zeros.start < at + bytes.len() as u64 {
+        if self.zeros.overlap(&(at..at + bytes.len() as u64)) {
             self.make_zeros()?;
         }
         let at_once = self.is_all_of_a_new_file(at, bytes);
@@ -340,25 +322,18 @@ impl Destination {
     }
 
     fn gather_zeros(&mut self, range: Range<u64>, over: ZerosOver) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        if range.start == self.zeros.range.end && over == self.zeros.over {
-            self.zeros.range.end = range.end;
-            return Ok(());
-        }
-        self.make_zeros()?;
-        self.zeros = Zeros { range, over };
-        Ok(())
+        self.zeros.gather(range, over).map_or(Ok(()), |gathered| self.make(gathered))
     }
 
     /// Makes the zeros that were gathered.
     fn make_zeros(&mut self) -> Result<()> {
-        let Zeros { range, over } = std::mem::take(&mut self.zeros);
-        match over {
-            _ if range.is_empty() => Ok(()),
-            ZerosOver::Data => self.make_zero(range),
-            ZerosOver::Zeros => self.give_back(range),
+        self.zeros.take().map_or(Ok(()), |gathered| self.make(gathered))
+    }
+
+    fn make(&mut self, zeros: Zeros) -> Result<()> {
+        match zeros.over {
+            ZerosOver::Data => self.make_zero(zeros.range),
+            ZerosOver::Zeros => self.give_back(&zeros),
         }
     }
 
@@ -382,10 +357,9 @@ impl Destination {
         Ok(())
     }
 
-    fn give_back(&mut self, range: Range<u64>) -> Result<()> {
+    fn give_back(&mut self, zeros: &Zeros) -> Result<()> {
         let Destination { task, way, .. } = self;
-        let unit = way.old().map_or(PAGE, |old| old.state.blksize().clamp(PAGE, ranges::MAX_UNIT));
-        let whole = range.start.div_ceil(unit) * unit..range.end / unit * unit;
+        let whole = zeros.whole_blocks(way.old().map_or(PAGE, |old| old.state.blksize()));
         if whole.is_empty() {
             return Ok(());
         }

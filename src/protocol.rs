@@ -45,11 +45,11 @@ pub const MAGIC: [u8; 8] = *b"\x89hole\xff\r\n";
 pub const VERSION: u16 = 7;
 /// The oldest version this program speaks.
 pub const OLDEST: u16 = 5;
-/// The oldest version in which a sender asks about blocks that differ in a dry run, too.
-const DRY_QUESTIONS: u16 = 7;
-/// Whether a sender asks about blocks that differ in a dry run, too, and is answered.
-pub fn asks_in_dry_runs(version: u16) -> bool {
-    version >= DRY_QUESTIONS
+/// The oldest version in which a sender describes files in a dry run, too.
+const DRY_DESCRIPTIONS: u16 = 7;
+/// Whether a sender describes files in a dry run, too, without their data.
+pub fn describes_in_dry_runs(version: u16) -> bool {
+    version >= DRY_DESCRIPTIONS
 }
 /// The bits among the features of a greeting that tell whether the processor has
 /// instructions for AES; neither is set where that is not known.
@@ -198,7 +198,8 @@ pub enum Message {
         /// The hash.
         root: Hash,
     },
-    /// Sender, in a dry run: what a comparison came to, for the initiator to show.
+    /// Sender, in a dry run without descriptions: what a comparison came to, for the initiator to
+    /// show.
     Compared {
         /// The entry.
         entry: Entry,
@@ -207,8 +208,8 @@ pub enum Message {
         /// Bytes of data that would be sent; `None` if nothing differs.
         would_send: Option<u64>,
     },
-    /// Receiver: so much credit is free again. Sender, in a dry run: so many keys and runs
-    /// of zeros were compared. See [`Credit`].
+    /// Receiver: so much credit is free again. Sender, in a dry run without descriptions: so many
+    /// keys and runs of zeros were compared. See [`Credit`].
     Granted {
         /// Units.
         units: u64,

@@ -45,7 +45,6 @@ mod finish;
 mod list;
 mod others;
 mod outbox;
-mod previewed;
 mod questions;
 mod read_ahead;
 mod shared;
@@ -60,7 +59,6 @@ use assemble::{ApplyError, OpenFile};
 use basis_feed::BasisFeeds;
 use finish::{Complete, commit_files, finish_files};
 pub use list::list;
-use previewed::Previewed;
 use read_ahead::ReadAhead;
 use shared::{ReceiverShared, Settles};
 
@@ -165,7 +163,6 @@ fn apply<'a>(
             finish: finish_in,
             current: Current::None,
             last: None,
-            previewed: None,
             only: None,
             lost: Lost::No,
         };
@@ -198,8 +195,6 @@ struct Applier<'s, 'a> {
     jobs: Sender<AnnouncedFile<'a>>,
     finish: SyncSender<Complete>,
     current: Current,
-    /// The old file that the sender compares with in a dry run.
-    previewed: Option<Previewed>,
     /// The id of the last entry.
     last: Option<u64>,
     /// The entry that goes under the destination's own name, where there is only one.
@@ -233,7 +228,6 @@ impl Applier<'_, '_> {
                     self.describe(Phase::Sending, |feeds, file| file.data(feeds, &data))?;
                     self.frames.recycle(data);
                 }
-                Frame::Differ(differ) if self.shared.options.dry_run => self.compare_preview(&differ)?,
                 Frame::Differ(differ) => self.compare(&differ)?,
                 Frame::Patch(patch) => self.describe(Phase::Sending, |_, file| file.patch(&patch))?,
                 Frame::Map(..) | Frame::Leaves(_) => {
@@ -255,13 +249,12 @@ impl Applier<'_, '_> {
                 self.contents(Contents { directory, names, is_whole })
             }
             Message::RemoveOthers if self.shared.options.delete.is_some() => self.remove_others(),
-            Message::Content { id } if self.shared.options.dry_run => self.begin_preview(id),
             Message::Content { id } if matches!(self.current, Current::None) => self.begin(id),
             Message::Keep { blocks } => self.describe(Phase::Mapping, |feeds, file| file.keep(feeds, blocks)),
             Message::Zero { blocks } => self.describe(Phase::Mapping, |feeds, file| file.zero(feeds, blocks)),
             Message::Finish { root, settled } => self.finish(root, settled),
             Message::Abandon => self.abandon(),
-            Message::Granted { units } if self.shared.options.dry_run => {
+            Message::Granted { units } if !self.shared.describes => {
                 let fits = usize::try_from(units).is_ok_and(|units| self.shared.feeds.give_back(units));
                 if fits { Ok(()) } else { Err(self.frames.bad("more credit than was taken")) }
             }
@@ -275,7 +268,7 @@ impl Applier<'_, '_> {
                 self.shared.reporter.event(Event::PeerWarning(self.frames.peer(), &text));
                 Ok(())
             }
-            Message::Compared { entry, changes, would_send } if self.shared.options.dry_run => {
+            Message::Compared { entry, changes, would_send } if !self.shared.describes => {
                 self.shared.report(&entry, would_send.map_or(Outcome::Unchanged, Outcome::Sent), changes);
                 Ok(())
             }
@@ -375,7 +368,7 @@ impl Applier<'_, '_> {
             return Err(self.frames.bad("the end of a file out of turn"));
         }
         self.shared.feeds.forget(file.id);
-        if found == Some(root) {
+        if found == Some(root) || file.destination.is_preview() {
             let complete = Complete { file, root };
             if complete.is_quick() {
                 finish::finish(self.shared, complete);

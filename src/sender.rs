@@ -47,7 +47,7 @@ use std::sync::{Arc, Mutex};
 use crate::confinement::NamedPath;
 use crate::error::Result;
 use crate::options::DeleteWhen;
-use crate::protocol::{Connection, asks_in_dry_runs, keep_alive};
+use crate::protocol::{Connection, describes_in_dry_runs, keep_alive};
 use crate::report::Stats;
 use crate::source;
 use announce::{Files, announce_all, remove_others};
@@ -80,10 +80,10 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
         options,
         side,
         peer: input.peer().into(),
-        asks: !options.dry_run || asks_in_dry_runs(input.version()),
+        describes: !options.dry_run || describes_in_dry_runs(input.version()),
         reporter,
     };
-    let inbox = Arc::new(Inbox::new(options.dry_run));
+    let inbox = Arc::new(Inbox::new(options.dry_run, shared.describes));
     inbox.fill(input, Arc::clone(&shared.files));
     let result = std::thread::scope(|scope| {
         let (_until_here, over) = channel();

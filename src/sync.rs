@@ -369,7 +369,10 @@ impl Initiator<'_> {
         let result = bootstrapped.and_then(|found| {
             self.tries.answered();
             reporter.event(Event::Connected(&traffic));
-            if let (None, Cipher::Auto, Some(aes)) = (&remote.rsh, remote.cipher, found.aes) {
+            // A dry run leaves nothing, here either.
+            if let (None, Cipher::Auto, Some(aes), false) =
+                (&remote.rsh, remote.cipher, found.aes, remote.dry_run)
+            {
                 remote::remember_aes(host, aes);
             }
             // A shell says nothing while a tool works.

@@ -24,7 +24,8 @@ use nix::unistd::{Gid, Uid, Whence};
 
 pub use clock::{LocalTime, local_time, now, seconds_of};
 pub use file_system::{
-    file_time_now, free_space, is_cached, is_posix, lacks_inodes, sync_file_system, syncs_wholly, unwritten,
+    clones, file_time_now, free_space, is_cached, is_posix, lacks_inodes, may_punch, sync_file_system,
+    syncs_wholly, unwritten,
 };
 pub use names::{
     is_no_directory, is_no_link, kind_of, link_between, make_dir_at, make_node_at, names_in, open,

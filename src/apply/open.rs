@@ -5,6 +5,7 @@
 mod alternate;
 mod preview;
 mod setup;
+mod sink;
 
 use std::cell::OnceCell;
 use std::fs::File;
@@ -22,6 +23,7 @@ use crate::apply::place::{Access, Old, Place};
 use crate::apply::ranges::Abilities;
 use crate::apply::ranges::behind::WriteBehind;
 use crate::apply::ranges::cover::Cover;
+use crate::apply::ranges::zeros::Zeros;
 use crate::apply::recover::{self, Recovered};
 use crate::apply::stage::Stage;
 use crate::apply::stage::log::Identity;
@@ -31,7 +33,7 @@ use crate::apply::way::clone::Replica;
 use crate::apply::way::direct::Direct;
 use crate::apply::way::fresh::Fresh;
 use crate::apply::way::staged::Staged;
-use crate::apply::{Basis, Destination, Wanted, Zeros, check_device_size};
+use crate::apply::{Basis, Destination, Wanted, check_device_size};
 use crate::error::{Error, Failure, Result};
 use crate::in_use;
 use crate::options::{Commit, Options};
@@ -43,6 +45,7 @@ use alternate::Elsewhere;
 pub use preview::Preview;
 use preview::preview;
 pub use setup::Setup;
+pub use sink::Sink;
 
 /// What became of an attempt to open a destination.
 pub struct Opening {
@@ -70,7 +73,7 @@ pub enum Opened {
         unset: Option<Failure>,
     },
     /// In a dry run, what there is to compare with.
-    Preview(Preview),
+    Preview(Box<Preview>),
     /// Something else.
     Different(Box<Destination>),
 }
@@ -101,7 +104,7 @@ impl Destination {
         let replaces = in_the_way::find(&place, stat.as_ref(), options, || setup.nodes.contains(&place))?;
         stat.take_if(|_| replaces.is_some());
         if options.dry_run {
-            return preview(&place, stat, &wanted, setup);
+            return preview(place, stat, &wanted, setup);
         }
         place.enter_workplace()?;
         let is_clean = place.workplace.is_none() && setup.listing.is_clean_around(&place);

@@ -402,10 +402,12 @@ impl Removal<'_> {
     }
 }
 
-/// Refuses a file that another program has locked, or another run of this one.
+/// Refuses a file that another program has locked, or another run of this one. A dry run does not
+/// look for the latter: it would be in its way.
 fn refuse_busy(file: &File, place: &Place, options: &Options) -> Result<()> {
     let state = file.metadata().map_err(place.error("look at"))?;
-    if state.is_file() && matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+    let may_lock = state.is_file() && !options.dry_run;
+    if may_lock && matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
         return Err(Error::refused(&place.path, "another holesync run is writing it; wait for it to end"));
     }
     if options.force_in_use { Ok(()) } else { in_use::refuse(file, &state, &place.path) }

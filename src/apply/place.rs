@@ -45,6 +45,8 @@ pub struct Place {
     /// This run made the directory, nobody else makes names in it, and working files lie there:
     /// nothing need be looked for before something gets a name that is not taken.
     pub(super) is_own: bool,
+    /// A dry run looks at it: no working file is made or removed.
+    pub(super) is_dry: bool,
     /// Whose names working files have.
     pub(super) naming: Naming,
     /// Where what is replaced or removed is kept.
@@ -146,6 +148,7 @@ impl Place {
             path,
             is_named_itself: false,
             is_own: false,
+            is_dry: false,
             naming: Naming::Common,
             backup: None,
             similar: None,
@@ -226,8 +229,11 @@ impl Place {
     }
 
     /// A file without a name, to try things out on. Where the file system has none such, a
-    /// working file loses its name at once.
+    /// working file loses its name at once. A dry run has none.
     pub(super) fn unnamed(&self) -> io::Result<File> {
+        if self.is_dry {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         self.unnamed_at_once().or_else(|_| {
             let naming = Naming::once(sys::effective_user());
             let name = Working::Clone.name_for(&self.name, naming);
@@ -237,7 +243,7 @@ impl Place {
         })
     }
 
-    /// The same, and only where no name is made for it.
+    /// A file that never had a name, also in a dry run: nobody sees it.
     pub(super) fn unnamed_at_once(&self) -> io::Result<File> {
         self.open(OsStr::new("."), OFlag::O_TMPFILE | OFlag::O_RDWR)
     }

@@ -3,6 +3,7 @@
 
 pub mod behind;
 pub mod cover;
+pub mod zeros;
 
 use std::fs::File;
 use std::io;

@@ -186,6 +186,19 @@ pub(super) fn is_sealed(place: &Place, old: &File) -> Result<bool> {
     Ok(seal.is_some())
 }
 
+/// The sealed log, with its stage, from which the next run finishes a file first.
+pub(super) fn sealed(place: &Place, beside: &Beside, old: &File) -> Result<Option<Sealed>> {
+    for naming in &beside.logs {
+        let place = place.under(*naming);
+        let log = place.peek(Working::Log).map_err(place.error("open the log of"))?;
+        let Some(log) = log else { continue };
+        if let Left::Whole(sealed) = look(&place, old, log)? {
+            return Ok(Some(*sealed));
+        }
+    }
+    Ok(None)
+}
+
 /// What an interrupted run left of a log and its stage.
 enum Left {
     /// Nothing to finish this file from.

@@ -53,13 +53,9 @@ impl Stage {
     /// Goes on with what an interrupted run left, if it fits this file and can
     /// be used: the stage and what it holds already.
     pub fn resume(data: File, log: File, identity: Identity) -> io::Result<Option<(Stage, Runs)>> {
-        let Some(mut reader) = LogReader::open(&log, identity)? else { return Ok(None) };
-        let Some(runs) = reader.load()? else { return Ok(None) };
-        if reader.seal()?.is_some() {
-            return Err(io::Error::other("another run has just sealed it and ended; run again"));
-        }
-        log.set_len(reader.at)?;
-        (&log).seek(SeekFrom::Start(reader.at))?;
+        let Some((runs, at)) = load(&log, identity)? else { return Ok(None) };
+        log.set_len(at)?;
+        (&log).seek(SeekFrom::Start(at))?;
         // After a crash of the machine it may be shorter than the log says.
         let end = runs.iter().last().map_or(0, |(range, _)| range.end);
         if data.metadata()?.len() < end {
@@ -71,6 +67,11 @@ impl Stage {
         }
         let (bytes, records) = (runs.data_bytes(), runs.len());
         Ok(Some((Stage { bytes, records, runs_a_record: 2, ..Stage::new(data, log) }, runs)))
+    }
+
+    /// What a run would go on from, if the log fits this file and can be used.
+    pub fn read(log: &File, identity: Identity) -> io::Result<Option<Runs>> {
+        Ok(load(log, identity)?.map(|(runs, _)| runs))
     }
 
     /// `log` is to be written to where it stands.
@@ -280,6 +281,16 @@ impl Stage {
         })?;
         Ok(copied)
     }
+}
+
+/// What a log without a seal holds, if it fits this file and can be used, and where it ends.
+fn load(log: &File, identity: Identity) -> io::Result<Option<(Runs, u64)>> {
+    let Some(mut reader) = LogReader::open(log, identity)? else { return Ok(None) };
+    let Some(runs) = reader.load()? else { return Ok(None) };
+    if reader.seal()?.is_some() {
+        return Err(io::Error::other("another run has just sealed it and ended; run again"));
+    }
+    Ok(Some((runs, reader.at)))
 }
 
 /// Leaves nothing in a stretch of a stage but the data that its log knows of. `false`: the

@@ -1,19 +1,19 @@
 //! The receiver's answers: for each announced file whether it is equal already, or the
 //! map of what is there, hashed while it is sent. Step 2 of [`receiver`](crate::receiver).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
 
 use crate::apply::tree::{DestinationRoot, LastDirectory};
-use crate::apply::{Basis, BasisState, Destination, Opened, Place, Preview, Wanted};
+use crate::apply::{Basis, BasisState, Destination, Opened, Preview, Sink, Wanted};
 use crate::error::{Error, Result, Stop};
 use crate::hashmap::ahead::{Ahead, Likely, await_job};
 use crate::hashmap::plan::Run;
 use crate::hashmap::{self, Batch, Grid, Item};
 use crate::protocol::{Entry, MAX_MAP_KEYS, MAX_MAP_RUNS, Message};
 use crate::receiver::basis_feed::FeedEnd;
-use crate::receiver::previewed::Previewed;
 use crate::receiver::shared::{ReceiverShared, Settles};
 use crate::report::{Changes, Event, Outcome};
 
@@ -31,7 +31,7 @@ pub struct Begun {
     pub entry: Entry,
     /// How what was there differed from it.
     pub changes: Changes,
-    pub destination: Destination,
+    pub destination: Sink,
     pub grid: Grid,
     pub whole: bool,
 }
@@ -94,12 +94,11 @@ fn answer(
             let changes = Changes::LEFT.with(Changes::BELOW, true);
             return Ok(shared.tell(Message::Unchanged { id, changes }, Settles::Entry));
         }
+        let sink = Sink::Preview(Box::new(Preview::of_nothing(&root.path_of(&entry.path))));
         let changes = Changes::NEW.with(Changes::TRANSFER, true);
-        let answer = Message::Preview { id, device: false, mapped: false, resized: true, changes };
-        return Ok(preview(shared, answer, None));
+        return Ok(ask_for(shared, entry, changes, sink, (&wanted, None)));
     };
-    let (grid, whole) = (Grid { length: wanted.length, block: options.block_size }, wanted.whole);
-    let opening = Destination::open(place.clone(), wanted, &shared.setup);
+    let opening = Destination::open(place.clone(), wanted.clone(), &shared.setup);
     last.after(&opening);
     let opening = opening?;
     let warning = opening.recovered.warning(&place.path);
@@ -107,67 +106,69 @@ fn answer(
         return Ok(Err(gone));
     }
     let changes = opening.changes;
-    let destination = match opening.opened {
+    let sink = match opening.opened {
         Opened::Equal { unset } => {
             shared.report(&entry, Outcome::Unchanged, changes);
             shared.settled();
             let told = shared.unset(unset);
             return Ok(told.and_then(|()| shared.tell(Message::Unchanged { id, changes }, Settles::Entry)));
         }
-        Opened::Preview(Preview { basis, device, changes_length: resized }) => {
-            let told = basis.map(|basis| Told { id, place, grid, basis, ahead });
-            if !told.as_ref().is_none_or(|told| hold_for_questions(shared, told)) {
-                return Ok(Ok(()));
-            }
-            let answer = Message::Preview { id, device, mapped: told.is_some(), resized, changes };
-            return Ok(preview(shared, answer, told));
+        Opened::Preview(preview) => Sink::Preview(preview),
+        Opened::Different(destination) => Sink::Destination(destination),
+    };
+    if let Sink::Destination(destination) = &sink {
+        if let Some(choice) = destination.choice(&entry.path) {
+            shared.reporter.event(Event::Choice(&choice));
         }
-        Opened::Different(destination) => *destination,
-    };
-    if let Some(choice) = destination.choice(&entry.path) {
-        shared.reporter.event(Event::Choice(&choice));
+        if let Some(Err(gone)) = destination.shortage().map(|shortage| shared.warn(shortage)) {
+            return Ok(Err(gone));
+        }
     }
-    // Before the sender can know of it.
-    let end = match destination.basis_state() {
-        BasisState::Mapped => None,
-        BasisState::Blank => Some(FeedEnd::Whole),
-        BasisState::Unknown => Some(FeedEnd::Unknown),
-    };
-    if let Some(Err(gone)) = destination.shortage().map(|shortage| shared.warn(shortage)) {
-        return Ok(Err(gone));
-    }
-    let (basis, device) = (destination.basis(), destination.is_device());
-    if !shared.feeds.open(Box::new(Begun { id, entry, changes, destination, grid, whole }), end) {
-        return Ok(Ok(()));
-    }
-    Ok(match basis {
-        Some(basis) => shared
-            .tell(Message::Map { id, device }, Settles::Nothing)
-            .and_then(|()| tell_basis(shared, Told { id, place, grid, basis, ahead })),
-        None => shared.tell(Message::NoBasis { id, device }, Settles::Nothing),
-    })
+    Ok(ask_for(shared, entry, changes, sink, (&wanted, ahead)))
 }
 
-/// Has the old file at hand for the sender's questions; `false`: the run is over.
-fn hold_for_questions(shared: &ReceiverShared, told: &Told) -> bool {
-    let Some(previews) = &shared.previews else { return true };
-    let Told { id, place, grid, basis, .. } = told;
-    let grid = Grid { length: grid.length.min(basis.length), ..*grid };
-    previews.hold(Previewed { id: *id, path: place.path.clone(), image: Arc::clone(&basis.image), grid })
-}
-
-/// The answer of a dry run: there will be no description.
-fn preview(shared: &ReceiverShared, answer: Message, told: Option<Told>) -> Result<()> {
-    shared.settled();
-    let settles = if told.is_some() { Settles::Nothing } else { Settles::Entry };
+/// Asks for a file, and tells of its basis.
+fn ask_for(
+    shared: &ReceiverShared,
+    entry: Entry,
+    changes: Changes,
+    sink: Sink,
+    (wanted, ahead): (&Wanted, Option<Ahead>),
+) -> Result<()> {
+    let id = entry.id;
+    let (grid, whole) = (Grid { length: wanted.length, block: shared.options.block_size }, wanted.whole);
+    let (basis, device, mapped) = (sink.basis(), sink.is_device(), sink.basis().is_some());
+    let answer = match &sink {
+        Sink::Preview(preview) => {
+            Message::Preview { id, device, mapped, resized: preview.changes_length, changes }
+        }
+        Sink::Destination(_) if mapped => Message::Map { id, device },
+        Sink::Destination(_) => Message::NoBasis { id, device },
+    };
+    let path = sink.path().to_path_buf();
+    let mut settles = Settles::Nothing;
+    if shared.describes {
+        // Before the sender can know of it.
+        let end = match sink.basis_state() {
+            BasisState::Mapped => None,
+            BasisState::Blank => Some(FeedEnd::Whole),
+            BasisState::Unknown => Some(FeedEnd::Unknown),
+        };
+        if !shared.feeds.open(Box::new(Begun { id, entry, changes, destination: sink, grid, whole }), end) {
+            return Ok(());
+        }
+    } else {
+        shared.settled();
+        settles = if mapped { Settles::Nothing } else { Settles::Entry };
+    }
     shared.tell(answer, settles)?;
-    told.map_or(Ok(()), |told| tell_basis(shared, told))
+    basis.map_or(Ok(()), |basis| tell_basis(shared, Told { id, path, grid, basis, ahead }))
 }
 
 /// A file of whose basis the sender is told.
 struct Told {
     id: u64,
-    place: Place,
+    path: PathBuf,
     grid: Grid,
     basis: Basis,
     ahead: Option<Ahead>,
@@ -176,8 +177,8 @@ struct Told {
 /// Tells what is there, block by block, and passes it on to the applying thread first: it
 /// has it when the sender describes it.
 fn tell_basis(shared: &ReceiverShared, told: Told) -> Result<()> {
-    let Told { id, place, grid, basis, ahead } = told;
-    let dry_run = shared.options.dry_run;
+    let Told { id, path, grid, basis, ahead } = told;
+    let describes = shared.describes;
     let grid = Grid { length: grid.length.min(basis.length), ..grid };
     let tell = |batch: &mut Batch| {
         shared.lock_stats().basis_hashed_bytes += batch.bytes_read as u64;
@@ -185,7 +186,7 @@ fn tell_basis(shared: &ReceiverShared, told: Told) -> Result<()> {
         let entries = frames.iter().flatten().map(Run::entries).sum();
         let items = std::mem::take(&mut batch.items);
         let may_go_on =
-            if dry_run { shared.feeds.take_credit(entries) } else { shared.feeds.push(id, items) };
+            if describes { shared.feeds.push(id, items) } else { shared.feeds.take_credit(entries) };
         if !may_go_on {
             return Ok(false);
         }
@@ -199,11 +200,11 @@ fn tell_basis(shared: &ReceiverShared, told: Told) -> Result<()> {
         Ok(true) => hashmap::map_rest(basis.image.as_ref(), &grid, first, false, tell),
         other => other.map(drop),
     };
-    let is_over = if dry_run { shared.is_stopped() } else { !shared.feeds.is_needed(id) };
+    let is_over = if describes { !shared.feeds.is_needed(id) } else { shared.is_stopped() };
     if is_over {
         return Ok(());
     }
-    let settles = if dry_run { Settles::Entry } else { Settles::Nothing };
+    let settles = if describes { Settles::Nothing } else { Settles::Entry };
     match result {
         Ok(()) => {
             shared.feeds.end(id, FeedEnd::Whole);
@@ -211,9 +212,9 @@ fn tell_basis(shared: &ReceiverShared, told: Told) -> Result<()> {
         }
         Err(Stop::Taken(error)) => Err(error),
         Err(Stop::Read(source)) => {
-            let error = Error::file("read the old", &place.path)(source);
+            let error = Error::file("read the old", &path)(source);
             let fail = || shared.fail(id, &error, settles);
-            if dry_run { fail() } else { shared.feeds.end_broken(id, fail) }
+            if describes { shared.feeds.end_broken(id, fail) } else { fail() }
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Puts one file together: what the sender describes, block by block, held
-//! against what the basis has, and written into the destination.
+//! against what the basis has, and written into the destination. In a dry run no data comes: of
+//! pages that may be there already their hashes, of all others which they are.
 
 use std::collections::VecDeque;
 
-use crate::apply::{Basis, Destination};
+use crate::apply::{Basis, Sink};
 use crate::error::{Error, Result};
-use crate::hashmap::leaves::Leaves;
+use crate::hashmap::leaves::{LeafHash, Leaves};
 use crate::hashmap::{self, Grid, Hash, PageMask, RootHasher};
 use crate::options::BlockSize;
 use crate::protocol::{Data, Differ, Entry, MAX_UNPATCHED, Patch};
@@ -42,7 +43,7 @@ pub struct OpenFile {
     pub entry: Entry,
     /// How what was there differed from it.
     pub changes: Changes,
-    pub destination: Destination,
+    pub destination: Sink,
     /// Nothing was compared: all of it was asked for.
     pub whole: bool,
     /// Bytes of data that the basis had.
@@ -151,7 +152,10 @@ impl OpenFile {
         if data.first != self.at {
             return rule("a data frame out of place");
         }
-        let blocks = self.blocks_of(data)?;
+        if self.destination.is_preview() {
+            return self.data_in_hashes(feeds, data);
+        }
+        let blocks = self.blocks_of(data, |grid, index, mask| grid.masked_bytes(index, mask) as usize)?;
         let (hashes, placed) =
             while_hashing(&blocks, data.bytes.len(), || self.place(feeds, &blocks, &data.bytes));
         placed?;
@@ -160,16 +164,30 @@ impl OpenFile {
         Ok(data.bytes.len() as u64)
     }
 
-    /// The blocks of a data frame, each with its bytes.
-    fn blocks_of<'a>(&self, data: &'a Data) -> Result<Vec<(PageMask, &'a [u8])>, ApplyError> {
+    /// The same in a dry run: a hash for each page, or none where the basis has no data.
+    fn data_in_hashes(&mut self, feeds: &BasisFeeds, data: &Data) -> Result<u64, ApplyError> {
+        let size = if data.bytes.is_empty() { 0 } else { size_of::<LeafHash>() };
+        let blocks = self.blocks_of(data, |_, _, mask| mask.count_ones() as usize * size)?;
+        let masks = (data.first..).zip(&data.masks);
+        let bytes = masks.map(|(index, mask)| self.grid.masked_bytes(index, *mask)).sum::<u64>();
+        self.place(feeds, &blocks, &[])?;
+        self.received += bytes;
+        Ok(bytes)
+    }
+
+    /// The blocks of a data frame, each with what is there of it: so many bytes.
+    fn blocks_of<'a>(
+        &self,
+        data: &'a Data,
+        size: impl Fn(&Grid, u64, PageMask) -> usize,
+    ) -> Result<Vec<(PageMask, &'a [u8])>, ApplyError> {
         let mut left = data.bytes.as_slice();
         let mut blocks = Vec::with_capacity(data.masks.len());
         for (&mask, index) in data.masks.iter().zip(data.first..) {
             if mask == 0 || mask & !self.grid.all_pages(index) != 0 {
                 return rule("a data frame with an impossible page mask");
             }
-            let Some((bytes, behind)) = left.split_at_checked(self.grid.masked_bytes(index, mask) as usize)
-            else {
+            let Some((bytes, behind)) = left.split_at_checked(size(&self.grid, index, mask)) else {
                 return rule("a data frame that is too short");
             };
             left = behind;
@@ -223,10 +241,14 @@ impl OpenFile {
             return Ok(0);
         }
         let bytes = self.old_bytes(self.at, common)?;
-        let mut old = bytes.as_slice();
+        let is_preview = self.destination.is_preview();
+        let pages = is_preview.then(|| Leaves::of(BlockSize::SMALLEST, &self.grid, self.at, common, &bytes));
+        let mut old = pages.as_ref().map_or(bytes.as_slice(), |pages| pages.hashes.as_flattened());
         let mut same = 0;
         for page in hashmap::page_runs(mask).flatten() {
-            let len = self.grid.masked_bytes(self.at, 1 << page) as usize;
+            let bytes = self.grid.masked_bytes(self.at, 1 << page) as usize;
+            let len = if is_preview { size_of::<LeafHash>() } else { bytes };
+            let len = len.min(new.len());
             let new = take(&mut new, len);
             if common >> page & 1 == 1 && take(&mut old, len) == new {
                 same |= 1 << page;
@@ -285,29 +307,31 @@ impl OpenFile {
             if !possible || kept & !had.data != 0 {
                 return rule("a patch with an impossible page mask");
             }
-            let Some((new, behind)) = left.split_at_checked(self.grid.masked_bytes(index, sent) as usize)
-            else {
-                return rule("a patch that is too short");
-            };
-            left = behind;
-            let old = self.old_bytes(index, kept)?;
-            let found = hashmap::hash_block(mask, self.interleave(index, (kept, &old), (sent, new)));
-            if found != hash {
-                self.patched = Patched::Otherwise;
+            let (stays, comes) = (self.grid.masked_bytes(index, kept), self.grid.masked_bytes(index, sent));
+            if !self.destination.is_preview() {
+                let Some((new, behind)) = left.split_at_checked(comes as usize) else {
+                    return rule("a patch that is too short");
+                };
+                left = behind;
+                let old = self.old_bytes(index, kept)?;
+                let found = hashmap::hash_block(mask, self.interleave(index, (kept, &old), (sent, new)));
+                if found != hash {
+                    self.patched = Patched::Otherwise;
+                }
             }
+            self.received += comes;
             self.zero_pages(index, had.data & !mask, false)?;
             self.zero_pages(index, had.read & !had.data & !mask, true)?;
             for run in hashmap::page_runs(sent) {
                 pending.add(self.grid.pages(index, &run), &mut self.destination)?;
             }
-            self.kept += old.len() as u64;
-            bytes += (old.len() + new.len()) as u64 + kept_behind;
+            self.kept += stays;
+            bytes += stays + comes + kept_behind;
         }
         if !left.is_empty() {
             return rule("a patch that is too long");
         }
         pending.write(&mut self.destination)?;
-        self.received += patch.bytes.len() as u64;
         Ok(bytes)
     }
 
@@ -355,6 +379,11 @@ impl OpenFile {
         }
         let root = std::mem::replace(&mut self.root, RootHasher::new(&self.grid)).finish();
         Ok((self.patched == Patched::AsPromised).then_some(root))
+    }
+
+    /// The length that it is to have.
+    pub fn length(&self) -> u64 {
+        self.grid.length
     }
 
     fn end_of(&self, blocks: u64) -> Result<u64, ApplyError> {

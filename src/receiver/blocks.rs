@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::apply::Destination;
+use crate::apply::Sink;
 use crate::error::Result;
 use crate::hashmap::{self, Hash, PageMask};
 
@@ -42,13 +42,13 @@ fn hashes_of(blocks: &[(PageMask, &[u8])]) -> Vec<Hash> {
 pub struct Pending<'a> {
     pub at: u64,
     pub len: usize,
-    /// It, and what follows it in the frame.
+    /// It, and what follows it in the frame; nothing in a dry run.
     pub bytes: &'a [u8],
 }
 
 impl Pending<'_> {
     /// Adds the next bytes of the frame, which go to `range`.
-    pub fn add(&mut self, range: Range<u64>, destination: &mut Destination) -> Result<()> {
+    pub fn add(&mut self, range: Range<u64>, destination: &mut Sink) -> Result<()> {
         if self.at + self.len as u64 != range.start {
             self.write(destination)?;
             self.at = range.start;
@@ -58,18 +58,17 @@ impl Pending<'_> {
     }
 
     /// Leaves out the next bytes of the frame.
-    pub fn skip(&mut self, len: usize, destination: &mut Destination) -> Result<()> {
+    pub fn skip(&mut self, len: usize, destination: &mut Sink) -> Result<()> {
         self.write(destination)?;
+        let len = len.min(self.bytes.len());
         take(&mut self.bytes, len);
         Ok(())
     }
 
-    pub fn write(&mut self, destination: &mut Destination) -> Result<()> {
-        let (now, later) = self.bytes.split_at(self.len);
+    pub fn write(&mut self, destination: &mut Sink) -> Result<()> {
+        let range = self.at..self.at + self.len as u64;
+        let (now, later) = self.bytes.split_at(self.len.min(self.bytes.len()));
         (self.bytes, self.len) = (later, 0);
-        if !now.is_empty() {
-            destination.write(self.at, now)?;
-        }
-        Ok(())
+        if range.is_empty() { Ok(()) } else { destination.write(&range, now) }
     }
 }

@@ -56,14 +56,15 @@ pub fn finish_files(shared: &ReceiverShared, queue: &Mutex<Receiver<Complete>>) 
 pub fn finish(shared: &ReceiverShared, complete: Complete) {
     let Complete { file, root } = complete;
     let path = file.destination.path().to_path_buf();
+    let length = file.length();
     let OpenFile { id, entry, destination, kept, received, changes, .. } = *file;
-    if received > WORTH_TELLING {
+    if received > WORTH_TELLING && !destination.is_preview() {
         shared.reporter.event(Event::Phase(Phase::WritingBack));
         // Only a hint for the other end; a broken connection shows below.
         let _ = shared.tell(Message::Busy(Phase::WritingBack), Settles::Nothing);
     }
     let completed = Completed { id, entry, path, received, changes };
-    match destination.complete(&root, kept) {
+    match destination.complete(&root, kept, length) {
         Ok(Completion::Finished(finished)) => finished_one(shared, Ok(*finished), completed),
         Ok(Completion::Waits(waiting)) if waiting.may_gather() => {
             shared.committer.add(*waiting, completed, shared.feeds.all_described());

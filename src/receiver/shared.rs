@@ -7,11 +7,10 @@ use crate::apply::tree::{DelayedFile, DestinationTree};
 use crate::apply::{Committer, Setup};
 use crate::error::{Error, Failure, Result, lock};
 use crate::options::Options;
-use crate::protocol::{Credit, Entry, Message, asks_in_dry_runs, shortened};
+use crate::protocol::{Credit, Entry, Message, describes_in_dry_runs, shortened};
 use crate::receiver::basis_feed::BasisFeeds;
 use crate::receiver::finish::Completed;
 use crate::receiver::outbox::Outbox;
-use crate::receiver::previewed::Previews;
 use crate::report::{Changes, Event, Outcome, Phase, Reporter, Stats};
 
 /// What is settled when a message is written: an entry holds a unit of credit until then.
@@ -37,8 +36,8 @@ pub struct ReceiverShared<'a> {
     pub credit: Mutex<Credit>,
     /// What the answering thread finds, on its way to the applying thread.
     pub feeds: BasisFeeds,
-    /// What the sender may ask about in a dry run; `None`: it is too old to do so.
-    pub previews: Option<Previews>,
+    /// The sender describes files. In a dry run one that is too old only compares them.
+    pub describes: bool,
     pub stats: Mutex<Stats>,
     /// The run has failed: no more work need be done.
     stopped: AtomicBool,
@@ -67,7 +66,7 @@ impl<'a> ReceiverShared<'a> {
             outbox,
             credit: Mutex::new(Credit::for_messages()),
             feeds: BasisFeeds::new(),
-            previews: asks_in_dry_runs(version).then(Previews::default),
+            describes: !options.dry_run || describes_in_dry_runs(version),
             stats: Mutex::default(),
             stopped: AtomicBool::new(false),
             finishing: AtomicUsize::new(0),
@@ -87,7 +86,6 @@ impl<'a> ReceiverShared<'a> {
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
         self.feeds.stop();
-        self.previews.iter().for_each(Previews::stop);
         self.setup.end();
         self.outbox.stop();
     }

@@ -1,5 +1,6 @@
 //! How a file is told to the receiver, block by block: what stays, what becomes
-//! zero, what is new, and of what differs only the parts that it lacks.
+//! zero, what is new, and of what differs only the parts that it lacks. In a dry run the same is
+//! told without the data: see [`Over`].
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -8,7 +9,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
+use crate::hashmap::leaves::Leaves;
 use crate::hashmap::{self, Batch, Block, Grid, Hash, PageMask, page_runs};
+use crate::options::BlockSize;
 use crate::protocol::{
     Compressor, Credit, Differ, LEAF_BLOCKS, LeafAnswer, LinkSpeed, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER,
     MAX_UNPATCHED, Message, Patch,
@@ -53,6 +56,15 @@ pub enum Treatment {
     Send,
     /// The receiver is asked what it has of them.
     Ask,
+}
+
+/// What the receiver has of blocks that are sent whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// Zeros, or nobody knows: in a dry run it is told which pages come.
+    Zeros,
+    /// Data: in a dry run it is told a hash of each page, as some of them may be there.
+    Data,
 }
 
 /// A block that waits for an answer.
@@ -139,12 +151,18 @@ impl<'a, W: Write> Describer<'a, W> {
         grid: &Grid,
         cursor: &mut BatchCursor,
         blocks: &mut [(u64, Block)],
+        over: Over,
     ) -> Result<io::Result<u64>> {
         self.flush_pending()?;
         let mut sent = 0;
         self.shared.reporter.event(Event::Phase(Phase::Sending));
         for (first, count) in frames_of(grid, blocks) {
-            match self.send_frame(grid, cursor, &mut blocks[first..first + count])? {
+            let blocks = &mut blocks[first..first + count];
+            let sent_frame = match self.shared.options.dry_run {
+                true => self.foretell_frame(grid, cursor, blocks, over),
+                false => self.send_frame(grid, cursor, blocks),
+            };
+            match sent_frame? {
                 Ok(bytes) => {
                     self.shared.done(Phase::Sending, bytes);
                     sent += bytes;
@@ -190,6 +208,30 @@ impl<'a, W: Write> Describer<'a, W> {
             None => output.data(first, &masks, &parts),
         })?;
         Ok(Ok(len as u64))
+    }
+
+    /// In a dry run, in the place of a frame of data.
+    fn foretell_frame(
+        &mut self,
+        grid: &Grid,
+        cursor: &mut BatchCursor,
+        blocks: &mut [(u64, Block)],
+        over: Over,
+    ) -> Result<io::Result<u64>> {
+        let Some(&(first, _)) = blocks.first() else { return Ok(Ok(0)) };
+        let mut hashes = Vec::new();
+        if over == Over::Data {
+            if let Err(error) = cursor.fetch(grid, blocks) {
+                return Ok(Err(error));
+            }
+            for (index, block) in &*blocks {
+                let bytes = cursor.batch.data_of(grid, *index, block).collect::<Vec<_>>().concat();
+                hashes.extend(Leaves::of(BlockSize::SMALLEST, grid, *index, block.data, &bytes).hashes);
+            }
+        }
+        let masks: Vec<_> = blocks.iter().map(|(_, block)| block.data).collect();
+        self.shared.lock_output().data(first, &masks, &[hashes.as_flattened()])?;
+        Ok(Ok(blocks.iter().map(|(index, block)| grid.masked_bytes(*index, block.data)).sum()))
     }
 
     /// What to do with adjoining blocks that differ.
@@ -271,9 +313,7 @@ impl<'a, W: Write> Describer<'a, W> {
             let lacks = grid.masked_bytes(index, sent);
             let took = sys::thread_time().saturating_sub(start);
             self.policy.learn(bytes.len(), lacks, took.as_secs_f64());
-            if !self.shared.options.dry_run {
-                self.add_to_patch(grid, index, data, sent, &bytes)?;
-            }
+            self.add_to_patch(grid, index, data, sent, &bytes)?;
             lacking += lacks;
             had += bytes.len() as u64 - lacks;
             self.shared.done(Phase::Sending, lacks);
@@ -298,6 +338,9 @@ impl<'a, W: Write> Describer<'a, W> {
         }
         self.patch.masks.push(data);
         self.patch.sent.push(sent);
+        if self.shared.options.dry_run {
+            return Ok(());
+        }
         let block = Block { hash: Hash::default(), data: sent, read: data, at: 0 };
         block.data_in(grid, index, bytes).for_each(|part| self.patch.bytes.extend(part));
         Ok(())
@@ -307,6 +350,9 @@ impl<'a, W: Write> Describer<'a, W> {
         let patch = std::mem::take(&mut self.patch);
         if patch.masks.is_empty() {
             return Ok(());
+        }
+        if self.shared.options.dry_run {
+            return self.shared.lock_output().patch(&patch, None);
         }
         let packed = self.compressor.compress(&[&patch.bytes], &self.link);
         let written = packed.as_ref().map_or(patch.bytes.len(), Vec::len) as u64;

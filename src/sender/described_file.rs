@@ -42,7 +42,7 @@ pub struct DescribedFile {
     pub rest: u64,
     /// Bytes of data that were sent.
     pub bytes: u64,
-    /// It is not equal to what the receiver has. Only a dry run looks at that.
+    /// It is not equal to what the receiver has. Only where nothing is described that counts.
     pub differs: bool,
     pub obstacle: Option<Obstacle>,
     /// If the source had changed while it was read, it would have shown.

@@ -44,9 +44,10 @@ struct Received {
 }
 
 impl Inbox {
-    pub fn new(dry_run: bool) -> Inbox {
+    /// `describes`: files are described.
+    pub fn new(dry_run: bool, describes: bool) -> Inbox {
         let state = Received {
-            replies: Replies::new(dry_run),
+            replies: Replies::new(!describes),
             walked: None,
             closed: None,
             waiting: false,

@@ -11,7 +11,7 @@ use crate::hashmap::plan::Action;
 use crate::hashmap::{BATCH, Batch, Block, Hash};
 use crate::protocol::Message;
 use crate::scan::Content;
-use crate::sender::describe::{Treatment, at_once};
+use crate::sender::describe::{Over, Treatment, at_once};
 use crate::sender::described_file::{DescribedFile, Obstacle, Supply};
 use crate::sender::hasher::Hashed;
 use crate::sender::inbox::Arrival;
@@ -71,7 +71,7 @@ impl<W: Write> Session<'_, W> {
             } else if file.cursor.is_stale() {
                 return Ok(Merged::SourceChanged);
             } else {
-                if !self.shared.options.dry_run {
+                if self.shared.describes {
                     self.describer.finish()?;
                 }
                 return Ok(Merged::Whole(file.root.clone().finish()));
@@ -82,7 +82,7 @@ impl<W: Write> Session<'_, W> {
     /// Leaves a file half described. What the receiver still says of it is dropped.
     pub(super) fn abandon(&mut self, file: &DescribedFile) -> Result<()> {
         self.describer.begin();
-        if !self.shared.options.dry_run {
+        if self.shared.describes {
             self.shared.send(&Message::Abandon)?;
         }
         if file.hashes == Supply::Open { self.drain_hasher() } else { Ok(()) }
@@ -196,11 +196,11 @@ impl<W: Write> Session<'_, W> {
             lock(&self.shared.stats).matched_bytes += bytes;
         }
         match action {
-            Action::Keep | Action::Zero if self.shared.options.dry_run => Ok(()),
+            Action::Keep | Action::Zero if !self.shared.describes => Ok(()),
             Action::Keep => self.describer.keep(blocks.end - blocks.start),
             Action::Zero => self.describer.zero(blocks.end - blocks.start),
-            Action::Data => self.send(file, &mut found),
-            Action::Update if !self.shared.asks => self.send(file, &mut found),
+            Action::Data => self.send(file, &mut found, Over::Zeros),
+            Action::Update if !self.shared.describes => self.send(file, &mut found, Over::Data),
             Action::Update => self.update(file, &mut found),
         }
     }
@@ -210,14 +210,14 @@ impl<W: Write> Session<'_, W> {
         lock(&self.shared.stats).sent_data_bytes += bytes;
     }
 
-    fn send(&mut self, file: &mut DescribedFile, blocks: &mut [(u64, Block)]) -> Result<()> {
-        if self.shared.options.dry_run {
+    fn send(&mut self, file: &mut DescribedFile, blocks: &mut [(u64, Block)], over: Over) -> Result<()> {
+        if !self.shared.describes {
             let bytes = blocks.iter().map(|(index, block)| file.grid.masked_bytes(*index, block.data)).sum();
             self.describer.matched(bytes);
             self.count_sent(file, bytes);
             return Ok(());
         }
-        match self.describer.send(&file.grid, &mut file.cursor, blocks)? {
+        match self.describer.send(&file.grid, &mut file.cursor, blocks, over)? {
             Ok(sent) => self.count_sent(file, sent),
             Err(error) => file.obstacle = Some(Obstacle::SourceUnread(error)),
         }
@@ -230,7 +230,7 @@ impl<W: Write> Session<'_, W> {
             let (now, later) = blocks.split_at_mut(at_once(&file.grid, blocks));
             blocks = later;
             if self.describer.decide(&file.grid, now, file.rest) == Treatment::Send {
-                self.send(file, now)?;
+                self.send(file, now, Over::Data)?;
                 continue;
             }
             if let Err(error) = file.cursor.fetch(&file.grid, now) {

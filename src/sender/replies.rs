@@ -65,8 +65,8 @@ pub struct Replies {
     /// How much of maps may still come too late: each file may have as much under way as
     /// there is credit.
     late: usize,
-    /// In a dry run the receiver is not told what is described, and has to be granted what
-    /// it may send more of: so much by now.
+    /// Where nothing is described, the receiver has to be granted what it may send more of: so
+    /// much by now.
     granted: Option<usize>,
     /// Blocks whose leaves wait here.
     leaves: usize,
@@ -92,9 +92,10 @@ struct FileReplies {
 }
 
 impl Replies {
-    pub fn new(dry_run: bool) -> Replies {
+    /// `grants`: nothing is described.
+    pub fn new(grants: bool) -> Replies {
         Replies {
-            granted: dry_run.then_some(0),
+            granted: grants.then_some(0),
             messages: VecDeque::new(),
             text: 0,
             answered: VecDeque::new(),
@@ -394,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dry_run_grants_what_it_compared_and_what_it_dropped() {
+    fn a_run_without_descriptions_grants_what_it_compared_and_what_it_dropped() {
         let mut replies = Replies::new(true);
         replies.open(Answered::of(1, true, false));
         let batch = MAX_AHEAD / 4;

@@ -337,8 +337,7 @@ impl<'a, W: Write> Session<'a, W> {
         };
         let Kind::File { length, allocated, .. } = source.kind else { return Ok(()) };
         let grid = Grid { length, block: self.shared.options.block_size };
-        let dry_run = self.shared.options.dry_run;
-        if !dry_run || answered.mapped && self.shared.asks {
+        if self.shared.describes {
             self.shared.send(&Message::Content { id })?;
         }
         self.describer.begin();
@@ -351,7 +350,7 @@ impl<'a, W: Write> Session<'a, W> {
             _ => self.abandon(&file)?,
         }
         match merged {
-            Merged::Whole(_) if dry_run => self.compared(source, &file, changes),
+            Merged::Whole(_) if !self.shared.describes => self.compared(source, &file, changes),
             Merged::Whole(root) => {
                 if !file.settled {
                     self.shared.warn(source::doubt(&source.path))?;
@@ -380,7 +379,7 @@ impl<'a, W: Write> Session<'a, W> {
         }
     }
 
-    /// What a dry run found out about a file.
+    /// What a dry run without descriptions found out about a file.
     fn compared(&self, source: Source, file: &DescribedFile, changes: Changes) -> Result<()> {
         let outcome = if file.differs { Outcome::Sent(file.bytes) } else { Outcome::Unchanged };
         lock(&self.shared.stats).files_sent += u64::from(file.differs);

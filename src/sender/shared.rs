@@ -30,9 +30,8 @@ pub struct SenderShared<'a, W: Write> {
     pub side: Side,
     /// Who the receiver is, for people.
     pub peer: String,
-    /// The receiver answers questions about blocks that differ: not one that is too old in a
-    /// dry run.
-    pub asks: bool,
+    /// Files are described to the receiver: not to one that is too old in a dry run.
+    pub describes: bool,
     pub reporter: &'a dyn Reporter,
 }
 

@@ -286,7 +286,11 @@ impl ReceiveJob<'_> {
                 self.stats.data_bytes = self.stats.data_bytes.saturating_add(entry.allocated);
                 self.report(entry, Outcome::Unchanged, changes);
             }
-            Ok((Opened::Preview(_), changes)) => self.count_sent(entry, entry.allocated, changes),
+            Ok((Opened::Preview(mut preview), changes)) => {
+                preview.wrote(entry.allocated);
+                self.stats.written_bytes += preview.finish(entry.length).written;
+                self.count_sent(entry, entry.allocated, changes);
+            }
             Err(error) => self.fail(&error),
         }
         None
@@ -303,7 +307,7 @@ impl ReceiveJob<'_> {
             if existing {
                 return Ok((Opened::Equal { unset: None }, Changes::LEFT));
             }
-            let preview = Preview { basis: None, device: false, changes_length: true };
+            let preview = Box::new(Preview::of_nothing(&tree.root().path_of(&entry.target)));
             return Ok((Opened::Preview(preview), Changes::NEW.with(Changes::TRANSFER, true)));
         };
         let path = place.path.clone();

@@ -29,6 +29,8 @@ enum Into {
         device: Option<u64>,
         /// Content or length would change.
         changes: bool,
+        /// What would be written, as far as bytes come.
+        preview: Box<Preview>,
     },
 }
 
@@ -110,7 +112,9 @@ impl PlainImage {
             warning,
         };
         let Some(place) = root.place(b"", options.dry_run)? else {
-            return Ok(image(Into::Nothing { device: None, changes: true }, None, BasisState::Blank, None));
+            let preview = Box::new(Preview::of_nothing(shown));
+            let into = Into::Nothing { device: None, changes: true, preview };
+            return Ok(image(into, None, BasisState::Blank, None));
         };
         let opening = Destination::open(place, wanted, &Setup::new(Arc::clone(&options)))?;
         let warning = opening.recovered.warning(shown);
@@ -119,10 +123,11 @@ impl PlainImage {
                 let (basis, state) = (destination.basis(), destination.basis_state());
                 image(Into::Destination(destination), basis, state, warning)
             }
-            Opened::Preview(Preview { basis, device, changes_length }) => {
-                let device = basis.as_ref().filter(|_| device).map(|basis| basis.length);
-                let state = if basis.is_some() { BasisState::Mapped } else { BasisState::Blank };
-                image(Into::Nothing { device, changes: changes_length }, basis, state, warning)
+            Opened::Preview(preview) => {
+                let basis = preview.basis.clone();
+                let device = basis.as_ref().filter(|_| preview.device).map(|basis| basis.length);
+                let (state, changes) = (preview.state(), preview.changes_length);
+                image(Into::Nothing { device, changes, preview }, basis, state, warning)
             }
             // Without a quick check, and with nothing that is to stay, nothing is.
             Opened::Equal { .. } => return Err(Error::refused(shown, "stays as it is")),
@@ -215,12 +220,12 @@ impl PlainImage {
         self.put(at, bytes, &old)
     }
 
-    /// Makes it the file. `None`: a dry run; the other is whether anything changed, or would.
+    /// Makes it the file. The other is whether anything changed, or would.
     ///
     /// # Errors
     ///
     /// Then the old file is as it was; a device is written.
-    pub fn finish(self) -> Result<(Option<Finished>, bool)> {
+    pub fn finish(self) -> Result<(Finished, bool)> {
         let length = self.length;
         let mut root = RootHasher::new(&Grid { length, block: self.block });
         self.hashes.iter().flatten().for_each(|(index, hash)| root.add(*index, hash));
@@ -231,10 +236,11 @@ impl PlainImage {
                 }
                 let finished = destination.finish(&root.finish(), self.kept)?;
                 let changed = finished.changed;
-                Ok((Some(finished), changed))
+                Ok((finished, changed))
             }
-            Into::Nothing { device, changes } => {
-                Ok((None, changes || self.lacked > 0 || device.is_none() && length != self.wanted))
+            Into::Nothing { device, changes, preview } => {
+                let changed = changes || self.lacked > 0 || device.is_none() && length != self.wanted;
+                Ok((preview.finish(length), changed))
             }
         }
     }
@@ -314,8 +320,9 @@ impl PlainImage {
                 PageFate::Zeroed => self.make_zero(place)?,
                 PageFate::Written => {
                     self.lacked += range.len() as u64;
-                    if let Into::Destination(destination) = &mut self.into {
-                        destination.write(place.start, &bytes[range])?;
+                    match &mut self.into {
+                        Into::Destination(destination) => destination.write(place.start, &bytes[range])?,
+                        Into::Nothing { preview, .. } => preview.write(&place),
                     }
                 }
             }
@@ -326,8 +333,9 @@ impl PlainImage {
     fn make_zero(&mut self, range: Range<u64>) -> Result<()> {
         match &mut self.into {
             Into::Destination(destination) => destination.zero(range),
-            Into::Nothing { changes, .. } => {
+            Into::Nothing { changes, preview, .. } => {
                 *changes = true;
+                preview.zero(range);
                 Ok(())
             }
         }

@@ -190,13 +190,11 @@ impl Initiator<'_> {
         self.reporter.event(Event::Phase(Phase::WritingBack));
         let (finished, changed) = image.finish()?;
         stats.files_sent = changed.into();
-        if let Some(finished) = finished {
-            finished.note(path).iter().for_each(|note| self.reporter.event(Event::Warning(note)));
-            (stats.written_bytes, stats.punched_bytes) = (finished.written, finished.punched);
-            if let Some(failure) = finished.unset {
-                stats.count_unset(failure.code);
-                self.reporter.event(Event::Unset(&failure));
-            }
+        finished.note(path).iter().for_each(|note| self.reporter.event(Event::Warning(note)));
+        (stats.written_bytes, stats.punched_bytes) = (finished.written, finished.punched);
+        if let Some(failure) = finished.unset {
+            stats.count_unset(failure.code);
+            self.reporter.event(Event::Unset(&failure));
         }
         Ok(stats)
     }

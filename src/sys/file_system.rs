@@ -41,6 +41,17 @@ const LOCAL: [FsType; 6] = [
     statfs::OVERLAYFS_SUPER_MAGIC,
 ];
 
+/// Whether files on the file system of an open file can share data, as far as its kind tells.
+pub fn clones(file: impl AsFd) -> bool {
+    is_one_of(file, &[statfs::BTRFS_SUPER_MAGIC, statfs::XFS_SUPER_MAGIC])
+}
+
+/// Whether room can be given back from within a file there, as far as the kind of the file system
+/// tells.
+pub fn may_punch(file: impl AsFd) -> bool {
+    !is_one_of(file, &[statfs::MSDOS_SUPER_MAGIC])
+}
+
 fn is_one_of(file: impl AsFd, known: &[FsType]) -> bool {
     statfs::fstatfs(file).is_ok_and(|found| known.contains(&found.filesystem_type()))
 }

@@ -105,7 +105,7 @@ impl Workplaces {
 pub struct Workplace {
     /// What the working files lie beside there; nothing has this name.
     pub place: Box<Place>,
-    /// `None`: it is that of the run.
+    /// `None`: it is that of the run, or a dry run looks at it.
     made: Option<Arc<InUse>>,
 }
 
@@ -194,17 +194,20 @@ impl Place {
                 // Nobody removes it meanwhile.
                 let mut users = lock(users);
                 let Some(dir) = open_or_make(self, name, make)? else { return Ok(None) };
-                *users.entry(id).or_default() += 1;
-                let (workplaces, above) = (Arc::clone(workplaces), Arc::clone(&self.dir));
-                let made = Arc::new(InUse { workplaces, above, id });
-                (Arc::new(dir), self.name.clone(), Some(made))
+                let in_use = || {
+                    *users.entry(id).or_default() += 1;
+                    let (workplaces, above) = (Arc::clone(workplaces), Arc::clone(&self.dir));
+                    Arc::new(InUse { workplaces, above, id })
+                };
+                (Arc::new(dir), self.name.clone(), (!self.is_dry).then(in_use))
             }
         };
         let device = fstat(&dir).map_err(|errno| failed()(errno.into()))?.st_dev;
         if device != above.st_dev {
             return if make { Err(self.is_far_away()) } else { Ok(None) };
         }
-        let place = Box::new(Place::new(dir, name, self.path.clone()));
+        let place = Place { is_dry: self.is_dry, ..Place::new(dir, name, self.path.clone()) };
+        let place = Box::new(place);
         Ok(Some(Workplace { place, made }))
     }
 

@@ -242,9 +242,7 @@ impl SendJob<'_> {
         stats.matched_bytes += matched;
         stats.data_bytes = stats.data_bytes.saturating_add(matched + sent);
         stats.sent_data_bytes += sent;
-        if !self.options.dry_run {
-            stats.written_bytes += sent;
-        }
+        stats.written_bytes += sent;
     }
 
     /// What makes records of an image.

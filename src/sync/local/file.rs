@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::apply::tree::{DelayedFile, LastDirectory};
 use crate::apply::{
     BasisState, Committer, Completion, Destination, Finished, Opened, Opening, Precision, Preview,
-    QuickCheck, Wanted,
+    QuickCheck, Sink, Wanted,
 };
 use crate::error::{Error, Result, lock};
 use crate::hashmap::Hash;
@@ -99,14 +99,25 @@ impl LocalCopy<'_> {
                 self.arrived(source);
                 Made::Done(Outcome::Unchanged)
             }
-            Opened::Preview(preview) => Made::Done(self.preview(source, &preview)?),
+            Opened::Preview(preview) => self.make(source, Sink::Preview(preview), changes, committer)?,
             Opened::Different(destination) => {
-                let filled = self.fill(source, *destination, changes)?;
-                self.finish(filled, committer);
-                Made::Later
+                self.make(source, Sink::Destination(destination), changes, committer)?
             }
         };
         Ok((made, changes))
+    }
+
+    /// Steps 3 and 4 of [`local`](crate::sync::local).
+    fn make(
+        &self,
+        source: &Source,
+        sink: Sink,
+        changes: Changes,
+        committer: &Committer<Filled>,
+    ) -> Result<Made, FileError> {
+        let filled = self.fill(source, sink, changes)?;
+        self.finish(filled, committer);
+        Ok(Made::Later)
     }
 
     /// Step 2 of [`local`](crate::sync::local).
@@ -120,7 +131,7 @@ impl LocalCopy<'_> {
             if options.transfer.existing {
                 return Ok((Opened::Equal { unset: None }, Changes::LEFT.with(Changes::BELOW, true)));
             }
-            let preview = Preview { basis: None, device: false, changes_length: true };
+            let preview = Box::new(Preview::of_nothing(&self.root.path_of(&job.source.target)));
             return Ok((Opened::Preview(preview), Changes::NEW.with(Changes::TRANSFER, true)));
         };
         let path = place.path.clone();
@@ -142,31 +153,29 @@ impl LocalCopy<'_> {
     }
 
     /// Step 3 of [`local`](crate::sync::local).
-    fn fill(
-        &self,
-        source: &Source,
-        mut destination: Destination,
-        changes: Changes,
-    ) -> Result<(Destination, Filled), FileError> {
-        let copies = self.copies(source, &destination);
-        let filled = if copies {
-            self.copy(source, &mut destination)
-        } else {
-            self.warn_of_shortage(&destination);
-            self.update(source, &mut destination)
+    fn fill(&self, source: &Source, mut sink: Sink, changes: Changes) -> Result<(Sink, Filled), FileError> {
+        let copies = self.copies(source, &sink);
+        let filled = match &mut sink {
+            Sink::Destination(destination) if copies => self.copy(source, destination),
+            Sink::Preview(preview) if copies => match self.foretell_clone(source, preview) {
+                Ok(Some(cloned)) => Ok(cloned),
+                Ok(None) => self.update(source, &mut sink),
+                Err(error) => Err(error),
+            },
+            _ => self.update(source, &mut sink),
         };
         match filled {
             Ok((root, counts, settled)) => {
-                let path = destination.path().to_path_buf();
+                let path = sink.path().to_path_buf();
                 let filled = Filled { source: source.clone(), path, changes, root, counts, settled };
-                Ok((destination, filled))
+                Ok((sink, filled))
             }
-            Err(FileError::Destination(error)) => Err(FileError::Destination(destination.give_up(error))),
+            Err(FileError::Destination(error)) => Err(FileError::Destination(sink.give_up(error))),
             Err(error) => {
-                match error {
+                match (&error, sink) {
                     // A copy that was torn is of no use.
-                    FileError::Changed if copies => destination.discard(),
-                    _ => destination.keep(),
+                    (FileError::Changed, Sink::Destination(destination)) if copies => destination.discard(),
+                    (_, sink) => sink.keep(),
                 }
                 Err(error)
             }
@@ -181,29 +190,26 @@ impl LocalCopy<'_> {
 
     /// Whether all of a source is copied, as nothing is there. Where it is to be read back,
     /// or zeros are to be allocated, it is compared with nothing.
-    fn copies(&self, source: &Source, destination: &Destination) -> bool {
+    fn copies(&self, source: &Source, destination: &Sink) -> bool {
         let has_content = matches!(source.kind, Kind::File { length: 1.., .. });
         let is_plain = !self.options.verify && !self.options.preallocate;
         destination.basis_state() == BasisState::Blank && has_content && is_plain
     }
 
-    /// Finds out what would be sent.
-    fn preview(&self, source: &Source, preview: &Preview) -> Result<Outcome, FileError> {
+    /// What a dry run can tell without comparing: that all is shared with a source. `None`: it may
+    /// not be.
+    fn foretell_clone(&self, source: &Source, preview: &mut Preview) -> Result<Option<Read>, FileError> {
+        let Kind::File { allocated: sent, .. } = source.kind else { return Err(FileError::Changed) };
         let opened = self.open_source(source, preview.device)?;
-        let old = match &preview.basis {
-            Some(basis) => OldContent::Image(basis.image.as_ref(), basis.length),
-            None => OldContent::Zeros,
-        };
-        let _cores = lock(&self.cores);
-        let mut update = Update::new(self, None, opened.state.length, Hashing::Unneeded);
-        update
-            .run(&opened.image, old)
-            .map_err(|error| error.named(&source.path, &self.root.path_of(&source.target)))?;
-        if !opened.is_unchanged() {
-            return Err(FileError::Changed);
+        if !preview.would_clone(opened.image.file()) {
+            return Ok(None);
         }
-        let (_, counts) = update.end();
-        Ok(self.outcome(&counts, counts.differs || preview.changes_length))
+        preview.wrote(sent);
+        let mut stats = self.stats();
+        (stats.data_bytes, stats.sent_data_bytes) = (stats.data_bytes + sent, stats.sent_data_bytes + sent);
+        drop(stats);
+        self.reporter.event(Event::Done(Phase::Sending, sent));
+        Ok(Some((Hash::default(), Compared { sent, kept: 0 }, opened.settled)))
     }
 
     /// Fills a destination that is empty.
@@ -230,12 +236,18 @@ impl LocalCopy<'_> {
                 destination.copy_from(&opened.image, &source.path, paced)?
             }
         };
-        let settled = self.check_source(source, &opened, destination)?;
-        Ok((Hash::default(), Compared { sent, kept: 0, differs: true }, settled))
+        let settled = self.check_source(source, &opened)?;
+        if !settled {
+            destination.forget_time();
+        }
+        Ok((Hash::default(), Compared { sent, kept: 0 }, settled))
     }
 
     /// Holds a source against what the destination has, and writes what differs.
-    fn update(&self, source: &Source, destination: &mut Destination) -> Result<Read, FileError> {
+    fn update(&self, source: &Source, destination: &mut Sink) -> Result<Read, FileError> {
+        if let Sink::Destination(destination) = destination {
+            self.warn_of_shortage(destination);
+        }
         let Kind::File { length, allocated, .. } = source.kind else { return Err(FileError::Changed) };
         let opened = self.open_source(source, destination.is_device())?;
         let basis = destination.basis();
@@ -248,26 +260,23 @@ impl LocalCopy<'_> {
         let _cores = (most > LARGE).then(|| lock(&self.cores));
         let hashing = if destination.needs_root() { Hashing::Wanted } else { Hashing::Unneeded };
         let path = destination.path().to_path_buf();
-        let mut update = Update::new(self, Some(&mut *destination), opened.state.length, hashing);
+        let mut update = Update::new(self, &mut *destination, opened.state.length, hashing);
         update.run(&opened.image, old).map_err(|error| error.named(&source.path, &path))?;
         let (root, counts) = update.end();
-        let settled = self.check_source(source, &opened, destination)?;
+        let settled = self.check_source(source, &opened)?;
+        if !settled {
+            destination.forget_time();
+        }
         Ok((root, counts, settled))
     }
 
     /// Looks whether a source that was read changed meanwhile. Returns whether a change would show.
-    fn check_source(
-        &self,
-        source: &Source,
-        opened: &OpenSource,
-        destination: &mut Destination,
-    ) -> Result<bool, FileError> {
+    fn check_source(&self, source: &Source, opened: &OpenSource) -> Result<bool, FileError> {
         if !opened.is_unchanged() {
             return Err(FileError::Changed);
         }
         if !opened.settled {
             self.reporter.event(Event::Warning(&source::doubt(&source.path)));
-            destination.forget_time();
         }
         Ok(opened.settled)
     }
@@ -318,11 +327,12 @@ impl LocalCopy<'_> {
     }
 
     /// Completes a file that has its content: step 4 of [`local`](crate::sync::local).
-    fn finish(&self, (destination, filled): (Destination, Filled), committer: &Committer<Filled>) {
-        if filled.counts.sent > WORTH_TELLING {
+    fn finish(&self, (sink, filled): (Sink, Filled), committer: &Committer<Filled>) {
+        if filled.counts.sent > WORTH_TELLING && !sink.is_preview() {
             self.reporter.event(Event::Phase(Phase::WritingBack));
         }
-        match destination.complete(&filled.root, filled.counts.kept) {
+        let Kind::File { length, .. } = filled.source.kind else { return };
+        match sink.complete(&filled.root, filled.counts.kept, length) {
             Ok(Completion::Finished(finished)) => self.completed(Ok(*finished), filled),
             Ok(Completion::Waits(waiting)) if waiting.may_gather() => {
                 committer.add(*waiting, filled, false);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use crate::apply::Destination;
+use crate::apply::Sink;
 use crate::error::{Error, Result};
 use crate::hashmap::compare::{BlockDiff, Hashing, OldContent, ReadError, Stretch, compare};
 use crate::hashmap::{Grid, Hash, RootHasher, page_runs};
@@ -19,8 +19,6 @@ pub(super) struct Compared {
     pub sent: u64,
     /// Bytes of data that stay where they are.
     pub kept: u64,
-    /// The old file reads otherwise.
-    pub differs: bool,
 }
 
 /// Why an update ended early.
@@ -59,8 +57,7 @@ impl UpdateError {
 /// A file that is being held against its source.
 pub(super) struct Update<'a> {
     copy: &'a LocalCopy<'a>,
-    /// `None`: a dry run.
-    destination: Option<&'a mut Destination>,
+    destination: &'a mut Sink,
     grid: Grid,
     hashing: Hashing,
     root: RootHasher,
@@ -71,7 +68,7 @@ impl<'a> Update<'a> {
     /// For a source of this length.
     pub fn new(
         copy: &'a LocalCopy<'a>,
-        destination: Option<&'a mut Destination>,
+        destination: &'a mut Sink,
         length: u64,
         hashing: Hashing,
     ) -> Update<'a> {
@@ -84,8 +81,6 @@ impl<'a> Update<'a> {
     pub fn run(&mut self, source: &dyn Image, old: OldContent) -> Result<(), UpdateError> {
         let (grid, hashing) = (self.grid, self.hashing);
         let is_unknown = matches!(old, OldContent::Unknown);
-        // Without anything to compare with, all of it is new.
-        self.counts.differs = grid.length > 0 && !matches!(old, OldContent::Image(..));
         compare(source, old, &grid, hashing, |stretch| Ok(self.stretch(&stretch, is_unknown)?))
     }
 
@@ -105,12 +100,11 @@ impl<'a> Update<'a> {
                 self.zero(self.grid.bytes(&(at..block.index)))?;
                 at = block.index + 1;
             }
-            if let Some(destination) = &mut self.destination {
-                let ranges = |mask| page_runs(mask).map(|run| self.grid.pages(block.index, &run));
-                ranges(block.zero).try_for_each(|range| destination.zero(range))?;
-                ranges(block.free).try_for_each(|range| destination.free(range))?;
-                ranges(block.data & !block.new).try_for_each(|range| destination.keep_range(range))?;
-            }
+            let Update { destination, grid, .. } = self;
+            let ranges = |mask| page_runs(mask).map(|run| grid.pages(block.index, &run));
+            ranges(block.zero).try_for_each(|range| destination.zero(range))?;
+            ranges(block.free).try_for_each(|range| destination.free(range))?;
+            ranges(block.data & !block.new).try_for_each(|range| destination.keep_range(range))?;
         }
         if is_unknown {
             self.zero(self.grid.bytes(&(at..stretch.range.end)))?;
@@ -129,7 +123,6 @@ impl<'a> Update<'a> {
                 (same, matched) = (same + bytes(block.read), matched + bytes(block.data));
             }
             self.counts.kept += bytes(block.data & !block.new);
-            self.counts.differs |= block.differs();
         }
         self.counts.sent += sent;
         let mut stats = self.copy.stats();
@@ -149,7 +142,6 @@ impl<'a> Update<'a> {
 
     /// Writes the new pages of a stretch; what adjoins in the file is written at once.
     fn write(&mut self, stretch: &Stretch) -> Result<()> {
-        let Some(destination) = &mut self.destination else { return Ok(()) };
         let mut bytes = stretch.bytes.as_slice();
         let mut pending = 0..0;
         for range in stretch.blocks.iter().flat_map(|block| new_ranges(&self.grid, block)) {
@@ -157,17 +149,19 @@ impl<'a> Update<'a> {
                 pending.end = range.end;
                 continue;
             }
-            write_next(destination, &mut bytes, &pending)?;
+            write_next(self.destination, &mut bytes, &pending)?;
             pending = range;
         }
-        write_next(destination, &mut bytes, &pending)?;
-        self.copy.pace.wrote(stretch.bytes.len());
+        write_next(self.destination, &mut bytes, &pending)?;
+        if !self.destination.is_preview() {
+            self.copy.pace.wrote(stretch.bytes.len());
+        }
         Ok(())
     }
 
     /// Makes what is in a range zeros.
     fn zero(&mut self, range: Range<u64>) -> Result<()> {
-        self.destination.as_mut().map_or(Ok(()), |destination| destination.zero(range))
+        self.destination.zero(range)
     }
 }
 
@@ -177,8 +171,8 @@ fn new_ranges<'a>(grid: &'a Grid, block: &'a BlockDiff) -> impl Iterator<Item = 
 }
 
 /// Puts the next bytes into a range.
-fn write_next(destination: &mut Destination, bytes: &mut &[u8], range: &Range<u64>) -> Result<()> {
+fn write_next(destination: &mut Sink, bytes: &mut &[u8], range: &Range<u64>) -> Result<()> {
     let (now, later) = bytes.split_at((range.end - range.start) as usize);
     *bytes = later;
-    if now.is_empty() { Ok(()) } else { destination.write(range.start, now) }
+    if now.is_empty() { Ok(()) } else { destination.write(range, now) }
 }

@@ -180,14 +180,15 @@ impl<R: Read, W: Write> Receiving<'_, R, W> {
         let (finished, changed) = self.image.finish()?;
         let mut stats =
             Stats { files_sent: changed.into(), basis_hashed_bytes: self.hashed, ..Stats::default() };
-        if let Some(finished) = finished {
-            let note = finished.note(destination.path());
-            tell(self.output, note.map(|note| Message::Warning(shortened(note))))?;
+        let note = finished.note(destination.path());
+        tell(self.output, note.map(|note| Message::Warning(shortened(note))))?;
+        // In a dry run no data comes.
+        if !self.dry_run {
             (stats.written_bytes, stats.punched_bytes) = (finished.written, finished.punched);
-            if let Some(failure) = finished.unset {
-                stats.count_unset(failure.code);
-                tell(self.output, [Message::Unset(failure)])?;
-            }
+        }
+        if let Some(failure) = finished.unset {
+            stats.count_unset(failure.code);
+            tell(self.output, [Message::Unset(failure)])?;
         }
         tell(self.output, [Message::End(Box::new(stats))])
     }

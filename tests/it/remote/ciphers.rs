@@ -206,6 +206,10 @@ fn a_host_without_instructions_for_aes_is_remembered_until_it_has_them() {
     let Some(account) = slow_account() else { return };
     let (host, to) = (account.host(), account.home.join("to"));
     let shell = || client.push(&host, &to, &["-I", "--agent=none"]);
+    let dry = || run(client.command().args(["-n", "--agent=none"]).arg(&client.source).arg(on(&host, &to)));
+    fs::create_dir(client.cache()).expect("create a directory");
+    dry().ok();
+    assert_eq!(fs::read_dir(client.cache()).expect("list").count(), 0, "a dry run remembers nothing");
     assert_eq!(cipher(&shell()), FAST, "nothing is known yet");
     assert_eq!(client.remembered(), 1);
     let cache = client.cache().join("holesync");
@@ -223,6 +227,8 @@ fn a_host_without_instructions_for_aes_is_remembered_until_it_has_them() {
     assert_ne!(cipher(&shell()), FAST);
     assert_eq!(client.remembered(), 1, "who says nothing changes nothing");
     answer(&account, "yes");
+    dry().ok();
+    assert_eq!(client.remembered(), 1, "nor does it forget anything");
     assert_ne!(cipher(&shell()), FAST);
     assert_eq!(client.remembered(), 0);
     assert_eq!(cipher(&shell()), FAST);
