@@ -79,7 +79,7 @@ pub use crate::apply::place::{Place, finish_directory};
 use crate::apply::ranges::behind::WriteBehind;
 use crate::apply::ranges::zeros::{Zeros, ZerosOver};
 use crate::apply::way::Way;
-use crate::error::{Error, Failure, Result, printable};
+use crate::error::{Error, Failure, Result, Warning, printable};
 use crate::hashmap::PAGE;
 use crate::scan::{FileState, Image};
 use crate::sys;
@@ -151,11 +151,10 @@ pub struct Finished {
 
 impl Finished {
     /// What the user should be told of it.
-    pub fn note(&self, path: &Path) -> Option<String> {
-        let path = printable(path);
-        self.from_cache.then(|| {
-            format!("{path} was read back, but from memory in part: the system does not drop what it has cached of it")
-        })
+    pub fn note(&self, path: &Path) -> Option<Warning> {
+        let what =
+            "was read back, but from memory in part: the system does not drop what it has cached of it";
+        self.from_cache.then(|| Warning::about(path, format!("{} {what}", printable(path))))
     }
 }
 

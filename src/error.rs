@@ -2,6 +2,7 @@
 //! failed. Exit codes follow rsync(1), section "EXIT VALUES". Beside it, what every
 //! layer needs where something fails: [`Stop`], [`lock`], text made safe to show.
 
+mod warning;
 mod words;
 
 use std::io;
@@ -10,6 +11,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
+pub use warning::Warning;
 use words::{GOES_ON, full, partial, silent, strangers};
 pub use words::{failed, in_words, is_quota};
 

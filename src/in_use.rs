@@ -19,7 +19,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result, lock, printable};
+use crate::error::{Error, Result, Warning, lock, printable};
 use crate::sys::{self, LockKind};
 
 pub use device::refuse_held;
@@ -102,7 +102,7 @@ fn refuse_user(found: io::Result<Option<User>>, path: &Path) -> Result<()> {
 }
 
 /// What to tell of a source that somebody may be writing meanwhile, as far as that shows.
-pub fn warning(file: &File, path: &Path) -> Option<String> {
+pub fn warning(file: &File, path: &Path) -> Option<Warning> {
     let is_device = || file.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device());
     let why = match user_of(file, None, &kernel_users(SHORT)) {
         Ok(None) if is_device() => device::writer_of(file)?,
@@ -118,7 +118,8 @@ pub fn warning(file: &File, path: &Path) -> Option<String> {
         // What cannot be looked at cannot be read either, and that is an error.
         _ => return None,
     };
-    Some(format!("{} is in use: {why}; the copy may be inconsistent, send a snapshot", printable(path)))
+    let what = format!("{} is in use: {why}; the copy may be inconsistent, send a snapshot", printable(path));
+    Some(Warning::about(path, what))
 }
 
 /// `state`: what the file is like, if that is known.

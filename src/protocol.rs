@@ -11,6 +11,7 @@ mod pace;
 mod reader;
 mod silence;
 mod survey;
+mod warning;
 mod writer;
 
 use std::io::{Read, Write};
@@ -261,6 +262,13 @@ pub enum Message {
     Told(Told),
     /// Either end behind `Request::Image`.
     Image(ImageMessage),
+    /// Either: a warning about something that has a name. From version 7 on.
+    WarningAbout {
+        /// Its path, as it is named where it is.
+        path: Vec<u8>,
+        /// The warning.
+        text: String,
+    },
 }
 
 impl Message {

@@ -264,8 +264,9 @@ impl Applier<'_, '_> {
                 self.shared.reporter.event(Event::Phase(phase));
                 Ok(())
             }
-            Message::Warning(text) => {
-                self.shared.reporter.event(Event::PeerWarning(self.frames.peer(), &text));
+            message @ (Message::Warning(_) | Message::WarningAbout { .. }) => {
+                let warning = message.into_warning(self.frames.peer());
+                warning.iter().for_each(|warning| self.shared.reporter.event(Event::Warning(warning)));
                 Ok(())
             }
             Message::Compared { entry, changes, would_send } if !self.shared.describes => {

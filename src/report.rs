@@ -21,7 +21,7 @@ use std::time::Duration;
 use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Failure;
+use crate::error::{Failure, Warning};
 
 pub use first::KeepsFirst;
 pub use format::{ITEMIZED, LineFormat, NAMES, RunFacts};
@@ -169,6 +169,8 @@ pub struct Ends {
     pub pulls: bool,
     /// The destination is read back.
     pub verifies: bool,
+    /// Images are read, and nothing goes anywhere.
+    pub reads: bool,
 }
 
 /// What became of one file.
@@ -206,9 +208,7 @@ pub enum Event<'a> {
     /// Something is in place, but not all of its attributes could be set; the run goes on.
     Unset(&'a Failure),
     /// Something unexpected that is no failure.
-    Warning(&'a str),
-    /// The same, that this host told of.
-    PeerWarning(&'a str, &'a str),
+    Warning(&'a Warning),
     /// The connection died, and the run begins again: why, and when.
     Retry(&'a str),
     /// What would do better the next time: for people, not for a log.

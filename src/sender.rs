@@ -79,6 +79,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
         links: Mutex::default(),
         options,
         side,
+        version: input.version(),
         peer: input.peer().into(),
         describes: !options.dry_run || describes_in_dry_runs(input.version()),
         reporter,

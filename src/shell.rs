@@ -18,7 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::apply::{Grain, Precision, TimeRule};
-use crate::error::{Error, Failure, Result, code, escape};
+use crate::error::{Error, Failure, Result, Warning, code, escape};
 use crate::options::{Compress, Missing, OneFileSystem, Options};
 use crate::remote::{Input, Output};
 use crate::report::{Event, Reporter};
@@ -208,7 +208,7 @@ pub fn refuse_what_needs_an_agent(options: &Options, host: &str, reporter: &dyn 
     if options.compress == Compress::Zstd {
         let what =
             format!("{host} has no holesync to unpack what -z compresses; ssh compresses with -e 'ssh -C'");
-        reporter.event(Event::Warning(&what));
+        reporter.event(Event::Warning(&Warning::new(what).of(host)));
     }
     Ok(())
 }

@@ -33,7 +33,7 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 use serde::{Deserialize, Serialize};
 
 use crate::confinement::NamedPath;
-use crate::error::{Error, Failure, Result, code, escape, printable};
+use crate::error::{Error, Failure, Result, Warning, code, escape, printable};
 use crate::options::Options;
 use crate::scan::{self, FileImage, FileState};
 use crate::sys;
@@ -410,16 +410,15 @@ fn regular(source: Source, stat: &FileStat) -> Result<Source> {
 }
 
 /// What is said of a symlink that is left out since it leads out of what is sent.
-pub fn ignored_link(path: &Path, link: &[u8]) -> String {
-    format!("ignoring unsafe symlink {} -> {}", printable(path), escape(link))
+pub fn ignored_link(path: &Path, link: &[u8]) -> Warning {
+    Warning::about(path, format!("ignoring unsafe symlink {} -> {}", printable(path), escape(link)))
 }
 
 /// What is said of a source that was read while changes to it might not have shown.
-pub fn doubt(path: &Path) -> String {
-    let path = printable(path);
-    format!(
-        "{path} may have been changed unseen while it was read: its time is not kept, the next run reads it again"
-    )
+pub fn doubt(path: &Path) -> Warning {
+    let what =
+        "may have been changed unseen while it was read: its time is not kept, the next run reads it again";
+    Warning::about(path, format!("{} {what}", printable(path)))
 }
 
 fn changed(path: &Path) -> Error {

@@ -15,7 +15,7 @@ use crate::apply::place::beside::Beside;
 use crate::apply::place::{Access, Old, Place};
 use crate::apply::stage::Sealed;
 use crate::apply::stage::log::{self, Identity, LogEnd, UnknownFormat};
-use crate::error::{Error, Failure, Result, printable};
+use crate::error::{Error, Failure, Result, Warning, printable};
 use crate::hashmap::{self, Grid, Hash};
 use crate::in_use;
 use crate::options::{BlockSize, Options};
@@ -65,22 +65,21 @@ impl Recovered {
     }
 
     /// What the user should be told of it, where the file is sent anyhow.
-    pub fn warning(&self, path: &Path) -> Option<String> {
-        let path = || printable(path);
-        match self {
+    pub fn warning(&self, path: &Path) -> Option<Warning> {
+        let shown = printable(path);
+        let what = match self {
             Recovered::Finished { .. } => {
-                Some(format!("finished what an interrupted run had begun to write into {}", path()))
+                format!("finished what an interrupted run had begun to write into {shown}")
             }
-            Recovered::Damaged | Recovered::Unreadable => Some(format!(
-                "what an interrupted run left to finish {} from is damaged; it is compared with the source instead",
-                path()
-            )),
-            Recovered::Replaced => Some(format!(
-                "an interrupted run left a sealed log of another file that was {}; it goes with this run",
-                path()
-            )),
-            _ => None,
-        }
+            Recovered::Damaged | Recovered::Unreadable => format!(
+                "what an interrupted run left to finish {shown} from is damaged; it is compared with the source instead"
+            ),
+            Recovered::Replaced => format!(
+                "an interrupted run left a sealed log of another file that was {shown}; it goes with this run"
+            ),
+            _ => return None,
+        };
+        Some(Warning::about(path, what))
     }
 }
 

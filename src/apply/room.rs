@@ -11,7 +11,7 @@ use crate::apply::commit::Task;
 use crate::apply::ranges::behind::share_to_give_back;
 use crate::apply::way::Way;
 use crate::apply::{Destination, ranges};
-use crate::error::{Error, is_quota, printable};
+use crate::error::{Error, Warning, is_quota, printable};
 use crate::report::human;
 use crate::sys;
 use crate::working::Working;
@@ -21,14 +21,15 @@ const WORTH_ASKING: u64 = 1 << 20;
 
 impl Destination {
     /// What the user should be told where more room will be needed than is free.
-    pub fn shortage(&self) -> Option<String> {
+    pub fn shortage(&self) -> Option<Warning> {
         let needed = self.room_needed();
         if needed < WORTH_ASKING {
             return None;
         }
         let free = sys::free_space(&self.task.place.dir).ok().filter(|free| *free < needed)?;
         let (path, needed, free) = (printable(self.path()), human(needed), human(free));
-        Some(format!("{path} will need up to {needed}, and {free} are free there"))
+        let what = format!("{path} will need up to {needed}, and {free} are free there");
+        Some(Warning::about(self.path(), what))
     }
 
     /// How many bytes will be allocated, as far as that can be told: where the old file is

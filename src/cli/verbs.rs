@@ -215,7 +215,8 @@ fn ends(transfer: &Transfer) -> Ends {
         Location::Local(_) => None,
     };
     let (to, from) = (transfer.destination.as_ref().and_then(host), transfer.sources.first().and_then(host));
-    Ends { pulls: to.is_none(), host: to.or(from), verifies: transfer.options.verify }
+    let verifies = transfer.options.verify;
+    Ends { pulls: to.is_none(), host: to.or(from), verifies, reads: false }
 }
 
 /// What shows the run, and writes it down.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::apply::{Precision, QuickCheck, Wanted};
-use crate::error::{Failure, Result, lock, printable};
+use crate::error::{Failure, Result, Warning, lock, printable};
 use crate::options::{Missing, Options};
 use crate::protocol::{self, Entry, MAX_LENGTH};
 use crate::receiver::Applier;
@@ -96,8 +96,9 @@ impl Applier<'_, '_> {
                     let made = tree.make_node(&entry.path, node, &entry.metadata);
                     return self.settle(&entry, made);
                 };
-                let path = printable(&tree.root().path_of(&entry.path));
-                self.shared.warn(format!("skipping device {path}: {why}"))?;
+                let path = tree.root().path_of(&entry.path);
+                let what = format!("skipping device {}: {why}", printable(&path));
+                self.shared.warn(Warning::about(path, what))?;
                 self.shared.made(&entry, Changes::default(), false)
             }
             Kind::HardLink(first) => {

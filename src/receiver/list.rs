@@ -39,7 +39,12 @@ pub fn list<R: Read, W: Write>(connection: Connection<R, W>) -> Result<Stats> {
                 output.message(&Message::Busy(Phase::Mapping))?;
                 output.flush()?;
             }
-            Frame::Message(Message::Warning(text)) => reporter.event(Event::PeerWarning(input.peer(), &text)),
+            Frame::Message(message @ (Message::Warning(_) | Message::WarningAbout { .. })) => {
+                message
+                    .into_warning(input.peer())
+                    .iter()
+                    .for_each(|warning| reporter.event(Event::Warning(warning)));
+            }
             Frame::Message(Message::SourceFailed(failure)) => {
                 reporter.event(Event::Failed(&failure.on(input.peer())))
             }

@@ -1,7 +1,7 @@
 //! What the sender does not have: the applying thread removes it when it is told to.
 
 use crate::apply::tree::Removed;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, Result, Warning};
 use crate::options::DeleteWhen;
 use crate::protocol::{self, MAX_NAMES, MAX_PATH, Message, shortened};
 use crate::receiver::shared::{ReceiverShared, Settles};
@@ -61,7 +61,7 @@ impl Applier<'_, '_> {
         if self.lost != Lost::No && !delete.is_some_and(|delete| delete.ignore_errors) {
             return match std::mem::replace(&mut self.lost, Lost::Told) {
                 Lost::Told => Ok(()),
-                _ => self.shared.warn(source::NOTHING_REMOVED.into()),
+                _ => self.shared.warn(Warning::new(source::NOTHING_REMOVED)),
             };
         }
         let Some(tree) = &mut self.tree else { return Err(self.frames.bad("a removal before the layout")) };

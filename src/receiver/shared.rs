@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::apply::tree::{DelayedFile, DestinationTree};
 use crate::apply::{Committer, Setup};
-use crate::error::{Error, Failure, Result, lock};
+use crate::error::{Error, Failure, Result, Warning, lock};
 use crate::options::Options;
 use crate::protocol::{Credit, Entry, Message, describes_in_dry_runs, shortened};
 use crate::receiver::basis_feed::BasisFeeds;
@@ -38,6 +38,8 @@ pub struct ReceiverShared<'a> {
     pub feeds: BasisFeeds,
     /// The sender describes files. In a dry run one that is too old only compares them.
     pub describes: bool,
+    /// Of the protocol that both ends speak.
+    version: u16,
     pub stats: Mutex<Stats>,
     /// The run has failed: no more work need be done.
     stopped: AtomicBool,
@@ -66,6 +68,7 @@ impl<'a> ReceiverShared<'a> {
             outbox,
             credit: Mutex::new(Credit::for_messages()),
             feeds: BasisFeeds::new(),
+            version,
             describes: !options.dry_run || describes_in_dry_runs(version),
             stats: Mutex::default(),
             stopped: AtomicBool::new(false),
@@ -155,9 +158,9 @@ impl<'a> ReceiverShared<'a> {
     }
 
     /// Warns the user, wherever they are.
-    pub fn warn(&self, text: String) -> Result<()> {
-        self.reporter.event(Event::Warning(&text));
-        self.tell(Message::Warning(shortened(text)), Settles::Nothing)
+    pub fn warn(&self, warning: Warning) -> Result<()> {
+        self.reporter.event(Event::Warning(&warning));
+        self.tell(Message::warning(warning, self.version), Settles::Nothing)
     }
 
     pub fn report(&self, entry: &Entry, outcome: Outcome, changes: Changes) {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result, escape, in_words, printable};
+use crate::error::{Error, Result, Warning, escape, in_words, printable};
 use crate::location::Host;
 use crate::protocol::Greeting;
 use crate::remote::bootstrap::{self, Agent, Input, Output, PROGRAM_VERSION, RemoteOptions, Shell};
@@ -41,7 +41,7 @@ pub fn agent(
     }
     let cannot = |why: &str| {
         let what = format!("cannot bring holesync to {host}: {why}; its shell takes part instead");
-        reporter.event(Event::Warning(&what));
+        reporter.event(Event::Warning(&Warning::new(what).of(host)));
         Ok(None)
     };
     let program = match &remote.agent_program {
@@ -66,7 +66,8 @@ pub fn agent(
                 }
             }
             note if note.starts_with(b"note ") => {
-                reporter.event(Event::Warning(&format!("{host}: {}", escape(&note[5..]))));
+                let note = String::from_utf8_lossy(&note[5..]);
+                reporter.event(Event::Warning(&Warning::new(note).on(&host.to_string())));
             }
             b"have" => return input.await_greeting(0).map(Some),
             other if other.starts_with(b"lost ") => {

@@ -162,6 +162,7 @@ fn phase(reading: &Reading, ends: &Ends) -> String {
     let other = ends.host.as_deref().unwrap_or("the other end");
     let there = if ends.pulls { None } else { ends.host.as_deref() };
     match reading.phase {
+        _ if ends.reads => "reading".into(),
         Phase::Waiting => format!("waiting for another run on {other}"),
         Phase::Removing => "removing".into(),
         Phase::WritingBack if ends.verifies => at("verifying", there),
@@ -264,6 +265,7 @@ mod tests {
             (Phase::Waiting, false, &pull, "waiting for another run on h"),
             (Phase::Removing, false, &here, "removing"),
             (Phase::WritingBack, true, &Ends { verifies: true, ..ends("h") }, "verifying on h"),
+            (Phase::Mapping, true, &Ends { reads: true, ..ends("h") }, "reading"),
         ] {
             assert_eq!(told(phase, completes, ends), want);
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::json;
 
-use crate::error::{Error, Failure};
+use crate::error::{Error, Failure, Warning};
 use crate::report::progress::{Ticker, phase_name};
 use crate::report::{Changes, Ends, Event, Item, ItemKind, Outcome, Phase, Reporter, Route, Summary};
 
@@ -46,8 +46,10 @@ impl JsonLines {
             "kind": kind, "action": action, "sent_data_bytes": sent}));
     }
 
-    fn warning(&self, host: Option<&str>, message: &str) {
-        self.print(json!({"event": "warning", "host": host, "message": message}));
+    fn warning(&self, warning: &Warning) {
+        let host = warning.host.as_ref().or(warning.of.as_ref());
+        let path = warning.path.as_deref().map(String::from_utf8_lossy);
+        self.print(json!({"event": "warning", "host": host, "path": path, "message": warning.message}));
     }
 
     fn progress(&self, phase: Phase, found: u64, done: u64) {
@@ -141,8 +143,7 @@ impl Reporter for JsonLines {
             Event::Listed(item) => self.listed(&item),
             Event::Failed(f) => self.print(failure("error", f)),
             Event::Unset(f) => self.print(failure("warning", f)),
-            Event::Warning(text) => self.warning(None, text),
-            Event::PeerWarning(host, text) => self.warning(Some(host), text),
+            Event::Warning(warning) => self.warning(warning),
             Event::Retry(text) => {
                 self.ticker.restart();
                 self.print(json!({"event": "retry", "host": self.host, "message": text}));

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use crate::error::{Error, Result, escape, lock, told};
+use crate::error::{Error, Result, escape, lock};
 use crate::report::format::time;
 use crate::report::{Event, LineFormat, Reporter, Summary};
 use crate::sys;
@@ -59,8 +59,8 @@ impl Reporter for Logged {
             Event::Made(item, changes) => self.lines.made(item, changes),
             Event::Removed(path) => self.lines.removed(path),
             Event::Failed(failure) | Event::Unset(failure) => vec![failure.told()],
-            Event::PeerWarning(host, text) => vec![told(Some(host), text)],
-            Event::Warning(text) | Event::Retry(text) => vec![escape(text.as_bytes())],
+            Event::Warning(warning) => vec![warning.told()],
+            Event::Retry(text) => vec![escape(text.as_bytes())],
             Event::Connected(_) | Event::Listed(_) | Event::Found(_) | Event::Done(..) | Event::Phase(_) => {
                 vec![]
             }

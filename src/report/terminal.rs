@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 
 use indicatif::{BinaryBytes, DecimalBytes};
 
-use crate::error::{escape, told};
+use crate::error::escape;
 use crate::report::bar::Bar;
 use crate::report::progress::{Ticker, phase_name};
 use crate::report::{Ends, Event, LineFormat, Phase, Reporter, Route, Stats, Summary, listing};
@@ -115,6 +115,28 @@ impl Terminal {
         Terminal { lines: lines.filter(|_| !self.show.quiet), ..self }
     }
 
+    /// Puts a line of what was asked for on stdout.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn write_line(&self, line: &str) -> std::io::Result<()> {
+        let mut written = Ok(());
+        let mut write = || written = writeln!(std::io::stdout(), "{line}");
+        // The bar is drawn again each time, and is in the way on the same terminal alone.
+        if std::io::stdout().is_terminal() {
+            self.suspend(write)
+        } else {
+            write()
+        }
+        written
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.iter().for_each(Bar::finish);
+    }
+
     /// Shows the lines about an entry.
     fn formatted(&self, lines: Option<Vec<String>>) {
         lines.iter().flatten().for_each(|line| self.print(line));
@@ -176,8 +198,7 @@ impl Reporter for Terminal {
             },
             Event::Removed(_) => {}
             Event::Failed(failure) | Event::Unset(failure) => self.warn(&failure.told()),
-            Event::Warning(text) if !self.show.quiet => self.warn(&escape(text.as_bytes())),
-            Event::PeerWarning(host, text) if !self.show.quiet => self.warn(&told(Some(host), text)),
+            Event::Warning(warning) if !self.show.quiet => self.warn(&warning.told()),
             Event::Retry(text) => {
                 self.restart();
                 self.warn(&escape(text.as_bytes()));
@@ -187,16 +208,12 @@ impl Reporter for Terminal {
             }
             Event::Note(text) if self.show.notes => self.warn(&escape(text.as_bytes())),
             Event::Choice(text) if self.show.choices => self.print(&escape(text.as_bytes())),
-            Event::Warning(_)
-            | Event::PeerWarning(..)
-            | Event::Hint(_)
-            | Event::Note(_)
-            | Event::Choice(_) => {}
+            Event::Warning(_) | Event::Hint(_) | Event::Note(_) | Event::Choice(_) => {}
         }
     }
 
     fn summary(&self, summary: &Summary) {
-        self.bar.iter().for_each(Bar::finish);
+        self.finish();
         if self.show.stats {
             self.print(&stats_table(summary, self.show.units));
         } else if self.show.totals {

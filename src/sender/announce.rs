@@ -7,8 +7,8 @@ use std::sync::mpsc::Sender;
 use std::sync::{Condvar, Mutex};
 
 use crate::confinement::NamedPath;
-use crate::error::Result;
 use crate::error::lock;
+use crate::error::{Result, Warning};
 use crate::options::DeleteWhen;
 use crate::protocol::{CREDIT, Credit, Entry, Message, in_pieces};
 use crate::report::Event;
@@ -178,7 +178,7 @@ pub fn announce_all<W: Write>(shared: &SenderShared<W>, sources: &[NamedPath]) -
         match found {
             Found::Failed(failure) => {
                 if removes.take_if(|delete| delete.is_ended_by(&failure)).is_some() {
-                    shared.warn(source::NOTHING_REMOVED.into())?;
+                    shared.warn(Warning::new(source::NOTHING_REMOVED))?;
                 }
                 shared.source_failed(failure)?;
             }
@@ -213,7 +213,7 @@ pub fn remove_others<W: Write>(shared: &SenderShared<W>, sources: &[NamedPath]) 
     if let Some(failure) = failure.filter(|_| is_new) {
         shared.source_failed(failure)?;
     }
-    if is_cut { shared.warn(source::NOTHING_REMOVED.into()) } else { Ok(()) }
+    if is_cut { shared.warn(Warning::new(source::NOTHING_REMOVED)) } else { Ok(()) }
 }
 
 fn tell<W: Write>(shared: &SenderShared<W>, told: Told) -> Result<()> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Warning};
 use crate::hashmap::ahead::{Ahead, Likely, await_job};
 use crate::hashmap::{self, Batch, Grid};
 use crate::in_use;
@@ -42,7 +42,7 @@ pub enum Hashed {
     /// It goes onto a device, and holds what does not belong there.
     Unfit(Content),
     /// What the user should know of the file.
-    Warning(String),
+    Warning(Warning),
     /// The file is through.
     End {
         /// It stayed the same meanwhile, as far as that shows.

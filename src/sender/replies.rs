@@ -7,17 +7,17 @@ use std::collections::{HashMap, VecDeque};
 use crate::error::Failure;
 use crate::hashmap::plan::Run;
 use crate::protocol::{
-    CREDIT, Credit, Frame, LeafAnswer, MAX_AHEAD, MAX_NAMES, MAX_TEXT, MAX_UNPATCHED, Message, RESERVED,
-    size_of_names,
+    CREDIT, Credit, Frame, LeafAnswer, MAX_AHEAD, MAX_NAMES, MAX_PATH, MAX_TEXT, MAX_UNPATCHED, Message,
+    RESERVED, size_of_names,
 };
 use crate::report::Changes;
 
 /// Messages about no file that is being described: a unit of credit causes at most a
 /// warning, attributes that are not set, a phase and a result.
 const MAX_MESSAGES: usize = 4 * CREDIT;
-/// Bytes of text in those: each entry causes at most a warning, attributes that are not set
-/// and a failure.
-const MAX_TEXTS: usize = 3 * (CREDIT - RESERVED) * MAX_TEXT;
+/// Bytes of text in those: each entry causes at most a warning with a path, attributes that are not
+/// set and a failure.
+const MAX_TEXTS: usize = 4 * (CREDIT - RESERVED) * MAX_TEXT;
 
 /// A file that the receiver asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +120,9 @@ impl Replies {
     pub fn take_in(&mut self, frame: Frame) -> Result<(), &'static str> {
         match frame {
             Frame::Message(message) if text_of(&message) > MAX_TEXT => Err("a text that is too long"),
+            Frame::Message(Message::WarningAbout { path, .. }) if path.len() > MAX_PATH => {
+                Err("a path that is too long")
+            }
             Frame::Map(id, runs) => self.map(id, runs),
             Frame::Message(Message::MapEnd { id }) => self.map_end(id),
             Frame::Leaves(answer) => {
@@ -150,6 +153,7 @@ impl Replies {
     fn message(&mut self, message: Message) -> Result<(), &'static str> {
         use Message::{
             Again, Busy, Done, End, Failed, Granted, Made, Removed, Stays, Unchanged, Unset, Warning,
+            WarningAbout,
         };
         match &message {
             Removed { paths } if size_of_names(paths) > MAX_NAMES => Err("too many names"),
@@ -157,6 +161,7 @@ impl Replies {
             | Stays(_)
             | Failed { .. }
             | Warning(_)
+            | WarningAbout { .. }
             | Unset(_)
             | Unchanged { .. }
             | Made { .. }
@@ -288,6 +293,7 @@ impl FileReplies {
 fn memory_of(message: &Message) -> usize {
     match message {
         Message::Removed { paths } => paths.iter().map(|path| path.len() + size_of::<Vec<u8>>()).sum(),
+        Message::WarningAbout { path, text } => path.len() + text.len(),
         other => text_of(other),
     }
 }
@@ -298,7 +304,7 @@ fn text_of(message: &Message) -> usize {
         Message::Failed { failure, .. } | Message::Unset(failure) | Message::Stays(failure) => {
             failure.message.len()
         }
-        Message::Warning(text) => text.len(),
+        Message::Warning(text) | Message::WarningAbout { text, .. } => text.len(),
         _ => 0,
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
 use crate::error::lock;
-use crate::error::{Error, Failure, Result};
+use crate::error::{Error, Failure, Result, Warning};
 use crate::hashmap::Grid;
 use crate::protocol::{CREDIT, Entry, Message};
 use crate::report::{Changes, Event, Outcome, Phase, Stats};
@@ -99,7 +99,7 @@ impl<'a, W: Write> Session<'a, W> {
         let Some(remove) = self.remove.take() else { return Ok(()) };
         let ignores = self.shared.options.delete.is_some_and(|delete| delete.ignore_errors);
         if !ignores && (lock(&self.shared.stats).has_failed() || self.told.has_failed()) {
-            return self.shared.warn(source::NOTHING_REMOVED.into());
+            return self.shared.warn(Warning::new(source::NOTHING_REMOVED));
         }
         self.walked = remove.send(()).is_err();
         while !self.walked {
@@ -262,8 +262,9 @@ impl<'a, W: Write> Session<'a, W> {
             }
             Message::Stays(failure) if self.shared.options.removes() => self.receiver_failed(&failure),
             Message::Busy(phase) => self.shared.reporter.event(Event::Phase(phase)),
-            Message::Warning(text) => {
-                self.shared.reporter.event(Event::PeerWarning(&self.shared.peer, &text))
+            message @ (Message::Warning(_) | Message::WarningAbout { .. }) => {
+                let warning = message.into_warning(&self.shared.peer);
+                warning.iter().for_each(|warning| self.shared.reporter.event(Event::Warning(warning)));
             }
             _ => return Err(self.unexpected("a message out of turn")),
         }

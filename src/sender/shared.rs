@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::error::{Failure, Result, code, lock};
+use crate::error::{Failure, Result, Warning, code, lock};
 use crate::options::Options;
-use crate::protocol::{FrameWriter, Message, shortened};
+use crate::protocol::{FrameWriter, Message};
 use crate::report::{Event, Phase, Reporter, Stats};
 use crate::sender::announce::Files;
 use crate::source::Links;
@@ -28,6 +28,8 @@ pub struct SenderShared<'a, W: Write> {
     pub links: Mutex<Links>,
     pub options: &'a Options,
     pub side: Side,
+    /// Of the protocol that both ends speak.
+    pub version: u16,
     /// Who the receiver is, for people.
     pub peer: String,
     /// Files are described to the receiver: not to one that is too old in a dry run.
@@ -52,10 +54,10 @@ impl<W: Write> SenderShared<'_, W> {
     }
 
     /// Has a warning shown where the user is.
-    pub fn warn(&self, what: String) -> Result<()> {
+    pub fn warn(&self, warning: Warning) -> Result<()> {
         match self.side {
-            Side::Responder => self.send(&Message::Warning(shortened(what)))?,
-            Side::Initiator => self.reporter.event(Event::Warning(&what)),
+            Side::Responder => self.send(&Message::warning(warning, self.version))?,
+            Side::Initiator => self.reporter.event(Event::Warning(&warning)),
         }
         Ok(())
     }

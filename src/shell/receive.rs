@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::apply::tree::{DestinationTree, Target};
 use crate::apply::{Destination, Finished, Opened, Precision, Preview, QuickCheck, Setup, Wanted};
-use crate::error::{Error, Failure, Result, code, printable};
+use crate::error::{Error, Failure, Result, Warning, code, printable};
 use crate::filter::ListingRules;
 use crate::options::Options;
 use crate::report::{Changes, Event, ItemKind, Outcome, Reporter, Stats};
@@ -127,7 +127,7 @@ impl<'a> ReceiveJob<'a> {
         }
         if options.checksum || options.ignore_times {
             let what = format!("{host} has no holesync to compare contents with: every file is sent whole");
-            reporter.event(Event::Warning(&what));
+            reporter.event(Event::Warning(&Warning::new(what).of(host)));
         }
         Ok(ReceiveJob {
             far: SendingShell::begin(input, output, host)?,
@@ -225,7 +225,8 @@ impl ReceiveJob<'_> {
     }
 
     fn skip(&self, what: &str, entry: &ListedEntry) {
-        self.reporter.event(Event::Warning(&format!("skipping {what} {}", printable(&entry.source))));
+        let what = format!("skipping {what} {}", printable(&entry.source));
+        self.reporter.event(Event::Warning(&Warning::about(&entry.source, what).of(&self.far.host)));
     }
 
     fn directory(&mut self, entry: ListedEntry, tree: &mut DestinationTree) {
@@ -244,7 +245,8 @@ impl ReceiveJob<'_> {
             }
         };
         if self.options.safe_links && is_unsafe_link(&link, &entry.target) {
-            self.reporter.event(Event::Warning(&source::ignored_link(&entry.source, &link)));
+            let warning = source::ignored_link(&entry.source, &link).of(&self.far.host);
+            self.reporter.event(Event::Warning(&warning));
             return Ok(());
         }
         let made = tree.make_symlink(&entry.target, &link, &entry.metadata);
@@ -361,7 +363,7 @@ impl ReceiveJob<'_> {
         if let Some(who) = busy {
             let path = printable(&entry.source);
             let what = format!("{path} is in use: {who}; the copy may be inconsistent, send a snapshot");
-            self.reporter.event(Event::PeerWarning(&self.far.host, &what));
+            self.reporter.event(Event::Warning(&Warning::about(&entry.source, what).on(&self.far.host)));
         }
         let encoding = match sent {
             Ok(encoding) => encoding,

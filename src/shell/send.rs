@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use crate::apply::tree::Target;
 use crate::confinement::NamedPath;
-use crate::error::{Error, Result, printable};
+use crate::error::{Error, Result, Warning, printable};
 use crate::options::{IdMap, KindRules, Options, SizeAndTime, TellsChanges, To};
 use crate::report::{Event, Reporter, Stats};
 use crate::shell::pending::PendingCommands;
@@ -53,7 +53,7 @@ pub fn run(session: ShellSession, sources: &[NamedPath], target: &Target) -> Res
     let rename = rename.map(|name| name.as_bytes().to_vec());
     if options.times && root.times == Times::No {
         let what = format!("touch on {host} cannot set times: the next run will send everything again");
-        reporter.event(Event::Warning(&what));
+        reporter.event(Event::Warning(&Warning::new(what).of(host)));
     }
     let mut job = SendJob {
         far_files: HashMap::new(),
@@ -117,7 +117,7 @@ impl SendJob<'_> {
                 "find and stat on {} cannot tell what is there: every file is sent, whether it changed or not",
                 self.host
             );
-            self.reporter.event(Event::Warning(&what));
+            self.reporter.event(Event::Warning(&Warning::new(what).of(self.host)));
             return Ok(());
         }
         let roots: Vec<Vec<u8>> = match rename {
@@ -136,7 +136,7 @@ impl SendJob<'_> {
     fn send(&mut self, mut source: Source) -> Result<()> {
         if self.options.times && !self.root.can_set_time(source.metadata.mtime) {
             let what = format!("touch on {} cannot set the time of {}", self.host, printable(&source.path));
-            self.reporter.event(Event::Warning(&what));
+            self.reporter.event(Event::Warning(&Warning::about(&source.path, what)));
         }
         if names_working_file(&source.target) {
             let error = Error::refused(&source.path, "is named like a working file: give it another name");

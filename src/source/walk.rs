@@ -16,7 +16,7 @@ use std::path::Path;
 use nix::sys::stat::{FileStat, SFlag};
 
 use crate::confinement::NamedPath;
-use crate::error::{Error, Failure, printable};
+use crate::error::{Error, Failure, Warning, printable};
 use crate::filter::DirectoryRules;
 use crate::options::Options;
 use crate::source::links::FirstNames;
@@ -35,7 +35,7 @@ pub enum Found {
     /// An entry that cannot be read, or not be sent.
     Failed(Failure),
     /// An entry that is left out on purpose.
-    Skipped(String),
+    Skipped(Warning),
     /// Where entries are removed that the source does not have: what a directory holds.
     Contents(Contents),
 }
@@ -220,7 +220,7 @@ impl Walk<'_> {
 }
 
 fn skipped(what: &str, path: &Path) -> Found {
-    Found::Skipped(format!("skipping {what} {}", printable(path)))
+    Found::Skipped(Warning::about(path, format!("skipping {what} {}", printable(path))))
 }
 
 /// A source that is no directory, as it is to be sent. `link`: it, if it is a symlink.

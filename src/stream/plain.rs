@@ -14,7 +14,7 @@ use crate::apply::{
     Attributes, Basis, BasisState, Destination, Finished, Opened, Preview, QuickCheck, Setup, Wanted,
 };
 use crate::confinement::NamedPath;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Warning};
 use crate::hashmap::{self, Grid, Hash, PAGE, RootHasher};
 use crate::options::{BlockSize, Commit, Options};
 use crate::protocol::MAX_LENGTH;
@@ -54,7 +54,7 @@ pub struct PlainImage {
     /// Bytes of data that it had not.
     pub lacked: u64,
     /// What is to be told of what an interrupted run had left.
-    pub warning: Option<String>,
+    pub warning: Option<Warning>,
 }
 
 /// What becomes of a page.

@@ -49,7 +49,7 @@ pub fn receive_file(
         size.is_none() && std::fs::metadata(path).is_ok_and(|old| !old.is_file() || old.len() > 0);
     let opening = Destination::open(place, wanted, &Setup::new(Arc::new(options)))?;
     if let Some(warning) = opening.recovered.warning(path) {
-        warn(&warning);
+        warn(&warning.message);
     }
     // A stream is neither compared nor only tried.
     let Opened::Different(destination) = opening.opened else { return Ok(()) };

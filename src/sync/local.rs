@@ -37,7 +37,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::apply::tree::{DelayedFile, DestinationRoot, DestinationTree, LastDirectory, Removed, Target};
 use crate::apply::{Attributes, Committer, Setup};
 use crate::confinement::NamedPath;
-use crate::error::{Error, Failure, Result, code, lock, printable};
+use crate::error::{Error, Failure, Result, Warning, code, lock, printable};
 use crate::options::{DeleteWhen, Options};
 use crate::protocol::Pace;
 use crate::remote;
@@ -184,7 +184,7 @@ impl LocalCopy<'_> {
             match found {
                 Found::Failed(failure) => {
                     if removes.take_if(|delete| delete.is_ended_by(&failure)).is_some() {
-                        self.reporter.event(Event::Warning(source::NOTHING_REMOVED));
+                        self.reporter.event(Event::Warning(&Warning::new(source::NOTHING_REMOVED)));
                     }
                     self.source_failed(&failure);
                 }
@@ -216,14 +216,14 @@ impl LocalCopy<'_> {
         });
         // Telling cannot fail here.
         let Some(Ok(ContentsTold { is_cut, failure })) = told else {
-            return self.reporter.event(Event::Warning(source::NOTHING_REMOVED));
+            return self.reporter.event(Event::Warning(&Warning::new(source::NOTHING_REMOVED)));
         };
         let is_new = !self.stats().has_failed();
         if let Some(failure) = failure.filter(|_| is_new) {
             self.source_failed(&failure);
         }
         if is_cut {
-            self.reporter.event(Event::Warning(source::NOTHING_REMOVED));
+            self.reporter.event(Event::Warning(&Warning::new(source::NOTHING_REMOVED)));
         }
     }
 
@@ -268,7 +268,7 @@ impl LocalCopy<'_> {
             &Kind::Node(node) => match tree.why_not_made(node) {
                 Some(why) => {
                     let what = format!("skipping device {}: {why}", printable(&source.path));
-                    return self.reporter.event(Event::Warning(&what));
+                    return self.reporter.event(Event::Warning(&Warning::about(&source.path, what)));
                 }
                 None => tree.make_node(&source.target, node, &source.metadata),
             },

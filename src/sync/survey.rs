@@ -36,7 +36,7 @@ use crate::location::{Host, Location};
 use crate::options::{BlockSize, Options};
 use crate::protocol::{Request, SURVEY, SurveyedBlocks, VERSION, keep_alive};
 use crate::remote::{FarSide, Input, Output, RemoteOptions};
-use crate::report::Reporter;
+use crate::report::{Event, Phase, Reporter};
 use crate::scan::{self, Extent, FileImage, Image};
 use crate::sync::Initiator;
 use crate::sync::retry::Tries;
@@ -68,7 +68,9 @@ pub fn extents(
 ) -> Result<u64> {
     looking.open(location, &mut |image| {
         let length = image.length();
+        looking.found(length);
         image.extents(0, &mut |extent| sink(length, extent))?;
+        looking.done(length);
         Ok(length)
     })
 }
@@ -86,9 +88,12 @@ pub fn blocks(
 ) -> Result<Grid> {
     looking.open(location, &mut |image| {
         let grid = Grid { length: image.length(), block: looking.options.block_size };
+        looking.found(grid.length);
         image.start(&grid)?;
         let mut index = 0;
         while let Some(told) = image.blocks()? {
+            let bytes = grid.bytes(&(index..index + told.iter().map(SurveyedBlocks::blocks).sum::<u64>()));
+            looking.done(bytes.end - bytes.start);
             for blocks in &told {
                 sink(&grid, index, blocks)?;
                 index += blocks.blocks();
@@ -110,16 +115,17 @@ pub fn diff(
     sink: &mut dyn FnMut(Lengths, Span) -> Result<()>,
 ) -> Result<Lengths> {
     if let (Location::Local(a), Location::Local(b)) = (a, b) {
-        return diff_here(a, b, looking.options, sink);
+        return diff_here(a, b, looking, sink);
     }
     looking.open(a, &mut |a| {
         looking.open(b, &mut |b| {
             let lengths = Lengths { a: a.length(), b: b.length() };
             let mut spans = Spans::new(|span| sink(lengths, span));
             let grid = Grid { length: lengths.common(), block: looking.options.block_size };
+            looking.found(grid.length);
             a.start(&grid)?;
             b.start(&grid)?;
-            merge::merge(a, b, &grid, &mut spans)?;
+            merge::merge(a, b, &grid, &mut |bytes| looking.done(bytes), &mut spans)?;
             tail(lengths, &mut spans, &mut |from, take| {
                 if lengths.a > lengths.b { a.extents(from, take) } else { b.extents(from, take) }
             })?;
@@ -150,6 +156,16 @@ trait Surveyed {
 type Work<'a, T> = &'a mut dyn FnMut(&mut dyn Surveyed) -> Result<T>;
 
 impl Looking<'_> {
+    /// So much of an image is going to be read.
+    fn found(self, bytes: u64) {
+        self.reporter.event(Event::Found(bytes));
+    }
+
+    /// So much of it was, holes included.
+    fn done(self, bytes: u64) {
+        self.reporter.event(Event::Done(Phase::Mapping, bytes));
+    }
+
     /// Opens an image, here or on its host, for `work`.
     fn open<T>(self, location: &Location, work: Work<T>) -> Result<T> {
         match location {
@@ -237,9 +253,10 @@ fn surveyed(items: &[Item]) -> Vec<SurveyedBlocks> {
 fn diff_here(
     a: &Path,
     b: &Path,
-    options: &Options,
+    looking: Looking,
     sink: &mut dyn FnMut(Lengths, Span) -> Result<()>,
 ) -> Result<Lengths> {
+    let options = looking.options;
     let open = |path: &Path| {
         let (file, length) = scan::open_image(&NamedPath::here(path))?;
         Ok::<_, Error>((FileImage::new(file, options.hole_map), length))
@@ -247,10 +264,12 @@ fn diff_here(
     let ((image_a, length_a), (image_b, length_b)) = (open(a)?, open(b)?);
     let lengths = Lengths { a: length_a, b: length_b };
     let grid = Grid { length: lengths.common(), block: options.block_size };
+    looking.found(grid.length);
     let mut spans = Spans::new(|span| sink(lengths, span));
     let old = OldContent::Image(&image_a, grid.length);
     let compared = compare(&image_b, old, &grid, Hashing::Unneeded, |stretch| {
-        let mut at = stretch.range.start;
+        let (mut at, bytes) = (stretch.range.start, grid.bytes(&stretch.range));
+        looking.done(bytes.end - bytes.start);
         for block in &stretch.blocks {
             spans.zeros(&grid, &(at..block.index))?;
             let differing = block.new | block.old & !block.data;

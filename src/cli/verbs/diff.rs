@@ -9,13 +9,13 @@ use clap::Args;
 use holesync::error::{Error, Result, printable};
 use holesync::hashmap::difference::{Content, Lengths, Span};
 use holesync::location::Location;
+use holesync::report::human;
 use holesync::report::picture::{Picture, Shows};
-use holesync::report::{Silent, human};
 use holesync::sync::survey::{self, Looking};
 use serde_json::json;
 
 use crate::cli::verbs::draw::DrawArgs;
-use crate::cli::verbs::look::LookArgs;
+use crate::cli::verbs::look::{LookArgs, Watch};
 use crate::cli::verbs::print_line;
 
 /// The images differ.
@@ -62,7 +62,8 @@ impl DiffArgs {
         self.draw.check()?;
         let (a, b) = (Location::parse(&self.a)?, Location::parse(&self.b)?);
         let (options, remote) = self.look.options(umask)?;
-        let looking = Looking { options: &options, remote: &remote, reporter: &Silent };
+        let watch = Watch::new(&[&a, &b], self.quiet);
+        let looking = Looking { options: &options, remote: &remote, reporter: &watch };
         let names = [&self.a, &self.b].map(|name| printable(Path::new(name)));
         let mut found = Found { as_json: self.json, names, ..Found::default() };
         let quiet = self.quiet;
@@ -70,9 +71,10 @@ impl DiffArgs {
             match span.differs {
                 // Nothing else is to be found out.
                 true if quiet => Err(Error::Reported { code: DIFFERENT }),
-                _ => found.take(lengths, &span),
+                _ => found.take(lengths, &span, &watch),
             }
         });
+        watch.finish();
         let lengths = match compared {
             Err(Error::Reported { code: DIFFERENT }) if quiet => return Ok(ExitCode::from(DIFFERENT)),
             compared => compared?,
@@ -101,7 +103,7 @@ struct Found {
 const BANDS: [(&str, usize); 3] = [("A", 0), ("B", 1), ("differs", 2)];
 
 impl Found {
-    fn take(&mut self, lengths: Lengths, span: &Span) -> Result<()> {
+    fn take(&mut self, lengths: Lengths, span: &Span, watch: &Watch) -> Result<()> {
         let picture = self.picture.get_or_insert_with(|| start(lengths, &self.names));
         let length = span.bytes.end - span.bytes.start;
         for (content, (_, band)) in [span.a, span.b].into_iter().zip(BANDS) {
@@ -116,10 +118,10 @@ impl Found {
         picture.mark(BANDS[2].1, &span.bytes);
         self.ranges += 1;
         self.bytes += length;
-        self.print(span, length)
+        self.print(span, length, watch)
     }
 
-    fn print(&self, span: &Span, length: u64) -> Result<()> {
+    fn print(&self, span: &Span, length: u64, watch: &Watch) -> Result<()> {
         let (kind, what) = match (span.a, span.b) {
             (Content::Absent, _) => ("beyond_a", "beyond the end of A"),
             (_, Content::Absent) => ("beyond_b", "beyond the end of B"),
@@ -130,12 +132,12 @@ impl Found {
         let offset = span.bytes.start;
         if self.as_json {
             let row = json!({"event": "range", "offset": offset, "length": length, "kind": kind});
-            return print_line(&row.to_string());
+            return watch.print_line(&row.to_string());
         }
         if self.ranges == 1 {
-            print_line(&format!("{:>16} {:>16} what", "offset", "length"))?;
+            watch.print_line(&format!("{:>16} {:>16} what", "offset", "length"))?;
         }
-        print_line(&format!("{offset:>16} {length:>16} {what}"))
+        watch.print_line(&format!("{offset:>16} {length:>16} {what}"))
     }
 
     fn summarize(&self, lengths: Lengths) -> Result<()> {

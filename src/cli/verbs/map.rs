@@ -8,14 +8,13 @@ use clap::Args;
 use holesync::error::{Result, printable};
 use holesync::location::Location;
 use holesync::protocol::SurveyedBlocks;
+use holesync::report::hex;
 use holesync::report::picture::{Picture, Shows};
-use holesync::report::{Silent, hex};
 use holesync::sync::survey::{self, Looking};
 use serde_json::json;
 
 use crate::cli::verbs::draw::DrawArgs;
-use crate::cli::verbs::look::LookArgs;
-use crate::cli::verbs::print_line;
+use crate::cli::verbs::look::{LookArgs, Watch};
 
 /// `holesync map IMG`.
 #[derive(Debug, Args)]
@@ -44,11 +43,16 @@ impl MapArgs {
         self.draw.check()?;
         let location = Location::parse(&self.image)?;
         let (options, remote) = self.look.options(umask)?;
-        let looking = Looking { options: &options, remote: &remote, reporter: &Silent };
-        let mut rows = Rows { as_json: self.json, picture: None };
+        let watch = Watch::new(&[&location], false);
+        let looking = Looking { options: &options, remote: &remote, reporter: &watch };
+        let mut rows = Rows { as_json: self.json, picture: None, watch: &watch };
         rows.head()?;
-        let length =
-            if self.hashes { rows.blocks(&location, looking)? } else { rows.extents(&location, looking)? };
+        let length = match self.hashes {
+            true => rows.blocks(&location, looking),
+            false => rows.extents(&location, looking),
+        };
+        watch.finish();
+        let length = length?;
         let name = printable(Path::new(&self.image));
         let mut picture = rows.picture.unwrap_or_else(|| start(length));
         picture.set_heading(name);
@@ -64,14 +68,18 @@ fn start(length: u64) -> Picture {
 }
 
 /// What is printed, and counted for the picture.
-struct Rows {
+struct Rows<'a> {
     as_json: bool,
     picture: Option<Picture>,
+    watch: &'a Watch,
 }
 
-impl Rows {
+impl Rows<'_> {
     fn head(&self) -> Result<()> {
-        if self.as_json { Ok(()) } else { print_line(&format!("{:>16} {:>16} kind", "offset", "length")) }
+        if self.as_json {
+            return Ok(());
+        }
+        self.watch.print_line(&format!("{:>16} {:>16} kind", "offset", "length"))
     }
 
     fn print(&self, bytes: &Range<u64>, kind: &str, hash: Option<&str>) -> Result<()> {
@@ -79,7 +87,7 @@ impl Rows {
         if length == 0 {
             return Ok(());
         }
-        print_line(&match (self.as_json, hash) {
+        self.watch.print_line(&match (self.as_json, hash) {
             (true, None) => json!({"offset": offset, "length": length, "kind": kind}).to_string(),
             (true, Some(hash)) => {
                 json!({"offset": offset, "length": length, "kind": kind, "hash": hash}).to_string()

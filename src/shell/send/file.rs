@@ -5,7 +5,7 @@
 use std::io;
 
 use super::SendJob;
-use crate::error::{Error, Result, Stop, code, printable};
+use crate::error::{Error, Result, Stop, Warning, code, printable};
 use crate::in_use;
 use crate::options::Commit;
 use crate::report::{Event, Outcome, Phase};
@@ -129,7 +129,7 @@ impl SendJob<'_> {
         if self.has_basis(far) && !self.root.can_hash {
             let (host, path) = (self.host, printable(&source.path));
             let what = format!("sha256sum on {host} is missing: {path} is sent whole, not compared");
-            self.reporter.event(Event::Warning(&what));
+            self.reporter.event(Event::Warning(&Warning::about(&source.path, what)));
         }
     }
 

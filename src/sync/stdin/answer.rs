@@ -11,7 +11,7 @@ use crate::hashmap::{self, Grid, Hash};
 use crate::options::Options;
 use crate::protocol::{
     Data, Differ, Frame, FrameReader, FrameWriter, ImageMessage, MAX_ASKED_BLOCKS, MAX_LENGTH, Message,
-    keep_alive, shortened,
+    VERSION, keep_alive,
 };
 use crate::report::Stats;
 use crate::stream::PlainImage;
@@ -35,7 +35,7 @@ pub fn answer<R: Read, W: Write + Send>(
         let output = &output;
         scope.spawn(move || keep_alive(output, options.life_sign(), &over));
         let mut image = PlainImage::open(destination, options, umask)?;
-        let warning = image.warning.take().map(|text| Message::Warning(shortened(text)));
+        let warning = image.warning.take().map(|warning| Message::warning(warning, VERSION));
         tell(output, warning)?;
         tell(output, [Message::Image(ImageMessage::Opened { device: image.is_device() })])?;
         let block = options.block_size;
@@ -181,7 +181,7 @@ impl<R: Read, W: Write> Receiving<'_, R, W> {
         let mut stats =
             Stats { files_sent: changed.into(), basis_hashed_bytes: self.hashed, ..Stats::default() };
         let note = finished.note(destination.path());
-        tell(self.output, note.map(|note| Message::Warning(shortened(note))))?;
+        tell(self.output, note.map(|note| Message::warning(note, VERSION)))?;
         // In a dry run no data comes.
         if !self.dry_run {
             (stats.written_bytes, stats.punched_bytes) = (finished.written, finished.punched);

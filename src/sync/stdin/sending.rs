@@ -195,8 +195,9 @@ impl<'a, R: Read, W: Write> Sending<'a, R, W> {
         loop {
             match self.input.read()? {
                 Frame::Message(Message::Busy(phase)) => self.reporter.event(Event::Phase(phase)),
-                Frame::Message(Message::Warning(text)) => {
-                    self.reporter.event(Event::PeerWarning(self.input.peer(), &text));
+                Frame::Message(message @ (Message::Warning(_) | Message::WarningAbout { .. })) => {
+                    let warning = message.into_warning(self.input.peer());
+                    warning.iter().for_each(|warning| self.reporter.event(Event::Warning(warning)));
                 }
                 Frame::Message(Message::Unset(failure)) => {
                     self.reporter.event(Event::Unset(&failure.on(self.input.peer())));

@@ -14,7 +14,7 @@ use crate::sync::survey::Surveyed;
 /// Entries that may wait for an answer.
 const MAX_WAITING: usize = 4096;
 
-/// Holds `a` against `b`, both of which were started on `grid`.
+/// Holds `a` against `b`, both of which were started on `grid`. `done` is told bytes that were.
 ///
 /// # Errors
 ///
@@ -23,6 +23,7 @@ pub fn merge<F: FnMut(Span) -> Result<()>>(
     a: &mut dyn Surveyed,
     b: &mut dyn Surveyed,
     grid: &Grid,
+    done: &mut dyn FnMut(u64),
     spans: &mut Spans<F>,
 ) -> Result<()> {
     let mut merge = Merge {
@@ -40,6 +41,8 @@ pub fn merge<F: FnMut(Span) -> Result<()>>(
         merge.take(at, count, a, b)?;
         merge.a.skip(count);
         merge.b.skip(count);
+        let bytes = grid.bytes(&(at..at + count));
+        done(bytes.end - bytes.start);
         at += count;
     }
     if at != grid.blocks() {

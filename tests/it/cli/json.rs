@@ -100,3 +100,26 @@ fn the_table_of_events_is_what_comes() {
         assert!(seen.contains_key(event), "{event}");
     }
 }
+
+/// A symlink that is left out, a device that is skipped: on this machine, and as an agent tells of
+/// them.
+#[test]
+fn a_warning_tells_what_it_is_about_and_where() {
+    let dir = lab::scratch();
+    let (from, to) = (mkdir(dir.path().join("from")), mkdir(dir.path().join("to")));
+    symlink("/etc/passwd", from.join("link")).expect("a link");
+    nix::unistd::mkfifo(&from.join("fifo"), nix::sys::stat::Mode::S_IRUSR).expect("a fifo");
+    for way in [Way::Local, Way::Push, Way::Pull, Way::PushShell, Way::PullShell] {
+        let flags = ["-rl", "--safe-links", "--json"];
+        let Some(outcome) = way.run(&flags, &[&slash(&from)], to.as_os_str()) else { return };
+        let lines = json_lines(&outcome);
+        let warnings: Vec<_> = lines.iter().filter(|line| line["event"] == "warning").collect();
+        for name in ["link", "fifo"] {
+            let path = from.join(name);
+            let found = warnings.iter().find(|line| line["path"].as_str() == path.to_str());
+            let found = found.unwrap_or_else(|| panic!("{way:?}: no warning about {name}: {outcome}"));
+            let host = matches!(way, Way::Pull | Way::PullShell).then_some("peer");
+            assert_eq!(found["host"].as_str(), host, "{way:?}: {outcome}");
+        }
+    }
+}

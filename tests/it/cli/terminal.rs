@@ -9,7 +9,7 @@ use crate::common::check::assert_same;
 use crate::common::lab;
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at, shell_word};
-use crate::common::process::{Running, holesync, run, start, wait_until};
+use crate::common::process::{PROGRAM, Running, holesync, run, start, wait_until};
 
 /// A run on a terminal of its own, that `script` makes; all it shows goes to a file.
 struct OnTerminal {
@@ -179,4 +179,53 @@ fn a_terminal_gets_one_line_at_the_end() {
     // And none where there is no terminal.
     let outcome = run(holesync().arg("-I").arg(&source).arg(&to)).ok();
     assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("", ""));
+}
+
+/// `map` and `diff` of an image on a host that comes to a stand half way.
+#[test]
+fn who_waits_for_a_picture_sees_a_bar_that_is_cleaned_away() {
+    let dir = lab::scratch();
+    let (here, there) = (dir.path().join("here"), dir.path().join("there"));
+    let image = Layout::dense("image", 24 << 20, &mut Rng(7));
+    [&here, &there].into_iter().for_each(|path| image.write(path));
+    let (record, go) = (dir.path().join("record"), dir.path().join("go"));
+    run(Command::new("mkfifo").arg(&go)).ok();
+    for verb in ["map", "diff"] {
+        let command = |peer: &Peer, flags: &[&str]| {
+            let mut command = holesync();
+            command.arg(verb).args(["-e", peer.rsh(), "--remote-path", PROGRAM]).args(flags);
+            let images =
+                if verb == "map" { vec!["--hashes".into()] } else { vec![here.clone().into_os_string()] };
+            command.args(images).arg(at(&there));
+            command
+        };
+        let peer = Peer::script(dir.path(), &format!("agent | tee {}", shell_word(&record)));
+        let told = run(&mut command(&peer, &[])).ok().stdout;
+        let starts = frames(&fs::read(&record).expect("read"));
+        let half = starts[starts.len() / 2];
+        let body = format!("agent | {{ stdbuf -o0 head -c {half}; : <{}; cat; }}", shell_word(&go));
+        let peer = Peer::script(dir.path(), &body);
+        for width in [120, 40] {
+            let size = format!("cols {width} rows 24");
+            let terminal = OnTerminal::of_width(dir.path(), &size, &command(&peer, &[]));
+            terminal.wait_for("% [");
+            File::options().write(true).open(&go).expect("open the fifo");
+            let shown = terminal.finish();
+            let lines = shown.split("\x1b[2K").flat_map(|part| part.split(['\r', '\n'])).map(str::trim);
+            let bars: Vec<_> = lines.filter(|line| line.starts_with("reading ")).collect();
+            assert!(bars.iter().any(|line| line.contains("% [")), "{verb}: {shown:?}");
+            assert!(bars.iter().all(|line| line.chars().count() < width), "{verb}: {shown:?}");
+            let left = shown.rsplit("\x1b[2K").next().unwrap_or("");
+            assert!(!left.contains("reading "), "{verb}: {shown:?}");
+            let last = told.lines().last().expect("a line");
+            assert!(shown.contains(last), "{verb}: no {last:?} in {shown:?}");
+        }
+        if verb == "diff" {
+            let quiet = OnTerminal::start(dir.path(), &command(&Peer::pipe(dir.path()), &["-q"])).finish();
+            assert!(!quiet.contains("\x1b[") && !quiet.contains("reading"), "{quiet:?}");
+        }
+    }
+    // And nowhere else than on a terminal.
+    let outcome = run(holesync().args(["map", "--hashes"]).arg(&here)).ok();
+    assert_eq!(outcome.stderr, "");
 }

@@ -140,6 +140,7 @@ fn message() -> impl Strategy<Value = Message> {
         Just(Message::Busy(Phase::WritingBack)),
         failure().prop_map(Message::Unset),
         ".{0,50}".prop_map(Message::Warning),
+        (path(), ".{0,50}").prop_map(|(path, text)| Message::WarningAbout { path, text }),
         failure().prop_map(Message::SourceFailed),
         any::<u64>().prop_map(|n| Message::End(Box::new(Stats { files_total: n, ..Stats::default() }))),
         any::<[u8; 32]>().prop_map(|root| Message::Digest { root }),

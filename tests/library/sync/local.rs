@@ -51,7 +51,7 @@ impl Reporter for Told<'_> {
             Event::Failed(failure) => {
                 self.failures.lock().unwrap().push((failure.code, failure.message.clone()));
             }
-            Event::Warning(text) => self.warnings.lock().unwrap().push(text.to_string()),
+            Event::Warning(warning) => self.warnings.lock().unwrap().push(warning.message.clone()),
             Event::Done(_, bytes) => *self.done.lock().unwrap() += bytes,
             Event::Found(bytes) => *self.found.lock().unwrap() += bytes,
             Event::Made(..)
@@ -59,7 +59,6 @@ impl Reporter for Told<'_> {
             | Event::Removed(_)
             | Event::Phase(_)
             | Event::Connected(_)
-            | Event::PeerWarning(..)
             | Event::Hint(_)
             | Event::Note(_)
             | Event::Choice(_)
