@@ -8,11 +8,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use crate::apply::commit::Task;
-use crate::apply::ranges::behind::share_to_give_back;
+use crate::apply::ranges::behind::{LastWritten, share_to_give_back};
 use crate::apply::way::Way;
 use crate::apply::{Destination, ranges};
 use crate::error::{Error, Warning, is_quota, printable};
 use crate::report::human;
+use crate::scan;
 use crate::sys;
 use crate::working::Working;
 
@@ -185,7 +186,16 @@ impl Task {
             ranges::free_holes(temp, 0..metadata.len(), self.options.hole_map)?;
         }
         let share = share_to_give_back(512 * temp.metadata()?.blocks());
-        for range in self.counts.last_written.take(share) {
+        let mut last = self.counts.last_written.take(share);
+        if last.is_empty() {
+            // What is copied whole is noted when all of it is there.
+            let mut data = LastWritten::default();
+            for extent in scan::data_extents(temp, 0..metadata.len()) {
+                data.add(extent?);
+            }
+            last = data.take(share);
+        }
+        for range in last {
             sys::punch_hole(temp, range)?;
         }
         Ok(())

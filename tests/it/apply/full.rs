@@ -231,6 +231,21 @@ fn a_local_copy_goes_on_from_what_came() {
     assert_no_leftovers(small.lab.dir.path());
 }
 
+/// Of a copy nothing is noted before much of it is there.
+#[test]
+fn a_local_copy_gives_a_part_back() {
+    if !lab::is_root() {
+        return;
+    }
+    let disk = lab::Mounted::new(1, &["true"], &["-t", "tmpfs", "-o", "size=6M"]);
+    let (sources, image) = (lab::scratch(), disk.path().join("image"));
+    let source = sources.path().join("new");
+    Layout::dense("new", 10 * MIB, &mut Rng(10)).write(&source);
+    run(holesync().arg(&source).arg(&image)).code(11).says(&["came and are kept, ", "KiB are free now"]);
+    let came = allocated(&disk.path().join(".image.holesync.temp"));
+    assert!(20 * free(disk.path()) >= came, "{came} bytes stay");
+}
+
 #[test]
 fn a_stage_that_cannot_be_completed_is_written_in_place() {
     let Some(small) = Small::new() else { return };
