@@ -125,6 +125,18 @@ file_in_use() {
     [ ! -r /proc/locks ] || locked "$1" </proc/locks
 }
 
+# Reads mounts: sets $where to the numbers of the btrfs that a path lies in, whose files have others.
+btrfs_of() {
+    longest='' where=none
+    while read -r _ _ number _ point rest; do
+        case $rest in *' - btrfs '*) ;; *) continue ;; esac
+        case $point in *\\*) point=$(printf '%b' "$point") ;; esac
+        case $1 in "${point%/}"/*) ;; *) continue ;; esac
+        [ ${#point} -ge ${#longest} ] || continue
+        longest=$point where=$(printf %02x:%02x "${number%:*}" "${number#*:}")
+    done
+}
+
 # Reads locks: number, kind, ADVISORY, READ or WRITE, process, file, first and last byte. The
 # file is told by the numbers of its file system, which in btrfs are not those of the file.
 # QEMU locks bytes 101 to 103 of what it writes.
@@ -133,10 +145,10 @@ locked() {
     inode=${id#* } id=${id% *}
     major=$(((id >> 8) & 4095)) minor=$(((id & 255) | ((id >> 12) & 1048320)))
     where=$(printf %02x:%02x $major $minor)
-    [ "$major:$(stat -f -c %t "$1" 2>/dev/null)" != 0:9123683e ] || where='00:*'
+    [ "$major:$(stat -f -c %t "$1" 2>/dev/null)" != 0:9123683e ] ||
+        btrfs_of "$(readlink -f "$1")" </proc/self/mountinfo 2>/dev/null || return
     while read -r _ kind _ rights process file first last; do
-        # shellcheck disable=SC2254 # it may be a pattern
-        case $file in $where:"$inode") ;; *) continue ;; esac
+        [ "$file" = "$where:$inode" ] || continue
         if [ "$only:$rights" = writers:READ ]; then
             if [ "$last" = EOF ] || [ "$first" -gt 103 ] || [ "$last" -lt 101 ]; then continue; fi
         fi

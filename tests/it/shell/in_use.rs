@@ -2,7 +2,7 @@
 //! what it says is done is on storage.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,7 +10,7 @@ use crate::common::account::which;
 use crate::common::check::{assert_no_leftovers, assert_same};
 use crate::common::faults::can_trace;
 use crate::common::guests::qemu;
-use crate::common::lab::{self, Fs, Loop};
+use crate::common::lab::{self, Fs, Loop, Mounted};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at, shell_word};
 use crate::common::process::run;
@@ -121,6 +121,31 @@ fn an_image_that_qemu_has_open_is_not_written() {
         run(peer.shell().arg("--force-in-use").arg(&new).arg(at(&image))).ok();
         assert_same(&new, &image);
         assert_no_leftovers(dir.path());
+    }
+}
+
+/// On btrfs the kernel names the file of a lock by other numbers than stat(2) does.
+#[test]
+fn a_lock_on_btrfs_is_seen_and_one_of_another_btrfs_is_not_taken_for_it() {
+    if !lab::is_root() {
+        return;
+    }
+    let dir = lab::scratch();
+    let (new, _) = pair(dir.path());
+    let disks = [(); 2].map(|()| Mounted::new(256, &["mkfs.btrfs", "-q"], &[]));
+    let [image, other] = disks.each_ref().map(|disk| disk.path().join("image"));
+    [&image, &other].into_iter().for_each(|path| fs::write(path, "old").expect("write"));
+    let inode = |path: &Path| fs::metadata(path).expect("stat").ino();
+    assert_eq!(inode(&image), inode(&other));
+    for peer in peers(dir.path()) {
+        let locked = fs::File::open(&other).expect("open");
+        locked.lock().expect("lock");
+        let push = |to: &Path| run(peer.shell().arg("-I").arg(&new).arg(at(to)));
+        push(&image).ok();
+        assert_same(&new, &image);
+        push(&other).code(23).says(&["in use", "holds a lock on it"]);
+        assert_eq!(fs::read(&other).expect("read"), b"old");
+        fs::write(&image, "old").expect("write");
     }
 }
 
