@@ -12,8 +12,8 @@ use std::sync::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 pub use warning::Warning;
-use words::{GOES_ON, full, partial, silent, strangers};
-pub use words::{failed, in_words, is_quota};
+pub use words::{Again, failed, in_words, is_quota};
+use words::{full, partial, silent, strangers};
 
 /// A result whose error is [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -69,7 +69,7 @@ pub enum Error {
         why: String,
     },
     /// Reading from or writing to the other end failed.
-    #[error("connection to {peer} failed while {doing}: {}; {}", in_words(.source), GOES_ON)]
+    #[error("connection to {peer} failed while {doing}: {}; {}", in_words(.source), .again)]
     Link {
         /// What was being done.
         doing: &'static str,
@@ -77,9 +77,11 @@ pub enum Error {
         peer: String,
         /// The error of the system.
         source: io::Error,
+        /// What the same command does then.
+        again: Again,
     },
     /// The other end is silent, or the way to it.
-    #[error("connection to {peer} timed out while {doing}: {source}; {}", GOES_ON)]
+    #[error("connection to {peer} timed out while {doing}: {source}; {again}")]
     Timeout {
         /// What was being done.
         doing: &'static str,
@@ -87,14 +89,18 @@ pub enum Error {
         peer: String,
         /// How long it was silent, and which option says so, in words.
         source: io::Error,
+        /// What the same command does then.
+        again: Again,
     },
     /// The other end closed the connection, or died, before it was done.
-    #[error("{peer} closed the connection before it was done{detail}; {}", GOES_ON)]
+    #[error("{peer} closed the connection before it was done{detail}; {again}")]
     Closed {
         /// Who the peer is, for people.
         peer: String,
         /// How its process ended, and the end of its stderr; empty if unknown.
         detail: String,
+        /// What the same command does then.
+        again: Again,
     },
     /// The process at the other end ended by itself, with a status that tells of a failure
     /// of its own: it would fail again.
@@ -136,11 +142,11 @@ pub enum Error {
         detail: String,
     },
     /// A signal asked to stop.
-    #[error("interrupted; {}", GOES_ON)]
-    Interrupted,
+    #[error("interrupted; {0}")]
+    Interrupted(Again),
     /// The run has taken as long as it may.
-    #[error("the time that --stop-after or --stop-at allows is over; {}", GOES_ON)]
-    TimeIsUp,
+    #[error("the time that --stop-after or --stop-at allows is over; {0}")]
+    TimeIsUp(Again),
     /// A file is in place, without all of its attributes.
     #[error("{}", .0.message)]
     Unset(Failure),
@@ -290,6 +296,26 @@ impl Error {
         Error::Refused { path: path.into(), why: why.into() }
     }
 
+    /// A connection that failed while it was used.
+    pub fn link(doing: &'static str, peer: &str, source: io::Error) -> Error {
+        Error::Link { doing, peer: peer.into(), source, again: Again::GoesOn }
+    }
+
+    /// A connection that came to its end too early; how is not known yet.
+    pub fn closed(peer: &str) -> Error {
+        Error::Closed { peer: peer.into(), detail: String::new(), again: Again::GoesOn }
+    }
+
+    /// It, where a shell takes part.
+    #[must_use]
+    pub fn by_shell(mut self) -> Error {
+        use Error::*;
+        if let Link { again, .. } | Timeout { again, .. } | Closed { again, .. } = &mut self {
+            *again = Again::StartsAnew;
+        }
+        self
+    }
+
     /// The exit code of a run that ends with this error.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -301,11 +327,11 @@ impl Error {
             Error::File { source, .. } if is_file_io(source) => code::FILE_IO,
             Error::File { .. } | Error::Refused { .. } => code::PARTIAL,
             Error::Link { .. } => code::LINK,
-            Error::Timeout { .. } | Error::TimeIsUp => code::TIMEOUT,
+            Error::Timeout { .. } | Error::TimeIsUp(_) => code::TIMEOUT,
             Error::Closed { .. } | Error::Exited { .. } | Error::Protocol { .. } => code::STREAM,
             Error::Remote { failure, .. } | Error::Unset(failure) => failure.code,
             Error::Ssh { .. } => code::SSH,
-            Error::Interrupted => code::INTERRUPTED,
+            Error::Interrupted(_) => code::INTERRUPTED,
             Error::Partial { code, .. } | Error::Reported { code } => *code,
         }
     }

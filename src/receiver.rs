@@ -320,7 +320,7 @@ impl Applier<'_, '_> {
     fn failed(&mut self, id: u64, error: ApplyError) -> Result<()> {
         match error {
             ApplyError::Rule(what) => Err(self.frames.bad(what)),
-            ApplyError::Gone => Err(Error::Closed { peer: "the sender".into(), detail: String::new() }),
+            ApplyError::Gone => Err(Error::closed("the sender")),
             ApplyError::Told => {
                 self.fail();
                 Ok(())

@@ -13,6 +13,8 @@ pub use bootstrap::{
     Addresses, Agent, Bootstrapped, FarSide, Incoming, Input, Outgoing, Output, RemoteOptions, bootstrap,
     command, script,
 };
-pub use child::{RemoteProcess, connect, interrupt, interruption, is_interrupted, watch_group};
+pub use child::{
+    RemoteProcess, again, connect, interrupt, interruption, is_interrupted, note_shell, watch_group,
+};
 pub use cipher::{Cipher, aes_here, remember_aes};
 pub use ssh::Ssh;

@@ -220,12 +220,12 @@ pub(crate) fn fill<'a>(input: &'a mut impl BufRead, peer: &str) -> Result<&'a [u
             Ok([]) => return Ok(&[]),
             Ok(_) => break,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => return Err(Error::Link { doing: "reading", peer: peer.into(), source }),
+            Err(source) => return Err(Error::link("reading", peer, source)),
         }
     }
-    input.fill_buf().map_err(|source| Error::Link { doing: "reading", peer: peer.into(), source })
+    input.fill_buf().map_err(|source| Error::link("reading", peer, source))
 }
 
 fn closed(peer: &str) -> Error {
-    Error::Closed { peer: peer.into(), detail: String::new() }
+    Error::closed(peer)
 }

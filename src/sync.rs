@@ -244,7 +244,10 @@ impl Initiator<'_> {
                 }
                 FarSide::Shell => {
                     drop(hasher);
-                    shell::send(self.shell_session(input, output, &host.to_string()), sources, &target)
+                    let host = host.to_string();
+                    remote::note_shell();
+                    shell::send(self.shell_session(input, output, &host), sources, &target)
+                        .map_err(Error::by_shell)
                 }
             })?;
         self.suggest_agent(&completed, host);
@@ -284,7 +287,10 @@ impl Initiator<'_> {
                     if listed.is_some() {
                         return Err(names::needs_agent(host));
                     }
-                    shell::receive(self.shell_session(input, output, &host.to_string()), paths, &target)
+                    let host = host.to_string();
+                    remote::note_shell();
+                    shell::receive(self.shell_session(input, output, &host), paths, &target)
+                        .map_err(Error::by_shell)
                 }
             })
         })

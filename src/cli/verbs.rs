@@ -131,8 +131,8 @@ enum Ending {
 impl Ending {
     fn error(self) -> Error {
         match self {
-            Ending::Signal => Error::Interrupted,
-            Ending::Time => Error::TimeIsUp,
+            Ending::Signal => Error::Interrupted(remote::again()),
+            Ending::Time => Error::TimeIsUp(remote::again()),
         }
     }
 }

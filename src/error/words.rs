@@ -1,12 +1,31 @@
 //! What errors say: the words of the job for what the system reports, and what to do next.
 
+use std::fmt;
 use std::io;
 use std::path::Path;
 
 use super::{code, printable};
 
-/// What to do where a run broke off.
-pub(super) const GOES_ON: &str = "run the same command again: between two holesyncs it goes on from there";
+/// What the same command does once more where a run broke off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// It goes on from what came.
+    GoesOn,
+    /// A shell takes part, which keeps nothing of a file that was under way.
+    StartsAnew,
+}
+
+impl fmt::Display for Again {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Again::GoesOn => "run the same command again: between two holesyncs it goes on from there",
+            Again::StartsAnew => {
+                "the old file is whole, unless it is a device or written in place; run the same command again: where \
+                 there is only a shell, the file that was under way starts anew, and complete ones are not sent again"
+            }
+        })
+    }
+}
 
 /// What a file or directory with the attribute "immutable" refuses even to root.
 const CHANGES_NAMES: [&str; 5] =

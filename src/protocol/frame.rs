@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::error::Error;
+use crate::error::{Again, Error};
 use crate::hashmap::Key;
 use crate::hashmap::leaves::LeafHash;
 use crate::protocol::{MAX_DATA, MAX_DATA_BLOCKS, MAX_MAP_KEYS, MAX_MAP_RUNS};
@@ -74,10 +74,8 @@ pub(super) fn len_of(parts: &[&[u8]]) -> usize {
 pub(super) fn link_error(peer: &str, doing: &'static str, source: io::Error) -> Error {
     use io::ErrorKind::*;
     match source.kind() {
-        BrokenPipe | ConnectionReset | UnexpectedEof => {
-            Error::Closed { peer: peer.into(), detail: String::new() }
-        }
-        TimedOut => Error::Timeout { doing, peer: peer.into(), source },
-        _ => Error::Link { doing, peer: peer.into(), source },
+        BrokenPipe | ConnectionReset | UnexpectedEof => Error::closed(peer),
+        TimedOut => Error::Timeout { doing, peer: peer.into(), source, again: Again::GoesOn },
+        _ => Error::link(doing, peer, source),
     }
 }

@@ -76,7 +76,7 @@ impl<R: Read> Plain<R> {
             Some(_) if read as u64 == limit => {
                 Err(Error::Protocol { peer: self.peer.clone(), what: "a line without an end".into() })
             }
-            _ => Err(Error::Closed { peer: self.peer.clone(), detail: String::new() }),
+            _ => Err(Error::closed(&self.peer)),
         }
     }
 }

@@ -155,7 +155,7 @@ fn entries_of(runs: &[Run]) -> usize {
 
 /// The error of a connection that is gone.
 pub fn gone() -> Error {
-    Error::Closed { peer: "the sender".into(), detail: String::new() }
+    Error::closed("the sender")
 }
 
 impl Drop for Unsent {

@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use crate::error::{Error, Result, code, escape, in_words, lock};
+use crate::error::{Again, Error, Result, code, escape, in_words, lock};
 use crate::location::Host;
 use crate::sys;
 
@@ -41,6 +41,19 @@ static GROUP: AtomicI32 = AtomicI32::new(0);
 
 /// Whether something has asked to stop.
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+/// Whether a shell takes part in the transfer.
+static BY_SHELL: AtomicBool = AtomicBool::new(false);
+
+/// Keeps that a shell takes part in the transfer, for what is said where it is stopped.
+pub fn note_shell() {
+    BY_SHELL.store(true, Ordering::Relaxed);
+}
+
+/// What the same command does once more after this transfer was stopped.
+pub fn again() -> Again {
+    if BY_SHELL.load(Ordering::Relaxed) { Again::StartsAnew } else { Again::GoesOn }
+}
 
 /// Whether [`interrupt`] was called, or a signal came that does so: nothing new need be begun.
 pub fn is_interrupted() -> bool {
@@ -258,11 +271,15 @@ impl RemoteProcess {
             (Err(Error::Start(why)), _) => Err(Error::Start(format!(
                 "{why}; can {program} be run on {host}, and does its login shell keep quiet? See --remote-path{detail}"
             ))),
-            (Err(Error::Closed { peer, .. }), _) => {
+            (Err(Error::Closed { peer, again, .. }), _) => {
                 let ended = status.map_or(String::new(), |status| format!(" ({status})"));
                 let detail = format!("{ended}{detail}");
                 let failed = ended_with.is_some_and(tells_of_a_failure);
-                Err(if failed { Error::Exited { peer, detail } } else { Error::Closed { peer, detail } })
+                Err(if failed {
+                    Error::Exited { peer, detail }
+                } else {
+                    Error::Closed { peer, detail, again }
+                })
             }
             (Err(error), _) => Err(error),
         }

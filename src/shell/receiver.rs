@@ -307,7 +307,7 @@ impl ReceivingShell {
     }
 
     fn closed(&self) -> Error {
-        Error::Closed { peer: self.host.clone(), detail: String::new() }
+        Error::closed(&self.host)
     }
 
     fn bad(&self, line: &[u8]) -> Error {

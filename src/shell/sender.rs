@@ -225,7 +225,7 @@ impl SendingShell {
         let length = length.filter(|length| (1..=MAX_PATH).contains(length));
         let mut link = vec![0; length.ok_or_else(|| shell::unexpected(&line, &self.host))? + 1];
         let read = self.input.read_exact(&mut link);
-        read.map_err(|_| Error::Closed { peer: self.host.clone(), detail: String::new() })?;
+        read.map_err(|_| Error::closed(&self.host))?;
         match link.pop() {
             Some(b'\n') => Ok(Ok(link)),
             _ => Err(shell::unexpected(&link, &self.host)),
@@ -242,7 +242,7 @@ impl SendingShell {
         let SendingShell { input, host, .. } = self;
         let length = entry.length;
         let unpacked = |source: io::Error| match source.kind() {
-            io::ErrorKind::UnexpectedEof => Error::Closed { peer: host.clone(), detail: String::new() },
+            io::ErrorKind::UnexpectedEof => Error::closed(host),
             _ => Error::Protocol { peer: host.clone(), what: format!("{}: {source}", escape(&entry.target)) },
         };
         let is_whole = match encoding {

@@ -209,7 +209,7 @@ impl<R: BufRead> Tar<'_, R> {
         while left > 0 {
             let bytes = stream::fill(self.input, self.peer)?;
             if bytes.is_empty() {
-                return Err(Error::Closed { peer: self.peer.into(), detail: String::new() });
+                return Err(Error::closed(self.peer));
             }
             let n = (bytes.len() as u64).min(left) as usize;
             sink.data(&bytes[..n])?;
@@ -229,11 +229,7 @@ impl<R: BufRead> Tar<'_, R> {
         let skipped = std::io::copy(&mut self.input.by_ref().take(count), &mut std::io::sink());
         let skipped = skipped.map_err(|source| self.link(source))?;
         self.at += skipped;
-        if skipped < count {
-            Err(Error::Closed { peer: self.peer.into(), detail: String::new() })
-        } else {
-            Ok(())
-        }
+        if skipped < count { Err(Error::closed(self.peer)) } else { Ok(()) }
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {
@@ -244,9 +240,9 @@ impl<R: BufRead> Tar<'_, R> {
 
     fn link(&self, source: std::io::Error) -> Error {
         if source.kind() == std::io::ErrorKind::UnexpectedEof {
-            return Error::Closed { peer: self.peer.into(), detail: String::new() };
+            return Error::closed(self.peer);
         }
-        Error::Link { doing: "reading", peer: self.peer.into(), source }
+        Error::link("reading", self.peer, source)
     }
 
     fn bad(&self, what: impl Into<String>) -> Error {

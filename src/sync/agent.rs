@@ -13,7 +13,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use crate::confinement::{Confinement, NamedPath, RequestPath};
-use crate::error::{Error, Result};
+use crate::error::{Again, Error, Result};
 use crate::hashmap::{self, Grid, Hash};
 use crate::options::Options;
 use crate::protocol::{
@@ -151,7 +151,7 @@ fn perform<R: Read + Send + 'static, W: Write + Send>(
             let mut input = input.into_plain();
             let served = stream::run_command(&command, &destination, size, |sink| {
                 let (_, ended) = stream::read_records(&mut input, PEER, Some(size), sink)?;
-                let broken = || Error::Closed { peer: PEER.into(), detail: String::new() };
+                let broken = || Error::closed(PEER);
                 if ended { Ok(()) } else { Err(broken()) }
             });
             match served {
@@ -203,7 +203,7 @@ fn answer_digests<W: Write>(
                         // Nobody is left to tell: the file is not read to its end.
                         heard.inspect_err(|_| is_wanted.store(false, Ordering::Relaxed))?;
                     }
-                    root => return root.unwrap_or(Err(Error::Interrupted)),
+                    root => return root.unwrap_or(Err(Error::Interrupted(Again::GoesOn))),
                 }
             }
         });
@@ -223,5 +223,5 @@ pub fn digest(path: &NamedPath, options: &Options, is_wanted: impl Fn() -> bool)
     let grid = Grid { length, block: options.block_size };
     let image = FileImage::new(file, options.hole_map);
     let root = hashmap::root_of(&image, &grid, |_| is_wanted()).map_err(Error::file("read", path.path()))?;
-    root.ok_or(Error::Interrupted)
+    root.ok_or(Error::Interrupted(Again::GoesOn))
 }

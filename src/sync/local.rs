@@ -37,7 +37,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::apply::tree::{DelayedFile, DestinationRoot, DestinationTree, LastDirectory, Removed, Target};
 use crate::apply::{Attributes, Committer, Setup};
 use crate::confinement::NamedPath;
-use crate::error::{Error, Failure, Result, Warning, code, lock, printable};
+use crate::error::{Again, Error, Failure, Result, Warning, code, lock, printable};
 use crate::options::{DeleteWhen, Options};
 use crate::protocol::Pace;
 use crate::remote;
@@ -161,7 +161,7 @@ impl LocalCopy<'_> {
             });
             committer.close();
         });
-        if remote::is_interrupted() { Err(Error::Interrupted) } else { Ok(()) }
+        if remote::is_interrupted() { Err(Error::Interrupted(Again::GoesOn)) } else { Ok(()) }
     }
 
     /// Takes files until there are no more.

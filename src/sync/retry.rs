@@ -149,14 +149,14 @@ fn waited(pause: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Failure;
+    use crate::error::{Again, Failure};
     use crate::options::Missing;
     use crate::report::Silent;
     use std::io;
 
     fn lost() -> Error {
         let source = io::Error::from(io::ErrorKind::TimedOut);
-        Error::Timeout { doing: "reading", peer: "h".into(), source }
+        Error::Timeout { doing: "reading", peer: "h".into(), source, again: Again::GoesOn }
     }
 
     #[test]
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn what_an_end_refuses_is_not_asked_for_again() {
         let remote = |code| Error::Remote { peer: "h".into(), failure: Failure::new(code, "x") };
-        let closed = Error::Closed { peer: "h".into(), detail: String::new() };
+        let closed = Error::closed("h");
         let ssh = Error::Ssh { host: "h".into(), detail: String::new() };
         for error in [lost(), closed, ssh, remote(code::LINK), remote(code::TIMEOUT)] {
             assert!(has_died(&error), "{error}");

@@ -103,7 +103,7 @@ fn name_of(run: &RunId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
+    use crate::error::{Again, Error};
 
     #[test]
     fn nobody_is_asked_where_there_is_nobody() {
@@ -118,7 +118,7 @@ mod tests {
         // It lives as long as this process.
         let waited = end_earlier(&[2; 16], Duration::from_millis(1), || {
             count += 1;
-            if count == 3 { Err(Error::Interrupted) } else { Ok(()) }
+            if count == 3 { Err(Error::Interrupted(Again::GoesOn)) } else { Ok(()) }
         });
         assert!(waited.is_err());
     }

@@ -5,14 +5,17 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
 
 use crate::common::account::which;
-use crate::common::check::{assert_no_leftovers, assert_same};
+use crate::common::check::{assert_no_leftovers, assert_same, leftovers};
 use crate::common::faults::{Direction, Fault, await_pause, can_trace, resume};
 use crate::common::lab::{self, Mounted};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at, shell_word};
-use crate::common::process::{Outcome, PROGRAM, run, start};
+use crate::common::process::{Outcome, PROGRAM, run, start, wait_until};
 use crate::common::tree::{mkdir, slash};
 
 const MIB: usize = 1 << 20;
@@ -368,5 +371,59 @@ fn what_cannot_be_read_to_its_end_there_is_named_and_the_rest_arrives() {
         }
         assert_same(&old, &to.join("b"));
         assert_no_leftovers(&to);
+    }
+}
+
+/// How a run is stopped while the large one of three files is under way.
+#[derive(Debug, Clone, Copy)]
+enum Stopped {
+    By(Signal),
+    /// The line is cut.
+    Cut,
+}
+
+#[test]
+fn a_run_that_is_stopped_says_what_is_kept_and_what_starts_anew() {
+    for stopped in [Stopped::By(Signal::SIGINT), Stopped::By(Signal::SIGTERM), Stopped::Cut] {
+        for pull in [false, true] {
+            let dir = lab::scratch();
+            let (from, to, old) = three_and_old(dir.path(), false);
+            let direction = if pull { Direction::FromAgent } else { Direction::ToAgent };
+            let paths = match pull {
+                true => [at(slash(&from)), to.clone().into()],
+                false => [slash(&from), at(&to)],
+            };
+            let (code, what, outcome) = match stopped {
+                Stopped::By(signal) => {
+                    let peer = Fault::Pause(3 * MIB as u64).peer(dir.path(), direction);
+                    let running = start(peer.shell().arg("-r").args(&paths));
+                    await_pause(dir.path());
+                    running.signal(signal);
+                    assert!(wait_until(Duration::from_secs(20), || running.has_ended()));
+                    // The way to the far side ends then, too, as ssh does.
+                    resume(dir.path());
+                    assert!(wait_until(Duration::from_secs(20), || pull || leftovers(&to).is_empty()));
+                    (20, "interrupted; ", running.finish())
+                }
+                Stopped::Cut => {
+                    let peer = Fault::Cut(3 * MIB as u64).peer(dir.path(), direction);
+                    (12, "peer closed the connection", run(peer.shell().arg("-r").args(&paths)))
+                }
+            };
+            let outcome = outcome.code(code).says(&[
+                what,
+                "the old file is whole",
+                "the file that was under way starts anew, and complete ones are not sent again",
+            ]);
+            assert!(!outcome.stderr.contains("goes on"), "{outcome}");
+            let is_clean = || pull || leftovers(&to).is_empty();
+            assert!(wait_until(Duration::from_secs(20), is_clean), "{outcome}");
+            assert_same(&old, &to.join("b"));
+            let complete = ["a", "c"].into_iter().filter(|name| to.join(name).exists()).count() as u64;
+            let again = run(Peer::pipe(dir.path()).shell().args(["-r", "--json"]).args(&paths)).ok();
+            assert_eq!(again.count("files_sent"), 3 - complete, "{again}");
+            assert_same(&from.join("b"), &to.join("b"));
+            assert_no_leftovers(&to);
+        }
     }
 }
