@@ -78,6 +78,7 @@ pub use crate::apply::open::{Opened, Opening, Preview, Setup, Sink};
 pub use crate::apply::place::{Place, finish_directory};
 use crate::apply::ranges::behind::WriteBehind;
 use crate::apply::ranges::zeros::{Zeros, ZerosOver};
+pub use crate::apply::room::shortage;
 use crate::apply::way::Way;
 use crate::error::{Error, Failure, Result, Warning, printable};
 use crate::hashmap::PAGE;

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use crate::apply::commit::Task;
 use crate::apply::ranges::behind::{LastWritten, share_to_give_back};
@@ -20,17 +21,20 @@ use crate::working::Working;
 /// Files that need less, in bytes, are not looked at.
 const WORTH_ASKING: u64 = 1 << 20;
 
+/// What the user should be told of a file that needs more room than is free, both in bytes.
+pub fn shortage(path: &Path, needed: u64, free: impl FnOnce() -> Option<u64>) -> Option<Warning> {
+    if needed < WORTH_ASKING {
+        return None;
+    }
+    let free = free().filter(|free| *free < needed)?;
+    let (name, needed, free) = (printable(path), human(needed), human(free));
+    Some(Warning::about(path, format!("{name} will need up to {needed}, and {free} are free there")))
+}
+
 impl Destination {
     /// What the user should be told where more room will be needed than is free.
     pub fn shortage(&self) -> Option<Warning> {
-        let needed = self.room_needed();
-        if needed < WORTH_ASKING {
-            return None;
-        }
-        let free = sys::free_space(&self.task.place.dir).ok().filter(|free| *free < needed)?;
-        let (path, needed, free) = (printable(self.path()), human(needed), human(free));
-        let what = format!("{path} will need up to {needed}, and {free} are free there");
-        Some(Warning::about(self.path(), what))
+        shortage(self.path(), self.room_needed(), || sys::free_space(&self.task.place.dir).ok())
     }
 
     /// How many bytes will be allocated, as far as that can be told: where the old file is

@@ -148,7 +148,7 @@ impl<'a> PendingCommands<'a> {
     }
 
     /// How something is named at the other end.
-    fn path_of(&self, path: &[u8]) -> PathBuf {
+    pub fn path_of(&self, path: &[u8]) -> PathBuf {
         let path = Path::new(OsStr::from_bytes(path));
         // The root of a tree, too, has a name without a slash behind it.
         let is_root = self.is_file || path.as_os_str().is_empty();

@@ -49,6 +49,8 @@ pub struct FarRoot {
     pub can_dig_holes: bool,
     /// `perl` writes many records with one process.
     pub has_bulk_writer: bool,
+    /// Bytes that were free at the start, if something there tells.
+    pub free: Option<u64>,
 }
 
 impl FarRoot {
@@ -190,7 +192,7 @@ impl ReceivingShell {
         })?;
         let text = String::from_utf8_lossy(&line).into_owned();
         let words: Vec<&str> = text.split(' ').collect();
-        let ["base", kind, umask, user, times, can_list, can_hash, can_dig_holes, has_bulk_writer] =
+        let ["base", kind, umask, user, times, can_list, can_hash, can_dig_holes, has_bulk_writer, free] =
             words[..]
         else {
             return Err(self.bad(&line));
@@ -214,6 +216,7 @@ impl ReceivingShell {
             can_hash: can_hash == "yes",
             can_dig_holes: can_dig_holes == "yes",
             has_bulk_writer: has_bulk_writer == "yes",
+            free: free.parse().ok(),
         })
     }
 

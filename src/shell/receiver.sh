@@ -130,7 +130,24 @@ base() {
     here=$(pwd -P)
     what=${named:-directory}
     [ "$what" != yes ] || [ ! -b "./${plain##*/}" ] || what=device
-    say "base $what $(umask) $user $times $lists $sums $digs $bulk"
+    say "base $what $(umask) $user $times $lists $sums $digs $bulk $(free_room)"
+}
+
+# Prints how many bytes are free here, or "-" where nothing tells.
+free_room() {
+    # shellcheck disable=SC2046 # these are numbers
+    set -- $(stat -f -c '%a %S' . 2>/dev/null)
+    # shellcheck disable=SC2046
+    [ $# = 2 ] || set -- $(df -P -k . 2>/dev/null | {
+        read -r _
+        read -r _ _ _ free _
+        echo "$free" 1024
+    })
+    case $#:$1$2 in
+    2:*[!0-9]*) echo - ;;
+    2:*) echo $(($1 * $2)) ;;
+    *) echo - ;;
+    esac
 }
 
 refuse() {

@@ -761,13 +761,13 @@ fn what_the_far_side_says_out_of_turn_ends_the_run() {
     let to = dir.path().join("to");
     let mark = r"\nholesync shell 1 no unknown Linux x86_64\n";
     for (says, code) in [
-        ("base directory 0022 0 nanoseconds yes no no no\\nlisted\\nnonsense\\n", 12),
+        ("base directory 0022 0 nanoseconds yes no no no -\\nlisted\\nnonsense\\n", 12),
         ("base directory 0022\\n", 12),
-        ("base directory 9999 0 nanoseconds yes no no no\\nlisted\\n", 12),
+        ("base directory 9999 0 nanoseconds yes no no no -\\nlisted\\n", 12),
         ("lacks dd\\n", 5),
         ("refused is odd \\033[31m\\n", 3),
         ("fatal is broken\\n", 11),
-        ("base directory 0022 0 nanoseconds yes no no no\\nlisted\\nfailed is odd\\nend\\n", 23),
+        ("base directory 0022 0 nanoseconds yes no no no -\\nlisted\\nfailed is odd\\nend\\n", 23),
         ("", 12),
     ] {
         let body = format!("cat >/dev/null & printf '{mark}{says}'; sleep 0.2; kill $! 2>/dev/null; true");

@@ -5,6 +5,7 @@
 use std::io;
 
 use super::SendJob;
+use crate::apply::shortage;
 use crate::error::{Error, Result, Stop, Warning, code, printable};
 use crate::in_use;
 use crate::options::Commit;
@@ -218,6 +219,22 @@ impl SendJob<'_> {
         }
     }
 
+    /// Warns of a file for which there will be no room, as far as was told at the start and is
+    /// known of what was sent since.
+    fn warn_of_shortage(&mut self, source: &Source, far: Option<&FarFile>) {
+        let Kind::File { length, allocated, retry, .. } = source.kind else { return };
+        let is_device =
+            self.root.is_device || self.far_files.get(&source.target).is_some_and(FarFile::is_device);
+        let Some(free) = self.root.free.as_mut().filter(|_| !retry && !is_device) else { return };
+        let new = if self.options.preallocate { length } else { allocated };
+        let old = far.map_or(0, |far| far.size);
+        let needed = if self.options.commit == Commit::InPlace { new.saturating_sub(old) } else { new };
+        if let Some(shortage) = shortage(&self.pending.path_of(&source.target), needed, || Some(*free)) {
+            self.reporter.event(Event::Warning(&shortage.on(self.host)));
+        }
+        *free = free.saturating_add(old).saturating_sub(new);
+    }
+
     /// Which blocks both ends have.
     fn compare(
         &mut self,
@@ -287,6 +304,7 @@ impl SendJob<'_> {
         far: Option<&FarFile>,
     ) -> Result<RecordsEnd> {
         self.mark_parent_changed(&source.target);
+        self.warn_of_shortage(source, far);
         self.send_file_command(source, image, length, far)?;
         let mut cutter = self.cutter(far);
         let mut merger = RecordMerger::default();

@@ -427,3 +427,34 @@ fn a_run_that_is_stopped_says_what_is_kept_and_what_starts_anew() {
         }
     }
 }
+
+#[test]
+fn a_disk_that_is_too_small_is_told_before() {
+    let Some(small) = lab::small() else { return };
+    for (shell, has_stat) in [("dash", true), ("dash", false), ("bash", true), ("busybox", true)] {
+        let dir = lab::scratch();
+        let from = three(dir.path(), true);
+        let command = far_command(dir.path(), shell, "");
+        if !has_stat {
+            let stat = dir.path().join(format!("bin-{shell}/stat"));
+            let real = which("stat");
+            fs::write(
+                &stat,
+                format!("#!/bin/sh\n[ \"$1\" != -f ] || exit 1\nexec {} \"$@\"\n", real.display()),
+            )
+            .expect("write");
+            fs::set_permissions(&stat, PermissionsExt::from_mode(0o755)).expect("chmod");
+        }
+        let peer = Peer::script(dir.path(), &command);
+        let to = small.dir.path();
+        let outcome = run(peer.shell().arg("-r").arg(slash(&from)).arg(at(to))).code(11);
+        let said = outcome.says(&["MiB are free there", "no space left for"]).stderr;
+        let warning = format!("holesync: peer: {}/b will need up to 90.00 MiB, and ", to.display());
+        let lines: Vec<&str> = said.lines().collect();
+        assert!(lines[0].starts_with(&warning), "{shell}: {said}");
+        assert!(!said.contains("/a will need"), "{shell}: {said}");
+        for name in ["a", "c"] {
+            fs::remove_file(to.join(name)).expect("remove");
+        }
+    }
+}
