@@ -8,17 +8,20 @@
 pub mod ahead;
 pub mod compare;
 pub mod difference;
+mod entry;
 mod gather;
 mod grid;
 pub mod leaves;
+pub mod map_file;
 pub mod plan;
 
 use std::io;
 
 use rayon::prelude::*;
 
+pub use crate::hashmap::entry::MapEntry;
 use crate::hashmap::gather::{Gather, Gathered};
-pub use crate::hashmap::grid::{Grid, PAGE, PageMask, page_runs};
+pub use crate::hashmap::grid::{Grid, MAX_LENGTH, PAGE, PageMask, page_runs};
 use crate::scan::{self, Image};
 
 /// The hash of a block: BLAKE3 over its non-zero pages, in order (the last page

@@ -18,6 +18,7 @@ use std::io::{Read, Write};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::hashmap::MAX_LENGTH;
 pub use compress::Compressor;
 pub use credit::{CREDIT, Credit, LEAF_BLOCKS, MAX_AHEAD, RESERVED};
 pub use image::{IMAGE, ImageMessage, MAX_ASKED, MAX_ASKED_BLOCKS};
@@ -26,7 +27,7 @@ pub use link_speed::LinkSpeed;
 pub use pace::Pace;
 pub use reader::{FrameReader, Greeting};
 pub use silence::{Silence, TimedReader, TimedWriter};
-pub use survey::{Ask, MAX_SURVEYED, SURVEY, SURVEYED_AHEAD, SurveyedBlocks, Told};
+pub use survey::{Ask, MAX_SURVEYED, SURVEY, SURVEYED_AHEAD, Told};
 pub use writer::{FrameWriter, keep_alive};
 
 use crate::confinement::RequestPath;
@@ -78,8 +79,6 @@ pub const MAX_UNPATCHED: usize = 4096;
 pub const MAX_NAMES: usize = 16 << 10;
 /// Bytes of text in a failure or warning of the receiver.
 pub const MAX_TEXT: usize = 4 << 10;
-/// The largest file: the largest offset the system calls take.
-pub const MAX_LENGTH: u64 = i64::MAX as u64;
 /// Sources in one request.
 pub const MAX_SOURCES: usize = 1024;
 

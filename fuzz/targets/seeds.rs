@@ -5,10 +5,13 @@ use std::path::Path;
 
 use holesync::error::Failure;
 use holesync::hashmap::leaves::Leaves;
+use holesync::hashmap::map_file::MapWriter;
 use holesync::hashmap::plan::Run;
+use holesync::hashmap::{Grid, MapEntry};
+use holesync::options::BlockSize;
 use holesync::protocol::{
-    Ask, Differ, Entry, FrameWriter, ImageMessage, LeafAnswer, MAGIC, Message, OLDEST, Patch, Request,
-    SurveyedBlocks, Told, VERSION,
+    Ask, Differ, Entry, FrameWriter, ImageMessage, LeafAnswer, MAGIC, Message, OLDEST, Patch, Request, Told,
+    VERSION,
 };
 use holesync::report::Changes;
 use holesync::source::{Kind, Metadata, Node, Owner};
@@ -55,6 +58,9 @@ fn main() {
     put("records", "image", b"DATA\n4\nabcdHOLE\n4092\nEND\n4096\n");
     put("records", "open", b"HOLE\n4096\n");
     put("log", "records", &log());
+    put("map", "whole", &map_file());
+    // A block size, a length, a section of a run of zeros: see the target.
+    put("map", "made", &[4, 16, 0, 0, 16, 1, 1, 2, 16, 0]);
     put("tar", "sparse", &tar());
 }
 
@@ -136,7 +142,7 @@ fn survey() -> Vec<u8> {
         ] {
             output.message(&Message::Ask(ask))?;
         }
-        let blocks = vec![SurveyedBlocks::Zero(3), SurveyedBlocks::Data { pages: 1, hash: [1; 32] }];
+        let blocks = vec![MapEntry::Zero(3), MapEntry::Data { pages: 1, hash: [1; 32] }];
         for told in [Told::Length(1 << 20), Told::Extents(vec![(0, 4096)]), Told::Blocks(blocks), Told::End] {
             output.message(&Message::Told(told))?;
         }
@@ -236,4 +242,13 @@ fn padded(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     bytes.resize(512, 0);
     bytes
+}
+
+fn map_file() -> Vec<u8> {
+    let grid = Grid { length: 9 << 16, block: BlockSize::default() };
+    let mut writer = MapWriter::new(Vec::new(), &grid).expect("write");
+    for entry in [MapEntry::Zero(3), MapEntry::Data { pages: 0xffff, hash: [1; 32] }, MapEntry::Zero(5)] {
+        writer.add(&entry).expect("write");
+    }
+    writer.finish().expect("write").0
 }

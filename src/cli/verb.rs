@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use crate::cli::values::size;
-use crate::cli::verbs::{DiffArgs, DigestArgs, MapArgs};
+use crate::cli::verbs::{DiffArgs, DigestArgs, MapArgs, VerifyArgs};
 
 /// Everything that is not a transfer.
 #[derive(Debug, Subcommand)]
@@ -27,8 +27,10 @@ pub enum Verb {
     },
     /// Show where an image has data, here or at host:path
     Map(MapArgs),
-    /// Show where two images differ, each here or at host:path
+    /// Show where two images differ, each here or at host:path, or a map
     Diff(DiffArgs),
+    /// Show where an image differs from a map, here or at host:path
+    Verify(VerifyArgs),
     /// Print the root hash of files, here or at host:path
     Digest(DigestArgs),
     /// Write an image to stdout as a stream of DATA and HOLE records

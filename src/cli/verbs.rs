@@ -6,7 +6,9 @@ mod draw;
 mod look;
 mod manual;
 mod map;
+mod output;
 mod recover;
+mod verify;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -37,11 +39,13 @@ use crate::cli::{Cli, Transfer, Verb};
 pub use diff::DiffArgs;
 pub use digest::DigestArgs;
 pub use map::MapArgs;
+pub use verify::VerifyArgs;
 
-/// The exit code of a command line that makes no sense: of `diff`, 1 is that images differ.
+/// The exit code of a command line that makes no sense: of `diff` and
+/// `verify`, 1 is that images differ.
 pub fn usage_code(arguments: &[OsString]) -> u8 {
     let verb = arguments.get(1).and_then(|word| word.to_str());
-    if verb == Some("diff") { diff::TROUBLE } else { code::USAGE }
+    if matches!(verb, Some("diff" | "verify")) { diff::TROUBLE } else { code::USAGE }
 }
 
 /// Runs what the command line asks for. Returns the exit code of a run without an error.
@@ -70,6 +74,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         }
         Some(Verb::Map(map)) => map.run(umask),
         Some(Verb::Diff(diff)) => return diff.run(umask),
+        Some(Verb::Verify(verify)) => return verify.run(umask),
         Some(Verb::Digest(digest)) => digest.run(umask),
         Some(Verb::Send { image, end }) => send(&image, end),
         Some(Verb::Recv { file, size, no_fsync, force_in_use }) => {

@@ -9,6 +9,9 @@ use crate::options::BlockSize;
 /// file system, and the page size of the cache.
 pub const PAGE: u64 = 4096;
 
+/// The longest image, in bytes: the largest offset that system calls take.
+pub const MAX_LENGTH: u64 = i64::MAX as u64;
+
 /// Which pages of a block are meant: bit 0 is the first.
 pub type PageMask = u64;
 

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::hashmap::{Hash, PageMask};
+use crate::hashmap::MapEntry;
 
 /// The first version of the protocol that has it.
 pub const SURVEY: u16 = 6;
@@ -48,31 +48,7 @@ pub enum Told {
     /// Data extents: offset and length of each, ascending.
     Extents(Vec<(u64, u64)>),
     /// The next blocks.
-    Blocks(Vec<SurveyedBlocks>),
+    Blocks(Vec<MapEntry>),
     /// All extents, or all blocks, were told.
     End,
-}
-
-/// A stretch of blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SurveyedBlocks {
-    /// So many zero blocks, holes or not.
-    Zero(u64),
-    /// One block that is not zero.
-    Data {
-        /// Its pages that are not all zeros.
-        pages: PageMask,
-        /// See [`type@Hash`].
-        hash: Hash,
-    },
-}
-
-impl SurveyedBlocks {
-    /// How many blocks it stands for.
-    pub fn blocks(&self) -> u64 {
-        match self {
-            SurveyedBlocks::Zero(blocks) => *blocks,
-            SurveyedBlocks::Data { .. } => 1,
-        }
-    }
 }

@@ -6,15 +6,16 @@ use crate::hashmap::Hash;
 use crate::location::Location;
 use crate::protocol::{Frame, Message, Request};
 use crate::sync::agent;
-use crate::sync::survey::Looking;
+use crate::sync::survey::{self, Looking};
 
-/// The root hash of a file here or on a host.
+/// The root hash of a file here or on a host; of a map, that of its image.
 ///
 /// # Errors
 ///
 /// When it cannot be read, the host cannot be reached, or there is no holesync.
 pub fn digest(location: &Location, looking: Looking) -> Result<Hash> {
     let (host, path) = match location {
+        Location::Local(path) if survey::is_map(location)? => return survey::root_of_map(path),
         Location::Local(path) => return agent::digest(&NamedPath::here(path), looking.options, || true),
         Location::Remote(host, path) => (host, path),
     };

@@ -6,7 +6,9 @@
 //!    (`survey/answer.rs`, `survey/far.rs`). Blocks whose hashes are equal are equal.
 //! 3. Of blocks that have data in both and other hashes, both are asked for the hashes of their
 //!    pages (`survey/merge.rs`). Questions do not wait for each other.
-//! 4. What one image has beyond the end of the other differs, whatever it holds; its extents
+//! 4. A map file stands for the image that it was made of; of blocks that differ from its own, all
+//!    pages with data count as different, since it has no leaves (`survey/saved.rs`).
+//! 5. What one image has beyond the end of the other differs, whatever it holds; its extents
 //!    tell what that is.
 //!
 //! Guaranteed: spans come in order and cover the longer image; what is said to differ does; what
@@ -18,6 +20,7 @@ mod answer;
 mod far;
 mod here;
 mod merge;
+mod saved;
 
 use std::ops::Range;
 use std::path::Path;
@@ -31,10 +34,11 @@ use crate::error::{Error, Failure, Result, code, lock};
 use crate::hashmap::compare::{Hashing, OldContent, ReadError, compare};
 use crate::hashmap::difference::{BlockPages, Content, Lengths, Span, Spans};
 use crate::hashmap::leaves::Leaves;
-use crate::hashmap::{Block, Grid, Item};
+use crate::hashmap::map_file;
+use crate::hashmap::{Grid, Hash, MapEntry};
 use crate::location::{Host, Location};
 use crate::options::{BlockSize, Options};
-use crate::protocol::{Request, SURVEY, SurveyedBlocks, VERSION, keep_alive};
+use crate::protocol::{Request, SURVEY, VERSION, keep_alive};
 use crate::remote::{FarSide, Input, Output, RemoteOptions};
 use crate::report::{Event, Phase, Reporter};
 use crate::scan::{self, Extent, FileImage, Image};
@@ -44,6 +48,7 @@ use crate::sync::retry::Tries;
 pub(super) use answer::answer;
 use far::FarImage;
 use here::HereImage;
+use saved::SavedMap;
 
 /// How an image is looked at.
 #[derive(Clone, Copy)]
@@ -84,15 +89,16 @@ pub fn extents(
 pub fn blocks(
     location: &Location,
     looking: Looking,
-    sink: &mut dyn FnMut(&Grid, u64, &SurveyedBlocks) -> Result<()>,
+    sink: &mut dyn FnMut(&Grid, u64, &MapEntry) -> Result<()>,
 ) -> Result<Grid> {
     looking.open(location, &mut |image| {
-        let grid = Grid { length: image.length(), block: looking.options.block_size };
+        let block = image.block_size().unwrap_or(looking.options.block_size);
+        let grid = Grid { length: image.length(), block };
         looking.found(grid.length);
         image.start(&grid)?;
         let mut index = 0;
         while let Some(told) = image.blocks()? {
-            let bytes = grid.bytes(&(index..index + told.iter().map(SurveyedBlocks::blocks).sum::<u64>()));
+            let bytes = grid.bytes(&(index..index + told.iter().map(MapEntry::blocks).sum::<u64>()));
             looking.done(bytes.end - bytes.start);
             for blocks in &told {
                 sink(&grid, index, blocks)?;
@@ -114,9 +120,13 @@ pub fn diff(
     looking: Looking,
     sink: &mut dyn FnMut(Lengths, Span) -> Result<()>,
 ) -> Result<Lengths> {
-    if let (Location::Local(a), Location::Local(b)) = (a, b) {
+    let saved = block_size_of_maps([a, b])?;
+    if let (Location::Local(a), Location::Local(b), None) = (a, b, saved) {
         return diff_here(a, b, looking, sink);
     }
+    let block_size = saved.unwrap_or(looking.options.block_size);
+    let options = &Options { block_size, ..looking.options.clone() };
+    let looking = Looking { options, ..looking };
     looking.open(a, &mut |a| {
         looking.open(b, &mut |b| {
             let lengths = Lengths { a: a.length(), b: b.length() };
@@ -135,17 +145,63 @@ pub fn diff(
     })
 }
 
+/// Whether a location is a map file here.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub fn is_map(location: &Location) -> Result<bool> {
+    let Location::Local(path) = location else { return Ok(false) };
+    let (file, _) = scan::open_image(&NamedPath::here(path))?;
+    map_file::is_map(&file).map_err(Error::file("read", path))
+}
+
+/// The root hash of the image that a map file is of.
+///
+/// # Errors
+///
+/// When it cannot be read, or is damaged.
+pub fn root_of_map(path: &Path) -> Result<Hash> {
+    let (file, _) = scan::open_image(&NamedPath::here(path))?;
+    saved::root(path, &file)
+}
+
+/// The block size of those of two images that are maps; `None` where neither is.
+fn block_size_of_maps(images: [&Location; 2]) -> Result<Option<BlockSize>> {
+    let mut found: Option<BlockSize> = None;
+    for location in images {
+        let Location::Local(path) = location else { continue };
+        let (file, _) = scan::open_image(&NamedPath::here(path))?;
+        if !map_file::is_map(&file).map_err(Error::file("read", path))? {
+            continue;
+        }
+        let block = saved::grid(path, &file)?.block;
+        if let Some(other) = found.replace(block).filter(|other| *other != block) {
+            return Err(Error::Usage(format!(
+                "two maps of blocks of {} and of {} bytes cannot be compared: write one of them anew with -B",
+                other.bytes(),
+                block.bytes()
+            )));
+        }
+    }
+    Ok(found)
+}
+
 /// An image that tells what it holds, wherever it is. Blocks are told on the grid that `start`
 /// was given; leaves of blocks may be asked for then.
 trait Surveyed {
     /// In bytes.
     fn length(&self) -> u64;
+    /// The only size of blocks that it can tell of, where it has no leaves either.
+    fn block_size(&self) -> Option<BlockSize> {
+        None
+    }
     /// Its data extents from an offset on.
     fn extents(&mut self, from: u64, sink: &mut dyn FnMut(Extent) -> Result<()>) -> Result<()>;
     /// Begins to hash the blocks of a grid, which ends where the image does or before.
     fn start(&mut self, grid: &Grid) -> Result<()>;
     /// The next of them; `None` behind the last.
-    fn blocks(&mut self) -> Result<Option<Vec<SurveyedBlocks>>>;
+    fn blocks(&mut self) -> Result<Option<Vec<MapEntry>>>;
     /// Asks for the leaves of blocks, a page each.
     fn ask(&mut self, blocks: &[u64]) -> Result<()>;
     /// The answer to the oldest question that has none.
@@ -171,6 +227,9 @@ impl Looking<'_> {
         match location {
             Location::Local(path) => {
                 let (file, length) = scan::open_image(&NamedPath::here(path))?;
+                if map_file::is_map(&file).map_err(Error::file("read", path))? {
+                    return work(&mut SavedMap::open(path, &file)?);
+                }
                 let image = FileImage::new(file, self.options.hole_map);
                 std::thread::scope(|scope| work(&mut HereImage::new(scope, path, &image, length)))
             }
@@ -232,21 +291,6 @@ fn too_old(host: &Host, version: u16) -> Error {
 fn leaves_of(path: &Path, image: &FileImage, grid: &Grid, blocks: &[u64]) -> Result<Vec<Leaves>> {
     let leaves = blocks.par_iter().map(|&block| Leaves::read(image, grid, block, BlockSize::SMALLEST));
     leaves.collect::<Result<_, _>>().map_err(Error::file("read", path))
-}
-
-/// What a batch of hashed blocks is told as.
-fn surveyed(items: &[Item]) -> Vec<SurveyedBlocks> {
-    let mut told = Vec::new();
-    for item in items {
-        match (item, told.last_mut()) {
-            (Item::Block(Block { data, hash, .. }), _) if *data != 0 => {
-                told.push(SurveyedBlocks::Data { pages: *data, hash: *hash });
-            }
-            (item, Some(SurveyedBlocks::Zero(blocks))) => *blocks += item.blocks(),
-            (item, _) => told.push(SurveyedBlocks::Zero(item.blocks())),
-        }
-    }
-    told
 }
 
 /// Two images here.

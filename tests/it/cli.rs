@@ -4,6 +4,7 @@ mod diff;
 mod errors;
 mod help;
 mod json;
+mod map_file;
 mod mistakes;
 mod rsync;
 mod terminal;

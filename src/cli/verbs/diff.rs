@@ -26,20 +26,20 @@ pub const TROUBLE: u8 = 2;
 /// `holesync diff A B`.
 #[derive(Debug, Args)]
 pub struct DiffArgs {
-    /// An image: a file or block device, or host:path
-    a: OsString,
+    /// An image: a file or block device, host:path, or a map
+    pub(super) a: OsString,
     /// Another one
-    b: OsString,
+    pub(super) b: OsString,
     /// Print nothing, and end at the first difference: the exit code tells
     #[arg(short, long, conflicts_with_all = ["svg", "chart", "json"])]
-    quiet: bool,
+    pub(super) quiet: bool,
     /// One JSON object a line, the summary last
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
-    draw: DrawArgs,
+    pub(super) draw: DrawArgs,
     #[command(flatten)]
-    look: LookArgs,
+    pub(super) look: LookArgs,
 }
 
 impl DiffArgs {
@@ -49,8 +49,13 @@ impl DiffArgs {
     ///
     /// When an image cannot be read, or something not be written.
     pub fn run(self, umask: u32) -> Result<ExitCode> {
+        self.run_if(umask, || Ok(()))
+    }
+
+    /// The same where `check` has nothing against it.
+    pub(super) fn run_if(self, umask: u32, check: impl FnOnce() -> Result<()>) -> Result<ExitCode> {
         let as_json = self.json;
-        let result = self.compare(umask);
+        let result = check().and_then(|()| self.compare(umask));
         if let (Err(error), true) = (&result, as_json) {
             let code = error.exit_code().max(TROUBLE);
             print_line(&json!({"event": "error", "code": code, "message": error.to_string()}).to_string())?;
@@ -59,8 +64,8 @@ impl DiffArgs {
     }
 
     fn compare(self, umask: u32) -> Result<ExitCode> {
-        self.draw.check()?;
         let (a, b) = (Location::parse(&self.a)?, Location::parse(&self.b)?);
+        self.draw.check(&[&a, &b])?;
         let (options, remote) = self.look.options(umask)?;
         let watch = Watch::new(&[&a, &b], self.quiet);
         let looking = Looking { options: &options, remote: &remote, reporter: &watch };

@@ -1,15 +1,14 @@
 //! Where pictures of images go: to the terminal, as it can show them, and into a file.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 
 use clap::Args;
 use holesync::error::{Error, Result};
+use holesync::location::Location;
 use holesync::report::picture::{Picture, Style};
-use nix::unistd::{AccessFlags, access};
 
-use crate::cli::verbs::print_line;
+use crate::cli::verbs::{output, print_line};
 
 /// Whether there is a picture.
 #[derive(Debug, Args)]
@@ -26,15 +25,13 @@ pub struct DrawArgs {
 const WIDTH: usize = 80;
 
 impl DrawArgs {
-    /// Fails early where the file could not be written.
+    /// Fails early where the file could not be written, or is one of the images.
     ///
     /// # Errors
     ///
-    /// [`Error::File`].
-    pub fn check(&self) -> Result<()> {
-        let Some(path) = &self.svg else { return Ok(()) };
-        access(directory_of(path), AccessFlags::W_OK)
-            .map_err(|errno| Error::file("write into the directory of", path)(errno.into()))
+    /// Those of [`output::check`].
+    pub fn check(&self, images: &[&Location]) -> Result<()> {
+        self.svg.as_deref().map_or(Ok(()), |path| output::check(path, images))
     }
 
     /// Draws what is asked for; `as_text`: stdout is for people.
@@ -47,7 +44,10 @@ impl DrawArgs {
             print_line("")?;
             picture.lines(style()).iter().try_for_each(|line| print_line(line))?;
         }
-        self.svg.as_ref().map_or(Ok(()), |path| put(path, picture.svg().as_bytes()))
+        let Some(path) = &self.svg else { return Ok(()) };
+        output::put(path, |mut file| {
+            file.write_all(picture.svg().as_bytes()).map_err(Error::file("write", path))
+        })
     }
 }
 
@@ -61,45 +61,4 @@ fn style() -> Style {
     let columns = if is_terminal { terminal_size::terminal_size() } else { None };
     let width = columns.map_or(WIDTH, |(width, _)| usize::from(width.0));
     Style { width, colours: is_terminal && !is_dumb && set("NO_COLOR").is_none(), unicode }
-}
-
-fn directory_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Puts a file in the place of what is there, all of it at once. What is no file, as
-/// `/dev/stdout`, is written to.
-fn put(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = Error::file("write", path);
-    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        return OpenOptions::new()
-            .write(true)
-            .open(path)
-            .and_then(|mut file| file.write_all(bytes))
-            .map_err(write);
-    }
-    let Some(name) = path.file_name() else { return Err(Error::refused(path, "names no file")) };
-    let (mut file, temporary) = temporary_beside(&directory_of(path).join(name)).map_err(write)?;
-    let put =
-        file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path));
-    put.map_err(|error| {
-        // What failed is told; this file is of no use.
-        let _ = fs::remove_file(&temporary);
-        Error::file("write", path)(error)
-    })
-}
-
-/// A new file with a hidden name.
-fn temporary_beside(path: &Path) -> std::io::Result<(File, PathBuf)> {
-    const TRIES: u32 = 100;
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut tries = 0;
-    loop {
-        let shortened = &name[..name.floor_char_boundary(200)];
-        let temporary = path.with_file_name(format!(".{shortened}.holesync-{}-{tries}", std::process::id()));
-        match OpenOptions::new().write(true).create_new(true).open(&temporary) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && tries < TRIES => tries += 1,
-            opened => return opened.map(|file| (file, temporary)),
-        }
-    }
 }

@@ -1,20 +1,24 @@
-//! `holesync map`: the extents of an image, or its blocks, as a table and as a picture.
+//! `holesync map`: the extents of an image, or its blocks, as a table and as a picture; its
+//! map as a file.
 
 use std::ffi::OsString;
+use std::io::BufWriter;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use holesync::error::{Result, printable};
+use holesync::error::{Error, Result, printable};
+use holesync::hashmap::map_file::MapWriter;
+use holesync::hashmap::{MapEntry, page_runs};
 use holesync::location::Location;
-use holesync::protocol::SurveyedBlocks;
-use holesync::report::hex;
 use holesync::report::picture::{Picture, Shows};
+use holesync::report::{hex, human};
 use holesync::sync::survey::{self, Looking};
 use serde_json::json;
 
 use crate::cli::verbs::draw::DrawArgs;
 use crate::cli::verbs::look::{LookArgs, Watch};
+use crate::cli::verbs::output;
 
 /// `holesync map IMG`.
 #[derive(Debug, Args)]
@@ -24,6 +28,10 @@ pub struct MapArgs {
     /// Show a hash for every block that is not zero
     #[arg(long)]
     hashes: bool,
+    /// Write the map of the image to FILE: what `verify` and `diff` compare with later, without
+    /// the image
+    #[arg(short, long, value_name = "FILE", conflicts_with = "hashes")]
+    output: Option<PathBuf>,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -40,16 +48,17 @@ impl MapArgs {
     ///
     /// When the image cannot be read, or something not be written.
     pub fn run(self, umask: u32) -> Result<()> {
-        self.draw.check()?;
         let location = Location::parse(&self.image)?;
+        self.draw.check(&[&location])?;
+        self.output.as_deref().map_or(Ok(()), |path| output::check(path, &[&location]))?;
         let (options, remote) = self.look.options(umask)?;
         let watch = Watch::new(&[&location], false);
         let looking = Looking { options: &options, remote: &remote, reporter: &watch };
         let mut rows = Rows { as_json: self.json, picture: None, watch: &watch };
-        rows.head()?;
-        let length = match self.hashes {
-            true => rows.blocks(&location, looking),
-            false => rows.extents(&location, looking),
+        let length = match &self.output {
+            Some(file) => rows.save(&location, looking, file),
+            None if self.hashes => rows.blocks(&location, looking),
+            None => rows.extents(&location, looking),
         };
         watch.finish();
         let length = length?;
@@ -104,6 +113,7 @@ impl Rows<'_> {
     }
 
     fn extents(&mut self, location: &Location, looking: Looking) -> Result<u64> {
+        self.head()?;
         let mut at = 0;
         let length = survey::extents(location, looking, &mut |length, extent| {
             self.print(&(at..extent.start), "hole", None)?;
@@ -117,16 +127,17 @@ impl Rows<'_> {
     }
 
     fn blocks(&mut self, location: &Location, looking: Looking) -> Result<u64> {
+        self.head()?;
         let mut zeros = 0..0;
         let grid = survey::blocks(location, looking, &mut |grid, index, blocks| {
             match blocks {
-                SurveyedBlocks::Zero(count) if zeros.end == index => zeros.end += count,
-                SurveyedBlocks::Zero(count) => zeros = index..index + count,
-                SurveyedBlocks::Data { pages, hash } => {
+                MapEntry::Zero(count) if zeros.end == index => zeros.end += count,
+                MapEntry::Zero(count) => zeros = index..index + count,
+                MapEntry::Data { pages, hash } => {
                     self.print(&grid.bytes(&zeros), "zero", None)?;
                     zeros = index + 1..index + 1;
                     self.print(&grid.bytes(&(index..index + 1)), "data", Some(&hex(hash)))?;
-                    for run in holesync::hashmap::page_runs(*pages) {
+                    for run in page_runs(*pages) {
                         self.mark(grid.length, &grid.pages(index, &run));
                     }
                 }
@@ -135,5 +146,40 @@ impl Rows<'_> {
         })?;
         self.print(&grid.bytes(&zeros), "zero", None)?;
         Ok(grid.length)
+    }
+
+    /// Writes the map to a file.
+    fn save(&mut self, location: &Location, looking: Looking, path: &Path) -> Result<u64> {
+        let failed = |error| Error::file("write", path)(error);
+        let mut data = 0;
+        let (grid, root) = output::put(path, |file| {
+            let mut writer = None;
+            let grid = survey::blocks(location, looking, &mut |grid, index, entry| {
+                let writer = match &mut writer {
+                    Some(writer) => writer,
+                    none => none.insert(MapWriter::new(BufWriter::new(file), grid).map_err(failed)?),
+                };
+                writer.add(entry).map_err(failed)?;
+                if let MapEntry::Data { pages, .. } = entry {
+                    data += grid.masked_bytes(index, *pages);
+                    page_runs(*pages).for_each(|run| self.mark(grid.length, &grid.pages(index, &run)));
+                }
+                Ok(())
+            })?;
+            let writer = match writer {
+                Some(writer) => writer,
+                // An image of no bytes has no blocks.
+                None => MapWriter::new(BufWriter::new(file), &grid).map_err(failed)?,
+            };
+            Ok((grid, writer.finish().map_err(failed)?.1))
+        })?;
+        let (name, root, length) = (printable(path), hex(&root), grid.length);
+        self.watch.print_line(&match self.as_json {
+            true => json!({"path": name, "length": length, "data_bytes": data,
+                "block_size": grid.block.bytes(), "root": root})
+            .to_string(),
+            false => format!("{name}: {} of data in {}, {root}", human(data), human(length)),
+        })?;
+        Ok(length)
     }
 }

@@ -7,14 +7,14 @@ use std::sync::mpsc::channel;
 
 use crate::confinement::NamedPath;
 use crate::error::{Error, Result, Stop, lock};
-use crate::hashmap::{self, Grid};
+use crate::hashmap::{self, Grid, MapEntry};
 use crate::options::Options;
 use crate::protocol::{
     Ask, Frame, FrameReader, FrameWriter, LeafAnswer, MAX_DIFFER, MAX_SURVEYED, Message, SURVEYED_AHEAD,
     Told, keep_alive,
 };
 use crate::scan::{self, FileImage};
-use crate::sync::survey::{each_extent, leaves_of, surveyed};
+use crate::sync::survey::{each_extent, leaves_of};
 
 /// Answers until nothing more is asked.
 ///
@@ -118,7 +118,7 @@ impl Seen<'_> {
     fn tell_blocks<R: Read, W: Write>(&self, talk: &mut Talk<R, W>) -> Result<bool> {
         let (mut ahead, mut is_wanted) = (0, true);
         let hashed = hashmap::hash_image(&self.image, &self.grid, |batch| {
-            let told = surveyed(&batch.items);
+            let told = MapEntry::of(&batch.items);
             ahead += told.len() as u64;
             let told: Vec<Told> =
                 told.chunks(MAX_SURVEYED).map(|piece| Told::Blocks(piece.to_vec())).collect();

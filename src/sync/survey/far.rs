@@ -6,11 +6,10 @@ use std::io::{Read, Write};
 use std::sync::Mutex;
 
 use crate::error::{Result, lock};
-use crate::hashmap::Grid;
 use crate::hashmap::leaves::Leaves;
+use crate::hashmap::{Grid, MapEntry};
 use crate::protocol::{
-    Ask, Frame, FrameReader, FrameWriter, LeafAnswer, MAX_LENGTH, MAX_SURVEYED, Message, SURVEYED_AHEAD,
-    SurveyedBlocks, Told,
+    Ask, Frame, FrameReader, FrameWriter, LeafAnswer, MAX_LENGTH, MAX_SURVEYED, Message, SURVEYED_AHEAD, Told,
 };
 use crate::scan::Extent;
 use crate::sync::survey::Surveyed;
@@ -27,7 +26,7 @@ pub struct FarImage<'a, R: Read, W: Write> {
     grid: Option<Grid>,
     /// Blocks of the grid that are not told yet.
     left: u64,
-    told: VecDeque<Vec<SurveyedBlocks>>,
+    told: VecDeque<Vec<MapEntry>>,
     /// Entries that were told and for which no others were asked.
     ahead: usize,
     /// Those of them that were handed on.
@@ -93,13 +92,13 @@ impl<'a, R: Read, W: Write> FarImage<'a, R, W> {
         }
     }
 
-    fn take_blocks(&mut self, told: Vec<SurveyedBlocks>) -> Result<()> {
+    fn take_blocks(&mut self, told: Vec<MapEntry>) -> Result<()> {
         let Some(grid) = self.grid else { return Err(self.input.bad("blocks that were not asked for")) };
         let mut index = grid.blocks() - self.left;
         for blocks in &told {
             let (count, is_right) = match blocks {
-                SurveyedBlocks::Zero(count) => (*count, *count > 0),
-                SurveyedBlocks::Data { pages, .. } => {
+                MapEntry::Zero(count) => (*count, *count > 0),
+                MapEntry::Data { pages, .. } => {
                     (1, *pages != 0 && self.left > 0 && pages & !grid.all_pages(index) == 0)
                 }
             };
@@ -178,7 +177,7 @@ impl<R: Read, W: Write> Surveyed for FarImage<'_, R, W> {
         self.say(Ask::Blocks { length: grid.length })
     }
 
-    fn blocks(&mut self) -> Result<Option<Vec<SurveyedBlocks>>> {
+    fn blocks(&mut self) -> Result<Option<Vec<MapEntry>>> {
         loop {
             if let Some(told) = self.told.pop_front() {
                 self.grant(told.len())?;
@@ -220,12 +219,12 @@ mod tests {
     use crate::options::BlockSize;
     use crate::report::Phase;
 
-    fn zero(blocks: u64) -> SurveyedBlocks {
-        SurveyedBlocks::Zero(blocks)
+    fn zero(blocks: u64) -> MapEntry {
+        MapEntry::Zero(blocks)
     }
 
-    fn data(pages: u64) -> SurveyedBlocks {
-        SurveyedBlocks::Data { pages, hash: [1; 32] }
+    fn data(pages: u64) -> MapEntry {
+        MapEntry::Data { pages, hash: [1; 32] }
     }
 
     /// What becomes of what an agent says about an image of 10 blocks and a page.
@@ -248,7 +247,7 @@ mod tests {
         image.start(&Grid { length: image.length(), block: BlockSize::default() })?;
         let mut blocks = 0;
         while let Some(told) = image.blocks()? {
-            blocks += told.iter().map(SurveyedBlocks::blocks).sum::<u64>();
+            blocks += told.iter().map(MapEntry::blocks).sum::<u64>();
         }
         Ok(blocks)
     }

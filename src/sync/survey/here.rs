@@ -7,10 +7,9 @@ use std::thread::Scope;
 
 use crate::error::{Error, Result};
 use crate::hashmap::leaves::Leaves;
-use crate::hashmap::{self, Grid};
-use crate::protocol::SurveyedBlocks;
+use crate::hashmap::{self, Grid, MapEntry};
 use crate::scan::{Extent, FileImage};
-use crate::sync::survey::{Surveyed, each_extent, leaves_of, surveyed};
+use crate::sync::survey::{Surveyed, each_extent, leaves_of};
 
 /// How many batches of hashes wait to be held against the other image.
 const AHEAD: usize = 8;
@@ -23,7 +22,7 @@ pub struct HereImage<'scope, 'env> {
     length: u64,
     /// What blocks are told on, once that is known.
     grid: Option<Grid>,
-    told: Option<Receiver<Result<Vec<SurveyedBlocks>>>>,
+    told: Option<Receiver<Result<Vec<MapEntry>>>>,
     answers: VecDeque<Vec<Leaves>>,
 }
 
@@ -52,8 +51,9 @@ impl Surveyed for HereImage<'_, '_> {
         let (tell, told) = sync_channel(AHEAD);
         let (path, image, grid) = (self.path, self.image, *grid);
         self.scope.spawn(move || {
-            let hashed =
-                hashmap::hash_image(image, &grid, |batch| Ok(tell.send(Ok(surveyed(&batch.items))).is_ok()));
+            let hashed = hashmap::hash_image(image, &grid, |batch| {
+                Ok(tell.send(Ok(MapEntry::of(&batch.items))).is_ok())
+            });
             if let Err(error) = hashed {
                 // Nobody waits for it where the other image failed.
                 let _ = tell.send(Err(Error::file("read", path)(error)));
@@ -63,7 +63,7 @@ impl Surveyed for HereImage<'_, '_> {
         Ok(())
     }
 
-    fn blocks(&mut self) -> Result<Option<Vec<SurveyedBlocks>>> {
+    fn blocks(&mut self) -> Result<Option<Vec<MapEntry>>> {
         self.told.as_ref().and_then(|told| told.recv().ok()).transpose()
     }
 

@@ -5,10 +5,10 @@
 use std::collections::VecDeque;
 
 use crate::error::{Error, Result};
-use crate::hashmap::Grid;
 use crate::hashmap::difference::{BlockPages, Span, Spans};
 use crate::hashmap::leaves::Leaves;
-use crate::protocol::{MAX_DIFFER, SurveyedBlocks};
+use crate::hashmap::{Grid, MapEntry};
+use crate::protocol::MAX_DIFFER;
 use crate::sync::survey::Surveyed;
 
 /// Entries that may wait for an answer.
@@ -31,10 +31,12 @@ pub fn merge<F: FnMut(Span) -> Result<()>>(
         b: Side::of(b),
         grid,
         spans,
+        have_leaves: false,
         waiting: VecDeque::new(),
         asking: Vec::new(),
         asked: 0,
     };
+    merge.have_leaves = [&merge.a, &merge.b].iter().all(|side| side.image.block_size().is_none());
     let mut at = 0;
     while let (Some(a), Some(b)) = (merge.a.front()?, merge.b.front()?) {
         let count = a.blocks().min(b.blocks());
@@ -55,7 +57,7 @@ pub fn merge<F: FnMut(Span) -> Result<()>>(
 /// What one image told and is not merged yet.
 struct Side<'a> {
     image: &'a mut dyn Surveyed,
-    told: VecDeque<SurveyedBlocks>,
+    told: VecDeque<MapEntry>,
     /// Blocks of the first of these that are merged.
     used: u64,
     answers: VecDeque<Leaves>,
@@ -67,13 +69,13 @@ impl<'a> Side<'a> {
     }
 
     /// The next blocks; `None` behind the last.
-    fn front(&mut self) -> Result<Option<SurveyedBlocks>> {
+    fn front(&mut self) -> Result<Option<MapEntry>> {
         while self.told.is_empty() {
             let Some(told) = self.image.blocks()? else { return Ok(None) };
             self.told.extend(told);
         }
         Ok(self.told.front().map(|front| match front {
-            SurveyedBlocks::Zero(blocks) => SurveyedBlocks::Zero(blocks - self.used),
+            MapEntry::Zero(blocks) => MapEntry::Zero(blocks - self.used),
             data => *data,
         }))
     }
@@ -111,6 +113,8 @@ struct Merge<'a, F> {
     b: Side<'a>,
     grid: &'a Grid,
     spans: &'a mut Spans<F>,
+    /// Both can be asked about single pages.
+    have_leaves: bool,
     waiting: VecDeque<Waiting>,
     /// Blocks that are asked about next.
     asking: Vec<u64>,
@@ -119,8 +123,8 @@ struct Merge<'a, F> {
 }
 
 impl<F: FnMut(Span) -> Result<()>> Merge<'_, F> {
-    fn take(&mut self, at: u64, count: u64, a: SurveyedBlocks, b: SurveyedBlocks) -> Result<()> {
-        use SurveyedBlocks::{Data, Zero};
+    fn take(&mut self, at: u64, count: u64, a: MapEntry, b: MapEntry) -> Result<()> {
+        use MapEntry::{Data, Zero};
         self.waiting.push_back(match (a, b) {
             (Zero(_), Zero(_)) => Waiting::Zeros(at, count),
             (Zero(_), Data { pages, .. }) => {
@@ -131,6 +135,9 @@ impl<F: FnMut(Span) -> Result<()>> Merge<'_, F> {
             }
             (Data { pages, hash }, Data { hash: other, .. }) if hash == other => {
                 Waiting::Known(at, BlockPages { a: pages, b: pages, differing: 0 })
+            }
+            (Data { pages: a, .. }, Data { pages: b, .. }) if !self.have_leaves => {
+                Waiting::Known(at, BlockPages { a, b, differing: a | b })
             }
             (Data { pages: a, .. }, Data { pages: b, .. }) => {
                 self.asking.push(at);

@@ -1,0 +1,76 @@
+//! A file that a verb writes: put in the place of what is there, whole or not at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use holesync::error::{Error, Result};
+use holesync::location::Location;
+use nix::unistd::{AccessFlags, access};
+
+/// Fails early where a file could not be written, or is one of the images that are looked at.
+///
+/// # Errors
+///
+/// [`Error::File`], [`Error::Refused`].
+pub fn check(path: &Path, images: &[&Location]) -> Result<()> {
+    if let Ok(there) = fs::metadata(path) {
+        if there.file_type().is_block_device() {
+            return Err(Error::refused(path, "is a block device: name a file"));
+        }
+        let is_it = |image: &&Location| match image {
+            Location::Local(image) => fs::metadata(image).is_ok_and(|image| {
+                there.is_file() && (image.dev(), image.ino()) == (there.dev(), there.ino())
+            }),
+            Location::Remote(..) => false,
+        };
+        if images.iter().any(is_it) {
+            return Err(Error::refused(path, "is the image itself, which would be lost: name another file"));
+        }
+    }
+    access(directory_of(path), AccessFlags::W_OK)
+        .map_err(|errno| Error::file("write into the directory of", path)(errno.into()))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Puts what `write` writes in the place of what is there, all of it at once, when it is synced.
+/// What is no file, as `/dev/stdout`, is written to.
+///
+/// # Errors
+///
+/// [`Error::File`], and what `write` returns: then what was there is there.
+pub fn put<T>(path: &Path, write: impl FnOnce(&File) -> Result<T>) -> Result<T> {
+    let failed = |error| Error::file("write", path)(error);
+    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        return write(&OpenOptions::new().write(true).open(path).map_err(failed)?);
+    }
+    let Some(name) = path.file_name() else { return Err(Error::refused(path, "names no file")) };
+    let (file, temporary) = temporary_beside(&directory_of(path).join(name)).map_err(failed)?;
+    let put = write(&file).and_then(|value| {
+        file.sync_all().and_then(|()| fs::rename(&temporary, path)).map_err(failed)?;
+        Ok(value)
+    });
+    put.inspect_err(|_| {
+        // What failed is told; this file is of no use.
+        let _ = fs::remove_file(&temporary);
+    })
+}
+
+/// A new file with a hidden name.
+fn temporary_beside(path: &Path) -> std::io::Result<(File, PathBuf)> {
+    const TRIES: u32 = 100;
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut tries = 0;
+    loop {
+        let shortened = &name[..name.floor_char_boundary(200)];
+        let temporary = path.with_file_name(format!(".{shortened}.holesync-{}-{tries}", std::process::id()));
+        match OpenOptions::new().write(true).create_new(true).open(&temporary) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && tries < TRIES => tries += 1,
+            opened => return opened.map(|file| (file, temporary)),
+        }
+    }
+}
