@@ -10,7 +10,6 @@
 mod reader;
 mod writer;
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -18,7 +17,6 @@ use blake3::Hasher;
 
 use crate::error::Error;
 use crate::hashmap::{Grid, PAGE};
-use crate::scan;
 
 pub use reader::MapReader;
 pub use writer::MapWriter;
@@ -53,15 +51,15 @@ pub enum MapError {
     #[error("cannot be read: {}", crate::error::in_words(.0))]
     Read(#[from] io::Error),
     /// It does not begin as maps do.
-    #[error("is no map of an image: holesync map IMG -o FILE writes one")]
+    #[error("is no map of an image: holesync map IMG -o FILE.map writes one")]
     NoMap,
     /// Another version of this program wrote it.
     #[error(
-        "is a map of another version of holesync (format {0}): write it anew with holesync map IMG -o FILE"
+        "is a map of another version of holesync (format {0}): write it anew with holesync map IMG -o FILE.map"
     )]
     Version(u32),
     /// It ends before its end, or was changed.
-    #[error("is a damaged map ({0}): write it anew with holesync map IMG -o FILE")]
+    #[error("is a damaged map ({0}): write it anew with holesync map IMG -o FILE.map")]
     Damaged(&'static str),
 }
 
@@ -75,15 +73,10 @@ impl MapError {
     }
 }
 
-/// Whether a file says that it is a map, of any version.
-///
-/// # Errors
-///
-/// What reading reports.
-pub fn is_map(file: &File) -> io::Result<bool> {
-    let mut start = [0; MAGIC_START.len()];
-    scan::read_or_zeros(file, &mut start, 0)?;
-    Ok(start == *MAGIC_START)
+/// Whether a path names a map: it ends in `.map`. Content does not make a map of a file: what
+/// is written into an image, by a guest for one, must not speak for it.
+pub fn is_map(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "map")
 }
 
 fn check(before: &Check, parts: &[&[u8]]) -> Check {

@@ -2,7 +2,7 @@
 
 use crate::confinement::NamedPath;
 use crate::error::Result;
-use crate::hashmap::Hash;
+use crate::hashmap::{Hash, map_file};
 use crate::location::Location;
 use crate::protocol::{Frame, Message, Request};
 use crate::sync::agent;
@@ -15,7 +15,7 @@ use crate::sync::survey::{self, Looking};
 /// When it cannot be read, the host cannot be reached, or there is no holesync.
 pub fn digest(location: &Location, looking: Looking) -> Result<Hash> {
     let (host, path) = match location {
-        Location::Local(path) if survey::is_map(location)? => return survey::root_of_map(path),
+        Location::Local(path) if map_file::is_map(path) => return survey::root_of_map(path),
         Location::Local(path) => return agent::digest(&NamedPath::here(path), looking.options, || true),
         Location::Remote(host, path) => (host, path),
     };

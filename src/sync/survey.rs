@@ -145,17 +145,6 @@ pub fn diff(
     })
 }
 
-/// Whether a location is a map file here.
-///
-/// # Errors
-///
-/// When it cannot be read.
-pub fn is_map(location: &Location) -> Result<bool> {
-    let Location::Local(path) = location else { return Ok(false) };
-    let (file, _) = scan::open_image(&NamedPath::here(path))?;
-    map_file::is_map(&file).map_err(Error::file("read", path))
-}
-
 /// The root hash of the image that a map file is of.
 ///
 /// # Errors
@@ -171,10 +160,10 @@ fn block_size_of_maps(images: [&Location; 2]) -> Result<Option<BlockSize>> {
     let mut found: Option<BlockSize> = None;
     for location in images {
         let Location::Local(path) = location else { continue };
-        let (file, _) = scan::open_image(&NamedPath::here(path))?;
-        if !map_file::is_map(&file).map_err(Error::file("read", path))? {
+        if !map_file::is_map(path) {
             continue;
         }
+        let (file, _) = scan::open_image(&NamedPath::here(path))?;
         let block = saved::grid(path, &file)?.block;
         if let Some(other) = found.replace(block).filter(|other| *other != block) {
             return Err(Error::Usage(format!(
@@ -227,7 +216,7 @@ impl Looking<'_> {
         match location {
             Location::Local(path) => {
                 let (file, length) = scan::open_image(&NamedPath::here(path))?;
-                if map_file::is_map(&file).map_err(Error::file("read", path))? {
+                if map_file::is_map(path) {
                     return work(&mut SavedMap::open(path, &file)?);
                 }
                 let image = FileImage::new(file, self.options.hole_map);

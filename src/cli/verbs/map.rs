@@ -28,9 +28,9 @@ pub struct MapArgs {
     /// Show a hash for every block that is not zero
     #[arg(long)]
     hashes: bool,
-    /// Write the map of the image to FILE: what `verify` and `diff` compare with later, without
+    /// Write the map of the image to FILE.map: what `verify` and `diff` compare with later, without
     /// the image
-    #[arg(short, long, value_name = "FILE", conflicts_with = "hashes")]
+    #[arg(short, long, value_name = "FILE.map", conflicts_with = "hashes")]
     output: Option<PathBuf>,
     /// One JSON object a line
     #[arg(long)]
@@ -50,7 +50,10 @@ impl MapArgs {
     pub fn run(self, umask: u32) -> Result<()> {
         let location = Location::parse(&self.image)?;
         self.draw.check(&[&location])?;
-        self.output.as_deref().map_or(Ok(()), |path| output::check(path, &[&location]))?;
+        if let Some(path) = &self.output {
+            output::check_map(path)?;
+            output::check(path, &[&location])?;
+        }
         let (options, remote) = self.look.options(umask)?;
         let watch = Watch::new(&[&location], false);
         let looking = Looking { options: &options, remote: &remote, reporter: &watch };

@@ -5,7 +5,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use holesync::error::{Error, Result};
+use holesync::error::{Error, Result, printable};
+use holesync::hashmap::map_file;
 use holesync::location::Location;
 use nix::unistd::{AccessFlags, access};
 
@@ -31,6 +32,18 @@ pub fn check(path: &Path, images: &[&Location]) -> Result<()> {
     }
     access(directory_of(path), AccessFlags::W_OK)
         .map_err(|errno| Error::file("write into the directory of", path)(errno.into()))
+}
+
+/// Refuses a name that is none of a map.
+///
+/// # Errors
+///
+/// [`Error::Usage`].
+pub fn check_map(path: &Path) -> Result<()> {
+    match map_file::is_map(path) {
+        true => Ok(()),
+        false => Err(Error::Usage(format!("{}: the name of a map ends in .map", printable(path)))),
+    }
 }
 
 fn directory_of(path: &Path) -> &Path {

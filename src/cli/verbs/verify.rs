@@ -5,21 +5,19 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use holesync::error::{Error, Result};
-use holesync::location::Location;
-use holesync::sync::survey;
+use holesync::error::Result;
 
-use crate::cli::verbs::DiffArgs;
 use crate::cli::verbs::draw::DrawArgs;
 use crate::cli::verbs::look::LookArgs;
+use crate::cli::verbs::{DiffArgs, output};
 
 /// `holesync verify IMG --map FILE`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     /// The image: a file or block device, or host:path
     image: OsString,
-    /// The map that it is to have, as `holesync map IMG -o FILE` wrote it
-    #[arg(long, value_name = "FILE")]
+    /// The map that it is to have, as `holesync map IMG -o FILE.map` wrote it
+    #[arg(long, value_name = "FILE.map")]
     map: PathBuf,
     /// Print nothing, and end at the first difference: the exit code tells
     #[arg(short, long, conflicts_with_all = ["svg", "chart", "json"])]
@@ -42,9 +40,6 @@ impl VerifyArgs {
     pub fn run(self, umask: u32) -> Result<ExitCode> {
         let VerifyArgs { image, map, quiet, json, draw, look } = self;
         let diff = DiffArgs { a: map.clone().into(), b: image, quiet, json, draw, look };
-        diff.run_if(umask, || match survey::is_map(&Location::Local(map.clone()))? {
-            true => Ok(()),
-            false => Err(Error::refused(map, "is no map of an image: holesync map IMG -o FILE writes one")),
-        })
+        diff.run_if(umask, || output::check_map(&map))
     }
 }

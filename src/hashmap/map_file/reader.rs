@@ -105,14 +105,15 @@ impl<R: Read> MapReader<R> {
             if zeros.checked_add(count).is_none_or(|blocks| blocks == 0 || blocks > left) {
                 return Err(wrong());
             }
-            let size = (count as usize).checked_mul(bytes + 32).filter(|&size| size <= body.len());
+            let count = usize::try_from(count).map_err(|_| wrong())?;
+            let size = count.checked_mul(bytes + 32).filter(|&size| size <= body.len());
             let (run, rest) = body.split_at(size.ok_or_else(wrong)?);
             body = rest;
             if zeros > 0 {
                 entries.push(MapEntry::Zero(zeros));
                 self.index += zeros;
             }
-            let (masks, hashes) = run.split_at(count as usize * bytes);
+            let (masks, hashes) = run.split_at(count * bytes);
             for (mask, hash) in masks.chunks_exact(bytes).zip(hashes.as_chunks::<32>().0) {
                 entries.push(self.block(mask, hash).ok_or_else(wrong)?);
             }

@@ -6,7 +6,7 @@ use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hashmap::leaves::Leaves;
 use crate::hashmap::map_file::{MapError, MapReader};
 use crate::hashmap::{Grid, Hash, MapEntry, page_runs};
@@ -64,7 +64,7 @@ pub fn root(path: &Path, file: &File) -> Result<Hash> {
 }
 
 impl<'a> SavedMap<'a> {
-    /// Over a file that says that it is a map.
+    /// Over a file that is named as a map.
     pub fn open(path: &'a Path, file: &'a File) -> Result<SavedMap<'a>> {
         Ok(SavedMap { path, file, grid: grid(path, file)?, told: None, index: 0 })
     }
@@ -122,6 +122,9 @@ impl Surveyed for SavedMap<'_> {
     }
 
     fn start(&mut self, grid: &Grid) -> Result<()> {
+        if grid.block != self.grid.block {
+            return Err(Error::refused(self.path, "was replaced while it was read"));
+        }
         let map = reader(self.file).map_err(|error| error.about(self.path))?;
         (self.told, self.index) = (Some((*grid, map)), 0);
         Ok(())
