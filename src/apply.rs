@@ -224,6 +224,11 @@ impl Destination {
         self.task.begun_from.as_ref().map(|name| similar::choice(path, name))
     }
 
+    /// Whether what is there is written itself, and changes with each write.
+    pub fn is_written_itself(&self) -> bool {
+        matches!(self.way, Way::Direct(_))
+    }
+
     /// Whether it is a block device.
     pub fn is_device(&self) -> bool {
         self.way.is_device()

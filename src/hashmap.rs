@@ -81,6 +81,9 @@ pub struct Batch {
 }
 
 impl Block {
+    /// One of which nothing was read.
+    pub const HOLE: Block = Block { hash: [0; 32], data: 0, read: 0, at: 0 };
+
     /// Its non-zero pages as slices of a buffer that holds its read pages, packed,
     /// from `at` on; in file order.
     pub fn data_in<'a>(

@@ -44,7 +44,7 @@ pub use crate::source::{MAX_NAME, MAX_PATH};
 /// line ends or strips the eighth bit.
 pub const MAGIC: [u8; 8] = *b"\x89hole\xff\r\n";
 /// The newest version this program speaks.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;
 /// The oldest version this program speaks.
 pub const OLDEST: u16 = 5;
 /// The oldest version in which a sender describes files in a dry run, too.
@@ -53,6 +53,9 @@ const DRY_DESCRIPTIONS: u16 = 7;
 pub fn describes_in_dry_runs(version: u16) -> bool {
     version >= DRY_DESCRIPTIONS
 }
+/// The oldest version in which the receiver copies what it has elsewhere: it may be asked about
+/// blocks that are new, too.
+pub const COPIES: u16 = 8;
 /// The bits among the features of a greeting that tell whether the processor has
 /// instructions for AES; neither is set where that is not known.
 pub const FEATURE_AES: u32 = 1;
@@ -399,7 +402,22 @@ pub struct LeafAnswer {
     /// The entry.
     pub id: u64,
     /// One each.
-    pub blocks: Vec<Leaves>,
+    pub blocks: Vec<BlockAnswer>,
+}
+
+/// What the receiver has of a block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BlockAnswer {
+    /// All of it, from elsewhere: nothing is to be sent. From version [`COPIES`] on.
+    Had,
+    /// These leaves of what is there.
+    Leaves(Leaves),
+}
+
+impl From<Leaves> for BlockAnswer {
+    fn from(leaves: Leaves) -> BlockAnswer {
+        BlockAnswer::Leaves(leaves)
+    }
 }
 
 /// What the next blocks that were asked about lack, in the order of asking. They

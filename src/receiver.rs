@@ -45,6 +45,7 @@ mod finish;
 mod list;
 mod others;
 mod outbox;
+mod places;
 mod questions;
 mod read_ahead;
 mod shared;
@@ -327,7 +328,10 @@ impl Applier<'_, '_> {
             }
             ApplyError::File(error) => {
                 let error = match std::mem::replace(&mut self.current, Current::Failed) {
-                    Current::File(file) => file.destination.give_up(error),
+                    Current::File(mut file) => {
+                        self.release(&mut file);
+                        file.destination.give_up(error)
+                    }
                     Current::None | Current::Failed => error,
                 };
                 // Before the credit for its map is free: others use it at once.
@@ -338,10 +342,18 @@ impl Applier<'_, '_> {
 
     /// Gives the current file up and keeps what there is of it for the next run.
     fn fail(&mut self) {
-        if let Current::File(file) = std::mem::replace(&mut self.current, Current::Failed) {
+        if let Current::File(mut file) = std::mem::replace(&mut self.current, Current::Failed) {
+            self.release(&mut file);
             // The answering thread stops with it.
             self.shared.feeds.forget(file.id);
             file.destination.keep();
+        }
+    }
+
+    /// What is there of a file is held open for others no more: it is locked as long.
+    fn release(&self, file: &mut OpenFile) {
+        if let Some(image) = file.image.take() {
+            self.shared.places.close(image, file.place.take());
         }
     }
 
@@ -364,11 +376,12 @@ impl Applier<'_, '_> {
     }
 
     /// `found`: what the file hashes to here, if its patches were right; `root`: there.
-    fn complete(&mut self, file: Box<OpenFile>, found: Option<Hash>, root: Hash) -> Result<()> {
+    fn complete(&mut self, mut file: Box<OpenFile>, found: Option<Hash>, root: Hash) -> Result<()> {
         if !self.shared.feeds.has_ended(file.id) {
             return Err(self.frames.bad("the end of a file out of turn"));
         }
         self.shared.feeds.forget(file.id);
+        self.release(&mut file);
         if found == Some(root) || file.destination.is_preview() {
             let complete = Complete { file, root };
             if complete.is_quick() {

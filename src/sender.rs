@@ -36,6 +36,7 @@ mod hasher;
 mod inbox;
 mod leaf_policy;
 mod merge;
+mod pending;
 mod replies;
 mod session;
 mod shared;

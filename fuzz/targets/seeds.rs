@@ -10,7 +10,7 @@ use holesync::hashmap::plan::Run;
 use holesync::hashmap::{Grid, MapEntry};
 use holesync::options::BlockSize;
 use holesync::protocol::{
-    Ask, Differ, Entry, FrameWriter, ImageMessage, LeafAnswer, MAGIC, Message, OLDEST, Patch, Request, Told,
+    Ask, BlockAnswer, Differ, Entry, FrameWriter, ImageMessage, LeafAnswer, MAGIC, Message, OLDEST, Patch, Request, Told,
     VERSION,
 };
 use holesync::report::Changes;
@@ -146,7 +146,7 @@ fn survey() -> Vec<u8> {
         for told in [Told::Length(1 << 20), Told::Extents(vec![(0, 4096)]), Told::Blocks(blocks), Told::End] {
             output.message(&Message::Told(told))?;
         }
-        output.leaves(&LeafAnswer { id: 0, blocks: vec![Leaves::default(); 2] })
+        output.leaves(&LeafAnswer { id: 0, blocks: vec![Leaves::default().into(); 2] })
     })
 }
 
@@ -194,7 +194,7 @@ fn answers() -> Vec<u8> {
         output.message(&Message::Map { id: 1, device: false })?;
         output.map(1, &[Run::Keys(vec![[9; 16]; 2]), Run::Zero(1)])?;
         output.message(&Message::MapEnd { id: 1 })?;
-        output.leaves(&LeafAnswer { id: 1, blocks: vec![Leaves::default(); 2] })?;
+        output.leaves(&LeafAnswer { id: 1, blocks: vec![Leaves::default().into(), BlockAnswer::Had] })?;
         output.message(&Message::NoBasis { id: 3, device: false })?;
         output.message(&Message::Granted { units: 2 })?;
         output.message(&Message::Warning("w".into()))?;

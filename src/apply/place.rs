@@ -21,7 +21,7 @@ use nix::sys::stat::{FileStat, SFlag};
 
 use crate::apply::aside::alternate::Alternates;
 use crate::apply::aside::backup::{Backup, Backups};
-use crate::apply::aside::similar::Similar;
+use crate::apply::aside::similar::{self, Similar};
 use crate::apply::attributes::Attributes;
 use crate::apply::synced::Synced;
 use crate::error::{Error, Failure, Result, lock};
@@ -182,6 +182,12 @@ impl Place {
 
     pub(super) fn open(&self, name: &OsStr, flags: OFlag) -> io::Result<File> {
         Ok(sys::open_beneath(self.dir.as_fd(), name.as_ref(), flags, 0o600)?.into())
+    }
+
+    /// The regular file that is there, if it can be read.
+    pub fn open_to_read(&self) -> Option<File> {
+        let file = self.open(&self.name, similar::READ).ok()?;
+        file.metadata().is_ok_and(|metadata| metadata.is_file()).then_some(file)
     }
 
     /// The name of a working file beside this place.

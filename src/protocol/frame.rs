@@ -27,6 +27,8 @@ pub(super) const DATA_HEAD: usize = 8 + 4 + 1 + 4;
 pub(super) const MAX_BODY: usize = DATA_HEAD + MAX_DATA_BLOCKS * 8 * 2 + MAX_DATA;
 /// The mask of a block and the hash of each of its pages, with how many those are.
 pub(super) const MAX_LEAVES: usize = 8 + 1 + 64 * size_of::<LeafHash>();
+/// In the place of a number of leaves: the block is there. No block has as many.
+pub(super) const HAD: u8 = u8::MAX;
 
 /// Bytes of the longest number with 7 bits a byte.
 const MAX_VARINT: usize = 10;

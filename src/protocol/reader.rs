@@ -11,7 +11,7 @@ use crate::hashmap::{Hash, Key, PageMask};
 use crate::protocol::frame::*;
 use crate::protocol::lines::Plain;
 use crate::protocol::{
-    Data, Differ, FEATURE_AES, FEATURE_NO_AES, Frame, LeafAnswer, MAGIC, MAX_CONTROL, MAX_DATA,
+    BlockAnswer, Data, Differ, FEATURE_AES, FEATURE_NO_AES, Frame, LeafAnswer, MAGIC, MAX_CONTROL, MAX_DATA,
     MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST, Patch, VERSION, shortened,
 };
 
@@ -268,11 +268,19 @@ impl<R: Read> FrameReader<R> {
             while let Some((data, rest)) = left.split_first_chunk() {
                 let data = PageMask::from_le_bytes(*data);
                 let (&count, rest) = rest.split_first()?;
-                if blocks.len() >= MAX_DIFFER || u32::from(count) > data.count_ones() {
+                if blocks.len() >= MAX_DIFFER {
+                    return None;
+                }
+                if (data, count) == (0, HAD) {
+                    blocks.push(BlockAnswer::Had);
+                    left = rest;
+                    continue;
+                }
+                if u32::from(count) > data.count_ones() {
                     return None;
                 }
                 let (hashes, rest) = rest.split_at_checked(usize::from(count) * size_of::<LeafHash>())?;
-                blocks.push(Leaves { data, hashes: hashes.as_chunks().0.to_vec() });
+                blocks.push(Leaves { data, hashes: hashes.as_chunks().0.to_vec() }.into());
                 left = rest;
             }
             left.is_empty().then_some(Frame::Leaves(LeafAnswer { id: u64::from_le_bytes(*id), blocks }))

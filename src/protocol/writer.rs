@@ -15,7 +15,8 @@ use crate::hashmap::leaves::Leaves;
 use crate::hashmap::plan::Run;
 use crate::protocol::frame::*;
 use crate::protocol::{
-    Differ, FEATURE_AES, FEATURE_NO_AES, LeafAnswer, MAGIC, Message, OLDEST, Patch, TimedWriter, VERSION,
+    BlockAnswer, Differ, FEATURE_AES, FEATURE_NO_AES, LeafAnswer, MAGIC, Message, OLDEST, Patch, TimedWriter,
+    VERSION,
 };
 use crate::report::Phase;
 use crate::scan;
@@ -194,9 +195,15 @@ impl<W: Write> FrameWriter<W> {
     /// Answers with what is there of such blocks.
     pub fn leaves(&mut self, answer: &LeafAnswer) -> Result<()> {
         let mut body = answer.id.to_le_bytes().to_vec();
-        for Leaves { data, hashes } in &answer.blocks {
+        for block in &answer.blocks {
+            let (data, count, hashes) = match block {
+                BlockAnswer::Had => (0, HAD, &[][..]),
+                BlockAnswer::Leaves(Leaves { data, hashes }) => {
+                    (*data, hashes.len() as u8, hashes.as_slice())
+                }
+            };
             body.extend(data.to_le_bytes());
-            body.push(hashes.len() as u8);
+            body.push(count);
             body.extend(hashes.as_flattened());
         }
         self.frame(TYPE_LEAVES, &[&body])

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
 
 use crate::apply::tree::{DestinationRoot, LastDirectory};
-use crate::apply::{Basis, BasisState, Destination, Opened, Preview, Sink, Wanted};
+use crate::apply::{Basis, BasisState, Destination, Opened, Place, Preview, Sink, Wanted};
 use crate::error::{Error, Result, Stop};
 use crate::hashmap::ahead::{Ahead, Likely, await_job};
 use crate::hashmap::plan::Run;
@@ -34,6 +34,10 @@ pub struct Begun {
     pub destination: Sink,
     pub grid: Grid,
     pub whole: bool,
+    /// Its basis among those in which blocks are looked for.
+    pub image: Option<u32>,
+    /// Where it goes.
+    pub place: Option<Place>,
 }
 
 /// The thread that answers, and hashes what is there. It may start before there is a
@@ -96,7 +100,7 @@ fn answer(
         }
         let sink = Sink::Preview(Box::new(Preview::of_nothing(&root.path_of(&entry.path))));
         let changes = Changes::NEW.with(Changes::TRANSFER, true);
-        return Ok(ask_for(shared, entry, changes, sink, (&wanted, None)));
+        return Ok(ask_for(shared, (entry, changes), (sink, None), (&wanted, None)));
     };
     let opening = Destination::open(place.clone(), wanted.clone(), &shared.setup);
     last.after(&opening);
@@ -124,15 +128,14 @@ fn answer(
             return Ok(Err(gone));
         }
     }
-    Ok(ask_for(shared, entry, changes, sink, (&wanted, ahead)))
+    Ok(ask_for(shared, (entry, changes), (sink, Some(place)), (&wanted, ahead)))
 }
 
 /// Asks for a file, and tells of its basis.
 fn ask_for(
     shared: &ReceiverShared,
-    entry: Entry,
-    changes: Changes,
-    sink: Sink,
+    (entry, changes): (Entry, Changes),
+    (sink, place): (Sink, Option<Place>),
     (wanted, ahead): (&Wanted, Option<Ahead>),
 ) -> Result<()> {
     let id = entry.id;
@@ -146,6 +149,8 @@ fn ask_for(
         Sink::Destination(_) => Message::NoBasis { id, device },
     };
     let path = sink.path().to_path_buf();
+    let known = basis.as_ref().filter(|_| shared.copies && shared.describes);
+    let image = known.and_then(|basis| shared.places.open(&basis.image, basis.length));
     let mut settles = Settles::Nothing;
     if shared.describes {
         // Before the sender can know of it.
@@ -154,7 +159,8 @@ fn ask_for(
             BasisState::Blank => Some(FeedEnd::Whole),
             BasisState::Unknown => Some(FeedEnd::Unknown),
         };
-        if !shared.feeds.open(Box::new(Begun { id, entry, changes, destination: sink, grid, whole }), end) {
+        let begun = Begun { id, entry, changes, destination: sink, grid, whole, image, place };
+        if !shared.feeds.open(Box::new(begun), end) {
             return Ok(());
         }
     } else {
@@ -162,7 +168,7 @@ fn ask_for(
         settles = if mapped { Settles::Nothing } else { Settles::Entry };
     }
     shared.tell(answer, settles)?;
-    basis.map_or(Ok(()), |basis| tell_basis(shared, Told { id, path, grid, basis, ahead }))
+    basis.map_or(Ok(()), |basis| tell_basis(shared, Told { id, path, grid, basis, image, ahead }))
 }
 
 /// A file of whose basis the sender is told.
@@ -171,20 +177,26 @@ struct Told {
     path: PathBuf,
     grid: Grid,
     basis: Basis,
+    image: Option<u32>,
     ahead: Option<Ahead>,
 }
 
 /// Tells what is there, block by block, and passes it on to the applying thread first: it
 /// has it when the sender describes it.
 fn tell_basis(shared: &ReceiverShared, told: Told) -> Result<()> {
-    let Told { id, path, grid, basis, ahead } = told;
+    let Told { id, path, grid, basis, image, ahead } = told;
     let describes = shared.describes;
     let grid = Grid { length: grid.length.min(basis.length), ..grid };
-    let tell = |batch: &mut Batch| {
+    let mut at = 0;
+    let mut tell = |batch: &mut Batch| {
         shared.lock_stats().basis_hashed_bytes += batch.bytes_read as u64;
         let frames = runs_of(&batch.items);
         let entries = frames.iter().flatten().map(Run::entries).sum();
         let items = std::mem::take(&mut batch.items);
+        if let Some(image) = image {
+            shared.places.learn(image, at, &items);
+        }
+        at += items.iter().map(Item::blocks).sum::<u64>();
         let may_go_on =
             if describes { shared.feeds.push(id, items) } else { shared.feeds.take_credit(entries) };
         if !may_go_on {

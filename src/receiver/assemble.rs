@@ -4,15 +4,16 @@
 
 use std::collections::VecDeque;
 
-use crate::apply::{Basis, Sink};
+use crate::apply::{Basis, Place, Sink};
 use crate::error::{Error, Result};
 use crate::hashmap::leaves::{LeafHash, Leaves};
 use crate::hashmap::{self, Grid, Hash, PageMask, RootHasher};
 use crate::options::BlockSize;
-use crate::protocol::{Data, Differ, Entry, MAX_UNPATCHED, Patch};
+use crate::protocol::{Data, Entry};
 use crate::receiver::answer::Begun;
 use crate::receiver::basis_feed::{BasisCursor, BasisFeeds, Had};
 use crate::receiver::blocks::{Pending, take, while_hashing};
+use crate::receiver::places::Search;
 use crate::report::Changes;
 
 /// What goes wrong while a file is put together.
@@ -33,7 +34,7 @@ impl From<Error> for ApplyError {
     }
 }
 
-fn rule<T>(what: impl Into<String>) -> Result<T, ApplyError> {
+pub(super) fn rule<T>(what: impl Into<String>) -> Result<T, ApplyError> {
     Err(ApplyError::Rule(what.into()))
 }
 
@@ -50,40 +51,49 @@ pub struct OpenFile {
     pub kept: u64,
     /// Bytes of data that arrived.
     pub received: u64,
-    basis: Option<Basis>,
-    cursor: BasisCursor,
-    grid: Grid,
-    root: RootHasher,
+    /// Bytes of data that were copied from elsewhere.
+    pub copied: u64,
+    /// Its basis among those in which blocks are looked for.
+    pub image: Option<u32>,
+    /// Where it goes.
+    pub place: Option<Place>,
+    pub(super) basis: Option<Basis>,
+    /// Where else its blocks are looked for.
+    pub(super) search: Search,
+    pub(super) cursor: BasisCursor,
+    pub(super) grid: Grid,
+    pub(super) root: RootHasher,
     /// The next block.
-    at: u64,
+    pub(super) at: u64,
     /// Blocks that the sender asked about, and has not sent yet what they lack.
-    asked: VecDeque<UnpatchedBlock>,
-    patched: Patched,
+    pub(super) asked: VecDeque<UnpatchedBlock>,
+    pub(super) patched: Patched,
 }
 
 /// What blocks became of which only parts came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Patched {
+pub(super) enum Patched {
     AsPromised,
     /// One of them at least has another hash.
     Otherwise,
 }
 
 /// A block that waits for what it lacks.
-struct UnpatchedBlock {
-    index: u64,
+pub(super) struct UnpatchedBlock {
+    pub(super) index: u64,
     /// What the basis has.
-    had: hashmap::Block,
+    pub(super) had: hashmap::Block,
     /// What it is to be.
-    hash: Hash,
+    pub(super) hash: Hash,
     /// Bytes of data between it and the next of these: they stay, and count as done with it.
-    behind: u64,
+    pub(super) behind: u64,
 }
 
 impl OpenFile {
     /// `cursor`: what is known of its basis.
     pub fn new(begun: Begun, cursor: BasisCursor) -> OpenFile {
-        let Begun { id, entry, changes, destination, grid, whole } = begun;
+        let Begun { id, entry, changes, destination, grid, whole, image, place } = begun;
+        let written = image.filter(|_| destination.is_written_itself());
         OpenFile {
             id,
             entry,
@@ -94,6 +104,10 @@ impl OpenFile {
             whole,
             kept: 0,
             received: 0,
+            copied: 0,
+            image,
+            place,
+            search: Search::new(written),
             grid,
             root: RootHasher::new(&grid),
             at: 0,
@@ -124,11 +138,7 @@ impl OpenFile {
             self.at += count;
         }
         self.kept += bytes;
-        match self.asked.back_mut() {
-            Some(asked) => asked.behind += bytes,
-            None => return Ok(bytes),
-        }
-        Ok(0)
+        Ok(self.behind_asked(bytes))
     }
 
     /// Blocks become zeros.
@@ -218,30 +228,40 @@ impl OpenFile {
             self.zero_pages(self.at, there & !mask, false)?;
             self.zero_pages(self.at, zero & !mask, true)?;
             let common = if alike { known & mask } else { 0 };
-            let same = self.same_pages(common, (mask, new))?;
+            let same = self.same_pages(common, (mask, new), self.destination.is_preview())?;
             alike &= common == 0 || same != 0;
-            for page in hashmap::page_runs(mask).flatten() {
-                let range = self.grid.pages(self.at, &(page..page + 1));
-                if same >> page & 1 == 1 {
-                    pending.skip((range.end - range.start) as usize, &mut self.destination)?;
-                } else {
-                    pending.add(range, &mut self.destination)?;
-                }
-            }
+            self.add_but(same, mask, &mut pending)?;
             self.at += 1;
         }
         Ok(pending.write(&mut self.destination)?)
     }
 
+    /// Adds the pages of the next block to what is to be written, but for those that stay.
+    pub(super) fn add_but(&mut self, same: PageMask, mask: PageMask, pending: &mut Pending) -> Result<()> {
+        for page in hashmap::page_runs(mask).flatten() {
+            let range = self.grid.pages(self.at, &(page..page + 1));
+            if same >> page & 1 == 1 {
+                pending.skip((range.end - range.start) as usize, &mut self.destination)?;
+            } else {
+                pending.add(range, &mut self.destination)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Which pages of the next block stay as they are, of those that the basis has in common
-    /// with `new`: the pages that it is to have, and their bytes.
-    fn same_pages(&mut self, common: PageMask, new: (PageMask, &[u8])) -> Result<PageMask, ApplyError> {
+    /// with `new`: the pages that it is to have, and their bytes or, in a dry run, hashes.
+    pub(super) fn same_pages(
+        &mut self,
+        common: PageMask,
+        new: (PageMask, &[u8]),
+        is_preview: bool,
+    ) -> Result<PageMask, ApplyError> {
         let (mask, mut new) = new;
         if common == 0 {
             return Ok(0);
         }
         let bytes = self.old_bytes(self.at, common)?;
-        let is_preview = self.destination.is_preview();
         let pages = is_preview.then(|| Leaves::of(BlockSize::SMALLEST, &self.grid, self.at, common, &bytes));
         let mut old = pages.as_ref().map_or(bytes.as_slice(), |pages| pages.hashes.as_flattened());
         let mut same = 0;
@@ -259,84 +279,19 @@ impl OpenFile {
         Ok(same)
     }
 
-    /// The next blocks get new data in place of what the basis has of them, which is
-    /// returned; what they lack comes as patches, in this order.
-    pub fn compare(
-        &mut self,
-        feeds: &BasisFeeds,
-        differ: &Differ,
-        leaf: BlockSize,
-    ) -> Result<Vec<Leaves>, ApplyError> {
-        self.end_of(differ.hashes.len() as u64)?;
-        if differ.first != self.at || self.asked.len() + differ.hashes.len() > MAX_UNPATCHED {
-            return rule("a question out of place, or one too many");
-        }
-        let mut leaves = Vec::with_capacity(differ.hashes.len());
-        for &hash in &differ.hashes {
-            let had = match self.cursor.next(feeds, 1)? {
-                (_, Had::Block(had)) if had.data != 0 => had,
-                _ => return rule("a question about a block without data"),
-            };
-            let bytes = self.old_bytes(self.at, had.data)?;
-            leaves.push(Leaves::of(leaf, &self.grid, self.at, had.data, &bytes));
-            // What arrives of it is written over that.
-            self.keep_pages(self.at, had.data)?;
-            self.root.add(self.at, &hash);
-            self.asked.push_back(UnpatchedBlock { index: self.at, had, hash, behind: 0 });
-            self.at += 1;
-        }
-        Ok(leaves)
-    }
-
-    /// Blocks that were asked about get what they lack. Returns bytes of data, with what stays
-    /// behind them.
-    pub fn patch(&mut self, patch: &Patch) -> Result<u64, ApplyError> {
-        if self.asked.front().is_none_or(|asked| asked.index != patch.first) {
-            return rule("a patch out of place");
-        }
-        let mut pending = Pending { at: 0, len: 0, bytes: &patch.bytes };
-        let mut left = patch.bytes.as_slice();
-        let mut bytes = 0;
-        for (&mask, &sent) in patch.masks.iter().zip(&patch.sent) {
-            let Some(UnpatchedBlock { index, had, hash, behind: kept_behind }) = self.asked.pop_front()
-            else {
-                return rule("a patch for more blocks than were asked about");
-            };
-            let kept = mask & !sent;
-            let possible = mask != 0 && mask & !self.grid.all_pages(index) == 0 && sent & !mask == 0;
-            if !possible || kept & !had.data != 0 {
-                return rule("a patch with an impossible page mask");
+    /// So much data is where it belongs; what of it counts now, and not with a block before it.
+    pub(super) fn behind_asked(&mut self, bytes: u64) -> u64 {
+        match self.asked.back_mut() {
+            Some(asked) => {
+                asked.behind += bytes;
+                0
             }
-            let (stays, comes) = (self.grid.masked_bytes(index, kept), self.grid.masked_bytes(index, sent));
-            if !self.destination.is_preview() {
-                let Some((new, behind)) = left.split_at_checked(comes as usize) else {
-                    return rule("a patch that is too short");
-                };
-                left = behind;
-                let old = self.old_bytes(index, kept)?;
-                let found = hashmap::hash_block(mask, self.interleave(index, (kept, &old), (sent, new)));
-                if found != hash {
-                    self.patched = Patched::Otherwise;
-                }
-            }
-            self.received += comes;
-            self.zero_pages(index, had.data & !mask, false)?;
-            self.zero_pages(index, had.read & !had.data & !mask, true)?;
-            for run in hashmap::page_runs(sent) {
-                pending.add(self.grid.pages(index, &run), &mut self.destination)?;
-            }
-            self.kept += stays;
-            bytes += stays + comes + kept_behind;
+            None => bytes,
         }
-        if !left.is_empty() {
-            return rule("a patch that is too long");
-        }
-        pending.write(&mut self.destination)?;
-        Ok(bytes)
     }
 
     /// The bytes that the basis has in some pages of a block, packed.
-    fn old_bytes(&self, block: u64, pages: PageMask) -> Result<Vec<u8>, ApplyError> {
+    pub(super) fn old_bytes(&self, block: u64, pages: PageMask) -> Result<Vec<u8>, ApplyError> {
         let mut bytes = vec![0; self.grid.masked_bytes(block, pages) as usize];
         let mut left = bytes.as_mut_slice();
         for run in hashmap::page_runs(pages) {
@@ -350,22 +305,6 @@ impl OpenFile {
                 .map_err(Error::file("read the old", self.destination.path()))?;
         }
         Ok(bytes)
-    }
-
-    /// The pages of two masks in their order; their bytes are packed.
-    fn interleave<'a>(
-        &self,
-        block: u64,
-        one: (PageMask, &'a [u8]),
-        other: (PageMask, &'a [u8]),
-    ) -> impl Iterator<Item = &'a [u8]> {
-        let grid = self.grid;
-        let (mut ones, mut others) = (one.1, other.1);
-        hashmap::page_runs(one.0 | other.0).flatten().map(move |page| {
-            let range = grid.pages(block, &(page..page + 1));
-            let from = if one.0 >> page & 1 == 1 { &mut ones } else { &mut others };
-            take(from, (range.end - range.start) as usize)
-        })
     }
 
     /// The file is described to its end; what it hashes to. `None`: a patch did not
@@ -386,7 +325,7 @@ impl OpenFile {
         self.grid.length
     }
 
-    fn end_of(&self, blocks: u64) -> Result<u64, ApplyError> {
+    pub(super) fn end_of(&self, blocks: u64) -> Result<u64, ApplyError> {
         if blocks > self.grid.blocks() - self.at {
             return rule(format!("{blocks} blocks beyond the end of a file"));
         }
@@ -394,7 +333,7 @@ impl OpenFile {
     }
 
     /// Pages of a block are data that stays.
-    fn keep_pages(&mut self, block: u64, mask: PageMask) -> Result<(), ApplyError> {
+    pub(super) fn keep_pages(&mut self, block: u64, mask: PageMask) -> Result<(), ApplyError> {
         for range in hashmap::page_runs(mask).map(|run| self.grid.pages(block, &run)) {
             self.destination.keep_range(range)?;
         }
@@ -402,7 +341,7 @@ impl OpenFile {
     }
 
     /// Makes pages of a block zero, if any; `already`: they only take room.
-    fn zero_pages(&mut self, block: u64, mask: PageMask, already: bool) -> Result<(), ApplyError> {
+    pub(super) fn zero_pages(&mut self, block: u64, mask: PageMask, already: bool) -> Result<(), ApplyError> {
         for range in hashmap::page_runs(mask).map(|run| self.grid.pages(block, &run)) {
             if already { self.destination.free(range)? } else { self.destination.zero(range)? }
         }

@@ -29,7 +29,7 @@ pub struct Complete {
 impl Complete {
     /// Whether no other thread need complete it.
     pub fn is_quick(&self) -> bool {
-        self.file.received < AT_ONCE && self.file.destination.is_renamed()
+        self.file.received + self.file.copied < AT_ONCE && self.file.destination.is_renamed()
     }
 }
 

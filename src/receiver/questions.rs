@@ -1,8 +1,15 @@
 //! Questions about blocks that differ, and the leaves that answer them.
 
 use crate::error::{Result, lock};
-use crate::protocol::{Credit, Differ, LeafAnswer};
+use crate::hashmap::leaves::Leaves;
+use crate::hashmap::{self, Hash, PageMask};
+use crate::options::BlockSize;
+use crate::protocol::{BlockAnswer, Credit, Differ, LeafAnswer, MAX_UNPATCHED, Patch};
 use crate::receiver::Applier;
+use crate::receiver::assemble::{ApplyError, OpenFile, Patched, UnpatchedBlock, rule};
+use crate::receiver::basis_feed::{BasisFeeds, Had};
+use crate::receiver::blocks::{Pending, take};
+use crate::receiver::places::{FoundBlock, Places};
 use crate::report::Phase;
 
 impl Applier<'_, '_> {
@@ -11,9 +18,11 @@ impl Applier<'_, '_> {
         let units = self.take_credit(differ)?;
         let mut answer = None;
         let leaf = self.shared.options.leaf_size;
+        let places = self.shared.copies.then_some(&self.shared.places);
         self.describe(Phase::Mapping, |feeds, file| {
-            answer = Some(LeafAnswer { id: file.id, blocks: file.compare(feeds, differ, leaf)? });
-            Ok(0)
+            let (blocks, bytes) = file.compare(feeds, differ, leaf, places)?;
+            answer = Some(LeafAnswer { id: file.id, blocks });
+            Ok(bytes)
         })?;
         match answer {
             Some(answer) => self.shared.outbox.leaves(answer, units),
@@ -26,5 +35,130 @@ impl Applier<'_, '_> {
         let units = Credit::of_question(differ.hashes.len());
         let fits = lock(&self.shared.credit).take(units);
         if fits { Ok(units) } else { Err(self.frames.bad("more questions than it has credit for")) }
+    }
+}
+
+impl OpenFile {
+    /// The next blocks get new data in place of what the basis has of them, which is
+    /// returned; what they lack comes as patches, in this order. `places`: where they are looked
+    /// for, if the sender knows of that. Also returns bytes of data that were found.
+    pub fn compare(
+        &mut self,
+        feeds: &BasisFeeds,
+        differ: &Differ,
+        leaf: BlockSize,
+        places: Option<&Places>,
+    ) -> Result<(Vec<BlockAnswer>, u64), ApplyError> {
+        self.end_of(differ.hashes.len() as u64)?;
+        if differ.first != self.at || self.asked.len() + differ.hashes.len() > MAX_UNPATCHED {
+            return rule("a question out of place, or one too many");
+        }
+        let places = places.filter(|_| !self.whole);
+        let (mut answers, mut bytes) = (Vec::with_capacity(differ.hashes.len()), 0);
+        for &hash in &differ.hashes {
+            let had = match self.cursor.next(feeds, 1)? {
+                (_, Had::Block(had)) if had.data != 0 || places.is_some() => had,
+                (_, Had::Hole) if places.is_some() => hashmap::Block::HOLE,
+                _ => return rule("a question about a block without data"),
+            };
+            self.root.add(self.at, &hash);
+            let found = places.and_then(|places| places.find(&hash, &self.grid, self.at, &mut self.search));
+            let answer = match found {
+                Some(found) => {
+                    bytes += self.place_found(&had, &found)?;
+                    BlockAnswer::Had
+                }
+                None => self.ask_for(had, hash, leaf)?.into(),
+            };
+            answers.push(answer);
+            self.at += 1;
+        }
+        Ok((answers, self.behind_asked(bytes)))
+    }
+
+    /// What the basis has of the next block, of which the rest is to come.
+    fn ask_for(&mut self, had: hashmap::Block, hash: Hash, leaf: BlockSize) -> Result<Leaves, ApplyError> {
+        let bytes = self.old_bytes(self.at, had.data)?;
+        // What arrives of it is written over that.
+        self.keep_pages(self.at, had.data)?;
+        self.asked.push_back(UnpatchedBlock { index: self.at, had, hash, behind: 0 });
+        Ok(Leaves::of(leaf, &self.grid, self.at, had.data, &bytes))
+    }
+
+    /// The next block was found elsewhere; the basis has `had` in its place. Returns bytes of data.
+    fn place_found(&mut self, had: &hashmap::Block, found: &FoundBlock) -> Result<u64, ApplyError> {
+        let mask = found.data;
+        self.zero_pages(self.at, had.data & !mask, false)?;
+        self.zero_pages(self.at, had.read & !had.data & !mask, true)?;
+        let same = self.same_pages(had.data & mask, (mask, &found.bytes), false)?;
+        let mut pending = Pending { at: 0, len: 0, bytes: &found.bytes };
+        self.add_but(same, mask, &mut pending)?;
+        pending.write(&mut self.destination)?;
+        let bytes = self.grid.masked_bytes(self.at, mask);
+        self.copied += bytes - self.grid.masked_bytes(self.at, same);
+        Ok(bytes)
+    }
+
+    /// Blocks that were asked about get what they lack. Returns bytes of data, with what stays
+    /// behind them.
+    pub fn patch(&mut self, patch: &Patch) -> Result<u64, ApplyError> {
+        if self.asked.front().is_none_or(|asked| asked.index != patch.first) {
+            return rule("a patch out of place");
+        }
+        let mut pending = Pending { at: 0, len: 0, bytes: &patch.bytes };
+        let mut left = patch.bytes.as_slice();
+        let mut bytes = 0;
+        for (&mask, &sent) in patch.masks.iter().zip(&patch.sent) {
+            let Some(UnpatchedBlock { index, had, hash, behind: kept_behind }) = self.asked.pop_front()
+            else {
+                return rule("a patch for more blocks than were asked about");
+            };
+            let kept = mask & !sent;
+            let possible = mask != 0 && mask & !self.grid.all_pages(index) == 0 && sent & !mask == 0;
+            if !possible || kept & !had.data != 0 {
+                return rule("a patch with an impossible page mask");
+            }
+            let (stays, comes) = (self.grid.masked_bytes(index, kept), self.grid.masked_bytes(index, sent));
+            if !self.destination.is_preview() {
+                let Some((new, behind)) = left.split_at_checked(comes as usize) else {
+                    return rule("a patch that is too short");
+                };
+                left = behind;
+                let old = self.old_bytes(index, kept)?;
+                let found = hashmap::hash_block(mask, self.interleave(index, (kept, &old), (sent, new)));
+                if found != hash {
+                    self.patched = Patched::Otherwise;
+                }
+            }
+            self.received += comes;
+            self.zero_pages(index, had.data & !mask, false)?;
+            self.zero_pages(index, had.read & !had.data & !mask, true)?;
+            for run in hashmap::page_runs(sent) {
+                pending.add(self.grid.pages(index, &run), &mut self.destination)?;
+            }
+            self.kept += stays;
+            bytes += stays + comes + kept_behind;
+        }
+        if !left.is_empty() {
+            return rule("a patch that is too long");
+        }
+        pending.write(&mut self.destination)?;
+        Ok(bytes)
+    }
+
+    /// The pages of two masks in their order; their bytes are packed.
+    fn interleave<'a>(
+        &self,
+        block: u64,
+        one: (PageMask, &'a [u8]),
+        other: (PageMask, &'a [u8]),
+    ) -> impl Iterator<Item = &'a [u8]> {
+        let grid = self.grid;
+        let (mut ones, mut others) = (one.1, other.1);
+        hashmap::page_runs(one.0 | other.0).flatten().map(move |page| {
+            let range = grid.pages(block, &(page..page + 1));
+            let from = if one.0 >> page & 1 == 1 { &mut ones } else { &mut others };
+            take(from, (range.end - range.start) as usize)
+        })
     }
 }

@@ -7,10 +7,11 @@ use crate::apply::tree::{DelayedFile, DestinationTree};
 use crate::apply::{Committer, Setup};
 use crate::error::{Error, Failure, Result, Warning, lock};
 use crate::options::Options;
-use crate::protocol::{Credit, Entry, Message, describes_in_dry_runs, shortened};
+use crate::protocol::{COPIES, Credit, Entry, Message, describes_in_dry_runs, shortened};
 use crate::receiver::basis_feed::BasisFeeds;
 use crate::receiver::finish::Completed;
 use crate::receiver::outbox::Outbox;
+use crate::receiver::places::Places;
 use crate::report::{Changes, Event, Outcome, Phase, Reporter, Stats};
 
 /// What is settled when a message is written: an entry holds a unit of credit until then.
@@ -38,6 +39,10 @@ pub struct ReceiverShared<'a> {
     pub feeds: BasisFeeds,
     /// The sender describes files. In a dry run one that is too old only compares them.
     pub describes: bool,
+    /// The sender knows that it may be told that a block is here.
+    pub copies: bool,
+    /// Where blocks lie that the basis of a file lacks.
+    pub places: Places,
     /// Of the protocol that both ends speak.
     version: u16,
     pub stats: Mutex<Stats>,
@@ -68,6 +73,8 @@ impl<'a> ReceiverShared<'a> {
             outbox,
             credit: Mutex::new(Credit::for_messages()),
             feeds: BasisFeeds::new(),
+            copies: version >= COPIES && options.leaf_size.bytes() < options.block_size.bytes(),
+            places: Places::default(),
             version,
             describes: !options.dry_run || describes_in_dry_runs(version),
             stats: Mutex::default(),

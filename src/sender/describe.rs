@@ -4,21 +4,21 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::hashmap::leaves::Leaves;
-use crate::hashmap::{self, Batch, Block, Grid, Hash, PageMask, page_runs};
+use crate::hashmap::{Batch, Block, Grid, Hash, PageMask};
 use crate::options::BlockSize;
 use crate::protocol::{
-    Compressor, Credit, Differ, LEAF_BLOCKS, LeafAnswer, LinkSpeed, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER,
-    MAX_UNPATCHED, Message, Patch,
+    BlockAnswer, COPIES, Compressor, Credit, Differ, LEAF_BLOCKS, LeafAnswer, LinkSpeed, MAX_DATA,
+    MAX_DATA_BLOCKS, MAX_DIFFER, MAX_UNPATCHED, Message, Patch,
 };
 use crate::report::{Event, Phase};
 use crate::sender::described_file::BatchCursor;
 use crate::sender::leaf_policy::LeafPolicy;
+use crate::sender::pending::{PendingBlock, PendingBytes, frames_of, ranges_of};
 use crate::sender::shared::SenderShared;
 use crate::source::OpenSource;
 use crate::sys;
@@ -28,6 +28,8 @@ use crate::sys;
 const MAX_HELD: usize = 16 << 20;
 /// Patches gather up to this, in bytes, so that they compress well.
 const PATCH: usize = 256 << 10;
+/// Bytes of a file of which new blocks are worth a question: others would wait for the answer.
+const SEARCHED: u64 = 4 << 20;
 /// Bytes that a range of a file has on average, for the way past us to be worth it.
 const LEAST_DIRECT: u64 = 32 << 10;
 
@@ -37,6 +39,10 @@ pub struct Describer<'a, W: Write> {
     link: LinkSpeed,
     compressor: Compressor,
     policy: LeafPolicy,
+    /// Where the receiver may be asked about blocks that are new.
+    news: News,
+    /// The file is compared with nothing.
+    whole: bool,
     /// Blocks to keep that the receiver was not told of yet.
     keep: u64,
     /// Blocks to be asked about that it was not told of yet.
@@ -58,6 +64,15 @@ pub enum Treatment {
     Ask,
 }
 
+/// Whether the receiver is asked about blocks that are new: it may have them elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// It has nothing, as far as this run has seen.
+    Nowhere,
+    /// In files that are large enough for a question.
+    Elsewhere,
+}
+
 /// What the receiver has of blocks that are sent whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Over {
@@ -67,44 +82,6 @@ pub enum Over {
     Data,
 }
 
-/// A block that waits for an answer.
-struct PendingBlock {
-    index: u64,
-    since: Instant,
-    data: PageMask,
-    bytes: PendingBytes,
-    /// Bytes of data between it and the next of these that count as done with it.
-    behind: u64,
-}
-
-/// The pages of data of a block, packed.
-enum PendingBytes {
-    Held(Vec<u8>),
-    /// They are to be read again.
-    In(Arc<OpenSource>),
-}
-
-impl PendingBytes {
-    fn held(&self) -> usize {
-        match self {
-            PendingBytes::Held(bytes) => bytes.len(),
-            PendingBytes::In(_) => 0,
-        }
-    }
-
-    fn read(self, grid: &Grid, index: u64, data: PageMask) -> io::Result<Vec<u8>> {
-        match self {
-            PendingBytes::Held(bytes) => Ok(bytes),
-            PendingBytes::In(source) => {
-                let mut block = Block { hash: Hash::default(), data, read: data, at: 0 };
-                let mut bytes = Vec::new();
-                hashmap::read_blocks(&source.image, grid, std::iter::once((index, &mut block)), &mut bytes)?;
-                Ok(bytes)
-            }
-        }
-    }
-}
-
 impl<'a, W: Write> Describer<'a, W> {
     pub fn new(shared: &'a SenderShared<'a, W>) -> Describer<'a, W> {
         Describer {
@@ -112,6 +89,8 @@ impl<'a, W: Write> Describer<'a, W> {
             link: LinkSpeed::default(),
             compressor: Compressor::new(shared.options),
             policy: LeafPolicy::new(),
+            news: if shared.options.basis.is_empty() { News::Nowhere } else { News::Elsewhere },
+            whole: false,
             keep: 0,
             differ: Differ::default(),
             asked: VecDeque::new(),
@@ -120,8 +99,13 @@ impl<'a, W: Write> Describer<'a, W> {
         }
     }
 
-    /// A new file begins.
-    pub fn begin(&mut self) {
+    /// A new file begins, of which the receiver tells what it has, or not. `whole`: it is compared
+    /// with nothing.
+    pub fn begin(&mut self, mapped: bool, whole: bool) {
+        if mapped {
+            self.news = News::Elsewhere;
+        }
+        self.whole = whole;
         self.keep = 0;
         let unsent = std::mem::take(&mut self.differ);
         self.shared.files.give_back(Credit::of_question(unsent.hashes.len()));
@@ -234,13 +218,22 @@ impl<'a, W: Write> Describer<'a, W> {
         Ok(Ok(blocks.iter().map(|(index, block)| grid.masked_bytes(*index, block.data)).sum()))
     }
 
-    /// What to do with adjoining blocks that differ.
+    /// What to do with adjoining blocks that differ, or are new.
     /// `rest`: about how many bytes of data follow in this file.
-    pub fn decide(&mut self, grid: &Grid, blocks: &[(u64, Block)], rest: u64) -> Treatment {
+    pub fn decide(&mut self, grid: &Grid, blocks: &[(u64, Block)], over: Over, rest: u64) -> Treatment {
         let leaf = self.shared.options.leaf_size.bytes();
         let bytes = blocks.iter().map(|(index, block)| grid.masked_bytes(*index, block.data)).sum();
-        let asks = leaf < grid.block.bytes() && self.policy.pays_off(bytes, rest, &self.link);
+        let asks = leaf < grid.block.bytes()
+            && match over {
+                Over::Data => self.policy.pays_off(bytes, rest, &self.link),
+                Over::Zeros => self.may_have_new(grid) && self.policy.finds_new(),
+            };
         if asks { Treatment::Ask } else { Treatment::Send }
+    }
+
+    fn may_have_new(&self, grid: &Grid) -> bool {
+        let knows = self.shared.version >= COPIES && self.news == News::Elsewhere;
+        knows && !self.whole && grid.length >= SEARCHED
     }
 
     /// Asks about a block that differs. `false`: answers or credit have to come first. `again`:
@@ -297,11 +290,22 @@ impl<'a, W: Write> Describer<'a, W> {
     /// that is, and how many it has. The inner error is the source's.
     pub fn take_answer(&mut self, grid: &Grid, answer: LeafAnswer) -> Result<io::Result<(u64, u64)>> {
         let (mut lacking, mut had) = (0, 0);
-        for leaves in answer.blocks {
+        for block in answer.blocks {
             let Some(PendingBlock { index, since, data, bytes, behind }) = self.asked.pop_front() else {
                 return Err(self.unexpected("leaves that it was not asked for"));
             };
             self.held -= bytes.held();
+            let leaves = match block {
+                BlockAnswer::Leaves(leaves) => leaves,
+                BlockAnswer::Had if self.shared.version >= COPIES => {
+                    let bytes = grid.masked_bytes(index, data);
+                    self.policy.found(bytes as usize, since.elapsed().as_secs_f64());
+                    had += bytes;
+                    self.shared.done(Phase::Mapping, bytes + behind);
+                    continue;
+                }
+                BlockAnswer::Had => return Err(self.unexpected("a block that it was not asked for")),
+            };
             let bytes = match bytes.read(grid, index, data) {
                 Ok(bytes) => bytes,
                 Err(error) => return Ok(Err(error)),
@@ -312,7 +316,10 @@ impl<'a, W: Write> Describer<'a, W> {
             let sent = leaves.differing(self.shared.options.leaf_size, grid, index, data, &bytes);
             let lacks = grid.masked_bytes(index, sent);
             let took = sys::thread_time().saturating_sub(start);
-            self.policy.learn(bytes.len(), lacks, took.as_secs_f64());
+            match leaves.data {
+                0 => self.policy.not_found(),
+                _ => self.policy.learn(bytes.len(), lacks, took.as_secs_f64()),
+            }
             self.add_to_patch(grid, index, data, sent, &bytes)?;
             lacking += lacks;
             had += bytes.len() as u64 - lacks;
@@ -395,38 +402,4 @@ impl<'a, W: Write> Describer<'a, W> {
 /// Of how many of these adjoining blocks it is decided at once.
 pub fn at_once(grid: &Grid, blocks: &[(u64, Block)]) -> usize {
     blocks.len().min((MAX_DATA as u64 / grid.block.bytes()) as usize)
-}
-
-/// The frames for these adjoining blocks: index of the first, and how many.
-fn frames_of(grid: &Grid, blocks: &[(u64, Block)]) -> Vec<(usize, usize)> {
-    let mut frames: Vec<(usize, usize)> = Vec::new();
-    let mut bytes = 0;
-    for (at, (index, block)) in blocks.iter().enumerate() {
-        let more = grid.masked_bytes(*index, block.data) as usize;
-        match frames.last_mut() {
-            Some((_, count)) if bytes + more <= MAX_DATA && *count < MAX_DATA_BLOCKS => {
-                *count += 1;
-                bytes += more;
-            }
-            _ => {
-                frames.push((at, 1));
-                bytes = more;
-            }
-        }
-    }
-    frames
-}
-
-/// Where in the file the data of these adjoining blocks is.
-fn ranges_of(grid: &Grid, blocks: &[(u64, Block)]) -> Vec<Range<u64>> {
-    let mut ranges: Vec<Range<u64>> = Vec::new();
-    for (index, block) in blocks {
-        for range in page_runs(block.data).map(|run| grid.pages(*index, &run)) {
-            match ranges.last_mut() {
-                Some(last) if last.end == range.start => last.end = range.end,
-                _ => ranges.push(range),
-            }
-        }
-    }
-    ranges
 }

@@ -1,5 +1,6 @@
-//! Whether it pays to ask what the receiver has of blocks that differ. Follows from what
-//! the link takes for a byte and what hashing costs. Pure.
+//! Whether it pays to ask what the receiver has of blocks that differ, which follows from what
+//! the link takes for a byte and what hashing costs; and of blocks that are new, which follows from
+//! how many of them it had. Pure.
 
 use crate::protocol::LinkSpeed;
 
@@ -29,14 +30,32 @@ pub struct LeafPolicy {
     begun: bool,
     /// Decisions since the last question.
     idle: u32,
+    /// Of new blocks that were asked about, how many the receiver had lately: 0 to 1.
+    news: f64,
+    /// Decisions about new blocks since the last question.
+    idle_news: u32,
 }
 
 impl LeafPolicy {
     /// Every so often it is tried whether it pays again.
     const TRY_AGAIN: u32 = 8;
+    /// The same of new blocks, where this of them at most is found.
+    const TRY_NEWS_AGAIN: u32 = 64;
+    const RARE: f64 = 1.0 / 32.0;
+    /// What the last answer counts for in what was seen lately.
+    const WEIGHT: f64 = 1.0 / 16.0;
 
     pub fn new() -> LeafPolicy {
-        LeafPolicy { saved: 1.0, cost: 0.0, delay: None, unasked: 0, begun: false, idle: 0 }
+        LeafPolicy {
+            saved: 1.0,
+            cost: 0.0,
+            delay: None,
+            unasked: 0,
+            begun: false,
+            idle: 0,
+            news: 1.0,
+            idle_news: 0,
+        }
     }
 
     /// A new file begins.
@@ -67,6 +86,29 @@ impl LeafPolicy {
         pays_off
     }
 
+    /// Whether to ask about the next blocks that are new.
+    pub fn finds_new(&mut self) -> bool {
+        self.idle_news += 1;
+        let asks = self.news > LeafPolicy::RARE || self.idle_news >= LeafPolicy::TRY_NEWS_AGAIN;
+        if asks {
+            self.idle_news = 0;
+        }
+        asks
+    }
+
+    /// A block was found where it was asked about, after so many seconds: nothing of it has to
+    /// travel.
+    pub fn found(&mut self, bytes: usize, seconds: f64) {
+        self.answered_after(seconds);
+        self.learn(bytes, 0, 0.0);
+        self.news += (1.0 - self.news) * LeafPolicy::WEIGHT;
+    }
+
+    /// A new block was not found.
+    pub fn not_found(&mut self) {
+        self.news -= self.news * LeafPolicy::WEIGHT;
+    }
+
     /// Learns how long an answer took.
     pub fn answered_after(&mut self, seconds: f64) {
         self.delay = Some(self.delay.map_or(seconds, |delay| delay.min(seconds)));
@@ -74,10 +116,9 @@ impl LeafPolicy {
 
     /// Learns from an answer for a block.
     pub fn learn(&mut self, bytes: usize, sent: u64, seconds: f64) {
-        const WEIGHT: f64 = 1.0 / 16.0;
         let bytes = bytes.max(1) as f64;
-        self.saved += (1.0 - sent as f64 / bytes - self.saved) * WEIGHT;
-        self.cost += (seconds / bytes - self.cost) * WEIGHT;
+        self.saved += (1.0 - sent as f64 / bytes - self.saved) * LeafPolicy::WEIGHT;
+        self.cost += (seconds / bytes - self.cost) * LeafPolicy::WEIGHT;
     }
 }
 
@@ -121,6 +162,17 @@ mod tests {
         assert!(!policy.pays_off(BLOCK as u64, 2 << 20, &link));
         policy.answered_after(2e-3);
         assert!(policy.pays_off(BLOCK as u64, 0, &link));
+    }
+
+    #[test]
+    fn new_blocks_that_are_not_found_are_soon_only_tried() {
+        let mut policy = LeafPolicy::new();
+        let ask = |policy: &mut LeafPolicy, times: usize| (0..times).filter(|_| policy.finds_new()).count();
+        assert_eq!(ask(&mut policy, 100), 100);
+        (0..100).for_each(|_| policy.not_found());
+        assert_eq!(ask(&mut policy, 640), 10);
+        (0..10).for_each(|_| policy.found(BLOCK, 1e-3));
+        assert_eq!(ask(&mut policy, 100), 100);
     }
 
     #[test]

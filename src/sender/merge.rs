@@ -81,7 +81,7 @@ impl<W: Write> Session<'_, W> {
 
     /// Leaves a file half described. What the receiver still says of it is dropped.
     pub(super) fn abandon(&mut self, file: &DescribedFile) -> Result<()> {
-        self.describer.begin();
+        self.describer.begin(false, false);
         if self.shared.describes {
             self.shared.send(&Message::Abandon)?;
         }
@@ -199,9 +199,10 @@ impl<W: Write> Session<'_, W> {
             Action::Keep | Action::Zero if !self.shared.describes => Ok(()),
             Action::Keep => self.describer.keep(blocks.end - blocks.start),
             Action::Zero => self.describer.zero(blocks.end - blocks.start),
-            Action::Data => self.send(file, &mut found, Over::Zeros),
+            Action::Data if !self.shared.describes => self.send(file, &mut found, Over::Zeros),
             Action::Update if !self.shared.describes => self.send(file, &mut found, Over::Data),
-            Action::Update => self.update(file, &mut found),
+            Action::Data => self.update(file, &mut found, Over::Zeros),
+            Action::Update => self.update(file, &mut found, Over::Data),
         }
     }
 
@@ -224,13 +225,18 @@ impl<W: Write> Session<'_, W> {
         Ok(())
     }
 
-    /// Sends what the receiver lacks of adjoining blocks that differ.
-    fn update(&mut self, file: &mut DescribedFile, mut blocks: &mut [(u64, Block)]) -> Result<()> {
+    /// Sends what the receiver lacks of adjoining blocks that differ, or are new.
+    fn update(
+        &mut self,
+        file: &mut DescribedFile,
+        mut blocks: &mut [(u64, Block)],
+        over: Over,
+    ) -> Result<()> {
         while !blocks.is_empty() && file.obstacle.is_none() {
             let (now, later) = blocks.split_at_mut(at_once(&file.grid, blocks));
             blocks = later;
-            if self.describer.decide(&file.grid, now, file.rest) == Treatment::Send {
-                self.send(file, now, Over::Data)?;
+            if self.describer.decide(&file.grid, now, over, file.rest) == Treatment::Send {
+                self.send(file, now, over)?;
                 continue;
             }
             if let Err(error) = file.cursor.fetch(&file.grid, now) {

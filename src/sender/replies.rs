@@ -419,7 +419,7 @@ mod tests {
 
     #[test]
     fn leaves_and_messages_are_bounded() {
-        let leaves = || Frame::Leaves(LeafAnswer { id: 1, blocks: vec![Leaves::default(); 256] });
+        let leaves = || Frame::Leaves(LeafAnswer { id: 1, blocks: vec![Leaves::default().into(); 256] });
         let mut replies = asked_for(&[1]);
         assert_eq!((0..99).take_while(|_| replies.take_in(leaves()).is_ok()).count(), MAX_UNPATCHED / 256);
         replies.forget(1);

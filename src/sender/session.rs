@@ -336,12 +336,12 @@ impl<'a, W: Write> Session<'a, W> {
         let Some(source) = self.shared.files.take(id) else {
             return Err(self.unexpected("an answer for no file"));
         };
-        let Kind::File { length, allocated, .. } = source.kind else { return Ok(()) };
+        let Kind::File { length, allocated, whole, .. } = source.kind else { return Ok(()) };
         let grid = Grid { length, block: self.shared.options.block_size };
         if self.shared.describes {
             self.shared.send(&Message::Content { id })?;
         }
-        self.describer.begin();
+        self.describer.begin(answered.mapped, whole || self.shared.options.whole_file);
         let mut file = DescribedFile::new(answered, grid, allocated);
         let merged = self.merge(&mut file)?;
         // The receiver waits for no Finish of a file that has failed.

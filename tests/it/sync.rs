@@ -7,6 +7,7 @@ mod delayed;
 mod delete;
 mod deploy;
 mod early;
+mod elsewhere;
 mod filters;
 mod interrupt;
 mod kinds;

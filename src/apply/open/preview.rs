@@ -43,7 +43,7 @@ pub struct Preview {
     /// It would go on from what an interrupted run left.
     is_resumed: bool,
     /// It is written itself.
-    is_direct: bool,
+    pub(super) is_direct: bool,
     /// Bytes of the blocks in which zeros that take room are given back, if they are.
     gives_back: Option<u64>,
     zeros: Zeros,

@@ -48,6 +48,14 @@ impl Sink {
         }
     }
 
+    /// Whether what is there is written itself, and changes with each write.
+    pub fn is_written_itself(&self) -> bool {
+        match self {
+            Sink::Destination(destination) => destination.is_written_itself(),
+            Sink::Preview(preview) => preview.is_direct,
+        }
+    }
+
     /// Whether it holds files open.
     pub fn is_open(&self) -> bool {
         match self {

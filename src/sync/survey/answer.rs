@@ -147,7 +147,7 @@ impl Seen<'_> {
         }
         let blocks = leaves_of(self.path, &self.image, &self.grid, blocks)?;
         let mut output = lock(talk.output);
-        output.leaves(&LeafAnswer { id: 0, blocks })?;
+        output.leaves(&LeafAnswer { id: 0, blocks: blocks.into_iter().map(Into::into).collect() })?;
         output.flush()
     }
 }

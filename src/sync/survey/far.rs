@@ -9,7 +9,8 @@ use crate::error::{Result, lock};
 use crate::hashmap::leaves::Leaves;
 use crate::hashmap::{Grid, MapEntry};
 use crate::protocol::{
-    Ask, Frame, FrameReader, FrameWriter, LeafAnswer, MAX_LENGTH, MAX_SURVEYED, Message, SURVEYED_AHEAD, Told,
+    Ask, BlockAnswer, Frame, FrameReader, FrameWriter, LeafAnswer, MAX_LENGTH, MAX_SURVEYED, Message,
+    SURVEYED_AHEAD, Told,
 };
 use crate::scan::Extent;
 use crate::sync::survey::Surveyed;
@@ -118,16 +119,16 @@ impl<'a, R: Read, W: Write> FarImage<'a, R, W> {
 
     fn take_leaves(&mut self, answer: LeafAnswer) -> Result<()> {
         let (asked, grid) = (self.asked.pop_front().unwrap_or_default(), self.grid);
-        let fits = |(block, leaves): (&u64, &Leaves)| {
-            grid.is_some_and(|grid| leaves.are_pages_of(grid.all_pages(*block)))
+        let fitting = |(block, answer): (&u64, BlockAnswer)| match answer {
+            BlockAnswer::Leaves(leaves) if leaves.are_pages_of(grid?.all_pages(*block)) => Some(leaves),
+            _ => None,
         };
-        if asked.is_empty()
-            || asked.len() != answer.blocks.len()
-            || !asked.iter().zip(&answer.blocks).all(fits)
-        {
+        let is_one = !asked.is_empty() && asked.len() == answer.blocks.len();
+        let leaves = asked.iter().zip(answer.blocks).map(fitting).collect::<Option<Vec<_>>>();
+        let Some(leaves) = leaves.filter(|_| is_one) else {
             return Err(self.input.bad("leaves that were not asked for"));
-        }
-        self.answers.push_back(answer.blocks);
+        };
+        self.answers.push_back(leaves);
         Ok(())
     }
 
@@ -236,7 +237,8 @@ mod tests {
         for told in [length].into_iter().chain(said) {
             wire.message(&Message::Told(told)).unwrap();
         }
-        wire.leaves(&LeafAnswer { id: 0, blocks: vec![Leaves { data: 1, hashes: vec![[0; 8]] }] }).unwrap();
+        wire.leaves(&LeafAnswer { id: 0, blocks: vec![Leaves { data: 1, hashes: vec![[0; 8]] }.into()] })
+            .unwrap();
         wire.flush().unwrap();
         drop(wire);
         let output = Mutex::new(FrameWriter::new(Vec::new(), "memory"));

@@ -12,9 +12,9 @@ use holesync::hashmap::leaves::Leaves;
 use holesync::hashmap::plan::Run;
 use holesync::options::{Compress, Options};
 use holesync::protocol::{
-    Data, Differ, Entry, Frame, FrameReader, FrameWriter, ImageMessage, LeafAnswer, MAGIC, MAX_DATA,
-    MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH, Message, OLDEST,
-    Patch, Request, TimedWriter, VERSION, check_path,
+    BlockAnswer, Data, Differ, Entry, Frame, FrameReader, FrameWriter, ImageMessage, LeafAnswer, MAGIC,
+    MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH,
+    Message, OLDEST, Patch, Request, TimedWriter, VERSION, check_path,
 };
 use holesync::report::{Changes, Phase, Stats};
 use holesync::source::{Kind, Metadata, Node, Owner};
@@ -173,9 +173,10 @@ fn answer() -> impl Strategy<Value = LeafAnswer> {
     let leaves =
         (any::<u64>(), prop::collection::vec(any::<[u8; 8]>(), 0..65)).prop_map(|(data, mut hashes)| {
             hashes.truncate(u64::count_ones(data) as usize);
-            Leaves { data, hashes }
+            BlockAnswer::Leaves(Leaves { data, hashes })
         });
-    (any::<u64>(), prop::collection::vec(leaves, 0..6)).prop_map(|(id, blocks)| LeafAnswer { id, blocks })
+    let block = prop_oneof![3 => leaves, 1 => Just(BlockAnswer::Had)];
+    (any::<u64>(), prop::collection::vec(block, 0..6)).prop_map(|(id, blocks)| LeafAnswer { id, blocks })
 }
 
 /// Patches without a byte among them.
@@ -418,12 +419,12 @@ fn every_limit_holds_and_one_more_is_refused() {
     assert!(taken(differ(1)) && taken(differ(MAX_DIFFER)));
     assert!(refused(differ(0)) && refused(differ(MAX_DIFFER + 1)));
     let leaves = |blocks: usize, hashes: usize| {
-        let blocks = vec![Leaves { data: u64::MAX, hashes: vec![[3; 8]; hashes] }; blocks];
+        let blocks = vec![Leaves { data: u64::MAX, hashes: vec![[3; 8]; hashes] }.into(); blocks];
         written(|writer| writer.leaves(&LeafAnswer { id: 7, blocks }).expect("memory"))
     };
     assert!(taken(leaves(0, 0)) && taken(leaves(MAX_DIFFER, 64)));
     assert!(refused(leaves(MAX_DIFFER + 1, 0)) && refused(leaves(MAX_DIFFER, 65)));
-    let blocks = vec![Leaves { data: 0b101, hashes: vec![[3; 8]; 3] }];
+    let blocks = vec![Leaves { data: 0b101, hashes: vec![[3; 8]; 3] }.into()];
     let more = written(|writer| writer.leaves(&LeafAnswer { id: 7, blocks }).expect("memory"));
     assert!(refused(more), "more leaves than pages");
     let patch = |blocks: usize, len: usize, packed: bool| {

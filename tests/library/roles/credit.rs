@@ -74,7 +74,7 @@ fn a_failure_that_comes_while_a_file_is_finished_is_not_lost() {
                 asked += differ.hashes.len();
                 assert!(matches!(input.read().unwrap(), Frame::Message(Message::Keep { .. })));
                 let leaves = Leaves { data: 0xffff, hashes: vec![[0; 8]; 16] };
-                let blocks = vec![leaves; differ.hashes.len()];
+                let blocks = vec![leaves.into(); differ.hashes.len()];
                 output.leaves(&LeafAnswer { id: 0, blocks }).and_then(|()| output.flush()).unwrap();
                 // It fills the pipe, which nobody reads, with the patch.
                 std::thread::sleep(Duration::from_millis(500));

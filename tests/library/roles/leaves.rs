@@ -15,8 +15,8 @@ use holesync::hashmap::plan::Run;
 use holesync::hashmap::{Block, Grid, Hash, Item, key, map_image, root_of};
 use holesync::options::{BlockSize, Commit, Compress, Options};
 use holesync::protocol::{
-    Differ, Entry, Frame, FrameReader, FrameWriter, LeafAnswer, MAX_DIFFER, MAX_MAP_KEYS, MAX_UNPATCHED,
-    Message, Patch,
+    BlockAnswer, Differ, Entry, Frame, FrameReader, FrameWriter, LeafAnswer, MAX_DIFFER, MAX_MAP_KEYS,
+    MAX_UNPATCHED, Message, Patch,
 };
 use holesync::report::{Changes, Stats};
 use holesync::source::Kind as EntryKind;
@@ -590,7 +590,7 @@ fn a_block_that_is_not_what_was_promised_is_asked_for_again() {
         let root = victim.root(&wanted);
         let promised = blocks_of(&wanted, &victim.grid)[0].hash;
         victim.differ(0, vec![promised]);
-        assert_eq!(victim.leaves().blocks[0].data, 3);
+        assert!(matches!(&victim.leaves().blocks[0], BlockAnswer::Leaves(leaves) if leaves.data == 3));
         victim.patch(0, &[(3, 1)], noise(8, PAGE));
         victim.peer.say(&Message::Keep { blocks: 7 });
         victim.peer.say(&Message::Finish { root, settled: true });
@@ -692,7 +692,8 @@ impl Asker {
             let bytes = &basis[index as usize * LARGE..(index as usize + 1) * LARGE];
             Leaves::of(BlockSize::SMALLEST, &self.grid, index, self.grid.all_pages(index), bytes)
         };
-        let blocks = (differ.first..differ.first + differ.hashes.len() as u64).map(leaves).collect();
+        let blocks =
+            (differ.first..differ.first + differ.hashes.len() as u64).map(leaves).map(Into::into).collect();
         LeafAnswer { id: self.id(nth), blocks }
     }
 
@@ -762,8 +763,18 @@ fn a_receiver_that_answers_with_more_leaves_than_it_was_asked_for_is_refused() {
     asker.question();
     let id = asker.id(0);
     // The file has not so many blocks.
-    asker.say_leaves(&LeafAnswer { id, blocks: vec![Leaves::default(); 41] });
+    asker.say_leaves(&LeafAnswer { id, blocks: vec![Leaves::default().into(); 41] });
     asker.assert_refused("too many leaves");
+}
+
+/// One of a version that copies nothing from elsewhere.
+#[test]
+fn a_block_that_an_old_receiver_says_to_have_is_refused() {
+    let mut asker = Asker::new(1, 40);
+    asker.map(0, 40, false);
+    asker.question();
+    asker.say_leaves(&LeafAnswer { id: asker.id(0), blocks: vec![BlockAnswer::Had] });
+    asker.assert_refused("a block that it has");
 }
 
 #[test]
@@ -773,11 +784,11 @@ fn leaves_that_nobody_asked_for_are_refused_or_dropped() {
     let id = asker.id(0);
     asker.map(0, 1, true);
     asker.peer.message(|message| matches!(message, Message::Content { .. }));
-    asker.say_leaves(&LeafAnswer { id, blocks: vec![Leaves::default(); 2] });
+    asker.say_leaves(&LeafAnswer { id, blocks: vec![Leaves::default().into(); 2] });
     asker.assert_refused("leaves before a question");
     // Of another file, and of none.
     let mut asker = Asker::new(2, BUSY);
-    let unknown = LeafAnswer { id: 77, blocks: vec![Leaves::default()] };
+    let unknown = LeafAnswer { id: 77, blocks: vec![Leaves::default().into()] };
     asker.say_leaves(&unknown);
     asker.map(0, 40, false);
     let differ = asker.question();
@@ -957,7 +968,8 @@ fn pass_on(from: PipeReader, to: PipeWriter, lie: impl Fn(&mut usize, &mut Leave
             Frame::Message(message) => output.message(&message),
             Frame::Map(id, runs) => output.map(id, &runs),
             Frame::Leaves(mut answer) => {
-                for leaves in &mut answer.blocks {
+                for answer in &mut answer.blocks {
+                    let BlockAnswer::Leaves(leaves) = answer else { panic!("had what was not told") };
                     lie(&mut at, leaves);
                     at += 1;
                 }

@@ -145,6 +145,7 @@
 //! | sender | another block than it promised | `a_block_that_is_not_what_was_promised_is_asked_for_again` |
 //! | sender | entries without end, answers unread | `a_sender_that_announces_without_end_is_refused` |
 //! | receiver | leaves that nobody asked for | `leaves_that_nobody_asked_for_are_refused_or_dropped` |
+//! | receiver | of an old version, a block that it had elsewhere | `a_block_that_an_old_receiver_says_to_have_is_refused` |
 //! | receiver | more leaves than it was asked for | `a_receiver_that_answers_with_more_leaves_than_it_was_asked_for_is_refused` |
 //! | receiver | leaves of other bytes than it has | `leaves_that_lie_are_never_a_wrong_file` |
 //! | receiver | maps that run ahead of its credit | `a_receiver_whose_maps_run_ahead_of_its_answers_is_refused` |
