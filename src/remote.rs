@@ -7,14 +7,14 @@ mod child;
 mod cipher;
 mod elf;
 mod push;
+mod running;
 mod ssh;
 
 pub use bootstrap::{
     Addresses, Agent, Bootstrapped, FarSide, Incoming, Input, Outgoing, Output, RemoteOptions, bootstrap,
     command, script,
 };
-pub use child::{
-    RemoteProcess, again, connect, interrupt, interruption, is_interrupted, note_shell, watch_group,
-};
+pub use child::{RemoteProcess, connect};
 pub use cipher::{Cipher, aes_here, remember_aes};
+pub use running::{Watch, again, interrupt, interruption, is_interrupted, note_shell};
 pub use ssh::Ssh;

@@ -6,17 +6,16 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, poll};
-use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use crate::error::{Again, Error, Result, code, escape, in_words, lock};
+use crate::error::{Error, Result, code, escape, in_words, lock};
 use crate::location::Host;
+use crate::remote::running::Watch;
 use crate::sys;
 
 /// The program that reaches a host, unless a command is given.
@@ -33,61 +32,12 @@ const EXIT_PATIENCE: Duration = Duration::from_secs(10);
 /// for later (ControlPersist), or a job left behind, holds it for as long as it lives.
 const STDERR_PATIENCE: Duration = Duration::from_millis(300);
 
-/// The child that a signal has to stop, 0 if there is none.
-static CHILD: AtomicI32 = AtomicI32::new(0);
-
-/// The process group that a signal has to stop, 0 if there is none.
-static GROUP: AtomicI32 = AtomicI32::new(0);
-
-/// Whether something has asked to stop.
-static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
-
-/// Whether a shell takes part in the transfer.
-static BY_SHELL: AtomicBool = AtomicBool::new(false);
-
-/// Keeps that a shell takes part in the transfer, for what is said where it is stopped.
-pub fn note_shell() {
-    BY_SHELL.store(true, Ordering::Relaxed);
-}
-
-/// What the same command does once more after this transfer was stopped.
-pub fn again() -> Again {
-    if BY_SHELL.load(Ordering::Relaxed) { Again::StartsAnew } else { Again::GoesOn }
-}
-
-/// Whether [`interrupt`] was called, or a signal came that does so: nothing new need be begun.
-pub fn is_interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
-}
-
-/// What the handler of a signal sets. The child may get the same signal, and its end be seen before
-/// anybody is told of it.
-pub fn interruption() -> Arc<AtomicBool> {
-    Arc::clone(&INTERRUPTED)
-}
-
-/// Stops the child and the process group that are running. For signal handling.
-pub fn interrupt() {
-    INTERRUPTED.store(true, Ordering::Relaxed);
-    let (child, group) = (CHILD.load(Ordering::Relaxed), GROUP.load(Ordering::Relaxed));
-    // Either may have ended by itself.
-    if child > 0 {
-        let _ = kill(Pid::from_raw(child), Signal::SIGTERM);
-    }
-    if group > 0 {
-        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-    }
-}
-
-/// Has a process group stopped with this process; `None`: there is none any more.
-pub fn watch_group(group: Option<Pid>) {
-    GROUP.store(group.map_or(0, Pid::as_raw), Ordering::Relaxed);
-}
-
 /// A host at the other end of a child process.
 #[derive(Debug)]
 pub struct RemoteProcess {
     child: Child,
+    /// Gone when the child has ended.
+    watch: Option<Watch>,
     stderr: Stderr,
     host: Host,
     program: String,
@@ -134,14 +84,14 @@ pub fn connect(
     else {
         return Err(Error::Start("the child process has no pipes".into()));
     };
-    CHILD.store(child.id() as i32, Ordering::Relaxed);
+    let watch = Some(Watch::child(Pid::from_raw(child.id() as i32)));
     sys::grow_pipe(&stdin);
     sys::grow_pipe(&stdout);
     let held = Arc::default();
     let last = Arc::clone(&held);
     let thread = std::thread::spawn(move || show_stderr(BufReader::new(stderr), &last));
     let stderr = Stderr { thread, held };
-    let connection = RemoteProcess { child, stderr, host: host.clone(), program: program.into() };
+    let connection = RemoteProcess { child, watch, stderr, host: host.clone(), program: program.into() };
     Ok((connection, stdout, stdin))
 }
 
@@ -244,7 +194,7 @@ impl RemoteProcess {
     /// itself had none.
     pub fn finish<T>(mut self, result: Result<T>) -> Result<T> {
         let status = self.wait(if result.is_ok() { EXIT_PATIENCE } else { Duration::from_secs(2) });
-        CHILD.store(0, Ordering::Relaxed);
+        self.watch = None;
         let ended_with = status.and_then(|status| status.code());
         let mut words = self.stderr.last_words().filter(|words| !words.is_empty());
         if !tells_of_its_end(&result, ended_with) {

@@ -42,10 +42,8 @@ pub fn run_command(
         .spawn();
     let mut child = spawned.map_err(Error::file("run", "sh"))?;
     let group = Pid::from_raw(child.id() as i32);
-    remote::watch_group(Some(group));
-    let result = feed_child(&mut child, destination, command, feed, group);
-    remote::watch_group(None);
-    result
+    let _watch = remote::Watch::group(group);
+    feed_child(&mut child, destination, command, feed, group)
 }
 
 fn feed_child(
