@@ -61,6 +61,7 @@ mod synced;
 pub mod tree;
 mod way;
 
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -105,6 +106,9 @@ pub struct Wanted {
 pub enum QuickCheck {
     /// They may not: the source has neither, or this is a second try.
     Never,
+    /// They may not, nor is another file told in the place of this one: it may have changed when
+    /// the first try was made.
+    SecondTry,
     /// They may; the time of the source is known so exactly.
     Time(Precision),
 }
@@ -118,6 +122,21 @@ pub struct Basis {
     pub length: u64,
     /// The state it is in, if it is a file as it is.
     pub state: Option<FileState>,
+}
+
+impl fmt::Debug for Basis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Basis").field("length", &self.length).finish_non_exhaustive()
+    }
+}
+
+/// What a destination has itself where it is compared with another file.
+#[derive(Clone)]
+pub enum Own {
+    /// Nothing: zeros.
+    Nothing,
+    /// This.
+    There(Basis),
 }
 
 /// What is known of the content that a destination has before anything is written.
@@ -163,7 +182,10 @@ impl Finished {
 pub struct Destination {
     task: Task,
     way: Way,
+    /// What it has.
     basis: Option<Basis>,
+    /// What it is compared with in the place of that: a file that the user named.
+    other: Option<Basis>,
     behind: WriteBehind,
     zeros: Zeros,
 }
@@ -180,7 +202,14 @@ fn check_device_size(place: &Place, size: u64, length: u64, state: &str) -> Resu
 impl Destination {
     /// What to compare with; `None`: nothing, all of the source is needed.
     pub fn basis(&self) -> Option<Basis> {
-        self.basis.clone()
+        self.other.as_ref().or(self.basis.as_ref()).cloned()
+    }
+
+    /// What it has itself, where the [basis](Destination::basis) is another file: what stays of
+    /// that has to be written, as far as it is not there.
+    pub fn own(&self) -> Option<Own> {
+        self.other.as_ref()?;
+        Some(self.basis.clone().map_or(Own::Nothing, Own::There))
     }
 
     /// The source may have changed unseen: the file gets a time that tells the next run to
@@ -205,7 +234,7 @@ impl Destination {
 
     /// What is known of what it has.
     pub fn basis_state(&self) -> BasisState {
-        match (&self.basis, &self.way) {
+        match (self.basis(), &self.way) {
             (Some(_), _) => BasisState::Mapped,
             (None, Way::Direct(_)) => BasisState::Unknown,
             (None, _) => BasisState::Blank,

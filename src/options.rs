@@ -103,8 +103,8 @@ pub struct Options {
     pub timeout: u32,
     /// Bytes a second that each end writes at most. `None`: any number.
     pub bandwidth: Option<u64>,
-    /// Files at the destination that new ones are begun from, relative to the destination if
-    /// they are relative.
+    /// Files and devices at the destination's end that may have what it lacks, relative to the
+    /// destination if they are relative.
     pub basis: Vec<Vec<u8>>,
     /// Other directories that may have what is missing at the destination.
     pub alternates: Option<Alternates>,

@@ -271,6 +271,12 @@ pub enum Message {
         /// The warning.
         text: String,
     },
+    /// Receiver: what the file was compared with is not as it was; compare what there is of it by
+    /// now. From version [`COPIES`] on.
+    Lacking {
+        /// The entry.
+        id: u64,
+    },
 }
 
 impl Message {

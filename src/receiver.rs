@@ -43,6 +43,7 @@ mod blocks;
 mod entries;
 mod finish;
 mod list;
+mod other_basis;
 mod others;
 mod outbox;
 mod places;
@@ -350,10 +351,11 @@ impl Applier<'_, '_> {
         }
     }
 
-    /// What is there of a file is held open for others no more: it is locked as long.
+    /// What is there of a file is held open for others no more: it is locked as long. What the user
+    /// named is not.
     fn release(&self, file: &mut OpenFile) {
-        if let Some(image) = file.image.take() {
-            self.shared.places.close(image, file.place.take());
+        if let Some(image) = file.image.take().filter(|_| file.own.is_none()) {
+            self.shared.places.close(image, file.place.take(), std::mem::take(&mut file.changed));
         }
     }
 
@@ -392,14 +394,16 @@ impl Applier<'_, '_> {
             }
             return Ok(());
         }
-        let (id, whole) = (file.id, file.whole);
+        let (id, whole, is_other) = (file.id, file.whole, file.own.is_some());
         let why = "did not arrive as it was sent; check memory and storage on both sides";
         let error = Error::refused(file.destination.path(), why);
         file.destination.keep();
-        if whole {
-            self.shared.fail(id, &error, Settles::Entry)
-        } else {
-            self.shared.tell(Message::Again { id }, Settles::Entry)
+        // What it was compared with has changed since: what came of it is right.
+        let is_lacking = is_other && found.is_none() && self.shared.copies;
+        match whole {
+            true => self.shared.fail(id, &error, Settles::Entry),
+            false if is_lacking => self.shared.tell(Message::Lacking { id }, Settles::Entry),
+            false => self.shared.tell(Message::Again { id }, Settles::Entry),
         }
     }
 

@@ -147,7 +147,7 @@ impl Destination {
     fn new(task: Task, way: Way, basis: Option<Basis>) -> Destination {
         let basis = basis.filter(|basis| basis.length > 0);
         let behind = WriteBehind::new(task.options.fsync, task.wanted.data);
-        Destination { task, way, basis, behind, zeros: Zeros::default() }
+        Destination { task, way, basis, other: None, behind, zeros: Zeros::default() }
     }
 }
 
@@ -220,7 +220,12 @@ fn begin(mut place: Place, wanted: Wanted, setup: &Setup, found: Found) -> Resul
             new(task, setup)
         }
     };
-    Ok(Opening { recovered, opened: Opened::Different(Box::new(destination?)), changes })
+    let mut destination = destination?;
+    if setup.copies && !destination.way.is_resumed() && !destination.way.is_of_another() {
+        let Destination { task, basis, .. } = &destination;
+        destination.other = task.place.other_basis(&task.wanted, basis.as_ref());
+    }
+    Ok(Opening { recovered, opened: Opened::Different(Box::new(destination)), changes })
 }
 
 /// Removes what interrupted runs left beside a file that needs nothing, unless another run
@@ -256,8 +261,13 @@ fn new(mut task: Task, setup: &Setup) -> Result<Destination> {
     };
     let error = || task.place.error("open what to begin from for");
     let device = nix::sys::stat::fstat(&task.place.dir).map_err(|errno| error()(errno.into()))?.st_dev;
-    let basis = basis_of(&from.old.file, task.options.hole_map).map_err(error())?;
-    task.can = setup.abilities(&task.place, &from.old.file, device);
+    let can = setup.abilities(&task.place, &from.old.file, device);
+    if setup.copies && from.is_named && !can.clone {
+        // What stays of it is hashed as it is copied.
+        return fresh(task, setup, None);
+    }
+    let basis = Basis::of(&from.old.file, task.options.hole_map).map_err(error())?;
+    task.can = can;
     task.begun_from.clone_from(&from.name);
     Ok(Destination::new(task, Way::Replica(Replica::of_another(from)), Some(basis)))
 }
@@ -275,7 +285,7 @@ fn fresh(task: Task, setup: &Setup, old: Option<Old>) -> Result<Destination> {
 
 fn resumed(mut task: Task, setup: &Setup, old: Option<Old>, temp: File) -> Result<Destination> {
     let error = || task.place.error("open the temp file of");
-    let basis = basis_of(&temp, task.options.hole_map).map_err(error())?;
+    let basis = Basis::of(&temp, task.options.hole_map).map_err(error())?;
     let device = temp.metadata().map_err(error())?.dev();
     task.can = setup.abilities(&task.place, &temp, device);
     Ok(Destination::new(task, Way::Fresh(Fresh::resumed(old, temp)), Some(basis)))
@@ -323,7 +333,7 @@ fn existing(mut task: Task, stat: FileStat, setup: &Setup) -> Result<Destination
     if let Some(temp) = resumable_temp(&task)? {
         return resumed(task, setup, Some(old), temp);
     }
-    let basis = basis_of(&old.file, task.options.hole_map).map_err(task.place.error("open"))?;
+    let basis = Basis::of(&old.file, task.options.hole_map).map_err(task.place.error("open"))?;
     Ok(Destination::new(task, Way::Replica(Replica::new(old)), Some(basis)))
 }
 
@@ -353,7 +363,7 @@ fn in_place(mut task: Task, setup: &Setup, old: Old) -> Result<Destination> {
     remove_drafts(&task, &[Working::Temp]);
     let mut basis = None;
     if !task.wanted.whole {
-        basis = Some(basis_of(&old.file, task.options.hole_map).map_err(place.error("open"))?);
+        basis = Some(Basis::of(&old.file, task.options.hole_map).map_err(place.error("open"))?);
         task.can = setup.abilities(place, &old.file, old.state.dev());
     }
     Ok(Destination::new(task, Way::Direct(Direct::new(old)), basis))
@@ -385,7 +395,7 @@ fn staged(task: Task, old: Old) -> Result<Destination> {
             return Ok(Destination::new(task, Way::Staged(Staged::resumed(old, stage)), Some(over)));
         }
     }
-    let basis = basis_of(&old.file, task.options.hole_map).map_err(place.error("open"))?;
+    let basis = Basis::of(&old.file, task.options.hole_map).map_err(place.error("open"))?;
     Ok(Destination::new(task, Way::Staged(Staged::new(old)), Some(basis)))
 }
 
@@ -414,18 +424,21 @@ fn device(task: Task) -> Result<Destination> {
     let basis = if task.wanted.whole {
         None
     } else {
-        Some(basis_of(&file, task.options.hole_map).map_err(place.error("open"))?)
+        Some(Basis::of(&file, task.options.hole_map).map_err(place.error("open"))?)
     };
     let old = Old { file, state, access: Access::Write, turn: None };
     task.claim(&old)?;
     Ok(Destination::new(task, Way::Direct(Direct::new(old)), basis))
 }
 
-fn basis_of(file: &File, hole_map: bool) -> io::Result<Basis> {
-    let metadata = file.metadata()?;
-    let state = FileState::with(file, &metadata)?;
-    let image = Arc::new(image_of(file, 512 * metadata.blocks(), state.length, hole_map)?);
-    Ok(Basis { image, length: state.length, state: Some(state) })
+impl Basis {
+    /// An open file, or a device, as it is.
+    pub(super) fn of(file: &File, hole_map: bool) -> io::Result<Basis> {
+        let metadata = file.metadata()?;
+        let state = FileState::with(file, &metadata)?;
+        let image = Arc::new(image_of(file, 512 * metadata.blocks(), state.length, hole_map)?);
+        Ok(Basis { image, length: state.length, state: Some(state) })
+    }
 }
 
 /// An old file as what is compared with.

@@ -54,6 +54,11 @@ impl Way {
         }
     }
 
+    /// Whether it is begun from a file elsewhere.
+    pub fn is_of_another(&self) -> bool {
+        matches!(self, Way::Replica(replica) if replica.old().is_none())
+    }
+
     /// Has what is to be renamed ready for that: length, attributes. `None`: this way ends
     /// otherwise. The inner one: which attributes may not be set.
     pub fn complete(&mut self, task: &Task) -> Result<Option<Option<Failure>>> {

@@ -13,7 +13,7 @@ pub struct BesideArgs {
     /// Begin new files from the one beside them whose name is most like their own
     #[arg(short = 'y', long)]
     pub fuzzy: bool,
-    /// Begin new files from this one, which is where the destination is
+    /// Take what the destination lacks from this file or device, which is where it is
     #[arg(long, value_name = "PATH")]
     basis: Vec<OsString>,
     /// Do not make what DIR has

@@ -8,7 +8,7 @@ use std::thread::Scope;
 
 use crate::apply::tree::{DestinationRoot, LastDirectory};
 use crate::apply::{Basis, BasisState, Destination, Opened, Place, Preview, Sink, Wanted};
-use crate::error::{Error, Result, Stop};
+use crate::error::{Error, Result, Stop, Warning, in_words, printable};
 use crate::hashmap::ahead::{Ahead, Likely, await_job};
 use crate::hashmap::plan::Run;
 use crate::hashmap::{self, Batch, Grid, Item};
@@ -148,7 +148,7 @@ fn ask_for(
         Sink::Destination(_) if mapped => Message::Map { id, device },
         Sink::Destination(_) => Message::NoBasis { id, device },
     };
-    let path = sink.path().to_path_buf();
+    let (path, is_other) = (sink.path().to_path_buf(), sink.own().is_some());
     let known = basis.as_ref().filter(|_| shared.copies && shared.describes);
     let image = known.and_then(|basis| shared.places.open(&basis.image, basis.length));
     let mut settles = Settles::Nothing;
@@ -168,7 +168,7 @@ fn ask_for(
         settles = if mapped { Settles::Nothing } else { Settles::Entry };
     }
     shared.tell(answer, settles)?;
-    basis.map_or(Ok(()), |basis| tell_basis(shared, Told { id, path, grid, basis, image, ahead }))
+    basis.map_or(Ok(()), |basis| tell_basis(shared, Told { id, path, grid, basis, is_other, image, ahead }))
 }
 
 /// A file of whose basis the sender is told.
@@ -177,6 +177,8 @@ struct Told {
     path: PathBuf,
     grid: Grid,
     basis: Basis,
+    /// It is another file than is there.
+    is_other: bool,
     image: Option<u32>,
     ahead: Option<Ahead>,
 }
@@ -184,7 +186,7 @@ struct Told {
 /// Tells what is there, block by block, and passes it on to the applying thread first: it
 /// has it when the sender describes it.
 fn tell_basis(shared: &ReceiverShared, told: Told) -> Result<()> {
-    let Told { id, path, grid, basis, image, ahead } = told;
+    let Told { id, path, grid, basis, is_other, image, ahead } = told;
     let describes = shared.describes;
     let grid = Grid { length: grid.length.min(basis.length), ..grid };
     let mut at = 0;
@@ -217,6 +219,15 @@ fn tell_basis(shared: &ReceiverShared, told: Told) -> Result<()> {
         return Ok(());
     }
     let settles = if describes { Settles::Nothing } else { Settles::Entry };
+    let result = match result {
+        Err(Stop::Read(source)) if is_other => {
+            // The rest is sent.
+            let why =
+                format!("cannot read what to begin from for {}: {}", printable(&path), in_words(&source));
+            shared.warn(Warning::about(&path, why)).map_err(Stop::Taken)
+        }
+        other => other,
+    };
     match result {
         Ok(()) => {
             shared.feeds.end(id, FeedEnd::Whole);

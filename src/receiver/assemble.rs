@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use crate::apply::{Basis, Place, Sink};
+use crate::apply::{Basis, Own, Place, Sink};
 use crate::error::{Error, Result};
 use crate::hashmap::leaves::{LeafHash, Leaves};
 use crate::hashmap::{self, Grid, Hash, PageMask, RootHasher};
@@ -13,7 +13,7 @@ use crate::protocol::{Data, Entry};
 use crate::receiver::answer::Begun;
 use crate::receiver::basis_feed::{BasisCursor, BasisFeeds, Had};
 use crate::receiver::blocks::{Pending, take, while_hashing};
-use crate::receiver::places::Search;
+use crate::receiver::places::{Changed, Search};
 use crate::report::Changes;
 
 /// What goes wrong while a file is put together.
@@ -55,9 +55,13 @@ pub struct OpenFile {
     pub copied: u64,
     /// Its basis among those in which blocks are looked for.
     pub image: Option<u32>,
+    /// What of that does not stay.
+    pub changed: Changed,
     /// Where it goes.
     pub place: Option<Place>,
     pub(super) basis: Option<Basis>,
+    /// What is there, where `basis` is another file.
+    pub(super) own: Option<Own>,
     /// Where else its blocks are looked for.
     pub(super) search: Search,
     pub(super) cursor: BasisCursor,
@@ -99,6 +103,7 @@ impl OpenFile {
             entry,
             changes,
             basis: destination.basis(),
+            own: destination.own(),
             cursor,
             destination,
             whole,
@@ -106,6 +111,7 @@ impl OpenFile {
             received: 0,
             copied: 0,
             image,
+            changed: Changed::default(),
             place,
             search: Search::new(written),
             grid,
@@ -120,6 +126,9 @@ impl OpenFile {
     /// those that count with a block before them.
     pub fn keep(&mut self, feeds: &BasisFeeds, blocks: u64) -> Result<u64, ApplyError> {
         let end = self.end_of(blocks)?;
+        if self.own.is_some() {
+            return self.keep_other(feeds, end);
+        }
         let mut bytes = 0;
         while self.at < end {
             let (count, had) = self.cursor.next(feeds, end - self.at)?;
@@ -147,10 +156,12 @@ impl OpenFile {
         while self.at < end {
             let (count, had) = self.cursor.next(feeds, end - self.at)?;
             match had {
+                _ if self.own.is_some() => self.clear(self.at..self.at + count)?,
                 Had::Hole => {}
                 Had::Block(block) => self.zero_pages(self.at, block.read, block.data == 0)?,
                 Had::Unknown => self.destination.zero(self.grid.bytes(&(self.at..self.at + count)))?,
             }
+            self.changed.add(self.at..self.at + count);
             self.at += count;
         }
         Ok(0)
@@ -213,6 +224,10 @@ impl OpenFile {
         blocks: &[(PageMask, &[u8])],
         bytes: &[u8],
     ) -> Result<(), ApplyError> {
+        self.changed.add(self.at..self.at + blocks.len() as u64);
+        if self.own.is_some() {
+            return self.place_over_other(feeds, blocks);
+        }
         // What adjoins in the file and in the frame is written at once.
         let mut pending = Pending { at: 0, len: 0, bytes };
         // Pages that stay need not be written, at the price of reading the old ones. Where one
@@ -230,16 +245,22 @@ impl OpenFile {
             let common = if alike { known & mask } else { 0 };
             let same = self.same_pages(common, (mask, new), self.destination.is_preview())?;
             alike &= common == 0 || same != 0;
-            self.add_but(same, mask, &mut pending)?;
+            self.add_but(self.at, same, mask, &mut pending)?;
             self.at += 1;
         }
         Ok(pending.write(&mut self.destination)?)
     }
 
-    /// Adds the pages of the next block to what is to be written, but for those that stay.
-    pub(super) fn add_but(&mut self, same: PageMask, mask: PageMask, pending: &mut Pending) -> Result<()> {
+    /// Adds the pages of a block to what is to be written, but for those that stay.
+    pub(super) fn add_but(
+        &mut self,
+        index: u64,
+        same: PageMask,
+        mask: PageMask,
+        pending: &mut Pending,
+    ) -> Result<()> {
         for page in hashmap::page_runs(mask).flatten() {
-            let range = self.grid.pages(self.at, &(page..page + 1));
+            let range = self.grid.pages(index, &(page..page + 1));
             if same >> page & 1 == 1 {
                 pending.skip((range.end - range.start) as usize, &mut self.destination)?;
             } else {

@@ -71,7 +71,7 @@ impl Applier<'_, '_> {
                 let whole = whole || self.shared.options.whole_file;
                 let attributes = tree.attributes(&entry.kind, &entry.metadata);
                 let quick_check =
-                    if retry { QuickCheck::Never } else { QuickCheck::Time(Precision::Nanoseconds) };
+                    if retry { QuickCheck::SecondTry } else { QuickCheck::Time(Precision::Nanoseconds) };
                 let wanted = Wanted { length, data: allocated, whole, quick_check, attributes };
                 let root = tree.root().clone();
                 let shared = Arc::clone(self.shared);

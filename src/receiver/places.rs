@@ -3,6 +3,7 @@
 //! is copied is hashed as it is copied.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use crate::apply::Place;
@@ -37,8 +38,38 @@ struct Table {
 /// Where an image is to be had.
 enum Origin {
     Open(Arc<dyn Image + Send + Sync>),
-    /// A file that is complete by now, or was given up: what is there is looked at again.
-    At(Place),
+    /// A file that is complete, or was given up: what is there is looked at again, when
+    /// something is looked for.
+    Closed(Place, Changed),
+    /// Such a one that was looked at.
+    OpenAgain(Arc<dyn Image + Send + Sync>, Changed),
+}
+
+/// Which blocks of a file do not stay as they were, as it is described.
+#[derive(Default)]
+pub struct Changed {
+    /// Ascending, apart from each other.
+    ranges: Vec<Range<u64>>,
+}
+
+impl Changed {
+    /// Ranges that are kept at most: a file with more has no blocks for others.
+    const MOST: usize = 1 << 16;
+
+    /// The next blocks do not stay.
+    pub fn add(&mut self, blocks: Range<u64>) {
+        let may_grow = self.ranges.len() <= Changed::MOST;
+        match self.ranges.last_mut() {
+            Some(last) if last.end == blocks.start => last.end = blocks.end,
+            _ if may_grow => self.ranges.push(blocks),
+            _ => {}
+        }
+    }
+
+    fn contains(&self, block: u64) -> bool {
+        let behind = self.ranges.partition_point(|range| range.end <= block);
+        self.ranges.get(behind).is_some_and(|range| range.contains(&block))
+    }
 }
 
 /// A block of an image.
@@ -83,11 +114,13 @@ impl Places {
         lock(&self.0).learn(image, first, items);
     }
 
-    /// An image is not held open any more; it may be looked at where it is.
-    pub fn close(&self, image: Number, place: Option<Place>) {
+    /// What is there of a file is not held open any more. What stays of it may be looked at where
+    /// it is.
+    pub fn close(&self, image: Number, place: Option<Place>, changed: Changed) {
         let mut table = lock(&self.0);
+        let is_known = changed.ranges.len() <= Changed::MOST;
         match (table.images.get_mut(&image), place) {
-            (Some(origin), Some(place)) => *origin = Origin::At(place),
+            (Some(origin), Some(place)) if is_known => *origin = Origin::Closed(place, changed),
             _ => _ = table.images.remove(&image),
         }
     }
@@ -99,7 +132,7 @@ impl Places {
         let next = search.last.filter(|(last, _)| last + 1 == index).and_then(|(_, spot)| spot.next());
         let counts = |spot: &Spot| search.written != Some(spot.image) || u64::from(spot.block) > index;
         let mut found = [known, next].into_iter().flatten().filter(counts).filter_map(|spot| {
-            let image = lock(&self.0).image(spot.image)?;
+            let image = lock(&self.0).image(spot)?;
             let at = u64::from(spot.block) * grid.block.bytes();
             Some((spot, read(image.as_ref(), grid, index, at, hash)?))
         });
@@ -157,19 +190,21 @@ impl Table {
         self.blocks.get(&head(hash)).copied()
     }
 
-    fn image(&mut self, number: Number) -> Option<Arc<dyn Image + Send + Sync>> {
-        let origin = self.images.get_mut(&number)?;
-        if let Origin::At(place) = origin {
-            let opened = place.open_to_read().map(|file| FileImage::new(file, true));
-            let Some(image) = opened else {
-                self.images.remove(&number);
-                return None;
-            };
-            *origin = Origin::Open(Arc::new(image));
+    /// The image that a block is in, if it has that still.
+    fn image(&mut self, spot: Spot) -> Option<Arc<dyn Image + Send + Sync>> {
+        let block = u64::from(spot.block);
+        match self.images.remove(&spot.image)? {
+            Origin::Closed(place, changed) => {
+                let image: Arc<dyn Image + Send + Sync> =
+                    Arc::new(FileImage::new(place.open_to_read()?, true));
+                self.images.insert(spot.image, Origin::OpenAgain(image, changed));
+            }
+            origin => _ = self.images.insert(spot.image, origin),
         }
-        match origin {
+        match self.images.get(&spot.image)? {
             Origin::Open(image) => Some(Arc::clone(image)),
-            Origin::At(_) => None,
+            Origin::OpenAgain(image, changed) => (!changed.contains(block)).then(|| Arc::clone(image)),
+            Origin::Closed(..) => None,
         }
     }
 }
@@ -234,7 +269,7 @@ mod tests {
         search.written = Some(number);
         assert!(places.find(&hash_of(&items[7]), &grid, 40, &mut search).is_none());
         assert!(places.find(&hash_of(&items[41]), &grid, 40, &mut search).is_some());
-        places.close(number, None);
+        places.close(number, None, Changed::default());
         assert!(places.find(&hash_of(&items[41]), &grid, 40, &mut search).is_none());
     }
 
@@ -257,6 +292,15 @@ mod tests {
             .filter(|&n| places.find(&hash_of(&items[n + 4]), &grid, n as u64, &mut search).is_some())
             .collect();
         assert_eq!(found, (4..24).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_did_not_stay_is_told_from_what_did() {
+        let mut changed = Changed::default();
+        [1..3, 3..4, 9..10].into_iter().for_each(|range| changed.add(range));
+        let are: Vec<_> = (0..12).filter(|&block| changed.contains(block)).collect();
+        assert_eq!(are, [1, 2, 3, 9]);
+        assert_eq!(changed.ranges.len(), 2);
     }
 
     #[test]

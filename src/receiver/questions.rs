@@ -1,5 +1,8 @@
 //! Questions about blocks that differ, and the leaves that answer them.
 
+use std::sync::Arc;
+
+use crate::apply::{Basis, Own};
 use crate::error::{Result, lock};
 use crate::hashmap::leaves::Leaves;
 use crate::hashmap::{self, Hash, PageMask};
@@ -9,7 +12,7 @@ use crate::receiver::Applier;
 use crate::receiver::assemble::{ApplyError, OpenFile, Patched, UnpatchedBlock, rule};
 use crate::receiver::basis_feed::{BasisFeeds, Had};
 use crate::receiver::blocks::{Pending, take};
-use crate::receiver::places::{FoundBlock, Places};
+use crate::receiver::places::{self, FoundBlock, Places};
 use crate::report::Phase;
 
 impl Applier<'_, '_> {
@@ -54,6 +57,7 @@ impl OpenFile {
             return rule("a question out of place, or one too many");
         }
         let places = places.filter(|_| !self.whole);
+        self.changed.add(self.at..self.at + differ.hashes.len() as u64);
         let (mut answers, mut bytes) = (Vec::with_capacity(differ.hashes.len()), 0);
         for &hash in &differ.hashes {
             let had = match self.cursor.next(feeds, 1)? {
@@ -62,8 +66,7 @@ impl OpenFile {
                 _ => return rule("a question about a block without data"),
             };
             self.root.add(self.at, &hash);
-            let found = places.and_then(|places| places.find(&hash, &self.grid, self.at, &mut self.search));
-            let answer = match found {
+            let answer = match places.and_then(|places| self.find(&hash, places)) {
                 Some(found) => {
                     bytes += self.place_found(&had, &found)?;
                     BlockAnswer::Had
@@ -76,23 +79,46 @@ impl OpenFile {
         Ok((answers, self.behind_asked(bytes)))
     }
 
+    /// The next block, if it lies somewhere: at the same place in what is there, or in what the user
+    /// named, or anywhere.
+    fn find(&mut self, hash: &Hash, places: &Places) -> Option<FoundBlock> {
+        let own = self.own.iter().filter_map(|own| match own {
+            Own::There(basis) => Some(basis),
+            Own::Nothing => None,
+        });
+        let named = self.place.iter().flat_map(|place| place.named_bases());
+        let at = self.at * self.grid.block.bytes();
+        // What was told has another hash.
+        let is_told =
+            |basis: &Basis| self.basis.as_ref().is_some_and(|told| Arc::ptr_eq(&told.image, &basis.image));
+        let mut there = own.chain(named).filter(|basis| at < basis.length && !is_told(basis));
+        there
+            .find_map(|basis| places::read(basis.image.as_ref(), &self.grid, self.at, at, hash))
+            .or_else(|| places.find(hash, &self.grid, self.at, &mut self.search))
+    }
+
     /// What the basis has of the next block, of which the rest is to come.
     fn ask_for(&mut self, had: hashmap::Block, hash: Hash, leaf: BlockSize) -> Result<Leaves, ApplyError> {
         let bytes = self.old_bytes(self.at, had.data)?;
-        // What arrives of it is written over that.
-        self.keep_pages(self.at, had.data)?;
+        if self.own.is_none() {
+            // What arrives of it is written over that.
+            self.keep_pages(self.at, had.data)?;
+        }
         self.asked.push_back(UnpatchedBlock { index: self.at, had, hash, behind: 0 });
         Ok(Leaves::of(leaf, &self.grid, self.at, had.data, &bytes))
     }
 
     /// The next block was found elsewhere; the basis has `had` in its place. Returns bytes of data.
     fn place_found(&mut self, had: &hashmap::Block, found: &FoundBlock) -> Result<u64, ApplyError> {
+        if self.own.is_some() {
+            return self.put_found(found);
+        }
         let mask = found.data;
         self.zero_pages(self.at, had.data & !mask, false)?;
         self.zero_pages(self.at, had.read & !had.data & !mask, true)?;
         let same = self.same_pages(had.data & mask, (mask, &found.bytes), false)?;
         let mut pending = Pending { at: 0, len: 0, bytes: &found.bytes };
-        self.add_but(same, mask, &mut pending)?;
+        self.add_but(self.at, same, mask, &mut pending)?;
         pending.write(&mut self.destination)?;
         let bytes = self.grid.masked_bytes(self.at, mask);
         self.copied += bytes - self.grid.masked_bytes(self.at, same);
@@ -119,25 +145,33 @@ impl OpenFile {
                 return rule("a patch with an impossible page mask");
             }
             let (stays, comes) = (self.grid.masked_bytes(index, kept), self.grid.masked_bytes(index, sent));
-            if !self.destination.is_preview() {
-                let Some((new, behind)) = left.split_at_checked(comes as usize) else {
-                    return rule("a patch that is too short");
-                };
-                left = behind;
-                let old = self.old_bytes(index, kept)?;
+            let is_preview = self.destination.is_preview();
+            let Some((new, behind)) = left.split_at_checked(if is_preview { 0 } else { comes as usize })
+            else {
+                return rule("a patch that is too short");
+            };
+            left = behind;
+            let is_read = !is_preview || self.own.is_some();
+            let old = if is_read { self.old_bytes(index, kept)? } else { Vec::new() };
+            if !is_preview {
                 let found = hashmap::hash_block(mask, self.interleave(index, (kept, &old), (sent, new)));
                 if found != hash {
                     self.patched = Patched::Otherwise;
                 }
             }
             self.received += comes;
+            bytes += stays + comes + kept_behind;
+            if self.own.is_some() {
+                self.patch_over_other(index, (kept, &old), (sent, new))?;
+                pending.bytes = left;
+                continue;
+            }
             self.zero_pages(index, had.data & !mask, false)?;
             self.zero_pages(index, had.read & !had.data & !mask, true)?;
             for run in hashmap::page_runs(sent) {
                 pending.add(self.grid.pages(index, &run), &mut self.destination)?;
             }
             self.kept += stays;
-            bytes += stays + comes + kept_behind;
         }
         if !left.is_empty() {
             return rule("a patch that is too long");
@@ -147,7 +181,7 @@ impl OpenFile {
     }
 
     /// The pages of two masks in their order; their bytes are packed.
-    fn interleave<'a>(
+    pub(super) fn interleave<'a>(
         &self,
         block: u64,
         one: (PageMask, &'a [u8]),

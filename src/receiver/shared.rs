@@ -80,7 +80,7 @@ impl<'a> ReceiverShared<'a> {
             stats: Mutex::default(),
             stopped: AtomicBool::new(false),
             finishing: AtomicUsize::new(0),
-            setup: Setup::new(Arc::clone(&options)).delaying(),
+            setup: Setup::new(Arc::clone(&options)).delaying().copying(),
             delayed: Mutex::default(),
             committer: Committer::default(),
             options,

@@ -88,7 +88,7 @@ impl<'a, W: Write> Describer<'a, W> {
             shared,
             link: LinkSpeed::default(),
             compressor: Compressor::new(shared.options),
-            policy: LeafPolicy::new(),
+            policy: LeafPolicy::new(!shared.options.basis.is_empty()),
             news: if shared.options.basis.is_empty() { News::Nowhere } else { News::Elsewhere },
             whole: false,
             keep: 0,

@@ -18,6 +18,8 @@ const FASTEST: f64 = 2e-9;
 /// Whether it pays to ask what the receiver has of blocks that differ: a question
 /// costs hashing at both ends, at the same time, and saves bytes.
 pub struct LeafPolicy {
+    /// The first blocks of a file are asked about, too.
+    asks_at_once: bool,
     /// Of what was asked about, how much did not have to travel lately: 0 to 1.
     saved: f64,
     /// What hashing leaves costs, in seconds of a processor a byte.
@@ -45,13 +47,15 @@ impl LeafPolicy {
     /// What the last answer counts for in what was seen lately.
     const WEIGHT: f64 = 1.0 / 16.0;
 
-    pub fn new() -> LeafPolicy {
+    /// `asks_at_once`: the user named what the receiver may have blocks from, whatever is told.
+    pub fn new(asks_at_once: bool) -> LeafPolicy {
         LeafPolicy {
+            asks_at_once,
             saved: 1.0,
             cost: 0.0,
             delay: None,
             unasked: 0,
-            begun: false,
+            begun: asks_at_once,
             idle: 0,
             news: 1.0,
             idle_news: 0,
@@ -60,7 +64,7 @@ impl LeafPolicy {
 
     /// A new file begins.
     pub fn begin(&mut self) {
-        (self.unasked, self.begun) = (0, false);
+        (self.unasked, self.begun) = (0, self.asks_at_once);
     }
 
     /// Whether to ask about the next blocks that differ, `bytes` of data. `rest`: about how
@@ -130,7 +134,7 @@ mod tests {
 
     /// After the first blocks of a file, and some answers that saved most of a block.
     fn policy(seconds_per_byte: f64) -> LeafPolicy {
-        let mut policy = LeafPolicy { unasked: 1 << 20, ..LeafPolicy::new() };
+        let mut policy = LeafPolicy { unasked: 1 << 20, ..LeafPolicy::new(false) };
         (0..50).for_each(|_| policy.learn(BLOCK, 4096, seconds_per_byte * BLOCK as f64));
         policy
     }
@@ -142,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_first_blocks_of_a_file_are_not_asked_about() {
-        let mut policy = LeafPolicy::new();
+        let mut policy = LeafPolicy::new(false);
         assert_eq!(asked(&mut policy, 4), 0);
         assert_eq!(asked(&mut policy, 15), 15);
         // Nor does a slow answer stop what has begun; the next file is another matter.
@@ -166,7 +170,7 @@ mod tests {
 
     #[test]
     fn new_blocks_that_are_not_found_are_soon_only_tried() {
-        let mut policy = LeafPolicy::new();
+        let mut policy = LeafPolicy::new(false);
         let ask = |policy: &mut LeafPolicy, times: usize| (0..times).filter(|_| policy.finds_new()).count();
         assert_eq!(ask(&mut policy, 100), 100);
         (0..100).for_each(|_| policy.not_found());

@@ -152,8 +152,8 @@ impl Replies {
 
     fn message(&mut self, message: Message) -> Result<(), &'static str> {
         use Message::{
-            Again, Busy, Done, End, Failed, Granted, Made, Removed, Stays, Unchanged, Unset, Warning,
-            WarningAbout,
+            Again, Busy, Done, End, Failed, Granted, Lacking, Made, Removed, Stays, Unchanged, Unset,
+            Warning, WarningAbout,
         };
         match &message {
             Removed { paths } if size_of_names(paths) > MAX_NAMES => Err("too many names"),
@@ -166,7 +166,8 @@ impl Replies {
             | Unchanged { .. }
             | Made { .. }
             | Done { .. }
-            | Again { .. } => Ok(()),
+            | Again { .. }
+            | Lacking { .. } => Ok(()),
             Busy(_) | Granted { .. } | End(_) => Ok(()),
             _ => Err("a message out of turn"),
         }?;

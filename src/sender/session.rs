@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use crate::error::lock;
 use crate::error::{Error, Failure, Result, Warning};
 use crate::hashmap::Grid;
-use crate::protocol::{CREDIT, Entry, Message};
+use crate::protocol::{COPIES, CREDIT, Entry, Message};
 use crate::report::{Changes, Event, Outcome, Phase, Stats};
 use crate::sender::announce::announce;
 use crate::sender::describe::Describer;
@@ -249,6 +249,11 @@ impl<'a, W: Write> Session<'a, W> {
             Message::Again { id } => {
                 if let Some(sent) = self.awaited.remove(&id) {
                     self.try_again(sent.source, true)?;
+                }
+            }
+            Message::Lacking { id } if self.shared.version >= COPIES => {
+                if let Some(sent) = self.awaited.remove(&id) {
+                    self.try_again(sent.source, false)?;
                 }
             }
             Message::Granted { units } => {

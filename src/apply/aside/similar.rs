@@ -11,9 +11,9 @@ use std::path::Path;
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
 
-use crate::apply::Wanted;
 use crate::apply::aside::AsidePath;
 use crate::apply::place::{Access, Old, Place};
+use crate::apply::{Basis, QuickCheck, Wanted};
 use crate::confinement::NamedPath;
 use crate::error::{Error, Result, escape, printable};
 use crate::scan::FileState;
@@ -29,28 +29,40 @@ const MAX_LOOKS: usize = 4096;
 /// For a file that is read. Without waiting: opening a fifo would, for its other end.
 pub(in crate::apply) const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY);
 
-/// The files that the user named for that.
+/// The files and devices that the user named for that.
 #[derive(Debug)]
-pub struct Similar(Vec<File>);
+pub struct Similar {
+    files: Vec<File>,
+    images: Vec<Basis>,
+}
 
 impl Similar {
     /// Opens them; a symlink is followed. `base`: the destination.
     ///
     /// # Errors
     ///
-    /// [`Error::Destination`] for what is no regular file, or cannot be opened.
-    pub fn open(paths: &[AsidePath], base: &NamedPath) -> Result<Similar> {
-        let open = |path: &AsidePath| {
+    /// [`Error::Destination`] for what is neither a regular file nor a block device, or cannot be
+    /// opened.
+    pub fn open(paths: &[AsidePath], base: &NamedPath, hole_map: bool) -> Result<Similar> {
+        let mut similar = Similar { files: Vec::new(), images: Vec::new() };
+        for path in paths {
             let path = path.resolve(base);
             let failed = |why: String| {
                 let shown = printable(path.path());
-                Error::Destination(format!("cannot begin from {shown}: {why}; name a file that is there"))
+                let advice = "name a file or block device that is there";
+                Error::Destination(format!("cannot begin from {shown}: {why}; {advice}"))
             };
             let file = path.open(READ).map(File::from).map_err(|error| failed(error.to_string()))?;
-            let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
-            if is_file { Ok(file) } else { Err(failed("it is no regular file".into())) }
-        };
-        paths.iter().map(open).collect::<Result<_>>().map(Similar)
+            let image = Basis::of(&file, hole_map).map_err(|error| {
+                let is_odd = error.kind() == io::ErrorKind::InvalidInput;
+                let odd = || "it is neither a regular file nor a block device".into();
+                failed(if is_odd { odd() } else { error.to_string() })
+            })?;
+            similar.files.push(file);
+            // Of what is copied only hashes tell whether it is as it was.
+            similar.images.push(Basis { state: None, ..image });
+        }
+        Ok(similar)
     }
 }
 
@@ -62,6 +74,33 @@ pub struct From {
     pub state: FileState,
     /// Its name in the same directory, if it was found by that.
     pub name: Option<OsString>,
+    /// The user named it.
+    pub is_named: bool,
+}
+
+/// Places that are looked at to tell whether two images are versions of one.
+const SAMPLES: u64 = 64;
+/// Bytes at each.
+const SAMPLE: usize = 4 << 10;
+/// Of so many places one may differ.
+const MOSTLY: usize = 16;
+
+/// Whether one image has what the other one has, in most of the places where that has data. What
+/// cannot be read is not alike.
+fn is_mostly(one: &Basis, other: &Basis) -> bool {
+    let (mut alike, mut looked_at) = (0, 0);
+    let mut bytes = [[0; SAMPLE]; 2];
+    for nth in 0..SAMPLES {
+        let from = other.length / SAMPLES * nth;
+        let Some(Ok(extent)) = other.image.extents(from..other.length).next() else { break };
+        let [ours, theirs] = &mut bytes;
+        let read =
+            other.image.read_at(theirs, extent.start).and_then(|()| one.image.read_at(ours, extent.start));
+        let has_data = theirs.iter().any(|byte| *byte != 0);
+        looked_at += usize::from(has_data || read.is_err());
+        alike += usize::from(has_data && read.is_ok() && ours == theirs);
+    }
+    alike > 0 && (looked_at - alike) * MOSTLY <= looked_at
 }
 
 impl Place {
@@ -73,13 +112,15 @@ impl Place {
         if wanted.whole || wanted.data < WORTH_A_LOOK {
             return Ok(None);
         }
-        let named = self.similar.as_ref().map_or(&[][..], |similar| &similar.0);
+        let named = self.similar.as_ref().map_or(&[][..], |similar| &similar.files);
         let longest = named.iter().max_by_key(|file| file.metadata().map_or(0, |state| state.len()));
+        let longest = longest.filter(|file| file.metadata().is_ok_and(|state| state.is_file()));
+        let has_named = !named.is_empty();
         let error = || self.error("open what to begin from for");
         let found = match longest {
             _ if self.alternates.is_some() => self.file_elsewhere(READ).map(|file| (file, None)),
             Some(file) => Some((file.try_clone().map_err(error())?, None)),
-            None if fuzzy => self.most_alike().map(|(file, name)| (file, Some(name))),
+            None if fuzzy && !has_named => self.most_alike().map(|(file, name)| (file, Some(name))),
             None => None,
         };
         let Some((file, name)) = found else { return Ok(None) };
@@ -90,7 +131,25 @@ impl Place {
         }
         let metadata = file.metadata().map_err(error())?;
         let old = Old { file, state: metadata, access: Access::Read, turn: None };
-        Ok(Some(From { old, state, name }))
+        let is_named = has_named && self.alternates.is_none();
+        Ok(Some(From { old, state, name, is_named }))
+    }
+
+    /// What the user named to begin from, as images.
+    pub fn named_bases(&self) -> &[Basis] {
+        self.similar.as_ref().map_or(&[], |similar| &similar.images)
+    }
+
+    /// What the user named and is told in the place of what is there: the longest, unless what is
+    /// there has mostly the same.
+    pub(in crate::apply) fn other_basis(&self, wanted: &Wanted, own: Option<&Basis>) -> Option<Basis> {
+        if wanted.whole || wanted.quick_check == QuickCheck::SecondTry || wanted.data < WORTH_A_LOOK {
+            return None;
+        }
+        let longest = self.named_bases().iter().max_by_key(|basis| basis.length)?;
+        let is_fit = longest.length > 0 && longest.length / 2 <= wanted.length;
+        let is_there = || own.is_some_and(|own| is_mostly(own, longest));
+        (is_fit && !is_there()).then(|| longest.clone())
     }
 
     /// Whoever may not read the directory, or the file, begins with nothing.

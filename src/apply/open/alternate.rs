@@ -60,7 +60,7 @@ pub fn take(place: &Place, wanted: &Wanted, setup: &Setup) -> Result<Elsewhere> 
     }
     let metadata = file.metadata().map_err(error())?;
     let old = Old { file, state: metadata, access: Access::Read, turn: None };
-    Ok(Elsewhere::Copied(Box::new(From { old, state, name: None })))
+    Ok(Elsewhere::Copied(Box::new(From { old, state, name: None, is_named: false })))
 }
 
 /// Makes the file a clone or copy of that.

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 
+use crate::apply::aside::similar::From;
 use crate::apply::open::alternate::{self, Elsewhere};
-use crate::apply::open::{Opened, Opening, Setup, basis_of, image_of, open_device};
+use crate::apply::open::{Opened, Opening, Setup, image_of, open_device};
 use crate::apply::others::in_the_way;
 use crate::apply::place::Place;
 use crate::apply::place::beside::Beside;
@@ -34,12 +35,16 @@ pub struct Preview {
     path: PathBuf,
     /// What there is to compare with.
     pub basis: Option<Basis>,
+    /// What is compared in the place of that: a file that the user named.
+    pub(super) other: Option<Basis>,
     /// It is a block device.
     pub device: bool,
     /// There is nothing yet, or a file of another length.
     pub changes_length: bool,
     /// Where what is new gathers, if all of it is new, so that a file may be cloned into it.
     clones: Option<u64>,
+    /// It would be begun from a file elsewhere.
+    is_of_another: bool,
     /// It would go on from what an interrupted run left.
     is_resumed: bool,
     /// It is written itself.
@@ -58,9 +63,11 @@ impl Preview {
         Preview {
             path: path.to_path_buf(),
             basis: None,
+            other: None,
             device: false,
             changes_length: true,
             clones: None,
+            is_of_another: false,
             is_resumed: false,
             is_direct: false,
             gives_back: None,
@@ -78,7 +85,7 @@ impl Preview {
 
     /// What is known of what it has.
     pub fn state(&self) -> BasisState {
-        match &self.basis {
+        match self.other.as_ref().or(self.basis.as_ref()) {
             Some(_) => BasisState::Mapped,
             None if self.is_direct => BasisState::Unknown,
             None => BasisState::Blank,
@@ -163,12 +170,15 @@ pub fn preview(mut place: Place, stat: Option<FileStat>, wanted: &Wanted, setup:
     }
     let changes = setup.changes_to_transfer(&place, stat.as_ref(), wanted);
     let kind = stat.as_ref().map(kind_of);
-    let preview = match (stat, kind) {
+    let mut preview = match (stat, kind) {
         (_, None | Some(SFlag::S_IFLNK)) => new(&place, &beside, wanted, setup)?,
         (_, Some(SFlag::S_IFBLK)) => device(&place, wanted, setup)?,
         (Some(stat), Some(SFlag::S_IFREG)) => existing(&place, &stat, &beside, sealed, (wanted, setup))?,
         (_, Some(other)) => return Err(in_the_way::refuse(&place, other)),
     };
+    if setup.copies && !preview.is_resumed && !preview.is_of_another {
+        preview.other = place.other_basis(wanted, preview.basis.as_ref());
+    }
     Ok(Opening { recovered, opened: Opened::Preview(Box::new(preview)), changes })
 }
 
@@ -183,17 +193,22 @@ fn new(place: &Place, beside: &Beside, wanted: &Wanted, setup: &Setup) -> Result
         return Ok(preview);
     }
     let similar = place.similar(wanted, setup.options.fuzzy)?;
-    let basis = similar.map(|from| basis_of(&from.old.file, setup.options.hole_map)).transpose();
+    let is_copied = |from: &From| {
+        setup.copies && from.is_named && !(from.old.state.dev() == dir.st_dev && sys::clones(&from.old.file))
+    };
+    let similar = similar.filter(|from| !is_copied(from));
+    let is_of_another = similar.is_some();
+    let basis = similar.map(|from| Basis::of(&from.old.file, setup.options.hole_map)).transpose();
     let basis = basis.map_err(place.error("open what to begin from for"))?.filter(|basis| basis.length > 0);
     let clones = basis.is_none().then_some(dir.st_dev);
     let gives_back = gives_back(&place.dir, PAGE, setup);
-    Ok(Preview { basis, clones, gives_back, ..preview })
+    Ok(Preview { basis, clones, gives_back, is_of_another, ..preview })
 }
 
 fn device(place: &Place, wanted: &Wanted, setup: &Setup) -> Result<Preview> {
     let file = open_device(place, OFlag::O_RDONLY, &setup.options)?;
     refuse_in_use(place, &file, setup)?;
-    let basis = basis_of(&file, setup.options.hole_map).map_err(place.error("open"))?;
+    let basis = Basis::of(&file, setup.options.hole_map).map_err(place.error("open"))?;
     check_device_size(place, basis.length, wanted.length, "nothing was written")?;
     let basis = Some(basis).filter(|basis| basis.length > 0 && !wanted.whole);
     let preview = Preview::of_nothing(&place.path);
@@ -246,7 +261,7 @@ fn existing(
     }
     let basis = match sealed {
         Some(sealed) => sealed,
-        None => basis_of(&file, options.hole_map).map_err(place.error("open"))?,
+        None => Basis::of(&file, options.hole_map).map_err(place.error("open"))?,
     };
     Ok(Preview { basis: Some(basis).filter(|basis| basis.length > 0), ..preview })
 }
@@ -274,7 +289,7 @@ fn resumable(place: &Place, beside: &Beside, wanted: &Wanted) -> Result<Option<F
 }
 
 fn resumed(place: &Place, temp: &File, preview: Preview, setup: &Setup) -> Result<Preview> {
-    let basis = basis_of(temp, setup.options.hole_map).map_err(place.error("open the temp file of"))?;
+    let basis = Basis::of(temp, setup.options.hole_map).map_err(place.error("open the temp file of"))?;
     let basis = Some(basis).filter(|basis| basis.length > 0);
     let gives_back = gives_back(&place.dir, preview.gives_back.unwrap_or(PAGE), setup);
     Ok(Preview { basis, is_resumed: true, gives_back, ..preview })

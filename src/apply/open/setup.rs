@@ -35,6 +35,8 @@ pub struct Setup {
     pub(super) listing: Listing,
     /// Whoever has this puts files in place that wait for it.
     pub(super) delays: bool,
+    /// Whoever has this copies what stays of another file.
+    pub(super) copies: bool,
 }
 
 impl Setup {
@@ -49,6 +51,7 @@ impl Setup {
             nodes: NodeDirectories::default(),
             listing: Listing::default(),
             delays: false,
+            copies: false,
         }
     }
 
@@ -56,6 +59,12 @@ impl Setup {
     /// in the end, where the options want that.
     pub fn delaying(self) -> Setup {
         Setup { delays: true, ..self }
+    }
+
+    /// The same for a caller that copies what stays of another file that is compared with in the
+    /// place of a destination; see [`Destination::own`](crate::apply::Destination::own).
+    pub fn copying(self) -> Setup {
+        Setup { copies: true, ..self }
     }
 
     /// What can be done about an old file. What its file system can do is tried once, with
@@ -109,7 +118,7 @@ impl Setup {
         let is_file = kind_of(stat) == SFlag::S_IFREG;
         let precision = match wanted.quick_check {
             QuickCheck::Time(precision) => precision,
-            QuickCheck::Never => Precision::Nanoseconds,
+            QuickCheck::Never | QuickCheck::SecondTry => Precision::Nanoseconds,
         };
         let open = || place.open(&place.name, OFlag::O_PATH);
         let changes = match self.options.tells_changes.is_asked() {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::apply::open::Preview;
-use crate::apply::{Basis, BasisState, Completion, Destination};
+use crate::apply::{Basis, BasisState, Completion, Destination, Own};
 use crate::error::{Error, Result};
 use crate::hashmap::Hash;
 
@@ -28,7 +28,18 @@ impl Sink {
     pub fn basis(&self) -> Option<Basis> {
         match self {
             Sink::Destination(destination) => destination.basis(),
-            Sink::Preview(preview) => preview.basis.clone(),
+            Sink::Preview(preview) => preview.other.as_ref().or(preview.basis.as_ref()).cloned(),
+        }
+    }
+
+    /// What it has itself, where that is compared with another file.
+    pub fn own(&self) -> Option<Own> {
+        match self {
+            Sink::Destination(destination) => destination.own(),
+            Sink::Preview(preview) => {
+                preview.other.as_ref()?;
+                Some(preview.basis.clone().map_or(Own::Nothing, Own::There))
+            }
         }
     }
 

@@ -221,7 +221,7 @@ impl DestinationRoot {
             self.backups = Some(Arc::new(backups));
         }
         if !target.asides.basis.is_empty() {
-            self.similar = Some(Arc::new(Similar::open(&target.asides.basis, &base)?));
+            self.similar = Some(Arc::new(Similar::open(&target.asides.basis, &base, options.hole_map)?));
         }
         if let Some(alternates) = &options.alternates {
             let dirs = AlternateDirs::open(alternates.kind, &target.asides.alternates, &base)?;

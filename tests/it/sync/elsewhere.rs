@@ -1,12 +1,15 @@
 //! Blocks that the destination has, but elsewhere: they are copied there, and not sent.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
-use crate::common::check::{assert_no_leftovers, assert_same};
-use crate::common::lab::{self, Fs};
+use crate::common::check::{assert_begins_with, assert_no_leftovers, assert_same};
+use crate::common::lab::{self, Fs, Loop};
 use crate::common::layout::{Layout, Rng};
 use crate::common::process::Outcome;
+use crate::common::redeploy::every;
 use crate::common::tree::{Way, mkdir, slash};
 
 const WAYS: [Way; 2] = [Way::Push, Way::Pull];
@@ -92,6 +95,180 @@ fn blocks_of_another_image_of_the_tree_are_not_sent() {
         assert!(sent <= UNASKED + 2 * BLOCK as u64, "{way:?}: {sent}");
         for name in ["a", "b"] {
             assert_same(&to.join(name), &from.join(name));
+        }
+    }
+}
+
+/// A device.
+struct Slot {
+    device: Loop,
+}
+
+impl Slot {
+    fn with(dir: &Path, name: &str, content: &Layout) -> Slot {
+        let behind = dir.join(name);
+        content.write(&behind);
+        Slot { device: Loop::over(&behind) }
+    }
+
+    fn path(&self) -> &Path {
+        &self.device.0
+    }
+}
+
+/// What went over the wire both ways.
+fn on_the_wire(outcome: &Outcome) -> u64 {
+    outcome.count("wire_bytes_sent") + outcome.count("wire_bytes_received")
+}
+
+/// A version of an image, and the next one.
+fn two_versions() -> (Layout, Layout) {
+    let old = image(1);
+    let new = every(8, &old, &mut Rng(5));
+    (old, new)
+}
+
+#[test]
+fn a_slot_gets_from_the_other_one_what_that_has() {
+    if !lab::is_root() {
+        return;
+    }
+    let (old, new) = two_versions();
+    for way in WAYS {
+        let dir = lab::scratch();
+        let from = dir.path().join("new");
+        new.write(&from);
+        let flags = ["--json"];
+        let there = Slot::with(dir.path(), "there", &old);
+        let Some(in_place) = way.run(&flags, &[from.as_os_str()], there.path().as_os_str()) else { return };
+        let in_place = in_place.ok();
+        let active = Slot::with(dir.path(), "active", &old);
+        let basis = format!("--basis={}", active.path().display());
+        let contents = [
+            image(9),
+            Layout::hole("blank", SIZE),
+            every(5, &old, &mut Rng(7)),
+            Layout::dense("garbage", SIZE + BLOCK, &mut Rng(8)),
+        ];
+        for (n, content) in contents.into_iter().enumerate() {
+            let slot = Slot::with(dir.path(), &format!("slot{n}"), &content);
+            for (again, most) in [(false, on_the_wire(&in_place) * 11 / 10), (true, on_the_wire(&in_place))] {
+                let args = [&from];
+                let run = |dry: &[&str]| {
+                    let flags = [&["--json", &basis], dry].concat();
+                    way.run(&flags, &args.map(|path| path.as_os_str()), slot.path().as_os_str())
+                        .expect("as before")
+                        .ok()
+                };
+                let (told, done) = (run(&["-n"]), run(&[]));
+                for count in ["sent_data_bytes", "matched_bytes", "written_bytes", "files_sent"] {
+                    assert_eq!(told.count(count), done.count(count), "{way:?} {n} {again}: {count}");
+                }
+                assert!(on_the_wire(&done) <= most, "{way:?} {n} {again}: {done} {in_place}");
+                assert_eq!(done.count("files_sent"), u64::from(!again), "{way:?} {n}");
+                assert_begins_with(slot.path(), &from);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_version_gets_from_the_last_one_what_that_has() {
+    let (old, new) = two_versions();
+    for (fs, way) in [Fs::Ext4, Fs::Xfs].into_iter().flat_map(|fs| WAYS.map(|way| (fs, way))) {
+        let Some(dir) = lab::dir(fs) else { return };
+        let (from, to) = (dir.path().join("new"), mkdir(dir.path().join("to")));
+        new.write(&from);
+        old.write(&to.join("v1"));
+        let Some(in_place) = sent(way, &[], &from, &to.join("v1")) else { return };
+        old.write(&to.join("v1"));
+        let named = |name: &str, flags: &[&str]| {
+            sent(way, &[&["--basis=v1"], flags].concat(), &from, &to.join(name)).expect("as before")
+        };
+        assert!(named("v2", &[]) <= in_place, "{fs:?} {way:?}");
+        assert_same(&to.join("v2"), &from);
+        for (name, flags) in
+            [("staged", &[][..]), ("in place", &["--inplace"]), ("atomic", &["--commit=atomic"])]
+        {
+            Layout::dense("other", SIZE / 2 + 77, &mut Rng(9)).write(&to.join(name));
+            assert!(named(name, flags) <= in_place, "{fs:?} {way:?} {name}");
+            assert_same(&to.join(name), &from);
+            // And where that is what is there.
+            assert_eq!(named(name, flags), 0, "{fs:?} {way:?} {name}");
+        }
+        let moved = dir.path().join("moved");
+        new.clone().shift(3 * BLOCK, &mut Rng(2)).write(&moved);
+        let flags = ["--basis=v2"];
+        let shifted = sent(way, &flags, &moved, &to.join("v3")).expect("as before");
+        assert!(shifted <= 3 * BLOCK as u64, "{fs:?} {way:?}: {shifted}");
+        assert_same(&to.join("v3"), &moved);
+        assert_no_leftovers(dir.path());
+    }
+}
+
+#[test]
+fn clones_of_a_golden_image_get_from_it_what_they_have_of_it() {
+    let golden = image(1);
+    for (fs, way) in [Fs::Ext4, Fs::Btrfs].into_iter().flat_map(|fs| WAYS.map(|way| (fs, way))) {
+        let Some(dir) = lab::dir(fs) else { return };
+        let (from, to) = (mkdir(dir.path().join("from")), mkdir(dir.path().join("to")));
+        let shown = dir.path().join("golden");
+        golden.write(&shown);
+        for n in 0..3 {
+            golden
+                .clone()
+                .data(n * BLOCK..(n + 1) * BLOCK, &mut Rng(n as u64 + 7))
+                .write(&from.join(format!("{n}")));
+        }
+        let basis = format!("--basis={}", shown.display());
+        let Some(sent) = sent(way, &["-r", &basis], &from, &to) else { return };
+        assert_eq!(sent, 3 * BLOCK as u64, "{fs:?} {way:?}");
+        for n in 0..3 {
+            assert_same(&to.join(format!("{n}")), &from.join(format!("{n}")));
+        }
+        let Some(again) = self::sent(way, &["-r", &basis], &from, &to) else { return };
+        assert_eq!(again, 0, "{fs:?} {way:?}");
+    }
+}
+
+/// The slot that something runs from is written while it is copied: what is there is not what was
+/// told.
+#[test]
+fn what_changes_while_it_is_copied_is_sent() {
+    if !lab::is_root() {
+        return;
+    }
+    for way in WAYS {
+        let mut tries = 0;
+        loop {
+            let dir = lab::scratch();
+            let from = dir.path().join("new");
+            let old = Layout::dense("old", SIZE, &mut Rng(1));
+            old.clone().data(0..4 * BLOCK, &mut Rng(2)).write(&from);
+            let (active, slot) =
+                (Slot::with(dir.path(), "active", &old), Slot::with(dir.path(), "slot", &image(3)));
+            let basis = format!("--basis={}", active.path().display());
+            let path = active.path().to_path_buf();
+            // What differs takes longer than what is told.
+            let writer = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(700));
+                let file = OpenOptions::new().write(true).open(path).expect("open");
+                file.write_all_at(&vec![7; SIZE / 2], (SIZE / 2) as u64).expect("write");
+            });
+            let flags = ["--json", "--bwlimit=200K", &basis];
+            let outcome = way.run(&flags, &[from.as_os_str()], slot.path().as_os_str());
+            writer.join().expect("the writer");
+            let Some(outcome) = outcome else { return };
+            let outcome = outcome.ok();
+            assert_begins_with(slot.path(), &from);
+            // It was hashed for a second try; what was right by then was not sent again.
+            if outcome.count("hashed_bytes") > SIZE as u64 {
+                let sent = outcome.count("sent_data_bytes");
+                assert!(sent <= (SIZE / 2 + 4 * BLOCK) as u64, "{way:?}: {sent}");
+                break;
+            }
+            tries += 1;
+            assert!(tries < 5, "{way:?}: nothing changed while it was copied");
         }
     }
 }

@@ -89,7 +89,7 @@ fn a_new_image_is_begun_from_the_one_that_is_named() {
         let missing = way.run(&["--basis=no such"], &[new.as_os_str()], to.join("x").as_os_str());
         missing.expect("as before").code(3).says(&["cannot begin from", "no such"]);
         let dir = way.run(&["--basis=."], &[new.as_os_str()], to.join("x").as_os_str());
-        dir.expect("as before").code(3).says(&["no regular file"]);
+        dir.expect("as before").code(3).says(&["neither a regular file nor a block device"]);
         assert!(!to.join("x").exists());
     }
 }

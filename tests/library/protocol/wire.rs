@@ -136,6 +136,7 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<u64>(), prop::option::of(any::<u64>()), changes())
             .prop_map(|(id, changed, changes)| Message::Done { id, changed, changes }),
         any::<u64>().prop_map(|id| Message::Again { id }),
+        any::<u64>().prop_map(|id| Message::Lacking { id }),
         any::<u64>().prop_map(|units| Message::Granted { units }),
         Just(Message::Busy(Phase::WritingBack)),
         failure().prop_map(Message::Unset),
