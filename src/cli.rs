@@ -32,7 +32,7 @@ use beside::BesideArgs;
 pub use choose::{DirectoriesArgs, FilterArgs, TransferRulesArgs};
 use delete::DeleteArgs;
 use info::InfoArgs;
-pub use reach::{AgentArg, RemoteArgs};
+pub use reach::{AgentArg, FailedList, RemoteArgs, SeveralHosts};
 use record::{Record, RecordArgs};
 use values::block_size;
 use values::{CommitArg, CompressArg, rate, size, unit_of_comparison};
@@ -270,8 +270,9 @@ pub struct Transfer {
     pub sources: Vec<Location>,
     /// A list of names below the only source.
     pub listed: Option<FilesFrom>,
-    /// `None`: the sources are listed.
+    /// `None`: the sources are listed, or go to several hosts.
     pub destination: Option<Location>,
+    pub several: Option<SeveralHosts>,
     pub options: Options,
     pub remote: RemoteArgs,
     /// What has to run there.
@@ -314,9 +315,11 @@ impl TransferArgs {
         if self.inplace && self.commit == CommitArg::Atomic {
             return Err(Error::Usage("--inplace and --commit=atomic exclude each other".into()));
         }
-        let is_listing = self.record.list_only || self.paths.len() == 1;
-        if self.through.is_some() && is_listing {
-            return Err(Error::Usage("--through wants SRC and DEST".into()));
+        let several = self.remote.hosts.several(&mut self.paths)?;
+        let is_listing = self.record.list_only || self.paths.len() == 1 && several.is_none();
+        several.as_ref().map_or(Ok(()), |several| several.check(self.record.list_only))?;
+        if self.through.is_some() && (is_listing || several.is_some()) {
+            return Err(Error::Usage("--through wants SRC and one DEST".into()));
         }
         let mut options = self.options(umask)?;
         // Every name is shown for itself.
@@ -330,7 +333,8 @@ impl TransferArgs {
         workplace::check(&options, self.through.is_some())?;
         self.filter.check(&options, self.through.is_some())?;
         delete::check(&options, self.through.is_some())?;
-        let destination = if self.paths.len() > 1 { self.paths.pop() } else { None };
+        let has_dest = several.is_none() && self.paths.len() > 1;
+        let destination = if has_dest { self.paths.pop() } else { None };
         let destination = destination.map(|path| Location::parse(&path)).transpose()?;
         let sources = if self.old_args() {
             Location::split_all(&self.paths)
@@ -341,11 +345,14 @@ impl TransferArgs {
         if (telling.names > 0 || self.json) && options.tells_changes == TellsChanges::No {
             options.tells_changes = TellsChanges::WherePossible;
         }
-        let record = self.record.record(&telling, &options, &sources, destination.as_ref())?;
+        let first = several.as_ref().and_then(SeveralHosts::first);
+        let record =
+            self.record.record(&telling, &options, &sources, destination.as_ref().or(first.as_ref()))?;
         Ok(Transfer {
             sources,
             listed: self.filter.files_from()?,
             destination: destination.filter(|_| !is_listing),
+            several,
             options,
             agent: self.remote.agent(self.agent),
             remote: self.remote,

@@ -163,6 +163,16 @@ pub enum Error {
         /// The exit code that fits the worst of them.
         code: u8,
     },
+    /// Some of several hosts do not have what was to be sent; each was reported on its own.
+    #[error("{failed} of {total} hosts failed, the first of them {first}")]
+    Hosts {
+        /// How many.
+        failed: usize,
+        /// Of so many.
+        total: usize,
+        /// The name of the first one.
+        first: String,
+    },
 }
 
 /// Why something was not read to its end, where what is read is handed on part by part.
@@ -325,7 +335,7 @@ impl Error {
             Error::Start(_) => code::START,
             Error::Space { .. } => code::FILE_IO,
             Error::File { source, .. } if is_file_io(source) => code::FILE_IO,
-            Error::File { .. } | Error::Refused { .. } => code::PARTIAL,
+            Error::File { .. } | Error::Refused { .. } | Error::Hosts { .. } => code::PARTIAL,
             Error::Link { .. } => code::LINK,
             Error::Timeout { .. } | Error::TimeIsUp(_) => code::TIMEOUT,
             Error::Closed { .. } | Error::Exited { .. } | Error::Protocol { .. } => code::STREAM,

@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, printable};
 
@@ -70,6 +70,35 @@ impl Location {
         Ok(locations)
     }
 
+    /// The path of `:path`, which is on hosts that are named elsewhere.
+    pub fn path_alone(text: &OsStr) -> Option<PathBuf> {
+        let path = text.as_bytes().strip_prefix(b":").filter(|path| !path.starts_with(b":"))?;
+        Some(remote_path(path))
+    }
+
+    /// Reads one of several destinations: `[user@]host[:port]`, which goes to `path`, or a
+    /// location on a host, with a port between host and path if need be.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Location::parse`]; [`Error::Usage`] for a path here, and where there is no path.
+    pub fn parse_destination(text: &OsStr, path: Option<&Path>) -> Result<(Host, PathBuf)> {
+        let bytes = text.as_bytes();
+        let (named, port, own) = split_destination(bytes)?;
+        let Location::Remote(host, there) = Location::parse(&named)? else {
+            return Err(Error::Usage(format!("{text:?} is a path here: several destinations are on hosts")));
+        };
+        let host = Host { port: port.or(host.port), ..host };
+        let none = || {
+            let what = "names no path there: write host:/path, or :/path as the last operand";
+            Error::Usage(format!("{text:?} {what}"))
+        };
+        match own {
+            true => Ok((host, there)),
+            false => path.map(|path| (host, path.to_path_buf())).ok_or_else(none),
+        }
+    }
+
     /// Reads a location the way rsync does: a colon before the first slash
     /// makes it remote.
     ///
@@ -119,6 +148,32 @@ impl std::fmt::Display for Host {
         }
         Ok(())
     }
+}
+
+/// One of several destinations as a location; its port, if it has one before its path; and whether
+/// it has a path of its own.
+fn split_destination(bytes: &[u8]) -> Result<(OsString, Option<u16>, bool)> {
+    let text = |parts: &[&[u8]]| OsString::from_vec(parts.concat());
+    if let Some(rest) = bytes.strip_prefix(b"ssh://") {
+        let own = rest.contains(&b'/');
+        return Ok((text(&[bytes, if own { b"" } else { b"/" }]), None, own));
+    }
+    if bytes.first().is_some_and(|first| matches!(first, b'/' | b'.')) {
+        return Ok((text(&[bytes]), None, true));
+    }
+    let whole = text(&[bytes, b":"]);
+    let colon = remote_colon(whole.as_bytes()).filter(|&colon| colon < bytes.len());
+    let Some(colon) = colon else { return Ok((whole, None, false)) };
+    let (host, behind) = (&bytes[..colon], &bytes[colon + 1..]);
+    let digits = behind.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(behind.len());
+    let (port, rest) = behind.split_at(digits);
+    if port.is_empty() || !matches!(rest.first(), None | Some(b':')) {
+        return Ok((text(&[bytes]), None, true));
+    }
+    let number = std::str::from_utf8(port).ok().and_then(|digits| digits.parse().ok());
+    let number = number
+        .ok_or_else(|| Error::Usage(format!("{:?} has a bad port number", OsStr::from_bytes(bytes))))?;
+    Ok((text(&[host, b":", rest.get(1..).unwrap_or_default()]), Some(number), !rest.is_empty()))
 }
 
 /// What the text is, if what is before its colon is no host.
@@ -265,6 +320,38 @@ mod tests {
         for daemon in ["h::module/x", "rsync://h/module", "u@[::1]::m"] {
             assert!(parse(daemon).unwrap_err().to_string().contains("rsync daemon"), "{daemon}");
         }
+    }
+
+    #[test]
+    fn one_of_several_destinations_may_leave_its_path_to_all() {
+        let read = |text: &str| Location::parse_destination(OsStr::new(text), Some(Path::new("/all")));
+        for (text, user, port, path) in [
+            ("h", None, None, "/all"),
+            ("u@h", Some("u"), None, "/all"),
+            ("h:22", None, Some(22), "/all"),
+            ("u@h:22:/p", Some("u"), Some(22), "/p"),
+            ("h:/p", None, None, "/p"),
+            ("h:", None, None, "."),
+            ("h:22:", None, Some(22), "."),
+            ("h:22x", None, None, "22x"),
+            ("h:./22", None, None, "./22"),
+            ("ssh://u@h:22", Some("u"), Some(22), "/all"),
+            ("ssh://h:22/p", None, Some(22), "/p"),
+        ] {
+            let host = Host { user: user.map(Into::into), name: "h".into(), port };
+            assert_eq!(read(text).unwrap(), (host, path.into()), "{text}");
+        }
+        assert_eq!(read("[::1]:22").unwrap().0.port, Some(22));
+        assert_eq!(read("[::1]").unwrap().0.name, "::1");
+        for bad in ["/p", "./p", "", "h:99999", "-oX", "h h", "ssh://h:x", "a/b", "h::m"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        assert!(Location::parse_destination(OsStr::new("h"), None).is_err());
+        let alone = |text: &str| Location::path_alone(OsStr::new(text));
+        assert_eq!(
+            (alone(":/p"), alone(":"), alone("::m"), alone("h:")),
+            (Some("/p".into()), Some(".".into()), None, None)
+        );
     }
 
     #[test]

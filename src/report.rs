@@ -5,6 +5,7 @@
 mod bar;
 mod first;
 mod format;
+mod hosts;
 mod item;
 mod json;
 mod listing;
@@ -25,6 +26,7 @@ use crate::error::{Failure, Warning};
 
 pub use first::KeepsFirst;
 pub use format::{ITEMIZED, LineFormat, NAMES, RunFacts};
+pub use hosts::{HostsReporter, JsonHosts, TerminalHosts, Verdict};
 pub use item::{Changes, Item, ItemKind};
 pub use json::{JsonLines, print_error};
 pub use log::{LogFile, Logged};

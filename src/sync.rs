@@ -3,9 +3,11 @@
 
 mod agent;
 mod digest;
+mod hosts;
 mod list;
 mod local;
 mod names;
+mod origin;
 mod retry;
 mod stdin;
 pub mod survey;
@@ -19,7 +21,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::confinement::{NamedPath, RequestPath};
-use crate::error::{Error, Result, code};
+use crate::error::{Error, Result};
 use crate::hashmap::ahead::Likely;
 use crate::location::{Host, Location};
 use crate::options::Options;
@@ -37,8 +39,10 @@ use crate::stream::{self, ImageStream};
 pub use crate::remote::{Addresses, Agent, Cipher, RemoteOptions};
 pub use agent::serve;
 pub use digest::digest;
+pub use hosts::{Deployment, deploy};
 pub use list::list;
 pub use names::{FilesFrom, ListPlace};
+use origin::{Origin, origin};
 use retry::Tries;
 
 /// How much data has to go to a shell before an agent is suggested.
@@ -62,7 +66,7 @@ pub fn run(
     let tries = &Tries::of(options, remote.retries)?;
     let first = KeepsFirst::new(reporter);
     let reporter: &dyn Reporter = &first;
-    let initiator = Initiator { options, remote, reporter, tries };
+    let initiator = Initiator { options, remote, reporter, tries, pace: &pace(options) };
     if sources.iter().any(stdin::is_stdin) {
         stdin::check(sources, listed, options, remote)?;
         let completed = initiator.send_stdin(destination)?;
@@ -113,7 +117,7 @@ pub fn through(
 ) -> Result<()> {
     let start = Instant::now();
     let tries = &Tries::new(Some(0));
-    let initiator = Initiator { options, remote, reporter, tries };
+    let initiator = Initiator { options, remote, reporter, tries, pace: &pace(options) };
     let Location::Local(source) = source else {
         return Err(Error::Usage("--through wants a source on this machine".into()));
     };
@@ -150,41 +154,9 @@ pub fn through(
         sent_data_bytes: completed.value,
         ..Stats::default()
     };
-    initiator.summarize(start, Completed { value: stats, route: completed.route, wire: completed.wire });
+    let completed = Completed { value: stats, route: completed.route, wire: completed.wire };
+    reporter.summary(&initiator.summary(start, completed));
     Ok(())
-}
-
-/// All sources, which are on one machine.
-enum Origin {
-    Local(Vec<NamedPath>),
-    Remote(Host, Vec<Vec<u8>>),
-}
-
-fn origin(sources: &[Location]) -> Result<Origin> {
-    let mut local = Vec::new();
-    let mut remote: Option<(Host, Vec<Vec<u8>>)> = None;
-    for source in sources {
-        match source {
-            Location::Local(path) => local.push(NamedPath::here(path)),
-            Location::Remote(host, path) => {
-                let (first, paths) = remote.get_or_insert_with(|| (host.clone(), Vec::new()));
-                if first != host {
-                    return Err(Error::Usage(format!(
-                        "all sources must be on one machine, not on {first} and {host}"
-                    )));
-                }
-                paths.push(path.as_os_str().as_bytes().to_vec());
-            }
-        }
-    }
-    match remote {
-        None => Ok(Origin::Local(local)),
-        Some((host, paths)) if local.is_empty() => Ok(Origin::Remote(host, paths)),
-        Some((host, _)) => Err(Error::Usage(format!(
-            "all sources must be on one machine, not here and on {host}: the last operand alone is DEST; for several hosts run \
-             it once for each"
-        ))),
-    }
 }
 
 /// The file that the only one of these sources becomes, if there is one.
@@ -217,6 +189,15 @@ struct Initiator<'a> {
     remote: &'a RemoteOptions,
     reporter: &'a dyn Reporter,
     tries: &'a Tries,
+    /// How fast what is sent may go.
+    pace: &'a Arc<Pace>,
+}
+
+/// That of a run by itself.
+fn pace(options: &Options) -> Arc<Pace> {
+    let pace = Arc::<Pace>::default();
+    pace.limit(options.bandwidth);
+    pace
 }
 
 impl Initiator<'_> {
@@ -365,9 +346,7 @@ impl Initiator<'_> {
         let silence = Arc::<Silence>::default();
         silence.limit_start((remote.contimeout > 0).then(|| Duration::from_secs(remote.contimeout.into())));
         let mut input = FrameReader::new(TimedReader::new(stdout, Arc::clone(&silence)), &peer);
-        let pace = Arc::<Pace>::default();
-        pace.limit(self.options.bandwidth);
-        let stdin = TimedWriter::new(stdin, Arc::clone(&silence)).paced(&pace);
+        let stdin = TimedWriter::new(stdin, Arc::clone(&silence)).paced(self.pace);
         let mut output = FrameWriter::direct(stdin, &peer);
         let traffic = Traffic { sent: output.sent(), received: input.received() };
         let mut route = Route::Agent;
@@ -419,17 +398,14 @@ impl Initiator<'_> {
 
     /// Summarizes a run, and tells whether something failed.
     fn conclude(self, start: Instant, completed: Completed<Stats>, first: &KeepsFirst) -> Result<()> {
-        let Stats { files_failed: failed, attributes_unset: unset, worst_code: worst, .. } = completed.value;
-        self.summarize(start, completed);
-        // An agent that reports failures may leave out their code.
-        let code = if worst == 0 { code::PARTIAL } else { worst };
-        let first = first.subject();
-        if failed + unset > 0 { Err(Error::Partial { failed, unset, first, code }) } else { Ok(()) }
+        let summary = self.summary(start, completed);
+        self.reporter.summary(&summary);
+        first.verdict(&summary.stats)
     }
 
-    fn summarize(self, start: Instant, completed: Completed<Stats>) {
+    fn summary(self, start: Instant, completed: Completed<Stats>) -> Summary {
         let (wire_sent, wire_received) = completed.wire;
-        self.reporter.summary(&Summary {
+        Summary {
             stats: completed.value,
             tries: self.tries.count(),
             wire_sent,
@@ -437,6 +413,6 @@ impl Initiator<'_> {
             route: completed.route,
             elapsed: start.elapsed(),
             dry_run: self.options.dry_run,
-        });
+        }
     }
 }

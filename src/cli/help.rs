@@ -46,7 +46,8 @@ const PURPOSES: [(&str, &str); 7] = [
     ),
     (
         "The other machine",
-        "remote_path agent_program sudo ipv4 ipv6 cipher compress_level contimeout timeout retries stop_after stop_at",
+        "to hosts jobs failed remote_path agent_program sudo ipv4 ipv6 cipher compress_level contimeout timeout \
+         retries stop_after stop_at",
     ),
     (
         "What is told",
@@ -81,7 +82,7 @@ pub const EXIT_CODES: [(u8, &str); 14] = [
     (11, "file I/O failed: the disk is full, or broken"),
     (12, "the other end closed the connection, or sent what it must not"),
     (20, "SIGINT, SIGTERM or SIGHUP"),
-    (23, "some files could not be transferred; the others were"),
+    (23, "some files, or some of several hosts, could not be transferred; the others were"),
     (24, "some source files vanished before they were read"),
     (25, "--max-delete kept some entries from being removed"),
     (30, "the other end was silent for --timeout, or --stop-after or --stop-at ended the run"),

@@ -1,11 +1,15 @@
 //! The flags that tell how to reach a host, and what has to run there.
 
+mod hosts;
+
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use holesync::error::{Error, Result};
 use holesync::options::Options;
 use holesync::sync::{Addresses, Agent, Cipher, RemoteOptions};
+
+pub use hosts::{FailedList, HostsArgs, SeveralHosts};
 
 /// How to reach a host.
 #[derive(Debug, Args)]
@@ -32,12 +36,14 @@ pub struct RemoteArgs {
     /// Who chooses the cipher of a connection without --rsh
     #[arg(long, value_enum, default_value_t = CipherArg::Auto)]
     pub cipher: CipherArg,
-    /// Seconds that the other end may take to answer; 0: for ever
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-    pub contimeout: u32,
+    /// Seconds that the other end may take to answer; 0: for ever [default: 0, with several hosts 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub contimeout: Option<u32>,
     /// Seconds for which the other end may be silent; 0: for ever
     #[arg(long, value_name = "SECONDS", default_value_t = Options::TIMEOUT)]
     pub timeout: u32,
+    #[command(flatten)]
+    pub hosts: HostsArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -93,6 +99,7 @@ impl RemoteArgs {
             (_, true) => Addresses::V6,
             _ => Addresses::Any,
         };
+        let several = self.hosts.are_several();
         RemoteOptions {
             addresses,
             rsh: self.rsh.or_else(from_environment),
@@ -101,8 +108,9 @@ impl RemoteArgs {
             agent,
             agent_program: self.agent_program,
             dry_run: false,
-            contimeout: self.contimeout,
+            contimeout: self.contimeout.unwrap_or(if several { Options::TIMEOUT } else { 0 }),
             retries: None,
+            asks_nothing: several,
             cipher,
             umask,
         }

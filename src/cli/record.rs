@@ -1,6 +1,6 @@
 //! The flags that tell what is shown of each entry, and what is written down of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args};
 use holesync::error::Result;
@@ -32,12 +32,22 @@ pub struct RecordArgs {
 }
 
 /// What is told of each entry.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Record {
     /// The line that is shown.
     pub lines: Option<LineFormat>,
     /// The log file, and the line in it.
     pub log: Option<(PathBuf, LineFormat)>,
+}
+
+impl Record {
+    /// The same for another destination: one of several.
+    pub fn to(&self, destination: &Path) -> Record {
+        Record {
+            lines: self.lines.clone().map(|lines| lines.to(destination)),
+            log: self.log.clone().map(|(path, lines)| (path, lines.to(destination))),
+        }
+    }
 }
 
 impl RecordArgs {

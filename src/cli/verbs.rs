@@ -5,8 +5,9 @@ mod digest;
 mod draw;
 mod look;
 mod manual;
+mod many;
 mod map;
-mod output;
+pub(super) mod output;
 mod recover;
 mod verify;
 
@@ -34,7 +35,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::cli::record::Record;
-use crate::cli::{Cli, Transfer, Verb};
+use crate::cli::{Cli, FailedList, Transfer, Verb};
+use many::HostsShown;
 
 pub use diff::DiffArgs;
 pub use digest::DigestArgs;
@@ -150,12 +152,12 @@ struct Readers {
 }
 
 impl Readers {
-    /// Tells what ended the run. Behind failures of single files a program has the summary.
+    /// Tells what ended the run. Behind failures of single files and hosts a program has the summary.
     fn tell(&self, error: &Error) {
         if let Some(log) = &self.log {
             log.ended(error);
         }
-        if self.json && !matches!(error, Error::Partial { .. }) {
+        if self.json && !matches!(error, Error::Partial { .. } | Error::Hosts { .. }) {
             print_error(error);
         }
     }
@@ -176,15 +178,22 @@ fn transfer(transfer: Transfer, readers: &Readers, umask: u32) -> Result<()> {
         pool.map_err(|error| Error::Usage(format!("cannot start {threads} threads: {error}")))?;
     }
     let ends = ends(&transfer);
-    let reporter = reporter(readers, transfer.show, transfer.record, &ends);
     let remote = RemoteOptions {
         retries: transfer.retries,
         dry_run: transfer.options.dry_run,
         ..transfer.remote.options(transfer.agent, umask)
     };
+    let listed = transfer.listed.as_ref();
+    if let Some(several) = &transfer.several {
+        let list = FailedList::begin(several, &transfer.sources)?;
+        let deployment = &several.deployment;
+        let reporter = HostsShown::new(readers, transfer.show, transfer.record, &deployment.names(), list);
+        let sent = sync::deploy(&transfer.sources, listed, deployment, &transfer.options, &remote, &reporter);
+        return sent.map_err(why_it_ended);
+    }
+    let reporter = reporter(readers, transfer.show, transfer.record, &ends);
     let reporter = reporter.as_ref();
     tell_choices(&transfer.options, reporter);
-    let listed = transfer.listed.as_ref();
     let result = match (&transfer.through, transfer.sources.as_slice(), &transfer.destination) {
         (_, sources, None) => sync::list(sources, listed, &transfer.options, &remote, reporter),
         (Some(command), [source], Some(destination)) => {
@@ -195,11 +204,16 @@ fn transfer(transfer: Transfer, readers: &Readers, umask: u32) -> Result<()> {
             sync::run(sources, listed, destination, &transfer.options, &remote, reporter)
         }
     };
-    result.map_err(|error| match ENDING.get() {
+    result.map_err(why_it_ended)
+}
+
+/// The error of a run, or that it was asked to end.
+fn why_it_ended(error: Error) -> Error {
+    match ENDING.get() {
         Some(ending) => ending.error(),
         None if remote::is_interrupted() => Ending::Signal.error(),
         None => error,
-    })
+    }
 }
 
 /// Tells how data is compared and compressed, as rsync does of what two ends agree on.
@@ -226,15 +240,25 @@ fn ends(transfer: &Transfer) -> Ends {
 
 /// What shows the run, and writes it down.
 fn reporter(readers: &Readers, show: Verbosity, record: Record, ends: &Ends) -> Box<dyn Reporter> {
-    let has_lines = record.lines.is_some() && !readers.json;
     let shown: Box<dyn Reporter> = if readers.json {
         Box::new(JsonLines::new(ends))
     } else {
-        Box::new(Terminal::new(show, ends).with_lines(record.lines))
+        Box::new(Terminal::new(show, ends).with_lines(record.lines.clone()))
     };
+    written_down(readers, record, None, shown)
+}
+
+/// The same, and what writes it down; of one of several hosts, which has a name.
+fn written_down(
+    readers: &Readers,
+    record: Record,
+    name: Option<&str>,
+    shown: Box<dyn Reporter>,
+) -> Box<dyn Reporter> {
+    let has_lines = record.lines.is_some() && !readers.json;
     match (&readers.log, record.log) {
         (Some(log), Some((_, lines))) => {
-            Box::new(InOrder::new(Box::new(Logged::new(Arc::clone(log), lines, shown))))
+            Box::new(InOrder::new(Box::new(Logged::new(Arc::clone(log), lines, name, shown))))
         }
         _ if has_lines => Box::new(InOrder::new(shown)),
         _ => shown,

@@ -82,6 +82,8 @@ pub struct RemoteOptions {
     /// Tries that may follow one whose connection died; `None`: 3 where ssh asks its user
     /// nothing, else 0.
     pub retries: Option<u32>,
+    /// ssh must not ask its user anything: several would ask on one terminal.
+    pub asks_nothing: bool,
     /// Who chooses the cipher.
     pub cipher: Cipher,
     /// The umask of this process.

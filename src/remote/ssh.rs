@@ -59,14 +59,18 @@ impl Ssh {
             options.push(format!("ConnectTimeout={}", remote.contimeout.min(MOST_SECONDS)));
         }
         let asks = remote.cipher == Cipher::Auto && cipher::may_be_asked_for(host, reporter);
+        if remote.asks_nothing {
+            options.push("BatchMode=yes".into());
+        }
         let Some(config) = SshConfig::of(host, asks) else {
-            return Ok(Ssh { options, is_batch: false });
+            return Ok(Ssh { options, is_batch: remote.asks_nothing });
         };
         let ciphers = if asks { cipher::choose(host, &config, reporter) } else { None };
         options.extend(ciphers.map(|ciphers| format!("Ciphers={ciphers}")));
-        let is_batch = config.value("batchmode") == Some("yes");
+        let is_configured = config.value("batchmode") == Some("yes");
+        let is_batch = remote.asks_nothing || is_configured;
         let interval = config.value("serveraliveinterval");
-        let is_open = interval == Some("0") || is_batch && interval == Some(DEBIANS_INTERVAL);
+        let is_open = interval == Some("0") || is_configured && interval == Some(DEBIANS_INTERVAL);
         if let (true, Some(silence)) = (is_open, silence) {
             // Three are sent, and waited for: two holesyncs notice before that.
             options.push(format!(

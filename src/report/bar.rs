@@ -4,9 +4,9 @@ use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
-use crate::error::lock;
+use crate::error::{escape, lock};
 use crate::report::meter::{Meter, Reading, Traffic};
 use crate::report::terminal::Units;
 use crate::report::{Ends, Event, Phase};
@@ -25,24 +25,28 @@ pub struct Bar {
     bar: ProgressBar,
     meter: Arc<Mutex<Meter>>,
     has_host: bool,
+    /// Those that it stands among.
+    beside: Option<Bars>,
 }
 
 impl Bar {
     /// Draws nothing before there is something to show: while a connection is made, ssh may ask
     /// for a password.
     pub fn new(units: Units, ends: &Ends) -> Bar {
-        let (bar, meter) = (ProgressBar::new(0), Arc::<Mutex<Meter>>::default());
-        let (shown, ends) = (Arc::clone(&meter), Arc::new(ends.clone()));
-        let has_host = ends.host.is_some();
-        let line = move |_: &ProgressState, out: &mut dyn Write| {
+        Bar::drawn(ProgressBar::new(0), units, ends, String::new(), None)
+    }
+
+    /// `before` stands at the beginning of the line.
+    fn drawn(bar: ProgressBar, units: Units, ends: &Ends, before: String, beside: Option<Bars>) -> Bar {
+        let meter = Arc::<Mutex<Meter>>::default();
+        let (shown, has_host) = (Arc::clone(&meter), ends.host.is_some());
+        let ends = ends.clone();
+        draw(&bar, move || {
             let reading = lock(&shown).read(Instant::now());
-            // Writing to a string does not fail.
-            let _ = out.write_str(&line(&reading, &ends, units, width()));
-        };
-        if let Ok(style) = ProgressStyle::with_template("{line}") {
-            bar.set_style(style.with_key("line", line));
-        }
-        let bar = Bar { bar, meter, has_host };
+            let width = width().saturating_sub(before.chars().count());
+            format!("{before}{}", line(&reading, &ends, units, width))
+        });
+        let bar = Bar { bar, meter, has_host, beside };
         if !has_host {
             bar.bar.enable_steady_tick(TICK);
         }
@@ -77,6 +81,113 @@ impl Bar {
     /// Takes it away.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bars) = &self.beside {
+            bars.remove(self);
+        }
+    }
+}
+
+/// Has a bar show this line.
+fn draw(bar: &ProgressBar, line: impl Fn() -> String + Clone + Send + Sync + 'static) {
+    let line = move |_: &ProgressState, out: &mut dyn Write| {
+        // Writing to a string does not fail.
+        let _ = out.write_str(&line());
+    };
+    if let Ok(style) = ProgressStyle::with_template("{line}") {
+        bar.set_style(style.with_key("line", line));
+    }
+}
+
+/// The most columns for the name of a host before its bar.
+const MOST_NAME: usize = 24;
+
+/// The bars of a run to several hosts: one a host that is being sent to, and below them one for
+/// all.
+#[derive(Debug, Clone)]
+pub struct Bars {
+    shown: MultiProgress,
+    all: ProgressBar,
+    units: Units,
+    /// Columns for names.
+    names: usize,
+    hosts: Arc<Mutex<Hosts>>,
+}
+
+/// How far the hosts are.
+#[derive(Debug, Default)]
+struct Hosts {
+    total: usize,
+    done: usize,
+    failed: usize,
+    under_way: Vec<Arc<Mutex<Meter>>>,
+}
+
+impl Bars {
+    /// For so many hosts, whose names are no longer than `widest`.
+    pub fn new(units: Units, total: usize, widest: usize) -> Bars {
+        let shown = MultiProgress::new();
+        let all = shown.add(ProgressBar::new(0));
+        let hosts = Arc::new(Mutex::new(Hosts { total, ..Hosts::default() }));
+        let drawn = Arc::clone(&hosts);
+        draw(&all, move || lock(&drawn).line(width()));
+        all.enable_steady_tick(TICK);
+        Bars { shown, all, units, names: widest.min(MOST_NAME), hosts }
+    }
+
+    /// The bar of one of them, which goes when it is dropped.
+    pub fn add(&self, ends: &Ends, name: &str) -> Bar {
+        let (name, width) = (escape(name.as_bytes()), self.names);
+        // Of a long one the end is what tells it from others.
+        let name: String = name.chars().skip(name.chars().count().saturating_sub(width)).collect();
+        let before = format!("{name:<width$}  ");
+        let bar = self.shown.insert_before(&self.all, ProgressBar::new(0));
+        let bar = Bar::drawn(bar, self.units, ends, before, Some(self.clone()));
+        lock(&self.hosts).under_way.push(Arc::clone(&bar.meter));
+        bar
+    }
+
+    fn remove(&self, bar: &Bar) {
+        lock(&self.hosts).under_way.retain(|meter| !Arc::ptr_eq(meter, &bar.meter));
+        bar.bar.finish_and_clear();
+        self.shown.remove(&bar.bar);
+    }
+
+    /// A host is through.
+    pub fn ended(&self, failed: bool) {
+        let mut hosts = lock(&self.hosts);
+        hosts.done += 1;
+        hosts.failed += usize::from(failed);
+    }
+
+    /// Does something with the terminal while no bars are there.
+    pub fn suspend(&self, work: impl FnOnce()) {
+        self.shown.suspend(work);
+    }
+
+    /// Takes them away.
+    pub fn finish(&self) {
+        self.all.finish_and_clear();
+    }
+}
+
+impl Hosts {
+    /// The line of all hosts, in no more than `width` columns.
+    fn line(&self, width: usize) -> String {
+        let parts = self.under_way.iter().map(|meter| lock(meter).done_part()).sum::<f64>();
+        let part = ((self.done as f64 + parts) / self.total.max(1) as f64).min(1.0);
+        let failed = if self.failed > 0 { format!(", {} failed", self.failed) } else { String::new() };
+        let told = format!("{} of {} hosts done{failed} {:3}%", self.done, self.total, (part * 100.0) as u64);
+        let free = width.saturating_sub(told.chars().count() + " []".len()).min(MOST_BAR);
+        let bar = match free >= LEAST_BAR {
+            true => format!(" [{:<free$}]", "=".repeat((free as f64 * part) as usize)),
+            false => String::new(),
+        };
+        (told + &bar).chars().take(width).collect()
     }
 }
 
@@ -244,6 +355,17 @@ mod tests {
         assert_eq!(shown(19), "sending  30% [=>  ]");
         let unknown = Reading { found: Count::default(), left: None, ..reading() };
         assert_eq!(line(&unknown, &ends("h"), Units::Both, 79), "sending 1.20 GiB, 2.38 MiB/s");
+    }
+
+    #[test]
+    fn the_line_of_all_hosts_counts_those_that_are_done_and_parts_of_others() {
+        let half = Meter::default();
+        let hosts = Hosts { total: 4, done: 1, failed: 1, under_way: vec![Arc::new(Mutex::new(half))] };
+        let meter = Arc::clone(&hosts.under_way[0]);
+        lock(&meter).count(&Event::Found(100), Instant::now());
+        lock(&meter).count(&Event::Done(Phase::Sending, 60), Instant::now());
+        assert_eq!(hosts.line(45), "1 of 4 hosts done, 1 failed  40% [====      ]");
+        assert!((0..99).all(|width| hosts.line(width).chars().count() <= width));
     }
 
     #[test]

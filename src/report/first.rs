@@ -2,8 +2,8 @@
 
 use std::sync::Mutex;
 
-use crate::error::{Failure, lock};
-use crate::report::{Event, Reporter, Summary};
+use crate::error::{Error, Failure, Result, code, lock};
+use crate::report::{Event, Reporter, Stats, Summary};
 
 /// Remembers the first failure. One that is no more than an attribute counts where there is no
 /// other.
@@ -19,10 +19,18 @@ impl<'a> KeepsFirst<'a> {
         KeepsFirst { shown, failed: Mutex::default(), unset: Mutex::default() }
     }
 
-    /// The name of what failed first; empty: there is none.
-    pub fn subject(&self) -> String {
+    /// Tells whether something failed in a run that did this.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Partial`], with the name of what failed first.
+    pub fn verdict(&self, stats: &Stats) -> Result<()> {
+        let Stats { files_failed: failed, attributes_unset: unset, worst_code: worst, .. } = *stats;
+        // An agent that reports failures may leave out their code.
+        let code = if worst == 0 { code::PARTIAL } else { worst };
         let first = lock(&self.failed).clone().or_else(|| lock(&self.unset).clone());
-        first.map_or(String::new(), |first| first.subject())
+        let first = first.map_or(String::new(), |first| first.subject());
+        if failed + unset > 0 { Err(Error::Partial { failed, unset, first, code }) } else { Ok(()) }
     }
 }
 

@@ -2,6 +2,7 @@
 //! those of `log format` in rsyncd.conf(5), and the list of changes behind `-i`.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use crate::error::{Error, Result, escape};
 use crate::report::{Changes, Item, ItemKind, Outcome, Remarks};
@@ -82,6 +83,15 @@ impl LineFormat {
     #[must_use]
     pub fn with_remarks(self, remarks: Remarks) -> LineFormat {
         LineFormat { remarks, ..self }
+    }
+
+    /// The same for another destination: one of several.
+    #[must_use]
+    pub fn to(mut self, destination: &Path) -> LineFormat {
+        if let Some(named) = &mut self.remarks.destination {
+            *named = destination.components().collect();
+        }
+        self
     }
 
     /// Whether the source is on another machine.

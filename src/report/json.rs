@@ -54,7 +54,7 @@ impl JsonLines {
 
     fn progress(&self, phase: Phase, found: u64, done: u64) {
         if let Some(progress) = self.ticker.add(found, done) {
-            self.print(json!({"event": "progress", "phase": phase_name(phase),
+            self.print(json!({"event": "progress", "host": self.host, "phase": phase_name(phase),
                 "done_bytes": progress.done, "data_bytes": progress.found}));
         }
     }
@@ -65,7 +65,7 @@ pub fn print_error(error: &Error) {
     print(failure("error", &error.as_failure()));
 }
 
-fn print(value: serde_json::Value) {
+pub(super) fn print(value: serde_json::Value) {
     // Nobody who reads it is no reason to fail. What there is not has no field.
     let mut value = value;
     if let Some(fields) = value.as_object_mut() {

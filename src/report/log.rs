@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result, escape, lock};
 use crate::report::format::time;
-use crate::report::{Event, LineFormat, Reporter, Summary};
+use crate::report::{Event, LineFormat, Reporter, Summary, Verdict};
 use crate::sys;
 
 /// The file, which several may write to.
@@ -30,6 +30,17 @@ impl LogFile {
         self.write(&format!("{} (code {})", escape(error.to_string().as_bytes()), error.exit_code()));
     }
 
+    /// Writes how it ended for one of several hosts.
+    pub fn host_ended(&self, verdict: &Verdict) {
+        let name = escape(verdict.name.as_bytes());
+        self.write(&match &verdict.failure {
+            None => format!("{name}: equal"),
+            Some(failure) => {
+                format!("{name}: {} (code {})", escape(failure.message.as_bytes()), failure.code)
+            }
+        });
+    }
+
     fn write(&self, line: &str) {
         let line = format!("{} [{}] {line}\n", time(sys::now(), ' '), std::process::id());
         // A log that cannot be written is no reason to leave a transfer half done.
@@ -41,14 +52,28 @@ impl LogFile {
 pub struct Logged {
     file: Arc<LogFile>,
     lines: LineFormat,
+    /// Stands before each line, where several hosts take part.
+    name: String,
     shown: Box<dyn Reporter>,
 }
 
 impl Logged {
     /// Begins a run in the file.
-    pub fn new(file: Arc<LogFile>, lines: LineFormat, shown: Box<dyn Reporter>) -> Logged {
-        file.write(if lines.pulls() { "receiving file list" } else { "building file list" });
-        Logged { file, lines, shown }
+    /// `name`: the host, where several take part.
+    pub fn new(
+        file: Arc<LogFile>,
+        lines: LineFormat,
+        name: Option<&str>,
+        shown: Box<dyn Reporter>,
+    ) -> Logged {
+        let name = name.map_or(String::new(), |name| format!("{}: ", escape(name.as_bytes())));
+        let logged = Logged { file, lines, name, shown };
+        logged.write(if logged.lines.pulls() { "receiving file list" } else { "building file list" });
+        logged
+    }
+
+    fn write(&self, line: &str) {
+        self.file.write(&format!("{}{line}", self.name));
     }
 }
 
@@ -66,15 +91,14 @@ impl Reporter for Logged {
             }
             Event::Hint(_) | Event::Note(_) | Event::Choice(_) => vec![],
         };
-        lines.iter().for_each(|line| self.file.write(line));
+        lines.iter().for_each(|line| self.write(line));
         self.shown.event(event);
     }
 
     fn summary(&self, summary: &Summary) {
         let Summary { stats, wire_sent, wire_received, .. } = summary;
         let size = stats.apparent_bytes;
-        self.file
-            .write(&format!("sent {wire_sent} bytes  received {wire_received} bytes  total size {size}"));
+        self.write(&format!("sent {wire_sent} bytes  received {wire_received} bytes  total size {size}"));
         self.shown.summary(summary);
     }
 }

@@ -133,6 +133,11 @@ impl Meter {
         self.traffic.as_ref().map_or(self.moved, Traffic::bytes)
     }
 
+    /// Which part of what was found is done, of 1.
+    pub fn done_part(&self) -> f64 {
+        self.done.bytes.min(self.found.bytes) as f64 / self.found.bytes.max(1) as f64
+    }
+
     /// Reads it, and remembers what it was for the next time.
     pub fn read(&mut self, now: Instant) -> Reading {
         let phase = self.phase_now(now);

@@ -5,8 +5,8 @@ use std::io::{IsTerminal, Write};
 
 use indicatif::{BinaryBytes, DecimalBytes};
 
-use crate::error::escape;
-use crate::report::bar::Bar;
+use crate::error::{escape, told};
+use crate::report::bar::{Bar, Bars};
 use crate::report::progress::{Ticker, phase_name};
 use crate::report::{Ends, Event, LineFormat, Phase, Reporter, Route, Stats, Summary, listing};
 
@@ -97,16 +97,37 @@ pub struct Terminal {
     bar: Option<Bar>,
     ticker: Option<Ticker>,
     lines: Option<LineFormat>,
+    /// The host, where it is one of several: stands before every line.
+    name: Option<String>,
 }
 
 impl Terminal {
     /// The bar appears when stderr is a terminal; elsewhere `progress` gives plain lines.
     pub fn new(show: Verbosity, ends: &Ends) -> Terminal {
-        let terminal = std::io::stderr().is_terminal();
-        let has_bar = terminal && !show.quiet && show.progress != Progress::Hidden;
-        let bar = has_bar.then(|| Bar::new(show.units, ends));
-        let ticker = (show.progress == Progress::Shown && !terminal).then(Ticker::default);
-        Terminal { show, bar, ticker, lines: None }
+        let bar = Terminal::has_bar(&show).then(|| Bar::new(show.units, ends));
+        Terminal { show, bar, ticker: Terminal::ticker(&show), lines: None, name: None }
+    }
+
+    /// For the part of a run that goes to one of several hosts, which is called so. What it did is
+    /// told by who tells of all.
+    pub(super) fn part(show: Verbosity, ends: &Ends, name: &str, bars: Option<&Bars>) -> Terminal {
+        let bar = bars.map(|bars| bars.add(ends, name));
+        let name = Some(name.into());
+        Terminal { show, bar, ticker: Terminal::ticker(&show), lines: None, name }
+    }
+
+    /// Whether bars appear.
+    pub(super) fn has_bar(show: &Verbosity) -> bool {
+        std::io::stderr().is_terminal() && !show.quiet && show.progress != Progress::Hidden
+    }
+
+    fn ticker(show: &Verbosity) -> Option<Ticker> {
+        (show.progress == Progress::Shown && !std::io::stderr().is_terminal()).then(Ticker::default)
+    }
+
+    /// What stands before a line.
+    fn before(&self) -> String {
+        self.name.as_ref().map_or(String::new(), |name| format!("{}: ", escape(name.as_bytes())))
     }
 
     /// It shows lines of this format about entries, if there is one.
@@ -146,7 +167,7 @@ impl Terminal {
         if let Some(progress) = self.ticker.as_ref().and_then(|ticker| ticker.add(found, done)) {
             let phase = phase.map_or("", phase_name);
             let [done, found] = [progress.done, progress.found].map(|bytes| self.show.units.short(bytes));
-            let _ = writeln!(std::io::stderr(), "{phase:>12} {done}/{found} of data");
+            let _ = writeln!(std::io::stderr(), "{}{phase:>12} {done}/{found} of data", self.before());
         }
     }
 
@@ -166,11 +187,13 @@ impl Terminal {
     fn print(&self, line: &str) {
         self.suspend(|| {
             // A closed stdout is no reason to leave a transfer half done.
-            let _ = writeln!(std::io::stdout(), "{line}");
+            let _ = writeln!(std::io::stdout(), "{}{line}", self.before());
         });
     }
 
-    fn warn(&self, line: &str) {
+    /// Shows on stderr what is said, and of which host.
+    fn warn(&self, host: Option<&str>, message: &str) {
+        let line = told(self.name.as_deref().or(host), message);
         self.suspend(|| {
             // A closed stderr is no reason either: eprintln would panic on it.
             let _ = writeln!(std::io::stderr(), "holesync: {line}");
@@ -197,16 +220,18 @@ impl Reporter for Terminal {
                 None => self.print(&format!("deleting {}", escape(path))),
             },
             Event::Removed(_) => {}
-            Event::Failed(failure) | Event::Unset(failure) => self.warn(&failure.told()),
-            Event::Warning(warning) if !self.show.quiet => self.warn(&warning.told()),
+            Event::Failed(failure) | Event::Unset(failure) => {
+                self.warn(failure.host.as_deref(), &failure.message)
+            }
+            Event::Warning(warning) if !self.show.quiet => {
+                self.warn(warning.host.as_deref(), &warning.message)
+            }
             Event::Retry(text) => {
                 self.restart();
-                self.warn(&escape(text.as_bytes()));
+                self.warn(None, text);
             }
-            Event::Hint(text) if self.show.totals || self.bar.is_some() => {
-                self.warn(&escape(text.as_bytes()))
-            }
-            Event::Note(text) if self.show.notes => self.warn(&escape(text.as_bytes())),
+            Event::Hint(text) if self.show.totals || self.bar.is_some() => self.warn(None, text),
+            Event::Note(text) if self.show.notes => self.warn(None, text),
             Event::Choice(text) if self.show.choices => self.print(&escape(text.as_bytes())),
             Event::Warning(_) | Event::Hint(_) | Event::Note(_) | Event::Choice(_) => {}
         }
@@ -215,7 +240,9 @@ impl Reporter for Terminal {
     fn summary(&self, summary: &Summary) {
         self.finish();
         if self.show.stats {
-            self.print(&stats_table(summary, self.show.units));
+            stats_table(summary, self.show.units).lines().for_each(|line| self.print(line));
+        } else if self.name.is_some() {
+            // Who tells of all hosts tells of this one.
         } else if self.show.totals {
             self.print("");
             self.print(&totals(summary, self.show.units));
@@ -255,7 +282,7 @@ fn foretold(summary: &Summary, units: Units) -> String {
 
 /// The line that stays in the place of the bar: what, how much of it is data, how much
 /// travelled, how long it took.
-fn outcome(summary: &Summary, units: Units) -> String {
+pub(super) fn outcome(summary: &Summary, units: Units) -> String {
     let Stats { files_sent, files_total, removed, apparent_bytes, data_bytes, .. } = summary.stats;
     if summary.dry_run {
         return format!("{}, {:.1} s", foretold(summary, units), summary.elapsed.as_secs_f64());

@@ -42,8 +42,8 @@ use crate::protocol::{Request, SURVEY, VERSION, keep_alive};
 use crate::remote::{FarSide, Input, Output, RemoteOptions};
 use crate::report::{Event, Phase, Reporter};
 use crate::scan::{self, Extent, FileImage, Image};
-use crate::sync::Initiator;
 use crate::sync::retry::Tries;
+use crate::sync::{Initiator, pace};
 
 pub(super) use answer::answer;
 use far::FarImage;
@@ -256,7 +256,7 @@ impl Looking<'_> {
     ) -> Result<T> {
         let Looking { options, remote, reporter } = self;
         let tries = &Tries::new(Some(0));
-        let initiator = Initiator { options, remote, reporter, tries };
+        let initiator = Initiator { options, remote, reporter, tries, pace: &pace(options) };
         let completed =
             initiator.connect(host, options.silence(), |far_side, input, output| match far_side {
                 FarSide::Agent => ask(initiator, input, output),

@@ -9,6 +9,7 @@ mod deploy;
 mod early;
 mod elsewhere;
 mod filters;
+mod hosts;
 mod interrupt;
 mod kinds;
 mod moved;

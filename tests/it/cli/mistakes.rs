@@ -68,7 +68,11 @@ const HERE: &[(&str, i32, &str)] = &[
     ("- dir < img", 23, "what comes on stdin has no name, so name the file or device itself"),
     ("- old < dir/none", 23, "nothing at all came from it, and DEST was left alone"),
     ("img -", 1, "DEST cannot be stdout: holesync send IMG | holesync recv - writes an image there"),
-    ("img one:old two:old", 1, "the last operand alone is DEST; for several hosts run it once for each"),
+    (
+        "img one:old two:old",
+        1,
+        "the last operand alone is DEST; several hosts are named with --to or --hosts",
+    ),
     (
         "one:img two:old",
         1,

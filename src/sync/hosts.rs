@@ -1,0 +1,185 @@
+//! One source, several hosts: a run for each of them, on a thread of its own, so many at once.
+//! Each has its own connection, comparison, tries and verdict, and waits for no other; what they
+//! share is the rate of all together.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use crate::confinement::NamedPath;
+use crate::error::{Error, Result, lock};
+use crate::location::{Host, Location};
+use crate::options::Options;
+use crate::protocol::Pace;
+use crate::remote::{self, RemoteOptions};
+use crate::report::{Ends, HostsReporter, KeepsFirst, Reporter, Silent, Summary, Verdict};
+use crate::source;
+use crate::sync::origin::{Origin, origin};
+use crate::sync::retry::Tries;
+use crate::sync::{FilesFrom, Initiator, stdin};
+
+/// Hosts that are sent to at once, unless another number is named.
+const USUAL_JOBS: usize = 16;
+
+/// The hosts that a run goes to, and how.
+#[derive(Debug)]
+pub struct Deployment {
+    /// Where it goes, no place twice.
+    pub destinations: Vec<(Host, PathBuf)>,
+    /// How many at once; `None`: 16.
+    pub jobs: Option<usize>,
+}
+
+impl Deployment {
+    /// What each destination is called beside the others.
+    pub fn names(&self) -> Vec<String> {
+        let shares = |host: &Host| self.destinations.iter().filter(|(other, _)| other == host).count() > 1;
+        let name = |(host, path): &(Host, PathBuf)| match shares(host) {
+            true => format!("{host}:{}", path.display()),
+            false => host.to_string(),
+        };
+        self.destinations.iter().map(name).collect()
+    }
+
+    fn jobs(&self) -> usize {
+        self.jobs.unwrap_or(USUAL_JOBS).clamp(1, self.destinations.len().max(1))
+    }
+}
+
+/// Makes every destination equal to `sources`, or to what a list names below the only one, and
+/// reports it. One that fails leaves the others alone.
+///
+/// # Errors
+///
+/// What makes no sense for several hosts; [`Error::Interrupted`]; [`Error::Hosts`] when some
+/// failed.
+pub fn deploy(
+    sources: &[Location],
+    listed: Option<&FilesFrom>,
+    deployment: &Deployment,
+    options: &Options,
+    remote: &RemoteOptions,
+    reporter: &dyn HostsReporter,
+) -> Result<()> {
+    let start = Instant::now();
+    let sources = chosen(sources, listed, options, remote)?;
+    let jobs = deployment.jobs();
+    // Those at the far ends do not know of each other.
+    let rate = options.bandwidth.map(|rate| (rate / jobs as u64).max(1));
+    let pace = Arc::<Pace>::default();
+    pace.limit(options.bandwidth);
+    let run = HostsRun {
+        sources: &sources.0,
+        directory: sources.1,
+        options: &Options { bandwidth: rate, ..options.clone() },
+        remote,
+        pace: &pace,
+        reporter,
+    };
+    let names = deployment.names();
+    let next = AtomicUsize::new(0);
+    let verdicts = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let at = next.fetch_add(1, Ordering::Relaxed)
+                    && let (Some((host, path)), Some(name)) = (deployment.destinations.get(at), names.get(at))
+                    && !remote::is_interrupted()
+                {
+                    let verdict = run.send(at, host, path, name);
+                    // What broke off because a signal came is told as that alone.
+                    if !(verdict.failure.is_some() && remote::is_interrupted()) {
+                        reporter.ended(&verdict);
+                    }
+                    lock(&verdicts).push(verdict);
+                }
+            });
+        }
+    });
+    if remote::is_interrupted() {
+        return Err(Error::Interrupted(remote::again()));
+    }
+    let mut verdicts = std::mem::take(&mut *lock(&verdicts));
+    verdicts.sort_by_key(|verdict| verdict.at);
+    reporter.finish(&verdicts, start.elapsed());
+    let failed: Vec<&Verdict> = verdicts.iter().filter(|verdict| verdict.failure.is_some()).collect();
+    match failed.first() {
+        None => Ok(()),
+        Some(first) => {
+            Err(Error::Hosts { failed: failed.len(), total: verdicts.len(), first: first.name.clone() })
+        }
+    }
+}
+
+/// The sources, and whether each destination must be a directory.
+fn chosen(
+    sources: &[Location],
+    listed: Option<&FilesFrom>,
+    options: &Options,
+    remote: &RemoteOptions,
+) -> Result<(Vec<NamedPath>, bool)> {
+    let refuse = |what: &str| Err(Error::Usage(what.into()));
+    if sources.iter().any(stdin::is_stdin) {
+        return refuse("stdin can be read once, and not for several hosts: write it to a file first");
+    }
+    if options.remove_source_files {
+        return refuse(
+            "--remove-source-files would remove what one host has and another still needs: leave it out",
+        );
+    }
+    let Origin::Local(sources) = origin(sources)? else {
+        return refuse(
+            "several hosts are sent to from here: SRC is on this machine, and every operand is one",
+        );
+    };
+    let initiator =
+        Initiator { options, remote, reporter: &Silent, tries: &Tries::new(Some(0)), pace: &Arc::default() };
+    let names = listed.map(|listed| initiator.names(listed, None)).transpose()?;
+    let directory = names.is_some() || sources.len() > 1;
+    Ok((source::choose(sources, names, options)?, directory))
+}
+
+/// What the runs to all hosts have in common.
+struct HostsRun<'a> {
+    sources: &'a [NamedPath],
+    /// Each destination must be one.
+    directory: bool,
+    options: &'a Options,
+    remote: &'a RemoteOptions,
+    pace: &'a Arc<Pace>,
+    reporter: &'a dyn HostsReporter,
+}
+
+impl HostsRun<'_> {
+    /// Sends to one host, as a run to it alone would.
+    fn send(&self, at: usize, host: &Host, path: &Path, name: &str) -> Verdict {
+        let ends = Ends { host: Some(host.to_string()), verifies: self.options.verify, ..Ends::default() };
+        let shown = self.reporter.part(&ends, name, path);
+        let (summary, error) = match self.attempt(host, path, &*shown) {
+            Ok((summary, ended)) => (Some(summary), ended.err()),
+            Err(error) => (None, Some(error)),
+        };
+        let host = host.to_string();
+        let failure = error.map(|error| {
+            let failure = error.as_failure();
+            if failure.host.is_some() { failure } else { failure.on(&host) }
+        });
+        Verdict { at, host, name: name.into(), path: path.into(), summary, failure }
+    }
+
+    /// What was done, and whether some of it failed.
+    fn attempt(&self, host: &Host, path: &Path, shown: &dyn Reporter) -> Result<(Summary, Result<()>)> {
+        let start = Instant::now();
+        let first = KeepsFirst::new(shown);
+        let HostsRun { options, remote, pace, .. } = *self;
+        let tries = &Tries::of(options, remote.retries)?;
+        let initiator = Initiator { options, remote, reporter: &first, tries, pace };
+        let send = || initiator.send(self.sources, self.directory, host, path);
+        let summary = initiator.summary(start, tries.run_until_done(&first, send)?);
+        first.summary(&summary);
+        let ended = first.verdict(&summary.stats);
+        Ok((summary, ended))
+    }
+}
