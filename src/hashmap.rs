@@ -14,6 +14,7 @@ mod grid;
 pub mod leaves;
 pub mod map_file;
 pub mod plan;
+pub mod shared;
 
 use std::io;
 
@@ -78,6 +79,8 @@ pub struct Batch {
     pub buffer: Vec<u8>,
     /// How many bytes were read for it.
     pub bytes_read: usize,
+    /// They were read for another reader of the file.
+    pub is_shared: bool,
 }
 
 impl Block {

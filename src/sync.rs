@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use crate::confinement::{NamedPath, RequestPath};
 use crate::error::{Error, Result};
 use crate::hashmap::ahead::Likely;
+use crate::hashmap::shared::SharedMaps;
 use crate::location::{Host, Location};
 use crate::options::Options;
 use crate::protocol::{
@@ -66,7 +67,7 @@ pub fn run(
     let tries = &Tries::of(options, remote.retries)?;
     let first = KeepsFirst::new(reporter);
     let reporter: &dyn Reporter = &first;
-    let initiator = Initiator { options, remote, reporter, tries, pace: &pace(options) };
+    let initiator = Initiator { options, remote, reporter, tries, shared: &Shared::alone(options) };
     if sources.iter().any(stdin::is_stdin) {
         stdin::check(sources, listed, options, remote)?;
         let completed = initiator.send_stdin(destination)?;
@@ -117,7 +118,7 @@ pub fn through(
 ) -> Result<()> {
     let start = Instant::now();
     let tries = &Tries::new(Some(0));
-    let initiator = Initiator { options, remote, reporter, tries, pace: &pace(options) };
+    let initiator = Initiator { options, remote, reporter, tries, shared: &Shared::alone(options) };
     let Location::Local(source) = source else {
         return Err(Error::Usage("--through wants a source on this machine".into()));
     };
@@ -189,15 +190,24 @@ struct Initiator<'a> {
     remote: &'a RemoteOptions,
     reporter: &'a dyn Reporter,
     tries: &'a Tries,
-    /// How fast what is sent may go.
-    pace: &'a Arc<Pace>,
+    shared: &'a Shared,
 }
 
-/// That of a run by itself.
-fn pace(options: &Options) -> Arc<Pace> {
-    let pace = Arc::<Pace>::default();
-    pace.limit(options.bandwidth);
-    pace
+/// What runs to several hosts have in common.
+struct Shared {
+    /// How fast what is sent may go.
+    pace: Arc<Pace>,
+    /// What is hashed here once for all of them.
+    maps: Option<Arc<SharedMaps>>,
+}
+
+impl Shared {
+    /// That of a run by itself.
+    fn alone(options: &Options) -> Shared {
+        let pace = Arc::<Pace>::default();
+        pace.limit(options.bandwidth);
+        Shared { pace, maps: None }
+    }
 }
 
 impl Initiator<'_> {
@@ -212,11 +222,12 @@ impl Initiator<'_> {
         let Initiator { options, remote, .. } = self;
         let target = self.target(path, directory)?;
         let request = Request::Receive { destination: path.into(), directory: target.directory };
-        let hasher = match sources {
+        let likely = match sources {
             // Of several, it is not known which the receiver wants.
-            [source] if remote.agent != Agent::None => Some(Hasher::start(options, Some(source.path()))),
+            [source] if remote.agent != Agent::None => Some(source.path()),
             _ => None,
         };
+        let hasher = Some(Hasher::start(options, likely, self.shared.maps.clone()));
         let completed =
             self.connect(host, options.silence(), |far_side, input, mut output| match far_side {
                 FarSide::Agent => {
@@ -346,7 +357,7 @@ impl Initiator<'_> {
         let silence = Arc::<Silence>::default();
         silence.limit_start((remote.contimeout > 0).then(|| Duration::from_secs(remote.contimeout.into())));
         let mut input = FrameReader::new(TimedReader::new(stdout, Arc::clone(&silence)), &peer);
-        let stdin = TimedWriter::new(stdin, Arc::clone(&silence)).paced(self.pace);
+        let stdin = TimedWriter::new(stdin, Arc::clone(&silence)).paced(&self.shared.pace);
         let mut output = FrameWriter::direct(stdin, &peer);
         let traffic = Traffic { sent: output.sent(), received: input.received() };
         let mut route = Route::Agent;

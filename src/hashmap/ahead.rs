@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use crate::confinement::NamedPath;
+use crate::hashmap::shared::SharedMaps;
 use crate::hashmap::{self, Batch, Grid, Item};
 use crate::options::BlockSize;
 use crate::scan::{self, FileImage, FileState};
@@ -36,31 +37,49 @@ pub struct Ahead {
     blocks: u64,
 }
 
-/// Waits for the first job, and hashes meanwhile. `None`: there will be no job.
-pub fn await_job<J>(jobs: &Receiver<J>, likely: Option<Likely>) -> Option<(J, Option<Ahead>)> {
+/// Waits for the first job, and hashes meanwhile: for itself, or for all who share. `None`: there
+/// will be no job.
+pub fn await_job<J>(
+    jobs: &Receiver<J>,
+    likely: Option<Likely>,
+    shared: Option<&SharedMaps>,
+) -> Option<(J, Option<Ahead>)> {
     let mut first = None;
-    let ahead = likely.and_then(|likely| {
-        Ahead::of(&likely, || match jobs.try_recv() {
-            Ok(job) => {
-                first = Some(job);
-                true
-            }
-            Err(TryRecvError::Empty) => false,
-            Err(TryRecvError::Disconnected) => true,
-        })
+    let is_enough = || match jobs.try_recv() {
+        Ok(job) => {
+            first = Some(job);
+            true
+        }
+        Err(TryRecvError::Empty) => false,
+        Err(TryRecvError::Disconnected) => true,
+    };
+    let ahead = likely.and_then(|likely| Subject::of(&likely)).and_then(|subject| match shared {
+        Some(maps) => {
+            subject.hash_for_all(maps, is_enough);
+            None
+        }
+        None => Ahead::of(subject, is_enough),
     });
     let job = first.map_or_else(|| jobs.recv().ok(), Some)?;
     Some((job, ahead))
 }
 
-impl Ahead {
-    /// Hashes until it is enough. What goes wrong goes wrong again when the file is read in
-    /// earnest, and is reported then. A device does not show that it changed.
-    fn of(likely: &Likely, mut is_enough: impl FnMut() -> bool) -> Option<Ahead> {
+/// A likely file that can be hashed ahead.
+struct Subject {
+    image: FileImage,
+    seen: FileState,
+    grid: Grid,
+    /// About how much of it is data.
+    data: u64,
+}
+
+impl Subject {
+    /// A device does not show that it changed.
+    fn of(likely: &Likely) -> Option<Subject> {
         let metadata = likely.path.metadata().ok()?;
         // What the cache does not keep is to be read once, and opening a fifo is felt.
-        if !metadata.is_file() || scan::exceeds_cache(scan::may_hold(512 * metadata.blocks(), metadata.len()))
-        {
+        let data = scan::may_hold(512 * metadata.blocks(), metadata.len());
+        if !metadata.is_file() || scan::exceeds_cache(data) {
             return None;
         }
         let (file, length) = scan::open_image(&NamedPath::here(&likely.path)).ok()?;
@@ -72,7 +91,21 @@ impl Ahead {
             return None;
         }
         let grid = Grid { length, block: likely.block };
-        let image = FileImage::new(file, likely.hole_map);
+        Some(Subject { image: FileImage::new(file, likely.hole_map), seen, grid, data })
+    }
+
+    /// Hashes until it is enough, or another one does it.
+    fn hash_for_all(&self, maps: &SharedMaps, mut is_enough: impl FnMut() -> bool) {
+        let Some(map) = maps.of(self.data, &self.seen, &self.grid) else { return };
+        while !is_enough() && map.advance(&self.image).is_ok_and(|more| more) {}
+    }
+}
+
+impl Ahead {
+    /// Hashes until it is enough. What goes wrong goes wrong again when the file is read in
+    /// earnest, and is reported then.
+    fn of(subject: Subject, mut is_enough: impl FnMut() -> bool) -> Option<Ahead> {
+        let Subject { image, seen, grid, .. } = subject;
         let mut ahead = Ahead { seen, grid, batches: Vec::new(), blocks: 0 };
         let mut items = 0;
         let hashed = hashmap::hash_image(&image, &grid, |batch| {
@@ -120,12 +153,12 @@ mod tests {
         let grid = Grid { length: 20 << 20, block: BlockSize::default() };
         file.as_file().set_len(grid.length).unwrap();
         (0..12).for_each(|at| file.as_file().write_all_at(&[at as u8 + 1; 1 << 20], at << 20).unwrap());
-        let whole = Ahead::of(&likely(file.path()), || false).unwrap();
+        let whole = Ahead::of(Subject::of(&likely(file.path())).unwrap(), || false).unwrap();
         assert_eq!(whole.blocks, grid.blocks());
         // The job is there already.
         let (jobs_in, jobs) = channel();
         jobs_in.send(7).unwrap();
-        let (job, head) = await_job(&jobs, Some(likely(file.path()))).unwrap();
+        let (job, head) = await_job(&jobs, Some(likely(file.path())), None).unwrap();
         let head = head.unwrap();
         assert_eq!(job, 7);
         assert!((1..grid.blocks()).contains(&head.blocks), "{}", head.blocks);
@@ -146,7 +179,7 @@ mod tests {
     fn it_is_of_no_use_for_a_file_that_changed() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().write_all_at(&[1; 4096], 0).unwrap();
-        let ahead = Ahead::of(&likely(file.path()), || false).unwrap();
+        let ahead = Ahead::of(Subject::of(&likely(file.path())).unwrap(), || false).unwrap();
         file.as_file().write_all_at(&[2; 8192], 0).unwrap();
         let (seen, grid) = (FileState::of(file.as_file()).unwrap(), ahead.grid);
         assert!(ahead.fitting(&seen, &grid).is_none());
@@ -157,6 +190,6 @@ mod tests {
         let (jobs_in, jobs) = channel::<u8>();
         drop(jobs_in);
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(await_job(&jobs, Some(likely(file.path()))).is_none());
+        assert!(await_job(&jobs, Some(likely(file.path())), None).is_none());
     }
 }

@@ -61,7 +61,7 @@ impl<'a> Answerer<'a> {
 /// Answers files in the order in which they were announced.
 fn answer_files(jobs: &Receiver<AnnouncedFile>, likely: Option<Likely>) {
     let mut last = LastDirectory::default();
-    let mut next = await_job(jobs, likely);
+    let mut next = await_job(jobs, likely, None);
     while let Some((job, ahead)) = next {
         let (shared, id) = (Arc::clone(&job.shared), job.entry.id);
         if shared.is_stopped() {

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use crate::error::{Error, Result, Warning};
 use crate::hashmap::ahead::{Ahead, Likely, await_job};
+use crate::hashmap::shared::{Next, Place, SharedMap, SharedMaps};
 use crate::hashmap::{self, Batch, Grid};
 use crate::in_use;
 use crate::options::{Compress, Options};
@@ -63,8 +64,9 @@ pub struct Hasher {
 }
 
 impl Hasher {
-    /// `likely`: the file that will be asked for first, if that is known.
-    pub fn start(options: &Options, likely: Option<&Path>) -> Hasher {
+    /// `likely`: the file that will be asked for first, if that is known. `shared`: what others
+    /// hash that send the same files.
+    pub fn start(options: &Options, likely: Option<&Path>, shared: Option<Arc<SharedMaps>>) -> Hasher {
         let (jobs_in, jobs) = channel();
         let (queue, hashed) = sync_channel(QUEUED_BATCHES);
         let (buffers_in, buffers) = channel();
@@ -73,14 +75,14 @@ impl Hasher {
         let likely = likely.map(|path| Likely { path: path.to_path_buf(), block, hole_map });
         std::thread::spawn(move || {
             let outgoing = HashedQueue { queue, held: Vec::new(), bytes: 0 };
-            hash_files(FileHasher { options, buffers, outgoing }, likely, &jobs);
+            hash_files(FileHasher { options, shared, buffers, outgoing }, likely, &jobs);
         });
         Hasher { jobs: jobs_in, hashed, buffers: buffers_in }
     }
 }
 
 fn hash_files(mut hasher: FileHasher, likely: Option<Likely>, jobs: &Receiver<WantedFile>) {
-    let Some((mut job, mut ahead)) = await_job(jobs, likely) else { return };
+    let Some((mut job, mut ahead)) = await_job(jobs, likely, hasher.shared.as_deref()) else { return };
     loop {
         let go_on = match hasher.hash(&job, ahead.take()) {
             Ok(go_on) => go_on,
@@ -127,6 +129,7 @@ impl HashedQueue {
 
 struct FileHasher {
     options: Options,
+    shared: Option<Arc<SharedMaps>>,
     buffers: Receiver<Vec<u8>>,
     outgoing: HashedQueue,
 }
@@ -163,8 +166,16 @@ impl FileHasher {
         let exceeds_cache = scan::exceeds_cache(data);
         // One that changed unseen before may do so again.
         let is_read_once = is_small || exceeds_cache || retry || !state.shows_changes();
-        let keeps_bytes = is_read_once || !sys::is_cached(image.file()) || self.wants_bytes(job);
+        // What was hashed for another is read again by each who sends it.
+        let is_sharable = !retry && *settled && state.shows_changes();
+        let shared = self.shared.as_ref().filter(|_| is_sharable);
+        let shared = shared.and_then(|maps| maps.of(data, state, &grid));
+        let mut keeps_bytes = is_read_once || !sys::is_cached(image.file()) || self.wants_bytes(job);
         let mut first = 0;
+        if let Some(map) = shared {
+            let Some(next) = self.hand_out(&map, &opened).map_err(io("read"))? else { return Ok(false) };
+            (first, keeps_bytes) = (next, false);
+        }
         if let Some(ahead) = ahead.and_then(|ahead| ahead.fitting(state, &grid)) {
             let (batches, next) = ahead.into_batches();
             first = next;
@@ -192,6 +203,23 @@ impl FileHasher {
         })
         .map_err(io("read"))?;
         Ok(go_on && self.outgoing.add(Hashed::End { same: opened.is_unchanged(), settled: *settled }))
+    }
+
+    /// Hands out what is hashed for several. Returns the block from which on this one goes on by
+    /// itself; `None`: nobody listens any more.
+    fn hand_out(&mut self, map: &SharedMap, opened: &Arc<OpenSource>) -> io::Result<Option<u64>> {
+        let mut place = Place::default();
+        loop {
+            match map.next(&mut place, &opened.image)? {
+                Next::Batch(batch) => {
+                    if !self.outgoing.add(Hashed::Bare(batch, Arc::clone(opened))) {
+                        return Ok(None);
+                    }
+                }
+                Next::Alone(block) => return Ok(Some(block)),
+                Next::End => return Ok(Some(map.blocks())),
+            }
+        }
     }
 
     /// Whether the merging thread needs all bytes: most are sent, and not past us.

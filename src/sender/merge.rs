@@ -104,7 +104,7 @@ impl<W: Write> Session<'_, W> {
 
     fn begin_batch(&self, file: &mut DescribedFile, batch: Batch, source: Option<Arc<OpenSource>>) {
         let mut stats = lock(&self.shared.stats);
-        stats.hashed_bytes += batch.bytes_read as u64;
+        stats.hashed_bytes += if batch.is_shared { 0 } else { batch.bytes_read as u64 };
         stats.data_bytes += batch.bytes_read as u64;
         let DescribedFile { cursor, grid, planner, root, .. } = file;
         self.recycle(cursor.begin(batch, source, grid, planner, root));

@@ -1,6 +1,6 @@
 //! One source, several hosts: a run for each of them, on a thread of its own, so many at once.
 //! Each has its own connection, comparison, tries and verdict, and waits for no other; what they
-//! share is the rate of all together.
+//! share is what is hashed here, and the rate of all together.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,15 +10,15 @@ use std::time::Instant;
 
 use crate::confinement::NamedPath;
 use crate::error::{Error, Result, lock};
+use crate::hashmap::shared::SharedMaps;
 use crate::location::{Host, Location};
 use crate::options::Options;
-use crate::protocol::Pace;
 use crate::remote::{self, RemoteOptions};
 use crate::report::{Ends, HostsReporter, KeepsFirst, Reporter, Silent, Summary, Verdict};
 use crate::source;
 use crate::sync::origin::{Origin, origin};
 use crate::sync::retry::Tries;
-use crate::sync::{FilesFrom, Initiator, stdin};
+use crate::sync::{FilesFrom, Initiator, Shared, stdin};
 
 /// Hosts that are sent to at once, unless another number is named.
 const USUAL_JOBS: usize = 16;
@@ -68,14 +68,14 @@ pub fn deploy(
     let jobs = deployment.jobs();
     // Those at the far ends do not know of each other.
     let rate = options.bandwidth.map(|rate| (rate / jobs as u64).max(1));
-    let pace = Arc::<Pace>::default();
-    pace.limit(options.bandwidth);
+    let maps = (deployment.destinations.len() > 1).then(Arc::<SharedMaps>::default);
+    let shared = Shared { maps, ..Shared::alone(options) };
     let run = HostsRun {
         sources: &sources.0,
         directory: sources.1,
         options: &Options { bandwidth: rate, ..options.clone() },
         remote,
-        pace: &pace,
+        shared: &shared,
         reporter,
     };
     let names = deployment.names();
@@ -134,8 +134,13 @@ fn chosen(
             "several hosts are sent to from here: SRC is on this machine, and every operand is one",
         );
     };
-    let initiator =
-        Initiator { options, remote, reporter: &Silent, tries: &Tries::new(Some(0)), pace: &Arc::default() };
+    let initiator = Initiator {
+        options,
+        remote,
+        reporter: &Silent,
+        tries: &Tries::new(Some(0)),
+        shared: &Shared::alone(options),
+    };
     let names = listed.map(|listed| initiator.names(listed, None)).transpose()?;
     let directory = names.is_some() || sources.len() > 1;
     Ok((source::choose(sources, names, options)?, directory))
@@ -148,7 +153,7 @@ struct HostsRun<'a> {
     directory: bool,
     options: &'a Options,
     remote: &'a RemoteOptions,
-    pace: &'a Arc<Pace>,
+    shared: &'a Shared,
     reporter: &'a dyn HostsReporter,
 }
 
@@ -173,9 +178,9 @@ impl HostsRun<'_> {
     fn attempt(&self, host: &Host, path: &Path, shown: &dyn Reporter) -> Result<(Summary, Result<()>)> {
         let start = Instant::now();
         let first = KeepsFirst::new(shown);
-        let HostsRun { options, remote, pace, .. } = *self;
+        let HostsRun { options, remote, shared, .. } = *self;
         let tries = &Tries::of(options, remote.retries)?;
-        let initiator = Initiator { options, remote, reporter: &first, tries, pace };
+        let initiator = Initiator { options, remote, reporter: &first, tries, shared };
         let send = || initiator.send(self.sources, self.directory, host, path);
         let summary = initiator.summary(start, tries.run_until_done(&first, send)?);
         first.summary(&summary);

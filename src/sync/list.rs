@@ -12,7 +12,7 @@ use crate::remote::{FarSide, RemoteOptions};
 use crate::report::{Event, KeepsFirst, Reporter, Stats};
 use crate::shell;
 use crate::source::{self, Found, Kind, Walk};
-use crate::sync::{Completed, FilesFrom, Initiator, Origin, Tries, names, origin, pace, stdin};
+use crate::sync::{Completed, FilesFrom, Initiator, Origin, Shared, Tries, names, origin, stdin};
 
 /// Tells of everything below `sources`, or of what a list names below the only one.
 ///
@@ -44,7 +44,8 @@ pub fn list(
     let tries = &Tries::new(Some(0));
     let first = KeepsFirst::new(reporter);
     let reporter: &dyn Reporter = &first;
-    let initiator = Initiator { options: &options, remote, reporter, tries, pace: &pace(&options) };
+    let initiator =
+        Initiator { options: &options, remote, reporter, tries, shared: &Shared::alone(&options) };
     let origin = origin(sources)?;
     let other_end = if let Origin::Remote(host, _) = &origin { Some(host) } else { None };
     let names = listed.map(|listed| initiator.names(listed, other_end)).transpose()?;

@@ -43,7 +43,7 @@ use crate::remote::{FarSide, Input, Output, RemoteOptions};
 use crate::report::{Event, Phase, Reporter};
 use crate::scan::{self, Extent, FileImage, Image};
 use crate::sync::retry::Tries;
-use crate::sync::{Initiator, pace};
+use crate::sync::{Initiator, Shared};
 
 pub(super) use answer::answer;
 use far::FarImage;
@@ -256,7 +256,7 @@ impl Looking<'_> {
     ) -> Result<T> {
         let Looking { options, remote, reporter } = self;
         let tries = &Tries::new(Some(0));
-        let initiator = Initiator { options, remote, reporter, tries, pace: &pace(options) };
+        let initiator = Initiator { options, remote, reporter, tries, shared: &Shared::alone(options) };
         let completed =
             initiator.connect(host, options.silence(), |far_side, input, output| match far_side {
                 FarSide::Agent => ask(initiator, input, output),

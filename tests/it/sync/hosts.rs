@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::common::check::{assert_no_leftovers, assert_same, same};
+use crate::common::faults::can_trace;
 use crate::common::lab;
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::Peer;
@@ -299,4 +300,35 @@ fn what_makes_no_sense_is_told_before_anything_is_reached() {
         outcome.says(&[says]);
     }
     assert_eq!(farm.image.metadata().expect("it is there").len(), BLOCK as u64);
+}
+
+/// Of each host's own, only what differs is read once more.
+#[test]
+fn what_is_here_is_read_and_hashed_once_for_all_hosts() {
+    if !can_trace() {
+        return;
+    }
+    let farm = Farm::new(1600);
+    let hosts = ["a", "b", "c", "d", "e"];
+    let data = 1600 * BLOCK as u64;
+    let to = || hosts.map(|host| farm.to(host));
+    let outcome = run(farm.command("require").arg("--json").args(to()).arg(&farm.image)).ok();
+    let hashed = events(&outcome).iter().filter_map(|event| event["hashed_bytes"].as_u64()).sum::<u64>();
+    assert_eq!(hashed, data, "{outcome}");
+    farm.assert_has(&hosts);
+    farm.change();
+    let trace = farm.dir.path().join("trace");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-s0", "-e", "trace=pread64,preadv2,read,sendfile", "-o"]).arg(&trace);
+    command.arg("-P").arg(&farm.image);
+    let program = farm.command("require");
+    command.arg(program.get_program()).args(program.get_args()).args(to()).arg(&farm.image);
+    run(command.env("STOPS", &farm.stops)).ok();
+    farm.assert_has(&hosts);
+    let trace = fs::read_to_string(trace).expect("the trace");
+    let read = |line: &str| line.rsplit_once(" = ").and_then(|(_, count)| count.parse::<u64>().ok());
+    let read = trace.lines().filter_map(read).sum::<u64>();
+    // Three blocks differ.
+    assert!((data..data + hosts.len() as u64 * 8 * BLOCK as u64).contains(&read), "{read} of {data}");
+    fs::remove_file(farm.dir.path().join("trace")).expect("remove");
 }
