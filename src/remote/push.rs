@@ -2,10 +2,11 @@
 //! `push.sh` is what the shell there does for it.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result, Warning, escape, in_words, printable};
+use crate::error::{Error, Result, Warning, escape, in_words, lock, printable};
 use crate::location::Host;
 use crate::protocol::Greeting;
 use crate::remote::bootstrap::{self, Agent, Input, Output, PROGRAM_VERSION, RemoteOptions, Shell};
@@ -13,6 +14,9 @@ use crate::remote::elf;
 use crate::report::{Event, Reporter, hex, human};
 
 const PUSH_SCRIPT: &str = include_str!("push.sh");
+
+/// Programs that are being brought: one copy of each, to however many hosts.
+static BROUGHT: Mutex<Vec<(PathBuf, Weak<Program>)>> = Mutex::new(Vec::new());
 
 /// This program as it is to run at the other end.
 struct Program {
@@ -85,7 +89,7 @@ pub fn agent(
 impl Program {
     /// Reads this program, or the one beside it that is for what `uname -sm` printed; or tells
     /// why there is none.
-    fn for_system(system: &str) -> Result<Program, String> {
+    fn for_system(system: &str) -> Result<Arc<Program>, String> {
         let machine = machine_of(system)?;
         if runs_on(machine) {
             return Program::read(Path::new("/proc/self/exe"), machine)
@@ -103,7 +107,7 @@ impl Program {
     }
 
     /// Reads the program that the user named.
-    fn named(path: &Path, system: &str, host: &Host) -> Result<Program> {
+    fn named(path: &Path, system: &str, host: &Host) -> Result<Arc<Program>> {
         let named = machine_of(system).and_then(|machine| {
             Program::read(path, machine).map_err(|why| {
                 format!("{} {why}: {host} is \"{}\"", printable(path), escape(system.as_bytes()))
@@ -112,11 +116,21 @@ impl Program {
         named.map_err(|why| Error::Usage(format!("--agent-program: {why}; name one that runs there")))
     }
 
-    fn read(path: &Path, machine: &str) -> Result<Program, String> {
+    fn read(path: &Path, machine: &str) -> Result<Arc<Program>, String> {
+        let mut brought = lock(&BROUGHT);
+        brought.retain(|(_, program)| program.strong_count() > 0);
+        let there =
+            brought.iter().find(|(other, _)| other == path).and_then(|(_, program)| program.upgrade());
+        if let Some(program) = there {
+            elf::check(&program.bytes, machine)?;
+            return Ok(program);
+        }
         let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {}", in_words(&error)))?;
         elf::check(&bytes, machine)?;
         let sum = hex(&Sha256::digest(&bytes));
-        Ok(Program { bytes, sum })
+        let program = Arc::new(Program { bytes, sum });
+        brought.push((path.to_path_buf(), Arc::downgrade(&program)));
+        Ok(program)
     }
 
     /// The script that takes the program in, if `may_send`, keeps it if `keeps`, and runs it.

@@ -82,6 +82,16 @@ impl Client {
         outcome
     }
 
+    /// A push to several places on the lab's host.
+    #[track_caller]
+    pub fn run_to_several(&self) {
+        let places = ["one", "two"].map(|name| self.dir.path().join(name));
+        let mut command = self.command();
+        command.args(["--remote-path", PROGRAM]).arg(&self.source);
+        run(command.args(places.iter().flat_map(|place| ["--to".into(), on("peer", place)]))).ok();
+        places.iter().for_each(|place| assert_same(&self.source, place));
+    }
+
     /// A push to the lab's host.
     #[track_caller]
     pub fn run(&self, flags: &[&str]) -> Outcome {

@@ -268,6 +268,19 @@ fn ssh_that_is_ours_to_start_is_told_of_time() {
     assert_eq!(noted().matches("ServerAlive").count(), before + 2, "{}", noted());
 }
 
+/// Of several hosts, ssh would ask for passwords on one terminal.
+#[test]
+fn ssh_to_several_hosts_asks_nothing_and_waits_so_long() {
+    let Some(client) = Client::new(r#"printf '%s\n' "$*" >>"$(dirname "$0")/../noted""#) else { return };
+    let noted = || fs::read_to_string(client.dir.path().join("noted")).expect("read");
+    client.run(&[]);
+    assert!(!noted().contains("BatchMode") && !noted().contains("ConnectTimeout"), "{}", noted());
+    client.run_to_several();
+    for option in ["-o BatchMode=yes", "-o ConnectTimeout=60"] {
+        assert_eq!(noted().matches(option).count(), 2, "{option}: {}", noted());
+    }
+}
+
 #[test]
 fn ssh_that_asks_nothing_is_tried_again_unless_the_user_says_otherwise() {
     let Some(client) = Client::new("") else { return };
