@@ -303,10 +303,15 @@ fn hash_read(block: &Block, bytes: &[u8]) -> Hash {
 
 /// The block that has these bytes, all of which were read.
 pub fn block_of(bytes: &[u8]) -> Block {
+    let block = unhashed_block_of(bytes);
+    Block { hash: hash_read(&block, bytes), ..block }
+}
+
+/// The same without its hash.
+pub fn unhashed_block_of(bytes: &[u8]) -> Block {
     let pages = bytes.len().div_ceil(PAGE as usize) as u32;
     let read = PageMask::MAX.checked_shr(PageMask::BITS.saturating_sub(pages)).unwrap_or(0);
-    let block = Block { hash: Hash::default(), data: nonzero_pages(read, bytes), read, at: 0 };
-    Block { hash: hash_read(&block, bytes), ..block }
+    Block { hash: Hash::default(), data: nonzero_pages(read, bytes), read, at: 0 }
 }
 
 /// The hash of a block with this page mask and these bytes in those pages.

@@ -48,7 +48,7 @@ impl Own {
         }
         let mut bytes = vec![0; (range.end - range.start) as usize];
         basis.image.read_at(&mut bytes, range.start)?;
-        Ok(OwnBlock { data: hashmap::block_of(&bytes).data, bytes })
+        Ok(OwnBlock { data: hashmap::unhashed_block_of(&bytes).data, bytes })
     }
 }
 
@@ -192,10 +192,22 @@ impl OpenFile {
         let mut next = blocks.start;
         for extent in basis.image.extents(bytes.start.min(end)..end) {
             let extent = extent.map_err(Error::file("read the old", self.destination.path()))?;
-            for index in next.max(extent.start / size)..extent.end.div_ceil(size) {
-                self.put(&NewBlock { index, data: 0, bytes: &[], always: 0, is_hashed: false })?;
+            let covered = next.max(extent.start / size)..extent.end.div_ceil(size);
+            next = next.max(covered.end);
+            for first in covered.clone().step_by((AT_ONCE / size).max(1) as usize) {
+                self.clear_all(first..covered.end.min(first + (AT_ONCE / size).max(1)))?;
             }
-            next = next.max(extent.end.div_ceil(size));
+        }
+        Ok(())
+    }
+
+    /// The same of a few blocks, all of which are read.
+    fn clear_all(&mut self, blocks: Range<u64>) -> Result<(), ApplyError> {
+        let (Some(own), grid) = (self.own.clone(), self.grid) else { return Ok(()) };
+        let there: Vec<_> = blocks.clone().into_par_iter().map(|index| own.read(&grid, index)).collect();
+        for (index, there) in blocks.zip(there) {
+            let there = there.map_err(Error::file("read the old", self.destination.path()))?;
+            self.zero_pages(index, there.data, false)?;
         }
         Ok(())
     }

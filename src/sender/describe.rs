@@ -226,12 +226,13 @@ impl<'a, W: Write> Describer<'a, W> {
         let asks = leaf < grid.block.bytes()
             && match over {
                 Over::Data => self.policy.pays_off(bytes, rest, &self.link),
-                Over::Zeros => self.may_have_new(grid) && self.policy.finds_new(),
+                Over::Zeros => self.policy.finds_new(),
             };
         if asks { Treatment::Ask } else { Treatment::Send }
     }
 
-    fn may_have_new(&self, grid: &Grid) -> bool {
+    /// Whether the receiver may be asked about blocks of a file that are new.
+    pub fn may_have_new(&self, grid: &Grid) -> bool {
         let knows = self.shared.version >= COPIES && self.news == News::Elsewhere;
         knows && !self.whole && grid.length >= SEARCHED
     }

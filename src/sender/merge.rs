@@ -199,8 +199,10 @@ impl<W: Write> Session<'_, W> {
             Action::Keep | Action::Zero if !self.shared.describes => Ok(()),
             Action::Keep => self.describer.keep(blocks.end - blocks.start),
             Action::Zero => self.describer.zero(blocks.end - blocks.start),
-            Action::Data if !self.shared.describes => self.send(file, &mut found, Over::Zeros),
             Action::Update if !self.shared.describes => self.send(file, &mut found, Over::Data),
+            Action::Data if !self.describer.may_have_new(&file.grid) => {
+                self.send(file, &mut found, Over::Zeros)
+            }
             Action::Data => self.update(file, &mut found, Over::Zeros),
             Action::Update => self.update(file, &mut found, Over::Data),
         }
