@@ -1,8 +1,9 @@
 //! The receiving role, over any pair of streams. Trusts nothing that it is told.
 //!
 //! Nine threads: a reader, the caller's thread, which applies what arrives, the answering
-//! thread, four finishers, the committing thread, and the writing thread. Numbers in other files are those of
-//! these steps.
+//! thread, four finishers, the committing thread, and the writing thread; with `--basis` a tenth,
+//! which hashes what was named and not told of. Numbers in other files are
+//! those of these steps.
 //!
 //! 1. The reader takes frames in, a few ahead of the applying thread.
 //! 2. The answering thread answers announced files in order: equal; nothing to compare
@@ -51,8 +52,9 @@ mod questions;
 mod read_ahead;
 mod shared;
 
+use std::collections::HashSet;
 use std::io::{Read, Write};
-use std::sync::mpsc::{Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use answer::AnnouncedFile;
@@ -64,6 +66,7 @@ pub use list::list;
 use read_ahead::ReadAhead;
 use shared::{ReceiverShared, Settles};
 
+use crate::apply::Basis;
 use crate::apply::tree::DestinationTree;
 pub use crate::apply::tree::{Asides, Target};
 use crate::error::{Error, Failure, Result};
@@ -156,6 +159,11 @@ fn apply<'a>(
         for _ in 0..FINISHERS {
             scope.spawn(|| finish_files(shared, &finish));
         }
+        let unhashed = (!shared.options.basis.is_empty()).then(|| {
+            let (unhashed_in, unhashed) = channel();
+            scope.spawn(|| hash_named(shared, unhashed));
+            unhashed_in
+        });
         let mut applier = Applier {
             shared,
             frames,
@@ -167,6 +175,9 @@ fn apply<'a>(
             last: None,
             only: None,
             lost: Lost::No,
+            missing: 0,
+            unhashed,
+            hashed: HashSet::new(),
         };
         let result = applier.run();
         // Also after the sender's totals: in a dry run it may have left a map half read, and
@@ -174,10 +185,18 @@ fn apply<'a>(
         shared.stop();
         applier.fail();
         // The other threads end when there can be no more work for them.
-        let Applier { jobs, finish, tree, .. } = applier;
-        drop((jobs, finish));
+        let Applier { jobs, finish, tree, unhashed, .. } = applier;
+        drop((jobs, finish, unhashed));
         (result, tree)
     })
+}
+
+/// Hashes what may have blocks that are missing. What cannot be read has none.
+fn hash_named(shared: &ReceiverShared, unhashed: Receiver<Basis>) {
+    for basis in unhashed {
+        let is_over = || shared.is_stopped();
+        let _ = shared.places.hash(&basis, shared.options.block_size, is_over);
+    }
 }
 
 /// What the caller's thread is at.
@@ -203,6 +222,12 @@ struct Applier<'s, 'a> {
     only: Option<Vec<u8>>,
     /// Whether files that waited could not take their places.
     lost: Lost,
+    /// Blocks that were asked about, and not found.
+    missing: usize,
+    /// Takes what is hashed to find them.
+    unhashed: Option<Sender<Basis>>,
+    /// What of that was given to it.
+    hashed: HashSet<usize>,
 }
 
 /// Whether something that had arrived is not in its place: then nothing is removed.
@@ -289,6 +314,7 @@ impl Applier<'_, '_> {
             return Err(self.frames.bad("the content of a file it was not asked for"));
         };
         self.current = Current::File(Box::new(OpenFile::new(*begun, cursor)));
+        self.hash_named(None);
         Ok(())
     }
 

@@ -3,12 +3,14 @@
 //! is copied is hashed as it is copied.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use crate::apply::Place;
+use crate::apply::{Basis, Place};
 use crate::error::lock;
 use crate::hashmap::{self, Grid, Hash, Item, PageMask};
+use crate::options::BlockSize;
 use crate::scan::{FileImage, Image};
 
 /// Blocks that are known at most: 36 MiB, and half as much again while the table grows.
@@ -107,6 +109,22 @@ impl Places {
     /// An image whose map is to come; `None`: it is too small to be worth it.
     pub fn open(&self, image: &Arc<dyn Image + Send + Sync>, length: u64) -> Option<Number> {
         (length >= WORTH).then(|| lock(&self.0).open(Arc::clone(image)))
+    }
+
+    /// Learns all of an image, until that is of no use any more.
+    ///
+    /// # Errors
+    ///
+    /// What reading reports: what was learned counts.
+    pub fn hash(&self, basis: &Basis, block: BlockSize, is_over: impl Fn() -> bool) -> io::Result<()> {
+        let grid = Grid { length: basis.length, block };
+        let Some(number) = self.open(&basis.image, basis.length) else { return Ok(()) };
+        let mut at = 0;
+        hashmap::hash_image(basis.image.as_ref(), &grid, |batch| {
+            self.learn(number, at, &batch.items);
+            at += batch.items.iter().map(Item::blocks).sum::<u64>();
+            Ok(!is_over())
+        })
     }
 
     /// A stretch of the map of an image, from the block `first` on.
@@ -229,7 +247,6 @@ pub fn read(image: &dyn Image, grid: &Grid, index: u64, at: u64, hash: &Hash) ->
 mod tests {
     use super::*;
     use crate::hashmap::map_image;
-    use crate::options::BlockSize;
 
     const BLOCK: u64 = 4096;
 

@@ -8,12 +8,15 @@ use crate::hashmap::leaves::Leaves;
 use crate::hashmap::{self, Hash, PageMask};
 use crate::options::BlockSize;
 use crate::protocol::{BlockAnswer, Credit, Differ, LeafAnswer, MAX_UNPATCHED, Patch};
-use crate::receiver::Applier;
 use crate::receiver::assemble::{ApplyError, OpenFile, Patched, UnpatchedBlock, rule};
 use crate::receiver::basis_feed::{BasisFeeds, Had};
 use crate::receiver::blocks::{Pending, take};
 use crate::receiver::places::{self, FoundBlock, Places};
+use crate::receiver::{Applier, Current};
 use crate::report::Phase;
+
+/// Blocks that were asked about and not found, after which more is hashed to find them.
+const WORTH_HASHING: usize = 32;
 
 impl Applier<'_, '_> {
     /// Answers with what is there of blocks that differ.
@@ -27,9 +30,28 @@ impl Applier<'_, '_> {
             answer = Some(LeafAnswer { id: file.id, blocks });
             Ok(bytes)
         })?;
+        self.hash_named(answer.as_ref());
         match answer {
             Some(answer) => self.shared.outbox.leaves(answer, units),
             None => self.shared.outbox.settle(units),
+        }
+    }
+
+    /// Has what the user named hashed, to find blocks in it wherever they are: what nobody is told
+    /// of at once, and the rest, once so much was not found.
+    pub(super) fn hash_named(&mut self, answer: Option<&LeafAnswer>) {
+        let is_missing = |block: &&BlockAnswer| matches!(block, BlockAnswer::Leaves(_));
+        self.missing += answer.map_or(0, |answer| answer.blocks.iter().filter(is_missing).count());
+        let Current::File(file) = &self.current else { return };
+        let Some(place) = file.place.as_ref().filter(|_| self.shared.copies) else { return };
+        let bases = place.named_bases();
+        let longest = place.longest_basis();
+        for (nth, basis) in bases.iter().enumerate() {
+            let is_next = Some(nth) != longest || self.missing >= WORTH_HASHING && !file.is_told(basis);
+            // A thread that is gone ended with the run.
+            if is_next && self.hashed.insert(nth) {
+                _ = self.unhashed.as_ref().map(|unhashed| unhashed.send(basis.clone()));
+            }
         }
     }
 
@@ -89,12 +111,15 @@ impl OpenFile {
         let named = self.place.iter().flat_map(|place| place.named_bases());
         let at = self.at * self.grid.block.bytes();
         // What was told has another hash.
-        let is_told =
-            |basis: &Basis| self.basis.as_ref().is_some_and(|told| Arc::ptr_eq(&told.image, &basis.image));
-        let mut there = own.chain(named).filter(|basis| at < basis.length && !is_told(basis));
+        let mut there = own.chain(named).filter(|basis| at < basis.length && !self.is_told(basis));
         there
             .find_map(|basis| places::read(basis.image.as_ref(), &self.grid, self.at, at, hash))
             .or_else(|| places.find(hash, &self.grid, self.at, &mut self.search))
+    }
+
+    /// Whether the sender was told of this.
+    fn is_told(&self, basis: &Basis) -> bool {
+        self.basis.as_ref().is_some_and(|told| Arc::ptr_eq(&told.image, &basis.image))
     }
 
     /// What the basis has of the next block, of which the rest is to come.

@@ -140,13 +140,19 @@ impl Place {
         self.similar.as_ref().map_or(&[], |similar| &similar.images)
     }
 
+    /// Which of these is the longest, that new files are begun from.
+    pub fn longest_basis(&self) -> Option<usize> {
+        let lengths = self.named_bases().iter().map(|basis| basis.length).enumerate();
+        lengths.max_by_key(|(_, length)| *length).map(|(nth, _)| nth)
+    }
+
     /// What the user named and is told in the place of what is there: the longest, unless what is
     /// there has mostly the same.
     pub(in crate::apply) fn other_basis(&self, wanted: &Wanted, own: Option<&Basis>) -> Option<Basis> {
         if wanted.whole || wanted.quick_check == QuickCheck::SecondTry || wanted.data < WORTH_A_LOOK {
             return None;
         }
-        let longest = self.named_bases().iter().max_by_key(|basis| basis.length)?;
+        let longest = &self.named_bases()[self.longest_basis()?];
         let is_fit = longest.length > 0 && longest.length / 2 <= wanted.length;
         let is_there = || own.is_some_and(|own| is_mostly(own, longest));
         (is_fit && !is_there()).then(|| longest.clone())

@@ -231,6 +231,31 @@ fn clones_of_a_golden_image_get_from_it_what_they_have_of_it() {
     }
 }
 
+/// What is not compared is hashed beside the rest; nothing waits for that.
+#[test]
+fn blocks_that_lie_anywhere_in_a_second_basis_are_found() {
+    const MIB: usize = 1 << 20;
+    for way in WAYS {
+        let dir = lab::scratch();
+        let (from, to) = (dir.path().join("new"), mkdir(dir.path().join("to")));
+        let first = Layout::dense("first", 16 * MIB, &mut Rng(1));
+        let second = Layout::dense("second", 12 * MIB, &mut Rng(2));
+        first.write(&to.join("first"));
+        second.write(&to.join("second"));
+        // Behind all of the first, of which a part takes its time, all of the second.
+        let mut bytes = fs::read(to.join("first")).expect("read");
+        Rng(3).fill(&mut bytes[..2 * MIB]);
+        bytes.extend(fs::read(to.join("second")).expect("read"));
+        fs::write(&from, bytes).expect("write");
+        let flags = ["--json", "--bwlimit=1M", "--basis=first", "--basis=second"];
+        let outcome = way.run(&flags, &[from.as_os_str()], to.join("third").as_os_str());
+        let Some(outcome) = outcome else { return };
+        let sent = outcome.ok().count("sent_data_bytes");
+        assert!(sent <= 4 * MIB as u64, "{way:?}: {sent}");
+        assert_same(&to.join("third"), &from);
+    }
+}
+
 /// The slot that something runs from is written while it is copied: what is there is not what was
 /// told.
 #[test]
