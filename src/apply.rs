@@ -186,6 +186,8 @@ pub struct Destination {
     basis: Option<Basis>,
     /// What it is compared with in the place of that: a file that the user named.
     other: Option<Basis>,
+    /// What the basis was cloned from, where that is written.
+    cloned_from: Option<Basis>,
     behind: WriteBehind,
     zeros: Zeros,
 }
@@ -203,6 +205,12 @@ impl Destination {
     /// What to compare with; `None`: nothing, all of the source is needed.
     pub fn basis(&self) -> Option<Basis> {
         self.other.as_ref().or(self.basis.as_ref()).cloned()
+    }
+
+    /// What stays as it is while this is written, as far as that can be: the basis, or what that was
+    /// cloned from.
+    pub fn unwritten_basis(&self) -> Option<Basis> {
+        self.cloned_from.clone().or_else(|| self.basis())
     }
 
     /// What it has itself, where the [basis](Destination::basis) is another file: what stays of

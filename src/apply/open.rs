@@ -3,6 +3,7 @@
 //! [`apply`](crate::apply).
 
 mod alternate;
+mod basis;
 mod preview;
 mod setup;
 mod sink;
@@ -38,10 +39,10 @@ use crate::error::{Error, Failure, Result};
 use crate::in_use;
 use crate::options::{Commit, Options};
 use crate::report::Changes;
-use crate::scan::{self, FileImage, FileState};
 use crate::sys::{self, kind_of};
 use crate::working::Working;
 use alternate::Elsewhere;
+use basis::image_of;
 pub use preview::Preview;
 use preview::preview;
 pub use setup::Setup;
@@ -147,7 +148,7 @@ impl Destination {
     fn new(task: Task, way: Way, basis: Option<Basis>) -> Destination {
         let basis = basis.filter(|basis| basis.length > 0);
         let behind = WriteBehind::new(task.options.fsync, task.wanted.data);
-        Destination { task, way, basis, other: None, behind, zeros: Zeros::default() }
+        Destination { task, way, basis, other: None, cloned_from: None, behind, zeros: Zeros::default() }
     }
 }
 
@@ -251,6 +252,9 @@ fn remove_drafts(task: &Task, kinds: &[Working]) {
     task.place.remove_leftovers(&there);
 }
 
+/// What failed where a file that is like a new one cannot be had.
+const OPEN_SIMILAR: &str = "open what to begin from for";
+
 /// Where there is nothing: with what an earlier run left, or from a file that is like it.
 fn new(mut task: Task, setup: &Setup) -> Result<Destination> {
     if task.beside.leftovers.contains(&Working::Temp) {
@@ -259,17 +263,27 @@ fn new(mut task: Task, setup: &Setup) -> Result<Destination> {
     let Some(from) = task.place.similar(&task.wanted, task.options.fuzzy)? else {
         return fresh(task, setup, None);
     };
-    let error = || task.place.error("open what to begin from for");
-    let device = nix::sys::stat::fstat(&task.place.dir).map_err(|errno| error()(errno.into()))?.st_dev;
+    let dir = nix::sys::stat::fstat(&task.place.dir);
+    let device = dir.map_err(|errno| task.place.error(OPEN_SIMILAR)(errno.into()))?.st_dev;
     let can = setup.abilities(&task.place, &from.old.file, device);
     if setup.copies && from.is_named && !can.clone {
         // What stays of it is hashed as it is copied.
         return fresh(task, setup, None);
     }
-    let basis = Basis::of(&from.old.file, task.options.hole_map).map_err(error())?;
     task.can = can;
     task.begun_from.clone_from(&from.name);
-    Ok(Destination::new(task, Way::Replica(Replica::of_another(from)), Some(basis)))
+    let mut basis =
+        Basis::of(&from.old.file, task.options.hole_map).map_err(task.place.error(OPEN_SIMILAR))?;
+    let (mut replica, mut cloned_from) = (Replica::of_another(from), None);
+    if setup.copies
+        && can.clone
+        && let Some(snapshot) = replica.snapshot(&task)?
+    {
+        let clone = Basis::of(snapshot, task.options.hole_map).map_err(task.place.error(OPEN_SIMILAR))?;
+        cloned_from = Some(std::mem::replace(&mut basis, clone));
+    }
+    let destination = Destination::new(task, Way::Replica(replica), Some(basis));
+    Ok(Destination { cloned_from, ..destination })
 }
 
 /// Into a temp file that starts empty, or with what an earlier run left. Stage and log of an
@@ -429,20 +443,4 @@ fn device(task: Task) -> Result<Destination> {
     let old = Old { file, state, access: Access::Write, turn: None };
     task.claim(&old)?;
     Ok(Destination::new(task, Way::Direct(Direct::new(old)), basis))
-}
-
-impl Basis {
-    /// An open file, or a device, as it is.
-    pub(super) fn of(file: &File, hole_map: bool) -> io::Result<Basis> {
-        let metadata = file.metadata()?;
-        let state = FileState::with(file, &metadata)?;
-        let image = Arc::new(image_of(file, 512 * metadata.blocks(), state.length, hole_map)?);
-        Ok(Basis { image, length: state.length, state: Some(state) })
-    }
-}
-
-/// An old file as what is compared with.
-fn image_of(file: &File, allocated: u64, length: u64, hole_map: bool) -> io::Result<FileImage> {
-    let data = scan::may_hold(allocated, length);
-    Ok(FileImage::new(file.try_clone()?, hole_map).sparing_cache_for(data))
 }

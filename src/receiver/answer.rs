@@ -149,7 +149,7 @@ fn ask_for(
         Sink::Destination(_) => Message::NoBasis { id, device },
     };
     let (path, is_other) = (sink.path().to_path_buf(), sink.own().is_some());
-    let known = basis.as_ref().filter(|_| shared.copies && shared.describes);
+    let known = sink.unwritten_basis().filter(|_| shared.copies && shared.describes);
     let image = known.and_then(|basis| shared.places.open(&basis.image, basis.length));
     let mut settles = Settles::Nothing;
     if shared.describes {

@@ -18,8 +18,8 @@ const FASTEST: f64 = 2e-9;
 /// Whether it pays to ask what the receiver has of blocks that differ: a question
 /// costs hashing at both ends, at the same time, and saves bytes.
 pub struct LeafPolicy {
-    /// The first blocks of a file are asked about, too.
-    asks_at_once: bool,
+    /// All that differs is asked about.
+    always: bool,
     /// Of what was asked about, how much did not have to travel lately: 0 to 1.
     saved: f64,
     /// What hashing leaves costs, in seconds of a processor a byte.
@@ -47,15 +47,16 @@ impl LeafPolicy {
     /// What the last answer counts for in what was seen lately.
     const WEIGHT: f64 = 1.0 / 16.0;
 
-    /// `asks_at_once`: the user named what the receiver may have blocks from, whatever is told.
-    pub fn new(asks_at_once: bool) -> LeafPolicy {
+    /// `always`: the user named what the receiver may have blocks from, so that bytes count, and a
+    /// dry run can tell them.
+    pub fn new(always: bool) -> LeafPolicy {
         LeafPolicy {
-            asks_at_once,
+            always,
             saved: 1.0,
             cost: 0.0,
             delay: None,
             unasked: 0,
-            begun: asks_at_once,
+            begun: false,
             idle: 0,
             news: 1.0,
             idle_news: 0,
@@ -64,12 +65,15 @@ impl LeafPolicy {
 
     /// A new file begins.
     pub fn begin(&mut self) {
-        (self.unasked, self.begun) = (0, self.asks_at_once);
+        (self.unasked, self.begun) = (0, false);
     }
 
     /// Whether to ask about the next blocks that differ, `bytes` of data. `rest`: about how
     /// much follows in this file.
     pub fn pays_off(&mut self, bytes: u64, rest: u64, link: &LinkSpeed) -> bool {
+        if self.always {
+            return true;
+        }
         let seen = link.seconds_per_byte();
         let per_byte = seen.unwrap_or(FASTEST).max(FASTEST);
         // The first blocks of a file are sent sooner than an answer comes, and the last
@@ -166,6 +170,14 @@ mod tests {
         assert!(!policy.pays_off(BLOCK as u64, 2 << 20, &link));
         policy.answered_after(2e-3);
         assert!(policy.pays_off(BLOCK as u64, 0, &link));
+    }
+
+    #[test]
+    fn where_bytes_count_all_is_asked_about() {
+        let mut always = LeafPolicy { always: true, ..policy(3e-9) };
+        assert_eq!(asked(&mut always, 16), 16);
+        always.begin();
+        assert!(always.pays_off(1, 0, &LinkSpeed::default()));
     }
 
     #[test]

@@ -13,7 +13,8 @@ use nix::sys::stat::{FileStat, SFlag};
 
 use crate::apply::aside::similar::From;
 use crate::apply::open::alternate::{self, Elsewhere};
-use crate::apply::open::{Opened, Opening, Setup, image_of, open_device};
+use crate::apply::open::basis::image_of;
+use crate::apply::open::{Opened, Opening, Setup, open_device};
 use crate::apply::others::in_the_way;
 use crate::apply::place::Place;
 use crate::apply::place::beside::Beside;

@@ -32,6 +32,14 @@ impl Sink {
         }
     }
 
+    /// What of that stays as it is while it is written.
+    pub fn unwritten_basis(&self) -> Option<Basis> {
+        match self {
+            Sink::Destination(destination) => destination.unwritten_basis(),
+            Sink::Preview(_) => self.basis(),
+        }
+    }
+
     /// What it has itself, where that is compared with another file.
     pub fn own(&self) -> Option<Own> {
         match self {

@@ -24,8 +24,12 @@ pub struct Replica {
     from: Old,
     /// Nothing is there yet: `from` is another file, which was in this state.
     another: Option<FileState>,
+    /// That was cloned before anything was compared: what becomes of it is no matter.
+    is_snapshot: bool,
     /// Made when there is something to change.
     temp: Option<File>,
+    /// It is a clone and no copy.
+    is_clone: bool,
     /// What a copy did not get of the old file, which had no data there.
     left_out: Cover,
     /// The device that it lies on.
@@ -34,12 +38,28 @@ pub struct Replica {
 
 impl Replica {
     pub fn new(old: Old) -> Replica {
-        Replica { from: old, another: None, temp: None, left_out: Cover::default(), device: None }
+        Replica {
+            from: old,
+            another: None,
+            is_snapshot: false,
+            temp: None,
+            is_clone: false,
+            left_out: Cover::default(),
+            device: None,
+        }
     }
 
     /// Of a file elsewhere, for one that is not there yet.
     pub fn of_another(from: similar::From) -> Replica {
         Replica { another: Some(from.state), ..Replica::new(from.old) }
+    }
+
+    /// Clones the file at once, so that it may change while the clone is compared. `None`: it was
+    /// copied, which takes a while.
+    pub fn snapshot(&mut self, task: &Task) -> Result<Option<&File>> {
+        self.file(task)?;
+        self.is_snapshot = self.is_clone;
+        Ok(self.temp.as_ref().filter(|_| self.is_snapshot))
     }
 
     pub fn old(&self) -> Option<&Old> {
@@ -57,7 +77,8 @@ impl Replica {
             Some(temp) => Ok(temp),
             none => {
                 let (temp, left_out, made) = begin(task, &self.from, old)?;
-                (self.left_out, self.device) = (left_out, Some(made.dev()));
+                self.is_clone = left_out.is_none();
+                (self.left_out, self.device) = (left_out.unwrap_or_default(), Some(made.dev()));
                 Ok(none.insert(temp))
             }
         }
@@ -89,7 +110,8 @@ impl Replica {
         self.file(task)?;
         let Some(temp) = &self.temp else { return Err(task.place.replaced()) };
         // What is kept of it was hashed before it was copied.
-        if self.another.as_ref().is_some_and(|state| !state.is_still(&self.from.file)) {
+        let is_changed = |state: &FileState| !self.is_snapshot && !state.is_still(&self.from.file);
+        if self.another.as_ref().is_some_and(is_changed) {
             return Err(similar::changed(&task.place));
         }
         task.complete(temp, self.old(), None)
@@ -97,9 +119,9 @@ impl Replica {
 }
 
 /// The name of a temp file is for what is equal to the old file already, since the next run
-/// goes on from it; until then it is a clone in the making. Also returns what it lacks of
-/// the old file, which has no data there.
-fn begin(task: &Task, from: &Old, old: Option<&Old>) -> Result<(File, Cover, Metadata)> {
+/// goes on from it; until then it is a clone in the making. Also returns what a copy lacks of
+/// the old file, which has no data there; `None`: it is a clone.
+fn begin(task: &Task, from: &Old, old: Option<&Old>) -> Result<(File, Option<Cover>, Metadata)> {
     let place = &task.place;
     let temp = place.create(Working::Clone);
     let temp = temp.map_err(|error| task.failed("create the temp file of", error, OldFile::Whole))?;
@@ -110,8 +132,8 @@ fn begin(task: &Task, from: &Old, old: Option<&Old>) -> Result<(File, Cover, Met
         task.synced.watch(&made, &place.dir);
     }
     let copied = ranges::clone(&from.file, &temp).and_then(|cloned| match cloned {
-        true => Ok(Cover::default()),
-        false => copy(task, from, &temp),
+        true => Ok(None),
+        false => copy(task, from, &temp).map(Some),
     });
     let left_out = copied.map_err(|error| task.failed("copy", error, OldFile::Whole))?;
     if task.has_excess(&from.file).map_err(place.error("look at"))? {

@@ -180,18 +180,22 @@ fn a_version_gets_from_the_last_one_what_that_has() {
         let (from, to) = (dir.path().join("new"), mkdir(dir.path().join("to")));
         new.write(&from);
         old.write(&to.join("v1"));
-        let Some(in_place) = sent(way, &[], &from, &to.join("v1")) else { return };
+        let in_place = way.run(&["--json", "-I"], &[from.as_os_str()], to.join("v1").as_os_str());
+        let Some(in_place) = in_place else { return };
+        let in_place = in_place.ok().count("sent_data_bytes");
         old.write(&to.join("v1"));
         let named = |name: &str, flags: &[&str]| {
             sent(way, &[&["--basis=v1"], flags].concat(), &from, &to.join(name)).expect("as before")
         };
-        assert!(named("v2", &[]) <= in_place, "{fs:?} {way:?}");
+        let new_name = named("v2", &[]);
+        assert!(new_name <= in_place, "{fs:?} {way:?}: {new_name} {in_place}");
         assert_same(&to.join("v2"), &from);
         for (name, flags) in
             [("staged", &[][..]), ("in place", &["--inplace"]), ("atomic", &["--commit=atomic"])]
         {
             Layout::dense("other", SIZE / 2 + 77, &mut Rng(9)).write(&to.join(name));
-            assert!(named(name, flags) <= in_place, "{fs:?} {way:?} {name}");
+            let there = named(name, flags);
+            assert!(there <= in_place, "{fs:?} {way:?} {name}: {there} {in_place}");
             assert_same(&to.join(name), &from);
             // And where that is what is there.
             assert_eq!(named(name, flags), 0, "{fs:?} {way:?} {name}");
@@ -295,6 +299,32 @@ fn what_changes_while_it_is_copied_is_sent() {
             tries += 1;
             assert!(tries < 5, "{way:?}: nothing changed while it was copied");
         }
+    }
+}
+
+/// The same of a file, where that is cloned, and where it is copied.
+#[test]
+fn a_file_that_changes_while_it_is_begun_from_does_no_harm() {
+    for (fs, way) in [Fs::Ext4, Fs::Xfs].into_iter().flat_map(|fs| WAYS.map(|way| (fs, way))) {
+        let Some(dir) = lab::dir(fs) else { return };
+        let (from, active) = (dir.path().join("new"), dir.path().join("active"));
+        let old = Layout::dense("old", SIZE, &mut Rng(1));
+        old.clone().data(0..4 * BLOCK, &mut Rng(2)).write(&from);
+        old.write(&active);
+        let basis = format!("--basis={}", active.display());
+        let writer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(700));
+            let file = OpenOptions::new().write(true).open(active).expect("open");
+            file.write_all_at(&vec![7; SIZE / 2], (SIZE / 2) as u64).expect("write");
+        });
+        let to = dir.path().join("to");
+        let flags = ["--json", "--bwlimit=200K", &basis];
+        let outcome = way.run(&flags, &[from.as_os_str()], to.as_os_str());
+        writer.join().expect("the writer");
+        let Some(outcome) = outcome else { return };
+        outcome.ok();
+        assert_same(&to, &from);
+        assert_no_leftovers(dir.path());
     }
 }
 
