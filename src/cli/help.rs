@@ -65,8 +65,9 @@ is in it. DEST becomes equal to it: a file, a directory that gets it under its n
 another machine, which ssh reaches: [user@]host:path, or ssh://[user@]host[:port]/path. A SRC without a DEST is listed.";
 
 /// Command lines, and what they do.
-pub const EXAMPLES: [(&str, &str); 3] = [
+pub const EXAMPLES: [(&str, &str); 4] = [
     ("holesync vm.img host:/images/vm.img", "deploy an image; again: only what changed"),
+    ("holesync --hosts lab.txt vm.img :/images/vm.img", "the same to many hosts, one a line"),
     ("holesync -nv images/ host:/images", "see what would be sent of a directory"),
     ("holesync --agent=push vm.img host:/dev/vg0/vm", "onto a device of a host without a holesync"),
 ];

@@ -382,6 +382,19 @@ mod tests {
         assert_eq!(lock(&maps.0).len(), MOST_FILES);
     }
 
+    #[test]
+    fn where_there_is_no_room_each_hashes_by_himself() {
+        let (file, grid) = file();
+        let seen = FileState::of(&file).unwrap();
+        let image = FileImage::new(file, true);
+        let map = SharedMap { kept: File::open("/dev/null").unwrap(), ..SharedMap::new(seen, grid).unwrap() };
+        assert!(!map.advance(&image).unwrap());
+        for _ in 0..2 {
+            let next = map.next(&mut Place::default(), &image).unwrap();
+            assert!(matches!(next, Next::Alone(0)), "{next:?}");
+        }
+    }
+
     /// One whose image cannot be read fails alone.
     #[test]
     fn a_reader_that_fails_leaves_the_next_stretch_to_another() {
