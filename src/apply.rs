@@ -75,6 +75,7 @@ pub use crate::apply::commit::Delayed;
 use crate::apply::commit::Task;
 pub use crate::apply::commit::completion::Completion;
 pub use crate::apply::commit::group::{Committer, Waiting};
+pub use crate::apply::commit::witness::Witness;
 pub use crate::apply::open::{Opened, Opening, Preview, Setup, Sink};
 pub use crate::apply::place::{Place, finish_directory};
 use crate::apply::ranges::behind::WriteBehind;
@@ -151,7 +152,7 @@ pub enum BasisState {
 }
 
 /// What finishing a destination came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Finished {
     /// Bytes that were written.
     pub written: u64,
@@ -167,6 +168,8 @@ pub struct Finished {
     pub unset: Option<Failure>,
     /// It is complete, and not in place yet.
     pub delayed: Option<Delayed>,
+    /// It in its place, if that [was asked for](Destination::watch).
+    pub witness: Option<Witness>,
 }
 
 impl Finished {
@@ -218,6 +221,14 @@ impl Destination {
     pub fn own(&self) -> Option<Own> {
         self.other.as_ref()?;
         Some(self.basis.clone().map_or(Own::Nothing, Own::There))
+    }
+
+    /// Has [`Finished`] tell whether anybody else touched it from the end of a comparison on.
+    /// `false`: it cannot. What is written itself before that end, as what an earlier run left is, has
+    /// no such moment.
+    pub fn watch(&mut self) -> bool {
+        self.task.watches = !matches!(self.way, Way::Direct(_)) && !self.way.is_resumed();
+        self.task.watches
     }
 
     /// The source may have changed unseen: the file gets a time that tells the next run to

@@ -438,6 +438,7 @@ impl TransferArgs {
             fuzzy: self.beside.fuzzy,
             workplace: self.workplace.rules()?,
             backup: self.delete.backup()?,
+            map_cache: !self.beside.no_map_cache,
             remove_source_files: self.delete.remove_source_files,
             force: self.delete.force,
             delete: self.delete.options(

@@ -6,6 +6,7 @@
 //! what it holds: a hole inside it is neither read nor hashed.
 
 pub mod ahead;
+pub mod cache;
 pub mod compare;
 pub mod difference;
 mod entry;
@@ -14,6 +15,7 @@ mod grid;
 pub mod leaves;
 pub mod map_file;
 pub mod plan;
+mod recorder;
 pub mod shared;
 
 use std::io;
@@ -23,6 +25,7 @@ use rayon::prelude::*;
 pub use crate::hashmap::entry::MapEntry;
 use crate::hashmap::gather::{Gather, Gathered};
 pub use crate::hashmap::grid::{Grid, MAX_LENGTH, PAGE, PageMask, page_runs};
+pub use crate::hashmap::recorder::{MapRecord, Recorder};
 use crate::scan::{self, Image};
 
 /// The hash of a block: BLAKE3 over its non-zero pages, in order (the last page
@@ -81,6 +84,8 @@ pub struct Batch {
     pub bytes_read: usize,
     /// They were read for another reader of the file.
     pub is_shared: bool,
+    /// Bytes of data in it that a kept map tells of: they were not read.
+    pub believed: usize,
 }
 
 impl Block {

@@ -116,11 +116,20 @@ pub struct Options {
     pub backup: Option<Backup>,
     /// Files of the source are removed when the destination has them.
     pub remove_source_files: bool,
+    /// Files are not read again of which a kept map tells: see `docs/cache.md`. Said in the
+    /// greeting.
+    #[serde(skip, default = "yes")]
+    pub map_cache: bool,
     /// Directories that are not empty go, too, where something of another kind is to be.
     pub force: bool,
     /// What directories of the destination have and those of the source have not is removed.
     /// `None`: it stays.
     pub delete: Option<Delete>,
+}
+
+/// What an option is that is not told.
+fn yes() -> bool {
+    true
 }
 
 /// How what is replaced or removed is kept.
@@ -359,6 +368,7 @@ impl Default for Options {
             workplace: WorkplaceRules::default(),
             backup: None,
             remove_source_files: false,
+            map_cache: true,
             force: false,
             delete: None,
         }

@@ -1,6 +1,7 @@
 //! The protocol: its messages, what travels beside them, and every limit.
 //! `docs/protocol.md` describes the same in tables.
 
+mod believed;
 mod compress;
 mod credit;
 mod frame;
@@ -61,6 +62,8 @@ pub const COPIES: u16 = 8;
 pub const FEATURE_AES: u32 = 1;
 /// See [`FEATURE_AES`].
 pub const FEATURE_NO_AES: u32 = 2;
+/// The bit among them that an initiator sets which wants no kept map to be used.
+pub const FEATURE_NO_MAP_CACHE: u32 = 4;
 
 /// Bytes that may come before the responder's magic: login scripts talk.
 pub const MAX_NOISE: usize = 64 << 10;
@@ -276,6 +279,12 @@ pub enum Message {
     Lacking {
         /// The entry.
         id: u64,
+    },
+    /// Responder, before its `End`: so many bytes of data it did not read, since it had kept a map of
+    /// them. From version 8 on.
+    Believed {
+        /// How many.
+        bytes: u64,
     },
 }
 

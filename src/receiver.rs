@@ -100,7 +100,9 @@ pub fn run<'a, R: Read + Send + 'static, W: Write + Send>(
         let received = receive(&shared, ReadAhead::open(input), target, answerer);
         let ours = shared.lock_stats().clone();
         let told = match &received {
-            Ok(_) => shared.tell(Message::End(Box::new(ours.clone())), Settles::Nothing),
+            Ok(_) => shared
+                .tell_believed(&ours)
+                .and_then(|()| shared.tell(Message::End(Box::new(ours.clone())), Settles::Nothing)),
             Err(error) => {
                 shared.outbox.give_up(error);
                 Ok(())
@@ -298,6 +300,10 @@ impl Applier<'_, '_> {
             }
             Message::Compared { entry, changes, would_send } if !self.shared.describes => {
                 self.shared.report(&entry, would_send.map_or(Outcome::Unchanged, Outcome::Sent), changes);
+                Ok(())
+            }
+            Message::Believed { bytes } => {
+                self.shared.lock_stats().believed_bytes += bytes;
                 Ok(())
             }
             Message::SourceFailed(failure) => {

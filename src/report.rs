@@ -59,6 +59,10 @@ pub struct Stats {
     pub hashed_bytes: u64,
     /// Bytes hashed on the receiving side.
     pub basis_hashed_bytes: u64,
+    /// Bytes of data at both ends that kept maps told of, and that were not read. What the other end
+    /// believed it says in a message of its own.
+    #[serde(skip)]
+    pub believed_bytes: u64,
     /// Bytes written into destinations and what they are made from.
     pub written_bytes: u64,
     /// Bytes of the destinations that were made into holes.
@@ -76,6 +80,7 @@ impl Stats {
     pub fn add_receiver(&mut self, other: &Stats) {
         let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
         add(&mut self.basis_hashed_bytes, other.basis_hashed_bytes);
+        add(&mut self.believed_bytes, other.believed_bytes);
         add(&mut self.written_bytes, other.written_bytes);
         add(&mut self.punched_bytes, other.punched_bytes);
         add(&mut self.files_failed, other.files_failed);

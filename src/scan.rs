@@ -34,6 +34,11 @@ pub trait Image: Sync {
 
     /// Fills `buffer` from `at`; what lies beyond the end reads as zeros.
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()>;
+
+    /// The file that all of it lies in, as it is, if there is one.
+    fn plain_file(&self) -> Option<&File> {
+        None
+    }
 }
 
 /// An open file or block device as an [`Image`].
@@ -76,6 +81,10 @@ impl Image for FileImage {
         } else {
             Box::new((!range.is_empty()).then_some(Ok(range)).into_iter())
         }
+    }
+
+    fn plain_file(&self) -> Option<&File> {
+        Some(&self.file)
     }
 
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
@@ -201,6 +210,12 @@ impl FileState {
         Ok(FileState { length: metadata.len(), times: Some(times), device, inode })
     }
 
+    /// When it was modified and changed last, in seconds and nanoseconds each. `None`: that does
+    /// not show.
+    pub fn times(&self) -> Option<[i64; 4]> {
+        self.times
+    }
+
     /// Whether it shows when the file is changed.
     pub fn shows_changes(&self) -> bool {
         self.times.is_some()
@@ -210,8 +225,13 @@ impl FileState {
     /// and the end of the clock's tick is waited for. Where that is too long, as in file
     /// systems with times in seconds, the answer is no.
     pub fn will_show_changes(&self, file: &File) -> bool {
+        sys::write_back(file).is_ok() && self.will_show_stores()
+    }
+
+    /// The same of a file that nobody has mapped: nothing need be written back.
+    pub fn will_show_stores(&self) -> bool {
         let wait = self.until_changes_show();
-        let soon = self.shows_changes() && wait <= TICK && sys::write_back(file).is_ok();
+        let soon = self.shows_changes() && wait <= TICK;
         if soon {
             pause(wait);
         }

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use crate::confinement::{NamedPath, RequestPath};
 use crate::error::{Error, Result};
 use crate::hashmap::ahead::Likely;
+use crate::hashmap::cache::MapCache;
 use crate::hashmap::shared::SharedMaps;
 use crate::location::{Host, Location};
 use crate::options::Options;
@@ -262,7 +263,8 @@ impl Initiator<'_> {
         let is_plain = listed.is_none() && !options.directories.relative;
         let compares = remote.agent != Agent::None && !options.whole_file && is_plain;
         let old = if compares { file_below(path, paths) } else { None };
-        let likely = old.map(|path| Likely { path, block: options.block_size, hole_map: true });
+        let maps = MapCache::open(options).map(Arc::new);
+        let likely = old.map(|path| Likely { path, block: options.block_size, hole_map: true, maps });
         std::thread::scope(|scope| {
             let answerer = likely.map(|likely| Answerer::start(scope, Some(likely)));
             self.connect(host, options.silence(), |far_side, input, mut output| match far_side {

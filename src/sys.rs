@@ -24,8 +24,8 @@ use nix::unistd::{Gid, Uid, Whence};
 
 pub use clock::{LocalTime, local_time, now, seconds_of};
 pub use file_system::{
-    clones, file_time_now, free_space, is_cached, is_posix, lacks_inodes, may_punch, sync_file_system,
-    syncs_wholly, unwritten,
+    clones, dates_every_change, file_system_id, file_time_now, free_space, is_cached, is_posix, lacks_inodes,
+    may_punch, sync_file_system, syncs_wholly, unwritten,
 };
 pub use names::{
     is_no_directory, is_no_link, kind_of, link_between, make_dir_at, make_node_at, names_in, open,
@@ -33,7 +33,7 @@ pub use names::{
     rename_between, rename_new_at, rename_new_between, stat_at, symlink_at, sync_dir, unlink_at,
 };
 
-pub use locks::{LockKind, hold_shared, lock_in_the_way};
+pub use locks::{LockKind, hold_shared, is_open_here_alone, lock_in_the_way};
 pub use process::{
     acts_as_owner, effective_user, is_in_group, is_root, memory, open_files_limit, raise_open_files_limit,
     thread_time,

@@ -1,8 +1,10 @@
 //! The names of working files: what a run keeps beside its destination while it works.
-//! Senders leave them out, receivers take none from the other end.
+//! Senders leave them out, receivers take none from the other end. And where what runs learn is
+//! kept.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 
 /// The files that a run keeps beside its destination while it works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +88,14 @@ pub fn unforeseen() -> u64 {
 
 /// What all working files have in their names.
 const MARK: &str = ".holesync";
+
+/// Where this user's cache of holesync lies: XDG Base Directory Specification, by which a relative
+/// path counts for none. `None`: the user has no home.
+pub fn cache_dir() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache")));
+    cache.filter(|path| path.is_absolute()).map(|path| path.join("holesync"))
+}
 
 /// The first `most` bytes of a name, or less: some file systems take whole characters only.
 fn cut(name: &[u8], most: usize) -> &[u8] {

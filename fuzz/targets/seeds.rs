@@ -199,7 +199,6 @@ fn answers() -> Vec<u8> {
         output.message(&Message::Granted { units: 2 })?;
         output.message(&Message::Warning("w".into()))?;
         output.message(&Message::Again { id: 1 })?;
-        output.message(&Message::Lacking { id: 3 })?;
         output.message(&Message::Done { id: 3, changed: Some(1), changes: Changes::default() })?;
         output.message(&Message::Failed { id: 1, failure: Failure::new(23, "f") })?;
         output.message(&Message::End(Box::default()))

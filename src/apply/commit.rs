@@ -4,6 +4,7 @@
 pub(super) mod completion;
 mod delayed;
 pub(super) mod group;
+pub(super) mod witness;
 
 use std::cell::{Cell, OnceCell};
 use std::ffi::{OsStr, OsString};
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use nix::sys::stat::SFlag;
 
 use crate::apply::Wanted;
+use crate::apply::commit::witness::Witness;
 use crate::apply::others::in_the_way;
 use crate::apply::place::beside::Beside;
 use crate::apply::place::{Access, Old, Place};
@@ -58,6 +60,10 @@ pub(super) struct Task {
     pub delays: bool,
     /// It does so.
     pub delayed: OnceCell<Delayed>,
+    /// Its map is kept if nobody else touches it.
+    pub watches: bool,
+    /// The file that becomes it, or stays it, since nobody else may touch that.
+    pub witness: Cell<Option<Witness>>,
 }
 
 /// What was done to the file, or to what it is made from, in bytes.
@@ -160,6 +166,7 @@ impl Task {
 
     /// The new file, which is on storage, takes its place, or waits for that.
     pub fn take_place(&self, new: &File, kind: Working, old: Option<&Old>, root: &Hash) -> Result<Placed> {
+        self.watch(new);
         self.verify(new, root, ReadBack::Temp)?;
         self.check_old(old)?;
         if self.delays {
@@ -233,6 +240,7 @@ impl Task {
     /// is right says that the content is, so that is on storage first.
     pub fn leave(&self, old: &Old, root: &Hash) -> Result<Option<Failure>> {
         let place = &self.place;
+        self.watch(&old.file);
         self.check_old(Some(old))?;
         self.verify(&old.file, root, ReadBack::AsItWas)?;
         let attributes = &self.wanted.attributes;
@@ -336,6 +344,14 @@ impl Task {
             // The next run must not take it for equal by its time.
             let _ = sys::set_mtime(file, 0, 0);
         })
+    }
+
+    /// Watches the file that is to be the new one, from before the last look at the old one, if its map
+    /// is to be kept.
+    pub fn watch(&self, file: &File) {
+        if self.watches {
+            self.witness.set(Witness::of(file));
+        }
     }
 
     /// Demands that nobody else uses the old file.

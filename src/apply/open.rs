@@ -8,7 +8,7 @@ mod preview;
 mod setup;
 mod sink;
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -207,6 +207,8 @@ fn begin(mut place: Place, wanted: Wanted, setup: &Setup, found: Found) -> Resul
         begun_from: None,
         delays,
         delayed: OnceCell::new(),
+        watches: false,
+        witness: Cell::default(),
     };
     if let Elsewhere::Copied(from) = elsewhere {
         let task = Task { delays: false, ..task };

@@ -7,7 +7,7 @@ use clap::Args;
 use holesync::error::{Error, Result};
 use holesync::options::{AlternateKind, Alternates};
 
-/// What new files are begun from, linked to, or held against.
+/// What new files are begun from, linked to, or held against, and what is known of old ones.
 #[derive(Debug, Args)]
 pub struct BesideArgs {
     /// Begin new files from the one beside them whose name is most like their own
@@ -16,6 +16,9 @@ pub struct BesideArgs {
     /// Take what the destination lacks from this file or device, which is where it is
     #[arg(long, value_name = "PATH")]
     basis: Vec<OsString>,
+    /// Read all that is compared, also what has not changed since a map of it was kept
+    #[arg(long)]
+    pub no_map_cache: bool,
     /// Do not make what DIR has
     #[arg(long, value_name = "DIR")]
     compare_dest: Vec<OsString>,

@@ -32,7 +32,7 @@ const PURPOSES: [(&str, &str); 7] = [
     (
         "How they are compared",
         "ignore_times size_only modify_window fuzzy basis compare_dest copy_dest link_dest block_size leaf_size \
-         no_hole_map threads",
+         no_map_cache no_hole_map threads",
     ),
     (
         "How DEST is written",
@@ -65,9 +65,8 @@ is in it. DEST becomes equal to it: a file, a directory that gets it under its n
 another machine, which ssh reaches: [user@]host:path, or ssh://[user@]host[:port]/path. A SRC without a DEST is listed.";
 
 /// Command lines, and what they do.
-pub const EXAMPLES: [(&str, &str); 4] = [
+pub const EXAMPLES: [(&str, &str); 3] = [
     ("holesync vm.img host:/images/vm.img", "deploy an image; again: only what changed"),
-    ("holesync --hosts lab.txt vm.img :/images/vm.img", "the same to many hosts, one a line"),
     ("holesync -nv images/ host:/images", "see what would be sent of a directory"),
     ("holesync --agent=push vm.img host:/dev/vg0/vm", "onto a device of a host without a holesync"),
 ];

@@ -111,6 +111,7 @@ impl RemoteArgs {
             contimeout: self.contimeout.unwrap_or(if several { Options::TIMEOUT } else { 0 }),
             retries: None,
             asks_nothing: several,
+            no_map_cache: false,
             cipher,
             umask,
         }

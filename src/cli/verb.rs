@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use crate::cli::values::size;
-use crate::cli::verbs::{DiffArgs, DigestArgs, MapArgs, VerifyArgs};
+use crate::cli::verbs::{CacheArgs, DiffArgs, DigestArgs, MapArgs, VerifyArgs};
 
 /// Everything that is not a transfer.
 #[derive(Debug, Subcommand)]
@@ -33,6 +33,9 @@ pub enum Verb {
     Verify(VerifyArgs),
     /// Print the root hash of files, here or at host:path
     Digest(DigestArgs),
+    /// Show or clear the maps that runs have kept
+    #[command(subcommand)]
+    Cache(CacheArgs),
     /// Write an image to stdout as a stream of DATA and HOLE records
     Send {
         /// The image

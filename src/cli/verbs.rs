@@ -1,5 +1,6 @@
 //! What each verb of the command line does.
 
+mod cache;
 mod diff;
 mod digest;
 mod draw;
@@ -38,6 +39,7 @@ use crate::cli::record::Record;
 use crate::cli::{Cli, FailedList, Transfer, Verb};
 use many::HostsShown;
 
+pub use cache::CacheArgs;
 pub use diff::DiffArgs;
 pub use digest::DigestArgs;
 pub use map::MapArgs;
@@ -78,6 +80,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Some(Verb::Diff(diff)) => return diff.run(umask),
         Some(Verb::Verify(verify)) => return verify.run(umask),
         Some(Verb::Digest(digest)) => digest.run(umask),
+        Some(Verb::Cache(cache)) => cache.run(),
         Some(Verb::Send { image, end }) => send(&image, end),
         Some(Verb::Recv { file, size, no_fsync, force_in_use }) => {
             let options = Options { fsync: !no_fsync, force_in_use, ..Options::default() };
@@ -181,6 +184,7 @@ fn transfer(transfer: Transfer, readers: &Readers, umask: u32) -> Result<()> {
     let remote = RemoteOptions {
         retries: transfer.retries,
         dry_run: transfer.options.dry_run,
+        no_map_cache: !transfer.options.map_cache,
         ..transfer.remote.options(transfer.agent, umask)
     };
     let listed = transfer.listed.as_ref();

@@ -2,15 +2,18 @@
 //! this job will probably be about, while the connection is still being made and the
 //! processors have little else to do.
 
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use crate::confinement::NamedPath;
-use crate::hashmap::shared::SharedMaps;
+use crate::hashmap::cache::{KnownMap, MapCache};
+use crate::hashmap::shared::{Next, Place, SharedMap, SharedMaps};
 use crate::hashmap::{self, Batch, Grid, Item};
 use crate::options::BlockSize;
-use crate::scan::{self, FileImage, FileState};
+use crate::scan::{self, FileImage, FileState, Image};
 use crate::sys;
 
 /// More is not kept in memory: 4 GiB of dense data at the usual block size.
@@ -25,6 +28,85 @@ pub struct Likely {
     pub block: BlockSize,
     /// False: do not ask for holes, read everything.
     pub hole_map: bool,
+    /// A file of which a map is kept is not hashed.
+    pub maps: Option<Arc<MapCache>>,
+}
+
+/// What need not be read of a file that is wanted now, or not by this reader alone: the blocks from
+/// its first one on.
+pub enum Head {
+    /// All of it is to be read.
+    Unread,
+    /// These were hashed while there was nothing else to do.
+    Hashed {
+        /// Each with the index of its first block.
+        batches: std::vec::IntoIter<(u64, Batch)>,
+        /// How many blocks they stand for.
+        blocks: u64,
+    },
+    /// They are hashed for several.
+    Shared {
+        /// What they are hashed to.
+        map: Arc<SharedMap>,
+        /// How far this reader is.
+        place: Place,
+        /// The block with which it goes on by itself.
+        next: u64,
+    },
+    /// Of these a map was kept.
+    Known(Box<KnownMap>),
+}
+
+impl Head {
+    /// The next blocks, without bytes, with the index of the first. `grid`: where they are wanted,
+    /// which may end before the file does.
+    ///
+    /// # Errors
+    ///
+    /// What reading reports, where blocks are hashed now.
+    pub fn batch(&mut self, grid: &Grid, image: &dyn Image) -> io::Result<Option<(u64, Batch)>> {
+        Ok(match self {
+            Head::Unread => None,
+            Head::Hashed { batches, .. } => batches.next(),
+            Head::Shared { map, place, next } => {
+                let first = place.block();
+                match map.next(place, image)? {
+                    Next::Batch(batch) => Some((first, batch)),
+                    Next::Alone(block) => {
+                        *next = block;
+                        None
+                    }
+                    Next::End => {
+                        *next = map.blocks();
+                        None
+                    }
+                }
+            }
+            Head::Known(map) => map.batch(grid),
+        })
+    }
+
+    /// The block with which reading begins, once there is no more here.
+    pub fn next_block(&self) -> u64 {
+        match self {
+            Head::Unread => 0,
+            Head::Hashed { blocks, .. } => *blocks,
+            Head::Shared { next, .. } => *next,
+            Head::Known(map) => map.next_block(),
+        }
+    }
+}
+
+impl From<Ahead> for Head {
+    fn from(ahead: Ahead) -> Head {
+        Head::Hashed { batches: ahead.batches.into_iter(), blocks: ahead.blocks }
+    }
+}
+
+impl From<Arc<SharedMap>> for Head {
+    fn from(map: Arc<SharedMap>) -> Head {
+        Head::Shared { map, place: Place::default(), next: 0 }
+    }
 }
 
 /// The blocks of a file from its first one on, as far as they were hashed.
@@ -87,7 +169,8 @@ impl Subject {
             return None;
         }
         let seen = FileState::of(&file).ok()?;
-        if !seen.will_show_changes(&file) {
+        let is_known = |maps: &Arc<MapCache>| maps.knows(&file, &seen, likely.block);
+        if likely.maps.as_ref().is_some_and(is_known) || !seen.will_show_changes(&file) {
             return None;
         }
         let grid = Grid { length, block: likely.block };
@@ -123,12 +206,6 @@ impl Ahead {
     pub fn fitting(self, seen: &FileState, grid: &Grid) -> Option<Ahead> {
         (self.seen == *seen && self.grid == *grid).then_some(self)
     }
-
-    /// Batches without bytes, each with the index of its first block; and the block with
-    /// which hashing goes on.
-    pub fn into_batches(self) -> (Vec<(u64, Batch)>, u64) {
-        (self.batches, self.blocks)
-    }
 }
 
 #[cfg(test)]
@@ -140,11 +217,11 @@ mod tests {
     use super::*;
 
     fn likely(path: &Path) -> Likely {
-        Likely { path: path.to_path_buf(), block: BlockSize::default(), hole_map: true }
+        Likely { path: path.to_path_buf(), block: BlockSize::default(), hole_map: true, maps: None }
     }
 
     fn items(ahead: Ahead) -> Vec<Item> {
-        ahead.into_batches().0.into_iter().flat_map(|(_, batch)| batch.items).collect()
+        ahead.batches.into_iter().flat_map(|(_, batch)| batch.items).collect()
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! content; and a check keeps out damage, not somebody who writes a map of his own. Who has a
 //! root hash from elsewhere compares it with the one of the map, which is made of its hashes.
 
+mod new_file;
 mod reader;
 mod writer;
 
@@ -18,6 +19,7 @@ use blake3::Hasher;
 use crate::error::Error;
 use crate::hashmap::{Grid, PAGE};
 
+pub use new_file::NewFile;
 pub use reader::MapReader;
 pub use writer::MapWriter;
 

@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::error::lock;
@@ -58,6 +59,8 @@ pub struct SharedMap {
     kept: File,
     progress: Mutex<Progress>,
     more: Condvar,
+    /// One of the readers keeps the map of the file.
+    is_claimed: AtomicBool,
 }
 
 /// How far it is.
@@ -91,6 +94,13 @@ pub struct Place {
     block: u64,
 }
 
+impl Place {
+    /// The next block.
+    pub fn block(&self) -> u64 {
+        self.block
+    }
+}
+
 /// What a reader has next.
 #[derive(Debug)]
 pub enum Next {
@@ -104,13 +114,19 @@ pub enum Next {
 
 impl SharedMap {
     fn new(seen: FileState, grid: Grid) -> io::Result<SharedMap> {
-        let (progress, more) = Default::default();
-        Ok(SharedMap { seen, grid, kept: nameless()?, progress, more })
+        let (progress, more, is_claimed) = Default::default();
+        Ok(SharedMap { seen, grid, kept: nameless()?, progress, more, is_claimed })
     }
 
     /// How many blocks the file has.
     pub fn blocks(&self) -> u64 {
         self.grid.blocks()
+    }
+
+    /// Whether this reader is the one that keeps the map of the file for later runs: the first that
+    /// asks.
+    pub fn claim(&self) -> bool {
+        !self.is_claimed.swap(true, Ordering::Relaxed)
     }
 
     /// The next batch, which is hashed now if nobody has done that.
@@ -380,19 +396,6 @@ mod tests {
         (1..=MOST_FILES as u64).for_each(|length| drop(of(length)));
         assert!(!Arc::ptr_eq(&first, &of(0)));
         assert_eq!(lock(&maps.0).len(), MOST_FILES);
-    }
-
-    #[test]
-    fn where_there_is_no_room_each_hashes_by_himself() {
-        let (file, grid) = file();
-        let seen = FileState::of(&file).unwrap();
-        let image = FileImage::new(file, true);
-        let map = SharedMap { kept: File::open("/dev/null").unwrap(), ..SharedMap::new(seen, grid).unwrap() };
-        assert!(!map.advance(&image).unwrap());
-        for _ in 0..2 {
-            let next = map.next(&mut Place::default(), &image).unwrap();
-            assert!(matches!(next, Next::Alone(0)), "{next:?}");
-        }
     }
 
     /// One whose image cannot be read fails alone.

@@ -11,8 +11,9 @@ use crate::hashmap::{Hash, Key, PageMask};
 use crate::protocol::frame::*;
 use crate::protocol::lines::Plain;
 use crate::protocol::{
-    BlockAnswer, Data, Differ, FEATURE_AES, FEATURE_NO_AES, Frame, LeafAnswer, MAGIC, MAX_CONTROL, MAX_DATA,
-    MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST, Patch, VERSION, shortened,
+    BlockAnswer, Data, Differ, FEATURE_AES, FEATURE_NO_AES, FEATURE_NO_MAP_CACHE, Frame, LeafAnswer, MAGIC,
+    MAX_CONTROL, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST, Patch,
+    VERSION, shortened,
 };
 
 /// What the other side's greeting says.
@@ -22,6 +23,8 @@ pub struct Greeting {
     pub version: u16,
     /// Whether the processor there has instructions for AES, if that is known.
     pub aes: Option<bool>,
+    /// Whether kept maps may be used, as far as the other end is concerned.
+    pub map_cache: bool,
 }
 
 /// Reads frames, bounds everything, counts bytes.
@@ -131,7 +134,7 @@ impl<R: Read> FrameReader<R> {
             FEATURE_NO_AES => Some(false),
             _ => None,
         };
-        Ok(Greeting { version, aes })
+        Ok(Greeting { version, aes, map_cache: features & FEATURE_NO_MAP_CACHE == 0 })
     }
 
     fn next_byte(&mut self) -> Result<Option<u8>> {

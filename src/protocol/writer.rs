@@ -15,8 +15,8 @@ use crate::hashmap::leaves::Leaves;
 use crate::hashmap::plan::Run;
 use crate::protocol::frame::*;
 use crate::protocol::{
-    BlockAnswer, Differ, FEATURE_AES, FEATURE_NO_AES, LeafAnswer, MAGIC, Message, OLDEST, Patch, TimedWriter,
-    VERSION,
+    BlockAnswer, Differ, FEATURE_AES, FEATURE_NO_AES, FEATURE_NO_MAP_CACHE, LeafAnswer, MAGIC, Message,
+    OLDEST, Patch, TimedWriter, VERSION,
 };
 use crate::report::Phase;
 use crate::scan;
@@ -72,10 +72,11 @@ impl<W: Write> FrameWriter<W> {
 
     /// Writes the greeting: magic, oldest and newest version (2 bytes each,
     /// little-endian), features (4 bytes): whether this processor has instructions for
-    /// AES, if that is known.
-    pub fn greet(&mut self, aes: Option<bool>) -> Result<()> {
+    /// AES, if that is known, and whether kept maps may be used.
+    pub fn greet(&mut self, aes: Option<bool>, map_cache: bool) -> Result<()> {
         let [old, new] = [OLDEST.to_le_bytes(), VERSION.to_le_bytes()];
         let features = aes.map_or(0, |aes| if aes { FEATURE_AES } else { FEATURE_NO_AES });
+        let features = features | if map_cache { 0 } else { FEATURE_NO_MAP_CACHE };
         self.put(&[&MAGIC, &old, &new, &features.to_le_bytes()])?;
         self.flush()
     }

@@ -1,7 +1,7 @@
 //! The receiver's answers: for each announced file whether it is equal already, or the
 //! map of what is there, hashed while it is sent. Step 2 of [`receiver`](crate::receiver).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
@@ -9,9 +9,10 @@ use std::thread::Scope;
 use crate::apply::tree::{DestinationRoot, LastDirectory};
 use crate::apply::{Basis, BasisState, Destination, Opened, Place, Preview, Sink, Wanted};
 use crate::error::{Error, Result, Stop, Warning, in_words, printable};
-use crate::hashmap::ahead::{Ahead, Likely, await_job};
+use crate::hashmap::ahead::{Ahead, Head, Likely, await_job};
+use crate::hashmap::cache::{self, Found};
 use crate::hashmap::plan::Run;
-use crate::hashmap::{self, Batch, Grid, Item};
+use crate::hashmap::{self, Batch, Grid, Item, MapRecord};
 use crate::protocol::{Entry, MAX_MAP_KEYS, MAX_MAP_RUNS, Message};
 use crate::receiver::basis_feed::FeedEnd;
 use crate::receiver::shared::{ReceiverShared, Settles};
@@ -34,6 +35,8 @@ pub struct Begun {
     pub destination: Sink,
     pub grid: Grid,
     pub whole: bool,
+    /// What its map goes to, if that is kept.
+    pub map: Option<MapRecord>,
     /// Its basis among those in which blocks are looked for.
     pub image: Option<u32>,
     /// Where it goes.
@@ -135,7 +138,7 @@ fn answer(
 fn ask_for(
     shared: &ReceiverShared,
     (entry, changes): (Entry, Changes),
-    (sink, place): (Sink, Option<Place>),
+    (mut sink, place): (Sink, Option<Place>),
     (wanted, ahead): (&Wanted, Option<Ahead>),
 ) -> Result<()> {
     let id = entry.id;
@@ -159,7 +162,8 @@ fn ask_for(
             BasisState::Blank => Some(FeedEnd::Whole),
             BasisState::Unknown => Some(FeedEnd::Unknown),
         };
-        let begun = Begun { id, entry, changes, destination: sink, grid, whole, image, place };
+        let map = record(shared, &mut sink, (wanted, &grid));
+        let begun = Begun { id, entry, changes, destination: sink, grid, whole, image, place, map };
         if !shared.feeds.open(Box::new(begun), end) {
             return Ok(());
         }
@@ -191,7 +195,10 @@ fn tell_basis(shared: &ReceiverShared, told: Told) -> Result<()> {
     let grid = Grid { length: grid.length.min(basis.length), ..grid };
     let mut at = 0;
     let mut tell = |batch: &mut Batch| {
-        shared.lock_stats().basis_hashed_bytes += batch.bytes_read as u64;
+        let mut stats = shared.lock_stats();
+        stats.basis_hashed_bytes += batch.bytes_read as u64;
+        stats.believed_bytes += batch.believed as u64;
+        drop(stats);
         let frames = runs_of(&batch.items);
         let entries = frames.iter().flatten().map(Run::entries).sum();
         let items = std::mem::take(&mut batch.items);
@@ -207,11 +214,18 @@ fn tell_basis(shared: &ReceiverShared, told: Told) -> Result<()> {
         frames.into_iter().try_for_each(|runs| shared.outbox.map(id, runs)).map_err(Stop::Taken)?;
         Ok(true)
     };
-    let ahead = basis.state.as_ref().and_then(|state| ahead?.fitting(state, &grid));
-    let (batches, first) = ahead.map_or((Vec::new(), 0), Ahead::into_batches);
-    let told = batches.into_iter().try_fold(true, |go_on, (_, mut batch)| Ok(go_on && tell(&mut batch)?));
-    let result = match told {
-        Ok(true) => hashmap::map_rest(basis.image.as_ref(), &grid, first, false, tell),
+    let mut head = head_of(shared, &basis, &grid, (&path, ahead))?;
+    let image = basis.image.as_ref();
+    let mut tell_head = || {
+        while let Some((_, mut batch)) = head.batch(&grid, image).map_err(Stop::Read)? {
+            if !tell(&mut batch)? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(head.next_block()))
+    };
+    let result = match tell_head() {
+        Ok(Some(next)) => hashmap::map_rest(image, &grid, next, false, tell),
         other => other.map(drop),
     };
     let is_over = if describes { !shared.feeds.is_needed(id) } else { shared.is_stopped() };
@@ -240,6 +254,41 @@ fn tell_basis(shared: &ReceiverShared, told: Told) -> Result<()> {
             if describes { shared.feeds.end_broken(id, fail) } else { fail() }
         }
     }
+}
+
+/// What need not be read of a basis.
+fn head_of(
+    shared: &ReceiverShared,
+    basis: &Basis,
+    grid: &Grid,
+    (path, ahead): (&Path, Option<Ahead>),
+) -> Result<Head> {
+    let Some(state) = &basis.state else { return Ok(Head::Unread) };
+    if let Some(ahead) = ahead.and_then(|ahead| ahead.fitting(state, grid)) {
+        return Ok(ahead.into());
+    }
+    Ok(match shared.maps.as_ref().map(|maps| maps.find(basis.image.as_ref(), state, grid.block)) {
+        Some(Found::Known(map)) => Head::Known(map),
+        Some(Found::Other) => {
+            shared.warn(cache::differs(path))?;
+            Head::Unread
+        }
+        Some(Found::Nothing) | None => Head::Unread,
+    })
+}
+
+/// Begins the map of what is to be put together, if it may be kept. What stays of an old file
+/// was hashed as it was: from before that on, all changes must show.
+fn record(shared: &ReceiverShared, sink: &mut Sink, (wanted, grid): (&Wanted, &Grid)) -> Option<MapRecord> {
+    let Sink::Destination(destination) = sink else { return None };
+    let map = shared.maps.as_ref()?.record(grid, wanted.data)?;
+    if let Some(basis) = destination.basis() {
+        let (state, file) = (basis.state.as_ref()?, basis.image.plain_file()?);
+        if !state.will_show_changes(file) || !state.is_still(file) {
+            return None;
+        }
+    }
+    destination.watch().then_some(map)
 }
 
 /// The items of a batch as map frames.

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use crate::apply::{Basis, Own, Place, Sink};
 use crate::error::{Error, Result};
 use crate::hashmap::leaves::{LeafHash, Leaves};
-use crate::hashmap::{self, Grid, Hash, PageMask, RootHasher};
+use crate::hashmap::{self, Grid, Hash, MapRecord, PageMask, Recorder};
 use crate::options::BlockSize;
 use crate::protocol::{Data, Entry};
 use crate::receiver::answer::Begun;
@@ -66,7 +66,9 @@ pub struct OpenFile {
     pub(super) search: Search,
     pub(super) cursor: BasisCursor,
     pub(super) grid: Grid,
-    pub(super) root: RootHasher,
+    pub(super) root: Recorder,
+    /// Its map, once all of it is described.
+    pub map: Option<MapRecord>,
     /// The next block.
     pub(super) at: u64,
     /// Blocks that the sender asked about, and has not sent yet what they lack.
@@ -96,7 +98,7 @@ pub(super) struct UnpatchedBlock {
 impl OpenFile {
     /// `cursor`: what is known of its basis.
     pub fn new(begun: Begun, cursor: BasisCursor) -> OpenFile {
-        let Begun { id, entry, changes, destination, grid, whole, image, place } = begun;
+        let Begun { id, entry, changes, destination, grid, whole, image, place, map } = begun;
         let written = image.filter(|_| destination.is_written_itself());
         OpenFile {
             id,
@@ -115,7 +117,8 @@ impl OpenFile {
             place,
             search: Search::new(written),
             grid,
-            root: RootHasher::new(&grid),
+            root: Recorder::new(&grid, map),
+            map: None,
             at: 0,
             asked: VecDeque::new(),
             patched: Patched::AsPromised,
@@ -137,7 +140,7 @@ impl OpenFile {
                 Had::Hole => {}
                 Had::Block(block) => {
                     if block.data != 0 {
-                        self.root.add(self.at, &block.hash);
+                        self.root.add(self.at, block.data, &block.hash);
                         bytes += self.grid.masked_bytes(self.at, block.data);
                         self.keep_pages(self.at, block.data)?;
                     }
@@ -180,7 +183,8 @@ impl OpenFile {
         let (hashes, placed) =
             while_hashing(&blocks, data.bytes.len(), || self.place(feeds, &blocks, &data.bytes));
         placed?;
-        hashes.iter().zip(data.first..).for_each(|(hash, index)| self.root.add(index, hash));
+        let found = hashes.iter().zip(&data.masks).zip(data.first..);
+        found.for_each(|((hash, pages), index)| self.root.add(index, *pages, hash));
         self.received += data.bytes.len() as u64;
         Ok(data.bytes.len() as u64)
     }
@@ -337,7 +341,8 @@ impl OpenFile {
         if self.at != self.grid.blocks() {
             return rule(format!("a file of {} blocks for {}", self.at, self.grid.blocks()));
         }
-        let root = std::mem::replace(&mut self.root, RootHasher::new(&self.grid)).finish();
+        let (root, map) = std::mem::replace(&mut self.root, Recorder::new(&self.grid, None)).finish();
+        self.map = map;
         Ok((self.patched == Patched::AsPromised).then_some(root))
     }
 

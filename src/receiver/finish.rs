@@ -8,7 +8,7 @@ use std::sync::mpsc::Receiver;
 use crate::apply::tree::DelayedFile;
 use crate::apply::{Completion, Finished};
 use crate::error::{Result, lock};
-use crate::hashmap::Hash;
+use crate::hashmap::{Hash, MapRecord};
 use crate::protocol::{Entry, Message};
 use crate::receiver::assemble::OpenFile;
 use crate::receiver::shared::{ReceiverShared, Settles};
@@ -40,6 +40,7 @@ pub struct Completed {
     path: PathBuf,
     received: u64,
     changes: Changes,
+    map: Option<MapRecord>,
 }
 
 /// Completes files until the applying thread has no more.
@@ -57,13 +58,13 @@ pub fn finish(shared: &ReceiverShared, complete: Complete) {
     let Complete { file, root } = complete;
     let path = file.destination.path().to_path_buf();
     let length = file.length();
-    let OpenFile { id, entry, destination, kept, received, changes, .. } = *file;
+    let OpenFile { id, entry, destination, kept, received, changes, map, .. } = *file;
     if received > WORTH_TELLING && !destination.is_preview() {
         shared.reporter.event(Event::Phase(Phase::WritingBack));
         // Only a hint for the other end; a broken connection shows below.
         let _ = shared.tell(Message::Busy(Phase::WritingBack), Settles::Nothing);
     }
-    let completed = Completed { id, entry, path, received, changes };
+    let completed = Completed { id, entry, path, received, changes, map };
     match destination.complete(&root, kept, length) {
         Ok(Completion::Finished(finished)) => finished_one(shared, Ok(*finished), completed),
         Ok(Completion::Waits(waiting)) if waiting.may_gather() => {
@@ -88,13 +89,13 @@ fn finished_one(shared: &ReceiverShared, finished: Result<Finished>, completed: 
 }
 
 fn tell(shared: &ReceiverShared, finished: Result<Finished>, completed: Completed) -> Result<()> {
-    let Completed { id, entry, path, received, changes } = completed;
+    let Completed { id, entry, path, received, changes, map } = completed;
     let finished = match finished {
         Ok(finished) => finished,
         Err(error) => return shared.fail(id, &error, Settles::Entry),
     };
     let note = finished.note(&path);
-    let Finished { written, punched, changed, unset, delayed, .. } = finished;
+    let Finished { written, punched, changed, unset, delayed, witness, .. } = finished;
     if let Some(delayed) = delayed {
         lock(&shared.delayed).push(DelayedFile { id, path: entry.path.clone(), delayed });
     }
@@ -107,5 +108,11 @@ fn tell(shared: &ReceiverShared, finished: Result<Finished>, completed: Complete
     let changed = changed.then(|| written.saturating_add(punched));
     note.map_or(Ok(()), |note| shared.warn(note))?;
     shared.unset(unset)?;
-    shared.tell(Message::Done { id, changed, changes }, Settles::Entry)
+    let told = shared.tell(Message::Done { id, changed, changes }, Settles::Entry);
+    if let (Some(maps), Some(map), Some(witness)) = (&shared.maps, map, witness)
+        && let Some((file, state)) = witness.state()
+    {
+        maps.keep(map, &file, &state);
+    }
+    told
 }

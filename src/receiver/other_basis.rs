@@ -105,7 +105,7 @@ impl OpenFile {
             match had {
                 Had::Unknown => return rule("a block kept that nobody knows"),
                 Had::Block(block) if block.data != 0 => {
-                    self.root.add(self.at, &block.hash);
+                    self.root.add(self.at, block.data, &block.hash);
                     bytes += self.grid.masked_bytes(self.at, block.data);
                     stay.push((self.at, block));
                 }

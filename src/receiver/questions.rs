@@ -87,13 +87,16 @@ impl OpenFile {
                 (_, Had::Hole) if places.is_some() => hashmap::Block::HOLE,
                 _ => return rule("a question about a block without data"),
             };
-            self.root.add(self.at, &hash);
             let answer = match places.and_then(|places| self.find(&hash, places)) {
                 Some(found) => {
+                    self.root.add(self.at, found.data, &hash);
                     bytes += self.place_found(&had, &found)?;
                     BlockAnswer::Had
                 }
-                None => self.ask_for(had, hash, leaf)?.into(),
+                None => {
+                    self.root.promise(self.at, &hash);
+                    self.ask_for(had, hash, leaf)?.into()
+                }
             };
             answers.push(answer);
             self.at += 1;
@@ -184,6 +187,7 @@ impl OpenFile {
                     self.patched = Patched::Otherwise;
                 }
             }
+            self.root.tell_pages(mask);
             self.received += comes;
             bytes += stays + comes + kept_behind;
             if self.own.is_some() {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::apply::tree::{DelayedFile, DestinationTree};
 use crate::apply::{Committer, Setup};
 use crate::error::{Error, Failure, Result, Warning, lock};
+use crate::hashmap::cache::MapCache;
 use crate::options::Options;
 use crate::protocol::{COPIES, Credit, Entry, Message, describes_in_dry_runs, shortened};
 use crate::receiver::basis_feed::BasisFeeds;
@@ -53,6 +54,8 @@ pub struct ReceiverShared<'a> {
     pub options: Arc<Options>,
     /// What all destinations share.
     pub setup: Setup,
+    /// Maps that were kept.
+    pub maps: Option<MapCache>,
     /// Files that are complete, and take their places when all others are.
     pub delayed: Mutex<Vec<DelayedFile>>,
     /// Files that are complete, and wait for storage.
@@ -82,6 +85,7 @@ impl<'a> ReceiverShared<'a> {
             finishing: AtomicUsize::new(0),
             setup: Setup::new(Arc::clone(&options)).delaying().copying(),
             delayed: Mutex::default(),
+            maps: MapCache::open(&options),
             committer: Committer::default(),
             options,
             reporter,
@@ -143,6 +147,12 @@ impl<'a> ReceiverShared<'a> {
 
     pub fn tell(&self, message: Message, settles: Settles) -> Result<()> {
         self.outbox.message(message, settles.units())
+    }
+
+    /// Tells what this end did not read.
+    pub fn tell_believed(&self, ours: &Stats) -> Result<()> {
+        let believed = Message::believed(ours, self.version);
+        believed.map_or(Ok(()), |believed| self.tell(believed, Settles::Nothing))
     }
 
     /// Counts a failed entry, shows it here, and has it shown there.

@@ -84,6 +84,8 @@ pub struct RemoteOptions {
     pub retries: Option<u32>,
     /// ssh must not ask its user anything: several would ask on one terminal.
     pub asks_nothing: bool,
+    /// Neither end uses maps that it kept.
+    pub no_map_cache: bool,
     /// Who chooses the cipher.
     pub cipher: Cipher,
     /// The umask of this process.
@@ -170,7 +172,7 @@ pub fn bootstrap(
             }
         }
     };
-    let Some(Greeting { version, aes }) = greeting else {
+    let Some(Greeting { version, aes, .. }) = greeting else {
         let what = format!("the shell answered on {host}, and takes part without a holesync");
         match remote.agent {
             // Nobody asked for it, and it promises less.
@@ -182,7 +184,7 @@ pub fn bootstrap(
         return Ok(Bootstrapped { far_side: FarSide::Shell, aes });
     };
     reporter.event(Event::Note(&format!("holesync answered on {host}, protocol {version}")));
-    output.greet(cipher::aes_here())?;
+    output.greet(cipher::aes_here(), !remote.no_map_cache)?;
     Ok(Bootstrapped { far_side: FarSide::Agent, aes })
 }
 

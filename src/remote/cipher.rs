@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use crate::location::Host;
 use crate::remote::ssh::SshConfig;
 use crate::report::{Event, Reporter};
+use crate::working::cache_dir;
 
 /// Among those that ssh allows by default since OpenSSH 6.2, but not its first.
 const FAST: &str = "aes128-gcm@openssh.com";
@@ -85,11 +86,8 @@ fn write_marker(path: PathBuf, host: &Host) -> io::Result<()> {
 
 /// The file that exists if the processor of a host had no instructions for AES.
 fn marker(host: &Host) -> Option<PathBuf> {
-    // A relative path counts for none: XDG Base Directory Specification.
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache")))?;
     let name = blake3::hash(host.to_string().as_bytes()).to_hex();
-    Some(cache.join("holesync").join(format!("no-aes-{}", &name[..16])))
+    Some(cache_dir()?.join(format!("no-aes-{}", &name[..16])))
 }
 
 /// The ciphers of a list with the fast one first. `None` where it is not among them, or

@@ -174,6 +174,7 @@ impl Reporter for JsonLines {
             "wire_bytes_sent": summary.wire_sent,
             "wire_bytes_received": summary.wire_received,
             "hashed_bytes": stats.hashed_bytes.saturating_add(stats.basis_hashed_bytes),
+            "believed_bytes": stats.believed_bytes,
             "written_bytes": stats.written_bytes,
             "punched_bytes": stats.punched_bytes,
             "tries": summary.tries,

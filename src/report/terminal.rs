@@ -336,8 +336,14 @@ pub fn stats_table(summary: &Summary, units: Units) -> String {
         ),
     ];
     let tries = (summary.tries > 1).then(|| ("tries", summary.tries.to_string()));
+    let believed = (stats.believed_bytes > 0)
+        .then(|| ("believed", format!("{} here and there, and not read", size(stats.believed_bytes))));
     let removed = (stats.removed > 0).then(|| ("deleted", stats.removed.to_string()));
-    let rows =
-        rows.into_iter().chain(removed).chain(tries).map(|(name, value)| format!("{name:<14} {value}"));
+    let rows = rows
+        .into_iter()
+        .chain(believed)
+        .chain(removed)
+        .chain(tries)
+        .map(|(name, value)| format!("{name:<14} {value}"));
     rows.collect::<Vec<_>>().join("\n")
 }

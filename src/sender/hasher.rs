@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use crate::error::{Error, Result, Warning};
-use crate::hashmap::ahead::{Ahead, Likely, await_job};
-use crate::hashmap::shared::{Next, Place, SharedMap, SharedMaps};
-use crate::hashmap::{self, Batch, Grid};
+use crate::hashmap::ahead::{Ahead, Head, Likely, await_job};
+use crate::hashmap::cache::{self, Found, MapCache};
+use crate::hashmap::shared::SharedMaps;
+use crate::hashmap::{self, Batch, Grid, Item, MapRecord};
 use crate::in_use;
 use crate::options::{Compress, Options};
 use crate::scan::{self, Content};
@@ -72,10 +73,12 @@ impl Hasher {
         let (buffers_in, buffers) = channel();
         let options = options.clone();
         let (block, hole_map) = (options.block_size, options.hole_map);
-        let likely = likely.map(|path| Likely { path: path.to_path_buf(), block, hole_map });
+        let maps = MapCache::open(&options).map(Arc::new);
+        let likely =
+            likely.map(|path| Likely { path: path.to_path_buf(), block, hole_map, maps: maps.clone() });
         std::thread::spawn(move || {
             let outgoing = HashedQueue { queue, held: Vec::new(), bytes: 0 };
-            hash_files(FileHasher { options, shared, buffers, outgoing }, likely, &jobs);
+            hash_files(FileHasher { options, shared, buffers, outgoing, maps }, likely, &jobs);
         });
         Hasher { jobs: jobs_in, hashed, buffers: buffers_in }
     }
@@ -105,7 +108,7 @@ impl HashedQueue {
     /// Adds something; `false`: nobody listens any more.
     fn add(&mut self, hashed: Hashed) -> bool {
         self.bytes += match &hashed {
-            Hashed::Batch(batch) | Hashed::Bare(batch, _) => batch.bytes_read,
+            Hashed::Batch(batch) | Hashed::Bare(batch, _) => batch.bytes_read + batch.believed,
             Hashed::Unfit(_) | Hashed::Warning(_) | Hashed::End { .. } | Hashed::Failed(_) => LEAST,
         };
         self.held.push(hashed);
@@ -132,6 +135,8 @@ struct FileHasher {
     shared: Option<Arc<SharedMaps>>,
     buffers: Receiver<Vec<u8>>,
     outgoing: HashedQueue,
+    /// Maps that were kept.
+    maps: Option<Arc<MapCache>>,
 }
 
 impl FileHasher {
@@ -166,32 +171,32 @@ impl FileHasher {
         let exceeds_cache = scan::exceeds_cache(data);
         // One that changed unseen before may do so again.
         let is_read_once = is_small || exceeds_cache || retry || !state.shows_changes();
-        // What was hashed for another is read again by each who sends it.
-        let is_sharable = !retry && *settled && state.shows_changes();
-        let shared = self.shared.as_ref().filter(|_| is_sharable);
-        let shared = shared.and_then(|maps| maps.of(data, state, &grid));
         let mut keeps_bytes = is_read_once || !sys::is_cached(image.file()) || self.wants_bytes(job);
-        let mut first = 0;
-        if let Some(map) = shared {
-            let Some(next) = self.hand_out(&map, &opened).map_err(io("read"))? else { return Ok(false) };
-            (first, keeps_bytes) = (next, false);
-        }
-        if let Some(ahead) = ahead.and_then(|ahead| ahead.fitting(state, &grid)) {
-            let (batches, next) = ahead.into_batches();
-            first = next;
-            for (index, batch) in batches {
-                let hashed = if keeps_bytes && !*compared {
-                    Hashed::Batch(self.read(&opened, &grid, index, batch).map_err(io("read"))?)
-                } else {
-                    Hashed::Bare(batch, Arc::clone(&opened))
-                };
-                if !self.outgoing.add(hashed) {
-                    return Ok(false);
-                }
+        let mut head = self.head(job, &opened, (&grid, data), ahead);
+        // What was hashed for another is read again by each who sends it.
+        keeps_bytes &= !matches!(head, Head::Shared { .. });
+        let mut record = self.record(&head, &opened, (&grid, data));
+        let mut at = 0;
+        let mut keep = |batch: &Batch| {
+            if let Some(record) = &mut record {
+                record.add_items(at, &batch.items);
+            }
+            at += batch.items.iter().map(Item::blocks).sum::<u64>();
+        };
+        while let Some((first, batch)) = head.batch(&grid, image).map_err(io("read"))? {
+            keep(&batch);
+            let hashed = if keeps_bytes && !*compared {
+                Hashed::Batch(self.read(&opened, &grid, first, batch).map_err(io("read"))?)
+            } else {
+                Hashed::Bare(batch, Arc::clone(&opened))
+            };
+            if !self.outgoing.add(hashed) {
+                return Ok(false);
             }
         }
         let mut go_on = true;
-        hashmap::map_rest(image, &grid, first, keeps_bytes, |batch| {
+        hashmap::map_rest(image, &grid, head.next_block(), keeps_bytes, |batch| {
+            keep(batch);
             let hashed = std::mem::take(batch);
             if keeps_bytes {
                 go_on = self.outgoing.add(Hashed::Batch(hashed));
@@ -202,24 +207,51 @@ impl FileHasher {
             Ok::<_, io::Error>(go_on)
         })
         .map_err(io("read"))?;
-        Ok(go_on && self.outgoing.add(Hashed::End { same: opened.is_unchanged(), settled: *settled }))
+        let same = opened.is_unchanged();
+        go_on = go_on && self.outgoing.add(Hashed::End { same, settled: *settled });
+        if let (true, true, Some(maps), Some(record)) = (go_on, same, &self.maps, record) {
+            maps.keep(record, image.file(), state);
+        }
+        Ok(go_on)
     }
 
-    /// Hands out what is hashed for several. Returns the block from which on this one goes on by
-    /// itself; `None`: nobody listens any more.
-    fn hand_out(&mut self, map: &SharedMap, opened: &Arc<OpenSource>) -> io::Result<Option<u64>> {
-        let mut place = Place::default();
-        loop {
-            match map.next(&mut place, &opened.image)? {
-                Next::Batch(batch) => {
-                    if !self.outgoing.add(Hashed::Bare(batch, Arc::clone(opened))) {
-                        return Ok(None);
-                    }
-                }
-                Next::Alone(block) => return Ok(Some(block)),
-                Next::End => return Ok(Some(map.blocks())),
-            }
+    /// What need not be read of a file with about so much data, or not by this thread alone.
+    fn head(
+        &mut self,
+        job: &WantedFile,
+        opened: &OpenSource,
+        (grid, data): (&Grid, u64),
+        ahead: Option<Ahead>,
+    ) -> Head {
+        let OpenSource { image, state, settled } = opened;
+        let is_retry = matches!(job.source.kind, Kind::File { retry: true, .. });
+        // One that changed unseen before may do so again.
+        if is_retry || !settled || !state.shows_changes() {
+            return Head::Unread;
         }
+        if let Some(ahead) = ahead.and_then(|ahead| ahead.fitting(state, grid)) {
+            return ahead.into();
+        }
+        match self.maps.as_ref().map(|maps| maps.find(image, state, grid.block)) {
+            Some(Found::Known(map)) => return Head::Known(map),
+            Some(Found::Other) => {
+                // That nobody listens any more shows at once.
+                self.outgoing.add(Hashed::Warning(cache::differs(&job.source.path)));
+            }
+            Some(Found::Nothing) | None => {}
+        }
+        let shared = self.shared.as_ref().and_then(|maps| maps.of(data, state, grid));
+        shared.map_or(Head::Unread, Head::from)
+    }
+
+    /// What the map of a file goes to, of which more is hashed than is known.
+    fn record(&self, head: &Head, opened: &OpenSource, (grid, data): (&Grid, u64)) -> Option<MapRecord> {
+        let is_ours = match head {
+            Head::Known(_) => false,
+            Head::Shared { map, .. } => map.claim(),
+            Head::Hashed { .. } | Head::Unread => opened.settled && opened.state.shows_changes(),
+        };
+        self.maps.as_ref().filter(|_| is_ours)?.record(grid, data)
     }
 
     /// Whether the merging thread needs all bytes: most are sent, and not past us.

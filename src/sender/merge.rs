@@ -105,7 +105,8 @@ impl<W: Write> Session<'_, W> {
     fn begin_batch(&self, file: &mut DescribedFile, batch: Batch, source: Option<Arc<OpenSource>>) {
         let mut stats = lock(&self.shared.stats);
         stats.hashed_bytes += if batch.is_shared { 0 } else { batch.bytes_read as u64 };
-        stats.data_bytes += batch.bytes_read as u64;
+        stats.data_bytes += (batch.bytes_read + batch.believed) as u64;
+        stats.believed_bytes += batch.believed as u64;
         let DescribedFile { cursor, grid, planner, root, .. } = file;
         self.recycle(cursor.begin(batch, source, grid, planner, root));
     }

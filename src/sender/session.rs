@@ -134,12 +134,18 @@ impl<'a, W: Write> Session<'a, W> {
     fn end(&mut self) -> Result<Stats> {
         let mut stats = lock(&self.shared.stats).clone();
         self.inbox.end();
+        if self.shared.side == Side::Responder
+            && let Some(believed) = Message::believed(&stats, self.shared.version)
+        {
+            self.shared.send(&believed)?;
+        }
         self.shared.send(&Message::End(Box::new(stats.clone())))?;
         loop {
             match self.wait(None)? {
                 Arrival::Message(Message::End(mut theirs)) => {
                     // Totals cannot take back what was said before.
                     theirs.count_told(&self.told);
+                    theirs.believed_bytes = self.told.believed_bytes;
                     stats.add_receiver(&theirs);
                     return Ok(stats);
                 }
@@ -256,6 +262,7 @@ impl<'a, W: Write> Session<'a, W> {
                     self.try_again(sent.source, false)?;
                 }
             }
+            Message::Believed { bytes } => self.told.believed_bytes = bytes,
             Message::Granted { units } => {
                 let units = usize::try_from(units).unwrap_or(usize::MAX);
                 if !self.shared.files.give_back(units) {

@@ -50,13 +50,14 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
     let pace = Arc::<Pace>::default();
     let output = TimedWriter::new(output, Arc::clone(&silence)).paced(&pace);
     let mut output = FrameWriter::direct(output, PEER);
-    output.greet(remote::aes_here())?;
+    output.greet(remote::aes_here(), true)?;
     // What is meant for a shell may come before the greeting: here there is none.
-    input.await_greeting(MAX_NOISE)?;
-    let (options, request, run) = match input.read()? {
+    let greeting = input.await_greeting(MAX_NOISE)?;
+    let (mut options, request, run) = match input.read()? {
         Frame::Message(Message::Start(options, request, run)) => (options, request, run),
         _ => return Err(input.bad("something else than a request")),
     };
+    options.map_cache = greeting.map_cache;
     pace.limit(options.bandwidth);
     // A stream of records has no room for signs of life.
     silence.limit(options.silence().filter(|_| !matches!(request, Request::Through { .. })));

@@ -31,7 +31,7 @@ pub fn is_posix(file: impl AsFd) -> bool {
     is_one_of(file, &LOCAL)
 }
 
-/// File systems of this machine. ext2 to ext4 have one number.
+/// File systems of this machine.
 const LOCAL: [FsType; 6] = [
     statfs::EXT4_SUPER_MAGIC,
     statfs::XFS_SUPER_MAGIC,
@@ -60,9 +60,24 @@ fn is_one_of(file: impl AsFd, known: &[FsType]) -> bool {
 /// and tells of any that was lost since the file was opened. That it tells: Linux 5.8
 /// (syncfs(2)); that it waits, of these file systems alone.
 pub fn syncs_wholly(file: impl AsFd) -> bool {
-    const KNOWN: [FsType; 3] = [statfs::EXT4_SUPER_MAGIC, statfs::XFS_SUPER_MAGIC, statfs::BTRFS_SUPER_MAGIC];
-    is_one_of(file, &KNOWN) && kernel_version() >= Some((5, 8))
+    is_one_of(file, &ON_DISK) && kernel_version() >= Some((5, 8))
 }
+
+/// Whether every change of a file there gives it another ctime, also a store through a mapping
+/// of pages that were written back before. tmpfs keeps none of these; FUSE and network file
+/// systems tell what somebody else tells them.
+pub fn dates_every_change(file: impl AsFd) -> bool {
+    is_one_of(file, &ON_DISK)
+}
+
+/// Which file system of this machine an open file lies on, of those that are mounted; statvfs(3),
+/// `f_fsid`.
+pub fn file_system_id(file: impl AsFd) -> io::Result<u64> {
+    Ok(nix::sys::statvfs::fstatvfs(file)?.filesystem_id())
+}
+
+/// File systems of this machine that keep what they have on disks. ext2 to ext4 have one number.
+const ON_DISK: [FsType; 3] = [statfs::EXT4_SUPER_MAGIC, statfs::XFS_SUPER_MAGIC, statfs::BTRFS_SUPER_MAGIC];
 
 /// The version of the running kernel; uname(2).
 fn kernel_version() -> Option<(u32, u32)> {

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -38,6 +39,22 @@ pub fn hold_shared(file: &File, bytes: Range<u64>) -> io::Result<bool> {
         Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
         Err(errno) if !is_unsupported(errno) => Err(errno.into()),
         _ => Ok(true),
+    }
+}
+
+/// Whether nobody else has the file of this descriptor open, or mapped: only then it gets a lease
+/// for writing, which is given back at once (fcntl(2), `F_SETLEASE`). False, too, where that
+/// cannot be asked: the file is another user's.
+pub fn is_open_here_alone(file: &File) -> bool {
+    // Of `asm-generic/fcntl.h`.
+    const F_SETSIG: libc::c_int = 10;
+    let descriptor = file.as_raw_fd();
+    // SAFETY: the descriptor is open for the length of the calls, which take numbers alone. A
+    // signal for whom opens the file in between is one that is ignored unless it is asked for.
+    unsafe {
+        libc::fcntl(descriptor, F_SETSIG, libc::SIGURG) == 0
+            && libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_WRLCK) == 0
+            && libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_UNLCK) == 0
     }
 }
 

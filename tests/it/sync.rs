@@ -11,6 +11,7 @@ mod elsewhere;
 mod filters;
 mod hosts;
 mod interrupt;
+mod kept;
 mod kinds;
 mod moved;
 mod names;

@@ -71,7 +71,9 @@ impl Destination {
             task.place.remove_litter(&task.beside);
             let from_cache = task.counts.from_cache.get();
             let (written, punched) = (0, 0);
-            let left = Finished { written, punched, changed: false, from_cache, unset, delayed: None };
+            let witness = task.witness.take();
+            let left =
+                Finished { written, punched, changed: false, from_cache, unset, delayed: None, witness };
             return Ok(End::Finished(Box::new(left)));
         }
         let changed = way.is_resumed() || !compared || changes_length || task.counts.has_changes();
@@ -94,6 +96,7 @@ impl Destination {
         let punched = counts.zeroed.saturating_add(counts.freed);
         let (written, from_cache) = (counts.written, counts.from_cache.get());
         let delayed = task.delayed.take();
-        Finished { written, punched, changed, from_cache, unset, delayed }
+        let witness = task.witness.take().filter(|_| delayed.is_none());
+        Finished { written, punched, changed, from_cache, unset, delayed, witness }
     }
 }

@@ -1,6 +1,6 @@
 //! Complete files that wait in their workplace until everything else has its result.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -127,6 +127,8 @@ impl Delayed {
             begun_from: None,
             delays: false,
             delayed: OnceCell::new(),
+            watches: false,
+            witness: Cell::default(),
         };
         let unset = task.wanted.attributes.set_on_new(&new, None, old.as_ref(), &task.place)?;
         task.sync(&new, OldFile::Whole)?;

@@ -146,7 +146,7 @@ impl Preview {
         let compared = self.basis.is_some() || length == 0;
         let changed = self.is_resumed || !compared || self.changes_length || self.has_changes;
         let (written, punched) = (self.written, self.punched);
-        Finished { written, punched, changed, from_cache: false, unset: None, delayed: None }
+        Finished { written, punched, changed, from_cache: false, unset: None, delayed: None, witness: None }
     }
 }
 

@@ -106,6 +106,7 @@ impl Staged {
     /// old file that stay.
     pub fn finish(&mut self, task: &Task, root: &Hash, kept: u64) -> Result<Option<Failure>> {
         self.stage(task)?;
+        task.watch(&self.old.file);
         let Staged { old, stage: Some(stage), .. } = self else { return Err(task.place.replaced()) };
         match prepare(task, old, stage, kept)? {
             End::Complete => {

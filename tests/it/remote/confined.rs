@@ -239,7 +239,7 @@ fn ask(args: &[&str], request: Request) -> Result<Frame, Error> {
     let mut input: FrameReader<ChildStdout> = FrameReader::new(agent.stdout.take().expect("a pipe"), "agent");
     let mut output: FrameWriter<ChildStdin> = FrameWriter::new(agent.stdin.take().expect("a pipe"), "agent");
     input.await_greeting(MAX_NOISE).expect("a greeting");
-    output.greet(None).expect("greet");
+    output.greet(None, true).expect("greet");
     output.message(&Message::Start(Box::default(), request, None)).expect("ask");
     // A receiver waits for this; whoever refused is gone.
     let _ = output.message(&Message::Layout { single: true });

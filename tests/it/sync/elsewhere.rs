@@ -302,31 +302,6 @@ fn what_changes_while_it_is_copied_is_sent() {
     }
 }
 
-/// What cannot be read of it is sent, with a warning.
-#[test]
-fn a_basis_that_cannot_be_read_to_its_end_serves_up_to_there() {
-    if !lab::is_root() {
-        return;
-    }
-    let old = Layout::dense("old", SIZE, &mut Rng(1));
-    for way in WAYS {
-        let dir = lab::scratch();
-        let from = dir.path().join("new");
-        old.write(&from);
-        let (active, slot) =
-            (Slot::with(dir.path(), "active", &old), Slot::with(dir.path(), "slot", &image(3)));
-        let behind = OpenOptions::new().write(true).open(dir.path().join("active")).expect("open");
-        behind.set_len(SIZE as u64 / 2).expect("cut the file behind the device");
-        let flags = [&format!("--basis={}", active.path().display()), "--json"];
-        let outcome = way.run(&flags, &[from.as_os_str()], slot.path().as_os_str());
-        let Some(outcome) = outcome else { return };
-        let outcome = outcome.ok();
-        assert!(outcome.stdout.contains("cannot read what to begin from"), "{way:?}: {outcome}");
-        assert!(outcome.count("sent_data_bytes") < SIZE as u64, "{way:?}: {outcome}");
-        assert_begins_with(slot.path(), &from);
-    }
-}
-
 /// The same of a file, where that is cloned, and where it is copied.
 #[test]
 fn a_file_that_changes_while_it_is_begun_from_does_no_harm() {

@@ -24,12 +24,10 @@ const BLOCK: usize = 64 << 10;
 /// Far beyond what an end takes to stop.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// In the place of ssh: what a host does follows from its name. `stops`: its program has another
-/// name; `waits`: it answers when there is a file.
+/// In the place of ssh: what a host does follows from its name. `stops`: its program has another name.
 const HOSTS: &str = r#"
 case $host in
     gone) echo "no route to it" >&2; exit 255 ;;
-    waits) while [ ! -e "$STOPS.go" ]; do sleep 0.02; done; agent ;;
     refuses) echo "you may not" >&2; exit 1 ;;
     shell) PATH=/usr/sbin:/usr/bin:/sbin:/bin agent ;;
     stops) command=$(printf '%s\n' "$command" | sed "s#[^ ]*holesync agent#$STOPS agent#"); agent ;;
@@ -302,24 +300,6 @@ fn what_makes_no_sense_is_told_before_anything_is_reached() {
         outcome.says(&[says]);
     }
     assert_eq!(farm.image.metadata().expect("it is there").len(), BLOCK as u64);
-}
-
-/// What was hashed for the first is of no use for the second.
-#[test]
-fn an_image_that_changes_between_two_hosts_goes_to_each_as_it_is_then() {
-    let farm = Farm::new(200);
-    let before = farm.dir.path().join("before");
-    fs::copy(&farm.image, &before).expect("copy");
-    let mut command = farm.command("require");
-    let running = start(
-        command.args(["--jobs=1", "-I"]).args(["a", "waits"].map(|host| farm.to(host))).arg(&farm.image),
-    );
-    assert!(wait_until(LIMIT, || farm.on("a").exists()), "the first has nothing");
-    farm.change();
-    fs::write(farm.stops.with_extension("go"), "").expect("write");
-    running.finish().ok();
-    assert_same(&before, &farm.on("a"));
-    assert_same(&farm.image, &farm.on("waits"));
 }
 
 /// Of each host's own, only what differs is read once more.

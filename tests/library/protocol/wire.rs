@@ -137,6 +137,7 @@ fn message() -> impl Strategy<Value = Message> {
             .prop_map(|(id, changed, changes)| Message::Done { id, changed, changes }),
         any::<u64>().prop_map(|id| Message::Again { id }),
         any::<u64>().prop_map(|id| Message::Lacking { id }),
+        any::<u64>().prop_map(|bytes| Message::Believed { bytes }),
         any::<u64>().prop_map(|units| Message::Granted { units }),
         Just(Message::Busy(Phase::WritingBack)),
         failure().prop_map(Message::Unset),
@@ -515,7 +516,7 @@ fn paths_from_the_other_side_are_plain_names() {
 
 #[test]
 fn noise_before_the_greeting_is_skipped_up_to_its_limit() {
-    let greeting = written(|writer| writer.greet(None).expect("memory"));
+    let greeting = written(|writer| writer.greet(None, true).expect("memory"));
     let settle = |noise: usize, limit: usize| {
         let bytes = [vec![b'.'; noise], greeting.clone()].concat();
         FrameReader::new(bytes.as_slice(), "the test").await_greeting(limit).map(|greeting| greeting.version)
@@ -548,7 +549,7 @@ fn the_newest_common_version_is_spoken_or_none() {
 #[test]
 fn a_greeting_tells_of_instructions_for_aes() {
     for (aes, bits) in [(None, 0), (Some(true), 1), (Some(false), 2)] {
-        let bytes = written(|writer| writer.greet(aes).expect("memory"));
+        let bytes = written(|writer| writer.greet(aes, true).expect("memory"));
         let greeting = FrameReader::new(bytes.as_slice(), "the test").await_greeting(0).expect("a greeting");
         assert_eq!(greeting.aes, aes);
         // Bits that are not known yet say nothing.

@@ -1,0 +1,181 @@
+//! Maps that this user's runs have learned and keep: a file that is still in the state in which
+//! it was hashed is not read again. `docs/cache.md` tells what that trusts.
+//!
+//! 1. Who hashes a file, or completes one, [begins a record](MapCache::record) and tells it each
+//!    block.
+//! 2. It is [kept](MapCache::keep) under the state that the file was in: on a file system that
+//!    dates every change, and once any further change gives the file another ctime.
+//! 3. [`MapCache::find`] gives the map of a file that is in that state, when some of its blocks
+//!    were read and are what the map says.
+//!
+//! Guaranteed: an entry that is damaged, of another boot, file system or file, or of another
+//! state, is as none; so is a directory that others may write to. What cannot be written is no
+//! error. Not guaranteed: that a change shows which leaves the ctime as it was, as one of the disk
+//! below the file system does.
+
+mod known;
+mod state;
+mod store;
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+use rayon::prelude::*;
+
+use crate::error::{Warning, printable};
+use crate::hashmap::map_file::{MapReader, NewFile};
+use crate::hashmap::{self, Grid, MapRecord};
+use crate::options::{BlockSize, Options};
+use crate::scan::{FileState, Image};
+use crate::sys;
+pub use known::KnownMap;
+use known::Sample;
+use state::{HEAD, KeptState};
+pub use store::{Kept, clear, kept};
+
+/// A file of less data is hashed sooner than its map is looked at.
+const LEAST: u64 = 16 << 20;
+
+/// What is known of a file.
+pub enum Found {
+    /// Nothing: it is to be read.
+    Nothing,
+    /// Its map.
+    Known(Box<KnownMap>),
+    /// A map that it does not have, although it is in the same state. That map is gone.
+    Other,
+}
+
+/// The maps of this user, in a directory of theirs alone.
+#[derive(Debug)]
+pub struct MapCache {
+    directory: OwnedFd,
+    /// Nothing is changed in it.
+    is_read_only: bool,
+    /// Maps are taken from it, and not only put there.
+    believes: bool,
+}
+
+impl MapCache {
+    /// The cache of this user, which a run may use that has these options. `None`: it may use
+    /// none, or there is none.
+    pub fn open(options: &Options) -> Option<MapCache> {
+        if !options.map_cache {
+            return None;
+        }
+        let directory = store::open(!options.dry_run)?;
+        // Both say that content is to be looked at.
+        let believes = !options.checksum && !options.verify;
+        Some(MapCache { directory, is_read_only: options.dry_run, believes })
+    }
+
+    /// What is known of an open file that is in this state, all changes of which show from now
+    /// on.
+    pub fn find(&self, image: &dyn Image, state: &FileState, block: BlockSize) -> Found {
+        let wanted = image.plain_file().filter(|_| self.believes);
+        let Some(wanted) = wanted.and_then(|file| KeptState::of(file, state, block)) else {
+            return Found::Nothing;
+        };
+        let name = wanted.name();
+        let Ok(entry) = self.entry(&name) else { return Found::Nothing };
+        let Some(map) = map_in(&entry, &wanted) else { return Found::Nothing };
+        match Sample::of(map) {
+            Ok(sample) if self.is_right(image, &sample) => {}
+            Ok(_) => {
+                self.forget(&name);
+                return Found::Other;
+            }
+            Err(_) => {
+                self.forget(&name);
+                return Found::Nothing;
+            }
+        }
+        if !self.is_read_only {
+            store::used(&entry);
+        }
+        map_in(&entry, &wanted).map_or(Found::Nothing, |map| Found::Known(Box::new(KnownMap::new(map))))
+    }
+
+    /// Whether there is a map of a file in this state, which nobody has looked at.
+    pub fn knows(&self, file: &File, state: &FileState, block: BlockSize) -> bool {
+        let wanted = KeptState::of(file, state, block).filter(|_| self.believes);
+        wanted.is_some_and(|wanted| {
+            self.entry(&wanted.name()).is_ok_and(|entry| map_in(&entry, &wanted).is_some())
+        })
+    }
+
+    fn entry(&self, name: &str) -> io::Result<File> {
+        sys::open_beneath(self.directory.as_fd(), Path::new(name), OFlag::O_RDONLY, 0).map(File::from)
+    }
+
+    /// Whether blocks have the hashes that a map tells of.
+    fn is_right(&self, image: &dyn Image, sample: &Sample) -> bool {
+        sample.blocks.par_iter().all(|(index, pages, hash)| {
+            let range = sample.grid.bytes(&(*index..index + 1));
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            let found = image.read_at(&mut bytes, range.start).map(|()| hashmap::block_of(&bytes));
+            found.is_ok_and(|found| found.data == *pages && found.hash == *hash)
+        })
+    }
+
+    /// Begins the map of a file that holds so many bytes of data. `None`: it is not worth it, or
+    /// cannot be written.
+    pub fn record(&self, grid: &Grid, data: u64) -> Option<MapRecord> {
+        if self.is_read_only || data < LEAST {
+            return None;
+        }
+        let mut file = NewFile::create(&self.directory, store::UNFINISHED).ok()?;
+        // Nobody finds it before the state is put there.
+        file.write_all(&[0; HEAD]).ok()?;
+        MapRecord::new(file, grid).ok()
+    }
+
+    /// Keeps the map of a file that was in this state when it was hashed, or completed: from then
+    /// on all changes of it show.
+    pub fn keep(&self, record: MapRecord, file: &File, state: &FileState) {
+        // The next run hashes what cannot be kept.
+        let _ = self.try_to_keep(record, file, state);
+    }
+
+    fn try_to_keep(&self, record: MapRecord, file: &File, state: &FileState) -> Option<()> {
+        let block = record.grid().block;
+        let map = record.finish().ok()?;
+        let state = KeptState::of(file, state, block)?;
+        map.file().write_all_at(&state.head(), 0).ok()?;
+        let bytes = map.file().metadata().ok()?.len();
+        store::make_room(&self.directory, bytes)?;
+        map.rename(state.name().as_ref()).ok()
+    }
+
+    fn forget(&self, name: &str) {
+        if !self.is_read_only {
+            // One that stays is found to be of no use again.
+            let _ = sys::unlink_at(&self.directory, name.as_ref());
+        }
+    }
+}
+
+/// What to tell of a file that was in the state of a kept map, and another.
+pub fn differs(path: &Path) -> Warning {
+    let what = format!(
+        "{} has changed since its map was kept, and its ctime has not: all of it is read, and that map is gone; see \
+         docs/cache.md, and --no-map-cache where this happens again",
+        printable(path)
+    );
+    Warning::about(path, what)
+}
+
+/// The map in an entry, from its start, if that is of a file in this state.
+fn map_in(mut entry: &File, wanted: &KeptState) -> Option<MapReader<BufReader<File>>> {
+    let mut head = [0; HEAD];
+    entry.seek(SeekFrom::Start(0)).and_then(|_| entry.read_exact(&mut head)).ok()?;
+    if head != wanted.head() {
+        return None;
+    }
+    let map = MapReader::new(BufReader::new(entry.try_clone().ok()?)).ok()?;
+    (map.grid() == wanted.grid()).then_some(map)
+}
