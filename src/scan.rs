@@ -353,8 +353,8 @@ mod tests {
             state.times.as_mut().unwrap()[3] = 0;
             state
         };
-        assert!(whole(1).until_changes_show() > TICK);
-        assert!(!whole(1).will_show_changes(&file));
+        assert!(whole(0).until_changes_show() > TICK);
+        assert!(!whole(0).will_show_changes(&file));
         assert!(whole(5).will_show_changes(&file));
         assert!(!FileState { times: None, ..whole(5) }.will_show_changes(&file));
     }
