@@ -22,13 +22,14 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use nix::fcntl::OFlag;
 use rayon::prelude::*;
 
 use crate::error::{Warning, printable};
 use crate::hashmap::map_file::{MapReader, NewFile};
-use crate::hashmap::{self, Grid, MapRecord};
+use crate::hashmap::{self, Grid, Hash, MapRecord, PageMask};
 use crate::options::{BlockSize, Options};
 use crate::scan::{FileState, Image};
 use crate::sys;
@@ -53,7 +54,7 @@ pub enum Found {
 /// The maps of this user, in a directory of theirs alone.
 #[derive(Debug)]
 pub struct MapCache {
-    directory: OwnedFd,
+    directory: OnceLock<OwnedFd>,
     /// Nothing is changed in it.
     is_read_only: bool,
     /// Maps are taken from it, and not only put there.
@@ -61,38 +62,45 @@ pub struct MapCache {
 }
 
 impl MapCache {
-    /// The cache of this user, which a run may use that has these options. `None`: it may use
-    /// none, or there is none.
+    /// The cache of this user for a run with these options. `None`: it may use none.
     pub fn open(options: &Options) -> Option<MapCache> {
         if !options.map_cache {
             return None;
         }
-        let directory = store::open(!options.dry_run)?;
         // Both say that content is to be looked at.
         let believes = !options.checksum && !options.verify;
-        Some(MapCache { directory, is_read_only: options.dry_run, believes })
+        Some(MapCache { directory: OnceLock::new(), is_read_only: options.dry_run, believes })
+    }
+
+    /// The directory; `make`: also where there was none.
+    fn directory(&self, make: bool) -> Option<&OwnedFd> {
+        if self.directory.get().is_none() {
+            // Another thread may have been faster.
+            let _ = self.directory.set(store::open(make)?);
+        }
+        self.directory.get()
     }
 
     /// What is known of an open file that is in this state, all changes of which show from now
     /// on.
     pub fn find(&self, image: &dyn Image, state: &FileState, block: BlockSize) -> Found {
-        let wanted = image.plain_file().filter(|_| self.believes);
-        let Some(wanted) = wanted.and_then(|file| KeptState::of(file, state, block)) else {
+        let wanted = image.plain_file().and_then(|file| self.wanted(file, state, block));
+        let Some(wanted) = wanted else { return Found::Nothing };
+        let name = wanted.name();
+        let Some(entry) = self.entry(&name) else { return Found::Nothing };
+        let Some(map) = map_in(&entry, &wanted) else { return Found::Nothing };
+        let Ok(sample) = Sample::of(map) else {
+            self.forget(&name);
             return Found::Nothing;
         };
-        let name = wanted.name();
-        let Ok(entry) = self.entry(&name) else { return Found::Nothing };
-        let Some(map) = map_in(&entry, &wanted) else { return Found::Nothing };
-        match Sample::of(map) {
-            Ok(sample) if self.is_right(image, &sample) => {}
-            Ok(_) => {
+        match is_right(image, &sample) {
+            Ok(true) => {}
+            Ok(false) => {
                 self.forget(&name);
                 return Found::Other;
             }
-            Err(_) => {
-                self.forget(&name);
-                return Found::Nothing;
-            }
+            // Who reads the file reports it.
+            Err(_) => return Found::Nothing,
         }
         if !self.is_read_only {
             store::used(&entry);
@@ -102,24 +110,20 @@ impl MapCache {
 
     /// Whether there is a map of a file in this state, which nobody has looked at.
     pub fn knows(&self, file: &File, state: &FileState, block: BlockSize) -> bool {
-        let wanted = KeptState::of(file, state, block).filter(|_| self.believes);
-        wanted.is_some_and(|wanted| {
-            self.entry(&wanted.name()).is_ok_and(|entry| map_in(&entry, &wanted).is_some())
-        })
+        let wanted = self.wanted(file, state, block);
+        let map = wanted.and_then(|wanted| map_in(&self.entry(&wanted.name())?, &wanted));
+        map.is_some()
     }
 
-    fn entry(&self, name: &str) -> io::Result<File> {
-        sys::open_beneath(self.directory.as_fd(), Path::new(name), OFlag::O_RDONLY, 0).map(File::from)
+    /// What an entry about a file must be about.
+    fn wanted(&self, file: &File, state: &FileState, block: BlockSize) -> Option<KeptState> {
+        let is_worth_it = self.believes && state.length >= LEAST;
+        if is_worth_it { KeptState::of(file, state, block) } else { None }
     }
 
-    /// Whether blocks have the hashes that a map tells of.
-    fn is_right(&self, image: &dyn Image, sample: &Sample) -> bool {
-        sample.blocks.par_iter().all(|(index, pages, hash)| {
-            let range = sample.grid.bytes(&(*index..index + 1));
-            let mut bytes = vec![0; (range.end - range.start) as usize];
-            let found = image.read_at(&mut bytes, range.start).map(|()| hashmap::block_of(&bytes));
-            found.is_ok_and(|found| found.data == *pages && found.hash == *hash)
-        })
+    fn entry(&self, name: &str) -> Option<File> {
+        let directory = self.directory(false)?.as_fd();
+        sys::open_beneath(directory, Path::new(name), OFlag::O_RDONLY, 0).ok().map(File::from)
     }
 
     /// Begins the map of a file that holds so many bytes of data. `None`: it is not worth it, or
@@ -128,7 +132,7 @@ impl MapCache {
         if self.is_read_only || data < LEAST {
             return None;
         }
-        let mut file = NewFile::create(&self.directory, store::UNFINISHED).ok()?;
+        let mut file = NewFile::create(self.directory(true)?, store::UNFINISHED).ok()?;
         // Nobody finds it before the state is put there.
         file.write_all(&[0; HEAD]).ok()?;
         MapRecord::new(file, grid).ok()
@@ -147,16 +151,29 @@ impl MapCache {
         let state = KeptState::of(file, state, block)?;
         map.file().write_all_at(&state.head(), 0).ok()?;
         let bytes = map.file().metadata().ok()?.len();
-        store::make_room(&self.directory, bytes)?;
+        store::make_room(self.directory(true)?, bytes)?;
         map.rename(state.name().as_ref()).ok()
     }
 
     fn forget(&self, name: &str) {
-        if !self.is_read_only {
+        if let Some(directory) = self.directory(false).filter(|_| !self.is_read_only) {
             // One that stays is found to be of no use again.
-            let _ = sys::unlink_at(&self.directory, name.as_ref());
+            let _ = sys::unlink_at(directory, name.as_ref());
         }
     }
+}
+
+/// Whether blocks have the hashes that a map tells of.
+fn is_right(image: &dyn Image, sample: &Sample) -> io::Result<bool> {
+    let is_same = |(index, pages, hash): &(u64, PageMask, Hash)| {
+        let range = sample.grid.bytes(&(*index..index + 1));
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        image.read_at(&mut bytes, range.start)?;
+        let found = hashmap::block_of(&bytes);
+        Ok(found.data == *pages && found.hash == *hash)
+    };
+    let all = sample.blocks.par_iter().map(is_same);
+    all.try_reduce(|| true, |one, other| Ok(one && other))
 }
 
 /// What to tell of a file that was in the state of a kept map, and another.
