@@ -255,7 +255,10 @@ impl Destination {
     pub fn basis_state(&self) -> BasisState {
         match (self.basis(), &self.way) {
             (Some(_), _) => BasisState::Mapped,
-            (None, Way::Direct(_)) => BasisState::Unknown,
+            // An empty file has nothing that anybody need know.
+            (None, Way::Direct(direct)) if direct.old().is_device() || direct.old().state.len() > 0 => {
+                BasisState::Unknown
+            }
             (None, _) => BasisState::Blank,
         }
     }

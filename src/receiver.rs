@@ -303,7 +303,8 @@ impl Applier<'_, '_> {
                 Ok(())
             }
             Message::Believed { bytes } => {
-                self.shared.lock_stats().believed_bytes += bytes;
+                let mut stats = self.shared.lock_stats();
+                stats.believed_bytes = stats.believed_bytes.saturating_add(bytes);
                 Ok(())
             }
             Message::SourceFailed(failure) => {

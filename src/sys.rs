@@ -33,7 +33,7 @@ pub use names::{
     rename_between, rename_new_at, rename_new_between, stat_at, symlink_at, sync_dir, unlink_at,
 };
 
-pub use locks::{LockKind, hold_shared, is_open_here_alone, lock_in_the_way};
+pub use locks::{LockKind, hold_shared, is_open_here_alone, is_written_by_nobody, lock_in_the_way};
 pub use process::{
     acts_as_owner, effective_user, is_in_group, is_root, memory, open_files_limit, raise_open_files_limit,
     thread_time,

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use nix::sys::stat::SFlag;
 
 use crate::apply::Wanted;
-use crate::apply::commit::witness::Witness;
+use crate::apply::commit::witness::{Witness, Writes};
 use crate::apply::others::in_the_way;
 use crate::apply::place::beside::Beside;
 use crate::apply::place::{Access, Old, Place};
@@ -161,12 +161,15 @@ impl Task {
         if self.delays {
             return self.delay(new, old).map(|()| None);
         }
-        self.wanted.attributes.set_on_new(new, made, old, &self.place)
+        // As long as nobody else may write to it.
+        self.watch(new, Writes::None);
+        let unset = self.wanted.attributes.set_on_new(new, made, old, &self.place)?;
+        self.attributes_are_set();
+        Ok(unset)
     }
 
     /// The new file, which is on storage, takes its place, or waits for that.
     pub fn take_place(&self, new: &File, kind: Working, old: Option<&Old>, root: &Hash) -> Result<Placed> {
-        self.watch(new);
         self.verify(new, root, ReadBack::Temp)?;
         self.check_old(old)?;
         if self.delays {
@@ -240,7 +243,7 @@ impl Task {
     /// is right says that the content is, so that is on storage first.
     pub fn leave(&self, old: &Old, root: &Hash) -> Result<Option<Failure>> {
         let place = &self.place;
-        self.watch(&old.file);
+        self.watch(&old.file, Writes::None);
         self.check_old(Some(old))?;
         self.verify(&old.file, root, ReadBack::AsItWas)?;
         let attributes = &self.wanted.attributes;
@@ -250,6 +253,7 @@ impl Task {
             self.synced.ensure(&old.file, &old.state).map_err(place.error("sync"))?;
         }
         let unset = attributes.set(&old.file, &place.path)?;
+        self.attributes_are_set();
         place.remove_leftovers(&self.beside.leftovers);
         Ok(unset)
     }
@@ -347,11 +351,16 @@ impl Task {
     }
 
     /// Watches the file that is to be the new one, from before the last look at the old one, if its map
-    /// is to be kept.
-    pub fn watch(&self, file: &File) {
+    /// is to be kept. `writes`: what comes from here until it is.
+    pub fn watch(&self, file: &File, writes: Writes) {
         if self.watches {
-            self.witness.set(Witness::of(file));
+            self.witness.set(Witness::of(file, writes));
         }
+    }
+
+    /// From now on every change of what is watched is another's, unless a log is replayed.
+    fn attributes_are_set(&self) {
+        self.witness.set(self.witness.take().and_then(Witness::past_own_times));
     }
 
     /// Demands that nobody else uses the old file.

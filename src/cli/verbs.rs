@@ -189,7 +189,11 @@ fn transfer(transfer: Transfer, readers: &Readers, umask: u32) -> Result<()> {
     };
     let listed = transfer.listed.as_ref();
     if let Some(several) = &transfer.several {
-        let list = FailedList::begin(several, &transfer.sources)?;
+        // A dry run makes nobody equal.
+        let list = match transfer.options.dry_run {
+            true => None,
+            false => FailedList::begin(several, &transfer.sources)?,
+        };
         let deployment = &several.deployment;
         let reporter = HostsShown::new(readers, transfer.show, transfer.record, &deployment.names(), list);
         let sent = sync::deploy(&transfer.sources, listed, deployment, &transfer.options, &remote, &reporter);

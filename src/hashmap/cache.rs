@@ -123,19 +123,21 @@ impl MapCache {
 
     fn entry(&self, name: &str) -> Option<File> {
         let directory = self.directory(false)?.as_fd();
-        sys::open_beneath(directory, Path::new(name), OFlag::O_RDONLY, 0).ok().map(File::from)
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+        let entry = File::from(sys::open_beneath(directory, Path::new(name), flags, 0).ok()?);
+        entry.metadata().is_ok_and(|found| found.is_file()).then_some(entry)
     }
 
     /// Begins the map of a file that holds so many bytes of data. `None`: it is not worth it, or
     /// cannot be written.
     pub fn record(&self, grid: &Grid, data: u64) -> Option<MapRecord> {
-        if self.is_read_only || data < LEAST {
+        if self.is_read_only || data < LEAST || data / grid.block.bytes() > store::MOST_BLOCKS {
             return None;
         }
         let mut file = NewFile::create(self.directory(true)?, store::UNFINISHED).ok()?;
         // Nobody finds it before the state is put there.
         file.write_all(&[0; HEAD]).ok()?;
-        MapRecord::new(file, grid).ok()
+        MapRecord::new(file, grid, store::MOST_BLOCKS).ok()
     }
 
     /// Keeps the map of a file that was in this state when it was hashed, or completed: from then

@@ -60,6 +60,8 @@ type Waiting = (u64, Option<PageMask>, Hash);
 pub struct MapRecord {
     writer: MapWriter<BufWriter<NewFile>>,
     grid: Grid,
+    /// Blocks of data that it may still have.
+    left: u64,
     /// The block behind the last one that was written.
     next: u64,
     /// From the first one on whose pages are not known.
@@ -68,14 +70,15 @@ pub struct MapRecord {
 }
 
 impl MapRecord {
-    /// Begins the map of a file on this grid where `output` is at.
+    /// Begins the map of a file on this grid where `output` is at; of more blocks of data than `most`
+    /// it becomes none.
     ///
     /// # Errors
     ///
     /// What writing reports.
-    pub fn new(output: NewFile, grid: &Grid) -> io::Result<MapRecord> {
+    pub fn new(output: NewFile, grid: &Grid, most: u64) -> io::Result<MapRecord> {
         let writer = MapWriter::new(BufWriter::new(output), grid)?;
-        Ok(MapRecord { writer, grid: *grid, next: 0, waiting: VecDeque::new(), failed: None })
+        Ok(MapRecord { writer, grid: *grid, left: most, next: 0, waiting: VecDeque::new(), failed: None })
     }
 
     /// The grid of the file.
@@ -120,6 +123,7 @@ impl MapRecord {
 
     fn write(&mut self, index: u64, pages: PageMask, hash: Hash) {
         let mut write = || {
+            self.left = self.left.checked_sub(1).ok_or(io::ErrorKind::FileTooLarge)?;
             self.skip_to(index)?;
             self.next = index + 1;
             self.writer.add(&MapEntry::Data { pages, hash })
@@ -178,7 +182,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let grid = Grid { length: 9 * 65536, block: BlockSize::default() };
         let new = NewFile::create(File::open(dir.path()).expect("open"), "x").expect("create");
-        let mut recorder = Recorder::new(&grid, Some(MapRecord::new(new, &grid).expect("write")));
+        let mut recorder = Recorder::new(&grid, Some(MapRecord::new(new, &grid, 99).expect("write")));
         recorder.add(1, 1, &[1; 32]);
         recorder.promise(3, &[3; 32]);
         recorder.add(4, 4, &[4; 32]);
@@ -202,7 +206,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let grid = Grid { length: 65536, block: BlockSize::default() };
         let new = NewFile::create(File::open(dir.path()).expect("open"), "x").expect("create");
-        let mut recorder = Recorder::new(&grid, Some(MapRecord::new(new, &grid).expect("write")));
+        let mut recorder = Recorder::new(&grid, Some(MapRecord::new(new, &grid, 99).expect("write")));
         recorder.promise(0, &[1; 32]);
         assert!(recorder.finish().1.expect("kept").finish().is_err());
         assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 0);

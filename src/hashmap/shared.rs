@@ -23,6 +23,8 @@ const STRETCH: usize = 8;
 const MOST_FILES: usize = 64;
 /// A file with less data is hashed as soon as it is looked up here.
 const LEAST: u64 = 256 << 10;
+/// Bytes of hashes that are kept of one file: 1.4 TiB of data at the usual block size.
+const MOST_BYTES: u64 = 1 << 30;
 /// Bytes before each batch: its length here, and how much was read for it.
 const HEAD: usize = 16;
 
@@ -112,6 +114,16 @@ pub enum Next {
     End,
 }
 
+/// Somebody hashes, and if that panics leaves it to another.
+struct Stopped<'a>(&'a SharedMap);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.progress).doing = Doing::Nothing;
+        self.0.more.notify_all();
+    }
+}
+
 impl SharedMap {
     fn new(seen: FileState, grid: Grid) -> io::Result<SharedMap> {
         let (progress, more, is_claimed) = Default::default();
@@ -146,7 +158,8 @@ impl SharedMap {
         }
         drop(progress);
         let at = place.at;
-        let batch = self.read(place)?;
+        // What cannot be had from there is hashed again.
+        let Ok(batch) = self.read(place) else { return Ok(Next::Alone(place.block)) };
         let mut progress = lock(&self.progress);
         let is_shared = at < progress.taken;
         progress.taken = progress.taken.max(place.at);
@@ -179,12 +192,14 @@ impl SharedMap {
         progress.doing = Doing::Hashing;
         let first = progress.next;
         drop(progress);
+        let stopped = Stopped(self);
         let (mut batches, mut is_full) = (0, false);
         let hashed = map_rest(image, &self.grid, first, false, |batch| {
             batches += 1;
             is_full = self.keep(batch).is_err();
             Ok::<_, io::Error>(!is_full && batches < STRETCH)
         });
+        std::mem::forget(stopped);
         let mut progress = lock(&self.progress);
         progress.doing = match hashed {
             // Another reader may have more luck, or fails by himself.
@@ -213,6 +228,9 @@ impl SharedMap {
         bytes[..8].copy_from_slice(&length.to_le_bytes());
         bytes[8..HEAD].copy_from_slice(&(batch.bytes_read as u64).to_le_bytes());
         let at = lock(&self.progress).end;
+        if at + bytes.len() as u64 > MOST_BYTES {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.kept.write_all_at(&bytes, at)?;
         let mut progress = lock(&self.progress);
         progress.end = at + bytes.len() as u64;

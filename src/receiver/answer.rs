@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
 
 use crate::apply::tree::{DestinationRoot, LastDirectory};
-use crate::apply::{Basis, BasisState, Destination, Opened, Place, Preview, Sink, Wanted};
+use crate::apply::{Basis, BasisState, Destination, Opened, Own, Place, Preview, Sink, Wanted};
 use crate::error::{Error, Result, Stop, Warning, in_words, printable};
 use crate::hashmap::ahead::{Ahead, Head, Likely, await_job};
 use crate::hashmap::cache::{self, Found};
@@ -17,6 +17,7 @@ use crate::protocol::{Entry, MAX_MAP_KEYS, MAX_MAP_RUNS, Message};
 use crate::receiver::basis_feed::FeedEnd;
 use crate::receiver::shared::{ReceiverShared, Settles};
 use crate::report::{Changes, Event, Outcome};
+use crate::sys;
 
 /// A file that was announced.
 pub struct AnnouncedFile<'a> {
@@ -282,9 +283,15 @@ fn head_of(
 fn record(shared: &ReceiverShared, sink: &mut Sink, (wanted, grid): (&Wanted, &Grid)) -> Option<MapRecord> {
     let Sink::Destination(destination) = sink else { return None };
     let map = shared.maps.as_ref()?.record(grid, wanted.data)?;
-    if let Some(basis) = destination.basis() {
+    let own = match destination.own() {
+        Some(Own::There(basis)) => Some(basis),
+        Some(Own::Nothing) => None,
+        None => destination.basis(),
+    };
+    if let Some(basis) = own {
         let (state, file) = (basis.state.as_ref()?, basis.image.plain_file()?);
-        if !state.will_show_changes(file) || !state.is_still(file) {
+        // A write that is under way has left its time already.
+        if !state.will_show_changes(file) || !state.is_still(file) || !sys::is_open_here_alone(file) {
             return None;
         }
     }

@@ -29,7 +29,8 @@ pub struct Complete {
 impl Complete {
     /// Whether no other thread need complete it.
     pub fn is_quick(&self) -> bool {
-        self.file.received + self.file.copied < AT_ONCE && self.file.destination.is_renamed()
+        let is_small = self.file.received + self.file.copied < AT_ONCE && self.file.map.is_none();
+        is_small && self.file.destination.is_renamed()
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::apply::{Basis, Place};
 use crate::error::lock;
-use crate::hashmap::{self, Grid, Hash, Item, PageMask};
+use crate::hashmap::{self, Batch, Grid, Hash, Item, PageMask};
 use crate::options::BlockSize;
 use crate::scan::{FileImage, Image};
 
@@ -44,7 +44,15 @@ enum Origin {
     /// something is looked for.
     Closed(Place, Changed),
     /// Such a one that was looked at.
-    OpenAgain(Arc<dyn Image + Send + Sync>, Changed),
+    OpenAgain(Arc<dyn Image + Send + Sync>, Place, Changed),
+}
+
+impl Origin {
+    fn close_again(&mut self) {
+        if let Origin::OpenAgain(_, place, changed) = self {
+            *self = Origin::Closed(place.clone(), std::mem::take(changed));
+        }
+    }
 }
 
 /// Which blocks of a file do not stay as they were, as it is described.
@@ -116,15 +124,21 @@ impl Places {
     /// # Errors
     ///
     /// What reading reports: what was learned counts.
-    pub fn hash(&self, basis: &Basis, block: BlockSize, is_over: impl Fn() -> bool) -> io::Result<()> {
+    pub fn hash(&self, basis: &Basis, block: BlockSize, is_over: impl Fn() -> bool + Sync) -> io::Result<()> {
+        if is_over() {
+            return Ok(());
+        }
+        // A thread of its own: where it is read slowly, what everybody waits for is not.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(io::Error::other)?;
         let grid = Grid { length: basis.length, block };
         let Some(number) = self.open(&basis.image, basis.length) else { return Ok(()) };
         let mut at = 0;
-        hashmap::hash_image(basis.image.as_ref(), &grid, |batch| {
+        let mut learn = |batch: &mut Batch| {
             self.learn(number, at, &batch.items);
             at += batch.items.iter().map(Item::blocks).sum::<u64>();
             Ok(!is_over())
-        })
+        };
+        pool.install(|| hashmap::hash_image(basis.image.as_ref(), &grid, &mut learn))
     }
 
     /// A stretch of the map of an image, from the block `first` on.
@@ -132,10 +146,11 @@ impl Places {
         lock(&self.0).learn(image, first, items);
     }
 
-    /// What is there of a file is not held open any more. What stays of it may be looked at where
-    /// it is.
+    /// What is there of a file is not held open any more, nor are others that were looked at for it:
+    /// what was replaced meanwhile would keep its room. What stays of it may be looked at where it is.
     pub fn close(&self, image: Number, place: Option<Place>, changed: Changed) {
         let mut table = lock(&self.0);
+        table.images.values_mut().for_each(Origin::close_again);
         let is_known = changed.ranges.len() <= Changed::MOST;
         match (table.images.get_mut(&image), place) {
             (Some(origin), Some(place)) if is_known => *origin = Origin::Closed(place, changed),
@@ -178,6 +193,10 @@ impl Table {
     }
 
     fn learn(&mut self, image: Number, first: u64, items: &[Item]) {
+        // It gave way to others.
+        if !self.images.contains_key(&image) {
+            return;
+        }
         let mut index = first;
         for item in items {
             if let (Item::Block(block), Ok(at)) = (item, u32::try_from(index))
@@ -215,13 +234,13 @@ impl Table {
             Origin::Closed(place, changed) => {
                 let image: Arc<dyn Image + Send + Sync> =
                     Arc::new(FileImage::new(place.open_to_read()?, true));
-                self.images.insert(spot.image, Origin::OpenAgain(image, changed));
+                self.images.insert(spot.image, Origin::OpenAgain(image, place, changed));
             }
             origin => _ = self.images.insert(spot.image, origin),
         }
         match self.images.get(&spot.image)? {
             Origin::Open(image) => Some(Arc::clone(image)),
-            Origin::OpenAgain(image, changed) => (!changed.contains(block)).then(|| Arc::clone(image)),
+            Origin::OpenAgain(image, _, changed) => (!changed.contains(block)).then(|| Arc::clone(image)),
             Origin::Closed(..) => None,
         }
     }

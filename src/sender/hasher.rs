@@ -208,11 +208,10 @@ impl FileHasher {
         })
         .map_err(io("read"))?;
         let same = opened.is_unchanged();
-        go_on = go_on && self.outgoing.add(Hashed::End { same, settled: *settled });
         if let (true, true, Some(maps), Some(record)) = (go_on, same, &self.maps, record) {
             maps.keep(record, image.file(), state);
         }
-        Ok(go_on)
+        Ok(go_on && self.outgoing.add(Hashed::End { same, settled: *settled }))
     }
 
     /// What need not be read of a file with about so much data, or not by this thread alone.
@@ -240,7 +239,9 @@ impl FileHasher {
             }
             Some(Found::Nothing) | None => {}
         }
-        let shared = self.shared.as_ref().and_then(|maps| maps.of(data, state, grid));
+        // A write that is under way has left its time already.
+        let maps = self.shared.as_ref().filter(|_| sys::is_written_by_nobody(image.file()));
+        let shared = maps.and_then(|maps| maps.of(data, state, grid));
         shared.map_or(Head::Unread, Head::from)
     }
 
@@ -249,7 +250,12 @@ impl FileHasher {
         let is_ours = match head {
             Head::Known(_) => false,
             Head::Shared { map, .. } => map.claim(),
-            Head::Hashed { .. } | Head::Unread => opened.settled && opened.state.shows_changes(),
+            // It was asked before it was hashed.
+            Head::Hashed { .. } => true,
+            Head::Unread => {
+                let shows = opened.settled && opened.state.shows_changes();
+                shows && sys::is_written_by_nobody(opened.image.file())
+            }
         };
         self.maps.as_ref().filter(|_| is_ours)?.record(grid, data)
     }

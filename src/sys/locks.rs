@@ -46,6 +46,17 @@ pub fn hold_shared(file: &File, bytes: Range<u64>) -> io::Result<bool> {
 /// for writing, which is given back at once (fcntl(2), `F_SETLEASE`). False, too, where that
 /// cannot be asked: the file is another user's.
 pub fn is_open_here_alone(file: &File) -> bool {
+    gets_lease(file, libc::F_WRLCK)
+}
+
+/// Whether nobody has the file of this descriptor open to write to it, or mapped; the descriptor
+/// must be for reading alone: only then it gets a lease for reading. False, too, where that cannot be
+/// asked.
+pub fn is_written_by_nobody(file: &File) -> bool {
+    gets_lease(file, libc::F_RDLCK)
+}
+
+fn gets_lease(file: &File, kind: libc::c_int) -> bool {
     // Of `asm-generic/fcntl.h`.
     const F_SETSIG: libc::c_int = 10;
     let descriptor = file.as_raw_fd();
@@ -53,7 +64,7 @@ pub fn is_open_here_alone(file: &File) -> bool {
     // signal for whom opens the file in between is one that is ignored unless it is asked for.
     unsafe {
         libc::fcntl(descriptor, F_SETSIG, libc::SIGURG) == 0
-            && libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_WRLCK) == 0
+            && libc::fcntl(descriptor, libc::F_SETLEASE, kind) == 0
             && libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_UNLCK) == 0
     }
 }

@@ -232,7 +232,9 @@ fn existing(
     let is_direct = options.commit == Commit::InPlace;
     let gives_back = gives_back(&place.dir, state.blksize(), setup);
     let changes_length = there != wanted.length;
-    let preview = Preview { changes_length, is_direct, gives_back, ..Preview::of_nothing(&place.path) };
+    let is_unknown = is_direct && there > 0;
+    let preview =
+        Preview { changes_length, is_direct: is_unknown, gives_back, ..Preview::of_nothing(&place.path) };
     if !is_direct && (wanted.whole || there == 0) {
         return match resumable(place, beside, wanted)? {
             Some(temp) => resumed(place, &temp, preview, setup),

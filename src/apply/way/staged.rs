@@ -7,6 +7,7 @@ use std::io;
 use std::ops::Range;
 
 use crate::apply::attributes::belongings;
+use crate::apply::commit::witness::Writes;
 use crate::apply::commit::{OldFile, Task};
 use crate::apply::place::Old;
 use crate::apply::ranges;
@@ -106,7 +107,7 @@ impl Staged {
     /// old file that stay.
     pub fn finish(&mut self, task: &Task, root: &Hash, kept: u64) -> Result<Option<Failure>> {
         self.stage(task)?;
-        task.watch(&self.old.file);
+        task.watch(&self.old.file, Writes::Replay);
         let Staged { old, stage: Some(stage), .. } = self else { return Err(task.place.replaced()) };
         match prepare(task, old, stage, kept)? {
             End::Complete => {

@@ -64,7 +64,8 @@ pub fn put<T>(path: &Path, write: impl FnOnce(&File) -> Result<T>) -> Result<T> 
     let Some(name) = path.file_name() else { return Err(Error::refused(path, "names no file")) };
     let (file, temporary) = temporary_beside(&directory_of(path).join(name)).map_err(failed)?;
     let put = write(&file).and_then(|value| {
-        file.sync_all().and_then(|()| fs::rename(&temporary, path)).map_err(failed)?;
+        let renamed = file.sync_all().and_then(|()| fs::rename(&temporary, path));
+        renamed.and_then(|()| File::open(directory_of(path))?.sync_all()).map_err(failed)?;
         Ok(value)
     });
     put.inspect_err(|_| {

@@ -18,6 +18,8 @@ use crate::working::cache_dir;
 
 /// Bytes of all entries: the maps of 2 TiB of data at the usual block size.
 const MOST: u64 = 1 << 30;
+/// Blocks of data in one entry: it is never larger than all may be.
+pub const MOST_BLOCKS: u64 = MOST / 48;
 /// What the names of entries in the making begin with.
 pub const UNFINISHED: &str = "new-";
 /// One in the making that is so old was left by a run that was killed; seconds.
@@ -86,7 +88,7 @@ pub fn make_room(directory: &OwnedFd, bytes: u64) -> Option<()> {
     // The newest first: those stay that fit.
     for Entry { name, bytes, used } in entries(directory).ok()?.into_iter().rev() {
         let is_over = match is_unfinished(&name) {
-            true => now - used > LEFT_BEHIND,
+            true => now.saturating_sub(used) > LEFT_BEHIND,
             false => bytes > left,
         };
         if is_over {

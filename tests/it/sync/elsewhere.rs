@@ -81,6 +81,25 @@ fn in_place_blocks_are_copied_from_behind_those_that_are_written() {
     }
 }
 
+/// It has nothing that anybody need know of, also where others are looked through.
+#[test]
+fn an_empty_file_is_written_in_place_beside_one_that_is_compared() {
+    for way in WAYS {
+        let dir = lab::scratch();
+        let (from, to) = (mkdir(dir.path().join("from")), mkdir(dir.path().join("to")));
+        image(1).write(&to.join("a"));
+        fs::write(to.join("b"), "").expect("write");
+        image(2).write(&from.join("a"));
+        image(3).write(&from.join("b"));
+        if sent(way, &["-r", "--inplace"], &from, &to).is_none() {
+            return;
+        }
+        for name in ["a", "b"] {
+            assert_same(&to.join(name), &from.join(name));
+        }
+    }
+}
+
 #[test]
 fn blocks_of_another_image_of_the_tree_are_not_sent() {
     for way in WAYS {

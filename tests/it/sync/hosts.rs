@@ -157,6 +157,9 @@ fn each_host_has_its_own_verdict_and_what_failed_is_tried_again_from_a_list() {
     }
     // Mended.
     let peer = Peer::pipe(farm.dir.path());
+    let left = fs::read_to_string(&failed).expect("the list");
+    list(peer.holesync().arg("-n").arg("--hosts").arg(&failed)).ok();
+    assert_eq!(fs::read_to_string(&failed).expect("the list"), left, "a dry run makes nobody equal");
     list(peer.holesync().arg("--hosts").arg(&failed)).ok();
     farm.assert_has(&["gone", "refuses"]);
     assert_eq!(fs::read_to_string(&failed).expect("the list"), "");

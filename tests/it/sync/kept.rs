@@ -98,6 +98,7 @@ fn images_that_grow_and_shrink_are_held_against_maps_of_other_lengths() {
         pair.run(&[]);
         let file = OpenOptions::new().write(true).open(&pair.from).expect("open");
         file.set_len(length as u64).expect("truncate");
+        drop(file);
         overwrite(&pair.from, length - 1, &[1]);
         let believed = pair.believed(&[]);
         assert!(believed >= length.min(SIZE) - BLOCK, "{length}: {believed}");
@@ -236,6 +237,13 @@ fn what_nobody_can_vouch_for_is_not_kept() {
     overwrite(&pair.from, 5 << 20, &[8; 100]);
     pair.run(&["--inplace"]);
     assert_eq!(pair.believed(&[]), SIZE, "it was written in place");
+    assert_eq!(pair.believed(&[]), 2 * SIZE);
+    // A source that somebody may be writing.
+    let writer = OpenOptions::new().write(true).open(&pair.from).expect("open");
+    writer.write_all_at(&[9; 100], 5 << 20).expect("write");
+    pair.run(&[]);
+    drop(writer);
+    assert_eq!(pair.believed(&[]), SIZE, "it was open for writing");
     // A directory that others may write to, or read.
     fs::set_permissions(pair.cache(), Permissions::from_mode(0o770)).expect("chmod");
     assert_eq!(pair.believed(&[]), 0);
