@@ -226,6 +226,12 @@ fn what_nobody_can_vouch_for_is_not_kept() {
     let Some(pair) = Pair::on(Fs::Tmpfs, Way::Push) else { return };
     pair.run(&[]);
     assert_eq!(pair.entries().len(), 0, "tmpfs");
+    // Times of whole seconds, as of the smallest inodes.
+    let coarse = lab::Mounted::new(96, &["mkfs.ext4", "-q", "-I", "128"], &[]);
+    let Some(mut pair) = Pair::on(Fs::Ext4, Way::Push) else { return };
+    pair.to = coarse.path().join("to");
+    pair.run(&[]);
+    assert_eq!(pair.entries().len(), 1, "whole seconds");
     let Some(pair) = Pair::on(Fs::Ext4, Way::Push) else { return };
     // A new file nobody else can have open.
     pair.run(&[]);
