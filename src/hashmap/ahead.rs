@@ -173,11 +173,12 @@ impl Subject {
         if likely.maps.as_ref().is_some_and(is_known) || !seen.will_show_changes(&file) {
             return None;
         }
+        let grid = Grid { length, block: likely.block };
         // A write that is under way has left its time already.
-        if likely.maps.is_some() && !sys::is_written_by_nobody(&file) {
+        let is_kept = likely.maps.as_ref().is_some_and(|maps| maps.keeps(&grid, data));
+        if is_kept && !sys::is_written_by_nobody(&file) {
             return None;
         }
-        let grid = Grid { length, block: likely.block };
         Some(Subject { image: FileImage::new(file, likely.hole_map), seen, grid, data })
     }
 

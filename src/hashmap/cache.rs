@@ -128,10 +128,15 @@ impl MapCache {
         entry.metadata().is_ok_and(|found| found.is_file()).then_some(entry)
     }
 
+    /// Whether the map of a file that holds so many bytes of data is worth it, and may be written.
+    pub fn keeps(&self, grid: &Grid, data: u64) -> bool {
+        !self.is_read_only && data >= LEAST && data / grid.block.bytes() <= store::MOST_BLOCKS
+    }
+
     /// Begins the map of a file that holds so many bytes of data. `None`: it is not worth it, or
     /// cannot be written.
     pub fn record(&self, grid: &Grid, data: u64) -> Option<MapRecord> {
-        if self.is_read_only || data < LEAST || data / grid.block.bytes() > store::MOST_BLOCKS {
+        if !self.keeps(grid, data) {
             return None;
         }
         let mut file = NewFile::create(self.directory(true)?, store::UNFINISHED).ok()?;

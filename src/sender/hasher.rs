@@ -240,13 +240,15 @@ impl FileHasher {
             Some(Found::Nothing) | None => {}
         }
         // A write that is under way has left its time already.
-        let maps = self.shared.as_ref().filter(|_| sys::is_written_by_nobody(image.file()));
+        let is_kept = self.maps.as_ref().is_some_and(|maps| maps.keeps(grid, data));
+        let maps = self.shared.as_ref().filter(|_| !is_kept || sys::is_written_by_nobody(image.file()));
         let shared = maps.and_then(|maps| maps.of(data, state, grid));
         shared.map_or(Head::Unread, Head::from)
     }
 
     /// What the map of a file goes to, of which more is hashed than is known.
     fn record(&self, head: &Head, opened: &OpenSource, (grid, data): (&Grid, u64)) -> Option<MapRecord> {
+        let maps = self.maps.as_ref().filter(|maps| maps.keeps(grid, data))?;
         let is_ours = match head {
             Head::Known(_) => false,
             Head::Shared { map, .. } => map.claim(),
@@ -257,7 +259,7 @@ impl FileHasher {
                 shows && sys::is_written_by_nobody(opened.image.file())
             }
         };
-        self.maps.as_ref().filter(|_| is_ours)?.record(grid, data)
+        if is_ours { maps.record(grid, data) } else { None }
     }
 
     /// Whether the merging thread needs all bytes: most are sent, and not past us.
