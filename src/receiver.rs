@@ -302,7 +302,7 @@ impl Applier<'_, '_> {
                 self.shared.report(&entry, would_send.map_or(Outcome::Unchanged, Outcome::Sent), changes);
                 Ok(())
             }
-            Message::Believed { bytes } => {
+            Message::Believed { bytes } if matches!(self.current, Current::None) => {
                 let mut stats = self.shared.lock_stats();
                 stats.believed_bytes = stats.believed_bytes.saturating_add(bytes);
                 Ok(())

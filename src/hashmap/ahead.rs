@@ -175,7 +175,7 @@ impl Subject {
         }
         let grid = Grid { length, block: likely.block };
         // A write that is under way has left its time already.
-        let is_kept = likely.maps.as_ref().is_some_and(|maps| maps.keeps(&grid, data));
+        let is_kept = likely.maps.as_ref().is_some_and(|maps| maps.may_keep(&grid));
         if is_kept && !sys::is_written_by_nobody(&file) {
             return None;
         }

@@ -128,15 +128,17 @@ impl MapCache {
         entry.metadata().is_ok_and(|found| found.is_file()).then_some(entry)
     }
 
-    /// Whether the map of a file that holds so many bytes of data is worth it, and may be written.
-    pub fn keeps(&self, grid: &Grid, data: u64) -> bool {
-        !self.is_read_only && data >= LEAST && data / grid.block.bytes() <= store::MOST_BLOCKS
+    /// Whether the map of a file on this grid may come to be kept: who hashes it asks first whether it
+    /// is being written. All who hash one file have the same answer.
+    pub fn may_keep(&self, grid: &Grid) -> bool {
+        !self.is_read_only && grid.length >= LEAST
     }
 
     /// Begins the map of a file that holds so many bytes of data. `None`: it is not worth it, or
     /// cannot be written.
     pub fn record(&self, grid: &Grid, data: u64) -> Option<MapRecord> {
-        if !self.keeps(grid, data) {
+        let is_worth_it = data >= LEAST && data / grid.block.bytes() <= store::MOST_BLOCKS;
+        if !is_worth_it || !self.may_keep(grid) {
             return None;
         }
         let mut file = NewFile::create(self.directory(true)?, store::UNFINISHED).ok()?;

@@ -5,14 +5,15 @@
 //! length of an image, nor how far apart its readers are.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::error::lock;
+use crate::hashmap::map_file::NewFile;
 use crate::hashmap::{Batch, Block, Grid, Hash, Item, map_rest};
 use crate::scan::{FileState, Image};
 
@@ -288,12 +289,8 @@ fn nameless() -> io::Result<File> {
 }
 
 fn nameless_in(place: &Path) -> io::Result<File> {
-    let mut random = [0; 8];
-    getrandom::fill(&mut random).map_err(io::Error::other)?;
-    let path = place.join(format!(".holesync-{:016x}", u64::from_le_bytes(random)));
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-    std::fs::remove_file(&path)?;
-    Ok(file)
+    // Its name goes at once.
+    NewFile::create(File::open(place)?, ".holesync-")?.file().try_clone()
 }
 
 #[cfg(test)]

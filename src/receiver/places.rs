@@ -128,10 +128,10 @@ impl Places {
         if is_over() {
             return Ok(());
         }
-        // A thread of its own: where it is read slowly, what everybody waits for is not.
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(io::Error::other)?;
         let grid = Grid { length: basis.length, block };
         let Some(number) = self.open(&basis.image, basis.length) else { return Ok(()) };
+        // A thread of its own: where it is read slowly, what everybody waits for is not.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(io::Error::other)?;
         let mut at = 0;
         let mut learn = |batch: &mut Batch| {
             self.learn(number, at, &batch.items);

@@ -240,7 +240,7 @@ impl FileHasher {
             Some(Found::Nothing) | None => {}
         }
         // A write that is under way has left its time already.
-        let is_kept = self.maps.as_ref().is_some_and(|maps| maps.keeps(grid, data));
+        let is_kept = self.maps.as_ref().is_some_and(|maps| maps.may_keep(grid));
         let maps = self.shared.as_ref().filter(|_| !is_kept || sys::is_written_by_nobody(image.file()));
         let shared = maps.and_then(|maps| maps.of(data, state, grid));
         shared.map_or(Head::Unread, Head::from)
@@ -248,7 +248,7 @@ impl FileHasher {
 
     /// What the map of a file goes to, of which more is hashed than is known.
     fn record(&self, head: &Head, opened: &OpenSource, (grid, data): (&Grid, u64)) -> Option<MapRecord> {
-        let maps = self.maps.as_ref().filter(|maps| maps.keeps(grid, data))?;
+        let maps = self.maps.as_ref().filter(|maps| maps.may_keep(grid))?;
         let is_ours = match head {
             Head::Known(_) => false,
             Head::Shared { map, .. } => map.claim(),

@@ -2,12 +2,15 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use holesync::error::{Error, Result, printable};
 use holesync::hashmap::map_file;
 use holesync::location::Location;
+use holesync::sys;
+use nix::fcntl::OFlag;
 use nix::unistd::{AccessFlags, access};
 
 /// Fails early where a file could not be written, or is one of the images that are looked at.
@@ -64,8 +67,9 @@ pub fn put<T>(path: &Path, write: impl FnOnce(&File) -> Result<T>) -> Result<T> 
     let Some(name) = path.file_name() else { return Err(Error::refused(path, "names no file")) };
     let (file, temporary) = temporary_beside(&directory_of(path).join(name)).map_err(failed)?;
     let put = write(&file).and_then(|value| {
+        let directory = sys::open(directory_of(path), OFlag::O_PATH | OFlag::O_DIRECTORY);
         let renamed = file.sync_all().and_then(|()| fs::rename(&temporary, path));
-        renamed.and_then(|()| File::open(directory_of(path))?.sync_all()).map_err(failed)?;
+        renamed.and_then(|()| sys::sync_dir(directory?.as_fd())).map_err(failed)?;
         Ok(value)
     });
     put.inspect_err(|_| {
