@@ -34,6 +34,11 @@ const HEAD: usize = 16;
 pub struct SharedMaps(Mutex<VecDeque<Arc<SharedMap>>>);
 
 impl SharedMaps {
+    /// That of a file in this state, if one of them has it.
+    pub fn begun(&self, seen: &FileState, grid: &Grid) -> Option<Arc<SharedMap>> {
+        lock(&self.0).iter().find(|map| map.is_of(seen, grid)).map(Arc::clone)
+    }
+
     /// That of a file in this state, which will show when the file is changed; about so many bytes
     /// of it are `data`. `None`: it is not worth it, or there is no room, and each hashes by himself.
     pub fn of(&self, data: u64, seen: &FileState, grid: &Grid) -> Option<Arc<SharedMap>> {
@@ -41,7 +46,7 @@ impl SharedMaps {
             return None;
         }
         let mut maps = lock(&self.0);
-        if let Some(map) = maps.iter().find(|map| map.seen == *seen && map.grid == *grid) {
+        if let Some(map) = maps.iter().find(|map| map.is_of(seen, grid)) {
             return Some(Arc::clone(map));
         }
         let map = Arc::new(SharedMap::new(seen.clone(), *grid).ok()?);
@@ -129,6 +134,11 @@ impl SharedMap {
     fn new(seen: FileState, grid: Grid) -> io::Result<SharedMap> {
         let (progress, more, is_claimed) = Default::default();
         Ok(SharedMap { seen, grid, kept: nameless()?, progress, more, is_claimed })
+    }
+
+    /// Whether it is that of a file in this state.
+    fn is_of(&self, seen: &FileState, grid: &Grid) -> bool {
+        self.seen == *seen && self.grid == *grid
     }
 
     /// How many blocks the file has.

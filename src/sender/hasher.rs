@@ -231,6 +231,11 @@ impl FileHasher {
         if let Some(ahead) = ahead.and_then(|ahead| ahead.fitting(state, grid)) {
             return ahead.into();
         }
+        // What this run hashes is better than what another one kept: all have it, and no samples
+        // are read.
+        if let Some(map) = self.shared.as_ref().and_then(|maps| maps.begun(state, grid)) {
+            return map.into();
+        }
         match self.maps.as_ref().map(|maps| maps.find(image, state, grid.block)) {
             Some(Found::Known(map)) => return Head::Known(map),
             Some(Found::Other) => {
