@@ -330,6 +330,7 @@ impl TransferArgs {
         }
         mistakes::refuse(&self.paths)?;
         mistakes::check_dest(is_listing, self.inplace || self.verify || self.preallocate || self.as_is)?;
+        self.beside.check(!is_listing && self.through.is_none())?;
         workplace::check(&options, self.through.is_some())?;
         self.filter.check(&options, self.through.is_some())?;
         delete::check(&options, self.through.is_some())?;
@@ -439,6 +440,7 @@ impl TransferArgs {
             workplace: self.workplace.rules()?,
             backup: self.delete.backup()?,
             map_cache: !self.beside.no_map_cache,
+            since: self.beside.since(),
             remove_source_files: self.delete.remove_source_files,
             force: self.delete.force,
             delete: self.delete.options(

@@ -12,11 +12,13 @@ pub mod difference;
 mod entry;
 mod gather;
 mod grid;
+mod known;
 pub mod leaves;
 pub mod map_file;
 pub mod plan;
 mod recorder;
 pub mod shared;
+pub mod since;
 
 use std::io;
 
@@ -25,6 +27,7 @@ use rayon::prelude::*;
 pub use crate::hashmap::entry::MapEntry;
 use crate::hashmap::gather::{Gather, Gathered};
 pub use crate::hashmap::grid::{Grid, MAX_LENGTH, PAGE, PageMask, page_runs};
+pub use crate::hashmap::known::{KnownMap, StoredMap};
 pub use crate::hashmap::recorder::{MapRecord, Recorder};
 use crate::scan::{self, Image};
 
@@ -236,11 +239,12 @@ struct Work<'a> {
     bytes: Option<&'a mut [u8]>,
 }
 
-/// `first`: the index of the first block in the batch.
+/// `first`: the index of the first block in the batch. What is known of a block stays.
 fn read_and_hash(image: &dyn Image, grid: &Grid, first: u64, batch: &mut Batch) -> io::Result<()> {
     let keeps_bytes = !batch.buffer.is_empty();
     let mut room = batch.buffer.as_mut_slice();
     let mut work: Vec<Work> = Batch::blocks_of(&mut batch.items, first)
+        .filter(|(_, block)| block.data == 0)
         .map(|(index, block)| {
             let bytes = keeps_bytes.then(|| {
                 let len = grid.masked_bytes(index, block.read) as usize;

@@ -6,6 +6,7 @@ mod attributes;
 mod chmod;
 mod directories;
 mod id_map;
+mod since;
 mod workplace;
 
 use std::time::Duration;
@@ -20,6 +21,7 @@ pub use attributes::AttributeRules;
 pub use chmod::ModeChanges;
 pub use directories::{Directories, Missing};
 pub use id_map::{IdMap, To};
+pub use since::Since;
 pub use workplace::WorkplaceRules;
 
 /// How a transfer is to be done. Both ends work from the same copy.
@@ -120,6 +122,9 @@ pub struct Options {
     /// greeting.
     #[serde(skip, default = "yes")]
     pub map_cache: bool,
+    /// What the only source was made from. Said to nobody.
+    #[serde(skip)]
+    pub since: Option<Since>,
     /// Directories that are not empty go, too, where something of another kind is to be.
     pub force: bool,
     /// What directories of the destination have and those of the source have not is removed.
@@ -369,6 +374,7 @@ impl Default for Options {
             backup: None,
             remove_source_files: false,
             map_cache: true,
+            since: None,
             force: false,
             delete: None,
         }

@@ -72,7 +72,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
     side: Side,
 ) -> Result<Stats> {
     let Connection { input, output, options, reporter } = connection;
-    let Hasher { jobs, hashed, buffers } = hasher.unwrap_or_else(|| Hasher::start(options, None, None));
+    let Hasher { jobs, hashed, buffers } = hasher.unwrap_or_else(|| Hasher::start(options, None, None, None));
     let shared = SenderShared {
         files: Arc::new(Files::new(jobs, output.is_direct(), options.tells_others())),
         output: Mutex::new(output),

@@ -9,6 +9,7 @@ mod local;
 mod names;
 mod origin;
 mod retry;
+mod since;
 mod stdin;
 pub mod survey;
 mod takeover;
@@ -25,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::hashmap::ahead::Likely;
 use crate::hashmap::cache::MapCache;
 use crate::hashmap::shared::SharedMaps;
+use crate::hashmap::since::Since;
 use crate::location::{Host, Location};
 use crate::options::Options;
 use crate::protocol::{
@@ -68,7 +70,9 @@ pub fn run(
     let tries = &Tries::of(options, remote.retries)?;
     let first = KeepsFirst::new(reporter);
     let reporter: &dyn Reporter = &first;
-    let initiator = Initiator { options, remote, reporter, tries, shared: &Shared::alone(options) };
+    let since = since::open(sources, listed, Some(destination), options)?;
+    let shared = &Shared { since, ..Shared::alone(options) };
+    let initiator = Initiator { options, remote, reporter, tries, shared };
     if sources.iter().any(stdin::is_stdin) {
         stdin::check(sources, listed, options, remote)?;
         let completed = initiator.send_stdin(destination)?;
@@ -200,6 +204,8 @@ struct Shared {
     pace: Arc<Pace>,
     /// What is hashed here once for all of them.
     maps: Option<Arc<SharedMaps>>,
+    /// What the only source was made from.
+    since: Option<Arc<Since>>,
 }
 
 impl Shared {
@@ -207,7 +213,7 @@ impl Shared {
     fn alone(options: &Options) -> Shared {
         let pace = Arc::<Pace>::default();
         pace.limit(options.bandwidth);
-        Shared { pace, maps: None }
+        Shared { pace, maps: None, since: None }
     }
 }
 
@@ -228,7 +234,8 @@ impl Initiator<'_> {
             [source] if remote.agent != Agent::None => Some(source.path()),
             _ => None,
         };
-        let hasher = Some(Hasher::start(options, likely, self.shared.maps.clone()));
+        let hasher =
+            Some(Hasher::start(options, likely, self.shared.maps.clone(), self.shared.since.clone()));
         let completed =
             self.connect(host, options.silence(), |far_side, input, mut output| match far_side {
                 FarSide::Agent => {

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod clock;
+mod fiemap;
 mod file_system;
 mod locks;
 mod names;
@@ -23,6 +24,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, Whence};
 
 pub use clock::{LocalTime, local_time, now, seconds_of};
+pub use fiemap::{PlacedExtent, Placement, placement, share_places};
 pub use file_system::{
     clones, dates_every_change, file_system_id, file_time_now, free_space, is_cached, is_posix, lacks_inodes,
     may_punch, sync_file_system, syncs_wholly, unwritten,

@@ -2,10 +2,11 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use clap::Args;
 use holesync::error::{Error, Result};
-use holesync::options::{AlternateKind, Alternates};
+use holesync::options::{AlternateKind, Alternates, Since};
 
 /// What new files are begun from, linked to, or held against, and what is known of old ones.
 #[derive(Debug, Args)]
@@ -19,6 +20,9 @@ pub struct BesideArgs {
     /// Read all that is compared, also what has not changed since a map of it was kept
     #[arg(long)]
     pub no_map_cache: bool,
+    /// SRC was made from this image, which is here: on xfs and btrfs do not read what both share
+    #[arg(long, value_name = "OLD")]
+    since: Option<PathBuf>,
     /// Do not make what DIR has
     #[arg(long, value_name = "DIR")]
     compare_dest: Vec<OsString>,
@@ -34,6 +38,22 @@ impl BesideArgs {
     /// Files that new ones are begun from.
     pub fn basis(&self) -> Vec<Vec<u8>> {
         bytes(&self.basis)
+    }
+
+    /// What the only source was made from.
+    pub fn since(&self) -> Option<Since> {
+        self.since.clone().map(|old| Since { old, changed: None })
+    }
+
+    /// Refuses what is about an image that is compared with DEST, where nothing is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`].
+    pub fn check(&self, compares: bool) -> Result<()> {
+        let what = "--since is about an image that is compared with DEST: leave it out where SRC is listed, and with \
+                    --through";
+        if self.since.is_some() && !compares { Err(Error::Usage(what.into())) } else { Ok(()) }
     }
 
     /// Directories that may have what is missing.

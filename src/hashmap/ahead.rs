@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use crate::confinement::NamedPath;
-use crate::hashmap::cache::{KnownMap, MapCache};
+use crate::hashmap::cache::MapCache;
 use crate::hashmap::shared::{Next, Place, SharedMap, SharedMaps};
-use crate::hashmap::{self, Batch, Grid, Item};
+use crate::hashmap::{self, Batch, Grid, Item, KnownMap};
 use crate::options::BlockSize;
 use crate::scan::{self, FileImage, FileState, Image};
 use crate::sys;
@@ -53,8 +53,11 @@ pub enum Head {
         /// The block with which it goes on by itself.
         next: u64,
     },
-    /// Of these a map was kept.
+    /// Of these, or some of them, a map was kept.
     Known(Box<KnownMap>),
+    /// Some of these are those of another file, of which a map was kept: what is told of them is as
+    /// good as if all had been hashed.
+    Alike(Box<KnownMap>),
 }
 
 impl Head {
@@ -82,7 +85,7 @@ impl Head {
                     }
                 }
             }
-            Head::Known(map) => map.batch(grid),
+            Head::Known(map) | Head::Alike(map) => map.batch(grid, image)?,
         })
     }
 
@@ -92,7 +95,7 @@ impl Head {
             Head::Unread => 0,
             Head::Hashed { blocks, .. } => *blocks,
             Head::Shared { next, .. } => *next,
-            Head::Known(map) => map.next_block(),
+            Head::Known(map) | Head::Alike(map) => map.next_block(),
         }
     }
 }

@@ -13,28 +13,25 @@
 //! error. Not guaranteed: that a change shows which leaves the ctime as it was, as one of the disk
 //! below the file system does.
 
-mod known;
 mod state;
 mod store;
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use nix::fcntl::OFlag;
-use rayon::prelude::*;
-
 use crate::error::{Warning, printable};
+use crate::hashmap::known::{KnownMap, Sample, StoredMap};
 use crate::hashmap::map_file::{MapReader, NewFile};
-use crate::hashmap::{self, Grid, Hash, MapRecord, PageMask};
+use crate::hashmap::{Grid, MapRecord};
 use crate::options::{BlockSize, Options};
 use crate::scan::{FileState, Image};
 use crate::sys;
-pub use known::KnownMap;
-use known::Sample;
+use nix::fcntl::OFlag;
 use state::{HEAD, KeptState};
 pub use store::{Kept, clear, kept};
 
@@ -84,16 +81,29 @@ impl MapCache {
     /// What is known of an open file that is in this state, all changes of which show from now
     /// on.
     pub fn find(&self, image: &dyn Image, state: &FileState, block: BlockSize) -> Found {
-        let wanted = image.plain_file().and_then(|file| self.wanted(file, state, block));
-        let Some(wanted) = wanted else { return Found::Nothing };
+        let Some(file) = image.plain_file() else { return Found::Nothing };
+        let all = Grid { length: state.length, block }.blocks();
+        self.find_of(file, state, block, image, std::iter::once(0..all).collect())
+    }
+
+    /// What is known of an image that has these blocks, in order, of an open file in this state.
+    pub fn find_of(
+        &self,
+        file: &File,
+        state: &FileState,
+        block: BlockSize,
+        image: &dyn Image,
+        blocks: Vec<Range<u64>>,
+    ) -> Found {
+        let Some(wanted) = self.wanted(file, state, block) else { return Found::Nothing };
         let name = wanted.name();
         let Some(entry) = self.entry(&name) else { return Found::Nothing };
         let Some(map) = map_in(&entry, &wanted) else { return Found::Nothing };
-        let Ok(sample) = Sample::of(map) else {
+        let Ok(sample) = Sample::of(map, &blocks) else {
             self.forget(&name);
             return Found::Nothing;
         };
-        match is_right(image, &sample) {
+        match sample.is_right(image) {
             Ok(true) => {}
             Ok(false) => {
                 self.forget(&name);
@@ -105,7 +115,8 @@ impl MapCache {
         if !self.is_read_only {
             store::used(&entry);
         }
-        map_in(&entry, &wanted).map_or(Found::Nothing, |map| Found::Known(Box::new(KnownMap::new(map))))
+        map_in(&entry, &wanted)
+            .map_or(Found::Nothing, |map| Found::Known(Box::new(KnownMap::new(map, blocks))))
     }
 
     /// Whether there is a map of a file in this state, which nobody has looked at.
@@ -113,6 +124,11 @@ impl MapCache {
         let wanted = self.wanted(file, state, block);
         let map = wanted.and_then(|wanted| map_in(&self.entry(&wanted.name())?, &wanted));
         map.is_some()
+    }
+
+    /// Whether a map of a file in this state could be kept, and found again.
+    pub fn could_know(&self, file: &File, state: &FileState, block: BlockSize) -> bool {
+        !self.is_read_only && self.wanted(file, state, block).is_some()
     }
 
     /// What an entry about a file must be about.
@@ -172,19 +188,6 @@ impl MapCache {
     }
 }
 
-/// Whether blocks have the hashes that a map tells of.
-fn is_right(image: &dyn Image, sample: &Sample) -> io::Result<bool> {
-    let is_same = |(index, pages, hash): &(u64, PageMask, Hash)| {
-        let range = sample.grid.bytes(&(*index..index + 1));
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        image.read_at(&mut bytes, range.start)?;
-        let found = hashmap::block_of(&bytes);
-        Ok(found.data == *pages && found.hash == *hash)
-    };
-    let all = sample.blocks.par_iter().map(is_same);
-    all.try_reduce(|| true, |one, other| Ok(one && other))
-}
-
 /// What to tell of a file that was in the state of a kept map, and another.
 pub fn differs(path: &Path) -> Warning {
     let what = format!(
@@ -196,7 +199,7 @@ pub fn differs(path: &Path) -> Warning {
 }
 
 /// The map in an entry, from its start, if that is of a file in this state.
-fn map_in(mut entry: &File, wanted: &KeptState) -> Option<MapReader<BufReader<File>>> {
+fn map_in(mut entry: &File, wanted: &KeptState) -> Option<StoredMap> {
     let mut head = [0; HEAD];
     entry.seek(SeekFrom::Start(0)).and_then(|_| entry.read_exact(&mut head)).ok()?;
     if head != wanted.head() {

@@ -2,6 +2,7 @@
 //! blocks, in file order. Reads no bytes itself.
 
 use std::io;
+use std::ops::Range;
 
 use crate::hashmap::{BATCH, Batch, Block, Grid, Item, PAGE, PageMask};
 use crate::scan::{Extent, Image};
@@ -15,6 +16,8 @@ pub struct Gather<'a> {
     extent: Extent,
     /// The block after the last one that was gathered.
     next: u64,
+    /// The block at which it ends.
+    end: u64,
     /// The last block of the batch before: this extent, or the next, can add pages to it.
     held: Option<(u64, Block)>,
     through: bool,
@@ -29,8 +32,14 @@ pub struct Gathered {
 impl<'a> Gather<'a> {
     /// From the block `first` on.
     pub fn new(image: &'a dyn Image, grid: &'a Grid, first: u64) -> Gather<'a> {
-        let extents = image.extents(grid.bytes(&(first..grid.blocks())));
-        Gather { grid, extents, extent: 0..0, next: first, held: None, through: false }
+        Gather::range(image, grid, first..grid.blocks())
+    }
+
+    /// These blocks.
+    pub fn range(image: &'a dyn Image, grid: &'a Grid, blocks: Range<u64>) -> Gather<'a> {
+        let extents = image.extents(grid.bytes(&blocks));
+        let Range { start: next, end } = blocks;
+        Gather { grid, extents, extent: 0..0, next, end, held: None, through: false }
     }
 
     /// Whether there are no more batches.
@@ -51,7 +60,7 @@ impl<'a> Gather<'a> {
             self.add_block(&mut batch);
         }
         if self.through {
-            self.hole_until(self.grid.blocks(), &mut batch);
+            self.hole_until(self.end, &mut batch);
         } else if let Some(&Item::Block(block)) = batch.items.last() {
             batch.items.pop();
             batch.bytes_read = block.at;

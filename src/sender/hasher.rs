@@ -10,6 +10,7 @@ use crate::error::{Error, Result, Warning};
 use crate::hashmap::ahead::{Ahead, Head, Likely, await_job};
 use crate::hashmap::cache::{self, Found, MapCache};
 use crate::hashmap::shared::SharedMaps;
+use crate::hashmap::since::{Shares, Since};
 use crate::hashmap::{self, Batch, Grid, Item, MapRecord};
 use crate::in_use;
 use crate::options::{Compress, Options};
@@ -45,6 +46,8 @@ pub enum Hashed {
     Unfit(Content),
     /// What the user should know of the file.
     Warning(Warning),
+    /// So many bytes of another file were hashed for it.
+    Aside(u64),
     /// The file is through.
     End {
         /// It stayed the same meanwhile, as far as that shows.
@@ -66,19 +69,29 @@ pub struct Hasher {
 
 impl Hasher {
     /// `likely`: the file that will be asked for first, if that is known. `shared`: what others
-    /// hash that send the same files.
-    pub fn start(options: &Options, likely: Option<&Path>, shared: Option<Arc<SharedMaps>>) -> Hasher {
+    /// hash that send the same files. `since`: what the only file was made from.
+    pub fn start(
+        options: &Options,
+        likely: Option<&Path>,
+        shared: Option<Arc<SharedMaps>>,
+        since: Option<Arc<Since>>,
+    ) -> Hasher {
         let (jobs_in, jobs) = channel();
         let (queue, hashed) = sync_channel(QUEUED_BATCHES);
         let (buffers_in, buffers) = channel();
         let options = options.clone();
         let (block, hole_map) = (options.block_size, options.hole_map);
         let maps = MapCache::open(&options).map(Arc::new);
+        // Who wants content looked at believes nothing.
+        let since = since.filter(|_| !options.checksum && !options.verify);
+        let likely = likely.filter(|_| since.is_none());
         let likely =
             likely.map(|path| Likely { path: path.to_path_buf(), block, hole_map, maps: maps.clone() });
         std::thread::spawn(move || {
             let outgoing = HashedQueue { queue, held: Vec::new(), bytes: 0 };
-            hash_files(FileHasher { options, shared, buffers, outgoing, maps }, likely, &jobs);
+            let mut hasher = FileHasher { options, shared, buffers, outgoing, maps, since };
+            hasher.prepare();
+            hash_files(hasher, likely, &jobs);
         });
         Hasher { jobs: jobs_in, hashed, buffers: buffers_in }
     }
@@ -109,7 +122,8 @@ impl HashedQueue {
     fn add(&mut self, hashed: Hashed) -> bool {
         self.bytes += match &hashed {
             Hashed::Batch(batch) | Hashed::Bare(batch, _) => batch.bytes_read + batch.believed,
-            Hashed::Unfit(_) | Hashed::Warning(_) | Hashed::End { .. } | Hashed::Failed(_) => LEAST,
+            Hashed::Unfit(_) | Hashed::Warning(_) | Hashed::Aside(_) => LEAST,
+            Hashed::End { .. } | Hashed::Failed(_) => LEAST,
         };
         self.held.push(hashed);
         self.bytes < SMALL_FILES || self.pass_on()
@@ -137,9 +151,21 @@ struct FileHasher {
     outgoing: HashedQueue,
     /// Maps that were kept.
     maps: Option<Arc<MapCache>>,
+    /// What the only file was made from.
+    since: Option<Arc<Since>>,
 }
 
 impl FileHasher {
+    /// Has the map of what the only file was made from, if it can be had.
+    fn prepare(&mut self) {
+        let Some((since, maps)) = self.since.as_ref().zip(self.maps.as_ref()) else { return };
+        let read = since.prepare(maps, self.options.block_size);
+        if read > 0 {
+            // That nobody listens any more shows at once.
+            self.outgoing.add(Hashed::Aside(read));
+        }
+    }
+
     /// Hashes a file; `false`: nobody listens any more.
     fn hash(&mut self, job: &WantedFile, ahead: Option<Ahead>) -> Result<bool> {
         let WantedFile { source, compared, .. } = job;
@@ -244,11 +270,36 @@ impl FileHasher {
             }
             Some(Found::Nothing) | None => {}
         }
+        if let Some(head) = self.shared_with_old(job, opened) {
+            return head;
+        }
         // A write that is under way has left its time already.
         let is_kept = self.maps.as_ref().is_some_and(|maps| maps.may_keep(grid));
         let maps = self.shared.as_ref().filter(|_| !is_kept || sys::is_written_by_nobody(image.file()));
         let shared = maps.and_then(|maps| maps.of(data, state, grid));
         shared.map_or(Head::Unread, Head::from)
+    }
+
+    /// What a file has of that which it was made from.
+    fn shared_with_old(&mut self, job: &WantedFile, opened: &OpenSource) -> Option<Head> {
+        let since = self.since.clone()?;
+        let OpenSource { image, state, .. } = opened;
+        // A write that is under way has left its time already.
+        let is_quiet = sys::is_written_by_nobody(image.file());
+        let block = self.options.block_size;
+        let shares = match self.maps.as_ref().filter(|_| self.options.hole_map) {
+            Some(maps) => since.find(maps, image, state, block),
+            None => Shares::Nothing("--no-map-cache or --no-hole-map is given"),
+        };
+        let warning = match shares {
+            Shares::Blocks(Found::Known(map)) if is_quiet => return Some(Head::Alike(map)),
+            Shares::Blocks(Found::Known(map)) => return Some(Head::Known(map)),
+            Shares::Blocks(Found::Other) => since.differs(&job.source.path),
+            Shares::Blocks(Found::Nothing) => since.is_of_no_use("its map cannot be read"),
+            Shares::Nothing(why) => since.is_of_no_use(why),
+        };
+        self.outgoing.add(Hashed::Warning(warning));
+        None
     }
 
     /// What the map of a file goes to, of which more is hashed than is known.
@@ -258,7 +309,7 @@ impl FileHasher {
             Head::Known(_) => false,
             Head::Shared { map, .. } => map.claim(),
             // It was asked before it was hashed.
-            Head::Hashed { .. } => true,
+            Head::Hashed { .. } | Head::Alike(_) => true,
             Head::Unread => {
                 let shows = opened.settled && opened.state.shows_changes();
                 shows && sys::is_written_by_nobody(opened.image.file())

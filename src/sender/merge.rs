@@ -47,6 +47,7 @@ impl<W: Write> Session<'_, W> {
                     Hashed::Batch(batch) => self.begin_batch(file, batch, None),
                     Hashed::Bare(batch, source) => self.begin_batch(file, batch, Some(source)),
                     Hashed::Warning(text) => self.shared.warn(text)?,
+                    Hashed::Aside(bytes) => lock(&self.shared.stats).hashed_bytes += bytes,
                     Hashed::Unfit(content) => {
                         file.hashes = Supply::Ended;
                         return Ok(Merged::SourceUnfit(content));
@@ -167,7 +168,7 @@ impl<W: Write> Session<'_, W> {
         loop {
             match self.next_hashed()? {
                 Hashed::Batch(batch) | Hashed::Bare(batch, _) => self.recycle(batch.buffer),
-                Hashed::Warning(_) => {}
+                Hashed::Warning(_) | Hashed::Aside(_) => {}
                 Hashed::Unfit(_) | Hashed::End { .. } | Hashed::Failed(_) => return Ok(()),
             }
         }

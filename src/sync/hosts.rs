@@ -18,7 +18,7 @@ use crate::report::{Ends, HostsReporter, KeepsFirst, Reporter, Silent, Summary, 
 use crate::source;
 use crate::sync::origin::{Origin, origin};
 use crate::sync::retry::Tries;
-use crate::sync::{FilesFrom, Initiator, Shared, stdin};
+use crate::sync::{FilesFrom, Initiator, Shared, since, stdin};
 
 /// Hosts that are sent to at once, unless another number is named.
 const USUAL_JOBS: usize = 16;
@@ -64,12 +64,13 @@ pub fn deploy(
     reporter: &dyn HostsReporter,
 ) -> Result<()> {
     let start = Instant::now();
+    let since = since::open(sources, listed, None, options)?;
     let sources = chosen(sources, listed, options, remote)?;
     let jobs = deployment.jobs();
     // Those at the far ends do not know of each other.
     let rate = options.bandwidth.map(|rate| (rate / jobs as u64).max(1));
     let maps = (deployment.destinations.len() > 1).then(Arc::<SharedMaps>::default);
-    let shared = Shared { maps, ..Shared::alone(options) };
+    let shared = Shared { maps, since, ..Shared::alone(options) };
     let run = HostsRun {
         sources: &sources.0,
         directory: sources.1,

@@ -20,6 +20,7 @@ mod previews;
 mod racy;
 mod record;
 mod similar;
+mod since;
 mod small;
 mod swaps;
 mod times;

@@ -1,0 +1,391 @@
+//! `--since`: what an image shares with the one that it was made from is not read, and whatever it
+//! does not share is.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::common::check::assert_no_leftovers;
+use crate::common::lab::{self, Fs, Mounted};
+use crate::common::layout::{Layout, Rng};
+use crate::common::peer::Peer;
+use crate::common::process::{Outcome, holesync, run, run_on, start};
+use crate::common::tree::Way;
+
+const MIB: usize = 1 << 20;
+const SIZE: usize = 24 * MIB;
+const BLOCK: usize = 64 << 10;
+
+/// An image, what is made from it, and a copy at the other end; a cache of maps that both ends share.
+struct Rig {
+    dir: TempDir,
+    old: PathBuf,
+    image: PathBuf,
+    to: PathBuf,
+}
+
+impl Rig {
+    fn on(fs: Fs) -> Option<Rig> {
+        Some(Rig::in_dir(lab::dir(fs)?))
+    }
+
+    fn in_dir(dir: TempDir) -> Rig {
+        let [old, image, to] = ["old", "image", "to"].map(|name| dir.path().join(name));
+        let rig = Rig { dir, old, image, to };
+        rig.write(&Layout::dense("old", SIZE, &mut Rng(1)));
+        rig
+    }
+
+    fn write(&self, layout: &Layout) {
+        let made = self.dir.path().join("made");
+        layout.write(&made);
+        tool("cp", &["--reflink=never"], &[&made, &self.old]);
+        fs::remove_file(made).expect("remove");
+    }
+
+    /// Makes the image from the old one.
+    fn clone_old(&self) {
+        tool("cp", &["--reflink=auto"], &[&self.old, &self.image]);
+    }
+
+    fn push(&self, flags: &[&str], source: &Path) -> Outcome {
+        let peer = Peer::pipe(self.dir.path());
+        let all = [&["--json", "-I"], flags].concat();
+        let mut command = Way::Push.command(Some(&peer), &all, &[source.as_os_str()], self.to.as_os_str());
+        run(command.env("XDG_CACHE_HOME", self.dir.path().join("cache")))
+    }
+
+    /// Has the old one at the other end, known at both.
+    fn send_old(&self) {
+        self.push(&[], &self.old).ok();
+    }
+
+    /// Sends the image, made from the old one. It is equal then.
+    #[track_caller]
+    fn since(&self, flags: &[&str]) -> Outcome {
+        let since = format!("--since={}", self.old.display());
+        let outcome = self.push(&[&[&since[..]], flags].concat(), &self.image).ok();
+        if !flags.contains(&"-n") {
+            tool("cmp", &[], &[&self.image, &self.to]);
+        }
+        outcome
+    }
+}
+
+fn tool(program: &str, args: &[&str], paths: &[&Path]) -> Outcome {
+    run(Command::new(program).args(args).args(paths)).ok()
+}
+
+/// In a process of its own, as all that opens the files here: what another test forks meanwhile
+/// would have them open, too, for a moment.
+fn overwrite(path: &Path, at: usize, bytes: &[u8]) {
+    let mut dd = Command::new("dd");
+    dd.args(["conv=notrunc", "status=none", "iflag=fullblock", "oflag=seek_bytes"]);
+    dd.arg(format!("seek={at}")).arg(format!("of={}", path.display()));
+    run_on(&mut dd, bytes).ok();
+}
+
+/// What was read to be hashed here, and what was believed at both ends.
+fn counts(outcome: &Outcome) -> (usize, usize) {
+    (outcome.count("hashed_bytes") as usize, outcome.count("believed_bytes") as usize)
+}
+
+#[test]
+fn what_an_image_shares_with_a_known_one_is_not_read() {
+    for fs in [Fs::Xfs, Fs::Btrfs] {
+        let Some(rig) = Rig::on(fs) else { return };
+        rig.send_old();
+        rig.clone_old();
+        overwrite(&rig.image, 5 * BLOCK, &[7; BLOCK]);
+        overwrite(&rig.image, 100 * BLOCK + 5000, &[8; 9]);
+        let dry = rig.since(&["-n"]);
+        assert_eq!(counts(&dry), (2 * BLOCK, 2 * SIZE - 2 * BLOCK), "{fs:?}");
+        let outcome = rig.since(&[]);
+        assert_eq!(counts(&outcome), (2 * BLOCK, 2 * SIZE - 2 * BLOCK), "{fs:?}");
+        assert!(outcome.count("sent_data_bytes") as usize <= 2 * BLOCK, "{fs:?}");
+        assert!(!outcome.stdout.contains("\"warning\""), "{outcome}");
+        // What was learned of it is kept as if all had been read.
+        assert_eq!(counts(&rig.push(&[], &rig.image).ok()), (0, 2 * SIZE), "{fs:?}");
+        // It is the old one of the next.
+        let next = Rig { old: rig.image.clone(), image: rig.dir.path().join("next"), ..rig };
+        next.clone_old();
+        overwrite(&next.image, 7 * BLOCK, &[7; 10]);
+        assert_eq!(counts(&next.since(&[])), (BLOCK, 2 * SIZE - BLOCK), "{fs:?}");
+        assert_no_leftovers(next.dir.path());
+    }
+}
+
+#[test]
+fn an_old_one_that_nobody_knows_is_hashed_once() {
+    let Some(rig) = Rig::on(Fs::Xfs) else { return };
+    rig.clone_old();
+    overwrite(&rig.image, 5 * BLOCK, &[7; BLOCK]);
+    assert_eq!(counts(&rig.since(&[])), (SIZE + BLOCK, SIZE - BLOCK));
+    fs::remove_file(&rig.to).expect("remove");
+    rig.clone_old();
+    overwrite(&rig.image, 6 * BLOCK, &[7; BLOCK]);
+    assert_eq!(counts(&rig.since(&[])), (BLOCK, SIZE - BLOCK));
+}
+
+#[test]
+fn holes_zeros_and_ends_are_as_they_were() {
+    for fs in [Fs::Xfs, Fs::Btrfs] {
+        for (length, cut) in [(0, 0), (5000, 0), (0, 5000), (3 * BLOCK + 1, 0), (0, 3 * BLOCK + 1)] {
+            let Some(rig) = Rig::on(fs) else { return };
+            let rng = &mut Rng(3);
+            let layout = Layout::hole("old", SIZE + length).data(0..MIB, rng).data(2 * MIB..22 * MIB, rng);
+            let layout = layout.zeros(3 * MIB..4 * MIB).punch(5 * MIB + 4096..5 * MIB + 8192);
+            rig.write(&layout.data(SIZE - 7..SIZE + length, rng));
+            rig.send_old();
+            rig.clone_old();
+            tool("truncate", &["-s", &(SIZE + length - cut).to_string()], &[&rig.image]);
+            tool("truncate", &["-s", &(SIZE + 2 * length - cut).to_string()], &[&rig.image]);
+            tool("fallocate", &["-p", "-o", "10M", "-l", "1M"], &[&rig.image]);
+            overwrite(&rig.image, 23 * MIB, b"new");
+            let (hashed, believed) = counts(&rig.since(&[]));
+            assert!(hashed <= 4 * BLOCK, "{fs:?} {length} {cut}: {hashed}");
+            assert!(believed >= 2 * 18 * MIB, "{fs:?} {length} {cut}: {believed}");
+        }
+    }
+}
+
+/// What happens between the clone and the run, its name, and whether all of the image is read then.
+type Trap = (&'static str, fn(&Rig), bool);
+
+#[test]
+fn what_was_written_since_is_read_however_that_was_done() {
+    let traps: [Trap; 8] = [
+        ("stored into through a mapping", |rig| mmap_write(&rig.image, 4 * BLOCK), false),
+        ("the old one stored into through a mapping", |rig| mmap_write(&rig.old, 4 * BLOCK), true),
+        ("the old one rewritten", |rig| overwrite(&rig.old, 4 * BLOCK, &[9; 100]), true),
+        (
+            "the old one rewritten where the image is, too, with the same",
+            |rig| [&rig.old, &rig.image].into_iter().for_each(|path| overwrite(path, 4 * BLOCK, &[9; 100])),
+            true,
+        ),
+        (
+            "written with its time put back",
+            |rig| {
+                overwrite(&rig.image, 4 * BLOCK, &[9; 100]);
+                tool("touch", &["-r", rig.old.to_str().expect("text")], &[&rig.image]);
+            },
+            false,
+        ),
+        ("written directly", |rig| direct_write(&rig.image, 4 * BLOCK), false),
+        (
+            "a part of it moved within it",
+            |rig| {
+                let from = rig.old.to_str().expect("text");
+                let reflink = format!("reflink {from} 1048576 2097152 1048576");
+                tool("xfs_io", &["-c", &reflink], &[&rig.image]);
+            },
+            false,
+        ),
+        ("room set aside in a hole", |rig| drop(tool("fallocate", &["-l", "25M"], &[&rig.image])), false),
+    ];
+    for fs in [Fs::Xfs, Fs::Btrfs] {
+        for (name, trap, reads_old) in traps {
+            let Some(rig) = Rig::on(fs) else { return };
+            rig.send_old();
+            rig.clone_old();
+            trap(&rig);
+            let (hashed, believed) = counts(&rig.since(&[]));
+            let old = if reads_old { SIZE } else { 0 };
+            assert!((old..=old + MIB + BLOCK).contains(&hashed), "{fs:?}, {name}: {hashed}");
+            assert!(believed >= 2 * SIZE - MIB - 2 * BLOCK, "{fs:?}, {name}: {believed}");
+        }
+    }
+}
+
+fn mmap_write(path: &Path, at: usize) {
+    let (map, write) = (format!("mmap -rw {at} 65536"), format!("mwrite -S 0x5a {} 1", at + 4096));
+    tool("xfs_io", &["-c", &map, "-c", &write], &[path]);
+}
+
+fn direct_write(path: &Path, at: usize) {
+    tool("xfs_io", &["-d", "-c", &format!("pwrite -S 0x5a {at} 4096")], &[path]);
+}
+
+#[test]
+fn where_nothing_can_be_shared_all_is_read_and_the_user_is_told() {
+    for (fs, read) in [(Fs::Ext4, SIZE), (Fs::Tmpfs, 2 * SIZE)] {
+        let Some(rig) = Rig::on(fs) else { return };
+        rig.send_old();
+        rig.clone_old();
+        let outcome = rig.since(&[]);
+        assert_eq!(outcome.count("hashed_bytes") as usize, read, "{fs:?}");
+        assert!(outcome.stdout.contains("all is read, whatever --since"), "{fs:?}: {outcome}");
+    }
+    // On another file system, and a copy that shares nothing.
+    let (Some(rig), Some(elsewhere)) = (Rig::on(Fs::Xfs), lab::dir(Fs::Btrfs)) else { return };
+    rig.send_old();
+    tool("cp", &["--reflink=never"], &[&rig.old, &rig.image]);
+    assert_eq!(counts(&rig.since(&[])).0, SIZE);
+    let there = Rig { image: elsewhere.path().join("image"), ..rig };
+    there.clone_old();
+    assert_eq!(counts(&there.since(&[])).0, SIZE);
+    // The old one is the image: its map tells.
+    let same = Rig { image: there.old.clone(), ..there };
+    assert_eq!(counts(&same.since(&[])).0, 0);
+    // Who wants content read gets that, and no warning.
+    for flags in [&["-c"][..], &["--verify"]] {
+        let outcome = same.since(flags);
+        assert_eq!(counts(&outcome), (2 * SIZE, 0), "{flags:?}");
+        assert!(!outcome.stdout.contains("\"warning\""), "{outcome}");
+    }
+    let outcome = same.since(&["--no-map-cache"]);
+    assert_eq!(counts(&outcome), (2 * SIZE, 0));
+    assert!(outcome.stdout.contains("--no-map-cache"), "{outcome}");
+}
+
+#[test]
+fn subvolumes_of_one_btrfs_share_and_compressed_extents_are_read() {
+    if !lab::is_root() {
+        return;
+    }
+    let btrfs = Mounted::new(300, &["mkfs.btrfs", "-q"], &[]);
+    let rig = Rig::in_dir(TempDir::new_in(btrfs.path()).expect("a directory"));
+    rig.send_old();
+    let subvolume = rig.dir.path().join("subvolume");
+    tool("btrfs", &["-q", "subvolume", "create"], &[&subvolume]);
+    let rig = Rig { image: subvolume.join("image"), ..rig };
+    rig.clone_old();
+    overwrite(&rig.image, 5 * BLOCK, &[7; BLOCK]);
+    assert_eq!(counts(&rig.since(&[])).0, BLOCK);
+    drop(rig);
+    drop(btrfs);
+    let packed = Mounted::new(300, &["mkfs.btrfs", "-q"], &["-o", "compress-force=zstd"]);
+    let rig = Rig::in_dir(TempDir::new_in(packed.path()).expect("a directory"));
+    let letters: Vec<u8> = (0..SIZE).map(|at| b'a' + (at / 4096 % 23) as u8).collect();
+    overwrite(&rig.old, 0, &letters);
+    tool("sync", &[], &[&rig.old]);
+    rig.send_old();
+    rig.clone_old();
+    assert_eq!(counts(&rig.since(&[])).0, SIZE);
+}
+
+#[test]
+fn a_map_that_is_wrong_or_damaged_is_found_out() {
+    let Some(rig) = Rig::on(Fs::Xfs) else { return };
+    let maps = || {
+        let listed = fs::read_dir(rig.dir.path().join("cache/holesync/maps")).expect("list");
+        listed.map(|entry| entry.expect("list").path()).collect::<Vec<_>>()
+    };
+    rig.send_old();
+    rig.clone_old();
+    for entry in maps() {
+        let mut bytes = fs::read(&entry).expect("read");
+        bytes[5120] ^= 1;
+        fs::write(&entry, bytes).expect("write");
+    }
+    let outcome = rig.since(&[]);
+    assert_eq!(counts(&outcome), (2 * SIZE, 0));
+    assert!(outcome.stdout.contains("its map cannot be read"), "{outcome}");
+    // That of another image, under the state of this one.
+    rig.send_old();
+    let (other, map) = (rig.dir.path().join("other"), rig.dir.path().join("other.map"));
+    Layout::dense("other", SIZE, &mut Rng(2)).write(&other);
+    run(holesync().arg("map").arg(&other).arg("-o").arg(&map)).ok();
+    for entry in maps() {
+        let head = fs::read(&entry).expect("read")[..120].to_vec();
+        fs::write(&entry, [head, fs::read(&map).expect("read")].concat()).expect("write");
+    }
+    fs::remove_file(&rig.image).expect("remove");
+    rig.clone_old();
+    let outcome = rig.since(&[]);
+    assert_eq!(counts(&outcome), (2 * SIZE, 0), "{outcome}");
+    assert!(outcome.stdout.contains("does not have what it shares"), "{outcome}");
+}
+
+/// Whatever happens meanwhile: a run that succeeds has made the copy equal.
+#[test]
+fn extents_that_move_and_files_that_are_written_during_the_run_do_no_harm() {
+    if !lab::is_root() {
+        return;
+    }
+    let btrfs = Mounted::new(600, &["mkfs.btrfs", "-q"], &[]);
+    let rig = Rig::in_dir(TempDir::new_in(btrfs.path()).expect("a directory"));
+    rig.send_old();
+    let (at, old, image) = (btrfs.path().display(), rig.old.display(), rig.image.display());
+    for (name, disturb) in [
+        ("balance", format!("while :; do btrfs -q balance start -f -dusage=100 {at}; done")),
+        (
+            "defragmentation",
+            format!("while :; do btrfs -q filesystem defragment -f -t 64K {old} {image}; done"),
+        ),
+        (
+            "a writer of the old one",
+            format!(
+                "n=0; while :; do n=$((n+1)); echo $n | dd of={old} bs=64K seek=$((n%300)) conv=notrunc,fsync status=none; done"
+            ),
+        ),
+    ] {
+        rig.clone_old();
+        overwrite(&rig.image, 5 * BLOCK, &[7; BLOCK]);
+        let _disturbed = start(Command::new("sh").args(["-c", &disturb]));
+        for round in 0..10 {
+            overwrite(&rig.image, (20 + round) * BLOCK, &[round as u8 + 1; 3 * BLOCK]);
+            let since = format!("--since={}", rig.old.display());
+            rig.push(&[&since], &rig.image).ok();
+            let equal = run(Command::new("cmp").arg(&rig.image).arg(&rig.to));
+            assert_eq!(equal.code, 0, "{name}, round {round}");
+        }
+    }
+}
+
+#[test]
+fn an_image_that_is_written_meanwhile_is_sent_as_it_is_then_or_fails() {
+    let Some(rig) = Rig::on(Fs::Xfs) else { return };
+    rig.send_old();
+    rig.clone_old();
+    let writes = format!(
+        "n=0; while [ $n -lt 400 ]; do n=$((n+1)); echo $n | dd of={} bs=64K seek=$((n%300)) conv=notrunc status=none; done",
+        rig.image.display()
+    );
+    let writer = start(Command::new("sh").args(["-c", &writes]));
+    let since = format!("--since={}", rig.old.display());
+    for _ in 0..5 {
+        let outcome = rig.push(&[&since], &rig.image);
+        assert!([0, 23].contains(&outcome.code), "{outcome}");
+    }
+    writer.finish().ok();
+    rig.since(&[]);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_early() {
+    let Some(rig) = Rig::on(Fs::Ext4) else { return };
+    let (old, image, to) = (rig.old.to_str().expect("text"), "host:/image", "host:/to");
+    let dir = rig.dir.path().to_str().expect("text");
+    for (args, why) in [
+        (&["--since", old, "-", to][..], "stdin"),
+        (&["--since", old, image, dir], "another machine"),
+        (&["--since", old, dir, to], "directory"),
+        (&["--since", old, old, "/nowhere/to"], "not read anyway"),
+        (&["--since", old, old, old, to], "one SRC"),
+        (&["--since", old, "--through", "cat", old, to], "--through"),
+        (&["--since", old, old], "listed"),
+    ] {
+        run(holesync().args(args)).code(1).says(&[why]);
+    }
+    run(holesync().args(["--since", "/nowhere/old", old, to])).code(23).says(&["/nowhere/old"]);
+    run(holesync().args(["--since", dir, old, to])).says(&["is a directory"]);
+}
+
+/// Each host has its own comparison; the old one is hashed for the first of them.
+#[test]
+fn several_hosts_are_served_alike() {
+    let Some(rig) = Rig::on(Fs::Xfs) else { return };
+    rig.clone_old();
+    overwrite(&rig.image, 5 * BLOCK, &[7; BLOCK]);
+    let peer = Peer::pipe(rig.dir.path());
+    let mut command = peer.holesync();
+    let to = |nth: usize| rig.dir.path().join(format!("to {nth}"));
+    command.arg("--json").arg("--since").arg(&rig.old).arg(&rig.image);
+    command.args((0..3).map(|nth| format!("--to=h{nth}:{}", to(nth).display())));
+    let outcome = run(command.env("XDG_CACHE_HOME", rig.dir.path().join("cache"))).ok();
+    (0..3).for_each(|nth| drop(tool("cmp", &[], &[&rig.image, &to(nth)])));
+    assert!(!outcome.stdout.contains("\"warning\""), "{outcome}");
+}
