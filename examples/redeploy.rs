@@ -111,7 +111,7 @@ fn deploy(step: &str, source: &Path, copy: &Path, options: &Options, umask: u32)
     };
     let (from, to) = (Location::Local(source.into()), Location::Remote(host, copy.into()));
     let totals = Totals::default();
-    sync::run(&[from], None, &to, options, &remote, &totals)?;
+    sync::run(&[from], None, &to, None, options, &remote, &totals)?;
     let totals = totals.0.into_inner()?.ok_or("the run ended without totals")?;
     let equal = equal(source, copy)?;
     println!(

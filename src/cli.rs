@@ -18,6 +18,7 @@ mod when;
 mod workplace;
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, Args, FromArgMatches, Parser};
@@ -283,6 +284,8 @@ pub struct Transfer {
     pub limit: Option<Duration>,
     /// A command in the place of the destination.
     pub through: Option<OsString>,
+    /// Where the map of the image is saved.
+    pub save_map: Option<PathBuf>,
     /// What to show.
     pub show: Verbosity,
     /// What is told of each entry.
@@ -330,7 +333,7 @@ impl TransferArgs {
         }
         mistakes::refuse(&self.paths)?;
         mistakes::check_dest(is_listing, self.inplace || self.verify || self.preallocate || self.as_is)?;
-        self.beside.check(!is_listing && self.through.is_none())?;
+        self.beside.check(!is_listing && self.through.is_none(), several.is_some(), self.size_only)?;
         workplace::check(&options, self.through.is_some())?;
         self.filter.check(&options, self.through.is_some())?;
         delete::check(&options, self.through.is_some())?;
@@ -360,6 +363,7 @@ impl TransferArgs {
             retries: self.retries,
             limit: self.stop.limit(),
             through: self.through,
+            save_map: self.beside.save_map().map(Path::to_path_buf),
             show: telling.show,
             record,
             threads: self.threads,
@@ -407,7 +411,7 @@ impl TransferArgs {
             dry_run: self.dry_run,
             tells_changes: self.record.tells(),
             checksum: self.checksum,
-            ignore_times: self.ignore_times,
+            ignore_times: self.ignore_times || self.beside.save_map().is_some(),
             modify_window: self.modify_window,
             size_only: self.size_only,
             whole_file: self.whole_file,

@@ -14,6 +14,7 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, in_words};
+use crate::location::directory_of;
 use crate::options::Options;
 use crate::sys;
 
@@ -229,8 +230,7 @@ impl NamedPath {
 
     /// The directory that it lies in.
     pub fn parent(&self) -> NamedPath {
-        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        NamedPath { below: self.below.clone(), ..NamedPath::here(parent.unwrap_or(Path::new("."))) }
+        NamedPath { below: self.below.clone(), ..NamedPath::here(directory_of(&self.path)) }
     }
 
     /// A path below it, or above it, if it leads there.

@@ -28,7 +28,7 @@ pub use crate::hashmap::entry::MapEntry;
 use crate::hashmap::gather::{Gather, Gathered};
 pub use crate::hashmap::grid::{Grid, MAX_LENGTH, PAGE, PageMask, page_runs};
 pub use crate::hashmap::known::{KnownMap, StoredMap};
-pub use crate::hashmap::recorder::{MapRecord, Recorder};
+pub use crate::hashmap::recorder::{MapRecord, Maps, Recorder};
 use crate::scan::{self, Image};
 
 /// The hash of a block: BLAKE3 over its non-zero pages, in order (the last page

@@ -7,6 +7,11 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, printable};
 
+/// The directory that a path names something in.
+pub fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Where a source or a destination is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {

@@ -34,6 +34,7 @@ pub use writer::{FrameWriter, keep_alive};
 use crate::confinement::RequestPath;
 use crate::error::{Error, Failure, Result, escape};
 use crate::hashmap::leaves::Leaves;
+use crate::hashmap::map_file::SavedMap;
 use crate::hashmap::plan::Run;
 use crate::hashmap::{Hash, PageMask};
 use crate::options::Options;
@@ -316,6 +317,8 @@ pub struct Connection<'a, R: Read, W: Write> {
     pub options: &'a Options,
     /// Who is told.
     pub reporter: &'a dyn Reporter,
+    /// What the map of the image is saved as.
+    pub saved: Option<&'a SavedMap>,
 }
 
 /// What the initiator wants of the responder. Its paths are opened through the responder's

@@ -91,9 +91,9 @@ pub fn run<'a, R: Read + Send + 'static, W: Write + Send>(
     target: Target,
     answerer: Option<Answerer<'a>>,
 ) -> Result<Stats> {
-    let Connection { input, output, options, reporter } = connection;
+    let Connection { input, output, options, reporter, saved } = connection;
     let (outbox, unsent) = outbox::queue();
-    let shared = Arc::new(ReceiverShared::new(outbox, options, input.version(), reporter));
+    let shared = Arc::new(ReceiverShared::new(outbox, options, input.version(), (reporter, saved)));
     std::thread::scope(|scope| {
         let writer = scope
             .spawn(|| unsent.write_to(output, &shared.credit, options.life_sign(), || shared.busy_with()));
@@ -269,6 +269,9 @@ impl Applier<'_, '_> {
     fn message(&mut self, message: Message) -> Result<()> {
         match message {
             Message::Layout { single } if self.tree.is_none() => {
+                if !single && let Some(saved) = self.shared.saved {
+                    return Err(saved.needs_one());
+                }
                 let options = Arc::clone(&self.shared.options);
                 self.tree = Some(DestinationTree::open(&self.target, single, options)?);
                 Ok(())

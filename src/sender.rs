@@ -71,7 +71,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
     hasher: Option<Hasher>,
     side: Side,
 ) -> Result<Stats> {
-    let Connection { input, output, options, reporter } = connection;
+    let Connection { input, output, options, reporter, saved } = connection;
     let Hasher { jobs, hashed, buffers } = hasher.unwrap_or_else(|| Hasher::start(options, None, None, None));
     let shared = SenderShared {
         files: Arc::new(Files::new(jobs, output.is_direct(), options.tells_others())),
@@ -84,6 +84,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
         peer: input.peer().into(),
         describes: !options.dry_run || describes_in_dry_runs(input.version()),
         reporter,
+        saved,
     };
     let inbox = Arc::new(Inbox::new(options.dry_run, shared.describes));
     inbox.fill(input, Arc::clone(&shared.files));

@@ -9,10 +9,12 @@ mod local;
 mod names;
 mod origin;
 mod retry;
+mod saved;
 mod since;
 mod stdin;
 pub mod survey;
 mod takeover;
+mod through;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -25,20 +27,20 @@ use crate::confinement::{NamedPath, RequestPath};
 use crate::error::{Error, Result};
 use crate::hashmap::ahead::Likely;
 use crate::hashmap::cache::MapCache;
+use crate::hashmap::map_file::SavedMap;
 use crate::hashmap::shared::SharedMaps;
 use crate::hashmap::since::Since;
 use crate::location::{Host, Location};
 use crate::options::Options;
 use crate::protocol::{
-    Connection, Frame, FrameReader, FrameWriter, Message, Pace, Request, Silence, TimedReader, TimedWriter,
+    Connection, FrameReader, FrameWriter, Message, Pace, Request, Silence, TimedReader, TimedWriter,
 };
 use crate::receiver::{self, Answerer, Asides, Target};
 use crate::remote::{self, FarSide, Incoming, Input, Outgoing, Output, Ssh};
-use crate::report::{Event, KeepsFirst, Phase, Reporter, Route, Stats, Summary, Traffic, human};
+use crate::report::{Event, KeepsFirst, Reporter, Route, Stats, Summary, Traffic, human};
 use crate::sender::{self, Hasher, Side};
 use crate::shell;
 use crate::source::{self, Asked};
-use crate::stream::{self, ImageStream};
 
 pub use crate::remote::{Addresses, Agent, Cipher, RemoteOptions};
 pub use agent::serve;
@@ -48,12 +50,13 @@ pub use list::list;
 pub use names::{FilesFrom, ListPlace};
 use origin::{Origin, origin};
 use retry::Tries;
+pub use through::through;
 
 /// How much data has to go to a shell before an agent is suggested.
 const WORTH_AN_AGENT: u64 = 64 << 20;
 
 /// Makes `destination` equal to `sources`, or to what a list names below the only one, and
-/// reports it.
+/// reports it. `save`: where the map of the image that is sent is put when the destination has it.
 ///
 /// # Errors
 ///
@@ -62,6 +65,7 @@ pub fn run(
     sources: &[Location],
     listed: Option<&FilesFrom>,
     destination: &Location,
+    save: Option<&Path>,
     options: &Options,
     remote: &RemoteOptions,
     reporter: &dyn Reporter,
@@ -70,9 +74,14 @@ pub fn run(
     let tries = &Tries::of(options, remote.retries)?;
     let first = KeepsFirst::new(reporter);
     let reporter: &dyn Reporter = &first;
+    let saved = &save.map(SavedMap::open).transpose()?;
+    let saved = saved.as_ref();
+    if let Some(saved) = saved {
+        saved::check(saved, sources, listed, destination)?;
+    }
     let since = since::open(sources, listed, Some(destination), options)?;
     let shared = &Shared { since, ..Shared::alone(options) };
-    let initiator = Initiator { options, remote, reporter, tries, shared };
+    let initiator = Initiator { options, remote, reporter, tries, shared, saved };
     if sources.iter().any(stdin::is_stdin) {
         stdin::check(sources, listed, options, remote)?;
         let completed = initiator.send_stdin(destination)?;
@@ -88,7 +97,7 @@ pub fn run(
         (Origin::Local(sources), Location::Local(path)) => {
             let target = initiator.target(path, names.is_some() || sources.len() > 1)?;
             let sources = source::choose(sources, names, options)?;
-            Completed::here(local::run(&sources, target, options, reporter)?)
+            Completed::here(local::run(&sources, target, options, (reporter, saved))?)
         }
         (Origin::Local(sources), Location::Remote(host, path)) => {
             let directory = names.is_some() || sources.len() > 1;
@@ -104,65 +113,9 @@ pub fn run(
             ));
         }
     };
-    initiator.conclude(start, completed, &first)
-}
-
-/// Has `command`, run where `destination` is, read the image `source` whole, and
-/// reports it.
-///
-/// # Errors
-///
-/// When the image cannot be read, the host cannot be reached, or the command fails.
-pub fn through(
-    source: &Location,
-    destination: &Location,
-    command: &OsStr,
-    options: &Options,
-    remote: &RemoteOptions,
-    reporter: &dyn Reporter,
-) -> Result<()> {
-    let start = Instant::now();
-    let tries = &Tries::new(Some(0));
-    let initiator = Initiator { options, remote, reporter, tries, shared: &Shared::alone(options) };
-    let Location::Local(source) = source else {
-        return Err(Error::Usage("--through wants a source on this machine".into()));
-    };
-    if stdin::is_stdin(&Location::Local(source.clone())) {
-        let what = "--through tells its command the length of the image, which shows on stdin only at the end: pipe it to \
-                    the command by ssh, or send - to DEST itself";
-        return Err(Error::Usage(what.into()));
-    }
-    if options.dry_run {
-        return Err(Error::Usage("--through and --dry-run exclude each other: the command would run".into()));
-    }
-    let image = ImageStream::open(source, options.hole_map)?;
-    let completed = match destination {
-        Location::Local(_) if options.bandwidth.is_some() => {
-            let what =
-                "--bwlimit limits what goes to another machine: with --through and a DEST here leave it out";
-            return Err(Error::Usage(what.into()));
-        }
-        Location::Local(path) => {
-            let mut sent = 0;
-            stream::run_command(command, path, image.length, |sink| {
-                sent = image.pour(sink)?;
-                Ok(())
-            })?;
-            Completed::here(sent)
-        }
-        Location::Remote(host, path) => initiator.send_through(&image, command, host, path)?,
-    };
-    let stats = Stats {
-        files_total: 1,
-        files_sent: 1,
-        apparent_bytes: image.length,
-        data_bytes: completed.value,
-        sent_data_bytes: completed.value,
-        ..Stats::default()
-    };
-    let completed = Completed { value: stats, route: completed.route, wire: completed.wire };
-    reporter.summary(&initiator.summary(start, completed));
-    Ok(())
+    initiator.conclude(start, completed, &first)?;
+    // A dry run has nothing to save.
+    saved.filter(|_| !options.dry_run).map_or(Ok(()), SavedMap::put)
 }
 
 /// The file that the only one of these sources becomes, if there is one.
@@ -196,6 +149,8 @@ struct Initiator<'a> {
     reporter: &'a dyn Reporter,
     tries: &'a Tries,
     shared: &'a Shared,
+    /// What the map of the image is saved as.
+    saved: Option<&'a SavedMap>,
 }
 
 /// What runs to several hosts have in common.
@@ -244,6 +199,7 @@ impl Initiator<'_> {
                 }
                 FarSide::Shell => {
                     drop(hasher);
+                    self.refuse_to_save(host)?;
                     let host = host.to_string();
                     remote::note_shell();
                     shell::send(self.shell_session(input, output, &host), sources, &target)
@@ -286,49 +242,15 @@ impl Initiator<'_> {
                 FarSide::Shell => {
                     drop(answerer);
                     if listed.is_some() {
-                        return Err(names::needs_agent(host));
+                        return Err(names::needs_agent("--files-from", host));
                     }
+                    self.refuse_to_save(host)?;
                     let host = host.to_string();
                     remote::note_shell();
                     shell::receive(self.shell_session(input, output, &host), paths, &target)
                         .map_err(Error::by_shell)
                 }
             })
-        })
-    }
-
-    /// Sends an image to a command on a host. Returns how many bytes of data were sent.
-    fn send_through(
-        self,
-        image: &ImageStream,
-        command: &OsStr,
-        host: &Host,
-        path: &Path,
-    ) -> Result<Completed<u64>> {
-        let (command, destination) = (command.as_bytes(), path.as_os_str().as_bytes());
-        // The command says nothing while it works, and the agent not for it.
-        self.connect(host, None, |far_side, mut input, mut output| match far_side {
-            FarSide::Shell => {
-                let host = host.to_string();
-                shell::run_command(self.shell_session(input, output, &host), image, command, destination)
-            }
-            FarSide::Agent => {
-                let (command, destination) = (command.to_vec(), path.into());
-                self.request(&mut output, Request::Through { command, destination, size: image.length })?;
-                let write = |bytes: &[u8]| {
-                    self.reporter.event(Event::Done(Phase::Sending, bytes.len() as u64));
-                    output.plain(bytes)
-                };
-                let sent = image.send(true, write).and_then(|sent| output.flush().map(|()| sent));
-                drop(output);
-                match input.read() {
-                    Ok(Frame::Message(Message::End(_))) => sent,
-                    Ok(_) => Err(input.bad("something else than the end")),
-                    // The error that the other end reports is why nothing could be sent to it.
-                    Err(error @ Error::Remote { .. }) => Err(error),
-                    Err(error) => sent.and(Err(error)),
-                }
-            }
         })
     }
 
@@ -341,7 +263,13 @@ impl Initiator<'_> {
     }
 
     fn connection<'a>(&'a self, input: Input, output: Output) -> Connection<'a, Incoming, Outgoing> {
-        Connection { input, output, options: self.options, reporter: self.reporter }
+        let Initiator { options, reporter, saved, .. } = *self;
+        Connection { input, output, options, reporter, saved }
+    }
+
+    /// Nobody hashes what goes to a shell, or comes from one.
+    fn refuse_to_save(self, host: &Host) -> Result<()> {
+        self.saved.map_or(Ok(()), |_| Err(names::needs_agent("--save-map", host)))
     }
 
     fn shell_session<'a>(&'a self, input: Input, output: Output, host: &'a str) -> shell::ShellSession<'a> {

@@ -19,7 +19,7 @@ fuzz_target!(|data: &[u8]| GROUND.with(|ground| {
     let path = NamedPath::here(if how & 2 == 0 { tree } else { tree.join("old") });
     let input = FrameReader::new(Paced::new(data), "the input");
     let output = FrameWriter::new(std::io::sink(), "the input");
-    let connection = Connection { input, output, options: &options, reporter: &Silent };
+    let connection = Connection { input, output, options: &options, reporter: &Silent, saved: None };
     let _ = receiver::run(connection, Target::new(path, false, 0o022), None);
     ground.check();
 }));

@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| GROUND.with(|ground| {
     let sources = [NamedPath::here(ground.tree().join(""))];
     let input = FrameReader::new(Paced::new(data), "the input");
     let output = FrameWriter::new(std::io::sink(), "the input");
-    let connection = Connection { input, output, options: &options, reporter: &Silent };
+    let connection = Connection { input, output, options: &options, reporter: &Silent, saved: None };
     let _ = sender::run(connection, &sources, None, Side::Initiator);
     ground.check();
 }));

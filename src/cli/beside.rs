@@ -2,11 +2,13 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use holesync::error::{Error, Result};
 use holesync::options::{AlternateKind, Alternates, Since};
+
+use crate::cli::verbs::output;
 
 /// What new files are begun from, linked to, or held against, and what is known of old ones.
 #[derive(Debug, Args)]
@@ -23,6 +25,9 @@ pub struct BesideArgs {
     /// SRC was made from this image, which is here: on xfs and btrfs do not read what both share
     #[arg(long, value_name = "OLD")]
     since: Option<PathBuf>,
+    /// Save the map of the image in FILE.map once DEST has it; all of it is compared
+    #[arg(long, value_name = "FILE.map")]
+    save_map: Option<PathBuf>,
     /// Do not make what DIR has
     #[arg(long, value_name = "DIR")]
     compare_dest: Vec<OsString>,
@@ -45,15 +50,28 @@ impl BesideArgs {
         self.since.clone().map(|old| Since { old, changed: None })
     }
 
-    /// Refuses what is about an image that is compared with DEST, where nothing is.
+    /// Refuses what is about an image that is compared with DEST, where nothing is; and to save a map
+    /// where there is not one image and one DEST.
     ///
     /// # Errors
     ///
     /// [`Error::Usage`].
-    pub fn check(&self, compares: bool) -> Result<()> {
-        let what = "--since is about an image that is compared with DEST: leave it out where SRC is listed, and with \
-                    --through";
-        if self.since.is_some() && !compares { Err(Error::Usage(what.into())) } else { Ok(()) }
+    pub fn check(&self, compares: bool, several: bool, size_only: bool) -> Result<()> {
+        let what = if self.since.is_some() && !compares {
+            "--since is about an image that is compared with DEST: leave it out where SRC is listed, and with --through"
+        } else if self.save_map.is_some() && (!compares || several) {
+            "--save-map is for SRC and one DEST: holesync map SRC -o FILE.map writes a map otherwise"
+        } else if self.save_map.is_some() && size_only {
+            "--save-map compares all of the image: leave --size-only out"
+        } else {
+            return self.save_map().map_or(Ok(()), output::check_map);
+        };
+        Err(Error::Usage(what.into()))
+    }
+
+    /// Where the map of the image is saved.
+    pub fn save_map(&self) -> Option<&Path> {
+        self.save_map.as_deref()
     }
 
     /// Directories that may have what is missing.

@@ -32,7 +32,7 @@ const PURPOSES: [(&str, &str); 7] = [
     (
         "How they are compared",
         "ignore_times size_only modify_window fuzzy basis since compare_dest copy_dest link_dest block_size leaf_size \
-         no_map_cache no_hole_map threads",
+         save_map no_map_cache no_hole_map threads",
     ),
     (
         "How DEST is written",

@@ -209,7 +209,8 @@ fn transfer(transfer: Transfer, readers: &Readers, umask: u32) -> Result<()> {
         }
         (Some(_), ..) => Err(Error::Usage("--through wants one source: the command reads one image".into())),
         (None, sources, Some(destination)) => {
-            sync::run(sources, listed, destination, &transfer.options, &remote, reporter)
+            let save = transfer.save_map.as_deref();
+            sync::run(sources, listed, destination, save, &transfer.options, &remote, reporter)
         }
     };
     result.map_err(why_it_ended)

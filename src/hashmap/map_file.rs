@@ -9,6 +9,7 @@
 
 mod new_file;
 mod reader;
+mod saved;
 mod writer;
 
 use std::io;
@@ -21,6 +22,7 @@ use crate::hashmap::{Grid, PAGE};
 
 pub use new_file::NewFile;
 pub use reader::MapReader;
+pub use saved::SavedMap;
 pub use writer::MapWriter;
 
 /// What a map of this version begins with.

@@ -7,48 +7,57 @@ use std::io::{self, BufWriter};
 use crate::hashmap::map_file::{MapWriter, NewFile};
 use crate::hashmap::{Grid, Hash, Item, MapEntry, PageMask, RootHasher};
 
-/// Blocks that wait for the pages of one before them: about 4 MiB. Beyond that no map is kept.
-const MAX_WAITING: usize = 1 << 16;
+/// Blocks that wait for the pages of one before them: about 28 MiB. Beyond that no map is kept.
+const MAX_WAITING: usize = 1 << 19;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Recorder {
     root: RootHasher,
-    map: Option<MapRecord>,
+    maps: Maps,
+}
+
+/// The maps that are written of a file.
+#[derive(Debug, Default)]
+pub struct Maps {
+    /// One that later runs believe.
+    pub kept: Option<MapRecord>,
+    /// One that the user asked for.
+    pub saved: Option<MapRecord>,
+}
+
+impl Maps {
+    fn each(&mut self) -> impl Iterator<Item = &mut MapRecord> {
+        self.kept.iter_mut().chain(&mut self.saved)
+    }
 }
 
 impl Recorder {
-    /// For a file on this grid; `map`: what its map goes to.
-    pub fn new(grid: &Grid, map: Option<MapRecord>) -> Recorder {
-        Recorder { root: RootHasher::new(grid), map }
+    /// For a file on this grid; `maps`: what its map goes to.
+    pub fn new(grid: &Grid, maps: Maps) -> Recorder {
+        Recorder { root: RootHasher::new(grid), maps }
     }
 
     /// Adds the next block that is not zero; indices ascend.
     pub fn add(&mut self, index: u64, pages: PageMask, hash: &Hash) {
         self.root.add(index, hash);
-        if let Some(map) = &mut self.map {
-            map.add(index, Some(pages), hash);
-        }
+        self.maps.each().for_each(|map| map.add(index, Some(pages), hash));
     }
 
     /// The same of one of which the pages [are told](Recorder::tell_pages) later.
     pub fn promise(&mut self, index: u64, hash: &Hash) {
         self.root.add(index, hash);
-        if let Some(map) = &mut self.map {
-            map.add(index, None, hash);
-        }
+        self.maps.each().for_each(|map| map.add(index, None, hash));
     }
 
     /// The pages with data of the first block that waits for them.
     pub fn tell_pages(&mut self, pages: PageMask) {
-        if let Some(map) = &mut self.map {
-            map.tell_pages(pages);
-        }
+        self.maps.each().for_each(|map| map.tell_pages(pages));
     }
 
-    /// The root hash, and the map, if one is kept.
-    pub fn finish(self) -> (Hash, Option<MapRecord>) {
-        (self.root.finish(), self.map)
+    /// The root hash, and the maps that are written.
+    pub fn finish(self) -> (Hash, Maps) {
+        (self.root.finish(), self.maps)
     }
 }
 
@@ -58,7 +67,7 @@ type Waiting = (u64, Option<PageMask>, Hash);
 /// A map that is being written, block by block.
 #[derive(Debug)]
 pub struct MapRecord {
-    writer: MapWriter<BufWriter<NewFile>>,
+    writer: Box<MapWriter<BufWriter<NewFile>>>,
     grid: Grid,
     /// Blocks of data that it may still have.
     left: u64,
@@ -77,7 +86,7 @@ impl MapRecord {
     ///
     /// What writing reports.
     pub fn new(output: NewFile, grid: &Grid, most: u64) -> io::Result<MapRecord> {
-        let writer = MapWriter::new(BufWriter::new(output), grid)?;
+        let writer = Box::new(MapWriter::new(BufWriter::new(output), grid)?);
         Ok(MapRecord { writer, grid: *grid, left: most, next: 0, waiting: VecDeque::new(), failed: None })
     }
 
@@ -177,12 +186,16 @@ mod tests {
         (entries, map.root().expect("whole"))
     }
 
+    fn kept(record: io::Result<MapRecord>) -> Maps {
+        Maps { kept: Some(record.expect("write")), saved: None }
+    }
+
     #[test]
     fn blocks_that_wait_for_their_pages_come_in_their_order() {
         let dir = tempfile::tempdir().expect("a directory");
         let grid = Grid { length: 9 * 65536, block: BlockSize::default() };
         let new = NewFile::create(File::open(dir.path()).expect("open"), "x").expect("create");
-        let mut recorder = Recorder::new(&grid, Some(MapRecord::new(new, &grid, 99).expect("write")));
+        let mut recorder = Recorder::new(&grid, kept(MapRecord::new(new, &grid, 99)));
         recorder.add(1, 1, &[1; 32]);
         recorder.promise(3, &[3; 32]);
         recorder.add(4, 4, &[4; 32]);
@@ -190,8 +203,8 @@ mod tests {
         recorder.tell_pages(3);
         recorder.add(7, 7, &[7; 32]);
         recorder.tell_pages(5);
-        let (root, map) = recorder.finish();
-        let file = map.expect("kept").finish().expect("whole");
+        let (root, maps) = recorder.finish();
+        let file = maps.kept.expect("kept").finish().expect("whole");
         let data = |pages, byte| MapEntry::Data { pages, hash: [byte; 32] };
         let zero = MapEntry::Zero(1);
         let expected =
@@ -206,9 +219,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let grid = Grid { length: 65536, block: BlockSize::default() };
         let new = NewFile::create(File::open(dir.path()).expect("open"), "x").expect("create");
-        let mut recorder = Recorder::new(&grid, Some(MapRecord::new(new, &grid, 99).expect("write")));
+        let mut recorder = Recorder::new(&grid, kept(MapRecord::new(new, &grid, 99)));
         recorder.promise(0, &[1; 32]);
-        assert!(recorder.finish().1.expect("kept").finish().is_err());
+        assert!(recorder.finish().1.kept.expect("kept").finish().is_err());
         assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 0);
     }
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result, Stop, Warning, in_words, printable};
 use crate::hashmap::ahead::{Ahead, Head, Likely, await_job};
 use crate::hashmap::cache::{self, Found};
 use crate::hashmap::plan::Run;
-use crate::hashmap::{self, Batch, Grid, Item, MapRecord};
+use crate::hashmap::{self, Batch, Grid, Item, MapRecord, Maps};
 use crate::protocol::{Entry, MAX_MAP_KEYS, MAX_MAP_RUNS, Message};
 use crate::receiver::basis_feed::FeedEnd;
 use crate::receiver::shared::{ReceiverShared, Settles};
@@ -37,7 +37,7 @@ pub struct Begun {
     pub grid: Grid,
     pub whole: bool,
     /// What its map goes to, if that is kept.
-    pub map: Option<MapRecord>,
+    pub maps: Maps,
     /// Its basis among those in which blocks are looked for.
     pub image: Option<u32>,
     /// Where it goes.
@@ -163,8 +163,8 @@ fn ask_for(
             BasisState::Blank => Some(FeedEnd::Whole),
             BasisState::Unknown => Some(FeedEnd::Unknown),
         };
-        let map = record(shared, &mut sink, (wanted, &grid));
-        let begun = Begun { id, entry, changes, destination: sink, grid, whole, image, place, map };
+        let maps = maps_of(shared, &mut sink, (wanted, &grid));
+        let begun = Begun { id, entry, changes, destination: sink, grid, whole, image, place, maps };
         if !shared.feeds.open(Box::new(begun), end) {
             return Ok(());
         }
@@ -276,6 +276,13 @@ fn head_of(
         }
         Some(Found::Nothing) | None => Head::Unread,
     })
+}
+
+/// What the map of a file goes to.
+fn maps_of(shared: &ReceiverShared, sink: &mut Sink, (wanted, grid): (&Wanted, &Grid)) -> Maps {
+    let saved = shared.saved.filter(|_| matches!(sink, Sink::Destination(_)));
+    let saved = saved.and_then(|saved| saved.begin(grid));
+    Maps { kept: record(shared, sink, (wanted, grid)), saved }
 }
 
 /// Begins the map of what is to be put together, if it may be kept. What stays of an old file

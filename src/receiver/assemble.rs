@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use crate::apply::{Basis, Own, Place, Sink};
 use crate::error::{Error, Result};
 use crate::hashmap::leaves::{LeafHash, Leaves};
-use crate::hashmap::{self, Grid, Hash, MapRecord, PageMask, Recorder};
+use crate::hashmap::{self, Grid, Hash, Maps, PageMask, Recorder};
 use crate::options::BlockSize;
 use crate::protocol::{Data, Entry};
 use crate::receiver::answer::Begun;
@@ -67,8 +67,8 @@ pub struct OpenFile {
     pub(super) cursor: BasisCursor,
     pub(super) grid: Grid,
     pub(super) root: Recorder,
-    /// Its map, once all of it is described.
-    pub map: Option<MapRecord>,
+    /// Its maps, once all of it is described.
+    pub maps: Maps,
     /// The next block.
     pub(super) at: u64,
     /// Blocks that the sender asked about, and has not sent yet what they lack.
@@ -98,7 +98,7 @@ pub(super) struct UnpatchedBlock {
 impl OpenFile {
     /// `cursor`: what is known of its basis.
     pub fn new(begun: Begun, cursor: BasisCursor) -> OpenFile {
-        let Begun { id, entry, changes, destination, grid, whole, image, place, map } = begun;
+        let Begun { id, entry, changes, destination, grid, whole, image, place, maps } = begun;
         let written = image.filter(|_| destination.is_written_itself());
         OpenFile {
             id,
@@ -117,8 +117,8 @@ impl OpenFile {
             place,
             search: Search::new(written),
             grid,
-            root: Recorder::new(&grid, map),
-            map: None,
+            root: Recorder::new(&grid, maps),
+            maps: Maps::default(),
             at: 0,
             asked: VecDeque::new(),
             patched: Patched::AsPromised,
@@ -341,8 +341,9 @@ impl OpenFile {
         if self.at != self.grid.blocks() {
             return rule(format!("a file of {} blocks for {}", self.at, self.grid.blocks()));
         }
-        let (root, map) = std::mem::replace(&mut self.root, Recorder::new(&self.grid, None)).finish();
-        self.map = map;
+        let root = std::mem::replace(&mut self.root, Recorder::new(&self.grid, Maps::default()));
+        let (root, maps) = root.finish();
+        self.maps = maps;
         Ok((self.patched == Patched::AsPromised).then_some(root))
     }
 

@@ -8,7 +8,7 @@ use std::sync::mpsc::Receiver;
 use crate::apply::tree::DelayedFile;
 use crate::apply::{Completion, Finished};
 use crate::error::{Result, lock};
-use crate::hashmap::{Hash, MapRecord};
+use crate::hashmap::{Hash, Maps};
 use crate::protocol::{Entry, Message};
 use crate::receiver::assemble::OpenFile;
 use crate::receiver::shared::{ReceiverShared, Settles};
@@ -29,7 +29,7 @@ pub struct Complete {
 impl Complete {
     /// Whether no other thread need complete it.
     pub fn is_quick(&self) -> bool {
-        let is_small = self.file.received + self.file.copied < AT_ONCE && self.file.map.is_none();
+        let is_small = self.file.received + self.file.copied < AT_ONCE && self.file.maps.kept.is_none();
         is_small && self.file.destination.is_renamed()
     }
 }
@@ -41,7 +41,7 @@ pub struct Completed {
     path: PathBuf,
     received: u64,
     changes: Changes,
-    map: Option<MapRecord>,
+    maps: Maps,
 }
 
 /// Completes files until the applying thread has no more.
@@ -59,13 +59,13 @@ pub fn finish(shared: &ReceiverShared, complete: Complete) {
     let Complete { file, root } = complete;
     let path = file.destination.path().to_path_buf();
     let length = file.length();
-    let OpenFile { id, entry, destination, kept, received, changes, map, .. } = *file;
+    let OpenFile { id, entry, destination, kept, received, changes, maps, .. } = *file;
     if received > WORTH_TELLING && !destination.is_preview() {
         shared.reporter.event(Event::Phase(Phase::WritingBack));
         // Only a hint for the other end; a broken connection shows below.
         let _ = shared.tell(Message::Busy(Phase::WritingBack), Settles::Nothing);
     }
-    let completed = Completed { id, entry, path, received, changes, map };
+    let completed = Completed { id, entry, path, received, changes, maps };
     match destination.complete(&root, kept, length) {
         Ok(Completion::Finished(finished)) => finished_one(shared, Ok(*finished), completed),
         Ok(Completion::Waits(waiting)) if waiting.may_gather() => {
@@ -90,7 +90,7 @@ fn finished_one(shared: &ReceiverShared, finished: Result<Finished>, completed: 
 }
 
 fn tell(shared: &ReceiverShared, finished: Result<Finished>, completed: Completed) -> Result<()> {
-    let Completed { id, entry, path, received, changes, map } = completed;
+    let Completed { id, entry, path, received, changes, maps } = completed;
     let finished = match finished {
         Ok(finished) => finished,
         Err(error) => return shared.fail(id, &error, Settles::Entry),
@@ -110,10 +110,13 @@ fn tell(shared: &ReceiverShared, finished: Result<Finished>, completed: Complete
     note.map_or(Ok(()), |note| shared.warn(note))?;
     shared.unset(unset)?;
     let told = shared.tell(Message::Done { id, changed, changes }, Settles::Entry);
-    if let (Some(maps), Some(map), Some(witness)) = (&shared.maps, map, witness)
+    if let (Some(cache), Some(map), Some(witness)) = (&shared.maps, maps.kept, witness)
         && let Some((file, state)) = witness.state()
     {
-        maps.keep(map, &file, &state);
+        cache.keep(map, &file, &state);
+    }
+    if let (Some(saved), Some(map)) = (shared.saved, maps.saved) {
+        saved.keep(map);
     }
     told
 }

@@ -7,6 +7,7 @@ use crate::apply::tree::{DelayedFile, DestinationTree};
 use crate::apply::{Committer, Setup};
 use crate::error::{Error, Failure, Result, Warning, lock};
 use crate::hashmap::cache::MapCache;
+use crate::hashmap::map_file::SavedMap;
 use crate::options::Options;
 use crate::protocol::{COPIES, Credit, Entry, Message, describes_in_dry_runs, shortened};
 use crate::receiver::basis_feed::BasisFeeds;
@@ -61,6 +62,8 @@ pub struct ReceiverShared<'a> {
     /// Files that are complete, and wait for storage.
     pub committer: Committer<Completed>,
     pub reporter: &'a dyn Reporter,
+    /// What the map of the image is saved as.
+    pub saved: Option<&'a SavedMap>,
 }
 
 impl<'a> ReceiverShared<'a> {
@@ -69,7 +72,7 @@ impl<'a> ReceiverShared<'a> {
         outbox: Outbox,
         options: &Options,
         version: u16,
-        reporter: &'a dyn Reporter,
+        (reporter, saved): (&'a dyn Reporter, Option<&'a SavedMap>),
     ) -> ReceiverShared<'a> {
         let options = Arc::new(options.clone());
         ReceiverShared {
@@ -89,6 +92,7 @@ impl<'a> ReceiverShared<'a> {
             committer: Committer::default(),
             options,
             reporter,
+            saved,
         }
     }
 

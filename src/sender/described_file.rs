@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::error::Failure;
 use crate::hashmap::plan::{Planner, Run};
-use crate::hashmap::{self, Batch, Block, Grid, Item, RootHasher};
+use crate::hashmap::{self, Batch, Block, Grid, Hash, Item, MapRecord, Maps, Recorder};
 use crate::sender::replies::Answered;
 use crate::source::OpenSource;
 
@@ -28,7 +28,7 @@ pub struct DescribedFile {
     pub id: u64,
     pub grid: Grid,
     pub planner: Planner,
-    pub root: RootHasher,
+    pub root: Recorder,
     pub cursor: BatchCursor,
     /// Keys and runs of zeros of the receiver's map that came.
     known: usize,
@@ -50,8 +50,8 @@ pub struct DescribedFile {
 }
 
 impl DescribedFile {
-    /// `rest`: about how many bytes of data it has.
-    pub fn new(answered: Answered, grid: Grid, rest: u64) -> DescribedFile {
+    /// `rest`: about how many bytes of data it has; `saved`: what its map goes to.
+    pub fn new(answered: Answered, grid: Grid, rest: u64, saved: Option<MapRecord>) -> DescribedFile {
         let mut planner = Planner::default();
         if !answered.mapped {
             planner.without_basis();
@@ -60,7 +60,7 @@ impl DescribedFile {
             id: answered.id,
             grid,
             planner,
-            root: RootHasher::new(&grid),
+            root: Recorder::new(&grid, Maps { kept: None, saved }),
             cursor: BatchCursor::default(),
             known: 0,
             planned: 0,
@@ -80,6 +80,13 @@ impl DescribedFile {
             self.known += run.entries();
             self.planner.push_basis(run);
         }
+    }
+
+    /// It is described to its end: its root hash, and its map, if that is saved.
+    pub fn end(&mut self) -> (Hash, Option<MapRecord>) {
+        let root = std::mem::replace(&mut self.root, Recorder::new(&self.grid, Maps::default()));
+        let (root, maps) = root.finish();
+        (root, maps.saved)
     }
 
     /// How much of the map was planned since this was asked last, if anything.
@@ -112,7 +119,7 @@ impl BatchCursor {
         source: Option<Arc<OpenSource>>,
         grid: &Grid,
         planner: &mut Planner,
-        root: &mut RootHasher,
+        root: &mut Recorder,
     ) -> Vec<u8> {
         let mut old = std::mem::replace(&mut self.batch, batch);
         if source.is_some() {
@@ -133,7 +140,7 @@ impl BatchCursor {
                 }
                 Item::Block(block) => {
                     planner.push_source(Run::Keys(vec![hashmap::key(&block.hash)]));
-                    root.add(index, &block.hash);
+                    root.add(index, block.data, &block.hash);
                     index += 1;
                 }
             }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::error::lock;
 use crate::error::{Error, Failure, Result};
 use crate::hashmap::plan::Action;
-use crate::hashmap::{BATCH, Batch, Block, Hash};
+use crate::hashmap::{BATCH, Batch, Block, Hash, MapRecord};
 use crate::protocol::Message;
 use crate::scan::Content;
 use crate::sender::describe::{Over, Treatment, at_once};
@@ -22,7 +22,7 @@ use crate::source::OpenSource;
 /// How describing a file to the receiver ended.
 pub enum Merged {
     /// All of it is described; its root hash.
-    Whole(Hash),
+    Whole(Hash, Option<MapRecord>),
     SourceChanged,
     SourceFailed(Error),
     /// It goes onto a device, and holds what does not belong there.
@@ -75,7 +75,8 @@ impl<W: Write> Session<'_, W> {
                 if self.shared.describes {
                     self.describer.finish()?;
                 }
-                return Ok(Merged::Whole(file.root.clone().finish()));
+                let (root, map) = file.end();
+                return Ok(Merged::Whole(root, map));
             }
         }
     }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use crate::error::lock;
 use crate::error::{Error, Failure, Result, Warning};
-use crate::hashmap::Grid;
+use crate::hashmap::{Grid, MapRecord};
 use crate::protocol::{COPIES, CREDIT, Entry, Message};
 use crate::report::{Changes, Event, Outcome, Phase, Stats};
 use crate::sender::announce::announce;
@@ -27,6 +27,8 @@ struct Sent {
     bytes: u64,
     /// Every change since it was read shows.
     settled: bool,
+    /// Its map, if that is saved.
+    map: Option<MapRecord>,
 }
 
 /// The merging thread's state.
@@ -236,6 +238,9 @@ impl<'a, W: Write> Session<'a, W> {
                     lock(&self.shared.stats).files_sent += u64::from(changed.is_some());
                     let outcome = changed.map_or(Outcome::Unchanged, |_| Outcome::Sent(sent.bytes));
                     self.report(&sent.source, outcome, changes);
+                    if let (Some(saved), Some(map)) = (self.shared.saved, sent.map) {
+                        saved.keep(map);
+                    }
                     if sent.settled {
                         self.arrived(sent.source)?;
                     }
@@ -354,22 +359,24 @@ impl<'a, W: Write> Session<'a, W> {
             self.shared.send(&Message::Content { id })?;
         }
         self.describer.begin(answered.mapped, whole || self.shared.options.whole_file);
-        let mut file = DescribedFile::new(answered, grid, allocated);
+        let saved = self.shared.saved.filter(|_| self.shared.describes && !self.shared.options.dry_run);
+        let map = saved.and_then(|saved| saved.begin(&grid));
+        let mut file = DescribedFile::new(answered, grid, allocated, map);
         let merged = self.merge(&mut file)?;
         // The receiver waits for no Finish of a file that has failed.
         let merged = self.inbox.forget(id).map_or(merged, Merged::ReceiverFailed);
         match merged {
-            Merged::Whole(_) => {}
+            Merged::Whole(..) => {}
             _ => self.abandon(&file)?,
         }
         match merged {
-            Merged::Whole(_) if !self.shared.describes => self.compared(source, &file, changes),
-            Merged::Whole(root) => {
+            Merged::Whole(..) if !self.shared.describes => self.compared(source, &file, changes),
+            Merged::Whole(root, map) => {
                 if !file.settled {
                     self.shared.warn(source::doubt(&source.path))?;
                 }
                 self.shared.send(&Message::Finish { root, settled: file.settled })?;
-                self.awaited.insert(id, Sent { source, bytes: file.bytes, settled: file.settled });
+                self.awaited.insert(id, Sent { source, bytes: file.bytes, settled: file.settled, map });
                 if self.awaited.len() > CREDIT {
                     return Err(self.unexpected("credit for files without a result"));
                 }

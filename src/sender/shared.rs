@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::{Failure, Result, Warning, code, lock};
+use crate::hashmap::map_file::SavedMap;
 use crate::options::Options;
 use crate::protocol::{FrameWriter, Message};
 use crate::report::{Event, Phase, Reporter, Stats};
@@ -35,6 +36,8 @@ pub struct SenderShared<'a, W: Write> {
     /// Files are described to the receiver: not to one that is too old in a dry run.
     pub describes: bool,
     pub reporter: &'a dyn Reporter,
+    /// What the map of the image is saved as.
+    pub saved: Option<&'a SavedMap>,
 }
 
 impl<W: Write> SenderShared<'_, W> {

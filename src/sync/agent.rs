@@ -141,11 +141,11 @@ fn perform<R: Read + Send + 'static, W: Write + Send>(
     match request {
         Admitted::Receive { destination, directory, asides } => {
             let target = Target { asides, ..Target::new(destination, directory, umask) };
-            let connection = Connection { input, output, options, reporter: &Silent };
+            let connection = Connection { input, output, options, reporter: &Silent, saved: None };
             receiver::run(connection, target, None).map(drop)
         }
         Admitted::Send { sources } => {
-            let connection = Connection { input, output, options, reporter: &Silent };
+            let connection = Connection { input, output, options, reporter: &Silent, saved: None };
             sender::run(connection, &sources, None, Side::Responder).map(drop)
         }
         Admitted::Through { command, destination, size } => {

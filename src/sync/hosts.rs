@@ -141,6 +141,7 @@ fn chosen(
         reporter: &Silent,
         tries: &Tries::new(Some(0)),
         shared: &Shared::alone(options),
+        saved: None,
     };
     let names = listed.map(|listed| initiator.names(listed, None)).transpose()?;
     let directory = names.is_some() || sources.len() > 1;
@@ -181,7 +182,7 @@ impl HostsRun<'_> {
         let first = KeepsFirst::new(shown);
         let HostsRun { options, remote, shared, .. } = *self;
         let tries = &Tries::of(options, remote.retries)?;
-        let initiator = Initiator { options, remote, reporter: &first, tries, shared };
+        let initiator = Initiator { options, remote, reporter: &first, tries, shared, saved: None };
         let send = || initiator.send(self.sources, self.directory, host, path);
         let summary = initiator.summary(start, tries.run_until_done(&first, send)?);
         first.summary(&summary);

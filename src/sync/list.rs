@@ -44,8 +44,14 @@ pub fn list(
     let tries = &Tries::new(Some(0));
     let first = KeepsFirst::new(reporter);
     let reporter: &dyn Reporter = &first;
-    let initiator =
-        Initiator { options: &options, remote, reporter, tries, shared: &Shared::alone(&options) };
+    let initiator = Initiator {
+        options: &options,
+        remote,
+        reporter,
+        tries,
+        shared: &Shared::alone(&options),
+        saved: None,
+    };
     let origin = origin(sources)?;
     let other_end = if let Origin::Remote(host, _) = &origin { Some(host) } else { None };
     let names = listed.map(|listed| initiator.names(listed, other_end)).transpose()?;
@@ -92,7 +98,7 @@ impl Initiator<'_> {
                 listed.map_or(Ok(()), |listed| names::send(&mut output, listed))?;
                 receiver::list(self.connection(input, output))
             }
-            FarSide::Shell if listed.is_some() => Err(names::needs_agent(host)),
+            FarSide::Shell if listed.is_some() => Err(names::needs_agent("--files-from", host)),
             FarSide::Shell => shell::list(self.shell_session(input, output, &host.to_string()), paths),
         })
     }

@@ -38,6 +38,8 @@ use crate::apply::tree::{DelayedFile, DestinationRoot, DestinationTree, LastDire
 use crate::apply::{Attributes, Committer, Setup};
 use crate::confinement::NamedPath;
 use crate::error::{Again, Error, Failure, Result, Warning, code, lock, printable};
+use crate::hashmap::map_file::SavedMap;
+use crate::location::directory_of;
 use crate::options::{DeleteWhen, Options};
 use crate::protocol::Pace;
 use crate::remote;
@@ -60,7 +62,7 @@ pub fn run(
     sources: &[NamedPath],
     target: Target,
     options: &Options,
-    reporter: &dyn Reporter,
+    (reporter, saved): (&dyn Reporter, Option<&SavedMap>),
 ) -> Result<Stats> {
     if options.recursive {
         sources.iter().try_for_each(|source| refuse_inside(source, target.path.path()))?;
@@ -77,6 +79,7 @@ pub fn run(
         setup: Setup::new(Arc::clone(&options)).delaying(),
         options,
         when,
+        saved,
         reporter,
         pace: Pace::default(),
         stats: Mutex::default(),
@@ -124,6 +127,8 @@ struct LocalCopy<'a> {
     options: Arc<Options>,
     /// When what the sources do not have is removed.
     when: Option<DeleteWhen>,
+    /// What the map of the image is saved as.
+    saved: Option<&'a SavedMap>,
     reporter: &'a dyn Reporter,
     stats: Mutex<Stats>,
     /// Files that changed while they were read.
@@ -380,8 +385,5 @@ fn refuse_inside(source: &NamedPath, destination: &Path) -> Result<()> {
 
 /// The path without symlinks, whether its last name is there or not.
 fn resolve(path: &Path) -> Option<PathBuf> {
-    path.canonicalize().ok().or_else(|| {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Some(parent.canonicalize().ok()?.join(path.file_name()?))
-    })
+    path.canonicalize().ok().or_else(|| Some(directory_of(path).canonicalize().ok()?.join(path.file_name()?)))
 }

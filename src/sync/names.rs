@@ -88,9 +88,10 @@ impl Initiator<'_> {
 }
 
 /// The error for a list of what a shell is to send.
-pub fn needs_agent(host: &Host) -> Error {
-    let what = "--files-from needs a holesync on";
-    Error::Usage(format!("{what} {host}: install it there, or bring it with --agent=push"))
+pub fn needs_agent(option: &str, host: &Host) -> Error {
+    Error::Usage(format!(
+        "{option} needs a holesync on {host}: install it there, or bring it with --agent=push"
+    ))
 }
 
 /// Sends names to the other end.

@@ -256,7 +256,8 @@ impl Looking<'_> {
     ) -> Result<T> {
         let Looking { options, remote, reporter } = self;
         let tries = &Tries::new(Some(0));
-        let initiator = Initiator { options, remote, reporter, tries, shared: &Shared::alone(options) };
+        let shared = &Shared::alone(options);
+        let initiator = Initiator { options, remote, reporter, tries, shared, saved: None };
         let completed =
             initiator.connect(host, options.silence(), |far_side, input, output| match far_side {
                 FarSide::Agent => ask(initiator, input, output),

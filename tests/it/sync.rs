@@ -19,6 +19,7 @@ mod paths;
 mod previews;
 mod racy;
 mod record;
+mod saved;
 mod similar;
 mod since;
 mod small;

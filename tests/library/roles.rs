@@ -202,7 +202,7 @@ pub(super) fn start_sender(
     start(move || {
         let input = FrameReader::new(input, "the receiver");
         let output = FrameWriter::new(output, "the receiver");
-        let connection = Connection { input, output, options: &options, reporter: &Silent };
+        let connection = Connection { input, output, options: &options, reporter: &Silent, saved: None };
         sender::run(connection, &[NamedPath::here(source)], None, Side::Initiator)
     })
 }
@@ -225,7 +225,7 @@ pub(super) fn start_receiver_of(
     start(move || {
         let input = FrameReader::new(input, "the sender");
         let output = FrameWriter::new(output, "the sender");
-        let connection = Connection { input, output, options: &options, reporter: &Silent };
+        let connection = Connection { input, output, options: &options, reporter: &Silent, saved: None };
         receiver::run(connection, target, None)
     })
 }
@@ -861,7 +861,8 @@ fn both_ends_say_the_same_of_what_changed() {
             let (said, options, from) = (Arc::clone(&sender), options.clone(), from.clone());
             move || {
                 let (input, output) = (FrameReader::new(back.0, "r"), FrameWriter::new(forth.1, "r"));
-                let connection = Connection { input, output, options: &options, reporter: &*said };
+                let connection =
+                    Connection { input, output, options: &options, reporter: &*said, saved: None };
                 sender::run(connection, &[NamedPath::here(from)], None, Side::Initiator)
             }
         });
@@ -869,7 +870,8 @@ fn both_ends_say_the_same_of_what_changed() {
             let (said, path) = (Arc::clone(&receiver), to.clone());
             move || {
                 let (input, output) = (FrameReader::new(forth.0, "s"), FrameWriter::new(back.1, "s"));
-                let connection = Connection { input, output, options: &options, reporter: &*said };
+                let connection =
+                    Connection { input, output, options: &options, reporter: &*said, saved: None };
                 receiver::run(connection, Target::new(NamedPath::here(path), false, 0o022), None)
             }
         });

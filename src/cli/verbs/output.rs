@@ -1,14 +1,12 @@
 //! A file that a verb writes: put in the place of what is there, whole or not at all.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use holesync::error::{Error, Result, printable};
-use holesync::hashmap::map_file;
-use holesync::location::Location;
+use holesync::hashmap::map_file::{self, NewFile};
+use holesync::location::{Location, directory_of};
 use holesync::sys;
 use nix::fcntl::OFlag;
 use nix::unistd::{AccessFlags, access};
@@ -49,10 +47,6 @@ pub fn check_map(path: &Path) -> Result<()> {
     }
 }
 
-fn directory_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
 /// Puts what `write` writes in the place of what is there, all of it at once, when it is synced.
 /// What is no file, as `/dev/stdout`, is written to.
 ///
@@ -65,30 +59,9 @@ pub fn put<T>(path: &Path, write: impl FnOnce(&File) -> Result<T>) -> Result<T> 
         return write(&OpenOptions::new().write(true).open(path).map_err(failed)?);
     }
     let Some(name) = path.file_name() else { return Err(Error::refused(path, "names no file")) };
-    let (file, temporary) = temporary_beside(&directory_of(path).join(name)).map_err(failed)?;
-    let put = write(&file).and_then(|value| {
-        let directory = sys::open(directory_of(path), OFlag::O_PATH | OFlag::O_DIRECTORY);
-        let renamed = file.sync_all().and_then(|()| fs::rename(&temporary, path));
-        renamed.and_then(|()| sys::sync_dir(directory?.as_fd())).map_err(failed)?;
-        Ok(value)
-    });
-    put.inspect_err(|_| {
-        // What failed is told; this file is of no use.
-        let _ = fs::remove_file(&temporary);
-    })
-}
-
-/// A new file with a hidden name.
-fn temporary_beside(path: &Path) -> std::io::Result<(File, PathBuf)> {
-    const TRIES: u32 = 100;
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut tries = 0;
-    loop {
-        let shortened = &name[..name.floor_char_boundary(200)];
-        let temporary = path.with_file_name(format!(".{shortened}.holesync-{}-{tries}", std::process::id()));
-        match OpenOptions::new().write(true).create_new(true).open(&temporary) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && tries < TRIES => tries += 1,
-            opened => return opened.map(|file| (file, temporary)),
-        }
-    }
+    let directory = sys::open(directory_of(path), OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(failed)?;
+    let file = NewFile::beside(directory, name).map_err(failed)?;
+    let value = write(file.file())?;
+    file.put(name).map_err(failed)?;
+    Ok(value)
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use holesync::apply::Place;
 use holesync::apply::recover::{self, Recovered};
 use holesync::error::{Error, Result, printable};
+use holesync::location::directory_of;
 use holesync::options::Options;
 use holesync::report::hex;
 use holesync::sys;
@@ -33,7 +34,7 @@ pub fn run(paths: &[PathBuf], options: &Options) -> Result<()> {
 
 fn recover_file(path: &Path, options: &Options) -> Result<()> {
     let Some(name) = path.file_name() else { return Err(Error::refused(path, "names no file")) };
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = directory_of(path);
     let dir = File::open(parent).map_err(Error::file("open", parent))?;
     let place = Place::new(Arc::new(dir.into()), name.to_owned(), path.to_path_buf());
     match logs_beside(parent, name) {

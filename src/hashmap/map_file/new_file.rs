@@ -1,4 +1,4 @@
-//! A map on its way to a name: a file under a name of its own, which goes unless it is renamed.
+//! A file on its way to a name: under a name of its own, which goes unless it is renamed.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -10,6 +10,9 @@ use nix::fcntl::OFlag;
 
 use crate::sys;
 use crate::working::unforeseen;
+
+/// Bytes of a name that another one begins with.
+const MOST_OF_NAME: usize = 200;
 
 /// See the module.
 #[derive(Debug)]
@@ -28,16 +31,45 @@ impl NewFile {
     ///
     /// What the system reports.
     pub fn create(directory: impl AsFd, prefix: &str) -> io::Result<NewFile> {
+        NewFile::with_mode(directory, prefix, 0o600)
+    }
+
+    /// Makes a file in an open directory that is to have this name there later, with the mode of
+    /// any new file.
+    ///
+    /// # Errors
+    ///
+    /// What the system reports.
+    pub fn beside(directory: impl AsFd, name: &OsStr) -> io::Result<NewFile> {
+        let name = name.to_string_lossy();
+        let prefix = format!(".{}.holesync-", &name[..name.floor_char_boundary(MOST_OF_NAME)]);
+        NewFile::with_mode(directory, &prefix, 0o666)
+    }
+
+    fn with_mode(directory: impl AsFd, prefix: &str, mode: u32) -> io::Result<NewFile> {
         let name = OsString::from(format!("{prefix}{:016x}", unforeseen()));
         let directory = directory.as_fd().try_clone_to_owned()?;
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
-        let file = File::from(sys::open_beneath(directory.as_fd(), Path::new(&name), flags, 0o600)?);
+        let file = File::from(sys::open_beneath(directory.as_fd(), Path::new(&name), flags, mode)?);
         Ok(NewFile { file, directory, name, is_in_place: false })
     }
 
     /// The file.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Has it take a name in its directory, in the place of what has it, when it is synced; and syncs that.
+    ///
+    /// # Errors
+    ///
+    /// What the system reports: then it goes, unless the directory alone could not be synced.
+    pub fn put(self, name: &OsStr) -> io::Result<()> {
+        self.file.sync_all()?;
+        let directory = self.directory.try_clone()?;
+        self.rename(name)?;
+        // Where a directory cannot be synced, nothing more can be done.
+        sys::sync_dir(directory.as_fd()).map(drop)
     }
 
     /// Has it take a name in its directory, in the place of what has it.

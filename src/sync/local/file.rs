@@ -1,5 +1,6 @@
 //! One file of a local copy, from its name to its result.
 
+use std::io;
 use std::path::PathBuf;
 
 use crate::apply::tree::{DelayedFile, LastDirectory};
@@ -8,10 +9,12 @@ use crate::apply::{
     QuickCheck, Sink, Wanted,
 };
 use crate::error::{Error, Result, lock};
-use crate::hashmap::Hash;
 use crate::hashmap::compare::{Hashing, OldContent};
+use crate::hashmap::map_file::SavedMap;
+use crate::hashmap::{self, Grid, Hash, Item, MapRecord};
 use crate::in_use;
 use crate::options::DeleteWhen;
+use crate::remote;
 use crate::report::{Changes, Event, Outcome, Phase};
 use crate::scan::{self, Content};
 use crate::source::{self, Kind, OpenSource, Source};
@@ -50,11 +53,21 @@ pub(super) struct Filled {
     counts: Compared,
     /// Every change of the source since then shows.
     settled: bool,
+    /// The map of the source, if that is saved.
+    map: Option<MapRecord>,
 }
 
-/// How a source was read: its root hash, what was done with it, and whether every change of it
-/// since then shows.
-type Read = (Hash, Compared, bool);
+/// How a source was read.
+struct Read {
+    /// Its root hash; of no meaning when nobody needs it.
+    root: Hash,
+    /// What was done with it.
+    counts: Compared,
+    /// Every change of it since then shows.
+    settled: bool,
+    /// Its map, if that is saved.
+    map: Option<MapRecord>,
+}
 
 /// What came of a file so far.
 enum Made {
@@ -165,9 +178,9 @@ impl LocalCopy<'_> {
             _ => self.update(source, &mut sink),
         };
         match filled {
-            Ok((root, counts, settled)) => {
+            Ok(Read { root, counts, settled, map }) => {
                 let path = sink.path().to_path_buf();
-                let filled = Filled { source: source.clone(), path, changes, root, counts, settled };
+                let filled = Filled { source: source.clone(), path, changes, root, counts, settled, map };
                 Ok((sink, filled))
             }
             Err(FileError::Destination(error)) => Err(FileError::Destination(sink.give_up(error))),
@@ -209,7 +222,8 @@ impl LocalCopy<'_> {
         (stats.data_bytes, stats.sent_data_bytes) = (stats.data_bytes + sent, stats.sent_data_bytes + sent);
         drop(stats);
         self.reporter.event(Event::Done(Phase::Sending, sent));
-        Ok(Some((Hash::default(), Compared { sent, kept: 0 }, opened.settled)))
+        let counts = Compared { sent, kept: 0 };
+        Ok(Some(Read { root: Hash::default(), counts, settled: opened.settled, map: None }))
     }
 
     /// Fills a destination that is empty.
@@ -236,11 +250,32 @@ impl LocalCopy<'_> {
                 destination.copy_from(&opened.image, &source.path, paced)?
             }
         };
+        let map = self.saved.map(|saved| self.map_of(source, &opened, saved)).transpose()?.flatten();
         let settled = self.check_source(source, &opened)?;
         if !settled {
             destination.forget_time();
         }
-        Ok((Hash::default(), Compared { sent, kept: 0 }, settled))
+        Ok(Read { root: Hash::default(), counts: Compared { sent, kept: 0 }, settled, map })
+    }
+
+    /// The map of a source that was copied unread.
+    fn map_of(
+        &self,
+        source: &Source,
+        opened: &OpenSource,
+        saved: &SavedMap,
+    ) -> Result<Option<MapRecord>, FileError> {
+        let grid = Grid { length: opened.state.length, block: self.options.block_size };
+        let Some(mut map) = saved.begin(&grid) else { return Ok(None) };
+        let mut at = 0;
+        let hashed = hashmap::hash_image(&opened.image, &grid, |batch| {
+            map.add_items(at, &batch.items);
+            at += batch.items.iter().map(Item::blocks).sum::<u64>();
+            self.stats().hashed_bytes += batch.bytes_read as u64;
+            Ok::<_, io::Error>(!remote::is_interrupted())
+        });
+        hashed.map_err(Error::file("read", &source.path)).map_err(FileError::Source)?;
+        Ok(Some(map))
     }
 
     /// Holds a source against what the destination has, and writes what differs.
@@ -258,16 +293,20 @@ impl LocalCopy<'_> {
         };
         let most = scan::may_hold(allocated, length).max(basis.as_ref().map_or(0, |basis| basis.length));
         let _cores = (most > LARGE).then(|| lock(&self.cores));
-        let hashing = if destination.needs_root() { Hashing::Wanted } else { Hashing::Unneeded };
+        let saved = self.saved.filter(|_| !destination.is_preview());
+        let is_hashed = destination.needs_root() || saved.is_some();
+        let hashing = if is_hashed { Hashing::Wanted } else { Hashing::Unneeded };
+        let grid = Grid { length: opened.state.length, block: self.options.block_size };
+        let map = saved.and_then(|saved| saved.begin(&grid));
         let path = destination.path().to_path_buf();
-        let mut update = Update::new(self, &mut *destination, opened.state.length, hashing);
+        let mut update = Update::new(self, &mut *destination, opened.state.length, (hashing, map));
         update.run(&opened.image, old).map_err(|error| error.named(&source.path, &path))?;
-        let (root, counts) = update.end();
+        let (root, counts, map) = update.end();
         let settled = self.check_source(source, &opened)?;
         if !settled {
             destination.forget_time();
         }
-        Ok((root, counts, settled))
+        Ok(Read { root, counts, settled, map })
     }
 
     /// Looks whether a source that was read changed meanwhile. Returns whether a change would show.
@@ -344,7 +383,7 @@ impl LocalCopy<'_> {
 
     /// Counts and reports a file that is in its place, or failed.
     pub(super) fn completed(&self, finished: Result<Finished>, filled: Filled) {
-        let Filled { source, path, changes, counts, settled, .. } = filled;
+        let Filled { source, path, changes, counts, settled, map, .. } = filled;
         let finished = match finished {
             Ok(finished) => finished,
             Err(error) => return self.destination_failed(&source, &error),
@@ -362,6 +401,9 @@ impl LocalCopy<'_> {
             lock(&self.delayed).push(DelayedFile { id: 0, path, delayed });
         }
         let outcome = self.outcome(&counts, finished.changed);
+        if let (Some(saved), Some(map)) = (self.saved, map) {
+            saved.keep(map);
+        }
         if settled {
             self.arrived(&source);
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::apply::Sink;
 use crate::error::{Error, Result};
 use crate::hashmap::compare::{BlockDiff, Hashing, OldContent, ReadError, Stretch, compare};
-use crate::hashmap::{Grid, Hash, RootHasher, page_runs};
+use crate::hashmap::{Grid, Hash, MapRecord, Maps, Recorder, page_runs};
 use crate::report::{Event, Phase};
 use crate::scan::Image;
 use crate::sync::local::LocalCopy;
@@ -60,20 +60,21 @@ pub(super) struct Update<'a> {
     destination: &'a mut Sink,
     grid: Grid,
     hashing: Hashing,
-    root: RootHasher,
+    root: Recorder,
     counts: Compared,
 }
 
 impl<'a> Update<'a> {
-    /// For a source of this length.
+    /// For a source of this length; `saved`: what its map goes to.
     pub fn new(
         copy: &'a LocalCopy<'a>,
         destination: &'a mut Sink,
         length: u64,
-        hashing: Hashing,
+        (hashing, saved): (Hashing, Option<MapRecord>),
     ) -> Update<'a> {
         let grid = Grid { length, block: copy.options.block_size };
-        let (root, counts) = (RootHasher::new(&grid), Compared::default());
+        let root = Recorder::new(&grid, Maps { kept: None, saved });
+        let counts = Compared::default();
         Update { copy, destination, grid, hashing, root, counts }
     }
 
@@ -84,9 +85,11 @@ impl<'a> Update<'a> {
         compare(source, old, &grid, hashing, |stretch| Ok(self.stretch(&stretch, is_unknown)?))
     }
 
-    /// Everything is compared: the root hash of the source, if it was wanted.
-    pub fn end(self) -> (Hash, Compared) {
-        (self.root.finish(), self.counts)
+    /// Everything is compared: the root hash of the source, if it was wanted, and its map, if that is
+    /// saved.
+    pub fn end(self) -> (Hash, Compared, Option<MapRecord>) {
+        let (root, maps) = self.root.finish();
+        (root, self.counts, maps.saved)
     }
 
     fn stretch(&mut self, stretch: &Stretch, is_unknown: bool) -> Result<()> {
@@ -94,7 +97,7 @@ impl<'a> Update<'a> {
         let mut at = stretch.range.start;
         for block in &stretch.blocks {
             if block.data != 0 && self.hashing == Hashing::Wanted {
-                self.root.add(block.index, &block.hash);
+                self.root.add(block.index, block.data, &block.hash);
             }
             if is_unknown {
                 self.zero(self.grid.bytes(&(at..block.index)))?;

@@ -93,7 +93,7 @@ impl Told<'_> {
 fn copy(sources: &[&Path], to: &Path, options: &Options, told: &Told) -> Result<()> {
     let reach = RemoteOptions { umask: 0o022, ..RemoteOptions::default() };
     let sources: Vec<_> = sources.iter().map(|path| Location::Local(path.to_path_buf())).collect();
-    sync::run(&sources, None, &Location::Local(to.to_path_buf()), options, &reach, told)
+    sync::run(&sources, None, &Location::Local(to.to_path_buf()), None, options, &reach, told)
 }
 
 /// No sync: no test here cuts the power.
