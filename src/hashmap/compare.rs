@@ -11,6 +11,8 @@
 //! 3. The caller's thread hands on what was found, stretch by stretch, with the bytes of the
 //!    pages that the old image lacks. Nobody waits for a stretch that comes later.
 //!
+//! Blocks that are known to be the same are passed by: no page of them is read.
+//!
 //! Guaranteed: stretches come in file order and cover the file without gaps; a page of the
 //! new image is read once, so that what is handed on is what was compared and hashed.
 //! Memory: the bytes of pages that differ in 32 stretches, and two blocks a thread. Not
@@ -75,6 +77,8 @@ pub struct BlockDiff {
     pub old: PageMask,
     /// The hash of the new block; of no meaning when `data` is 0 or none were wanted.
     pub hash: Hash,
+    /// It was known to be the same: nothing was read, and all that either may have counts as data.
+    pub is_known: bool,
 }
 
 impl BlockDiff {
@@ -101,8 +105,8 @@ const STRETCH: u64 = 512 << 10;
 /// How many stretches are compared, or wait to be handed on.
 const UNDER_WAY: usize = 32;
 
-/// Holds `new`, which lies on `grid`, against `old`, and hands out what it found. Waits for
-/// threads of rayon's pool, so that it must not run on one of them.
+/// Holds `new`, which lies on `grid`, against `old`, and hands out what it found. `same`: blocks, in
+/// order, that are known to be the same, where no hashes are wanted. Waits for threads of rayon's pool, so that it must not run on one of them.
 ///
 /// # Errors
 ///
@@ -112,13 +116,14 @@ pub fn compare<E: From<ReadError>>(
     old: OldContent,
     grid: &Grid,
     hashing: Hashing,
+    same: &[Range<u64>],
     mut sink: impl FnMut(Stretch) -> Result<(), E>,
 ) -> Result<(), E> {
     let old_grid = match old {
         OldContent::Image(_, length) => Grid { length: length.min(grid.length), ..*grid },
         OldContent::Zeros | OldContent::Unknown => Grid { length: 0, ..*grid },
     };
-    let comparison = &Comparison { new, old, grid, hashing };
+    let comparison = &Comparison { new, old, grid, hashing, same };
     let mut gathered = Pairs::new(comparison, &old_grid);
     let first = gathered.stretch()?;
     if gathered.is_through() {
@@ -244,6 +249,7 @@ struct Comparison<'a> {
     old: OldContent<'a>,
     grid: &'a Grid,
     hashing: Hashing,
+    same: &'a [Range<u64>],
 }
 
 /// The read pages of one block of either image, packed.
@@ -268,8 +274,18 @@ impl Comparison<'_> {
         Ok(stretch)
     }
 
+    fn is_known(&self, index: u64) -> bool {
+        let next = self.same.partition_point(|range| range.end <= index);
+        self.hashing == Hashing::Unneeded && self.same.get(next).is_some_and(|range| range.contains(&index))
+    }
+
     fn block(&self, pair: &Pair, buffers: &mut PageBuffers) -> Result<BlockDiff, ReadError> {
         let &Pair { index, new: read, .. } = pair;
+        if read == pair.old && self.is_known(index) {
+            let (hash, is_known) = (Hash::default(), true);
+            let [new, zero, free] = [0; 3];
+            return Ok(BlockDiff { index, read, data: read, new, zero, free, old: read, hash, is_known });
+        }
         read_pages(self.new, self.grid, index, read, &mut buffers.new).map_err(ReadError::New)?;
         let data = nonzero_pages(read, &buffers.new);
         let hash = match self.hashing {
@@ -278,7 +294,8 @@ impl Comparison<'_> {
             }
             _ => Hash::default(),
         };
-        let diff = BlockDiff { index, read, data, new: data, zero: 0, free: 0, old: 0, hash };
+        let (new, is_known) = (data, false);
+        let diff = BlockDiff { index, read, data, new, zero: 0, free: 0, old: 0, hash, is_known };
         match self.old {
             OldContent::Zeros => Ok(diff),
             OldContent::Unknown => Ok(BlockDiff { zero: self.grid.all_pages(index) & !data, ..diff }),

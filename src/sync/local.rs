@@ -26,6 +26,7 @@
 //! memory and storage hold what was written.
 
 mod file;
+mod same;
 mod update;
 
 use std::ffi::OsStr;

@@ -301,7 +301,7 @@ fn diff_here(
     looking.found(grid.length);
     let mut spans = Spans::new(|span| sink(lengths, span));
     let old = OldContent::Image(&image_a, grid.length);
-    let compared = compare(&image_b, old, &grid, Hashing::Unneeded, |stretch| {
+    let compared = compare(&image_b, old, &grid, Hashing::Unneeded, &[], |stretch| {
         let (mut at, bytes) = (stretch.range.start, grid.bytes(&stretch.range));
         looking.done(bytes.end - bytes.start);
         for block in &stretch.blocks {

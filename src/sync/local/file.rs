@@ -300,7 +300,8 @@ impl LocalCopy<'_> {
         let map = saved.and_then(|saved| saved.begin(&grid));
         let path = destination.path().to_path_buf();
         let mut update = Update::new(self, &mut *destination, opened.state.length, (hashing, map));
-        update.run(&opened.image, old).map_err(|error| error.named(&source.path, &path))?;
+        let same = if most > LARGE { self.same_blocks(&opened, basis.as_ref(), hashing) } else { Vec::new() };
+        update.run(&opened.image, old, &same).map_err(|error| error.named(&source.path, &path))?;
         let (root, counts, map) = update.end();
         let settled = self.check_source(source, &opened)?;
         if !settled {

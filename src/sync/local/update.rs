@@ -78,11 +78,16 @@ impl<'a> Update<'a> {
         Update { copy, destination, grid, hashing, root, counts }
     }
 
-    /// Compares source and old content, and writes what differs.
-    pub fn run(&mut self, source: &dyn Image, old: OldContent) -> Result<(), UpdateError> {
+    /// Compares source and old content, but for blocks that are the `same`, and writes what differs.
+    pub fn run(
+        &mut self,
+        source: &dyn Image,
+        old: OldContent,
+        same: &[Range<u64>],
+    ) -> Result<(), UpdateError> {
         let (grid, hashing) = (self.grid, self.hashing);
         let is_unknown = matches!(old, OldContent::Unknown);
-        compare(source, old, &grid, hashing, |stretch| Ok(self.stretch(&stretch, is_unknown)?))
+        compare(source, old, &grid, hashing, same, |stretch| Ok(self.stretch(&stretch, is_unknown)?))
     }
 
     /// Everything is compared: the root hash of the source, if it was wanted, and its map, if that is
@@ -117,7 +122,7 @@ impl<'a> Update<'a> {
 
     fn count(&mut self, stretch: &Stretch) {
         let (mut same, mut differing) = (0, 0);
-        let (mut matched, mut sent) = (0, 0);
+        let (mut matched, mut sent, mut believed) = (0, 0, 0);
         for block in &stretch.blocks {
             let bytes = |mask| self.grid.masked_bytes(block.index, mask);
             if block.differs() {
@@ -125,12 +130,14 @@ impl<'a> Update<'a> {
             } else {
                 (same, matched) = (same + bytes(block.read), matched + bytes(block.data));
             }
+            believed += if block.is_known { bytes(block.data) } else { 0 };
             self.counts.kept += bytes(block.data & !block.new);
         }
         self.counts.sent += sent;
         let mut stats = self.copy.stats();
         stats.data_bytes += same + differing;
         stats.matched_bytes += matched;
+        stats.believed_bytes += believed;
         stats.sent_data_bytes += sent;
         if self.hashing == Hashing::Wanted {
             stats.hashed_bytes += same + differing;

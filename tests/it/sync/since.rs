@@ -354,6 +354,50 @@ fn an_image_that_is_written_meanwhile_is_sent_as_it_is_then_or_fails() {
     rig.since(&[]);
 }
 
+/// On one machine the same holds between an image and its copy, without being asked for.
+#[test]
+fn what_an_image_shares_with_its_copy_here_is_not_read() {
+    let copy = |rig: &Rig, flags: &[&str]| {
+        let outcome = run(holesync().args(["--json", "-I"]).args(flags).arg(&rig.image).arg(&rig.to)).ok();
+        tool("cmp", &[], &[&rig.image, &rig.to]);
+        outcome.count("believed_bytes") as usize
+    };
+    for fs in [Fs::Xfs, Fs::Btrfs] {
+        let Some(rig) = Rig::on(fs) else { return };
+        let begin = || {
+            rig.clone_old();
+            tool("cp", &["--reflink=always"], &[&rig.old, &rig.to]);
+            overwrite(&rig.image, 5 * BLOCK, &[7; BLOCK]);
+            overwrite(&rig.to, 100 * BLOCK + 5000, &[8; 9]);
+            tool("fallocate", &["-p", "-o", "10M", "-l", "1M"], &[&rig.image]);
+        };
+        for flags in [&[][..], &["--inplace"], &["--commit=atomic"]] {
+            begin();
+            let believed = copy(&rig, flags);
+            assert!(
+                (SIZE - MIB - 4 * BLOCK..=SIZE - MIB - 2 * BLOCK).contains(&believed),
+                "{fs:?}: {believed}"
+            );
+        }
+        for flags in [&["-c"][..], &["--verify"], &["--no-hole-map"]] {
+            begin();
+            assert_eq!(copy(&rig, flags), 0, "{fs:?} {flags:?}");
+        }
+        begin();
+        mmap_write(&rig.to, 4 * BLOCK);
+        direct_write(&rig.image, 7 * BLOCK);
+        assert!(copy(&rig, &[]) >= SIZE - MIB - 8 * BLOCK, "{fs:?}");
+        assert_no_leftovers(rig.dir.path());
+    }
+    for fs in [Fs::Ext4, Fs::Tmpfs] {
+        let Some(rig) = Rig::on(fs) else { return };
+        rig.clone_old();
+        tool("cp", &[], &[&rig.old, &rig.to]);
+        overwrite(&rig.image, 5 * BLOCK, &[7; BLOCK]);
+        assert_eq!(copy(&rig, &[]), 0, "{fs:?}");
+    }
+}
+
 #[test]
 fn what_makes_no_sense_is_refused_early() {
     let Some(rig) = Rig::on(Fs::Ext4) else { return };

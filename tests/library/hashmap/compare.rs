@@ -17,7 +17,7 @@ fn grid(new: &Sparse, block: u64) -> Grid {
 
 fn stretches(new: &Sparse, old: OldContent, grid: &Grid, hashing: Hashing) -> Vec<Stretch> {
     let mut found = Vec::new();
-    compare(new, old, grid, hashing, |stretch| {
+    compare(new, old, grid, hashing, &[], |stretch| {
         found.push(stretch);
         Ok::<_, Failed>(())
     })
@@ -58,7 +58,8 @@ fn covered(sparse: &Sparse, grid: &Grid, index: u64) -> PageMask {
 /// What a block has to be found as, looking at every page.
 fn model(new: &Sparse, old: &Sparse, grid: &Grid, index: u64) -> BlockDiff {
     let (read, old_read) = (covered(new, grid, index), covered(old, grid, index));
-    let mut diff = BlockDiff { index, read, data: 0, new: 0, zero: 0, free: 0, old: 0, hash: [0; 32] };
+    let (hash, is_known) = ([0; 32], false);
+    let mut diff = BlockDiff { index, read, data: 0, new: 0, zero: 0, free: 0, old: 0, hash, is_known };
     let mut data = Vec::new();
     for at in page_runs(grid.all_pages(index)).flatten() {
         let range = grid.pages(index, &(at..at + 1));
@@ -219,7 +220,7 @@ fn what_cannot_be_read_is_told_apart_and_ends_it() {
         let mut reached = 0;
         let mut go = |new: &dyn Image, old: &dyn Image, length| {
             reached = 0;
-            compare(new, OldContent::Image(old, length), &grid, Hashing::Wanted, |stretch| {
+            compare(new, OldContent::Image(old, length), &grid, Hashing::Wanted, &[], |stretch| {
                 reached = grid.bytes(&stretch.range).end;
                 Ok::<_, Failed>(())
             })
@@ -235,9 +236,29 @@ fn a_sink_that_fails_ends_it() {
     let (new, old) = large();
     let mut calls = 0;
     let ended =
-        compare(&new, OldContent::Image(&old, old.len()), &grid(&new, 65536), Hashing::Unneeded, |_| {
+        compare(&new, OldContent::Image(&old, old.len()), &grid(&new, 65536), Hashing::Unneeded, &[], |_| {
             calls += 1;
             if calls < 3 { Ok(()) } else { Err(Failed::Sink) }
         });
     assert_eq!((ended, calls), (Err(Failed::Sink), 3));
+}
+
+#[test]
+fn blocks_that_are_known_to_be_the_same_are_not_read() {
+    let sparse = Sparse::of(&[(Kind::Data(7), 10 * 65536)]);
+    let (new, old) = (Broken(&sparse, 7 * 65536), Broken(&sparse, 7 * 65536));
+    let grid = grid(&sparse, 65536);
+    let look = |hashing, same: &[Range<u64>]| {
+        let mut known = Vec::new();
+        compare(&new, OldContent::Image(&old, grid.length), &grid, hashing, same, |stretch| {
+            known.extend(stretch.blocks.iter().map(|block| (block.is_known, block.differs())));
+            Ok::<_, Failed>(())
+        })
+        .map(|()| known)
+    };
+    let same = [Range { start: 2, end: 3 }, Range { start: 7, end: 10 }];
+    let expected: Vec<_> = (0..10).map(|index| (index == 2 || index >= 7, false)).collect();
+    assert_eq!(look(Hashing::Unneeded, &same), Ok(expected));
+    assert_eq!(look(Hashing::Wanted, &same), Err(Failed::New));
+    assert_eq!(look(Hashing::Unneeded, &[]), Err(Failed::New));
 }
