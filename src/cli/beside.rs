@@ -25,6 +25,10 @@ pub struct BesideArgs {
     /// SRC was made from this image, which is here: on xfs and btrfs do not read what both share
     #[arg(long, value_name = "OLD")]
     since: Option<PathBuf>,
+    /// What has changed in SRC since OLD, or since the map OLD.map was made, is in this list: what is
+    /// not is not read
+    #[arg(long, value_name = "FILE")]
+    changed: Option<PathBuf>,
     /// Save the map of the image in FILE.map once DEST has it; all of it is compared
     #[arg(long, value_name = "FILE.map")]
     save_map: Option<PathBuf>,
@@ -47,7 +51,8 @@ impl BesideArgs {
 
     /// What the only source was made from.
     pub fn since(&self) -> Option<Since> {
-        self.since.clone().map(|old| Since { old, changed: None })
+        let changed = self.changed.clone();
+        self.since.clone().map(|old| Since { old, changed })
     }
 
     /// Refuses what is about an image that is compared with DEST, where nothing is; and to save a map
@@ -57,7 +62,9 @@ impl BesideArgs {
     ///
     /// [`Error::Usage`].
     pub fn check(&self, compares: bool, several: bool, size_only: bool) -> Result<()> {
-        let what = if self.since.is_some() && !compares {
+        let what = if self.changed.is_some() && self.since.is_none() {
+            "--changed does not say since when: add --since OLD.map, the map of the image before it changed, or --since OLD"
+        } else if self.since.is_some() && !compares {
             "--since is about an image that is compared with DEST: leave it out where SRC is listed, and with --through"
         } else if self.save_map.is_some() && (!compares || several) {
             "--save-map is for SRC and one DEST: holesync map SRC -o FILE.map writes a map otherwise"

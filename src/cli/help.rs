@@ -31,7 +31,7 @@ const PURPOSES: [(&str, &str); 7] = [
     ),
     (
         "How they are compared",
-        "ignore_times size_only modify_window fuzzy basis since compare_dest copy_dest link_dest block_size leaf_size \
+        "ignore_times size_only modify_window fuzzy basis since changed compare_dest copy_dest link_dest block_size leaf_size \
          save_map no_map_cache no_hole_map threads",
     ),
     (

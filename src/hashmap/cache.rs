@@ -44,7 +44,7 @@ pub enum Found {
     Nothing,
     /// Its map.
     Known(Box<KnownMap>),
-    /// A map that it does not have, although it is in the same state. That map is gone.
+    /// A map that it does not have, although it is in the same state.
     Other,
 }
 
@@ -83,7 +83,11 @@ impl MapCache {
     pub fn find(&self, image: &dyn Image, state: &FileState, block: BlockSize) -> Found {
         let Some(file) = image.plain_file() else { return Found::Nothing };
         let all = Grid { length: state.length, block }.blocks();
-        self.find_of(file, state, block, image, std::iter::once(0..all).collect())
+        let found = self.find_of(file, state, block, image, std::iter::once(0..all).collect());
+        if matches!(found, Found::Other) {
+            self.forget_map_of(file, state, block);
+        }
+        found
     }
 
     /// What is known of an image that has these blocks, in order, of an open file in this state.
@@ -105,10 +109,7 @@ impl MapCache {
         };
         match sample.is_right(image) {
             Ok(true) => {}
-            Ok(false) => {
-                self.forget(&name);
-                return Found::Other;
-            }
+            Ok(false) => return Found::Other,
             // Who reads the file reports it.
             Err(_) => return Found::Nothing,
         }
@@ -117,6 +118,13 @@ impl MapCache {
         }
         map_in(&entry, &wanted)
             .map_or(Found::Nothing, |map| Found::Known(Box::new(KnownMap::new(map, blocks))))
+    }
+
+    /// Removes the map of a file in this state.
+    pub fn forget_map_of(&self, file: &File, state: &FileState, block: BlockSize) {
+        if let Some(wanted) = self.wanted(file, state, block) {
+            self.forget(&wanted.name());
+        }
     }
 
     /// Whether there is a map of a file in this state, which nobody has looked at.

@@ -10,7 +10,7 @@ use crate::error::{Error, Result, Warning};
 use crate::hashmap::ahead::{Ahead, Head, Likely, await_job};
 use crate::hashmap::cache::{self, Found, MapCache};
 use crate::hashmap::shared::SharedMaps;
-use crate::hashmap::since::{Shares, Since};
+use crate::hashmap::since::{Known, Since};
 use crate::hashmap::{self, Batch, Grid, Item, MapRecord};
 use crate::in_use;
 use crate::options::{Compress, Options};
@@ -251,7 +251,13 @@ impl FileHasher {
         let OpenSource { image, state, settled } = opened;
         let is_retry = matches!(job.source.kind, Kind::File { retry: true, .. });
         // One that changed unseen before may do so again.
-        if is_retry || !settled || !state.shows_changes() {
+        if is_retry {
+            return Head::Unread;
+        }
+        if self.since.as_ref().is_some_and(|since| since.is_listed()) {
+            return self.known_of_old(job, opened).unwrap_or(Head::Unread);
+        }
+        if !settled || !state.shows_changes() {
             return Head::Unread;
         }
         if let Some(ahead) = ahead.and_then(|ahead| ahead.fitting(state, grid)) {
@@ -270,7 +276,7 @@ impl FileHasher {
             }
             Some(Found::Nothing) | None => {}
         }
-        if let Some(head) = self.shared_with_old(job, opened) {
+        if let Some(head) = self.known_of_old(job, opened) {
             return head;
         }
         // A write that is under way has left its time already.
@@ -281,22 +287,21 @@ impl FileHasher {
     }
 
     /// What a file has of that which it was made from.
-    fn shared_with_old(&mut self, job: &WantedFile, opened: &OpenSource) -> Option<Head> {
+    fn known_of_old(&mut self, job: &WantedFile, opened: &OpenSource) -> Option<Head> {
         let since = self.since.clone()?;
         let OpenSource { image, state, .. } = opened;
-        // A write that is under way has left its time already.
-        let is_quiet = sys::is_written_by_nobody(image.file());
-        let block = self.options.block_size;
-        let shares = match self.maps.as_ref().filter(|_| self.options.hole_map) {
-            Some(maps) => since.find(maps, image, state, block),
-            None => Shares::Nothing("--no-map-cache or --no-hole-map is given"),
+        // A write that is under way has left its time already. What a list says is not kept.
+        let is_kept = !since.is_listed() && sys::is_written_by_nobody(image.file());
+        let known = match self.options.hole_map || since.is_listed() {
+            true => since.find(self.maps.as_deref(), image, state, self.options.block_size),
+            false => Known::Nothing("with --no-hole-map nothing that file systems say is believed"),
         };
-        let warning = match shares {
-            Shares::Blocks(Found::Known(map)) if is_quiet => return Some(Head::Alike(map)),
-            Shares::Blocks(Found::Known(map)) => return Some(Head::Known(map)),
-            Shares::Blocks(Found::Other) => since.differs(&job.source.path),
-            Shares::Blocks(Found::Nothing) => since.is_of_no_use("its map cannot be read"),
-            Shares::Nothing(why) => since.is_of_no_use(why),
+        let warning = match known {
+            Known::Found(Found::Known(map)) if is_kept => return Some(Head::Alike(map)),
+            Known::Found(Found::Known(map)) => return Some(Head::Known(map)),
+            Known::Found(Found::Other) => since.differs(&job.source.path),
+            Known::Found(Found::Nothing) => since.is_of_no_use("its map cannot be read"),
+            Known::Nothing(why) => since.is_of_no_use(why),
         };
         self.outgoing.add(Hashed::Warning(warning));
         None

@@ -33,7 +33,9 @@ pub fn open(
         return refused("SRC is a directory; name a file in it, or leave --since out");
     }
     if matches!(destination, Some(Location::Local(_))) {
-        return refused("with DEST here, too, what they share is not read anyway; leave it out");
+        return refused(
+            "with DEST here, too, no map is needed, and what they share is not read anyway; leave it out",
+        );
     }
-    Since::open(wanted).map(|since| Some(Arc::new(since)))
+    Since::open(wanted, path, options.block_size).map(|since| Some(Arc::new(since)))
 }

@@ -1,5 +1,5 @@
 //! `--since`: what an image shares with the one that it was made from is not read, and whatever it
-//! does not share is.
+//! does not share is. `--changed`: what a list names is read, and nothing else.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::common::check::assert_no_leftovers;
+use crate::common::check::{assert_no_leftovers, assert_same};
 use crate::common::lab::{self, Fs, Mounted};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::Peer;
@@ -432,4 +432,193 @@ fn several_hosts_are_served_alike() {
     let outcome = run(command.env("XDG_CACHE_HOME", rig.dir.path().join("cache"))).ok();
     (0..3).for_each(|nth| drop(tool("cmp", &[], &[&rig.image, &to(nth)])));
     assert!(!outcome.stdout.contains("\"warning\""), "{outcome}");
+}
+
+/// A range that changes, and how lists tell of it.
+const CHANGES: [(usize, usize); 3] =
+    [(5 * BLOCK, BLOCK), (100 * BLOCK + 4096, 8192), (200 * BLOCK, 2 * BLOCK)];
+/// Bytes in the blocks that they touch.
+const TOUCHED: usize = 4 * BLOCK;
+
+/// As nbdinfo tells of every byte: offset, length, type.
+fn every_byte() -> Vec<(usize, usize, usize)> {
+    let (mut all, mut at) = (Vec::new(), 0);
+    for (start, length) in CHANGES {
+        all.extend([(at, start - at, 0), (start, length, 1)]);
+        at = start + length;
+    }
+    all.push((at, SIZE - at, 0));
+    all
+}
+
+fn word(kind: usize) -> &'static str {
+    if kind == 1 { "dirty" } else { "clean" }
+}
+
+/// A list of the changes in each form.
+fn lists() -> Vec<(&'static str, String)> {
+    let each = |line: &dyn Fn(usize, usize) -> String| CHANGES.map(|(at, length)| line(at, length));
+    let table = |(at, length, kind): (usize, usize, usize)| {
+        format!("{at:>10} {length:>11} {kind:>4}  {}\n", word(kind))
+    };
+    let json = |(offset, length, kind): (usize, usize, usize)| {
+        format!(
+            "{{ \"offset\": {offset}, \"length\": {length}, \"type\": {kind}, \"description\": \"{}\"}}",
+            word(kind)
+        )
+    };
+    let rbd = |offset, length| format!("{{\"offset\":{offset},\"length\":{length},\"exists\":\"true\"}}");
+    let thin = |at: usize, length: usize| {
+        format!("<different begin=\"{}\" length=\"{}\"/>\n", at / 4096, length / 4096)
+    };
+    vec![
+        ("plain", each(&|at, length| format!("{at} {length:#x}\n")).concat()),
+        ("nbdinfo", every_byte().into_iter().map(table).collect()),
+        (
+            "nbdinfo --json",
+            format!("[\n{}\n]\n", every_byte().into_iter().map(json).collect::<Vec<_>>().join(",\n")),
+        ),
+        (
+            "rbd",
+            [
+                "Offset   Length  Type \n".to_owned(),
+                each(&|at, length| format!("{at} {length} zero \n")).concat(),
+            ]
+            .concat(),
+        ),
+        ("rbd --format json", format!("[{}]", each(&rbd).join(","))),
+        (
+            "thin_delta",
+            format!(
+                "<superblock uuid=\"\" time=\"1\" transaction=\"1\" data_block_size=\"8\" nr_data_blocks=\"9\">\n<diff \
+                 left=\"0\" right=\"1\">\n{}</diff>\n</superblock>\n",
+                each(&thin).concat()
+            ),
+        ),
+    ]
+}
+
+impl Rig {
+    /// Makes the image, which shares nothing, and the map of the old one, which the other end has.
+    fn change(&self) -> PathBuf {
+        tool("cp", &["--reflink=never"], &[&self.old, &self.image]);
+        for (nth, (at, length)) in CHANGES.into_iter().enumerate() {
+            overwrite(&self.image, at, &vec![nth as u8 + 1; length]);
+        }
+        let map = self.dir.path().join("old.map");
+        run(holesync().arg("map").arg(&self.old).arg("-o").arg(&map)).ok();
+        tool("cp", &["--reflink=never"], &[&self.old, &self.to]);
+        map
+    }
+
+    fn changed(&self, list: &str, since: &Path, flags: &[&str]) -> Outcome {
+        let path = self.dir.path().join("list");
+        fs::write(&path, list).expect("write the list");
+        let (list, since) = (format!("--changed={}", path.display()), format!("--since={}", since.display()));
+        self.push(&[&[&list[..], &since], flags].concat(), &self.image)
+    }
+}
+
+#[test]
+fn what_a_list_does_not_name_is_not_read() {
+    let Some(rig) = Rig::on(Fs::Ext4) else { return };
+    for (name, list) in lists() {
+        let map = rig.change();
+        let outcome = rig.changed(&list, &map, &["--no-map-cache"]).ok();
+        assert_same(&rig.image, &rig.to);
+        assert_eq!(counts(&outcome), (SIZE + TOUCHED, SIZE - TOUCHED), "{name}");
+        assert!(!outcome.stdout.contains("\"warning\""), "{name}: {outcome}");
+    }
+    // The old one itself, which is hashed once, and then known; what is known of the copy is beside that.
+    fs::remove_file(&rig.to).expect("remove");
+    let old = rig.old.clone();
+    let (_, list) = lists().swap_remove(0);
+    assert_eq!(counts(&rig.changed(&list, &old, &[]).ok()), (SIZE + TOUCHED, SIZE - TOUCHED));
+    assert_eq!(counts(&rig.changed(&list, &old, &[]).ok()), (TOUCHED, 2 * SIZE - TOUCHED));
+    assert_same(&rig.image, &rig.to);
+    // Nothing that only a list says is kept as if it had been read.
+    assert_eq!(counts(&rig.push(&[], &rig.image).ok()), (SIZE, SIZE));
+    // What is listed is read, zeros or not, also if more is listed than has changed.
+    tool("fallocate", &["-p", "-o", "10M", "-l", "1M"], &[&rig.image]);
+    let more = format!("{list}{} {}\n", 10 * MIB, MIB);
+    rig.changed(&more, &old, &[]).ok();
+    assert_same(&rig.image, &rig.to);
+}
+
+#[test]
+fn images_of_other_lengths_than_their_map_are_read_where_they_are_cut() {
+    for length in [SIZE - 5000, SIZE + 5000, SIZE - BLOCK, SIZE + 3 * BLOCK, MIB] {
+        let Some(rig) = Rig::on(Fs::Ext4) else { return };
+        let map = rig.change();
+        overwrite(&rig.image, SIZE, &vec![9; length.saturating_sub(SIZE)]);
+        tool("truncate", &["-s", &length.to_string()], &[&rig.image]);
+        let list: String = CHANGES.iter().map(|(at, bytes)| format!("{at} {bytes}\n")).collect();
+        let list = if length == MIB {
+            format!("{} {BLOCK}\n", 5 * BLOCK)
+        } else {
+            format!("{list}{} 1\n", length - 1)
+        };
+        let outcome = rig.changed(&list, &map, &[]).ok();
+        assert_same(&rig.image, &rig.to);
+        let believed = counts(&outcome).1;
+        assert!(believed >= length.min(SIZE) - TOUCHED - 2 * BLOCK, "{length}: {believed}");
+    }
+}
+
+#[test]
+fn a_list_that_is_not_that_of_the_image_is_found_out_or_read_past() {
+    let Some(rig) = Rig::on(Fs::Ext4) else { return };
+    let map = rig.change();
+    Layout::dense("image", SIZE, &mut Rng(9)).write(&rig.image);
+    let outcome = rig.changed("# nothing\n", &map, &[]).ok();
+    assert_same(&rig.image, &rig.to);
+    assert!(outcome.stdout.contains("where --changed tells of no change"), "{outcome}");
+    // Who wants content read gets that, whatever the list does not name.
+    for flag in ["-c", "--verify"] {
+        let map = rig.change();
+        rig.changed("# nothing\n", &map, &[flag]).ok();
+        assert_same(&rig.image, &rig.to);
+    }
+}
+
+#[test]
+fn a_list_of_changes_serves_a_device_too() {
+    if !lab::is_root() {
+        return;
+    }
+    let Some(rig) = Rig::on(Fs::Ext4) else { return };
+    let map = rig.change();
+    let device = lab::Loop::over(&rig.image);
+    let (list, since) = (rig.dir.path().join("list"), format!("--since={}", map.display()));
+    fs::write(&list, &lists()[1].1).expect("write the list");
+    let list = format!("--changed={}", list.display());
+    let outcome = rig.push(&["--no-map-cache", &list, &since], &device.0).ok();
+    assert_same(&rig.image, &rig.to);
+    assert_eq!(counts(&outcome), (SIZE + TOUCHED, SIZE - TOUCHED));
+}
+
+#[test]
+fn lists_and_maps_that_make_no_sense_are_refused_and_nothing_is_written() {
+    let Some(rig) = Rig::on(Fs::Ext4) else { return };
+    let map = rig.change();
+    let refused = |list: &str, since: &Path, flags: &[&str], parts: &[&str]| {
+        rig.changed(list, since, flags).code(1).says(parts);
+        assert_same(&rig.old, &rig.to);
+    };
+    let beyond = format!("0 4096\n{SIZE} 1\n");
+    refused(&beyond, &map, &[], &["/list", "line 2", "outside"]);
+    refused("0 4096\n4095 1\n", &map, &[], &["/list", "1 and 2", "overlap"]);
+    refused("0 4096\nten 1\n", &map, &[], &["/list", "line 2", "ten"]);
+    refused("[{\"offset\":0}]", &map, &[], &["/list", "line 1", "length"]);
+    refused("<thin/>", &map, &[], &["/list", "thin"]);
+    refused("", &map, &[], &["/list", "nothing"]);
+    refused("0 4096\n", &map, &["-B", "16K"], &["old.map", "65536"]);
+    let mut bytes = fs::read(&map).expect("read");
+    bytes[9000] ^= 1;
+    fs::write(&map, bytes).expect("write");
+    rig.changed("0 4096\n", &map, &[]).says(&["old.map", "damaged"]);
+    let (list, image) = (rig.dir.path().join("list"), &rig.image);
+    run(holesync().arg("--changed").arg(&list).arg(image).arg("host:/to")).code(1).says(&["--since"]);
+    run(holesync().arg("--since").arg(&map).arg(image).arg("host:/to")).code(1).says(&["--changed"]);
+    assert_same(&rig.old, &rig.to);
 }
