@@ -445,6 +445,7 @@ impl TransferArgs {
             backup: self.delete.backup()?,
             map_cache: !self.beside.no_map_cache,
             since: self.beside.since(),
+            together: None,
             remove_source_files: self.delete.remove_source_files,
             force: self.delete.force,
             delete: self.delete.options(

@@ -125,12 +125,18 @@ pub struct Options {
     /// What the only source was made from. Said to nobody.
     #[serde(skip)]
     pub since: Option<Since>,
+    /// The file takes its place only when all hosts of this run have theirs ready. Said in the request.
+    #[serde(skip)]
+    pub together: Option<DeploymentId>,
     /// Directories that are not empty go, too, where something of another kind is to be.
     pub force: bool,
     /// What directories of the destination have and those of the source have not is removed.
     /// `None`: it stays.
     pub delete: Option<Delete>,
 }
+
+/// What tells a run to several hosts together from others: random bytes.
+pub type DeploymentId = [u8; 16];
 
 /// What an option is that is not told.
 fn yes() -> bool {
@@ -375,6 +381,7 @@ impl Default for Options {
             remove_source_files: false,
             map_cache: true,
             since: None,
+            together: None,
             force: false,
             delete: None,
         }

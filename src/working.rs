@@ -17,11 +17,16 @@ pub enum Working {
     Stage,
     /// Which ranges of the stage count.
     Log,
+    /// That temp file or stage are all of the new file, and wait for the other hosts of a run.
+    Prepared,
 }
 
 impl Working {
     /// All of them, in the order in which they go: no log outlives its stage.
-    pub const ALL: [Working; 4] = [Working::Temp, Working::Clone, Working::Log, Working::Stage];
+    pub const ALL: [Working; 5] =
+        [Working::Prepared, Working::Temp, Working::Clone, Working::Log, Working::Stage];
+    /// Those that hold something of the new file.
+    pub const CONTENT: [Working; 4] = [Working::Temp, Working::Clone, Working::Log, Working::Stage];
 
     fn extension(self) -> &'static str {
         match self {
@@ -29,6 +34,7 @@ impl Working {
             Working::Clone => ".clone",
             Working::Stage => ".stage",
             Working::Log => ".log",
+            Working::Prepared => ".prepared",
         }
     }
 
@@ -109,9 +115,9 @@ pub fn is_working_name(name: &OsStr) -> bool {
     suffix_of(name).is_some()
 }
 
-/// The name of what this is the log of, if it was not cut.
-pub fn image_of_log(name: &OsStr) -> Option<&OsStr> {
-    let suffix = suffix_of(name).filter(|suffix| suffix.ends_with(Working::Log.extension().as_bytes()))?;
+/// The name of what this is a working file of one kind of, if it was not cut.
+pub fn image_of(name: &OsStr, kind: Working) -> Option<&OsStr> {
+    let suffix = suffix_of(name).filter(|suffix| suffix.ends_with(kind.extension().as_bytes()))?;
     Some(OsStr::from_bytes(&name.as_bytes()[1..name.len() - suffix.len()]))
 }
 

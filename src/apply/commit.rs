@@ -4,6 +4,7 @@
 pub(super) mod completion;
 mod delayed;
 pub(super) mod group;
+pub(super) mod prepared;
 pub(super) mod witness;
 
 use std::cell::{Cell, OnceCell};
@@ -79,6 +80,8 @@ pub(super) struct Counts {
     pub at_once: bool,
     /// What was read back came from memory, in part at least.
     pub from_cache: Cell<bool>,
+    /// The new file was read back, as it waits.
+    pub is_read_back: Cell<bool>,
 }
 
 impl Counts {
@@ -147,6 +150,19 @@ impl Task {
         old: Option<&Old>,
         made: Option<&Metadata>,
     ) -> Result<Option<Failure>> {
+        self.fill(new, old)?;
+        if self.delays {
+            return self.delay(new, old).map(|()| None);
+        }
+        // As long as nobody else may write to it.
+        self.watch(new, Writes::None);
+        let unset = self.wanted.attributes.set_on_new(new, made, old, &self.place)?;
+        self.attributes_are_set();
+        Ok(unset)
+    }
+
+    /// Gives the new file its length, and no more room than it takes.
+    fn fill(&self, new: &File, old: Option<&Old>) -> Result<()> {
         if !self.counts.at_once {
             let set = self.set_length(new, old);
             set.map_err(|error| self.failed("set the length of", error, OldFile::Whole))?;
@@ -158,14 +174,7 @@ impl Task {
         if !self.counts.at_once {
             sys::allocate_exactly(new, false);
         }
-        if self.delays {
-            return self.delay(new, old).map(|()| None);
-        }
-        // As long as nobody else may write to it.
-        self.watch(new, Writes::None);
-        let unset = self.wanted.attributes.set_on_new(new, made, old, &self.place)?;
-        self.attributes_are_set();
-        Ok(unset)
+        Ok(())
     }
 
     /// The new file, which is on storage, takes its place, or waits for that.
@@ -336,7 +345,7 @@ impl Task {
     /// Reads a file back from storage, if that is wanted: all of it, since a map that is
     /// wrong would hide what it hid before.
     pub fn verify(&self, file: &File, root: &Hash, what: ReadBack) -> Result<()> {
-        if !self.options.verify {
+        if !self.options.verify || self.counts.is_read_back.get() {
             return Ok(());
         }
         file.sync_data().map_err(self.place.error("sync"))?;

@@ -4,6 +4,7 @@
 
 mod alternate;
 mod basis;
+mod device;
 mod preview;
 mod setup;
 mod sink;
@@ -34,15 +35,15 @@ use crate::apply::way::clone::Replica;
 use crate::apply::way::direct::Direct;
 use crate::apply::way::fresh::Fresh;
 use crate::apply::way::staged::Staged;
-use crate::apply::{Basis, Destination, Wanted, check_device_size};
+use crate::apply::{Basis, Destination, Wanted};
 use crate::error::{Error, Failure, Result};
-use crate::in_use;
-use crate::options::{Commit, Options};
+use crate::options::Commit;
 use crate::report::Changes;
-use crate::sys::{self, kind_of};
+use crate::sys::kind_of;
 use crate::working::Working;
 use alternate::Elsewhere;
 use basis::image_of;
+use device::device;
 pub use preview::Preview;
 use preview::preview;
 pub use setup::Setup;
@@ -210,6 +211,11 @@ fn begin(mut place: Place, wanted: Wanted, setup: &Setup, found: Found) -> Resul
         watches: false,
         witness: Cell::default(),
     };
+    if is_written_itself && task.options.together.is_some() {
+        return Err(task.no_preparing());
+    }
+    // Whoever waits has it locked.
+    remove_drafts(&task, &[Working::Prepared]);
     if let Elsewhere::Copied(from) = elsewhere {
         let task = Task { delays: false, ..task };
         remove_drafts(&task, &[Working::Clone]);
@@ -413,36 +419,4 @@ fn staged(task: Task, old: Old) -> Result<Destination> {
     }
     let basis = Basis::of(&old.file, task.options.hole_map).map_err(place.error("open"))?;
     Ok(Destination::new(task, Way::Staged(Staged::new(old)), Some(basis)))
-}
-
-/// Opens a device that nobody holds, unless that is to be no matter.
-fn open_device(place: &Place, access: OFlag, options: &Options) -> Result<File> {
-    // O_EXCL without O_CREAT: fails when the device is mounted or otherwise held (open(2)).
-    let alone = if options.force_in_use { OFlag::empty() } else { OFlag::O_EXCL };
-    place.open(&place.name, access | alone).map_err(|error| match error.raw_os_error() {
-        Some(libc::EBUSY) => {
-            in_use::refuse_held(&place.path, place.stat().ok().flatten().map_or(0, |stat| stat.st_rdev))
-        }
-        _ => place.error("open")(error),
-    })
-}
-
-fn device(task: Task) -> Result<Destination> {
-    let place = &task.place;
-    if place.backup.is_some() {
-        let why = "is a device: --backup cannot keep what is on it; leave that out";
-        return Err(Error::refused(&place.path, why));
-    }
-    let file = place.locked(open_device(place, OFlag::O_RDWR, &task.options)?)?;
-    let size = sys::device_size(&file).map_err(place.error("find the size of"))?;
-    check_device_size(place, size, task.wanted.length, "nothing was written")?;
-    let state = file.metadata().map_err(place.error("look at"))?;
-    let basis = if task.wanted.whole {
-        None
-    } else {
-        Some(Basis::of(&file, task.options.hole_map).map_err(place.error("open"))?)
-    };
-    let old = Old { file, state, access: Access::Write, turn: None };
-    task.claim(&old)?;
-    Ok(Destination::new(task, Way::Direct(Direct::new(old)), basis))
 }

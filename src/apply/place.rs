@@ -4,6 +4,7 @@
 pub mod beside;
 mod inode;
 pub(super) mod listing;
+pub mod mark;
 pub(super) mod workplace;
 
 use std::collections::HashSet;

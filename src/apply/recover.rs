@@ -12,6 +12,7 @@ use nix::fcntl::OFlag;
 use crate::apply::attributes::Attributes;
 use crate::apply::attributes::belongings;
 use crate::apply::place::beside::Beside;
+use crate::apply::place::mark::Mark;
 use crate::apply::place::{Access, Old, Place};
 use crate::apply::stage::Sealed;
 use crate::apply::stage::log::{self, Identity, LogEnd, UnknownFormat};
@@ -30,6 +31,8 @@ pub enum Recovered {
     Nothing,
     /// A log that is not sealed: the file is as it was before that run.
     NotBegun,
+    /// What waits for the decision of a run to several hosts: the file is as it was before.
+    Prepared(Mark),
     /// A log that ends in something that no run wrote: whether it was sealed is not known.
     Unreadable,
     /// A log of another file, which had this name before.
@@ -52,7 +55,7 @@ impl Recovered {
     fn gravity(&self) -> u8 {
         match self {
             Recovered::Nothing | Recovered::Finished { .. } => 0,
-            Recovered::NotBegun => 1,
+            Recovered::NotBegun | Recovered::Prepared(_) => 1,
             Recovered::Replaced => 2,
             Recovered::Unreadable => 3,
             Recovered::Damaged | Recovered::Foreign(_) => 4,
@@ -84,21 +87,32 @@ impl Recovered {
 }
 
 /// Finishes what a crash interrupted between sealing a log and the end of its
-/// replay: step 2 of [`apply`](crate::apply). `log`: the name of one that lies there, if it
-/// was found; others than those of all users and of this one are found in no other way. Of
-/// the options, those count that say how to read and to sync, and what is in use.
+/// replay: step 2 of [`apply`](crate::apply). `found`: the name of a log or a mark that lies there, if
+/// it was found; others than those of all users and of this one are found in no other way. Of
+/// the options, those count that say how to read and to sync, and what is in use. What is
+/// prepared stays as it is.
 ///
 /// # Errors
 ///
 /// When the log is sealed and the file can't be finished from it, or another version
 /// wrote it: then everything stays.
-pub fn recover(place: &Place, log: Option<&OsStr>, options: &Options) -> Result<Recovered> {
+pub fn recover(place: &Place, found: Option<&OsStr>, options: &Options) -> Result<Recovered> {
     let mut place = place.clone();
     let mut beside = place.look_beside()?;
-    if let Some(log) = log {
-        beside.add_log(&place, log).map_err(place.error("look beside"))?;
+    if let Some(found) = found {
+        beside.add_log(&place, found).map_err(place.error("look beside"))?;
     }
-    finish_beside(&place, &beside, options)
+    let recovered = finish_beside(&place, &beside, options)?;
+    if !matches!(recovered, Recovered::Nothing | Recovered::NotBegun) {
+        return Ok(recovered);
+    }
+    for naming in beside.logs.iter().copied().chain([place.naming]) {
+        let mark = place.under(naming).mark().map_err(place.error("read the mark of"))?;
+        if let Some(mark) = mark {
+            return Ok(Recovered::Prepared(mark));
+        }
+    }
+    Ok(recovered)
 }
 
 /// Finishes the file from a log that lies beside it.
@@ -259,6 +273,7 @@ fn finish(place: &Place, old: &Old, sealed: &Sealed, options: &Options) -> Resul
     // What may not be written may have been made so at the end of the replay.
     check_root(place, &file, &grid, &root, hole_map, ReadBack::Written)?;
     forget_stage(place, sync).map_err(place.error("remove the log of"))?;
+    place.remove_leftovers(&[Working::Prepared]);
     Ok(Recovered::Finished { root, unset: unset? })
 }
 

@@ -149,6 +149,12 @@ impl Stage {
         self.data.sync_data()
     }
 
+    /// The same of the log, too.
+    pub fn sync_all(&mut self) -> io::Result<()> {
+        self.sync()?;
+        self.log.get_ref().sync_data()
+    }
+
     /// Makes old file, stage and log a unit that can be finished whatever
     /// happens, if the data is on storage: the log is when this returns (unless `sync` is
     /// false: then only a crash of the machine can still undo it).

@@ -69,6 +69,14 @@ impl Way {
         }
     }
 
+    /// Has what is to be renamed made, as it may have to wait.
+    pub fn check_ready(&mut self, task: &Task) -> Result<()> {
+        match self {
+            Way::Replica(replica) => replica.check_ready(task),
+            way => way.file(task).map(drop),
+        }
+    }
+
     /// The file that is written to.
     pub fn file(&mut self, task: &Task) -> Result<&File> {
         match self {

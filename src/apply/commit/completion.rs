@@ -3,6 +3,7 @@
 
 use crate::apply::commit::group::Waiting;
 use crate::apply::way::Way;
+use crate::apply::way::staged::Ready;
 use crate::apply::{Destination, Finished};
 use crate::error::{Failure, Result};
 use crate::hashmap::Hash;
@@ -56,17 +57,31 @@ impl Destination {
         })
     }
 
-    fn end(&mut self, root: &Hash, kept: u64) -> Result<End> {
+    /// Whether the old file is all that is wanted but for its attributes; nothing more comes.
+    pub(super) fn can_be_left(&mut self) -> Result<bool> {
         self.make_zeros()?;
-        let changes_length = self.changes_length();
-        let Destination { task, way, basis, .. } = self;
-        // Without a basis nobody has looked at what is there.
-        let compared = basis.is_some() || task.wanted.length == 0;
-        if compared
-            && !way.has_begun()
-            && let Some(old) = way.old()
-            && task.can_leave(old)?
+        match self.way.old().filter(|_| !self.way.has_begun()) {
+            Some(old) if self.is_compared() => self.task.can_leave(old),
+            _ => Ok(false),
+        }
+    }
+
+    /// Without a basis nobody has looked at what is there.
+    fn is_compared(&self) -> bool {
+        self.basis.is_some() || self.task.wanted.length == 0
+    }
+
+    /// Whether content or length changed, as far as anybody compared.
+    fn is_changed(&self) -> bool {
+        let has_changes = self.changes_length() || self.task.counts.has_changes();
+        self.way.is_resumed() || !self.is_compared() || has_changes
+    }
+
+    fn end(&mut self, root: &Hash, kept: u64) -> Result<End> {
+        if self.can_be_left()?
+            && let Some(old) = self.way.old()
         {
+            let task = &mut self.task;
             let unset = task.leave(old, root)?;
             task.place.remove_litter(&task.beside);
             let from_cache = task.counts.from_cache.get();
@@ -76,7 +91,8 @@ impl Destination {
                 Finished { written, punched, changed: false, from_cache, unset, delayed: None, witness };
             return Ok(End::Finished(Box::new(left)));
         }
-        let changed = way.is_resumed() || !compared || changes_length || task.counts.has_changes();
+        let changed = self.is_changed();
+        let Destination { task, way, .. } = self;
         if let Some(unset) = way.complete(task)? {
             return Ok(End::Waits { unset, changed });
         }
@@ -86,6 +102,19 @@ impl Destination {
             Way::Fresh(_) | Way::Replica(_) => Ok(None),
         }?;
         Ok(End::Finished(Box::new(self.finished(changed, unset))))
+    }
+
+    /// The same of a stage that is ready.
+    pub(super) fn conclude(mut self, ready: Ready, root: &Hash) -> Result<Finished> {
+        let changed = self.is_changed();
+        let Destination { task, way: Way::Staged(staged), .. } = &mut self else {
+            return Err(self.task.place.replaced());
+        };
+        let concluded = staged.conclude(task, root, ready);
+        match concluded {
+            Ok(unset) => Ok(self.finished(changed, unset)),
+            Err(error) => Err(self.make_room_after(error)),
+        }
     }
 
     /// It is in its place, or delayed.

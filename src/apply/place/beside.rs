@@ -87,7 +87,7 @@ impl Place {
     pub(in crate::apply) fn look_beside(&mut self) -> Result<Beside> {
         let failed = self.error("look beside");
         let mut look = || -> io::Result<Beside> {
-            let (naming, beside) = self.look(&Working::ALL, &[Working::Temp, Working::Log])?;
+            let (naming, beside) = self.look(&Working::CONTENT, &[Working::Temp, Working::Log])?;
             self.naming = naming;
             self.look_at_work(beside)
         };
@@ -122,7 +122,11 @@ impl Place {
             // Under names that are not used now: a stage lies where its log does, and no clone
             // outlives its run for long.
             let looked_for = if free.is_none() { all } else { lasting };
-            for kind in looked_for.iter().copied() {
+            for kind in looked_for.iter().copied().chain([Working::Prepared]) {
+                // It is beside something else, or of no use.
+                if kind == Working::Prepared && found.is_empty() {
+                    continue;
+                }
                 let name = kind.name_for(&self.name, naming);
                 let Some(stat) = sys::stat_at(&self.dir, &name)? else { continue };
                 if self.is_ours(&stat, &mut maker)? {

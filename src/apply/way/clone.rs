@@ -107,14 +107,23 @@ impl Replica {
 
     /// See step 7 of [`apply`](crate::apply): the clone or copy gets length and attributes.
     pub fn complete(&mut self, task: &Task) -> Result<Option<Failure>> {
-        self.file(task)?;
+        self.check_ready(task)?;
         let Some(temp) = &self.temp else { return Err(task.place.replaced()) };
+        task.complete(temp, self.old(), None)
+    }
+
+    /// Makes the clone or copy, if there is none yet, and demands that what it was made of has not
+    /// changed by then.
+    pub fn check_ready(&mut self, task: &Task) -> Result<()> {
+        self.file(task)?;
         // What is kept of it was hashed before it was copied.
         let is_changed = |state: &FileState| !self.is_snapshot && !state.is_still(&self.from.file);
         if self.another.as_ref().is_some_and(is_changed) {
             return Err(similar::changed(&task.place));
         }
-        task.complete(temp, self.old(), None)
+        // All is copied: what becomes of it is no matter.
+        self.is_snapshot = true;
+        Ok(())
     }
 }
 

@@ -106,6 +106,12 @@ impl Staged {
     /// Step 7 of [`apply`](crate::apply): the cheaper of its two ends. `kept`: bytes of the
     /// old file that stay.
     pub fn finish(&mut self, task: &Task, root: &Hash, kept: u64) -> Result<Option<Failure>> {
+        let ready = self.ready(task, kept)?;
+        self.conclude(task, root, ready)
+    }
+
+    /// All of that before a seal or a rename.
+    pub fn ready(&mut self, task: &Task, kept: u64) -> Result<Ready> {
         self.stage(task)?;
         task.watch(&self.old.file, Writes::Replay);
         let Staged { old, stage: Some(stage), .. } = self else { return Err(task.place.replaced()) };
@@ -114,17 +120,51 @@ impl Staged {
                 // Until here the lock on the old file kept other runs away.
                 let data =
                     task.place.locked(stage.data().try_clone().map_err(task.place.error("finish"))?)?;
-                task.replace(&data, Working::Stage, Some(old), root)
+                Ok(Ready::Complete(data))
             }
             End::Seal => {
                 let reserved = old.file.metadata().map_err(task.place.error("look at"))?;
                 task.claim(old)?;
+                Ok(Ready::Reserved(reserved))
+            }
+        }
+    }
+
+    /// The rest of it.
+    pub fn conclude(&mut self, task: &Task, root: &Hash, ready: Ready) -> Result<Option<Failure>> {
+        let Staged { old, stage: Some(stage), .. } = self else { return Err(task.place.replaced()) };
+        match ready {
+            Ready::Complete(data) => task.replace(&data, Working::Stage, Some(old), root),
+            Ready::Reserved(reserved) => {
                 let sealed = seal(task, old, stage, root, &reserved)?;
                 self.is_sealed = true;
                 end(task, &self.old, &sealed, root, &reserved)
             }
         }
     }
+
+    /// Has what was gathered on storage, to wait.
+    pub fn sync(&mut self, task: &Task) -> Result<()> {
+        let stage = self.stage.as_mut().filter(|_| task.options.fsync);
+        let synced = stage.map_or(Ok(()), Stage::sync_all);
+        synced.map_err(|error| task.failed("sync", error, OldFile::Whole))
+    }
+
+    /// Gives back what was made ready.
+    pub fn give_room_back(&self, task: &Task, ready: Ready) {
+        if let (Some(stage), Ready::Reserved(_)) = (&self.stage, ready) {
+            // What stays allocated is found by the next run.
+            let _ = stage.give_up_reserve(&self.old.file, task.wanted.length, task.options.hole_map);
+        }
+    }
+}
+
+/// What a stage is made ready for.
+pub enum Ready {
+    /// To take the name of the old file: it is all of the new one, and locked.
+    Complete(File),
+    /// To be written into the old file, which is in this state since there is room in it.
+    Reserved(Metadata),
 }
 
 /// How a stage becomes the file.

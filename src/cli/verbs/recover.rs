@@ -15,7 +15,7 @@ use holesync::location::directory_of;
 use holesync::options::Options;
 use holesync::report::hex;
 use holesync::sys;
-use holesync::working::{image_of_log, is_working_file_of};
+use holesync::working::{Working, image_of, is_working_file_of, naming_of};
 use nix::fcntl::OFlag;
 use walkdir::{DirEntry, WalkDir};
 
@@ -37,25 +37,37 @@ fn recover_file(path: &Path, options: &Options) -> Result<()> {
     let parent = directory_of(path);
     let dir = File::open(parent).map_err(Error::file("open", parent))?;
     let place = Place::new(Arc::new(dir.into()), name.to_owned(), path.to_path_buf());
-    match logs_beside(parent, name) {
-        Ok(logs) if logs.is_empty() => print_line(&format!("{}: nothing to finish", printable(path))),
-        Ok(logs) => each(&logs, |log| recover_at(&place, Some(log), options)),
+    match left_beside(parent, name) {
+        Ok(left) if left.is_empty() => print_line(&format!("{}: nothing to finish", printable(path))),
+        Ok(left) => each(&left, |left| recover_at(&place, Some(left), options)),
         // A directory that may not be listed: the usual names are tried.
         Err(error) if error.kind() == ErrorKind::PermissionDenied => recover_at(&place, None, options),
         Err(error) => Err(Error::file("read", parent)(error)),
     }
 }
 
-/// The names of the logs of an image, under whatever names they are there.
-fn logs_beside(dir: &Path, image: &OsStr) -> std::io::Result<Vec<OsString>> {
-    let mut logs = Vec::new();
+/// The names of the logs of an image, and of marks that lie beside no log, under whatever names they
+/// are there.
+fn left_beside(dir: &Path, image: &OsStr) -> std::io::Result<Vec<OsString>> {
+    let mut left = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let name = entry?.file_name();
-        if image_of_log(&name).is_some() && is_working_file_of(&name, image) {
-            logs.push(name);
+        if is_working_file_of(&name, image) && image_of_left(dir, &name).is_some() {
+            left.push(name);
         }
     }
-    Ok(logs)
+    Ok(left)
+}
+
+/// The image that something was left of which there is something to say: a log, or a mark without
+/// one. Its name, if that was not cut.
+fn image_of_left<'a>(dir: &Path, name: &'a OsStr) -> Option<&'a OsStr> {
+    image_of(name, Working::Log).or_else(|| {
+        let image = image_of(name, Working::Prepared)?;
+        let log = Working::Log.name_for(image, naming_of(name)?);
+        let has_log = dir.join(log).symlink_metadata().is_ok();
+        (!has_log).then_some(image)
+    })
 }
 
 /// Everything below `root` is reached from its descriptor: others may move what lies there.
@@ -66,31 +78,31 @@ fn recover_tree(path: &Path, options: &Options) -> Result<()> {
             let path = error.path().unwrap_or(path).to_path_buf();
             Error::file("read", path)(error.into())
         })?;
-        match image_of_log(entry.file_name()) {
+        match image_of_left(entry.path().parent().unwrap_or(path), entry.file_name()) {
             Some(literal) => recover_beside(&root, path, &entry, literal, options),
             None => Ok(()),
         }
     })
 }
 
-/// Finishes the image that a log belongs to. `literal`: its name, if that was not cut.
+/// Finishes the image that a log belongs to, or tells of a mark. `literal`: its name, if that was not cut.
 fn recover_beside(
     root: &OwnedFd,
     above: &Path,
-    log: &DirEntry,
+    left: &DirEntry,
     literal: &OsStr,
     options: &Options,
 ) -> Result<()> {
-    let parent = log.path().parent().unwrap_or(above);
+    let parent = left.path().parent().unwrap_or(above);
     let below = parent.strip_prefix(above).unwrap_or(Path::new(""));
     let dir = sys::open_beneath(root.as_fd(), below, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0);
     let dir = Arc::new(dir.map_err(Error::file("open", parent))?);
     let name = match sys::stat_at(&dir, literal) {
-        Ok(None) => cut_name(parent, log.file_name()).unwrap_or_else(|| literal.to_owned()),
+        Ok(None) => cut_name(parent, left.file_name()).unwrap_or_else(|| literal.to_owned()),
         _ => literal.to_owned(),
     };
     let path = parent.join(&name);
-    recover_at(&Place::new(dir, name, path), Some(log.file_name()), options)
+    recover_at(&Place::new(dir, name, path), Some(left.file_name()), options)
 }
 
 /// The name in a directory that was too long for that of its log.
@@ -99,10 +111,10 @@ fn cut_name(dir: &Path, log: &OsStr) -> Option<OsString> {
     entries.map(|entry| entry.file_name()).find(|name| is_working_file_of(log, name))
 }
 
-fn recover_at(place: &Place, log: Option<&OsStr>, options: &Options) -> Result<()> {
+fn recover_at(place: &Place, left: Option<&OsStr>, options: &Options) -> Result<()> {
     let shown = printable(&place.path);
     let refused = |why: &str| Err(Error::refused(&place.path, why));
-    match recover::recover(place, log, options)? {
+    match recover::recover(place, left, options)? {
         Recovered::Finished { root, unset } => {
             print_line(&format!("{shown}: finished from its log and verified, root hash {}", hex(&root)))?;
             unset.map_or(Ok(()), |unset| Err(Error::Unset(unset)))
@@ -110,6 +122,12 @@ fn recover_at(place: &Place, log: Option<&OsStr>, options: &Options) -> Result<(
         Recovered::Nothing => print_line(&format!("{shown}: nothing to finish")),
         Recovered::NotBegun => print_line(&format!(
             "{shown}: nothing to finish, an interrupted run had not begun to write into it; the next run goes on"
+        )),
+        Recovered::Prepared(mark) => print_line(&format!(
+            "{shown}: prepared by run {} for the new image, root hash {}, and waits for its other hosts: it is as it \
+             was; the same command as then goes on",
+            hex(&mark.run),
+            hex(&mark.root)
         )),
         Recovered::Unreadable => refused(
             "the log that lies beside it is damaged: if that was sealed, the image is half written; compare it with \

@@ -8,7 +8,8 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use holesync::apply::{Attributes, Destination, Opened, Place, QuickCheck, Setup, Wanted};
+use holesync::apply::recover::{Recovered, recover};
+use holesync::apply::{Attributes, Destination, Mark, Opened, Place, QuickCheck, Setup, Wanted};
 use holesync::hashmap::{Grid, Hash, root_of};
 use holesync::options::{BlockSize, Commit, Options};
 use holesync::working::is_working_name;
@@ -153,6 +154,16 @@ impl Lab {
     fn finish(&self, destination: Destination) {
         let kept = if self.way.much_kept { u64::MAX } else { 0 };
         destination.finish(&self.root(), kept).expect("finish");
+        self.assert_new();
+    }
+
+    /// As `holesync recover` does.
+    fn recover(&self) -> Recovered {
+        let dir = Arc::new(File::open(self.dir.path()).expect("open").into());
+        recover(&Place::new(dir, "image".into(), self.path()), None, &Options::default()).expect("recover")
+    }
+
+    fn assert_new(&self) {
         assert!(fs::read(self.path()).expect("read") == self.model, "the content differs");
         let metadata = fs::metadata(self.path()).expect("stat");
         assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (1000, 7));
@@ -226,6 +237,43 @@ proptest! {
             steps.iter().for_each(|step| lab.take(&mut destination, step));
         }
         more.iter().for_each(|step| lab.take(&mut destination, step));
+        lab.finish(destination);
+    }
+
+    #[test]
+    fn what_is_prepared_shows_nothing_and_goes_on_whatever_is_decided(
+        way in way(), steps in steps(), end in 0..3,
+    ) {
+        let run = [9; 16];
+        let commit = if way.commit == Commit::InPlace { Commit::Auto } else { way.commit };
+        let mut lab = Lab::new(&Way { whole: false, commit, ..way });
+        let mut destination = lab.open(false);
+        steps.iter().for_each(|step| lab.take(&mut destination, step));
+        let kept = if lab.way.much_kept { u64::MAX } else { 0 };
+        let prepared = destination.prepare(&lab.root(), kept, &run).expect("prepare");
+        lab.assert_old();
+        lab.assert_other_name_is_old();
+        let is_marked = !lab.left().is_empty();
+        match end {
+            0 => {
+                prepared.commit().expect("commit");
+                return Ok(lab.assert_new());
+            }
+            1 => drop(prepared),
+            _ => prepared.give_up(),
+        }
+        lab.assert_old();
+        let mark = Mark { run, root: lab.root() };
+        let is_told = lab.recover() == Recovered::Prepared(mark);
+        prop_assert_eq!(is_told, end == 1 && is_marked);
+        lab.assert_old();
+        let destination = lab.open(false);
+        prop_assert!(!lab.left().iter().any(|name| name.ends_with(".prepared")), "the mark is believed");
+        let mut found = vec![0; lab.model.len()];
+        if let Some(basis) = destination.basis() {
+            basis.image.read_at(&mut found, 0).expect("read");
+        }
+        prop_assert!(found == lab.model, "data would be sent again");
         lab.finish(destination);
     }
 
