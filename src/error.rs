@@ -163,6 +163,12 @@ pub enum Error {
         /// The exit code that fits the worst of them.
         code: u8,
     },
+    /// Not all of several hosts were prepared: none of them was told to put anything in place.
+    #[error("nothing was put in place, as {why}; what came stays there for the next run")]
+    Together {
+        /// The reason, as it stands behind "as".
+        why: String,
+    },
     /// Some of several hosts do not have what was to be sent; each was reported on its own.
     #[error("{failed} of {total} hosts failed, the first of them {first}")]
     Hosts {
@@ -335,7 +341,8 @@ impl Error {
             Error::Start(_) => code::START,
             Error::Space { .. } => code::FILE_IO,
             Error::File { source, .. } if is_file_io(source) => code::FILE_IO,
-            Error::File { .. } | Error::Refused { .. } | Error::Hosts { .. } => code::PARTIAL,
+            Error::File { .. } | Error::Refused { .. } => code::PARTIAL,
+            Error::Hosts { .. } | Error::Together { .. } => code::PARTIAL,
             Error::Link { .. } => code::LINK,
             Error::Timeout { .. } | Error::TimeIsUp(_) => code::TIMEOUT,
             Error::Closed { .. } | Error::Exited { .. } | Error::Protocol { .. } => code::STREAM,

@@ -37,7 +37,7 @@ use crate::hashmap::leaves::Leaves;
 use crate::hashmap::map_file::SavedMap;
 use crate::hashmap::plan::Run;
 use crate::hashmap::{Hash, PageMask};
-use crate::options::Options;
+use crate::options::{DeploymentId, Options};
 use crate::report::{Changes, Item, Phase, Reporter, Stats};
 use crate::source::{self, Kind, Metadata};
 pub use crate::source::{MAX_NAME, MAX_PATH};
@@ -58,6 +58,8 @@ pub fn describes_in_dry_runs(version: u16) -> bool {
 /// The oldest version in which the receiver copies what it has elsewhere: it may be asked about
 /// blocks that are new, too.
 pub const COPIES: u16 = 8;
+/// The oldest version in which a receiver waits with a file until all hosts of a run have theirs.
+pub const TOGETHER: u16 = 8;
 /// The bits among the features of a greeting that tell whether the processor has
 /// instructions for AES; neither is set where that is not known.
 pub const FEATURE_AES: u32 = 1;
@@ -287,6 +289,14 @@ pub enum Message {
         /// How many.
         bytes: u64,
     },
+    /// Receiver behind `Request::Together`, in the place of its result, which follows: the file
+    /// could be put in its place.
+    Prepared {
+        /// The entry.
+        id: u64,
+    },
+    /// Sender, behind that: it is to be put there.
+    Commit,
 }
 
 impl Message {
@@ -369,6 +379,14 @@ pub enum Request {
     Image {
         /// The file or device as the user wrote it.
         destination: RequestPath,
+    },
+    /// Be the receiver of a file that is put in its place when all hosts of a run have theirs ready.
+    /// From version [`TOGETHER`] on.
+    Together {
+        /// The destination as the user wrote it.
+        destination: RequestPath,
+        /// What tells the run from others.
+        run: DeploymentId,
     },
 }
 

@@ -63,6 +63,7 @@ use assemble::{ApplyError, OpenFile};
 use basis_feed::BasisFeeds;
 use finish::{Complete, commit_files, finish_files};
 pub use list::list;
+use others::Lost;
 use read_ahead::ReadAhead;
 use shared::{ReceiverShared, Settles};
 
@@ -130,6 +131,7 @@ fn receive<'a>(
         shared.committer.close();
         applied
     });
+    finish::leave_prepared(shared, &result);
     let (theirs, mut tree) = (result?, tree);
     tree.as_mut().map_or(Ok(true), |tree| shared.put_delayed(tree))?;
     // As many as there are directories; each of them takes memory here anyway.
@@ -232,15 +234,6 @@ struct Applier<'s, 'a> {
     hashed: HashSet<usize>,
 }
 
-/// Whether something that had arrived is not in its place: then nothing is removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lost {
-    No,
-    Yes,
-    /// That nothing is removed was said.
-    Told,
-}
-
 impl Applier<'_, '_> {
     /// Handles frames until the sender's totals.
     fn run(&mut self) -> Result<Stats> {
@@ -286,6 +279,9 @@ impl Applier<'_, '_> {
             Message::Zero { blocks } => self.describe(Phase::Mapping, |feeds, file| file.zero(feeds, blocks)),
             Message::Finish { root, settled } => self.finish(root, settled),
             Message::Abandon => self.abandon(),
+            Message::Commit if self.shared.options.together.is_some() => {
+                finish::commit_prepared(self.shared).map_err(|what| self.frames.bad(what))
+            }
             Message::Granted { units } if !self.shared.describes => {
                 let fits = usize::try_from(units).is_ok_and(|units| self.shared.feeds.give_back(units));
                 if fits { Ok(()) } else { Err(self.frames.bad("more credit than was taken")) }

@@ -16,5 +16,7 @@ pub use bootstrap::{
 };
 pub use child::{RemoteProcess, connect};
 pub use cipher::{Cipher, aes_here, remember_aes};
-pub use running::{Watch, again, interrupt, interruption, is_interrupted, note_shell};
+pub use running::{
+    Finishing, Watch, again, finish_first, interrupt, interruption, is_interrupted, note_shell,
+};
 pub use ssh::Ssh;

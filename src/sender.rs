@@ -40,6 +40,7 @@ mod pending;
 mod replies;
 mod session;
 mod shared;
+mod together;
 
 use std::io::{Read, Write};
 use std::sync::mpsc::channel;
@@ -57,6 +58,7 @@ use inbox::Inbox;
 use session::Session;
 use shared::SenderShared;
 pub use shared::Side;
+pub use together::Decision;
 
 /// Sends everything below `sources` and waits until the receiver has it. `hasher`: one
 /// that has begun already, with the same options.
@@ -71,6 +73,30 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
     hasher: Option<Hasher>,
     side: Side,
 ) -> Result<Stats> {
+    send(connection, sources, hasher, side, None)
+}
+
+/// The same of one file to one of several hosts, which puts it in place when `decision` says so.
+///
+/// # Errors
+///
+/// Those of [`run`]; what was decided against it.
+pub fn run_together<R: Read + Send + 'static, W: Write + Send>(
+    connection: Connection<R, W>,
+    sources: &[NamedPath],
+    hasher: Option<Hasher>,
+    decision: &dyn Decision,
+) -> Result<Stats> {
+    send(connection, sources, hasher, Side::Initiator, Some(decision))
+}
+
+fn send<R: Read + Send + 'static, W: Write + Send>(
+    connection: Connection<R, W>,
+    sources: &[NamedPath],
+    hasher: Option<Hasher>,
+    side: Side,
+    decision: Option<&dyn Decision>,
+) -> Result<Stats> {
     let Connection { input, output, options, reporter, saved } = connection;
     let Hasher { jobs, hashed, buffers } = hasher.unwrap_or_else(|| Hasher::start(options, None, None, None));
     let shared = SenderShared {
@@ -83,6 +109,7 @@ pub fn run<R: Read + Send + 'static, W: Write + Send>(
         version: input.version(),
         peer: input.peer().into(),
         describes: !options.dry_run || describes_in_dry_runs(input.version()),
+        decision,
         reporter,
         saved,
     };

@@ -15,6 +15,7 @@ mod stdin;
 pub mod survey;
 mod takeover;
 mod through;
+mod together;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -51,6 +52,7 @@ pub use names::{FilesFrom, ListPlace};
 use origin::{Origin, origin};
 use retry::Tries;
 pub use through::through;
+use together::Seat;
 
 /// How much data has to go to a shell before an agent is suggested.
 const WORTH_AN_AGENT: u64 = 64 << 20;
@@ -161,6 +163,8 @@ struct Shared {
     maps: Option<Arc<SharedMaps>>,
     /// What the only source was made from.
     since: Option<Arc<Since>>,
+    /// The place of a host among those that put a file in place together.
+    seat: Option<Seat>,
 }
 
 impl Shared {
@@ -168,7 +172,13 @@ impl Shared {
     fn alone(options: &Options) -> Shared {
         let pace = Arc::<Pace>::default();
         pace.limit(options.bandwidth);
-        Shared { pace, maps: None, since: None }
+        Shared { pace, maps: None, since: None, seat: None }
+    }
+
+    /// The same for one of them.
+    fn of(&self, seat: Option<Seat>) -> Shared {
+        let Shared { pace, maps, since, .. } = self;
+        Shared { pace: Arc::clone(pace), maps: maps.clone(), since: since.clone(), seat }
     }
 }
 
@@ -194,9 +204,14 @@ impl Initiator<'_> {
         let completed =
             self.connect(host, options.silence(), |far_side, input, mut output| match far_side {
                 FarSide::Agent => {
-                    self.request(&mut output, request)?;
-                    sender::run(self.connection(input, output), sources, hasher, Side::Initiator)
+                    let Some(seat) = &self.shared.seat else {
+                        self.request(&mut output, request)?;
+                        return sender::run(self.connection(input, output), sources, hasher, Side::Initiator);
+                    };
+                    self.request(&mut output, seat.request(host, path, input.version())?)?;
+                    sender::run_together(self.connection(input, output), sources, hasher, seat)
                 }
+                FarSide::Shell if self.shared.seat.is_some() => Err(together::no_holesync(host)),
                 FarSide::Shell => {
                     drop(hasher);
                     self.refuse_to_save(host)?;

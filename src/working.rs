@@ -95,12 +95,22 @@ pub fn unforeseen() -> u64 {
 /// What all working files have in their names.
 const MARK: &str = ".holesync";
 
-/// Where this user's cache of holesync lies: XDG Base Directory Specification, by which a relative
-/// path counts for none. `None`: the user has no home.
+/// Where this user's cache of holesync lies. `None`: the user has no home.
 pub fn cache_dir() -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache")));
-    cache.filter(|path| path.is_absolute()).map(|path| path.join("holesync"))
+    base_dir("XDG_CACHE_HOME", ".cache")
+}
+
+/// Where this user's state of holesync lies, which is of use after the run that left it. `None`: the
+/// user has no home.
+pub fn state_dir() -> Option<PathBuf> {
+    base_dir("XDG_STATE_HOME", ".local/state")
+}
+
+/// XDG Base Directory Specification, by which a relative path counts for none.
+fn base_dir(variable: &str, usual: &str) -> Option<PathBuf> {
+    let base = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = base.or_else(|| std::env::home_dir().map(|home| home.join(usual)));
+    base.filter(|path| path.is_absolute()).map(|path| path.join("holesync"))
 }
 
 /// The first `most` bytes of a name, or less: some file systems take whole characters only.

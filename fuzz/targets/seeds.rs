@@ -36,6 +36,7 @@ fn main() {
     );
     put("frames", "survey", &survey());
     put("frames", "image", &image());
+    put("frames", "together", &together());
     put("frames", "descriptions", &description());
     put("frames", "answers", &answers());
     for how in [0, 1] {
@@ -110,6 +111,23 @@ fn description() -> Vec<u8> {
         output.differ(&Differ { first: 1, hashes: vec![[1; 32]] })?;
         output.patch(&Patch { first: 1, masks: vec![3], sent: vec![1], bytes: vec![5; 4096] }, None)?;
         output.message(&Message::Abandon)?;
+        output.message(&Message::End(Box::default()))
+    })
+}
+
+/// Both directions of a file that waits for other hosts.
+fn together() -> Vec<u8> {
+    written(&|output| {
+        let destination = b"vm.img".to_vec().into();
+        output.message(&Message::Start(
+            Box::default(),
+            Request::Together { destination, run: [7; 16] },
+            None,
+        ))?;
+        output.message(&Message::Layout { single: true })?;
+        output.message(&Message::Finish { root: [0; 32], settled: true })?;
+        output.message(&Message::Prepared { id: 0 })?;
+        output.message(&Message::Commit)?;
         output.message(&Message::End(Box::default()))
     })
 }

@@ -6,13 +6,13 @@ use std::sync::Mutex;
 use std::sync::mpsc::Receiver;
 
 use crate::apply::tree::DelayedFile;
-use crate::apply::{Completion, Finished};
-use crate::error::{Result, lock};
+use crate::apply::{Completion, Finished, Prepared, Sink};
+use crate::error::{Error, Result, lock};
 use crate::hashmap::{Hash, Maps};
 use crate::protocol::{Entry, Message};
 use crate::receiver::assemble::OpenFile;
 use crate::receiver::shared::{ReceiverShared, Settles};
-use crate::report::{Changes, Event, Outcome, Phase};
+use crate::report::{Changes, Event, Outcome, Phase, Stats};
 
 /// A file of which more than this arrived takes a moment to be written back.
 const WORTH_TELLING: u64 = 8 << 20;
@@ -66,6 +66,15 @@ pub fn finish(shared: &ReceiverShared, complete: Complete) {
         let _ = shared.tell(Message::Busy(Phase::WritingBack), Settles::Nothing);
     }
     let completed = Completed { id, entry, path, received, changes, maps };
+    let destination = match (destination, shared.options.together) {
+        (Sink::Destination(destination), Some(run)) => {
+            return match destination.prepare(&root, kept, &run) {
+                Ok(prepared) => wait_for_commit(shared, prepared, completed),
+                Err(error) => finished_one(shared, Err(error), completed),
+            };
+        }
+        (destination, _) => destination,
+    };
     match destination.complete(&root, kept, length) {
         Ok(Completion::Finished(finished)) => finished_one(shared, Ok(*finished), completed),
         Ok(Completion::Waits(waiting)) if waiting.may_gather() => {
@@ -73,6 +82,40 @@ pub fn finish(shared: &ReceiverShared, complete: Complete) {
         }
         Ok(Completion::Waits(waiting)) => finished_one(shared, waiting.commit(), completed),
         Err(error) => finished_one(shared, Err(error), completed),
+    }
+}
+
+/// A file waits until it is decided about all hosts of the run.
+fn wait_for_commit(shared: &ReceiverShared, prepared: Prepared, completed: Completed) {
+    let id = completed.id;
+    lock(&shared.prepared).push((prepared, completed));
+    // When nobody hears it, nobody decides.
+    let _ = shared.tell(Message::Prepared { id }, Settles::Nothing);
+}
+
+/// What is prepared takes its place.
+///
+/// # Errors
+///
+/// What is wrong with that, where nothing is.
+pub fn commit_prepared(shared: &ReceiverShared) -> Result<(), &'static str> {
+    let prepared = std::mem::take(&mut *lock(&shared.prepared));
+    if prepared.is_empty() {
+        return Err("a decision before anything was prepared");
+    }
+    let _finishing = shared.finishing();
+    for (prepared, completed) in prepared {
+        finished_one(shared, prepared.commit(), completed);
+    }
+    Ok(())
+}
+
+/// The run is over. What it has decided against goes on as what any run leaves; what it had not
+/// decided stays prepared.
+pub fn leave_prepared(shared: &ReceiverShared, received: &Result<Stats>) {
+    let prepared = std::mem::take(&mut *lock(&shared.prepared));
+    if matches!(received, Err(Error::Remote { .. })) {
+        prepared.into_iter().for_each(|(prepared, _)| prepared.give_up());
     }
 }
 

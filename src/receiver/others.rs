@@ -4,10 +4,19 @@ use crate::apply::tree::Removed;
 use crate::error::{Failure, Result, Warning};
 use crate::options::DeleteWhen;
 use crate::protocol::{self, MAX_NAMES, MAX_PATH, Message, shortened};
+use crate::receiver::Applier;
 use crate::receiver::shared::{ReceiverShared, Settles};
-use crate::receiver::{Applier, Lost};
 use crate::report::Event;
 use crate::source::{self, Contents, is_plain};
+
+/// Whether something that had arrived is not in its place: then nothing is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lost {
+    No,
+    Yes,
+    /// That nothing is removed was said.
+    Told,
+}
 
 impl Applier<'_, '_> {
     /// A directory of the source has these names.

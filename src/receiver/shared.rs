@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::apply::tree::{DelayedFile, DestinationTree};
-use crate::apply::{Committer, Setup};
+use crate::apply::{Committer, Prepared, Setup};
 use crate::error::{Error, Failure, Result, Warning, lock};
 use crate::hashmap::cache::MapCache;
 use crate::hashmap::map_file::SavedMap;
@@ -59,6 +59,8 @@ pub struct ReceiverShared<'a> {
     pub maps: Option<MapCache>,
     /// Files that are complete, and take their places when all others are.
     pub delayed: Mutex<Vec<DelayedFile>>,
+    /// Files that are prepared, and wait for what is decided about all hosts of the run.
+    pub prepared: Mutex<Vec<(Prepared, Completed)>>,
     /// Files that are complete, and wait for storage.
     pub committer: Committer<Completed>,
     pub reporter: &'a dyn Reporter,
@@ -88,6 +90,7 @@ impl<'a> ReceiverShared<'a> {
             finishing: AtomicUsize::new(0),
             setup: Setup::new(Arc::clone(&options)).delaying().copying(),
             delayed: Mutex::default(),
+            prepared: Mutex::default(),
             maps: MapCache::open(&options),
             committer: Committer::default(),
             options,

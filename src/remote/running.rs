@@ -3,7 +3,8 @@
 //! lock.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -90,8 +91,38 @@ pub fn interruption() -> Arc<AtomicBool> {
     Arc::clone(&INTERRUPTED)
 }
 
-/// Stops all that is running, and what is started from now on. For signal handling.
+/// What has to be told to its end, once it is decided.
+static FINISHING: Mutex<usize> = Mutex::new(0);
+static FINISHED: Condvar = Condvar::new();
+/// How long a signal waits for that.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Has a signal wait until this is dropped.
+#[derive(Debug)]
+pub struct Finishing(());
+
+/// Has signals that come from now on wait. `None`: one came.
+pub fn finish_first() -> Option<Finishing> {
+    let mut finishing = lock(&FINISHING);
+    if is_interrupted() {
+        return None;
+    }
+    *finishing += 1;
+    Some(Finishing(()))
+}
+
+impl Drop for Finishing {
+    fn drop(&mut self) {
+        *lock(&FINISHING) -= 1;
+        FINISHED.notify_all();
+    }
+}
+
+/// Stops all that is running, and what is started from now on, when what has to be finished is.
+/// For signal handling.
 pub fn interrupt() {
     INTERRUPTED.store(true, Ordering::Relaxed);
+    // Whatever became of it.
+    let _ = FINISHED.wait_timeout_while(lock(&FINISHING), PATIENCE, |finishing| *finishing > 0);
     lock(&RUNNING).iter().for_each(|running| running.stop());
 }

@@ -152,8 +152,8 @@ impl Replies {
 
     fn message(&mut self, message: Message) -> Result<(), &'static str> {
         use Message::{
-            Again, Believed, Busy, Done, End, Failed, Granted, Lacking, Made, Removed, Stays, Unchanged,
-            Unset, Warning, WarningAbout,
+            Again, Believed, Busy, Done, End, Failed, Granted, Lacking, Made, Prepared, Removed, Stays,
+            Unchanged, Unset, Warning, WarningAbout,
         };
         match &message {
             Removed { paths } if size_of_names(paths) > MAX_NAMES => Err("too many names"),
@@ -168,7 +168,7 @@ impl Replies {
             | Done { .. }
             | Again { .. }
             | Lacking { .. } => Ok(()),
-            Believed { .. } | Busy(_) | Granted { .. } | End(_) => Ok(()),
+            Believed { .. } | Busy(_) | Granted { .. } | Prepared { .. } | End(_) => Ok(()),
             _ => Err("a message out of turn"),
         }?;
         self.text += memory_of(&message);

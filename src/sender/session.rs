@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use crate::error::lock;
 use crate::error::{Error, Failure, Result, Warning};
-use crate::hashmap::{Grid, MapRecord};
+use crate::hashmap::{Grid, Hash, MapRecord};
 use crate::protocol::{COPIES, CREDIT, Entry, Message};
 use crate::report::{Changes, Event, Outcome, Phase, Stats};
 use crate::sender::announce::announce;
@@ -25,6 +25,7 @@ use crate::source::{self, Kind, Source};
 struct Sent {
     source: Source,
     bytes: u64,
+    root: Hash,
     /// Every change since it was read shows.
     settled: bool,
     /// Its map, if that is saved.
@@ -267,6 +268,13 @@ impl<'a, W: Write> Session<'a, W> {
                     self.try_again(sent.source, false)?;
                 }
             }
+            Message::Prepared { id } => {
+                let awaited = self.shared.decision.zip(self.awaited.get(&id));
+                let Some((decision, root)) = awaited.map(|(decision, sent)| (decision, sent.root)) else {
+                    return Err(self.unexpected("a prepared file that nobody waits for"));
+                };
+                self.await_decision(decision, &root)?;
+            }
             Message::Believed { bytes } => self.told.believed_bytes = bytes,
             Message::Granted { units } => {
                 let units = usize::try_from(units).unwrap_or(usize::MAX);
@@ -376,7 +384,7 @@ impl<'a, W: Write> Session<'a, W> {
                     self.shared.warn(source::doubt(&source.path))?;
                 }
                 self.shared.send(&Message::Finish { root, settled: file.settled })?;
-                self.awaited.insert(id, Sent { source, bytes: file.bytes, settled: file.settled, map });
+                self.awaited.insert(id, Sent { source, bytes: file.bytes, root, settled: file.settled, map });
                 if self.awaited.len() > CREDIT {
                     return Err(self.unexpected("credit for files without a result"));
                 }

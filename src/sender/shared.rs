@@ -9,6 +9,7 @@ use crate::options::Options;
 use crate::protocol::{FrameWriter, Message};
 use crate::report::{Event, Phase, Reporter, Stats};
 use crate::sender::announce::Files;
+use crate::sender::together::Decision;
 use crate::source::Links;
 
 /// Whose user the sender serves.
@@ -35,6 +36,8 @@ pub struct SenderShared<'a, W: Write> {
     pub peer: String,
     /// Files are described to the receiver: not to one that is too old in a dry run.
     pub describes: bool,
+    /// What prepared files wait for, if they do.
+    pub decision: Option<&'a dyn Decision>,
     pub reporter: &'a dyn Reporter,
     /// What the map of the image is saved as.
     pub saved: Option<&'a SavedMap>,

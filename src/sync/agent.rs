@@ -61,7 +61,11 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
     pace.limit(options.bandwidth);
     // A stream of records has no room for signs of life.
     silence.limit(options.silence().filter(|_| !matches!(request, Request::Through { .. })));
-    let resumes = matches!(request, Request::Receive { .. } | Request::Send { .. });
+    if let Request::Together { run, .. } = &request {
+        options.together = Some(*run);
+    }
+    let resumes =
+        matches!(request, Request::Receive { .. } | Request::Together { .. } | Request::Send { .. });
     let names = match request {
         Request::Send { listed: true, .. } => Some(names::receive(&mut input)?),
         _ => None,
@@ -112,6 +116,10 @@ fn admit(
         Request::Receive { destination, directory } => {
             let asides = Asides::find(options, |path| confinement.writable(path))?;
             Admitted::Receive { destination: confinement.writable(destination)?, directory, asides }
+        }
+        Request::Together { destination, .. } => {
+            let asides = Asides::find(options, |path| confinement.writable(path))?;
+            Admitted::Receive { destination: confinement.writable(destination)?, directory: false, asides }
         }
         Request::Send { sources, .. } => {
             let sources = source::expand_patterns(readable(sources)?)?;

@@ -9,15 +9,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::confinement::NamedPath;
-use crate::error::{Error, Result, lock};
+use crate::error::{Error, Result, Warning, lock, printable};
 use crate::hashmap::shared::SharedMaps;
 use crate::location::{Host, Location};
 use crate::options::Options;
 use crate::remote::{self, RemoteOptions};
-use crate::report::{Ends, HostsReporter, KeepsFirst, Reporter, Silent, Summary, Verdict};
+use crate::report::{Ends, Event, HostsReporter, KeepsFirst, Reporter, Silent, Summary, Verdict};
 use crate::source;
 use crate::sync::origin::{Origin, origin};
 use crate::sync::retry::Tries;
+use crate::sync::together::{self, Seat, Together};
 use crate::sync::{FilesFrom, Initiator, Shared, since, stdin};
 
 /// Hosts that are sent to at once, unless another number is named.
@@ -30,6 +31,8 @@ pub struct Deployment {
     pub destinations: Vec<(Host, PathBuf)>,
     /// How many at once; `None`: 16.
     pub jobs: Option<usize>,
+    /// No host puts anything in place until all could.
+    pub together: bool,
 }
 
 impl Deployment {
@@ -41,6 +44,12 @@ impl Deployment {
             false => host.to_string(),
         };
         self.destinations.iter().map(name).collect()
+    }
+
+    /// What a record of a decision calls each.
+    fn places(&self) -> Vec<String> {
+        let place = |(host, path): &(Host, PathBuf)| format!("{host}:{}", printable(path));
+        self.destinations.iter().map(place).collect()
     }
 
     fn jobs(&self) -> usize {
@@ -66,6 +75,7 @@ pub fn deploy(
     let start = Instant::now();
     let since = since::open(sources, listed, None, options)?;
     let sources = chosen(sources, listed, options, remote)?;
+    let together = deployment.together_with(&sources.0, options, remote)?;
     let jobs = deployment.jobs();
     // Those at the far ends do not know of each other.
     let rate = options.bandwidth.map(|rate| (rate / jobs as u64).max(1));
@@ -77,40 +87,40 @@ pub fn deploy(
         options: &Options { bandwidth: rate, ..options.clone() },
         remote,
         shared: &shared,
+        together: together.as_ref(),
         reporter,
     };
-    let names = deployment.names();
-    let next = AtomicUsize::new(0);
-    let verdicts = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                while let at = next.fetch_add(1, Ordering::Relaxed)
-                    && let (Some((host, path)), Some(name)) = (deployment.destinations.get(at), names.get(at))
-                    && !remote::is_interrupted()
-                {
-                    let verdict = run.send(at, host, path, name);
-                    // What broke off because a signal came is told as that alone.
-                    if !(verdict.failure.is_some() && remote::is_interrupted()) {
-                        reporter.ended(&verdict);
-                    }
-                    lock(&verdicts).push(verdict);
-                }
-            });
-        }
-    });
-    if remote::is_interrupted() {
+    let verdicts = run.send_all(deployment, jobs);
+    let told = together.as_ref().map_or(Ok(()), |together| together.end());
+    let has_decided = together.as_ref().is_some_and(|together| together.has_decided());
+    if remote::is_interrupted() && !has_decided {
         return Err(Error::Interrupted(remote::again()));
     }
-    let mut verdicts = std::mem::take(&mut *lock(&verdicts));
-    verdicts.sort_by_key(|verdict| verdict.at);
     reporter.finish(&verdicts, start.elapsed());
     let failed: Vec<&Verdict> = verdicts.iter().filter(|verdict| verdict.failure.is_some()).collect();
-    match failed.first() {
-        None => Ok(()),
-        Some(first) => {
-            Err(Error::Hosts { failed: failed.len(), total: verdicts.len(), first: first.name.clone() })
+    let reason = together.as_ref().and_then(|together| together.reason());
+    match failed.first().map(|first| reason.unwrap_or(&first.name)) {
+        None => told,
+        Some(first) => Err(Error::Hosts { failed: failed.len(), total: verdicts.len(), first: first.into() }),
+    }
+}
+
+impl Deployment {
+    /// What all hosts wait for, if they do. A dry run puts nothing in place.
+    fn together_with(
+        &self,
+        sources: &[NamedPath],
+        options: &Options,
+        remote: &RemoteOptions,
+    ) -> Result<Option<Arc<Together>>> {
+        if !self.together {
+            return Ok(None);
         }
+        let source = together::check(sources, options, remote)?;
+        if options.dry_run {
+            return Ok(None);
+        }
+        Together::begin(source, self.names(), self.places(), self.jobs()).map(Some)
     }
 }
 
@@ -156,34 +166,89 @@ struct HostsRun<'a> {
     options: &'a Options,
     remote: &'a RemoteOptions,
     shared: &'a Shared,
+    together: Option<&'a Arc<Together>>,
     reporter: &'a dyn HostsReporter,
 }
 
 impl HostsRun<'_> {
+    /// Sends to all hosts, to so many at once; what became of each, in their order.
+    fn send_all(&self, deployment: &Deployment, jobs: usize) -> Vec<Verdict> {
+        let names = deployment.names();
+        let next = AtomicUsize::new(0);
+        let verdicts = Mutex::new(Vec::new());
+        // Who waits for others is no job.
+        let threads = if self.together.is_some() { names.len() } else { jobs };
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    while let at = next.fetch_add(1, Ordering::Relaxed)
+                        && let (Some((host, path)), Some(name)) =
+                            (deployment.destinations.get(at), names.get(at))
+                        && (self.together.is_some() || !remote::is_interrupted())
+                    {
+                        let verdict = self.send(at, host, path, name);
+                        self.tell(&verdict);
+                        lock(&verdicts).push(verdict);
+                    }
+                });
+            }
+        });
+        let mut verdicts = std::mem::take(&mut *lock(&verdicts));
+        verdicts.sort_by_key(|verdict| verdict.at);
+        verdicts
+    }
+
+    /// A host is through: the user is told, and then those who wait for it.
+    fn tell(&self, verdict: &Verdict) {
+        let has_failed = verdict.failure.is_some();
+        let is_decided = self.together.is_some_and(|together| together.has_decided_for(verdict.at));
+        // What broke off because a signal came is told as that alone, unless it should not have.
+        if !(has_failed && remote::is_interrupted() && !is_decided) {
+            self.reporter.ended(verdict);
+        }
+        self.together.iter().for_each(|together| together.ended(verdict.at, has_failed));
+    }
+
     /// Sends to one host, as a run to it alone would.
     fn send(&self, at: usize, host: &Host, path: &Path, name: &str) -> Verdict {
         let ends = Ends { host: Some(host.to_string()), verifies: self.options.verify, ..Ends::default() };
         let shown = self.reporter.part(&ends, name, path);
-        let (summary, error) = match self.attempt(host, path, &*shown) {
+        let seat = self.together.map(|together| together.seat(at));
+        let (summary, error) = match self.attempt(seat.as_ref(), host, path, &*shown) {
             Ok((summary, ended)) => (Some(summary), ended.err()),
             Err(error) => (None, Some(error)),
         };
         let host = host.to_string();
         let failure = error.map(|error| {
             let failure = error.as_failure();
-            if failure.host.is_some() { failure } else { failure.on(&host) }
+            let failure = if failure.host.is_some() { failure } else { failure.on(&host) };
+            seat.iter().fold(failure, |failure, seat| seat.explained(failure))
         });
         Verdict { at, host, name: name.into(), path: path.into(), summary, failure }
     }
 
-    /// What was done, and whether some of it failed.
-    fn attempt(&self, host: &Host, path: &Path, shown: &dyn Reporter) -> Result<(Summary, Result<()>)> {
+    /// What was done, and whether some of it failed. `seat`: its place among those that wait for each
+    /// other.
+    fn attempt(
+        &self,
+        seat: Option<&Seat>,
+        host: &Host,
+        path: &Path,
+        shown: &dyn Reporter,
+    ) -> Result<(Summary, Result<()>)> {
         let start = Instant::now();
         let first = KeepsFirst::new(shown);
         let HostsRun { options, remote, shared, .. } = *self;
         let tries = &Tries::of(options, remote.retries)?;
+        let shared = &shared.of(seat.cloned());
         let initiator = Initiator { options, remote, reporter: &first, tries, shared, saved: None };
-        let send = || initiator.send(self.sources, self.directory, host, path);
+        if let Some(note) = seat.and_then(Seat::note) {
+            first.event(Event::Warning(&Warning::new(note)));
+        }
+        let send = || {
+            let _turn = seat.map(Seat::begin).transpose()?;
+            initiator.send(self.sources, self.directory, host, path)
+        };
         let summary = initiator.summary(start, tries.run_until_done(&first, send)?);
         first.summary(&summary);
         let ended = first.verdict(&summary.stats);

@@ -25,5 +25,6 @@ mod since;
 mod small;
 mod swaps;
 mod times;
+mod together;
 mod trees;
 mod workplace;

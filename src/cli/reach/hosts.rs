@@ -30,6 +30,9 @@ pub struct HostsArgs {
     /// Of several hosts, send to so many at once [default: 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
+    /// Put the image in place at all hosts or at none: when each has it ready
+    #[arg(long)]
+    together: bool,
     /// Keep the hosts in FILE that do not have SRC yet, for --hosts
     #[arg(long, value_name = "FILE")]
     failed: Option<PathBuf>,
@@ -77,8 +80,11 @@ impl HostsArgs {
     /// without hosts; when a file cannot be read.
     pub fn several(&self, paths: &mut Vec<OsString>) -> Result<Option<SeveralHosts>> {
         if !self.are_several() {
-            return match (self.jobs, &self.failed) {
-                (None, None) => Ok(None),
+            return match (self.jobs, &self.failed, self.together) {
+                (None, None, false) => Ok(None),
+                (.., true) => Err(Error::Usage(
+                    "--together is for several hosts: name them with --to or --hosts".into(),
+                )),
                 _ => Err(Error::Usage(
                     "--jobs and --failed are for several hosts: name them with --to or --hosts".into(),
                 )),
@@ -112,7 +118,11 @@ impl HostsArgs {
             return Err(Error::Usage(format!("--hosts {}: there is no host in it", files.join(", "))));
         }
         Ok(Some(SeveralHosts {
-            deployment: Deployment { destinations, jobs: self.jobs.map(usize::from) },
+            deployment: Deployment {
+                destinations,
+                jobs: self.jobs.map(usize::from),
+                together: self.together,
+            },
             lines: named.into_iter().map(|(_, line)| line).collect(),
             failed: self.failed.clone(),
         }))

@@ -257,7 +257,8 @@ proptest! {
         match end {
             0 => {
                 prepared.commit().expect("commit");
-                return Ok(lab.assert_new());
+                lab.assert_new();
+                return Ok(());
             }
             1 => drop(prepared),
             _ => prepared.give_up(),
