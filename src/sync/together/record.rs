@@ -62,6 +62,7 @@ impl Record {
         let mut found = Vec::new();
         for entry in fs::read_dir(&dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
+            remove_unfinished(&path);
             if path.extension().is_none_or(|extension| extension != "decision") {
                 continue;
             }
@@ -97,6 +98,8 @@ impl Record {
             let new = path.with_extension("new");
             let mut file =
                 OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            // A file system without locks has none for who looks for it, either.
+            let _ = file.try_lock();
             file.write_all(self.text().as_bytes())?;
             file.sync_all()?;
             fs::rename(&new, &path)
@@ -134,6 +137,16 @@ impl Record {
             }))
         };
         parse().ok_or(())
+    }
+}
+
+/// Removes what is no record yet, unless a run is at work with it.
+fn remove_unfinished(path: &Path) {
+    if path.extension().is_some_and(|extension| extension == "new")
+        && File::open(path).is_ok_and(|file| file.try_lock().is_ok())
+    {
+        // It is in nobody's way.
+        let _ = fs::remove_file(path);
     }
 }
 

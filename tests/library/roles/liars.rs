@@ -100,6 +100,7 @@
 //! | receiver | a map of no id | `a_lying_receiver_ends_its_session` |
 //! | receiver | an answer that was not asked for | `a_lying_receiver_ends_its_session` |
 //! | receiver | an answer twice | `a_lying_receiver_ends_its_session` |
+//! | receiver | prepared for nobody | `a_lying_receiver_ends_its_session` |
 //! | receiver | the result of no directory | `a_lying_receiver_ends_its_session` |
 //! | receiver | leaves of too many pages | `a_lying_receiver_ends_its_session` |
 //! | receiver | credit that was not taken | `a_lying_receiver_ends_its_session` |
@@ -123,6 +124,8 @@
 //! | initiator | a block of four GiB | `a_lying_initiator_ends_its_session` |
 //! | initiator | a request that is cut off | `a_lying_initiator_ends_its_session` |
 //! | initiator | more sources than a request may have | `a_lying_initiator_ends_its_session` |
+//! | initiator | a decision before anything is prepared | `a_lying_initiator_ends_its_session` |
+//! | initiator | a decision that was not to be waited for | `a_lying_initiator_ends_its_session` |
 //! | initiator | data in the place of a request | `a_lying_initiator_ends_its_session` |
 //! | initiator | data that was not asked for | `an_image_with_a_lie_in_it_leaves_the_old_file` |
 //! | initiator | a block with another hash | `an_image_with_a_lie_in_it_leaves_the_old_file` |

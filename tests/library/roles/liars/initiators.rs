@@ -106,6 +106,22 @@ fn a_lying_initiator_ends_its_session() {
             let sources = vec![b"/etc/hostname".to_vec().into(); 1025];
             liar.say(&Message::Start(Box::default(), Request::Send { sources, listed: false }, None));
         }),
+        lie("a decision before anything is prepared", |liar| {
+            greet(liar);
+            let destination = b"/nowhere/image".to_vec().into();
+            liar.say(&Message::Start(Box::default(), Request::Together { destination, run: [1; 16] }, None));
+            liar.say(&Message::Commit);
+        }),
+        lie("a decision that was not to be waited for", |liar| {
+            greet(liar);
+            let destination = b"/nowhere/image".to_vec().into();
+            liar.say(&Message::Start(
+                Box::default(),
+                Request::Receive { destination, directory: false },
+                None,
+            ));
+            liar.say(&Message::Commit);
+        }),
         lie("data in the place of a request", |liar| {
             greet(liar);
             liar.tell(|output| output.data(0, &[1], &[&[1; 4096]]));

@@ -95,6 +95,9 @@ fn a_lying_receiver_ends_its_session() {
             liar.say(&Message::Unchanged { id: files[0], changes: Changes::default() });
             liar.say(&Message::Unchanged { id: files[0], changes: Changes::default() });
         }),
+        lie("prepared for nobody", "a prepared file that nobody waits for", |liar, files| {
+            liar.say(&Message::Prepared { id: files[0] });
+        }),
         lie("the result of no directory", "an answer for no directory or symlink", |liar, files| {
             liar.say(&Message::Made { id: files[0], is_there: true, changes: Changes::NEW });
         }),
