@@ -385,6 +385,8 @@ pub enum Request {
     Together {
         /// The destination as the user wrote it.
         destination: RequestPath,
+        /// It must be a directory: trailing slash.
+        directory: bool,
         /// What tells the run from others.
         run: DeploymentId,
     },

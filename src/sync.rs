@@ -208,7 +208,7 @@ impl Initiator<'_> {
                         self.request(&mut output, request)?;
                         return sender::run(self.connection(input, output), sources, hasher, Side::Initiator);
                     };
-                    self.request(&mut output, seat.request(host, path, input.version())?)?;
+                    self.request(&mut output, seat.request(host, &target, input.version())?)?;
                     sender::run_together(self.connection(input, output), sources, hasher, seat)
                 }
                 FarSide::Shell if self.shared.seat.is_some() => Err(together::no_holesync(host)),

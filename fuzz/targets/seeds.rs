@@ -121,7 +121,7 @@ fn together() -> Vec<u8> {
         let destination = b"vm.img".to_vec().into();
         output.message(&Message::Start(
             Box::default(),
-            Request::Together { destination, run: [7; 16] },
+            Request::Together { destination, directory: false, run: [7; 16] },
             None,
         ))?;
         output.message(&Message::Layout { single: true })?;

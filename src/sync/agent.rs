@@ -113,13 +113,9 @@ fn admit(
         paths.into_iter().map(|path| confinement.readable(path)).collect()
     };
     Ok(match request {
-        Request::Receive { destination, directory } => {
+        Request::Receive { destination, directory } | Request::Together { destination, directory, .. } => {
             let asides = Asides::find(options, |path| confinement.writable(path))?;
             Admitted::Receive { destination: confinement.writable(destination)?, directory, asides }
-        }
-        Request::Together { destination, .. } => {
-            let asides = Asides::find(options, |path| confinement.writable(path))?;
-            Admitted::Receive { destination: confinement.writable(destination)?, directory: false, asides }
         }
         Request::Send { sources, .. } => {
             let sources = source::expand_patterns(readable(sources)?)?;

@@ -75,7 +75,7 @@ pub fn deploy(
     let start = Instant::now();
     let since = since::open(sources, listed, None, options)?;
     let sources = chosen(sources, listed, options, remote)?;
-    let together = deployment.together_with(&sources.0, options, remote)?;
+    let together = deployment.together_with(&sources, options, remote)?;
     let jobs = deployment.jobs();
     // Those at the far ends do not know of each other.
     let rate = options.bandwidth.map(|rate| (rate / jobs as u64).max(1));
@@ -109,14 +109,14 @@ impl Deployment {
     /// What all hosts wait for, if they do. A dry run puts nothing in place.
     fn together_with(
         &self,
-        sources: &[NamedPath],
+        (sources, directory): &(Vec<NamedPath>, bool),
         options: &Options,
         remote: &RemoteOptions,
     ) -> Result<Option<Arc<Together>>> {
         if !self.together {
             return Ok(None);
         }
-        let source = together::check(sources, options, remote)?;
+        let source = together::check(sources, *directory, options, remote)?;
         if options.dry_run {
             return Ok(None);
         }

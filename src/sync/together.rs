@@ -25,6 +25,7 @@ use crate::hashmap::Hash;
 use crate::location::Host;
 use crate::options::{Commit, DeploymentId, Options};
 use crate::protocol::{Request, TOGETHER};
+use crate::receiver::Target;
 use crate::remote::{self, Agent, Finishing, RemoteOptions};
 use crate::report::hex;
 use crate::sender::Decision;
@@ -97,18 +98,22 @@ pub(super) fn no_holesync(host: &Host) -> Error {
     Error::Remote { peer: host.to_string(), failure: Failure::new(code::START, message) }
 }
 
-/// Refuses what cannot wait for a decision.
+/// Refuses what cannot wait for a decision. `directory`: the destination must be one, as there is more
+/// than one source, or a list of names.
 ///
 /// # Errors
 ///
 /// [`Error::Usage`], and when SRC cannot be looked at.
 pub(super) fn check<'a>(
     sources: &'a [NamedPath],
+    directory: bool,
     options: &Options,
     remote: &RemoteOptions,
 ) -> Result<&'a Path> {
     let refuse = |what: &str| Err(Error::Usage(format!("--together {what}")));
-    let [source] = sources else { return refuse("sends one image: name one SRC") };
+    let ([source], false) = (sources, directory) else {
+        return refuse("sends one image: name one SRC, and no list");
+    };
     let kind =
         fs::symlink_metadata(source.path()).map_err(Error::file("look at", source.path()))?.file_type();
     if !(kind.is_file() || kind.is_block_device() && !options.kinds.devices) {
@@ -310,7 +315,7 @@ impl Seat {
     /// # Errors
     ///
     /// [`Error::Start`] when it is too old.
-    pub fn request(&self, host: &Host, path: &Path, version: u16) -> Result<Request> {
+    pub fn request(&self, host: &Host, target: &Target, version: u16) -> Result<Request> {
         if version < TOGETHER {
             let message = format!(
                 "the holesync there is too old for --together (it speaks version {version} of the protocol, and {TOGETHER} \
@@ -321,7 +326,8 @@ impl Seat {
                 failure: Failure::new(code::VERSION, message),
             });
         }
-        Ok(Request::Together { destination: path.into(), run: self.together.run })
+        let (destination, directory) = (target.path.path().into(), target.directory);
+        Ok(Request::Together { destination, directory, run: self.together.run })
     }
 
     /// Waits until this host may be sent to; it may be until the result is dropped, or it is

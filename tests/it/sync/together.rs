@@ -197,6 +197,10 @@ fn all_have_it_and_who_has_it_already_need_not_wait() {
         run(&mut farm.together(&hosts)).ok();
         run(farm.together(&hosts).arg("-c")).ok();
         run(farm.together(&hosts).args(["-n", "-I"])).ok();
+        let mut to = OsString::from("--to=a:");
+        to.push(farm.on("directory/"));
+        run(farm.together(&["b"]).arg(to)).ok();
+        assert_same(&farm.image, &farm.on("directory/image"));
         farm.assert_clean();
     }
 }
@@ -428,6 +432,7 @@ fn what_cannot_wait_is_told_before_anything_is_reached() {
         (vec!["--delay-updates"], "leave --temp-dir"),
         (vec!["--link-dest=/x"], "leave --compare-dest"),
         (vec![dir.as_str()], "name one SRC"),
+        (vec!["--files-from=/dev/null"], "name one SRC"),
     ] {
         run(farm.together(&["gone", "refuses"]).args(args)).code(1).says(&[says]);
     }

@@ -109,7 +109,11 @@ fn a_lying_initiator_ends_its_session() {
         lie("a decision before anything is prepared", |liar| {
             greet(liar);
             let destination = b"/nowhere/image".to_vec().into();
-            liar.say(&Message::Start(Box::default(), Request::Together { destination, run: [1; 16] }, None));
+            liar.say(&Message::Start(
+                Box::default(),
+                Request::Together { destination, directory: false, run: [1; 16] },
+                None,
+            ));
             liar.say(&Message::Commit);
         }),
         lie("a decision that was not to be waited for", |liar| {
