@@ -115,6 +115,7 @@ impl<W: Write> Session<'_, W> {
 
     /// Takes what has come already, so that answers do not wait behind the map.
     fn take_arrived(&mut self, file: &mut DescribedFile) -> Result<()> {
+        self.check_decision()?;
         while let Some(event) = self.try_next(Some(file.id))? {
             self.on_arrival_of(file, event)?;
         }

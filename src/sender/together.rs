@@ -17,11 +17,27 @@ pub trait Decision: Sync {
     /// When others have prepared something else.
     fn prepared(&self, root: &Hash) -> Result<()>;
 
+    /// Whether it was decided against, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// Then.
+    fn still_open(&self) -> Result<()>;
+
     /// What was decided, if anything was: `Ok` to have it put in place. May wait a moment for it.
     fn decided(&self) -> Option<Result<()>>;
 }
 
 impl<W: Write> Session<'_, W> {
+    /// Demands that what is being sent may still be put in place.
+    ///
+    /// # Errors
+    ///
+    /// What was decided against it.
+    pub(super) fn check_decision(&self) -> Result<()> {
+        self.shared.decision.map_or(Ok(()), Decision::still_open)
+    }
+
     /// Waits for the decision about a file, and tells it. Meanwhile it is seen when the receiver is
     /// gone.
     ///

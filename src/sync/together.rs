@@ -339,11 +339,7 @@ impl Seat {
     pub fn begin(&self) -> Result<Turn<'_>> {
         let mut state = lock(&self.together.state);
         loop {
-            if let Verdict::Abort { why, .. } = &state.verdict
-                && !self.together.was_decided(self.at)
-            {
-                return Err(Error::Together { why: why.clone() });
-            }
+            self.together.check(self.at, &state)?;
             if remote::is_interrupted() {
                 return Err(Error::Interrupted(remote::again()));
             }
@@ -358,6 +354,14 @@ impl Seat {
 }
 
 impl Together {
+    /// Whether a host may still have it put in place.
+    fn check(&self, at: usize, state: &State) -> Result<()> {
+        match &state.verdict {
+            Verdict::Abort { why, .. } if !self.was_decided(at) => Err(Error::Together { why: why.clone() }),
+            _ => Ok(()),
+        }
+    }
+
     fn wait<'a>(&'a self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         let waited = self.changed.wait_timeout(state, SLICE);
         waited.map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state)
@@ -402,6 +406,10 @@ impl Decision for Seat {
         Ok(())
     }
 
+    fn still_open(&self) -> Result<()> {
+        self.together.check(self.at, &lock(&self.together.state))
+    }
+
     fn decided(&self) -> Option<Result<()>> {
         let together = &*self.together;
         if together.was_decided(self.at) {
@@ -411,10 +419,9 @@ impl Decision for Seat {
         if state.verdict == Verdict::Undecided {
             state = together.wait(state);
         }
-        match &state.verdict {
+        match state.verdict {
             Verdict::Undecided => None,
-            Verdict::Commit => Some(Ok(())),
-            Verdict::Abort { why, .. } => Some(Err(Error::Together { why: why.clone() })),
+            _ => Some(together.check(self.at, &state)),
         }
     }
 }
