@@ -2,6 +2,7 @@
 //! it talks to is in `sync/agent.rs`, a run with both ends here in `sync/local.rs`.
 
 mod agent;
+mod between;
 mod digest;
 mod hosts;
 mod list;
@@ -34,7 +35,7 @@ use crate::hashmap::since::Since;
 use crate::location::{Host, Location};
 use crate::options::Options;
 use crate::protocol::{
-    Connection, FrameReader, FrameWriter, Message, Pace, Request, Silence, TimedReader, TimedWriter,
+    Connection, FrameReader, FrameWriter, Message, Pace, Request, RunId, Silence, TimedReader, TimedWriter,
 };
 use crate::receiver::{self, Answerer, Asides, Target};
 use crate::remote::{self, FarSide, Incoming, Input, Outgoing, Output, Ssh};
@@ -45,6 +46,7 @@ use crate::source::{self, Asked};
 
 pub use crate::remote::{Addresses, Agent, Cipher, RemoteOptions};
 pub use agent::serve;
+use between::FarSources;
 pub use digest::digest;
 pub use hosts::{Deployment, deploy};
 pub use list::list;
@@ -109,10 +111,9 @@ pub fn run(
         (Origin::Remote(host, paths), Location::Local(path)) => {
             tries.run_until_done(reporter, || initiator.receive(&host, &paths, names.as_ref(), path))?
         }
-        (Origin::Remote(..), Location::Remote(..)) => {
-            return Err(Error::Usage(
-                "source and destination cannot both be remote; run holesync on one of the two hosts".into(),
-            ));
+        (Origin::Remote(host, paths), Location::Remote(to, path)) => {
+            let from = FarSources { host: &host, paths: &paths, listed: names.as_ref() };
+            tries.run_until_done(reporter, || initiator.pass_on(&from, to, path))?
         }
     };
     initiator.conclude(start, completed, &first)?;
@@ -338,12 +339,17 @@ impl Initiator<'_> {
 
     /// Sends an agent its request, with the options.
     fn request(self, output: &mut Output, request: Request) -> Result<()> {
+        self.request_in(self.tries.run(), output, request)
+    }
+
+    /// The same, and what tells this run from others.
+    fn request_in(self, run: Option<RunId>, output: &mut Output, request: Request) -> Result<()> {
         if !self.options.filter.can_travel() {
             let what =
                 "there are more filter rules than can be sent to another machine: at most 40 KiB of patterns";
             return Err(Error::Usage(what.into()));
         }
-        output.message(&Message::Start(Box::new(self.options.clone()), request, self.tries.run()))?;
+        output.message(&Message::Start(Box::new(self.options.clone()), request, run))?;
         output.flush()
     }
 

@@ -155,6 +155,24 @@ impl<R: Read> FrameReader<R> {
     /// [`Error::Remote`] for a fatal error of the other side;
     /// [`Error::Protocol`] for anything that breaks a rule.
     pub fn read(&mut self) -> Result<Frame> {
+        let (kind, len) = self.header()?;
+        if is_data(kind) {
+            return self.next_data(kind, len);
+        }
+        let mut body = std::mem::take(&mut self.body);
+        self.body(kind, len, &mut body)?;
+        let frame = match kind {
+            TYPE_MAP => self.decode_map(&body),
+            TYPE_DIFFER => self.decode_differ(&body),
+            TYPE_LEAVES => self.decode_leaves(&body),
+            _ => self.decode_message(&body),
+        };
+        self.body = body;
+        frame
+    }
+
+    /// The kind of the next frame, and how long its body is.
+    pub(super) fn header(&mut self) -> Result<(u8, usize)> {
         let mut header = [0; HEADER];
         self.fill(&mut header)?;
         let [kind, len @ .., _, _, _, _] = header;
@@ -175,25 +193,19 @@ impl<R: Read> FrameReader<R> {
         if len > limit {
             return Err(self.bad(format!("a frame of type {kind} with {len} bytes, more than {limit}")));
         }
-        if is_data(kind) {
-            return self.next_data(kind, len);
-        }
-        let mut body = std::mem::take(&mut self.body);
+        Ok((kind, len))
+    }
+
+    /// The body of a frame, as it came.
+    pub(super) fn body(&mut self, kind: u8, len: usize, body: &mut Vec<u8>) -> Result<()> {
         body.resize(len, 0);
-        self.fill(&mut body)?;
+        self.fill(body)?;
+        if is_data(kind) {
+            return Ok(());
+        }
         let mut check = [0; CHECK];
         self.fill(&mut check)?;
-        if check != check_of(&[&body]) {
-            return Err(self.bad("a damaged frame"));
-        }
-        let frame = match kind {
-            TYPE_MAP => self.decode_map(&body),
-            TYPE_DIFFER => self.decode_differ(&body),
-            TYPE_LEAVES => self.decode_leaves(&body),
-            _ => self.decode_message(&body),
-        };
-        self.body = body;
-        frame
+        if check == check_of(&[body]) { Ok(()) } else { Err(self.bad("a damaged frame")) }
     }
 
     /// Whether the next frame is all here, so that reading it waits for nothing.
@@ -291,7 +303,7 @@ impl<R: Read> FrameReader<R> {
         decode(body).ok_or_else(|| self.bad("leaves that cannot be read"))
     }
 
-    fn decode_message(&self, body: &[u8]) -> Result<Frame> {
+    pub(super) fn decode_message(&self, body: &[u8]) -> Result<Frame> {
         match postcard::take_from_bytes(body) {
             Ok((Message::Fatal(failure), _)) => {
                 Err(Error::Remote { peer: self.input.peer().into(), failure: bounded(failure) })

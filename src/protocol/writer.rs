@@ -243,7 +243,7 @@ impl<W: Write> FrameWriter<W> {
         self.out.flush().map_err(|e| self.broken("writing", e))
     }
 
-    fn frame(&mut self, kind: u8, parts: &[&[u8]]) -> Result<()> {
+    pub(super) fn frame(&mut self, kind: u8, parts: &[&[u8]]) -> Result<()> {
         let len = len_of(parts) as u32;
         self.put(&[&header_of(self.frames, kind, len)])?;
         self.frames += 1;

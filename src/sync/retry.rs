@@ -87,6 +87,14 @@ impl Tries {
         Some(*self.run.get_or_init(|| run))
     }
 
+    /// The same for another agent of this run, which may be on the same host.
+    pub fn second_run(&self) -> Option<RunId> {
+        self.run().map(|mut run| {
+            run[0] = !run[0];
+            run
+        })
+    }
+
     fn most(&self) -> u32 {
         let is_batch = self.is_batch.load(Ordering::Relaxed);
         self.wanted.unwrap_or(if is_batch { RETRIES } else { 0 })

@@ -2,6 +2,7 @@
 
 mod attributes;
 mod backup;
+mod between;
 mod choosing;
 mod delayed;
 mod delete;

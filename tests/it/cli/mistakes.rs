@@ -73,11 +73,6 @@ const HERE: &[(&str, i32, &str)] = &[
         1,
         "the last operand alone is DEST; several hosts are named with --to or --hosts",
     ),
-    (
-        "one:img two:old",
-        1,
-        "source and destination cannot both be remote; run holesync on one of the two hosts",
-    ),
     ("nosuch old", 23, "cannot read nosuch: No such file or directory"),
     (
         "img old/",
