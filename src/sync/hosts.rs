@@ -16,6 +16,7 @@ use crate::options::Options;
 use crate::remote::{self, RemoteOptions};
 use crate::report::{Ends, Event, HostsReporter, KeepsFirst, Reporter, Silent, Summary, Verdict};
 use crate::source;
+use crate::sync::between::FarSources;
 use crate::sync::origin::{Origin, origin};
 use crate::sync::retry::Tries;
 use crate::sync::together::{self, Seat, Together};
@@ -82,8 +83,7 @@ pub fn deploy(
     let maps = (deployment.destinations.len() > 1).then(Arc::<SharedMaps>::default);
     let shared = Shared { maps, since, ..Shared::alone(options) };
     let run = HostsRun {
-        sources: &sources.0,
-        directory: sources.1,
+        sources: &sources,
         options: &Options { bandwidth: rate, ..options.clone() },
         remote,
         shared: &shared,
@@ -109,13 +109,18 @@ impl Deployment {
     /// What all hosts wait for, if they do. A dry run puts nothing in place.
     fn together_with(
         &self,
-        (sources, directory): &(Vec<NamedPath>, bool),
+        sources: &Chosen,
         options: &Options,
         remote: &RemoteOptions,
     ) -> Result<Option<Arc<Together>>> {
         if !self.together {
             return Ok(None);
         }
+        let Chosen::Here(sources, directory) = sources else {
+            let what =
+                "--together is decided where SRC is: run holesync there, or copy SRC to this machine first";
+            return Err(Error::Usage(what.into()));
+        };
         let source = together::check(sources, *directory, options, remote)?;
         if options.dry_run {
             return Ok(None);
@@ -124,13 +129,21 @@ impl Deployment {
     }
 }
 
-/// The sources, and whether each destination must be a directory.
+/// What goes to all hosts.
+enum Chosen {
+    /// Files here, and whether each destination must be a directory.
+    Here(Vec<NamedPath>, bool),
+    /// What lies on a host, and what is transferred below the only one of these paths.
+    There(Host, Vec<Vec<u8>>, Option<Vec<Vec<u8>>>),
+}
+
+/// Reads which sources these are.
 fn chosen(
     sources: &[Location],
     listed: Option<&FilesFrom>,
     options: &Options,
     remote: &RemoteOptions,
-) -> Result<(Vec<NamedPath>, bool)> {
+) -> Result<Chosen> {
     let refuse = |what: &str| Err(Error::Usage(what.into()));
     if sources.iter().any(stdin::is_stdin) {
         return refuse("stdin can be read once, and not for several hosts: write it to a file first");
@@ -140,11 +153,6 @@ fn chosen(
             "--remove-source-files would remove what one host has and another still needs: leave it out",
         );
     }
-    let Origin::Local(sources) = origin(sources)? else {
-        return refuse(
-            "several hosts are sent to from here: SRC is on this machine, and every operand is one",
-        );
-    };
     let initiator = Initiator {
         options,
         remote,
@@ -153,16 +161,21 @@ fn chosen(
         shared: &Shared::alone(options),
         saved: None,
     };
-    let names = listed.map(|listed| initiator.names(listed, None)).transpose()?;
-    let directory = names.is_some() || sources.len() > 1;
-    Ok((source::choose(sources, names, options)?, directory))
+    let origin = origin(sources)?;
+    let host = if let Origin::Remote(host, _) = &origin { Some(host) } else { None };
+    let names = listed.map(|listed| initiator.names(listed, host)).transpose()?;
+    Ok(match origin {
+        Origin::Local(sources) => {
+            let directory = names.is_some() || sources.len() > 1;
+            Chosen::Here(source::choose(sources, names, options)?, directory)
+        }
+        Origin::Remote(host, paths) => Chosen::There(host, paths, names),
+    })
 }
 
 /// What the runs to all hosts have in common.
 struct HostsRun<'a> {
-    sources: &'a [NamedPath],
-    /// Each destination must be one.
-    directory: bool,
+    sources: &'a Chosen,
     options: &'a Options,
     remote: &'a RemoteOptions,
     shared: &'a Shared,
@@ -247,7 +260,13 @@ impl HostsRun<'_> {
         }
         let send = || {
             let _turn = seat.map(Seat::begin).transpose()?;
-            initiator.send(self.sources, self.directory, host, path)
+            match self.sources {
+                Chosen::Here(sources, directory) => initiator.send(sources, *directory, host, path),
+                Chosen::There(from, paths, names) => {
+                    let from = FarSources { host: from, paths, listed: names.as_ref() };
+                    initiator.pass_on(&from, host, path)
+                }
+            }
         };
         let summary = initiator.summary(start, tries.run_until_done(&first, send)?);
         first.summary(&summary);

@@ -137,13 +137,14 @@ fn check_operands(paths: &[OsString]) -> Result<()> {
         ));
     };
     let shown = printable(Path::new(last));
-    if matches!(Location::parse(last), Ok(Location::Remote(..))) {
+    let is_far = |path: &OsString| matches!(Location::parse(path), Ok(Location::Remote(..)));
+    if is_far(last) && !paths.iter().all(is_far) {
         return Err(Error::Usage(format!(
-            "{shown} stands beside --to or --hosts, where every operand is a SRC here: name all hosts with --to, or give \
-             their path alone, as :PATH"
+            "{shown} stands beside --to or --hosts, where every operand is a SRC, and the others are here: name all hosts \
+             with --to, or give their path alone, as :PATH"
         )));
     }
-    if paths.len() > 1 && Path::new(last).symlink_metadata().is_err() {
+    if paths.len() > 1 && !is_far(last) && Path::new(last).symlink_metadata().is_err() {
         return Err(Error::Usage(format!(
             "{shown} is not here: with --to and --hosts every operand is a SRC; the path at the hosts is :PATH"
         )));

@@ -116,6 +116,27 @@ fn trees_arrive_and_are_told_of_as_from_here() {
     }
 }
 
+/// Each host that it goes to has its own connection to the one that has it.
+#[test]
+fn one_host_sends_to_several() {
+    let pair = Pair::new();
+    let places = ["b", "c", "d"].map(|host| (host, pair.dir.path().join(host)));
+    let peer = Peer::script(pair.dir.path(), HOSTS);
+    let mut command = peer.holesync();
+    command.arg(on("a", &pair.from)).args(["--json", "--to=gone:/x"]);
+    let outcome = run(command.args(places.iter().map(|(host, path)| format!("--to={}", on(host, path)))));
+    let outcome = outcome.code(23);
+    assert!(outcome.stdout.contains("ssh to gone failed"), "{outcome}");
+    places.iter().for_each(|(_, path)| assert_same(&pair.from, path));
+    for host in ["b", "c", "d"] {
+        let line = format!("\"event\":\"host\",\"host\":\"{host}\"");
+        assert!(
+            outcome.stdout.lines().any(|ended| ended.contains(&line) && ended.contains("\"code\":0")),
+            "{outcome}"
+        );
+    }
+}
+
 struct Pair {
     dir: TempDir,
     from: PathBuf,

@@ -301,7 +301,7 @@ fn what_makes_no_sense_is_told_before_anything_is_reached() {
         (vec!["--to=/x".into(), image.clone()], "\"/x\" is a path here"),
         (vec!["--to=a:/x".into(), image.clone(), "b:/x".into()], "b:/x stands beside --to or --hosts"),
         (vec!["--to=a:/x".into(), image.clone(), "/none/x".into()], "/none/x is not here"),
-        (vec!["--to=a:/x".into(), "b:/x".into()], "b:/x stands beside --to or --hosts"),
+        (vec!["--to=a:/x".into(), "--together".into(), "b:/x".into()], "--together is decided where SRC is"),
         (vec!["--jobs=2".into(), image.clone(), "b:/x".into()], "--jobs and --failed are for several hosts"),
         (vec!["--to=a:/x".into(), "-".into()], "stdin can be read once"),
         (vec!["--to=a:/x".into(), "--remove-source-files".into(), image.clone()], "leave it out"),
