@@ -3,7 +3,6 @@
 
 mod agent;
 mod between;
-mod digest;
 mod hosts;
 mod list;
 mod local;
@@ -47,12 +46,12 @@ use crate::source::{self, Asked};
 pub use crate::remote::{Addresses, Agent, Cipher, RemoteOptions};
 pub use agent::serve;
 use between::FarSources;
-pub use digest::digest;
 pub use hosts::{Deployment, deploy};
 pub use list::list;
 pub use names::{FilesFrom, ListPlace};
 use origin::{Origin, origin};
 use retry::Tries;
+pub use survey::digest;
 pub use through::through;
 use together::Seat;
 

@@ -17,6 +17,7 @@
 //! guaranteed: anything about an image that somebody writes meanwhile.
 
 mod answer;
+mod digest;
 mod far;
 mod here;
 mod merge;
@@ -46,6 +47,7 @@ use crate::sync::retry::Tries;
 use crate::sync::{Initiator, Shared};
 
 pub(super) use answer::answer;
+pub use digest::digest;
 use far::FarImage;
 use here::HereImage;
 use saved::SavedMap;
