@@ -98,7 +98,8 @@ fn send<R: Read + Send + 'static, W: Write + Send>(
     decision: Option<&dyn Decision>,
 ) -> Result<Stats> {
     let Connection { input, output, options, reporter, saved } = connection;
-    let Hasher { jobs, hashed, buffers } = hasher.unwrap_or_else(|| Hasher::start(options, None, None, None));
+    let hasher = hasher.unwrap_or_else(|| Hasher::start(options, None, None, None));
+    let Hasher { jobs, hashed, buffers, is_shared } = hasher;
     let shared = SenderShared {
         files: Arc::new(Files::new(jobs, output.is_direct(), options.tells_others())),
         output: Mutex::new(output),
@@ -109,6 +110,7 @@ fn send<R: Read + Send + 'static, W: Write + Send>(
         version: input.version(),
         peer: input.peer().into(),
         describes: !options.dry_run || describes_in_dry_runs(input.version()),
+        is_shared,
         decision,
         reporter,
         saved,

@@ -26,6 +26,8 @@ use crate::sys;
 /// Data that waits for an answer, in bytes. What is beyond that is read once more when the
 /// answer comes, where that can be; otherwise questions wait.
 const MAX_HELD: usize = 16 << 20;
+/// The same for each of several that send the same files, which are read from the cache.
+const MAX_HELD_EACH: usize = 1 << 20;
 /// Patches gather up to this, in bytes, so that they compress well.
 const PATCH: usize = 256 << 10;
 /// Bytes of a file of which new blocks are worth a question: others would wait for the answer.
@@ -252,7 +254,8 @@ impl<'a, W: Write> Describer<'a, W> {
             self.flush_pending()?;
             self.differ.first = index;
         }
-        let again = again.filter(|_| self.held >= MAX_HELD);
+        let most = if self.shared.is_shared { MAX_HELD_EACH } else { MAX_HELD };
+        let again = again.filter(|_| self.held >= most);
         let holds_enough = self.held >= MAX_HELD && again.is_none();
         let is_full = holds_enough || self.asked.len() + self.patch.masks.len() >= MAX_UNPATCHED;
         let needs_credit = self.differ.hashes.len().is_multiple_of(LEAF_BLOCKS);

@@ -65,6 +65,8 @@ pub struct Hasher {
     pub(super) hashed: Receiver<Vec<Hashed>>,
     /// Room that the merging thread is done with.
     pub(super) buffers: Sender<Vec<u8>>,
+    /// Others send the same files from here.
+    pub(super) is_shared: bool,
 }
 
 impl Hasher {
@@ -76,6 +78,7 @@ impl Hasher {
         shared: Option<Arc<SharedMaps>>,
         since: Option<Arc<Since>>,
     ) -> Hasher {
+        let is_shared = shared.is_some();
         let (jobs_in, jobs) = channel();
         let (queue, hashed) = sync_channel(QUEUED_BATCHES);
         let (buffers_in, buffers) = channel();
@@ -93,7 +96,7 @@ impl Hasher {
             hasher.prepare();
             hash_files(hasher, likely, &jobs);
         });
-        Hasher { jobs: jobs_in, hashed, buffers: buffers_in }
+        Hasher { jobs: jobs_in, hashed, buffers: buffers_in, is_shared }
     }
 }
 

@@ -38,6 +38,8 @@ pub struct SenderShared<'a, W: Write> {
     pub describes: bool,
     /// What prepared files wait for, if they do.
     pub decision: Option<&'a dyn Decision>,
+    /// Others send the same files from here.
+    pub is_shared: bool,
     pub reporter: &'a dyn Reporter,
     /// What the map of the image is saved as.
     pub saved: Option<&'a SavedMap>,

@@ -1,7 +1,7 @@
 //! From a host to another one: an agent at each, and what they say to each other goes through here.
 //! Neither knows of the other, so neither can reach it, or need log in there.
 //!
-//! 1. Both agents are reached, and asked: one to send, one to receive.
+//! 1. The receiver is reached and asked, and kept waiting until the sender is.
 //! 2. Frames go from one to the other as they come, in a thread for each direction, until both have
 //!    said that that was all.
 //! 3. What they say is looked at on its way: for the user, and so that nothing comes that was not
@@ -15,15 +15,18 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 use crate::confinement::{NamedPath, RequestPath};
 use crate::error::{Error, Failure, Result, lock};
 use crate::location::Host;
-use crate::protocol::{CREDIT, Entry, Message, Passing, Request, Says};
+use crate::protocol::{CREDIT, Entry, Message, Passing, Request, Says, VERSION};
 use crate::receiver::Target;
 use crate::remote::{FarSide, Input, Output};
 use crate::report::{Changes, Event, Outcome, Phase, Reporter, Stats};
 use crate::source::{self, Asked, Kind};
+use crate::sync::retry::Tries;
 use crate::sync::{Completed, Initiator, names};
 
 /// What is said by the sender, and by the receiver.
@@ -49,30 +52,75 @@ impl Initiator<'_> {
                         an image on a host";
             return Err(Error::Usage(what.into()));
         }
+        if self.options.remove_source_files {
+            let what = "--remove-source-files is not for a transfer between two hosts: both names may be those of one file, \
+                        which neither host would notice; remove SRC there when DEST has it";
+            return Err(Error::Usage(what.into()));
+        }
         let silence = self.options.silence();
         let target = self.target(path, from.listed.is_some() || from.paths.len() > 1)?;
         let paths = from.paths.iter().map(|path| NamedPath::here(OsStr::from_bytes(path))).collect();
         let asked = Asked::of(&source::choose(paths, from.listed.cloned(), self.options)?, self.options);
         let receive = Request::Receive { destination: path.into(), directory: target.directory };
         let target = Target { asked: Some(asked), ..target };
-        // Both are asked when both are there: one alone would wait in vain.
-        let completed = self.connect(to, silence, |far_side, receiver, mut to_receiver| {
+        // What counts as one that has worked is one to both of them.
+        let tries = &Tries::new(Some(0));
+        let first = Initiator { tries, ..self };
+        let completed = first.connect(to, silence, |far_side, receiver, mut to_receiver| {
             needs_agent(far_side, to)?;
-            self.connect(from.host, silence, |far_side, sender, mut to_sender| {
-                needs_agent(far_side, from.host)?;
-                speak_alike(&sender, &receiver)?;
-                self.request(&mut to_receiver, receive)?;
-                let sources = from.paths.iter().cloned().map(RequestPath::from).collect();
-                let send = Request::Send { sources, listed: from.listed.is_some() };
-                self.request_in(self.tries.second_run(), &mut to_sender, send)?;
-                if let Some(names) = from.listed {
-                    names::send(&mut to_sender, names.clone())?;
-                }
-                let watch = Watch::new(self.reporter, (from.host, to), target, self.options.tells_others());
-                between(&watch, (sender, to_sender), (receiver, to_receiver))
-            })
+            speaks_as_here(&receiver)?;
+            self.request(&mut to_receiver, receive)?;
+            self.tries.connecting(!tries.asks());
+            let waiting = Waiting::new(to_receiver);
+            let reach = || {
+                self.connect(from.host, silence, |far_side, sender, mut to_sender| {
+                    needs_agent(far_side, from.host)?;
+                    speaks_as_here(&sender)?;
+                    let sources = from.paths.iter().cloned().map(RequestPath::from).collect();
+                    let send = Request::Send { sources, listed: from.listed.is_some() };
+                    self.request_in(self.tries.second_run(), &mut to_sender, send)?;
+                    if let Some(names) = from.listed {
+                        names::send(&mut to_sender, names.clone())?;
+                    }
+                    let watch =
+                        Watch::new(self.reporter, (from.host, to), target, self.options.tells_others());
+                    between(&watch, (sender, to_sender), (receiver, waiting.end()?))
+                })
+            };
+            waiting.during(self.options.life_sign(), reach)
         })?;
-        Ok(Completed { value: completed.value.value, route: completed.route, wire: completed.wire })
+        let Completed { value: Completed { value, wire: (sent, received), .. }, route, wire } = completed;
+        Ok(Completed { value, route, wire: (wire.0 + sent, wire.1 + received) })
+    }
+}
+
+/// The way to a host that waits while another one is reached, which may take as long as somebody types.
+struct Waiting(Mutex<Option<Output>>);
+
+impl Waiting {
+    fn new(output: Output) -> Waiting {
+        Waiting(Mutex::new(Some(output)))
+    }
+
+    /// Has it hear something now and then while `reach` is at work.
+    fn during<T>(&self, life_sign: Duration, reach: impl FnOnce() -> T) -> T {
+        let (over_in, over) = channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                while over.recv_timeout(life_sign / 2) == Err(RecvTimeoutError::Timeout) {
+                    // A host that is gone is found when it is spoken to.
+                    let _ = lock(&self.0).as_mut().map(|output| output.keep_alive(Phase::Mapping));
+                }
+            });
+            let reached = reach();
+            drop(over_in);
+            reached
+        })
+    }
+
+    /// It waits no longer.
+    fn end(&self) -> Result<Output> {
+        lock(&self.0).take().ok_or_else(|| Error::closed("the host with DEST"))
     }
 }
 
@@ -84,20 +132,16 @@ fn needs_agent(far_side: FarSide, host: &Host) -> Result<()> {
     }
 }
 
-/// What one says must mean the same to the other.
-fn speak_alike(sender: &Input, receiver: &Input) -> Result<()> {
-    let (one, other) = (sender.version(), receiver.version());
-    if one == other {
+/// What one says must mean the same to the other, and to who stands between.
+fn speaks_as_here(host: &Input) -> Result<()> {
+    if host.version() == VERSION {
         return Ok(());
     }
-    let (older, newer) = if one < other { (sender, receiver) } else { (receiver, sender) };
     Err(Error::Usage(format!(
-        "{} speaks version {} of the protocol, and {} version {}: renew holesync on the first one, or bring this one along \
-         with --agent=push",
-        older.peer(),
-        older.version(),
-        newer.peer(),
-        newer.version()
+        "holesync on {} speaks version {} of the protocol, and a transfer between two hosts wants version {VERSION} of both: \
+         renew it there, or bring this one along with --agent=push",
+        host.peer(),
+        host.version()
     )))
 }
 
@@ -105,12 +149,18 @@ fn speak_alike(sender: &Input, receiver: &Input) -> Result<()> {
 fn between(watch: &Watch, sender: (Input, Output), receiver: (Input, Output)) -> Result<Stats> {
     let (from_sender, to_sender) = sender;
     let (from_receiver, to_receiver) = receiver;
-    // Who is given up says so in its turn: why is what was found first.
-    let first = Mutex::new(None);
+    // Who is given up says so in its turn: why is what was found first, or what that host said.
+    let reason = Mutex::new(None);
     let pass = |speaker, input, output| {
         let passed = pass_all(watch, speaker, input, output);
         passed.map_err(|error| {
-            lock(&first).get_or_insert(error);
+            let mut reason = lock(&reason);
+            let says_more = matches!(error, Error::Remote { .. } | Error::Protocol { .. });
+            if reason.is_none()
+                || says_more && matches!(*reason, Some(Error::Closed { .. } | Error::Link { .. }))
+            {
+                *reason = Some(error);
+            }
         })
     };
     let (sent, received) = std::thread::scope(|scope| {
@@ -118,7 +168,7 @@ fn between(watch: &Watch, sender: (Input, Output), receiver: (Input, Output)) ->
         let received = pass(Speaker::Receiver, from_receiver, to_sender);
         (sent.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), received)
     });
-    match (sent, received, lock(&first).take()) {
+    match (sent, received, lock(&reason).take()) {
         (Ok(mut stats), Ok(received), _) => {
             stats.add_receiver(&received);
             Ok(stats)
@@ -146,7 +196,9 @@ fn pass_all(watch: &Watch, speaker: Speaker, mut input: Input, mut output: Outpu
             output.pass(&passing)?;
             if let Some(stats) = end {
                 output.flush()?;
-                return Ok(Stats { believed_bytes: believed, ..*stats });
+                let mut stats = Stats { believed_bytes: believed, ..*stats };
+                stats.count_told(&lock(&watch.seen).told[speaker as usize]);
+                return Ok(stats);
             }
             // What comes next may wait for this.
             if !input.has_arrived() {
@@ -181,6 +233,8 @@ struct Seen {
     entries: HashMap<u64, Announced>,
     /// The file that is being described.
     current: Option<u64>,
+    /// Failures that the sender, and the receiver, told of.
+    told: [Stats; 2],
 }
 
 /// What breaks a rule.
@@ -193,7 +247,8 @@ impl<'a> Watch<'a> {
         target: Target,
         tells_others: bool,
     ) -> Watch<'a> {
-        let seen = Mutex::new(Seen { target, entries: HashMap::new(), current: None });
+        let seen =
+            Mutex::new(Seen { target, entries: HashMap::new(), current: None, told: Default::default() });
         Watch { reporter, sender: sender.to_string(), receiver: receiver.to_string(), tells_others, seen }
     }
 
@@ -234,7 +289,7 @@ impl<'a> Watch<'a> {
                 seen.check(entry)?;
                 let allocated =
                     if let Kind::File { allocated, .. } = entry.kind { Some(allocated) } else { None };
-                if allocated.is_some() || self.tells_others {
+                if allocated.is_some() || self.tells_others && entry.kind != Kind::Missing {
                     let entry =
                         Entry { metadata: entry.metadata.clone().without_extended(), ..entry.clone() };
                     seen.entries.insert(entry.id, Announced { entry, sent: 0 });
@@ -252,11 +307,10 @@ impl<'a> Watch<'a> {
             Message::Content { id } => seen.current = Some(*id),
             Message::Finish { .. } => seen.current = None,
             Message::Abandon => drop(seen.current.take().and_then(|id| seen.entries.remove(&id))),
-            Message::Compared { entry, changes, would_send } => {
-                let outcome = would_send.map_or(Outcome::Unchanged, Outcome::Sent);
-                self.reporter.event(Event::File(entry.item(), outcome, *changes));
+            Message::SourceFailed(failure) => {
+                drop(seen);
+                self.failed(Speaker::Sender, failure);
             }
-            Message::SourceFailed(failure) => self.failed(Speaker::Sender, failure),
             _ => {}
         }
         Ok(())
@@ -277,6 +331,7 @@ impl<'a> Watch<'a> {
             }
             Message::Again { id } | Message::Lacking { id } => drop(self.settled(*id)),
             Message::Unset(failure) => {
+                lock(&self.seen).told[Speaker::Receiver as usize].count_unset(failure.code);
                 self.reporter.event(Event::Unset(&failure.clone().on(&self.receiver)));
             }
             Message::Stays(failure) => self.failed(Speaker::Receiver, failure),
@@ -288,6 +343,7 @@ impl<'a> Watch<'a> {
     }
 
     fn failed(&self, speaker: Speaker, failure: &Failure) {
+        lock(&self.seen).told[speaker as usize].count_failure(failure.code);
         self.reporter.event(Event::Failed(&failure.clone().on(self.peer(speaker))));
     }
 

@@ -18,8 +18,10 @@ const RETRIES: u32 = 3;
 #[derive(Debug, Default)]
 pub struct Tries {
     wanted: Option<u32>,
-    /// ssh asks its user nothing.
+    /// An ssh was started that asks its user nothing.
     is_batch: AtomicBool,
+    /// One was that may ask.
+    asks: AtomicBool,
     /// Once the other end has answered.
     has_worked: AtomicBool,
     failed: AtomicU32,
@@ -54,7 +56,13 @@ impl Tries {
 
     /// A connection is being made; by an ssh that asks nothing, or not.
     pub fn connecting(&self, is_batch: bool) {
-        self.is_batch.store(is_batch, Ordering::Relaxed);
+        let so = if is_batch { &self.is_batch } else { &self.asks };
+        so.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether an ssh may ask its user something.
+    pub fn asks(&self) -> bool {
+        self.asks.load(Ordering::Relaxed)
     }
 
     /// The other end has answered.
@@ -95,9 +103,12 @@ impl Tries {
         })
     }
 
+    fn may_try_again_unasked(&self) -> bool {
+        self.is_batch.load(Ordering::Relaxed) && !self.asks()
+    }
+
     fn most(&self) -> u32 {
-        let is_batch = self.is_batch.load(Ordering::Relaxed);
-        self.wanted.unwrap_or(if is_batch { RETRIES } else { 0 })
+        self.wanted.unwrap_or(if self.may_try_again_unasked() { RETRIES } else { 0 })
     }
 
     /// Runs `attempt`, again and again while its connection dies.

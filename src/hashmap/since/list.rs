@@ -3,7 +3,7 @@
 //!
 //! Guaranteed: a list that is no such thing, or cannot be that of the image, is an error that tells
 //! where: a line or entry of another form, ranges that overlap or lie outside, a map of nbdinfo that
-//! does not tell of every byte. Memory: [`MOST`] ranges. Not guaranteed: that a list is complete where
+//! does not tell of every byte. Memory: [`MOST`] ranges, [`MOST_BYTES`] of a list in one piece. Not guaranteed: that a list is complete where
 //! its form does not show that.
 
 mod json;
@@ -11,7 +11,7 @@ mod table;
 mod thin_delta;
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::ops::Range;
 use std::path::Path;
 
@@ -19,6 +19,8 @@ use crate::error::{Error, Result, in_words, printable};
 
 /// Ranges in one list.
 const MOST: usize = 1 << 20;
+/// Bytes of one: what JSON takes for as many ranges.
+const MOST_BYTES: u64 = 128 << 20;
 
 /// Reads which bytes of an image of so many have changed, in order.
 ///
@@ -27,7 +29,9 @@ const MOST: usize = 1 << 20;
 /// When the file cannot be read; [`Error::Usage`] when it is no such list.
 pub fn read(path: &Path, length: u64) -> Result<Vec<Range<u64>>> {
     let file = File::open(path).map_err(Error::file("open", path))?;
-    let told = changed(BufReader::new(file), length);
+    let mut input = BufReader::new(file.take(MOST_BYTES));
+    let told = changed(&mut input, length);
+    let told = if input.get_ref().limit() == 0 { Err("it is longer than any list".into()) } else { told };
     told.map_err(|why| {
         Error::Usage(format!("{} is no list of changes of this image: {why}", printable(path)))
     })

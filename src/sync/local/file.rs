@@ -167,7 +167,7 @@ impl LocalCopy<'_> {
 
     /// Step 3 of [`local`](crate::sync::local).
     fn fill(&self, source: &Source, mut sink: Sink, changes: Changes) -> Result<(Sink, Filled), FileError> {
-        let copies = self.copies(source, &sink);
+        let copies = self.copies(source, &sink) && self.may_be_hashed_later(source)?;
         let filled = match &mut sink {
             Sink::Destination(destination) if copies => self.copy(source, destination),
             Sink::Preview(preview) if copies => match self.foretell_clone(source, preview) {
@@ -207,6 +207,16 @@ impl LocalCopy<'_> {
         let has_content = matches!(source.kind, Kind::File { length: 1.., .. });
         let is_plain = !self.options.verify && !self.options.preallocate;
         destination.basis_state() == BasisState::Blank && has_content && is_plain
+    }
+
+    /// Whether a map that is saved may be that of a source which is read once more for it: its changes
+    /// show. Otherwise what is written is what was hashed.
+    fn may_be_hashed_later(&self, source: &Source) -> Result<bool, FileError> {
+        if self.saved.is_none() || self.options.dry_run {
+            return Ok(true);
+        }
+        let opened = source.open(&self.options).map_err(FileError::Source)?.ok_or(FileError::Changed)?;
+        Ok(opened.settled && opened.state.shows_changes())
     }
 
     /// What a dry run can tell without comparing: that all is shared with a source. `None`: it may

@@ -202,6 +202,13 @@ fn what_a_host_lacks_is_said_of_it() {
     fs::remove_file(&pair.from).expect("remove");
     run(&mut pair.command("a", "b")).code(23).says(&["a: ", "from", "No such file or directory"]);
     assert_eq!(fs::metadata(&pair.to).expect("it is there").len() as usize, 40 * BLOCK);
+    // Both names may be those of one file.
+    let only = pair.dir.path().join("only");
+    fs::write(&only, "the only copy").expect("write");
+    let mut command = Peer::script(pair.dir.path(), HOSTS).holesync();
+    command.args(["--remove-source-files", "-I", &on("a", &only), &on("b", &only)]);
+    run(&mut command).code(1).says(&["--remove-source-files is not for a transfer between two hosts"]);
+    assert_eq!(fs::read(&only).expect("it is there"), b"the only copy");
     let map = pair.dir.path().join("a.map");
     let mut command = pair.command("a", "b");
     run(command.arg("--save-map").arg(&map)).code(1).says(&["--save-map wants one end on this machine"]);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::common::check::{assert_no_leftovers, assert_same};
-use crate::common::lab::{self, Fs};
+use crate::common::lab::{self, Fs, Loop};
 use crate::common::layout::{Layout, Rng, layouts};
 use crate::common::peer::Peer;
 use crate::common::process::{Outcome, holesync, run};
@@ -88,6 +88,25 @@ fn blocks_that_come_in_parts_are_in_their_place() {
         });
         new.write(&place.from);
         place.sync(way, &[], &place.from).ok();
+        place.assert_saved(&format!("{way:?}"));
+    }
+}
+
+/// That a device has changed does not show: what is hashed for the map is what is written.
+#[test]
+fn the_map_of_a_device_is_that_of_its_copy() {
+    if !lab::is_root() {
+        return;
+    }
+    let Some(place) = Run::on(Fs::Ext4) else { return };
+    let backing = place.dir.path().join("backing");
+    Layout::dense("device", 100 * BLOCK, &mut Rng(55)).write(&backing);
+    let device = Loop::over(&backing);
+    for way in AGENTS {
+        let _ = fs::remove_file(&place.to);
+        let copied = place.sync(way, &["--json"], &device.0).ok();
+        assert_eq!(copied.count("hashed_bytes") as usize, 100 * BLOCK, "{way:?} {copied}");
+        fs::copy(&place.to, &place.from).expect("copy");
         place.assert_saved(&format!("{way:?}"));
     }
 }
