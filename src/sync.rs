@@ -303,8 +303,14 @@ impl Initiator<'_> {
         let (command, program) = remote::command(remote)?;
         let ssh = Ssh::prepare(host, remote, self.options.silence(), reporter)?;
         self.tries.connecting(ssh.is_batch);
-        let (connection, stdout, stdin) =
-            remote::connect(host, remote.rsh.as_deref(), &ssh.options, &command, program)?;
+        let (connection, stdout, stdin) = remote::connect(
+            host,
+            remote.rsh.as_deref(),
+            &ssh.options,
+            &command,
+            program,
+            remote.asks_nothing,
+        )?;
         let peer = host.to_string();
         let silence = Arc::<Silence>::default();
         silence.limit_start((remote.contimeout > 0).then(|| Duration::from_secs(remote.contimeout.into())));

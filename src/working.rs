@@ -3,8 +3,17 @@
 //! kept.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+
+use crate::location::directory_of;
+use crate::sys;
 
 /// The files that a run keeps beside its destination while it works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +113,41 @@ pub fn cache_dir() -> Option<PathBuf> {
 /// user has no home.
 pub fn state_dir() -> Option<PathBuf> {
     base_dir("XDG_STATE_HOME", ".local/state")
+}
+
+/// Opens a directory of this user alone, which lasts; `make`: makes it, and those that it lies in, where
+/// there is none.
+///
+/// # Errors
+///
+/// `PermissionDenied` for one that is another user's, or that others may use; what the system reports.
+pub fn own_directory(path: &Path, make: bool) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+    let opened = sys::open(path, flags).or_else(|error| {
+        if !make || error.kind() != io::ErrorKind::NotFound {
+            return Err(error);
+        }
+        make_directories(path)?;
+        sys::open(path, flags)
+    });
+    let directory = opened?;
+    let found = nix::sys::stat::fstat(&directory)?;
+    let is_ours = found.st_uid == sys::effective_user() && found.st_mode & 0o077 == 0;
+    if is_ours { Ok(directory) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+}
+
+/// Makes a directory and those that it lies in, and has their names on storage.
+fn make_directories(path: &Path) -> io::Result<()> {
+    let parent = directory_of(path);
+    if !parent.is_dir() {
+        make_directories(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    // Where a directory cannot be synced, nothing more can be done.
+    sys::sync_dir(sys::open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?.as_fd()).map(drop)
 }
 
 /// XDG Base Directory Specification, by which a relative path counts for none.

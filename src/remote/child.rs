@@ -5,6 +5,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -56,7 +57,7 @@ struct Stderr {
 /// `rsh` is the command that reaches a host, split like a shell splits words;
 /// options, the host and the command follow these words, as ssh takes them. The login shell
 /// there, whichever it is, reads the command. `options` are those
-/// that ssh takes behind `-o`, see ssh_config(5).
+/// that ssh takes behind `-o`, see ssh_config(5). `asks_nothing`: they keep it from the terminal.
 ///
 /// # Errors
 ///
@@ -68,14 +69,16 @@ pub fn connect(
     options: &[String],
     command: &str,
     program: &str,
+    asks_nothing: bool,
 ) -> Result<(RemoteProcess, ChildStdout, ChildStdin)> {
     let words = command_line(host, rsh, options, command)?;
-    let spawned = Command::new(&words[0])
-        .args(&words[1..])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
+    let mut child = Command::new(&words[0]);
+    if asks_nothing && rsh.is_none() {
+        // What is typed to end this process ends it alone, which may still have something to tell.
+        child.process_group(0);
+    }
+    let spawned =
+        child.args(&words[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = spawned.map_err(|error| {
         Error::Start(format!("cannot run {:?} to reach {host}: {}; see --rsh", words[0], in_words(&error)))
     })?;

@@ -22,7 +22,7 @@ use crate::sender::shared::{SenderShared, Side};
 use crate::source::{self, Kind, Source};
 
 /// A file that is described and awaits its result.
-struct Sent {
+pub(super) struct Sent {
     source: Source,
     bytes: u64,
     root: Hash,
@@ -47,7 +47,11 @@ pub struct Session<'a, W: Write> {
     again: VecDeque<Source>,
     /// Sources that the destination has, and that are removed at the end.
     arrived: Vec<Source>,
-    awaited: HashMap<u64, Sent>,
+    pub(super) awaited: HashMap<u64, Sent>,
+    /// The receiver has prepared what is decided about all hosts.
+    pub(super) is_prepared: bool,
+    /// It was told that it may put it in its place.
+    pub(super) is_decided: bool,
     /// Failures that the receiver told of.
     told: Stats,
     /// Has the walker tell, when everything has arrived, what the receiver may remove the
@@ -78,6 +82,8 @@ impl<'a, W: Write> Session<'a, W> {
             again: VecDeque::new(),
             arrived: Vec::new(),
             awaited: HashMap::new(),
+            is_prepared: false,
+            is_decided: false,
             told: Stats::default(),
             remove,
             closed: false,
@@ -234,6 +240,9 @@ impl<'a, W: Write> Session<'a, W> {
                     self.shared.reporter.event(Event::Unset(&failure.on(&self.shared.peer)));
                 }
             }
+            Message::Done { .. } if self.shared.decision.is_some() && !self.is_decided => {
+                return Err(self.unexpected("a file in its place, before the decision"));
+            }
             Message::Done { id, changed, changes } => {
                 if let Some(sent) = self.awaited.remove(&id) {
                     lock(&self.shared.stats).files_sent += u64::from(changed.is_some());
@@ -273,7 +282,7 @@ impl<'a, W: Write> Session<'a, W> {
                 let Some((decision, root)) = awaited.map(|(decision, sent)| (decision, sent.root)) else {
                     return Err(self.unexpected("a prepared file that nobody waits for"));
                 };
-                self.await_decision(decision, &root)?;
+                self.await_decision(decision, id, &root)?;
             }
             Message::Believed { bytes } => self.told.believed_bytes = bytes,
             Message::Granted { units } => {

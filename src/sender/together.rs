@@ -44,7 +44,10 @@ impl<W: Write> Session<'_, W> {
     /// # Errors
     ///
     /// What was decided against it; those of the connection.
-    pub(super) fn await_decision(&mut self, decision: &dyn Decision, root: &Hash) -> Result<()> {
+    pub(super) fn await_decision(&mut self, decision: &dyn Decision, id: u64, root: &Hash) -> Result<()> {
+        if std::mem::replace(&mut self.is_prepared, true) {
+            return Err(self.unexpected("something prepared twice"));
+        }
         decision.prepared(root)?;
         loop {
             if let Some(decided) = decision.decided() {
@@ -54,7 +57,11 @@ impl<W: Write> Session<'_, W> {
             while let Some(arrival) = self.try_next(None)? {
                 self.on_arrival(arrival)?;
             }
+            if !self.awaited.contains_key(&id) {
+                return Err(self.unexpected("the end of what it had prepared, before the decision"));
+            }
         }
+        self.is_decided = true;
         self.shared.reporter.event(Event::Phase(Phase::WritingBack));
         self.shared.send(&Message::Commit)
     }

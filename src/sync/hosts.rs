@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::confinement::NamedPath;
-use crate::error::{Error, Result, Warning, lock, printable};
+use crate::error::{Error, Result, Warning, in_words, lock, printable};
 use crate::hashmap::shared::SharedMaps;
 use crate::location::{Host, Location};
 use crate::options::Options;
@@ -97,10 +97,12 @@ pub fn deploy(
         return Err(Error::Interrupted(remote::again()));
     }
     reporter.finish(&verdicts, start.elapsed());
+    // Hosts that have it are still in the record.
+    told?;
     let failed: Vec<&Verdict> = verdicts.iter().filter(|verdict| verdict.failure.is_some()).collect();
     let reason = together.as_ref().and_then(|together| together.reason());
     match failed.first().map(|first| reason.unwrap_or(&first.name)) {
-        None => told,
+        None => Ok(()),
         Some(first) => Err(Error::Hosts { failed: failed.len(), total: verdicts.len(), first: first.into() }),
     }
 }
@@ -183,6 +185,15 @@ struct HostsRun<'a> {
     reporter: &'a dyn HostsReporter,
 }
 
+/// A host that is begun: dropped, it will come to no end.
+struct Lost<'a>(Option<&'a Arc<Together>>);
+
+impl Drop for Lost<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|together| together.give_up("a host came to no end here".into()));
+    }
+}
+
 impl HostsRun<'_> {
     /// Sends to all hosts, to so many at once; what became of each, in their order.
     fn send_all(&self, deployment: &Deployment, jobs: usize) -> Vec<Verdict> {
@@ -193,17 +204,27 @@ impl HostsRun<'_> {
         let threads = if self.together.is_some() { names.len() } else { jobs };
         std::thread::scope(|scope| {
             for _ in 0..threads {
-                scope.spawn(|| {
+                let work = || {
                     while let at = next.fetch_add(1, Ordering::Relaxed)
                         && let (Some((host, path)), Some(name)) =
                             (deployment.destinations.get(at), names.get(at))
                         && (self.together.is_some() || !remote::is_interrupted())
                     {
+                        // Others wait for it, also where it comes to no end.
+                        let lost = Lost(self.together);
                         let verdict = self.send(at, host, path, name);
                         self.tell(&verdict);
+                        std::mem::forget(lost);
                         lock(&verdicts).push(verdict);
                     }
-                });
+                };
+                if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, work) {
+                    let why = format!("no thread can be started for each host: {}", in_words(&error));
+                    self.together.iter().for_each(|together| together.give_up(why.clone()));
+                    // Those that run take the other hosts as well.
+                    work();
+                    break;
+                }
             }
         });
         let mut verdicts = std::mem::take(&mut *lock(&verdicts));

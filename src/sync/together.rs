@@ -29,7 +29,7 @@ use crate::receiver::Target;
 use crate::remote::{self, Agent, Finishing, RemoteOptions};
 use crate::report::hex;
 use crate::sender::Decision;
-use record::{ImageState, Record};
+use record::{ImageState, Record, Records};
 
 /// How long one look at the decision may take.
 const SLICE: Duration = Duration::from_millis(50);
@@ -78,10 +78,10 @@ pub(super) struct Together {
     places: Vec<String>,
     run: DeploymentId,
     image: ImageState,
-    /// What was decided by an earlier run, and for which of these hosts.
-    before: Option<Record>,
+    /// What was decided by earlier runs, and for which of these hosts.
+    before: Vec<Record>,
     /// The same of other states of the image.
-    stale: Option<Record>,
+    stale: Vec<Record>,
 }
 
 /// One host of them.
@@ -135,6 +135,14 @@ pub(super) fn check<'a>(
             "keeps what is prepared beside the file: leave --temp-dir, --partial-dir and --delay-updates out",
         );
     }
+    if options.backup.is_some() {
+        return refuse("has done all that may need room when it is decided: leave --backup out");
+    }
+    if options.transfer != Default::default() {
+        return refuse(
+            "makes all hosts equal: leave out what keeps a file as it is, as --existing and --update do",
+        );
+    }
     if options.alternates.is_some() {
         return refuse("puts nothing in place early: leave --compare-dest, --copy-dest and --link-dest out");
     }
@@ -154,11 +162,10 @@ impl Together {
         jobs: usize,
     ) -> Result<Arc<Together>> {
         let image = ImageState::of(source)?;
-        let earlier = Record::find(&image, &places)?;
+        let earlier = Records::open()?.find(&image, &places)?;
         let (before, stale) = earlier.into_iter().partition::<Vec<_>, _>(|record| record.image == image);
-        let (before, stale) = (before.into_iter().next(), stale.into_iter().next());
         let mut run = DeploymentId::default();
-        match &before {
+        match before.first() {
             Some(record) => run = record.run,
             None => getrandom::fill(&mut run)
                 .map_err(|error| Error::file("read", "random bytes")(std::io::Error::other(error)))?,
@@ -200,7 +207,7 @@ impl Together {
 
     /// Whether an earlier run decided for a host.
     fn was_decided(&self, at: usize) -> bool {
-        self.before.as_ref().is_some_and(|record| record.hosts.contains(&self.places[at]))
+        self.before.iter().any(|record| record.hosts.contains(&self.places[at]))
     }
 
     /// A host is through.
@@ -216,6 +223,15 @@ impl Together {
         self.changed.notify_all();
     }
 
+    /// Nobody can be waited for any more.
+    pub fn give_up(&self, why: String) {
+        let mut state = lock(&self.state);
+        if state.verdict == Verdict::Undecided {
+            state.verdict = Verdict::Abort { why, host: None };
+        }
+        self.changed.notify_all();
+    }
+
     /// All hosts are through: what is left of records.
     ///
     /// # Errors
@@ -227,9 +243,13 @@ impl Together {
             let at = self.places.iter().position(|other| other == place);
             at.is_some_and(|at| state.votes[at] == Vote::Done)
         };
-        for mut record in Record::find(&self.image, &self.places)? {
+        let records = Records::open()?;
+        for mut record in records.find(&self.image, &self.places)? {
+            let before = record.hosts.len();
             record.hosts.retain(|place| !is_done(place));
-            record.write()?;
+            if record.hosts.len() < before {
+                records.write(&record)?;
+            }
         }
         Ok(())
     }
@@ -260,12 +280,16 @@ impl Together {
         if self.image != ImageState::of(path)? {
             return Err(Error::refused(path, "changed while the hosts were prepared"));
         }
-        let mut hosts = self.before.as_ref().map(|record| record.hosts.clone()).unwrap_or_default();
+        let records = Records::open()?;
+        // What another run has left of it by now.
+        let known =
+            records.find(&self.image, &self.places)?.into_iter().find(|record| record.run == self.run);
+        let mut hosts = known.map(|record| record.hosts).unwrap_or_default();
         let prepared = (0..self.places.len()).filter(|at| state.votes[*at] == Vote::Prepared);
         hosts.extend(prepared.map(|at| self.places[at].clone()));
         hosts.sort();
         hosts.dedup();
-        Record { run: self.run, root, image: self.image.clone(), hosts }.write()
+        records.write(&Record { run: self.run, root, image: self.image.clone(), hosts })
     }
 }
 
@@ -280,8 +304,8 @@ impl Seat {
     /// What is to be told of this host before anything else.
     pub fn note(&self) -> Option<String> {
         let Together { before, stale, places, .. } = &*self.together;
-        let of = |record: &Option<Record>| {
-            let record = record.as_ref().filter(|record| record.hosts.contains(&places[self.at]))?;
+        let of = |records: &[Record]| {
+            let record = records.iter().find(|record| record.hosts.contains(&places[self.at]))?;
             Some(hex(&record.run))
         };
         match (of(before), of(stale)) {
@@ -389,8 +413,8 @@ impl Decision for Seat {
     fn prepared(&self, root: &Hash) -> Result<()> {
         let Together { state, image, before, run, .. } = &*self.together;
         let mut state = lock(state);
-        let known = before.as_ref().map(|record| record.root).or(state.root);
-        if known.is_some_and(|known| known != *root) {
+        let mut known = before.iter().map(|record| record.root).chain(state.root);
+        if known.any(|known| known != *root) {
             let why = format!(
                 "is not what run {} prepared elsewhere, though its length and its time are the same: see what writes it, \
                  have it get another time (touch), then run again",

@@ -58,7 +58,7 @@ impl Destination {
             return Ok((None, None));
         }
         let Destination { task, way, .. } = self;
-        let ready = match way {
+        let ready = match &mut *way {
             Way::Direct(_) => return Err(task.no_preparing()),
             Way::Staged(staged) => {
                 let ready = staged.ready(task, kept)?;
@@ -72,6 +72,10 @@ impl Destination {
                 None
             }
         };
+        if let Some(Ready::Complete(data)) = &ready {
+            // Its length, and with --preallocate room for all of it.
+            task.fill(data, way.old())?;
+        }
         let mark = Mark { run: *run, root: *root };
         let put =
             || task.place.put_mark(&mark, task.options.fsync).map_err(task.place.error("mark as prepared"));

@@ -14,7 +14,7 @@ use nix::sys::stat::{FileStat, SFlag};
 use crate::apply::place::{Place, workplace};
 use crate::error::Result;
 use crate::sys::{self, kind_of};
-use crate::working::{Naming, Working, naming_of};
+use crate::working::{Naming, Working, image_of, naming_of};
 
 /// What lies beside a place under the names of working files.
 #[derive(Debug, Default)]
@@ -34,7 +34,8 @@ pub struct Beside {
 impl Beside {
     /// Takes note of a log that was found, under whatever name.
     pub fn add_log(&mut self, place: &Place, name: &OsStr) -> io::Result<()> {
-        let Some(naming) = naming_of(name) else { return Ok(()) };
+        let is_log = image_of(name, Working::Log).is_some();
+        let Some(naming) = naming_of(name).filter(|_| is_log) else { return Ok(()) };
         let is_known = self.foreign_log.as_ref().is_some_and(|(known, _)| known == name);
         if is_known || self.logs.contains(&naming) {
             return Ok(());

@@ -1,20 +1,19 @@
 //! The directory of the kept maps: this user's alone, bounded in bytes, the oldest out first.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::SFlag;
 
 use crate::error::{Error, Result};
 use crate::sys;
-use crate::working::cache_dir;
+use crate::working::{cache_dir, own_directory};
 
 /// Bytes of all entries: the maps of 2 TiB of data at the usual block size.
 const MOST: u64 = 1 << 30;
@@ -33,19 +32,7 @@ fn path() -> Option<PathBuf> {
 /// Opens the directory; `make`: makes it, where there is none. `None`: there is none, or it is
 /// not this user's alone.
 pub fn open(make: bool) -> Option<OwnedFd> {
-    let path = path()?;
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-    let opened = sys::open(&path, flags).or_else(|error| {
-        if make {
-            DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
-            return sys::open(&path, flags);
-        }
-        Err(error)
-    });
-    let directory = opened.ok()?;
-    let found = fstat(&directory).ok()?;
-    let is_ours = found.st_uid == sys::effective_user() && found.st_mode & 0o077 == 0;
-    is_ours.then_some(directory)
+    own_directory(&path()?, make).ok()
 }
 
 /// An entry was of use: it stays longer.

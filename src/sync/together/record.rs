@@ -1,17 +1,22 @@
 //! The record of a decision: which image goes to which hosts, whatever happens. It is on storage
 //! before any of them is told, and loses a host when that has it.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::dir::Dir;
+use nix::fcntl::OFlag;
 use serde_json::{Value, json};
 
 use crate::apply::bytes_of;
 use crate::error::{Error, Result, escape};
 use crate::hashmap::Hash;
+use crate::hashmap::map_file::NewFile;
 use crate::options::DeploymentId;
 use crate::report::hex;
 use crate::sys;
@@ -19,6 +24,10 @@ use crate::working;
 
 /// Bytes of a record at most.
 const MOST: u64 = 16 << 20;
+/// How the name of a record ends.
+const EXTENSION: &str = "decision";
+/// How that of one in the making begins.
+const UNFINISHED: &str = ".new-";
 
 /// Which image, and in which state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,26 +58,56 @@ pub struct Record {
     pub hosts: Vec<String>,
 }
 
-impl Record {
-    /// The decisions about an image, in whatever state, that concern one of these hosts. Makes
-    /// the directory that they lie in.
+/// The directory of this user's records. No other run changes them while this is held.
+pub struct Records {
+    directory: File,
+    path: PathBuf,
+}
+
+impl Records {
+    /// Makes it, where there is none, and waits for other runs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] where this user has no place for it; [`Error::File`].
+    pub fn open() -> Result<Records> {
+        let Some(state) = working::state_dir() else {
+            let what = "--together records its decision below $XDG_STATE_HOME or ~/.local/state: set one of XDG_STATE_HOME \
+                        and HOME";
+            return Err(Error::Usage(what.into()));
+        };
+        let path = state.join("together");
+        let opened = working::own_directory(&path, true);
+        let directory =
+            File::from(opened.map_err(Error::file("open, as a directory of this user alone,", &path))?);
+        // Where a file system has no locks there are none for others, either.
+        let _ = directory.lock();
+        Ok(Records { directory, path })
+    }
+
+    /// The decisions about an image, in whatever state, that concern one of these hosts.
     ///
     /// # Errors
     ///
     /// [`Error::File`], also for one that is damaged.
-    pub fn find(image: &ImageState, hosts: &[String]) -> Result<Vec<Record>> {
-        let dir = directory()?;
-        let failed = |error| Error::file("read", &dir)(error);
+    pub fn find(&self, image: &ImageState, hosts: &[String]) -> Result<Vec<Record>> {
+        let failed = |error| Error::file("read", &self.path)(error);
+        let again = || {
+            sys::open_beneath(self.directory.as_fd(), "".as_ref(), OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)
+        };
+        let mut listed = Dir::from_fd(again().map_err(failed)?).map_err(|errno| failed(errno.into()))?;
         let mut found = Vec::new();
-        for entry in fs::read_dir(&dir).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            remove_unfinished(&path);
-            if path.extension().is_none_or(|extension| extension != "decision") {
+        for entry in sys::names_in(&mut listed) {
+            let (name, _) = entry.map_err(failed)?;
+            if name.as_bytes().starts_with(UNFINISHED.as_bytes()) {
+                // Nobody else is at work with it, and it is in nobody's way.
+                let _ = sys::unlink_at(&self.directory, &name);
+            }
+            if Path::new(&name).extension().is_none_or(|extension| extension != EXTENSION) {
                 continue;
             }
-            let mut text = String::new();
-            let read = File::open(&path).and_then(|file| file.take(MOST).read_to_string(&mut text));
-            read.map_err(Error::file("read", &path))?;
+            let path = self.path.join(&name);
+            let text = self.text_of(&name).map_err(Error::file("read", &path))?;
             let record = Record::parse(&text, image).map_err(|()| {
                 let why = "is no record of a decision, or of another version of holesync: remove it, if no run with \
                            --together is to be ended";
@@ -80,34 +119,54 @@ impl Record {
         Ok(found)
     }
 
-    /// Has it on storage; without hosts, has it go.
+    fn text_of(&self, name: &OsStr) -> io::Result<String> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+        let file = File::from(sys::open_beneath(self.directory.as_fd(), Path::new(name), flags, 0)?);
+        let found = file.metadata()?;
+        if !found.is_file() || found.uid() != sys::effective_user() {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let mut text = String::new();
+        file.take(MOST).read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// Has a record on storage; without hosts, has it go. One that cannot be synced does not stay.
     ///
     /// # Errors
     ///
     /// [`Error::File`].
-    pub fn write(&self) -> Result<()> {
-        let dir = directory()?;
-        let path = dir.join(format!("{}.decision", hex(&self.run)));
-        let put = || -> io::Result<()> {
-            if self.hosts.is_empty() {
-                return fs::remove_file(&path).or_else(|error| match error.kind() {
-                    io::ErrorKind::NotFound => Ok(()),
-                    _ => Err(error),
-                });
-            }
-            let new = path.with_extension("new");
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            // A file system without locks has none for who looks for it, either.
-            let _ = file.try_lock();
-            file.write_all(self.text().as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&new, &path)
-        };
-        let synced = put().and_then(|()| sys::sync_dir(File::open(&dir)?.as_fd()).map(drop));
-        synced.map_err(Error::file("record the decision in", &path))
+    pub fn write(&self, record: &Record) -> Result<()> {
+        let name = OsString::from(format!("{}.{EXTENSION}", hex(&record.run)));
+        let path = self.path.join(&name);
+        let earlier = self.text_of(&name).ok();
+        let put = if record.hosts.is_empty() { self.remove(&name) } else { self.put(&name, &record.text()) };
+        put.map_err(|error| {
+            // What was there before is what counts. If that fails as well, the next run tells of it.
+            let _ = match earlier {
+                Some(earlier) => self.put(&name, &earlier),
+                None => self.remove(&name),
+            };
+            Error::file("record the decision in", &path)(error)
+        })
     }
 
+    fn put(&self, name: &OsStr, text: &str) -> io::Result<()> {
+        let mut new = NewFile::create(&self.directory, UNFINISHED)?;
+        new.write_all(text.as_bytes())?;
+        new.put(name)
+    }
+
+    fn remove(&self, name: &OsStr) -> io::Result<()> {
+        match sys::unlink_at(&self.directory, name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        sys::sync_dir(self.directory.as_fd()).map(drop)
+    }
+}
+
+impl Record {
     fn text(&self) -> String {
         let ImageState { path, length, modified } = &self.image;
         let value = json!({
@@ -140,31 +199,9 @@ impl Record {
     }
 }
 
-/// Removes what is no record yet, unless a run is at work with it.
-fn remove_unfinished(path: &Path) {
-    if path.extension().is_some_and(|extension| extension == "new")
-        && File::open(path).is_ok_and(|file| file.try_lock().is_ok())
-    {
-        // It is in nobody's way.
-        let _ = fs::remove_file(path);
-    }
-}
-
 /// A path in a record.
 fn name_of(path: &Path) -> String {
     escape(path.as_os_str().as_encoded_bytes())
-}
-
-/// Where records lie; it is made.
-fn directory() -> Result<PathBuf> {
-    let Some(dir) = working::state_dir() else {
-        let what = "--together records its decision below $XDG_STATE_HOME or ~/.local/state: set one of XDG_STATE_HOME and \
-                    HOME";
-        return Err(Error::Usage(what.into()));
-    };
-    let dir = dir.join("together");
-    DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(Error::file("make", &dir))?;
-    Ok(dir)
 }
 
 #[cfg(test)]

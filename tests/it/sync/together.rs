@@ -8,6 +8,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -19,6 +21,7 @@ use crate::common::process::{
     Outcome, PROGRAM, Running, agents, holesync, run, signal_agents, start, wait_until,
 };
 use crate::common::redeploy::set_day;
+use crate::common::tree::set_mode;
 
 const BLOCK: usize = 64 << 10;
 /// Far beyond what an end takes.
@@ -126,6 +129,12 @@ impl Farm {
 
     fn decisions(&self) -> usize {
         fs::read_dir(self.dir.path().join("state/holesync/together")).map_or(0, Iterator::count)
+    }
+
+    fn is_decided(&self) -> bool {
+        let listed = fs::read_dir(self.dir.path().join("state/holesync/together"));
+        let mut listed = listed.into_iter().flatten();
+        listed.any(|entry| entry.expect("list").path().extension().is_some_and(|name| name == "decision"))
     }
 
     fn recover(&self) -> Outcome {
@@ -443,6 +452,9 @@ fn what_cannot_wait_is_told_before_anything_is_reached() {
         (vec!["--inplace"], "leave --inplace out"),
         (vec!["--no-fsync"], "leave --no-fsync out"),
         (vec!["--delay-updates"], "leave --temp-dir"),
+        (vec!["--backup"], "leave --backup out"),
+        (vec!["--existing"], "leave out what keeps a file as it is"),
+        (vec!["-u"], "leave out what keeps a file as it is"),
         (vec!["--link-dest=/x"], "leave --compare-dest"),
         (vec![dir.as_str()], "name one SRC"),
         (vec!["--files-from=/dev/null"], "name one SRC"),
@@ -480,6 +492,31 @@ fn what_cannot_wait_is_told_before_anything_is_reached() {
         empty();
     }
     assert_eq!(leftovers(farm.far.path()), Vec::<String>::new());
+}
+
+/// Whoever may write there could decide for this user.
+#[test]
+fn a_record_is_believed_of_nobody_else() {
+    let Some(farm) = Farm::new(Fs::Ext4, &[]) else { return };
+    let records = farm.dir.path().join("state/holesync/together");
+    fs::create_dir_all(&records).expect("mkdir");
+    set_mode(&records, 0o777);
+    run(&mut farm.together(&["a"])).code(23).says(&["as a directory of this user alone"]);
+    assert!(!farm.on("a").exists());
+    set_mode(&records, 0o700);
+    let planted = records.join("planted.decision");
+    std::os::unix::fs::symlink("/etc/passwd", &planted).expect("link");
+    assert_ne!(run(&mut farm.together(&["a"])).code, 0);
+    fs::remove_file(&planted).expect("remove");
+    mkfifo(&planted, Mode::from_bits_truncate(0o600)).expect("make");
+    assert_ne!(run(&mut farm.together(&["a"])).code, 0);
+    fs::remove_file(&planted).expect("remove");
+    assert!(!farm.on("a").exists());
+    // What a run that was killed had not finished goes.
+    fs::write(records.join(".new-0123456789abcdef"), "{").expect("write");
+    run(&mut farm.together(&["a"])).ok();
+    farm.assert_have(&farm.image, &["a"]);
+    farm.assert_clean();
 }
 
 /// `HOLESYNC_TEST_ROUNDS` says how often.
@@ -546,7 +583,7 @@ fn kill_at_random(fs: Fs, rounds: u64, seed: u64) {
             .collect();
         let switched = states.iter().filter(|is_new| **is_new).count();
         assert!(!was_whole || switched == 3, "{outcome}");
-        let is_decided = farm.decisions() > 0;
+        let is_decided = farm.is_decided();
         assert!(
             is_decided || switched == 0 || switched == 3,
             "{switched} before the decision: {outcome} {told}"
