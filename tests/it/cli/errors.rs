@@ -94,7 +94,6 @@ fn a_command_line_that_makes_no_sense_ends_with_code_1_and_says_why() {
         (&["--no-such-option", "a", "b"], &["--no-such-option"]),
         (&["a", ""], &["empty path"]),
         (&["", "b"], &["empty path"]),
-        (&["h:a", "h:b"], &["both be remote"]),
         (&["h:a", "i:b", "c"], &["all sources must be on one machine", "h", "i"]),
         (&["a", "h:b", "c"], &["all sources must be on one machine"]),
         (&["u@h:a", "h:b", "c"], &["all sources must be on one machine"]),
