@@ -162,7 +162,7 @@ impl Task {
     }
 
     /// Gives the new file its length, and no more room than it takes.
-    pub(in crate::apply) fn fill(&self, new: &File, old: Option<&Old>) -> Result<()> {
+    fn fill(&self, new: &File, old: Option<&Old>) -> Result<()> {
         if !self.counts.at_once {
             let set = self.set_length(new, old);
             set.map_err(|error| self.failed("set the length of", error, OldFile::Whole))?;

@@ -111,11 +111,13 @@ pub fn commit_prepared(shared: &ReceiverShared) -> Result<(), &'static str> {
 }
 
 /// The run is over. What it has decided against goes on as what any run leaves; what it had not
-/// decided stays prepared.
+/// decided stays prepared, if the next run can find it.
 pub fn leave_prepared(shared: &ReceiverShared, received: &Result<Stats>) {
-    let prepared = std::mem::take(&mut *lock(&shared.prepared));
-    if matches!(received, Err(Error::Remote { .. })) {
-        prepared.into_iter().for_each(|(prepared, _)| prepared.give_up());
+    let is_against = matches!(received, Err(Error::Remote { .. }));
+    for (prepared, _) in std::mem::take(&mut *lock(&shared.prepared)) {
+        if is_against || !prepared.is_found_again() {
+            prepared.give_up();
+        }
     }
 }
 

@@ -185,6 +185,11 @@ struct HostsRun<'a> {
     reporter: &'a dyn HostsReporter,
 }
 
+/// Whether a host has the image: also one on which an attribute could not be set.
+fn has_it(summary: Option<&Summary>) -> bool {
+    summary.is_some_and(|summary| summary.stats.files_failed == 0)
+}
+
 /// A host that is begun: dropped, it will come to no end.
 struct Lost<'a>(Option<&'a Arc<Together>>);
 
@@ -240,7 +245,8 @@ impl HostsRun<'_> {
         if !(has_failed && remote::is_interrupted() && !is_decided) {
             self.reporter.ended(verdict);
         }
-        self.together.iter().for_each(|together| together.ended(verdict.at, has_failed));
+        let lacks_it = has_failed && !has_it(verdict.summary.as_ref());
+        self.together.iter().for_each(|together| together.ended(verdict.at, lacks_it));
     }
 
     /// Sends to one host, as a run to it alone would.
@@ -256,7 +262,10 @@ impl HostsRun<'_> {
         let failure = error.map(|error| {
             let failure = error.as_failure();
             let failure = if failure.host.is_some() { failure } else { failure.on(&host) };
-            seat.iter().fold(failure, |failure, seat| seat.explained(failure))
+            match &seat {
+                Some(seat) if !has_it(summary.as_ref()) => seat.explained(failure),
+                _ => failure,
+            }
         });
         Verdict { at, host, name: name.into(), path: path.into(), summary, failure }
     }

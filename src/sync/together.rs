@@ -244,7 +244,11 @@ impl Together {
             at.is_some_and(|at| state.votes[at] == Vote::Done)
         };
         let records = Records::open()?;
-        for mut record in records.find(&self.image, &self.places)? {
+        let known: Vec<_> =
+            self.before.iter().chain(&self.stale).map(|record| record.run).chain([self.run]).collect();
+        // Others are those of runs that are at work with another state of the image.
+        let ours = |record: &Record| known.contains(&record.run);
+        for mut record in records.find(&self.image, &self.places)?.into_iter().filter(ours) {
             let before = record.hosts.len();
             record.hosts.retain(|place| !is_done(place));
             if record.hosts.len() < before {

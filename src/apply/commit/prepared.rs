@@ -7,7 +7,7 @@
 //!    read back.
 //! 3. A stage is on storage with its log, which has no seal; in the old file there is room for it,
 //!    or it is completed.
-//! 4. The mark is on storage.
+//! 4. The mark is on storage, unless something is in its way.
 
 use std::fs::File;
 
@@ -73,13 +73,18 @@ impl Destination {
             }
         };
         if let Some(Ready::Complete(data)) = &ready {
-            // Its length, and with --preallocate room for all of it.
-            task.fill(data, way.old())?;
+            // With --preallocate also room for all of it.
+            task.prepare(data, way.old(), root)?;
         }
         let mark = Mark { run: *run, root: *root };
-        let put =
-            || task.place.put_mark(&mark, task.options.fsync).map_err(task.place.error("mark as prepared"));
-        Ok((ready, task.place.finds_again().then(put).transpose()?))
+        let is_synced = task.options.fsync;
+        // It is for people alone: what keeps it away, as what another user has put there, keeps nothing else.
+        let put = || task.place.put_mark(&mark, is_synced).ok();
+        let mark = if task.place.finds_again() { put() } else { None };
+        if mark.is_none() && is_synced {
+            task.place.sync_dir().map_err(task.place.error("sync the directory of"))?;
+        }
+        Ok((ready, mark))
     }
 }
 
@@ -114,6 +119,11 @@ impl Prepared {
             Some(ready) => destination.conclude(ready, &root),
             None => destination.finish(&root, kept),
         }
+    }
+
+    /// Whether the next run finds what waits here.
+    pub fn is_found_again(&self) -> bool {
+        self.destination.task.place.finds_again()
     }
 
     /// It was decided against: what there is stays for the next run, as after any interruption.

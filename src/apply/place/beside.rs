@@ -134,7 +134,8 @@ impl Place {
                     found.push((kind, name));
                     continue;
                 }
-                is_free = false;
+                // A mark is for people alone.
+                is_free &= kind == Working::Prepared;
                 if kind == Working::Log {
                     beside.foreign_log.get_or_insert((name.clone(), stat.st_uid));
                 }

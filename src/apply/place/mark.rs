@@ -53,7 +53,8 @@ pub fn bytes_of<const N: usize>(digits: &str) -> Option<[u8; N]> {
 impl Place {
     /// Puts a mark here, and with `sync` on storage. As long as it is open nobody removes it.
     pub(in crate::apply) fn put_mark(&self, mark: &Mark, sync: bool) -> io::Result<File> {
-        self.remove(&[Working::Prepared])?;
+        // What cannot go is in the way below.
+        let _ = self.remove(&[Working::Prepared]);
         let mut file = self.create(Working::Prepared)?;
         // A file system without locks has none for the file itself, either.
         let _ = file.try_lock();

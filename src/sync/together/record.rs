@@ -139,7 +139,11 @@ impl Records {
     pub fn write(&self, record: &Record) -> Result<()> {
         let name = OsString::from(format!("{}.{EXTENSION}", hex(&record.run)));
         let path = self.path.join(&name);
-        let earlier = self.text_of(&name).ok();
+        let earlier = match self.text_of(&name) {
+            Ok(earlier) => Some(earlier),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::file("read the decision in", &path)(error)),
+        };
         let put = if record.hosts.is_empty() { self.remove(&name) } else { self.put(&name, &record.text()) };
         put.map_err(|error| {
             // What was there before is what counts. If that fails as well, the next run tells of it.

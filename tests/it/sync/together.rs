@@ -494,6 +494,18 @@ fn what_cannot_wait_is_told_before_anything_is_reached() {
     assert_eq!(leftovers(farm.far.path()), Vec::<String>::new());
 }
 
+/// What bears the name of a mark is in nobody's way: a mark is for people.
+#[test]
+fn what_others_put_in_the_place_of_a_mark_keeps_nothing() {
+    let Some(farm) = Farm::new(Fs::Ext4, &[]) else { return };
+    fs::create_dir_all(farm.far.path().join(".b.holesync.prepared/in it")).expect("mkdir");
+    run(&mut farm.together(&["a", "b"])).ok();
+    farm.assert_have(&farm.image, &["a", "b"]);
+    farm.change();
+    run(&mut farm.together(&["a", "b"])).ok();
+    farm.assert_have(&farm.image, &["a", "b"]);
+}
+
 /// Whoever may write there could decide for this user.
 #[test]
 fn a_record_is_believed_of_nobody_else() {
