@@ -1,5 +1,7 @@
 //! Maps that are kept: what did not change is not read, and whatever did shows.
 
+mod traps;
+
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -48,13 +50,19 @@ impl Pair {
         listed.into_iter().map(|entry| entry.expect("list").path()).collect()
     }
 
-    /// Runs it, whatever size and time say. The copy is equal then.
-    #[track_caller]
-    fn run(&self, flags: &[&str]) -> Outcome {
+    /// What runs it, whatever size and time say.
+    fn command(&self, flags: &[&str]) -> Command {
         let peer = Peer::pipe(self.dir.path());
         let all = [&["--json", "-I"], flags].concat();
         let mut command = self.way.command(Some(&peer), &all, &[self.from.as_os_str()], self.to.as_os_str());
-        let outcome = run(command.env("XDG_CACHE_HOME", self.dir.path().join("cache"))).ok();
+        command.env("XDG_CACHE_HOME", self.dir.path().join("cache"));
+        command
+    }
+
+    /// Runs it. The copy is equal then.
+    #[track_caller]
+    fn run(&self, flags: &[&str]) -> Outcome {
+        let outcome = run(&mut self.command(flags)).ok();
         if !flags.contains(&"-n") {
             assert_equal(&self.to, &self.from);
         }
