@@ -27,7 +27,7 @@ use rayon::prelude::*;
 pub use crate::hashmap::entry::MapEntry;
 use crate::hashmap::gather::{Gather, Gathered};
 pub use crate::hashmap::grid::{Grid, MAX_LENGTH, PAGE, PageMask, page_runs};
-pub use crate::hashmap::known::{KnownMap, StoredMap};
+pub use crate::hashmap::known::KnownMap;
 pub use crate::hashmap::recorder::{MapRecord, Maps, Recorder};
 use crate::scan::{self, Image};
 

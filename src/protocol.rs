@@ -62,6 +62,8 @@ pub fn describes_in_dry_runs(version: u16) -> bool {
 pub const COPIES: u16 = 8;
 /// The oldest version in which a receiver waits with a file until all hosts of a run have theirs.
 pub const TOGETHER: u16 = 8;
+/// The oldest version in which a map that the sender has, too, need not travel.
+pub const KNOWN_MAPS: u16 = 8;
 /// The bits among the features of a greeting that tell whether the processor has
 /// instructions for AES; neither is set where that is not known.
 pub const FEATURE_AES: u32 = 1;
@@ -88,6 +90,8 @@ pub const MAX_DIFFER: usize = 256;
 pub const MAX_UNPATCHED: usize = 4096;
 /// Bytes in the names of one message, counted with one more each.
 pub const MAX_NAMES: usize = 16 << 10;
+/// Root hashes of maps that a sender tells of.
+pub const MAX_KNOWN: usize = 16;
 /// Bytes of text in a failure or warning of the receiver.
 pub const MAX_TEXT: usize = 4 << 10;
 /// Sources in one request.
@@ -299,6 +303,19 @@ pub enum Message {
     },
     /// Sender, behind that: it is to be put there.
     Commit,
+    /// Sender, before its only entry: it has maps of files with these root hashes, and the basis may be
+    /// one of them. From version [`KNOWN_MAPS`] on.
+    Knows {
+        /// [`MAX_KNOWN`] at most.
+        roots: Vec<Hash>,
+    },
+    /// Receiver, in the place of map frames and `MapEnd`: the basis has one of these root hashes.
+    AsKnown {
+        /// The entry.
+        id: u64,
+        /// Which.
+        root: Hash,
+    },
 }
 
 impl Message {

@@ -54,7 +54,7 @@ mod shared;
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use answer::AnnouncedFile;
@@ -165,7 +165,7 @@ fn apply<'a>(
         }
         let unhashed = (!shared.options.basis.is_empty()).then(|| {
             let (unhashed_in, unhashed) = channel();
-            scope.spawn(|| hash_named(shared, unhashed));
+            scope.spawn(|| questions::hash_named(shared, unhashed));
             unhashed_in
         });
         let mut applier = Applier {
@@ -193,14 +193,6 @@ fn apply<'a>(
         drop((jobs, finish, unhashed));
         (result, tree)
     })
-}
-
-/// Hashes what may have blocks that are missing. What cannot be read has none.
-fn hash_named(shared: &ReceiverShared, unhashed: Receiver<Basis>) {
-    for basis in unhashed {
-        let is_over = || shared.is_stopped();
-        let _ = shared.places.hash(&basis, shared.options.block_size, is_over);
-    }
 }
 
 /// What the caller's thread is at.
@@ -269,6 +261,7 @@ impl Applier<'_, '_> {
                 self.tree = Some(DestinationTree::open(&self.target, single, options)?);
                 Ok(())
             }
+            Message::Knows { roots } => self.known(roots),
             Message::Entry(entry) => self.entry(entry),
             Message::Contents { directory, names, is_whole } if self.shared.options.delete.is_some() => {
                 self.contents(Contents { directory, names, is_whole })

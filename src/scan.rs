@@ -1,6 +1,7 @@
 //! The data extents of a file, in order, on anything that can be read, and the
 //! test for zeros. Knows nothing of blocks, hashes or destinations.
 
+mod at;
 mod cache;
 mod content;
 mod extents;
@@ -18,6 +19,7 @@ use crate::confinement::NamedPath;
 use crate::error::{Error, Result};
 use crate::sys;
 
+pub use at::At;
 pub use cache::exceeds_cache;
 pub use content::Content;
 pub use extents::{Extents, data_extents};

@@ -5,7 +5,8 @@
 //! others do. Numbers in other files are those of these steps.
 //!
 //! 1. The walker announces every entry below the sources, each for a unit of credit, and
-//!    waits for no answer.
+//!    waits for no answer. Of a single file it tells before that which maps are known that the
+//!    receiver may have.
 //! 2. The reader puts what the receiver says into queues: one for each file that it asks
 //!    for, one for all else. Their bounds follow from credit; a receiver that says more
 //!    breaks a rule. A file that is asked for goes to the hasher at once.
@@ -34,6 +35,7 @@ mod describe;
 mod described_file;
 mod hasher;
 mod inbox;
+mod known;
 mod leaf_policy;
 mod merge;
 mod pending;
@@ -99,7 +101,7 @@ fn send<R: Read + Send + 'static, W: Write + Send>(
 ) -> Result<Stats> {
     let Connection { input, output, options, reporter, saved } = connection;
     let hasher = hasher.unwrap_or_else(|| Hasher::start(options, None, None, None));
-    let Hasher { jobs, hashed, buffers, is_shared } = hasher;
+    let Hasher { jobs, hashed, buffers, is_shared, known } = hasher;
     let shared = SenderShared {
         files: Arc::new(Files::new(jobs, output.is_direct(), options.tells_others())),
         output: Mutex::new(output),
@@ -111,6 +113,7 @@ fn send<R: Read + Send + 'static, W: Write + Send>(
         peer: input.peer().into(),
         describes: !options.dry_run || describes_in_dry_runs(input.version()),
         is_shared,
+        known,
         decision,
         reporter,
         saved,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use holesync::error::Result;
 use holesync::options::{BlockSize, Delete, DeleteWhen, Options};
-use holesync::protocol::Message;
+use holesync::protocol::{FrameReader, MAGIC, Message, OLDEST, VERSION};
 use holesync::stream::Sink;
 use tempfile::TempDir;
 
@@ -33,7 +33,7 @@ pub fn options() -> Options {
     Options { block_size, fsync: false, ..Options::default() }
 }
 
-/// Those of a session: a dry run; one that removes what the source does not have.
+/// Those of a session: a dry run; one that removes what the source does not have. The bit 16 is for [`input`].
 pub fn options_of(how: u8) -> Options {
     let delete = Delete { when: DeleteWhen::After, excluded: false, most: None, ignore_errors: true };
     let mut options =
@@ -106,6 +106,18 @@ impl Read for Paced {
         }
         self.now.read(buffer)
     }
+}
+
+/// Frames from the other end, which has greeted as one of the newest version, or is one of the oldest.
+pub fn input(how: u8, data: &[u8]) -> FrameReader<impl Read + Send + 'static> {
+    let is_new = how & 16 != 0;
+    let versions = [OLDEST, VERSION].map(u16::to_le_bytes).concat();
+    let greeting = if is_new { [&MAGIC[..], &versions, &[0; 4]].concat() } else { Vec::new() };
+    let mut input = FrameReader::new(io::Cursor::new(greeting).chain(Paced::new(data)), "the input");
+    if is_new {
+        input.await_greeting(0).expect("a greeting");
+    }
+    input
 }
 
 /// A directory in memory where there is one, with `tree` in it: two files and a directory.

@@ -2,10 +2,10 @@
 #![no_main]
 
 use holesync::confinement::NamedPath;
-use holesync::protocol::{Connection, FrameReader, FrameWriter};
+use holesync::protocol::{Connection, FrameWriter};
 use holesync::receiver::{self, Target};
 use holesync::report::Silent;
-use holesync_fuzz::{Ground, Paced, options_of};
+use holesync_fuzz::{Ground, input, options_of};
 use libfuzzer_sys::fuzz_target;
 
 thread_local! {
@@ -17,7 +17,7 @@ fuzz_target!(|data: &[u8]| GROUND.with(|ground| {
     let options = options_of(how);
     let tree = ground.tree();
     let path = NamedPath::here(if how & 2 == 0 { tree } else { tree.join("old") });
-    let input = FrameReader::new(Paced::new(data), "the input");
+    let input = input(how, data);
     let output = FrameWriter::new(std::io::sink(), "the input");
     let connection = Connection { input, output, options: &options, reporter: &Silent, saved: None };
     let _ = receiver::run(connection, Target::new(path, false, 0o022), None);

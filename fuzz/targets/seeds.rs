@@ -10,8 +10,8 @@ use holesync::hashmap::plan::Run;
 use holesync::hashmap::{Grid, MapEntry};
 use holesync::options::BlockSize;
 use holesync::protocol::{
-    Ask, BlockAnswer, Differ, Entry, FrameWriter, ImageMessage, LeafAnswer, MAGIC, Message, OLDEST, Patch, Request, Told,
-    VERSION,
+    Ask, BlockAnswer, Differ, Entry, FrameWriter, ImageMessage, LeafAnswer, MAGIC, Message, OLDEST, Patch,
+    Request, Told, VERSION,
 };
 use holesync::report::Changes;
 use holesync::source::{Kind, Metadata, Node, Owner};
@@ -37,6 +37,7 @@ fn main() {
     put("frames", "survey", &survey());
     put("frames", "image", &image());
     put("frames", "together", &together());
+    put("frames", "known", &[known(), as_known()].concat());
     put("frames", "descriptions", &description());
     put("frames", "answers", &answers());
     for how in [0, 1] {
@@ -47,6 +48,8 @@ fn main() {
     put("receiver", "removal", &[&[4][..], &removal()].concat());
     put("sender", "removed", &[&[4][..], &removed()].concat());
     put("receiver", "single", &[&[2][..], &single()].concat());
+    put("receiver", "known", &[&[18][..], &known()].concat());
+    put("sender", "known", &[&[16][..], &as_known()].concat());
     for (name, text) in [
         ("path", "vm.img"),
         ("host", "user@host:dir/vm.img"),
@@ -174,6 +177,29 @@ fn single() -> Vec<u8> {
         output.message(&entry(0, "old", file(0)))?;
         output.message(&Message::Content { id: 0 })?;
         output.message(&Message::Finish { root: [0; 32], settled: true })?;
+        output.message(&Message::End(Box::default()))
+    })
+}
+
+/// A file of which the sender knows what is there.
+fn known() -> Vec<u8> {
+    written(&|output| {
+        output.message(&Message::Layout { single: true })?;
+        output.message(&Message::Knows { roots: vec![[7; 32], [8; 32]] })?;
+        output.message(&entry(0, "old", file(20_000)))?;
+        output.message(&Message::Content { id: 0 })?;
+        output.message(&Message::Keep { blocks: 3 })?;
+        output.message(&Message::Finish { root: [0; 32], settled: true })?;
+        output.message(&Message::End(Box::default()))
+    })
+}
+
+/// What the receiver says of it.
+fn as_known() -> Vec<u8> {
+    written(&|output| {
+        output.message(&Message::Map { id: 1, device: false })?;
+        output.message(&Message::AsKnown { id: 1, root: [7; 32] })?;
+        output.message(&Message::Done { id: 1, changed: None, changes: Changes::default() })?;
         output.message(&Message::End(Box::default()))
     })
 }

@@ -17,7 +17,7 @@ mod state;
 mod store;
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -25,8 +25,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::error::{Warning, printable};
-use crate::hashmap::known::{KnownMap, Sample, StoredMap};
-use crate::hashmap::map_file::{MapReader, NewFile};
+use crate::hashmap::known::{KnownMap, Sample};
+use crate::hashmap::map_file::{NewFile, StoredMap};
 use crate::hashmap::{Grid, MapRecord};
 use crate::options::{BlockSize, Options};
 use crate::scan::{FileState, Image};
@@ -101,9 +101,10 @@ impl MapCache {
     ) -> Found {
         let Some(wanted) = self.wanted(file, state, block) else { return Found::Nothing };
         let name = wanted.name();
-        let Some(entry) = self.entry(&name) else { return Found::Nothing };
-        let Some(map) = map_in(&entry, &wanted) else { return Found::Nothing };
-        let Ok(sample) = Sample::of(map, &blocks) else {
+        let Some(map) = self.entry(&name).and_then(|entry| map_in(entry, &wanted)) else {
+            return Found::Nothing;
+        };
+        let Ok(sample) = Sample::of(&map, &blocks) else {
             self.forget(&name);
             return Found::Nothing;
         };
@@ -114,10 +115,9 @@ impl MapCache {
             Err(_) => return Found::Nothing,
         }
         if !self.is_read_only {
-            store::used(&entry);
+            store::used(map.file());
         }
-        map_in(&entry, &wanted)
-            .map_or(Found::Nothing, |map| Found::Known(Box::new(KnownMap::new(map, blocks))))
+        KnownMap::of(&map, blocks).map_or(Found::Nothing, |map| Found::Known(Box::new(map)))
     }
 
     /// Removes the map of a file in this state.
@@ -129,9 +129,17 @@ impl MapCache {
 
     /// Whether there is a map of a file in this state, which nobody has looked at.
     pub fn knows(&self, file: &File, state: &FileState, block: BlockSize) -> bool {
-        let wanted = self.wanted(file, state, block);
-        let map = wanted.and_then(|wanted| map_in(&self.entry(&wanted.name())?, &wanted));
-        map.is_some()
+        self.map_of(file, state, block).is_some()
+    }
+
+    /// The map of a file as it is now, whether or not all changes of it show. Nobody has looked at it.
+    pub fn map_now(&self, file: &File, block: BlockSize) -> Option<StoredMap> {
+        self.map_of(file, &FileState::of(file).ok()?, block)
+    }
+
+    fn map_of(&self, file: &File, state: &FileState, block: BlockSize) -> Option<StoredMap> {
+        let wanted = self.wanted(file, state, block)?;
+        map_in(self.entry(&wanted.name())?, &wanted)
     }
 
     /// Whether a map of a file in this state could be kept, and found again.
@@ -206,13 +214,13 @@ pub fn differs(path: &Path) -> Warning {
     Warning::about(path, what)
 }
 
-/// The map in an entry, from its start, if that is of a file in this state.
-fn map_in(mut entry: &File, wanted: &KeptState) -> Option<StoredMap> {
+/// The map in an entry, if that is of a file in this state.
+fn map_in(entry: File, wanted: &KeptState) -> Option<StoredMap> {
     let mut head = [0; HEAD];
-    entry.seek(SeekFrom::Start(0)).and_then(|_| entry.read_exact(&mut head)).ok()?;
+    entry.read_exact_at(&mut head, 0).ok()?;
     if head != wanted.head() {
         return None;
     }
-    let map = MapReader::new(BufReader::new(entry.try_clone().ok()?)).ok()?;
+    let map = StoredMap::open(entry, HEAD as u64).ok()?;
     (map.grid() == wanted.grid()).then_some(map)
 }

@@ -44,6 +44,13 @@ impl Grid {
         self.length.div_ceil(self.block.bytes())
     }
 
+    /// Whether a map of the file `old` tells of all that it has within this one: the end of this one
+    /// cuts none of its blocks.
+    pub fn cuts_no_block_of(&self, old: &Grid) -> bool {
+        let is_on_border = self.length.is_multiple_of(self.block.bytes());
+        self.block == old.block && (old.length <= self.length || is_on_border)
+    }
+
     /// Where a run of blocks lies in the file, clipped to its length.
     pub fn bytes(&self, blocks: &Range<u64>) -> Range<u64> {
         let at = |block: u64| block.saturating_mul(self.block.bytes()).min(self.length);

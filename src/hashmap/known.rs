@@ -1,22 +1,18 @@
 //! A map in the place of reading the file, or those blocks of it that the map tells of.
 
-use std::fs::File;
-use std::io::{self, BufReader};
+use std::io;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::hashmap::gather::{Gather, Gathered};
-use crate::hashmap::map_file::{MapError, MapReader};
+use crate::hashmap::map_file::{MapError, StoredEntries, StoredMap};
 use crate::hashmap::{self, BATCH, Batch, Block, Grid, Hash, Item, MapEntry, PageMask};
 use crate::scan::Image;
 use crate::working::unforeseen;
 
 /// Blocks that are read of a file before its map is believed.
 const SAMPLES: usize = 64;
-
-/// A map in a file.
-pub type StoredMap = MapReader<BufReader<File>>;
 
 /// Blocks of a map, chosen at random, all equally likely.
 pub struct Sample {
@@ -27,7 +23,8 @@ pub struct Sample {
 
 impl Sample {
     /// Of these blocks of a map, in order. Reads all of it, which proves to be whole then.
-    pub fn of(mut map: StoredMap, believed: &[Range<u64>]) -> Result<Sample, MapError> {
+    pub fn of(map: &StoredMap, believed: &[Range<u64>]) -> Result<Sample, MapError> {
+        let mut map = map.entries()?;
         let mut blocks = Vec::with_capacity(SAMPLES);
         let (mut index, mut seen) = (0, 0);
         let mut rest = believed.iter().peekable();
@@ -71,7 +68,9 @@ impl Sample {
 
 /// A map that is believed of some blocks of a file, batch by batch.
 pub struct KnownMap {
-    map: StoredMap,
+    map: StoredEntries,
+    /// The root hash of the file that the map is of.
+    root: Hash,
     entries: std::vec::IntoIter<MapEntry>,
     /// What was not told of an entry that was told in part.
     cut: Option<MapEntry>,
@@ -85,9 +84,19 @@ pub struct KnownMap {
 
 impl KnownMap {
     /// From its start; `believed`: what the file has as the map says, blocks in order.
-    pub fn new(map: StoredMap, believed: Vec<Range<u64>>) -> KnownMap {
+    ///
+    /// # Errors
+    ///
+    /// See [`MapError`].
+    pub fn of(map: &StoredMap, believed: Vec<Range<u64>>) -> Result<KnownMap, MapError> {
+        let (root, map) = (*map.root(), map.entries()?);
         let (entries, believed) = (Vec::new().into_iter(), believed.into_iter());
-        KnownMap { map, entries, cut: None, believed, range: 0..0, next: 0 }
+        Ok(KnownMap { map, root, entries, cut: None, believed, range: 0..0, next: 0 })
+    }
+
+    /// The root hash and the grid of the file that the map is of.
+    pub fn whole(&self) -> (Hash, Grid) {
+        (self.root, self.map.grid())
     }
 
     /// The next blocks that lie wholly on `grid`, which may end before the file does, without

@@ -10,6 +10,7 @@
 mod new_file;
 mod reader;
 mod saved;
+mod stored;
 mod writer;
 
 use std::io;
@@ -23,6 +24,7 @@ use crate::hashmap::{Grid, PAGE};
 pub use new_file::NewFile;
 pub use reader::MapReader;
 pub use saved::SavedMap;
+pub use stored::{StoredEntries, StoredMap};
 pub use writer::MapWriter;
 
 /// What a map of this version begins with.

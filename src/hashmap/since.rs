@@ -13,7 +13,7 @@ mod list;
 mod same_place;
 
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -23,8 +23,8 @@ use crate::confinement::NamedPath;
 use crate::error::{Error, Result, Warning, lock, printable};
 use crate::hashmap::cache::{Found, MapCache};
 use crate::hashmap::known::Sample;
-use crate::hashmap::map_file::{MapError, MapReader, is_map};
-use crate::hashmap::{self, Grid, Item, KnownMap, StoredMap};
+use crate::hashmap::map_file::{MapError, StoredMap, is_map};
+use crate::hashmap::{self, Grid, Item, KnownMap};
 use crate::options::{self, BlockSize};
 use crate::scan::{self, FileImage, FileState, Image};
 use crate::sys;
@@ -44,8 +44,8 @@ pub struct Since {
 #[derive(Debug)]
 enum Old {
     Image(OldImage),
-    /// Its map, as a file, which is of this grid.
-    Map(Grid),
+    /// Its map, as a file.
+    Map(StoredMap),
 }
 
 #[derive(Debug)]
@@ -85,7 +85,7 @@ impl Since {
                     printable(&path)
                 )));
             }
-            Old::Map(grid_of(&path, block)?)
+            Old::Map(map_in(&path, block)?)
         } else {
             Old::Image(OldImage::open(&path)?)
         };
@@ -105,6 +105,14 @@ impl Since {
         read
     }
 
+    /// The map of the old image, if there is one by now. Nobody has looked at it.
+    pub fn map(&self, maps: Option<&MapCache>, block: BlockSize) -> Option<StoredMap> {
+        match &self.old {
+            Old::Map(map) => Some(map.clone()),
+            Old::Image(old) => maps?.map_now(old.image.file(), block),
+        }
+    }
+
     /// Whether it is told by a list what has changed: also of what does not show changes, and
     /// whatever else is known.
     pub fn is_listed(&self) -> bool {
@@ -122,9 +130,7 @@ impl Since {
     ) -> Known {
         let grid = Grid { length: state.length, block };
         match &self.old {
-            Old::Map(old_grid) => {
-                Known::Found(self.in_map(old_grid, image, self.unlisted(&grid, old_grid.length)))
-            }
+            Old::Map(map) => Known::Found(found_in(map, image, self.unlisted(&grid, map.grid().length))),
             Old::Image(old) => {
                 let Some(maps) = maps else {
                     return Known::Nothing("with --no-map-cache there is no map of it");
@@ -147,20 +153,6 @@ impl Since {
                 Known::Found(found)
             }
         }
-    }
-
-    /// What the map of this grid says of an image that has these blocks of it.
-    fn in_map(&self, grid: &Grid, image: &dyn Image, blocks: Vec<Range<u64>>) -> Found {
-        let known = || -> Option<Found> {
-            let file = File::open(&self.path).ok()?;
-            let map = || from_start(&file).filter(|map| map.grid() == *grid);
-            let sample = Sample::of(map()?, &blocks).ok()?;
-            if !sample.is_right(image).ok()? {
-                return Some(Found::Other);
-            }
-            Some(Found::Known(Box::new(KnownMap::new(map()?, blocks))))
-        };
-        known().unwrap_or(Found::Nothing)
     }
 
     /// The blocks that no range of the list touches, and that are whole in both images, or the last
@@ -205,29 +197,35 @@ impl Since {
     }
 }
 
-/// The grid of a map in a file, which is read to its end: then it is whole.
-fn grid_of(path: &Path, block: BlockSize) -> Result<Grid> {
+/// The map in a file, which is read to its end: then it is whole.
+fn map_in(path: &Path, block: BlockSize) -> Result<StoredMap> {
     let file = File::open(path).map_err(Error::file("open", path))?;
     let read = || {
-        let mut map = MapReader::new(BufReader::new(&file))?;
-        while map.entries()?.is_some() {}
-        Ok(map.grid())
+        let map = StoredMap::open(file, 0)?;
+        let mut entries = map.entries()?;
+        while entries.entries()?.is_some() {}
+        Ok(map)
     };
-    let grid = read().map_err(|error: MapError| error.about(path))?;
-    if grid.block != block {
+    let map = read().map_err(|error: MapError| error.about(path))?;
+    if map.grid().block != block {
         return Err(Error::Usage(format!(
             "{} is a map of blocks of {1} bytes: give -B {1}",
             printable(path),
-            grid.block.bytes()
+            map.grid().block.bytes()
         )));
     }
-    Ok(grid)
+    Ok(map)
 }
 
-fn from_start(map: &File) -> Option<StoredMap> {
-    let mut map = map.try_clone().ok()?;
-    io::Seek::rewind(&mut map).ok()?;
-    MapReader::new(BufReader::new(map)).ok()
+/// What a map says of an image that has these blocks of it.
+fn found_in(map: &StoredMap, image: &dyn Image, blocks: Vec<Range<u64>>) -> Found {
+    let known = || -> Option<Found> {
+        if !Sample::of(map, &blocks).ok()?.is_right(image).ok()? {
+            return Some(Found::Other);
+        }
+        Some(Found::Known(Box::new(KnownMap::of(map, blocks).ok()?)))
+    };
+    known().unwrap_or(Found::Nothing)
 }
 
 impl OldImage {

@@ -12,11 +12,12 @@ use crate::error::{Error, Result, Stop, Warning, in_words, printable};
 use crate::hashmap::ahead::{Ahead, Head, Likely, await_job};
 use crate::hashmap::cache::{self, Found};
 use crate::hashmap::plan::Run;
-use crate::hashmap::{self, Batch, Grid, Item, MapRecord, Maps};
+use crate::hashmap::{self, Batch, Grid, Hash, Item, MapRecord, Maps};
 use crate::protocol::{Entry, MAX_MAP_KEYS, MAX_MAP_RUNS, Message};
 use crate::receiver::basis_feed::FeedEnd;
 use crate::receiver::shared::{ReceiverShared, Settles};
 use crate::report::{Changes, Event, Outcome};
+use crate::source::Kind;
 use crate::sys;
 
 /// A file that was announced.
@@ -153,8 +154,9 @@ fn ask_for(
         Sink::Destination(_) => Message::NoBasis { id, device },
     };
     let (path, is_other) = (sink.path().to_path_buf(), sink.own().is_some());
-    let known = sink.unwritten_basis().filter(|_| shared.copies && shared.describes);
-    let image = known.and_then(|basis| shared.places.open(&basis.image, basis.length));
+    let may_be_known = !matches!(entry.kind, Kind::File { retry: true, .. });
+    let unwritten = sink.unwritten_basis().filter(|_| shared.copies && shared.describes);
+    let image = unwritten.and_then(|basis| shared.places.open(&basis.image, basis.length));
     let mut settles = Settles::Nothing;
     if shared.describes {
         // Before the sender can know of it.
@@ -173,7 +175,9 @@ fn ask_for(
         settles = if mapped { Settles::Nothing } else { Settles::Entry };
     }
     shared.tell(answer, settles)?;
-    basis.map_or(Ok(()), |basis| tell_basis(shared, Told { id, path, grid, basis, is_other, image, ahead }))
+    basis.map_or(Ok(()), |basis| {
+        tell_basis(shared, Told { id, path, grid, basis, is_other, image, ahead, may_be_known })
+    })
 }
 
 /// A file of whose basis the sender is told.
@@ -186,14 +190,22 @@ struct Told {
     is_other: bool,
     image: Option<u32>,
     ahead: Option<Ahead>,
+    /// The sender may know the map of it.
+    may_be_known: bool,
 }
 
 /// Tells what is there, block by block, and passes it on to the applying thread first: it
 /// has it when the sender describes it.
 fn tell_basis(shared: &ReceiverShared, told: Told) -> Result<()> {
-    let Told { id, path, grid, basis, is_other, image, ahead } = told;
+    let Told { id, path, grid: wanted, basis, is_other, image, ahead, may_be_known } = told;
     let describes = shared.describes;
-    let grid = Grid { length: grid.length.min(basis.length), ..grid };
+    let grid = Grid { length: wanted.length.min(basis.length), ..wanted };
+    let mut head = head_of(shared, &basis, &grid, (&path, ahead))?;
+    let known = known_root(shared, &head, &wanted).filter(|_| may_be_known);
+    if let Some(root) = known {
+        shared.feeds.known(id);
+        shared.tell(Message::AsKnown { id, root }, Settles::Nothing)?;
+    }
     let mut at = 0;
     let mut tell = |batch: &mut Batch| {
         let mut stats = shared.lock_stats();
@@ -212,10 +224,10 @@ fn tell_basis(shared: &ReceiverShared, told: Told) -> Result<()> {
         if !may_go_on {
             return Ok(false);
         }
+        let frames = if known.is_some() { Vec::new() } else { frames };
         frames.into_iter().try_for_each(|runs| shared.outbox.map(id, runs)).map_err(Stop::Taken)?;
         Ok(true)
     };
-    let mut head = head_of(shared, &basis, &grid, (&path, ahead))?;
     let image = basis.image.as_ref();
     let mut tell_head = || {
         while let Some((_, mut batch)) = head.batch(&grid, image).map_err(Stop::Read)? {
@@ -246,7 +258,7 @@ fn tell_basis(shared: &ReceiverShared, told: Told) -> Result<()> {
     match result {
         Ok(()) => {
             shared.feeds.end(id, FeedEnd::Whole);
-            shared.tell(Message::MapEnd { id }, settles)
+            if known.is_some() { Ok(()) } else { shared.tell(Message::MapEnd { id }, settles) }
         }
         Err(Stop::Taken(error)) => Err(error),
         Err(Stop::Read(source)) => {
@@ -276,6 +288,14 @@ fn head_of(
         }
         Some(Found::Nothing) | None => Head::Unread,
     })
+}
+
+/// The root hash of a basis whose map the sender has, too, as far as it describes `wanted` by it.
+fn known_root(shared: &ReceiverShared, head: &Head, wanted: &Grid) -> Option<Hash> {
+    let Head::Known(map) = head else { return None };
+    let (root, grid) = map.whole();
+    let is_known = shared.known.get()?.contains(&root) && wanted.cuts_no_block_of(&grid);
+    is_known.then_some(root)
 }
 
 /// What the map of a file goes to.

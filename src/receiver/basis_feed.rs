@@ -56,6 +56,8 @@ struct Feed {
     /// Its part of all that is not described.
     ahead: usize,
     end: Option<FeedEnd>,
+    /// The sender knows all of it.
+    is_known: bool,
 }
 
 impl BasisFeeds {
@@ -129,6 +131,13 @@ impl BasisFeeds {
         let fits = state.ahead.give_back(entries);
         self.wake(&mut state);
         fits
+    }
+
+    /// The sender knows all of a file's basis: it may describe it before it is found here.
+    pub fn known(&self, id: u64) {
+        if let Some(feed) = lock(&self.state).feeds.get_mut(&id) {
+            feed.is_known = true;
+        }
     }
 
     /// All is told of a file.
@@ -243,10 +252,14 @@ impl BasisFeeds {
         }
     }
 
-    /// Whether all was told of a file, and it can be described to its end.
+    /// Whether all was told of a file, and it can be described to its end. Waits until all is found
+    /// of what the sender knows.
     pub fn has_ended(&self, id: u64) -> bool {
-        let end = lock(&self.state).feeds.get(&id).and_then(|feed| feed.end);
-        end.is_some_and(|end| end != FeedEnd::Broken)
+        let waits =
+            |state: &mut Feeds| state.feeds.get(&id).is_some_and(|feed| feed.is_known && feed.end.is_none());
+        let state = self.wait_while(waits);
+        let Some(feed) = state.feeds.get(&id) else { return false };
+        feed.end.map_or(feed.is_known, |end| end != FeedEnd::Broken)
     }
 }
 
@@ -304,5 +317,30 @@ impl BasisCursor {
             }
             return Ok(taken);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// The sender may be through with what it knows before that is found here.
+    #[test]
+    fn the_end_of_what_the_sender_knows_is_waited_for() {
+        let feeds = BasisFeeds::new();
+        lock(&feeds.state).feeds.extend([1, 2].map(|id| (id, Feed::default())));
+        feeds.known(1);
+        assert!(!feeds.has_ended(2), "it cannot be through with what it was not told");
+        std::thread::scope(|scope| {
+            let (ended_in, ended) = channel();
+            let feeds = &feeds;
+            scope.spawn(move || ended_in.send(feeds.has_ended(1)));
+            ended.recv_timeout(Duration::from_millis(50)).expect_err("more may come");
+            feeds.end(1, FeedEnd::Whole);
+            assert_eq!(ended.recv(), Ok(true));
+        });
     }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use crate::apply::{Precision, QuickCheck, Wanted};
 use crate::error::{Failure, Result, Warning, lock, printable};
+use crate::hashmap::Hash;
 use crate::options::{Missing, Options};
-use crate::protocol::{self, Entry, MAX_LENGTH};
+use crate::protocol::{self, Entry, KNOWN_MAPS, MAX_KNOWN, MAX_LENGTH};
 use crate::receiver::Applier;
 use crate::receiver::answer::AnnouncedFile;
 use crate::receiver::shared::Settles;
@@ -32,6 +33,15 @@ fn why_unwanted(entry: &Entry, options: &Options) -> Option<&'static str> {
 }
 
 impl Applier<'_, '_> {
+    /// Takes the root hashes of maps that the sender has: once, before all entries.
+    pub(super) fn known(&mut self, roots: Vec<Hash>) -> Result<()> {
+        let may_tell = self.shared.version >= KNOWN_MAPS && self.tree.is_some() && self.last.is_none();
+        if !may_tell || roots.len() > MAX_KNOWN || self.shared.known.set(roots).is_err() {
+            return Err(self.frames.bad("maps that it knows, out of turn"));
+        }
+        Ok(())
+    }
+
     /// Checks an entry against the rules, and takes it up.
     pub(super) fn entry(&mut self, entry: Entry) -> Result<()> {
         protocol::check_path(&entry.path).map_err(|what| self.frames.bad(what))?;

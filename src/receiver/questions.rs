@@ -1,6 +1,7 @@
 //! Questions about blocks that differ, and the leaves that answer them.
 
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 
 use crate::apply::{Basis, Own};
 use crate::error::{Result, lock};
@@ -12,11 +13,20 @@ use crate::receiver::assemble::{ApplyError, OpenFile, Patched, UnpatchedBlock, r
 use crate::receiver::basis_feed::{BasisFeeds, Had};
 use crate::receiver::blocks::{Pending, take};
 use crate::receiver::places::{self, FoundBlock, Places};
+use crate::receiver::shared::ReceiverShared;
 use crate::receiver::{Applier, Current};
 use crate::report::Phase;
 
 /// Blocks that were asked about and not found, after which more is hashed to find them.
 const WORTH_HASHING: usize = 32;
+
+/// Hashes what may have blocks that are missing. What cannot be read has none.
+pub(super) fn hash_named(shared: &ReceiverShared, unhashed: Receiver<Basis>) {
+    for basis in unhashed {
+        let is_over = || shared.is_stopped();
+        let _ = shared.places.hash(&basis, shared.options.block_size, is_over);
+    }
+}
 
 impl Applier<'_, '_> {
     /// Answers with what is there of blocks that differ.

@@ -1,11 +1,12 @@
 //! What the threads of a receiver share.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use crate::apply::tree::{DelayedFile, DestinationTree};
 use crate::apply::{Committer, Prepared, Setup};
 use crate::error::{Error, Failure, Result, Warning, lock};
+use crate::hashmap::Hash;
 use crate::hashmap::cache::MapCache;
 use crate::hashmap::map_file::SavedMap;
 use crate::options::Options;
@@ -43,10 +44,12 @@ pub struct ReceiverShared<'a> {
     pub describes: bool,
     /// The sender knows that it may be told that a block is here.
     pub copies: bool,
+    /// Root hashes of maps that the sender has, too, once it has told.
+    pub known: OnceLock<Vec<Hash>>,
     /// Where blocks lie that the basis of a file lacks.
     pub places: Places,
     /// Of the protocol that both ends speak.
-    version: u16,
+    pub version: u16,
     pub stats: Mutex<Stats>,
     /// The run has failed: no more work need be done.
     stopped: AtomicBool,
@@ -82,6 +85,7 @@ impl<'a> ReceiverShared<'a> {
             credit: Mutex::new(Credit::for_messages()),
             feeds: BasisFeeds::new(),
             copies: version >= COPIES && options.leaf_size.bytes() < options.block_size.bytes(),
+            known: OnceLock::new(),
             places: Places::default(),
             version,
             describes: !options.dry_run || describes_in_dry_runs(version),

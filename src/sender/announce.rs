@@ -13,6 +13,7 @@ use crate::options::DeleteWhen;
 use crate::protocol::{CREDIT, Credit, Entry, Message, in_pieces};
 use crate::report::Event;
 use crate::sender::hasher::WantedFile;
+use crate::sender::known;
 use crate::sender::replies::Answered;
 use crate::sender::shared::SenderShared;
 use crate::source::{self, Contents, ContentsTold, Found, Kind, Source, Tells, Told, Walk};
@@ -169,7 +170,11 @@ pub fn announce_all<W: Write>(shared: &SenderShared<W>, sources: &[NamedPath]) -
     let during = when == Some(DeleteWhen::During);
     let walk = Walk::new(sources, shared.options);
     let walk = walk.telling(if during { Tells::Both } else { Tells::Entries });
-    shared.send(&Message::Layout { single: walk.is_single() })?;
+    let single = walk.is_single();
+    shared.send(&Message::Layout { single })?;
+    if single {
+        sources.first().map_or(Ok(()), |source| known::tell(shared, source))?;
+    }
     if when == Some(DeleteWhen::Before) {
         remove_others(shared, sources)?;
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::error::Failure;
 use crate::hashmap::plan::{Planner, Run};
 use crate::hashmap::{self, Batch, Block, Grid, Hash, Item, MapRecord, Maps, Recorder};
+use crate::sender::known::KnownBasis;
 use crate::sender::replies::Answered;
 use crate::source::OpenSource;
 
@@ -31,11 +32,15 @@ pub struct DescribedFile {
     pub root: Recorder,
     pub cursor: BatchCursor,
     /// Keys and runs of zeros of the receiver's map that came.
-    known: usize,
+    came: usize,
     /// Of these, planned.
     planned: usize,
     /// The receiver's map.
     pub map: Supply,
+    /// It may be one that is known here: this is no second try.
+    pub may_be_known: bool,
+    /// It, if it is one.
+    pub known: Option<KnownBasis>,
     /// What the hasher finds.
     pub hashes: Supply,
     /// About how many bytes of data are still to be described.
@@ -62,9 +67,11 @@ impl DescribedFile {
             planner,
             root: Recorder::new(&grid, Maps { kept: None, saved }),
             cursor: BatchCursor::default(),
-            known: 0,
+            came: 0,
             planned: 0,
             map: if answered.mapped { Supply::Open } else { Supply::Ended },
+            may_be_known: true,
+            known: None,
             hashes: Supply::Open,
             rest,
             bytes: 0,
@@ -77,9 +84,25 @@ impl DescribedFile {
     /// More of the receiver's map.
     pub fn push_basis(&mut self, runs: Vec<Run>) {
         for run in runs {
-            self.known += run.entries();
+            self.came += run.entries();
             self.planner.push_basis(run);
         }
+    }
+
+    /// More of the receiver's map, which is known here. `false`: it is not after all.
+    pub fn push_known(&mut self) -> bool {
+        match self.known.as_mut().map(|known| known.runs(&self.grid)) {
+            Some(Ok(Some(runs))) => self.push_basis(runs),
+            Some(Err(_)) => return false,
+            Some(Ok(None)) | None => self.end_basis(),
+        }
+        true
+    }
+
+    /// The receiver's map has no more blocks.
+    pub fn end_basis(&mut self) {
+        self.planner.end_basis();
+        (self.map, self.known) = (Supply::Ended, None);
     }
 
     /// It is described to its end: its root hash, and its map, if that is saved.
@@ -92,7 +115,7 @@ impl DescribedFile {
     /// How much of the map was planned since this was asked last, if anything.
     pub fn newly_planned(&mut self) -> Option<usize> {
         let before = self.planned;
-        self.planned = self.known - self.planner.basis_ahead();
+        self.planned = self.came - self.planner.basis_ahead();
         (self.planned > before).then(|| self.planned - before)
     }
 }

@@ -15,6 +15,7 @@ use crate::hashmap::{self, Batch, Grid, Item, MapRecord};
 use crate::in_use;
 use crate::options::{Compress, Options};
 use crate::scan::{self, Content};
+use crate::sender::known::KnownMaps;
 use crate::source::{Kind, OpenSource, Source};
 use crate::sys;
 
@@ -67,6 +68,8 @@ pub struct Hasher {
     pub(super) buffers: Sender<Vec<u8>>,
     /// Others send the same files from here.
     pub(super) is_shared: bool,
+    /// Maps that need not travel.
+    pub(super) known: KnownMaps,
 }
 
 impl Hasher {
@@ -90,13 +93,14 @@ impl Hasher {
         let likely = likely.filter(|_| since.is_none());
         let likely =
             likely.map(|path| Likely { path: path.to_path_buf(), block, hole_map, maps: maps.clone() });
+        let known = KnownMaps::new(maps.clone(), since.clone());
         std::thread::spawn(move || {
             let outgoing = HashedQueue { queue, held: Vec::new(), bytes: 0 };
             let mut hasher = FileHasher { options, shared, buffers, outgoing, maps, since };
             hasher.prepare();
             hash_files(hasher, likely, &jobs);
         });
-        Hasher { jobs: jobs_in, hashed, buffers: buffers_in, is_shared }
+        Hasher { jobs: jobs_in, hashed, buffers: buffers_in, is_shared, known }
     }
 }
 

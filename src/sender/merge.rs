@@ -15,6 +15,7 @@ use crate::sender::describe::{Over, Treatment, at_once};
 use crate::sender::described_file::{DescribedFile, Obstacle, Supply};
 use crate::sender::hasher::Hashed;
 use crate::sender::inbox::Arrival;
+use crate::sender::known::KnownBasis;
 use crate::sender::replies::FileReply;
 use crate::sender::session::Session;
 use crate::source::OpenSource;
@@ -63,6 +64,11 @@ impl<W: Write> Session<'_, W> {
                         file.hashes = Supply::Ended;
                         return Ok(Merged::SourceFailed(error));
                     }
+                }
+            } else if file.known.is_some() {
+                // With a second try the map travels.
+                if !file.push_known() {
+                    return Ok(Merged::SourceChanged);
                 }
             } else if file.map == Supply::Open {
                 self.wait_for(file)?;
@@ -134,10 +140,15 @@ impl<W: Write> Session<'_, W> {
                 file.push_basis(runs);
             }
             Arrival::File(FileReply::MapEnd) if file.map == Supply::Open => {
-                file.planner.end_basis();
-                file.map = Supply::Ended;
+                file.end_basis();
             }
-            Arrival::File(FileReply::Runs(_) | FileReply::MapEnd) => {
+            Arrival::File(FileReply::AsKnown(root)) if file.map == Supply::Open && file.may_be_known => {
+                let known = self.shared.known.told(&root);
+                let known = known.filter(|map| file.grid.cuts_no_block_of(&map.grid()));
+                let known = known.ok_or_else(|| self.unexpected("a map that it was not told of"))?;
+                file.known = Some(KnownBasis::of(known));
+            }
+            Arrival::File(FileReply::Runs(_) | FileReply::MapEnd | FileReply::AsKnown(_)) => {
                 return Err(self.unexpected("a map out of turn"));
             }
             Arrival::File(FileReply::Leaves(answer)) => {

@@ -5,6 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::error::Failure;
+use crate::hashmap::Hash;
 use crate::hashmap::plan::Run;
 use crate::protocol::{
     CREDIT, Credit, Frame, LeafAnswer, MAX_AHEAD, MAX_NAMES, MAX_PATH, MAX_TEXT, MAX_UNPATCHED, Message,
@@ -45,6 +46,8 @@ impl Answered {
 pub enum FileReply {
     Runs(Vec<Run>),
     MapEnd,
+    /// In the place of all that.
+    AsKnown(Hash),
     Leaves(LeafAnswer),
     Failed(Failure),
 }
@@ -86,6 +89,8 @@ enum Expected {
 struct FileReplies {
     queue: VecDeque<FileReply>,
     expected: Expected,
+    /// Some of its map came.
+    is_begun: bool,
     /// Its part of all that is known and not described.
     ahead: usize,
     leaves: usize,
@@ -124,7 +129,8 @@ impl Replies {
                 Err("a path that is too long")
             }
             Frame::Map(id, runs) => self.map(id, runs),
-            Frame::Message(Message::MapEnd { id }) => self.map_end(id),
+            Frame::Message(Message::MapEnd { id }) => self.map_end(id, FileReply::MapEnd),
+            Frame::Message(Message::AsKnown { id, root }) => self.map_end(id, FileReply::AsKnown(root)),
             Frame::Leaves(answer) => {
                 let Some(file) = self.files.get_mut(&answer.id) else { return Ok(()) };
                 if file.expected == Expected::Failed {
@@ -191,6 +197,7 @@ impl Replies {
         if !self.ahead.take(entries) {
             return Err("a map that runs ahead");
         }
+        file.is_begun = true;
         file.ahead += entries;
         if entries > 0 {
             file.queue.push_back(FileReply::Runs(runs));
@@ -198,12 +205,14 @@ impl Replies {
         Ok(())
     }
 
-    fn map_end(&mut self, id: u64) -> Result<(), &'static str> {
+    /// `end`: how the map of a file ends, or that none of it comes.
+    fn map_end(&mut self, id: u64, end: FileReply) -> Result<(), &'static str> {
         let Some(file) = self.files.get_mut(&id) else { return self.late(id, 1) };
         match file.expected {
+            Expected::Map if file.is_begun && end != FileReply::MapEnd => Err("a map out of turn"),
             Expected::Map => {
                 file.expected = Expected::Mapped;
-                file.queue.push_back(FileReply::MapEnd);
+                file.queue.push_back(end);
                 Ok(())
             }
             Expected::Mapped => Err("a map out of turn"),
@@ -286,7 +295,7 @@ impl Replies {
 
 impl FileReplies {
     fn new(expected: Expected, reply: Option<FileReply>) -> FileReplies {
-        FileReplies { queue: reply.into_iter().collect(), expected, ahead: 0, leaves: 0 }
+        FileReplies { queue: reply.into_iter().collect(), expected, is_begun: false, ahead: 0, leaves: 0 }
     }
 }
 

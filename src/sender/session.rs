@@ -370,7 +370,7 @@ impl<'a, W: Write> Session<'a, W> {
         let Some(source) = self.shared.files.take(id) else {
             return Err(self.unexpected("an answer for no file"));
         };
-        let Kind::File { length, allocated, whole, .. } = source.kind else { return Ok(()) };
+        let Kind::File { length, allocated, whole, retry } = source.kind else { return Ok(()) };
         let grid = Grid { length, block: self.shared.options.block_size };
         if self.shared.describes {
             self.shared.send(&Message::Content { id })?;
@@ -379,6 +379,7 @@ impl<'a, W: Write> Session<'a, W> {
         let saved = self.shared.saved.filter(|_| self.shared.describes && !self.shared.options.dry_run);
         let map = saved.and_then(|saved| saved.begin(&grid));
         let mut file = DescribedFile::new(answered, grid, allocated, map);
+        file.may_be_known = !retry;
         let merged = self.merge(&mut file)?;
         // The receiver waits for no Finish of a file that has failed.
         let merged = self.inbox.forget(id).map_or(merged, Merged::ReceiverFailed);

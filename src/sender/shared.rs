@@ -9,6 +9,7 @@ use crate::options::Options;
 use crate::protocol::{FrameWriter, Message};
 use crate::report::{Event, Phase, Reporter, Stats};
 use crate::sender::announce::Files;
+use crate::sender::known::KnownMaps;
 use crate::sender::together::Decision;
 use crate::source::Links;
 
@@ -40,6 +41,8 @@ pub struct SenderShared<'a, W: Write> {
     pub decision: Option<&'a dyn Decision>,
     /// Others send the same files from here.
     pub is_shared: bool,
+    /// Maps that need not travel.
+    pub known: KnownMaps,
     pub reporter: &'a dyn Reporter,
     /// What the map of the image is saved as.
     pub saved: Option<&'a SavedMap>,

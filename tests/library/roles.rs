@@ -3,6 +3,7 @@
 //! destination equal; whatever happened, each file is the old or the new one.
 
 mod credit;
+mod known;
 mod leaves;
 mod liars;
 mod pipes;

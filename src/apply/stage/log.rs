@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::apply::attributes::Attributes;
 use crate::apply::stage::overlay::{RangeKind, Runs};
 use crate::hashmap::Hash;
-use crate::scan;
+use crate::scan::{self, At};
 
 const MAGIC: &[u8; 16] = b"holesync log 3\r\n";
 /// What the logs of all versions begin with; a number and a line end follow.
@@ -227,31 +227,17 @@ fn decode(record: &[u8; RECORD]) -> Option<(Range<u64>, u32)> {
 /// BLAKE3 of the first `len` bytes of a file.
 pub fn digest_of(file: &File, len: u64) -> io::Result<Hash> {
     let mut hasher = blake3::Hasher::new();
-    let mut reader = At { file, at: 0 }.take(len);
+    let mut reader = At::new(file, 0).take(len);
     if io::copy(&mut reader, &mut hasher)? < len {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(*hasher.finalize().as_bytes())
 }
 
-/// Reads a file from some place on, without touching its position.
-struct At<'a> {
-    file: &'a File,
-    at: u64,
-}
-
-impl Read for At<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read_at(buffer, self.at)?;
-        self.at += n as u64;
-        Ok(n)
-    }
-}
-
 /// Reads a log as far as it is whole.
 pub struct LogReader<'a> {
     log: &'a File,
-    input: BufReader<At<'a>>,
+    input: BufReader<At<&'a File>>,
     /// The end of the last good record.
     pub at: u64,
     /// The length of the seal, if the records end with one.
@@ -267,7 +253,7 @@ impl<'a> LogReader<'a> {
     pub fn open(log: &'a File, identity: Identity) -> io::Result<Option<LogReader<'a>>> {
         let header = read_header(log)?;
         let at = HEADER as u64;
-        let input = BufReader::with_capacity(24 << 10, At { file: log, at });
+        let input = BufReader::with_capacity(24 << 10, At::new(log, at));
         Ok((header == identity.header()).then_some(LogReader { log, input, at, seal: None }))
     }
 

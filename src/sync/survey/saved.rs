@@ -2,8 +2,7 @@
 //! that differs nobody can tell which of its pages do.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
-use std::os::unix::fs::FileExt;
+use std::io::BufReader;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -11,7 +10,7 @@ use crate::hashmap::leaves::Leaves;
 use crate::hashmap::map_file::{MapError, MapReader};
 use crate::hashmap::{Grid, Hash, MapEntry, page_runs};
 use crate::options::BlockSize;
-use crate::scan::Extent;
+use crate::scan::{At, Extent};
 use crate::sync::survey::Surveyed;
 
 /// What is read of the file at once.
@@ -28,24 +27,10 @@ pub struct SavedMap<'a> {
     index: u64,
 }
 
-type Reader<'a> = MapReader<BufReader<FromStart<'a>>>;
-
-/// A file that is read from its start, whoever else reads it.
-struct FromStart<'a> {
-    file: &'a File,
-    at: u64,
-}
-
-impl Read for FromStart<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.file.read_at(buffer, self.at)?;
-        self.at += got as u64;
-        Ok(got)
-    }
-}
+type Reader<'a> = MapReader<BufReader<At<&'a File>>>;
 
 fn reader(file: &File) -> Result<Reader<'_>, MapError> {
-    MapReader::new(BufReader::with_capacity(BUFFER, FromStart { file, at: 0 }))
+    MapReader::new(BufReader::with_capacity(BUFFER, At::new(file, 0)))
 }
 
 /// The grid of a map.

@@ -14,6 +14,8 @@ use crate::common::peer::Peer;
 use crate::common::process::{Outcome, holesync, run, run_on, start};
 use crate::common::tree::Way;
 
+mod as_known;
+
 const MIB: usize = 1 << 20;
 const SIZE: usize = 24 * MIB;
 const BLOCK: usize = 64 << 10;

@@ -137,6 +137,8 @@ fn message() -> impl Strategy<Value = Message> {
             .prop_map(|(id, changed, changes)| Message::Done { id, changed, changes }),
         any::<u64>().prop_map(|id| Message::Again { id }),
         any::<u64>().prop_map(|id| Message::Lacking { id }),
+        prop::collection::vec(any::<[u8; 32]>(), 0..4).prop_map(|roots| Message::Knows { roots }),
+        (any::<u64>(), any::<[u8; 32]>()).prop_map(|(id, root)| Message::AsKnown { id, root }),
         any::<u64>().prop_map(|bytes| Message::Believed { bytes }),
         any::<u64>().prop_map(|units| Message::Granted { units }),
         Just(Message::Busy(Phase::WritingBack)),

@@ -154,6 +154,15 @@
 //! | receiver | maps that run ahead of its credit | `a_receiver_whose_maps_run_ahead_of_its_answers_is_refused` |
 //! | receiver | totals that forget its failures | `failures_that_a_peer_told_of_count_whatever_its_totals_say` |
 //! | receiver | answers to nobody, totals of everything | `answers_to_nobody_cost_nothing` |
+//! | receiver | a known map that is another one | `a_map_that_is_said_to_be_known_and_cannot_be_is_refused` |
+//! | receiver | a known map twice | `a_map_that_is_said_to_be_known_and_cannot_be_is_refused` |
+//! | receiver | a known map of a file without a map | `a_map_that_is_said_to_be_known_and_cannot_be_is_refused` |
+//! | receiver | a known map without an answer | `a_map_that_is_said_to_be_known_and_cannot_be_is_refused` |
+//! | receiver | a known map behind a part of one, and one that ends | `a_map_that_is_said_to_be_known_and_cannot_be_is_refused` |
+//! | receiver | a known map in a second try | `a_map_that_is_said_to_be_known_and_cannot_be_is_refused` |
+//! | receiver | a known map that the end of the file cuts | `a_map_that_is_said_to_be_known_and_cannot_be_is_refused` |
+//! | receiver | a known map that nobody told of | `an_older_receiver_and_one_of_several_files_hear_of_no_maps` |
+//! | sender | maps that it knows, before the layout, twice, too many | `maps_that_a_sender_tells_of_out_of_turn_are_refused` |
 //! | receiver | wants everything and reads nothing | `a_receiver_that_wants_everything_and_reads_nothing_costs_no_memory` |
 //! | initiator | each request to an agent that may not serve it | `each_request_of_a_lying_initiator_is_refused_where_it_leads_out_or_is_not_given` |
 
@@ -289,6 +298,7 @@ fn the_list_of_lies_is_long_and_each_has_a_test() {
         include_str!("liars/unasked.rs"),
     ];
     let others = [
+        include_str!("known.rs"),
         include_str!("leaves.rs"),
         include_str!("../roles.rs"),
         include_str!("../protocol/wire.rs"),
