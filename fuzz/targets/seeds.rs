@@ -66,6 +66,14 @@ fn main() {
     // A block size, a length, a section of a run of zeros: see the target.
     put("map", "made", &[4, 16, 0, 0, 16, 1, 1, 2, 16, 0]);
     put("tar", "sparse", &tar());
+    // The form in which ranges are printed, and the length of the image: see the target.
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/hashmap/since/list/samples");
+    let names = ["rbd.txt", "rbd.json", "nbdinfo.txt", "nbdinfo.json", "thin_delta.xml", "thin_delta-verbose.xml"];
+    for (how, name) in names.iter().enumerate() {
+        let list = std::fs::read(samples.join(name)).expect("read");
+        put("changes", name, &[&[how as u8, 26, 0][..], &list].concat());
+    }
+    put("changes", "plain", b"\x00\x1a\x00# what has changed\n0x100000 4096\n512 0x200 # a sector\n");
 }
 
 type Write<'a> = &'a dyn Fn(&mut FrameWriter<&mut Vec<u8>>) -> holesync::error::Result<()>;

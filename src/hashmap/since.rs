@@ -9,7 +9,7 @@
 //!    are not listed.
 //! 4. Some of these are read and held against the map, as of every map that was kept.
 
-mod list;
+pub mod list;
 mod same_place;
 
 use std::fs::File;

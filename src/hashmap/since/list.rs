@@ -3,8 +3,8 @@
 //!
 //! Guaranteed: a list that is no such thing, or cannot be that of the image, is an error that tells
 //! where: a line or entry of another form, ranges that overlap or lie outside, a map of nbdinfo that
-//! does not tell of every byte. Memory: [`MOST`] ranges, [`MOST_BYTES`] of a list in one piece. Not guaranteed: that a list is complete where
-//! its form does not show that.
+//! does not tell of every byte. Memory: 1048576 ranges, 128 MiB of a list in one piece. Not guaranteed:
+//! that a list is complete where its form does not show that.
 
 mod json;
 mod table;
@@ -37,8 +37,12 @@ pub fn read(path: &Path, length: u64) -> Result<Vec<Range<u64>>> {
     })
 }
 
-/// The same of what is read. An error says why, in words.
-fn changed(mut input: impl BufRead, length: u64) -> Result<Vec<Range<u64>>, String> {
+/// The same of what is read.
+///
+/// # Errors
+///
+/// Why it is no such list, in words.
+pub fn changed(mut input: impl BufRead, length: u64) -> Result<Vec<Range<u64>>, String> {
     let mut ranges = Ranges { length, listed: Vec::new() };
     match first_byte(&mut input).map_err(unread)? {
         Some(b'[') => json::read(input, &mut ranges)?,
