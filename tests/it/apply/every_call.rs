@@ -9,6 +9,7 @@
 mod group;
 mod tree;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -22,8 +23,11 @@ use crate::common::peer::Peer;
 use crate::common::process::{Outcome, holesync, run, start_on};
 use crate::common::redeploy::{Redeploy, State, every};
 use crate::common::trace::{Fault, Seen, Tracer, When, moves_an_amount};
+use crate::common::tree::mkdir;
 
 const BLOCK: usize = 64 << 10;
+/// Wants a run for several hosts.
+const TOGETHER: &str = "--together";
 
 /// What befalls each call; a short one only those that move an amount.
 const FAULTS: [Fault; 8] = [
@@ -70,6 +74,7 @@ enum Between {
 }
 
 /// How a destination is taken from old to new.
+#[derive(Clone, Copy)]
 struct Way {
     name: &'static str,
     role: Role,
@@ -115,6 +120,28 @@ fn whatever_call_fails_an_atomic_copy_is_old_or_new() {
 #[test]
 fn whatever_call_fails_a_new_image_is_complete_or_absent() {
     fail_everywhere(&Way { changes: None, ..Way::new("fresh", Role::Receiver, Fs::Ext4) });
+}
+
+#[test]
+fn whatever_call_fails_a_new_image_that_has_a_basis_is_complete_or_absent() {
+    let way =
+        Way { flags: &["--basis=../golden"], changes: None, ..Way::new("basis", Role::Receiver, Fs::Ext4) };
+    fail_everywhere(&way);
+    fail_everywhere(&Way { name: "basis, clone", fs: Fs::Xfs, ..way });
+}
+
+/// The old image is whole until the decision, whoever fails.
+#[test]
+fn whatever_call_fails_a_host_that_waits_is_old_until_the_decision() {
+    let way = Way { flags: &[TOGETHER], ..Way::new("together", Role::Receiver, Fs::Ext4) };
+    fail_everywhere(&Way { between: Between::Sealed, ..way });
+    fail_everywhere(&Way { name: "together, new", changes: None, ..way });
+}
+
+#[test]
+fn whatever_call_of_who_decides_fails_the_old_image_is_whole_until_the_decision() {
+    let way = Way { flags: &[TOGETHER], ..Way::new("together, here", Role::Sender, Fs::Ext4) };
+    fail_everywhere(&Way { between: Between::Sealed, ..way });
 }
 
 #[test]
@@ -231,7 +258,9 @@ fn fail_everywhere(way: &Way) {
     let mut counts = Counts { calls: undisturbed.calls.values().sum(), ..Counts::default() };
     let seed = way.name.bytes().fold(0, |sum, byte| sum + usize::from(byte));
     let mut broken = Vec::new();
-    for case in cases(&undisturbed, |_| true, SAMPLE, seed) {
+    // The same calls as those of a run for itself, but for some.
+    let sample = if bench.waits() { 3 * SAMPLE } else { SAMPLE };
+    for case in cases(&undisturbed, |_| true, sample, seed) {
         broken.extend(bench.suffers(case, &mut counts).err());
     }
     let Counts { calls, faults, old, new, sealed, torn, failed } = counts;
@@ -253,7 +282,9 @@ impl Bench<'_> {
         let new = every(way.changes.unwrap_or(4), &old, &mut rng).punch(14 * BLOCK..15 * BLOCK);
         let new = new.resize(21 * BLOCK + 99).data(21 * BLOCK..21 * BLOCK + 99, &mut rng);
         let old = way.changes.map(|_| &old);
-        let redeploy = Redeploy::new(sources.path(), target.path(), old, &new, &new);
+        let redeploy = Redeploy::new(sources.path(), &mkdir(target.path().join("in")), old, &new, &new);
+        // What a new image may be made from.
+        Layout::dense("golden", 20 * BLOCK, &mut Rng(17)).write(&target.path().join("golden"));
         let device = (way.name == "device").then(|| {
             let backing = sources.path().join("device");
             std::fs::write(&backing, vec![0; 22 * BLOCK]).expect("make a device");
@@ -293,6 +324,25 @@ impl Bench<'_> {
         self.device.as_ref().map_or_else(|| self.redeploy.image(), |device| device.0.clone())
     }
 
+    /// Whether a decision is waited for.
+    fn waits(&self) -> bool {
+        self.way.flags.contains(&TOGETHER)
+    }
+
+    /// Whether there is the record of one.
+    fn is_decided(&self) -> bool {
+        let listed = std::fs::read_dir(self.sources.path().join("state/holesync/together"));
+        let mut listed = listed.into_iter().flatten().flatten();
+        listed.any(|entry| entry.path().extension().is_some_and(|extension| extension == "decision"))
+    }
+
+    /// Nothing but a decision makes what waits another image.
+    fn stays_undecided(&self) -> Result<(), String> {
+        let recovered = run(holesync().arg("recover").arg(self.target.path()));
+        let (_, is_old) = self.is_new_or_old();
+        demand(is_old, &format!("without a decision it is not the old one any more: {recovered}"))
+    }
+
     /// One run, in which one process is followed.
     fn run(&self, when: When) -> (Outcome, Seen) {
         let dir = self.sources.path();
@@ -309,6 +359,11 @@ impl Bench<'_> {
         let mut command = peer.holesync();
         command.args(self.way.flags);
         match self.way.role {
+            Role::Receiver | Role::Sender if self.waits() => {
+                let mut to = OsString::from("--to=");
+                to.push(there(&image));
+                command.env("XDG_STATE_HOME", self.sources.path().join("state")).arg(to).arg(&new)
+            }
             Role::Receiver | Role::Sender => command.arg(&new).arg(there(&image)),
             Role::PullReceiver | Role::PullSender => command.arg(there(&new)).arg(&image),
             Role::Copy => {
@@ -349,8 +404,8 @@ impl Bench<'_> {
         let between = self.judge(&outcome, counts);
         let next = between.and_then(|()| {
             let panicked = outcome.code == 101 || outcome.stderr.contains("panicked");
-            // sync_file_range is a hint at the destination, and a doubt at the source.
-            let syncs = matches!(call, "fsync" | "fdatasync" | "syncfs");
+            // sync_file_range is a hint at the destination, and a doubt at the source; a mark is for people.
+            let syncs = matches!(call, "fsync" | "fdatasync" | "syncfs") && !hit.ends_with(".prepared");
             let lost = fault == Fault::Fails(Errno::EIO) && syncs && outcome.code == 0;
             demand(!panicked, "it panics")?;
             demand((0..128).contains(&outcome.code) || fault == Fault::Kill, "a signal ends it")?;
@@ -360,9 +415,8 @@ impl Bench<'_> {
         next.map_err(|what| format!("{}: {fault:?} at {hit}: {what}; {outcome}", self.way.name))
     }
 
-    /// What the destination is between the runs.
-    fn judge(&self, outcome: &Outcome, counts: &mut Counts) -> Result<(), String> {
-        let (is_new, is_old) = match &self.device {
+    fn is_new_or_old(&self) -> (bool, bool) {
+        match &self.device {
             Some(device) => {
                 ["new", "old"].map(|name| begins_with(&device.0, &self.redeploy.version(name))).into()
             }
@@ -374,7 +428,12 @@ impl Bench<'_> {
                     absent || same(&image, &self.redeploy.version("old")),
                 )
             }
-        };
+        }
+    }
+
+    /// What the destination is between the runs.
+    fn judge(&self, outcome: &Outcome, counts: &mut Counts) -> Result<(), String> {
+        let (is_new, is_old) = self.is_new_or_old();
         demand(outcome.code != 0 || is_new, "success, and not equal")?;
         match (is_new, is_old) {
             (true, _) => counts.new += 1,
@@ -384,10 +443,11 @@ impl Bench<'_> {
                 let left = leftovers(self.target.path());
                 let sealed = left.len() == 2 && left.iter().any(|name| name.ends_with(".log"));
                 demand(sealed && self.way.between == Between::Sealed, "neither old nor new")?;
+                demand(!self.waits() || self.is_decided(), "sealed without a decision")?;
                 counts.sealed += 1;
             }
         }
-        Ok(())
+        if self.waits() && is_old && !self.is_decided() { self.stays_undecided() } else { Ok(()) }
     }
 
     /// Without a fault it ends well.

@@ -6,6 +6,7 @@
 //! right; and the new one from the moment on at which the run said so. `tests/soak crashes` tries all
 //! of them; otherwise it is a sample. What was tried is counted.
 
+mod together;
 mod tree;
 
 use std::path::Path;
@@ -53,6 +54,7 @@ const ATOMIC: Way = Way { name: "atomic", flags: &["--commit=atomic"], between: 
 const COMPLETE: Way = Way { name: "complete", changes: Some(1), between: Between::Nothing, ..STAGED };
 const FRESH: Way = Way { name: "fresh", changes: None, between: Between::Nothing, ..STAGED };
 const IN_PLACE: Way = Way { name: "in place", flags: &["--inplace"], between: Between::Torn, ..STAGED };
+const BASIS: &[&str] = &["--basis=../golden"];
 const CLONE: Way = Way { name: "clone", format: Format::Xfs, between: Between::Nothing, ..STAGED };
 
 #[test]
@@ -74,6 +76,14 @@ fn without_power_an_atomic_copy_is_old_or_new() {
 fn without_power_a_new_image_is_complete_or_absent() {
     lose_power(FRESH);
     lose_power(Way { name: "fresh, xfs", format: Format::Xfs, ..FRESH });
+}
+
+/// It begins as a copy of another image there.
+#[test]
+fn without_power_a_new_image_that_has_a_basis_is_complete_or_absent() {
+    let basis = Way { name: "basis", flags: BASIS, ..FRESH };
+    lose_power(basis);
+    lose_power(Way { name: "basis, xfs", format: Format::Xfs, ..basis });
 }
 
 #[test]
@@ -142,6 +152,15 @@ fn sample(losses: Vec<Loss>, most: usize) -> Vec<Loss> {
     losses.into_iter().rev().step_by(step).collect()
 }
 
+/// The old image, if there is one, of which every so many blocks change, and the new one.
+fn images(changes: Option<usize>) -> (Option<Layout>, Layout) {
+    let mut rng = Rng(83);
+    let old = Layout::dense("old", 24 * BLOCK, &mut rng);
+    let new = every(changes.unwrap_or(4), &old, &mut rng).punch(14 * BLOCK..16 * BLOCK);
+    let new = new.resize(25 * BLOCK + 99).data(25 * BLOCK..25 * BLOCK + 99, &mut rng);
+    (changes.map(|_| old), new)
+}
+
 /// A run as its disk saw it.
 struct Recording {
     way: Way,
@@ -161,15 +180,16 @@ impl Recording {
             return None;
         }
         // Where the copy of a disk costs nothing.
-        let (place, sources, mut rng) = (lab::dir(Fs::Xfs)?, lab::scratch(), Rng(83));
+        let (place, sources) = (lab::dir(Fs::Xfs)?, lab::scratch());
         let disk = place.path().join("disk");
         way.format.make(&disk);
         let recorder = Recorder::new(&disk, &place.path().join("recorder"));
         let mounted = Mounted::new(way.format, &recorder.file(), &place.path().join("mounted"));
-        let old = Layout::dense("old", 24 * BLOCK, &mut rng);
-        let new = every(way.changes.unwrap_or(4), &old, &mut rng).punch(14 * BLOCK..16 * BLOCK);
-        let new = new.resize(25 * BLOCK + 99).data(25 * BLOCK..25 * BLOCK + 99, &mut rng);
-        let old = way.changes.map(|_| old);
+        let (old, new) = images(way.changes);
+        if way.flags == BASIS {
+            // What a new image is made from.
+            images(Some(4)).0.expect("an old one").write(&mounted.target().with_file_name("golden"));
+        }
         let redeploy = Redeploy::new(sources.path(), &mounted.target(), old.as_ref(), &new, &new);
         mounted.sync();
         recorder.begin(&disk, &place.path().join("before"));

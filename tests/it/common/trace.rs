@@ -2,7 +2,7 @@
 //!
 //! It is followed with ptrace(2), from its first instruction on: a call is counted, and the one that
 //! was chosen fails, is cut short, or is the last thing that the process does. What a call would
-//! have done before it fails, it does not do.
+//! have done before it fails, it does not do, but for close(2).
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -356,6 +356,11 @@ impl Follower {
         match fault {
             Fault::Kill => return kill(process, Signal::SIGKILL),
             Fault::Short => shorten(thread, &mut regs, amount)?,
+            // What fails to be closed is closed all the same.
+            Fault::Fails(errno) if name == "close" => {
+                self.inside.insert(thread, Some(-i64::from(errno as i32)));
+                return Ok(());
+            }
             Fault::Fails(errno) => {
                 regs.orig_rax = u64::MAX;
                 self.inside.insert(thread, Some(-i64::from(errno as i32)));
