@@ -22,7 +22,7 @@ use crate::in_use;
 use crate::options::{BlockSize, Options};
 use crate::scan::FileImage;
 use crate::sys;
-use crate::working::Working;
+use crate::working::{Working, naming_of};
 
 /// What there was to finish.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,7 +106,8 @@ pub fn recover(place: &Place, found: Option<&OsStr>, options: &Options) -> Resul
     if !matches!(recovered, Recovered::Nothing | Recovered::NotBegun) {
         return Ok(recovered);
     }
-    for naming in beside.logs.iter().copied().chain([place.naming]) {
+    let found = found.and_then(naming_of);
+    for naming in beside.logs.iter().copied().chain(found).chain([place.naming]) {
         let mark = place.under(naming).mark().map_err(place.error("read the mark of"))?;
         if let Some(mark) = mark {
             return Ok(Recovered::Prepared(mark));

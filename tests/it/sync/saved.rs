@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tempfile::TempDir;
 
@@ -10,7 +11,7 @@ use crate::common::check::{assert_no_leftovers, assert_same};
 use crate::common::lab::{self, Fs, Loop};
 use crate::common::layout::{Layout, Rng, layouts};
 use crate::common::peer::Peer;
-use crate::common::process::{Outcome, holesync, run};
+use crate::common::process::{Outcome, holesync, run, start};
 use crate::common::redeploy::{every, set_day};
 use crate::common::tree::Way;
 
@@ -108,6 +109,19 @@ fn the_map_of_a_device_is_that_of_its_copy() {
         assert_eq!(copied.count("hashed_bytes") as usize, 100 * BLOCK, "{way:?} {copied}");
         fs::copy(&place.to, &place.from).expect("copy");
         place.assert_saved(&format!("{way:?}"));
+    }
+    // Also while it is written.
+    let write = r#"while :; do dd if=/dev/urandom of="$0" bs=64K count=100 conv=notrunc status=none; done"#;
+    let _writer = start(Command::new("sh").args(["-c", write]).arg(&device.0));
+    for way in AGENTS {
+        for is_new in [true, false] {
+            if is_new {
+                fs::remove_file(&place.to).expect("remove");
+            }
+            place.sync(way, &["--compress=none"], &device.0).ok();
+            fs::copy(&place.to, &place.from).expect("copy");
+            place.assert_saved(&format!("{way:?}, new: {is_new}"));
+        }
     }
 }
 

@@ -162,6 +162,38 @@ impl Farm {
     fn open_gate(&self) {
         fs::write(self.gate(), "").expect("write");
     }
+
+    /// A run of which all hosts have heard the decision but `b`, whose program is stopped.
+    #[track_caller]
+    fn decided_but_for_b(&self) -> Running {
+        let running = start(&mut self.together(&["a", "b", "late"]));
+        self.await_all(&["a", "b"], &running);
+        signal_agents(&self.program("b"), Signal::SIGSTOP);
+        self.open_gate();
+        let have_it = || ["a", "late"].iter().all(|host| same(&self.image, &self.on(host)));
+        assert!(wait_until(LIMIT, have_it), "nobody was told");
+        assert_eq!(self.decisions(), 1);
+        running
+    }
+
+    /// This end dies, and `a` and `b` are left.
+    #[track_caller]
+    fn kill(&self, running: Running) {
+        running.signal(Signal::SIGKILL);
+        running.finish().code(-1);
+        let is_gone = || ["a", "b"].iter().all(|host| agents(&self.program(host)).is_empty());
+        assert!(wait_until(LIMIT, is_gone), "an agent outlives its connection");
+    }
+
+    /// A run of which `b` never hears the decision.
+    #[track_caller]
+    fn lose_b(&self) -> Outcome {
+        let running = self.decided_but_for_b();
+        signal_agents(&self.program("b"), Signal::SIGKILL);
+        let outcome = running.finish().code(23);
+        assert_eq!(failed(&outcome), ["b"], "{outcome}");
+        outcome
+    }
 }
 
 /// Bytes of data that went to a host.
@@ -291,7 +323,8 @@ fn who_dies_when_it_is_prepared_or_is_left_then_waits_for_the_next_run() {
             let told = farm.recover();
             if victim != "signal" {
                 // It cannot know what was decided.
-                let line = told.stdout.lines().find(|line| line.contains("/a: ")).expect("a line");
+                let lines: Vec<_> = told.stdout.lines().filter(|line| line.contains("/a: ")).collect();
+                let [line] = lines[..] else { panic!("{told}") };
                 assert!(line.contains("prepared by run") && line.contains("the same command"), "{told}");
                 assert!(told.stdout.contains("/new: prepared by run") || victim == "agent", "{told}");
             }
@@ -322,17 +355,7 @@ fn who_is_lost_after_the_decision_is_named_and_has_it_with_the_second_run() {
             old = Some(farm.change());
             fs::remove_file(farm.gate()).expect("remove");
         }
-        let running = start(&mut farm.together(&hosts));
-        farm.await_all(&["a", "b"], &running);
-        signal_agents(&farm.program("b"), Signal::SIGSTOP);
-        farm.open_gate();
-        let others = || ["a", "late"].iter().all(|host| same(&farm.image, &farm.on(host)));
-        let is_switched = || farm.on("a").exists() && farm.on("late").exists() && others();
-        assert!(wait_until(LIMIT, is_switched), "nobody was told");
-        assert_eq!(farm.decisions(), 1);
-        signal_agents(&farm.program("b"), Signal::SIGKILL);
-        let outcome = running.finish().code(23);
-        assert_eq!(failed(&outcome), ["b"], "{outcome}");
+        let outcome = farm.lose_b();
         assert!(outcome.stdout.contains("has decided to put the image in place"), "{outcome}");
         for _ in 0..2 {
             match &old {
@@ -356,13 +379,7 @@ fn who_is_lost_after_the_decision_is_named_and_has_it_with_the_second_run() {
 #[test]
 fn an_image_that_changed_since_the_decision_is_a_new_run() {
     let Some(farm) = Farm::new(Fs::Ext4, &[]) else { return };
-    let running = start(&mut farm.together(&["a", "b", "late"]));
-    farm.await_all(&["a", "b"], &running);
-    signal_agents(&farm.program("b"), Signal::SIGSTOP);
-    farm.open_gate();
-    assert!(wait_until(LIMIT, || farm.on("a").exists()), "nobody was told");
-    signal_agents(&farm.program("b"), Signal::SIGKILL);
-    running.finish().code(23);
+    farm.lose_b();
     let before = fs::read(farm.on("a")).expect("read");
     farm.change();
     let outcome = run(&mut farm.together(&["a", "b", "gone"])).code(23);
@@ -431,11 +448,7 @@ fn an_image_that_changes_meanwhile_is_put_in_place_nowhere() {
 #[test]
 fn a_signal_after_the_decision_waits_until_all_are_told() {
     let Some(farm) = Farm::new(Fs::Ext4, &[]) else { return };
-    let running = start(&mut farm.together(&["a", "b", "late"]));
-    farm.await_all(&["a", "b"], &running);
-    signal_agents(&farm.program("b"), Signal::SIGSTOP);
-    farm.open_gate();
-    assert!(wait_until(LIMIT, || farm.on("a").exists()), "nobody was told");
+    let running = farm.decided_but_for_b();
     running.signal(Signal::SIGTERM);
     std::thread::sleep(Duration::from_millis(100));
     signal_agents(&farm.program("b"), Signal::SIGCONT);
@@ -494,16 +507,54 @@ fn what_cannot_wait_is_told_before_anything_is_reached() {
     assert_eq!(leftovers(farm.far.path()), Vec::<String>::new());
 }
 
-/// What bears the name of a mark is in nobody's way: a mark is for people.
+/// What bears the name of a mark is in nobody's way: a mark is for people. What was prepared is found
+/// again beside it.
 #[test]
 fn what_others_put_in_the_place_of_a_mark_keeps_nothing() {
     let Some(farm) = Farm::new(Fs::Ext4, &[]) else { return };
-    fs::create_dir_all(farm.far.path().join(".b.holesync.prepared/in it")).expect("mkdir");
-    run(&mut farm.together(&["a", "b"])).ok();
-    farm.assert_have(&farm.image, &["a", "b"]);
+    let hosts = ["a", "b", "late"];
+    let running = start(&mut farm.together(&hosts));
+    farm.await_all(&["a", "b"], &running);
+    farm.kill(running);
+    let mark = farm.far.path().join(".b.holesync.prepared");
+    // One that lies beside nothing tells of nothing.
+    let alone = mark.with_file_name(".c.holesync.prepared");
+    fs::rename(&mark, &alone).expect("rename");
+    let told = farm.recover();
+    assert!(told.stdout.contains("/a: prepared by run") && told.stdout.contains("/c: nothing"), "{told}");
+    fs::remove_file(alone).expect("remove");
+    fs::create_dir_all(mark.join("in it")).expect("mkdir");
+    farm.open_gate();
+    let outcome = run(&mut farm.together(&hosts)).ok();
+    farm.assert_have(&farm.image, &hosts);
+    assert_eq!(["a", "b"].map(|host| sent(&outcome, host)), [0; 2], "{outcome}");
     farm.change();
-    run(&mut farm.together(&["a", "b"])).ok();
-    farm.assert_have(&farm.image, &["a", "b"]);
+    run(&mut farm.together(&hosts)).ok();
+    farm.assert_have(&farm.image, &hosts);
+    assert!(mark.join("in it").exists());
+}
+
+/// Where the usual names are taken, working files have others, and so has the mark.
+#[test]
+fn a_mark_is_told_of_under_whatever_name_it_is_there() {
+    let Some(farm) = Farm::new(Fs::Ext4, &[]) else { return };
+    let hosts = ["a", "b", "late"];
+    let taken = farm.far.path().join(".b.holesync.temp");
+    fs::create_dir_all(taken.join("in it")).expect("mkdir");
+    let running = start(&mut farm.together(&hosts));
+    let has_mark = || {
+        leftovers(farm.far.path()).iter().any(|name| name.starts_with(".b.") && name.ends_with(".prepared"))
+    };
+    assert!(wait_until(LIMIT, has_mark) && !farm.is_marked("b"));
+    farm.await_all(&["a"], &running);
+    farm.kill(running);
+    fs::remove_dir_all(taken).expect("remove");
+    let told = farm.recover();
+    assert!(told.stdout.contains("/b: prepared by run"), "{told}");
+    farm.open_gate();
+    run(&mut farm.together(&hosts)).ok();
+    farm.assert_have(&farm.image, &hosts);
+    farm.assert_clean();
 }
 
 /// Whoever may write there could decide for this user.
