@@ -37,9 +37,17 @@ pub enum Error {
     /// The destination as a whole cannot be used.
     #[error("{0}")]
     Destination(String),
-    /// No holesync answered at the other end.
+    /// What has to take part at the other end was not reached, or may not.
     #[error("{0}")]
     Start(String),
+    /// Nobody greeted at the other end, as a holesync does; why is not known yet.
+    #[error("no holesync answered on {peer}: the connection {how}")]
+    Unanswered {
+        /// Who the peer is, for people.
+        peer: String,
+        /// How it ended, in words.
+        how: String,
+    },
     /// A system call on a file failed.
     #[error("{}", failed(.doing, .path, .source))]
     File {
@@ -338,7 +346,7 @@ impl Error {
             Error::Usage(_) => code::USAGE,
             Error::Version { .. } => code::VERSION,
             Error::Destination(_) => code::SELECT,
-            Error::Start(_) => code::START,
+            Error::Start(_) | Error::Unanswered { .. } => code::START,
             Error::Space { .. } => code::FILE_IO,
             Error::File { source, .. } if is_file_io(source) => code::FILE_IO,
             Error::File { .. } | Error::Refused { .. } => code::PARTIAL,

@@ -81,7 +81,7 @@ impl<R: Read> FrameReader<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::Start`] with the noise when the greeting never comes,
+    /// [`Error::Unanswered`] with the noise when the greeting never comes,
     /// [`Error::Version`] when no version is common.
     pub fn await_greeting(&mut self, noise: usize) -> Result<Greeting> {
         self.skip_to(&[&MAGIC], noise)?;
@@ -368,5 +368,5 @@ fn bounded(failure: Failure) -> Failure {
 fn no_greeting(peer: &str, seen: &[u8], how: &str) -> Error {
     let shown = escape(&seen[..seen.len().min(512)]);
     let said = if seen.is_empty() { "without a word".into() } else { format!("saying \"{shown}\"") };
-    Error::Start(format!("no holesync answered on {peer}: the connection {how} {said}"))
+    Error::Unanswered { peer: peer.into(), how: format!("{how} {said}") }
 }

@@ -170,15 +170,6 @@ impl Stderr {
     }
 }
 
-/// Whether what comes of a run tells how the process ended, and what it said last.
-fn tells_of_its_end<T>(result: &Result<T>, ended_with: Option<i32>) -> bool {
-    match result {
-        Ok(_) => ended_with != Some(0),
-        Err(Error::Link { .. }) => ended_with == Some(255),
-        Err(error) => matches!(error, Error::Start(_) | Error::Closed { .. }),
-    }
-}
-
 /// Whether a process that ended with this status failed by itself. One whose connection was
 /// cut did not: it is done, stopped by a signal, which a shell adds to 128 (POSIX, 2.8.2), or
 /// an agent that says so.
@@ -199,30 +190,30 @@ impl RemoteProcess {
         let status = self.wait(if result.is_ok() { EXIT_PATIENCE } else { Duration::from_secs(2) });
         self.watch = None;
         let ended_with = status.and_then(|status| status.code());
-        let mut words = self.stderr.last_words().filter(|words| !words.is_empty());
-        if !tells_of_its_end(&result, ended_with) {
-            show(words.take());
+        let words = self.stderr.last_words().filter(|words| !words.is_empty());
+        if !self.explains(&result, ended_with) {
+            show(words);
+            return result;
         }
         let detail = words.map_or(String::new(), |words| format!(": {words}"));
         let (host, program) = (self.host.to_string(), &self.program);
         match (result, ended_with) {
-            (Ok(value), Some(0)) => Ok(value),
             (Ok(_), _) => {
                 let ended = status.map_or("did not end".into(), |status| format!("ended with {status}"));
                 Err(Error::Exited { peer: host, detail: format!(" (its process {ended}){detail}") })
             }
-            (Err(Error::Start(_) | Error::Closed { .. } | Error::Link { .. }), Some(255)) => {
+            (Err(Error::Unanswered { .. } | Error::Closed { .. } | Error::Link { .. }), Some(255)) => {
                 Err(Error::Ssh { host, detail })
             }
-            (Err(Error::Start(_)), Some(126 | 127)) if program == "sh" => Err(Error::Start(format!(
+            (Err(Error::Unanswered { .. }), Some(126 | 127)) if program == "sh" => Err(Error::Start(format!(
                 "no shell can be run on {host}, which has to find a holesync there, or take its part{detail}"
             ))),
-            (Err(Error::Start(_)), Some(126 | 127)) => Err(Error::Start(format!(
+            (Err(Error::Unanswered { .. }), Some(126 | 127)) => Err(Error::Start(format!(
                 "there is no {program} on {host}: copy this program into its PATH, name it with --remote-path, or \
                  leave --agent=require and --remote-path out{detail}"
             ))),
-            (Err(Error::Start(why)), _) => Err(Error::Start(format!(
-                "{why}; can {program} be run on {host}, and does its login shell keep quiet? See --remote-path{detail}"
+            (Err(error @ Error::Unanswered { .. }), _) => Err(Error::Start(format!(
+                "{error}; can {program} be run on {host}, and does its login shell keep quiet? See --remote-path{detail}"
             ))),
             (Err(Error::Closed { peer, again, .. }), _) => {
                 let ended = status.map_or(String::new(), |status| format!(" ({status})"));
@@ -235,6 +226,19 @@ impl RemoteProcess {
                 })
             }
             (Err(error), _) => Err(error),
+        }
+    }
+
+    /// Whether how this child ended explains what comes of the run: an error is of this connection,
+    /// and not of another one that ended within it.
+    fn explains<T>(&self, result: &Result<T>, ended_with: Option<i32>) -> bool {
+        let is_here = |peer: &str| peer == self.host.to_string();
+        match result {
+            Ok(_) => ended_with != Some(0),
+            Err(Error::Link { peer, .. }) => ended_with == Some(255) && is_here(peer),
+            Err(Error::Closed { peer, detail, .. }) => detail.is_empty() && is_here(peer),
+            Err(Error::Unanswered { peer, .. }) => is_here(peer),
+            Err(_) => false,
         }
     }
 

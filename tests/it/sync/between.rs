@@ -9,11 +9,11 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::common::check::{assert_holes_kept, assert_no_leftovers, assert_same, same};
+use crate::common::check::{assert_holes_kept, assert_no_leftovers, assert_same, leftovers, same};
 use crate::common::lab::{self, Fs};
 use crate::common::layout::{Layout, Rng, layouts};
 use crate::common::peer::{Peer, at};
-use crate::common::process::{Outcome, PROGRAM, agents, run, signal_agents, start, wait_until};
+use crate::common::process::{Outcome, PROGRAM, run, signal_agents, start, wait_until};
 use crate::common::redeploy::{every, set_day};
 use crate::common::tree::{Way, assert_trees, change, grow, mkdir, slash};
 
@@ -25,6 +25,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 const HOSTS: &str = r#"
 case $host in
     shell) PATH=/usr/sbin:/usr/bin:/sbin:/bin agent ;;
+    dies) kill -9 $$ ;;
     gone) echo "no route to it" >&2; exit 255 ;;
     stops) command=$(printf '%s\n' "$command" | sed "s#[^ ]*holesync agent#$STOPS agent#"); agent ;;
     *) agent ;;
@@ -170,8 +171,7 @@ fn an_end_that_dies_ends_the_other_and_the_old_image_stays() {
         let pair = Pair::new();
         let old = fs::read(&pair.to).expect("read");
         let running = start(&mut pair.command(from, to));
-        assert!(wait_until(LIMIT, || !agents(&pair.stops).is_empty()), "it runs");
-        std::thread::sleep(Duration::from_millis(300));
+        assert!(wait_until(LIMIT, || !leftovers(pair.dir.path()).is_empty()), "data come");
         signal_agents(&pair.stops, Signal::SIGKILL);
         let outcome = running.finish_within(LIMIT);
         assert!([12, 30].contains(&outcome.code), "{outcome}");
@@ -191,6 +191,7 @@ fn what_a_host_lacks_is_said_of_it() {
         ("shell", "b", 1, "a transfer between two hosts needs a holesync on "),
         ("a", "shell", 1, "a transfer between two hosts needs a holesync on "),
         ("gone", "b", 255, "ssh to gone failed"),
+        ("dies", "b", 5, "be run on dies, and does its login shell keep quiet? See --remote-path (code 5)"),
         ("a", "gone", 255, "ssh to gone failed"),
     ] {
         let mut command = pair.command(from, to);
