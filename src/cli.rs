@@ -33,7 +33,7 @@ use beside::BesideArgs;
 pub use choose::{DirectoriesArgs, FilterArgs, TransferRulesArgs};
 use delete::DeleteArgs;
 use info::InfoArgs;
-pub use reach::{AgentArg, FailedList, RemoteArgs, SeveralHosts};
+pub use reach::{AgentArg, BetweenArgs, FailedList, RemoteArgs, SeveralHosts};
 use record::{Record, RecordArgs};
 use values::block_size;
 use values::{CommitArg, CompressArg, rate, size, unit_of_comparison};
@@ -244,6 +244,8 @@ pub struct TransferArgs {
     retries: Option<u32>,
     #[command(flatten)]
     remote: RemoteArgs,
+    #[command(flatten)]
+    between: BetweenArgs,
     /// Show progress, also where there is no terminal
     #[arg(short = 'P', long)]
     progress: bool,
@@ -276,6 +278,7 @@ pub struct Transfer {
     pub several: Option<SeveralHosts>,
     pub options: Options,
     pub remote: RemoteArgs,
+    pub between: BetweenArgs,
     /// What has to run there.
     pub agent: AgentArg,
     /// Tries after the first.
@@ -345,6 +348,8 @@ impl TransferArgs {
         } else {
             Location::parse_all(&self.paths)
         }?;
+        let is_far = matches!(destination, Some(Location::Remote(..)));
+        self.between.check(&sources, is_far || several.is_some())?;
         let telling = self.telling()?;
         if (telling.names > 0 || self.json) && options.tells_changes == TellsChanges::No {
             options.tells_changes = TellsChanges::WherePossible;
@@ -360,6 +365,7 @@ impl TransferArgs {
             options,
             agent: self.remote.agent(self.agent),
             remote: self.remote,
+            between: self.between,
             retries: self.retries,
             limit: self.stop.limit(),
             through: self.through,

@@ -85,6 +85,11 @@ impl Confinement {
         Confinement { keeps_all, ..self }
     }
 
+    /// Whether there is any.
+    pub fn is_any(&self) -> bool {
+        self.root.is_some() || self.access != Access::Full || self.keeps_all
+    }
+
     /// Refuses what the options ask for and this agent does not do.
     ///
     /// # Errors

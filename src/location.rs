@@ -5,6 +5,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result, printable};
 
 /// The directory that a path names something in.
@@ -21,8 +23,10 @@ pub enum Location {
     Remote(Host, PathBuf),
 }
 
-/// A machine that ssh can reach. Two locations on one host compare equal here.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A machine that ssh can reach. Two locations on one host compare equal here. One that comes from
+/// another machine is checked as one that is written here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "HostParts", into = "HostParts")]
 pub struct Host {
     /// `user` of `user@host`.
     pub user: Option<String>,
@@ -139,6 +143,23 @@ impl Location {
         let (user, host) = split_user(&bytes[..colon]);
         let host = unbracket(host);
         Ok(Location::Remote(host_of(user, host, None, text)?, remote_path(&bytes[colon + 1..])))
+    }
+}
+
+/// User, name and port of a host, as they travel.
+type HostParts = (Option<String>, String, Option<u16>);
+
+impl TryFrom<HostParts> for Host {
+    type Error = Error;
+
+    fn try_from((user, name, port): HostParts) -> Result<Host> {
+        host_of(user.as_deref().map(str::as_bytes), name.as_bytes(), port, OsStr::new(&name))
+    }
+}
+
+impl From<Host> for HostParts {
+    fn from(Host { user, name, port }: Host) -> HostParts {
+        (user, name, port)
     }
 }
 

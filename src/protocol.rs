@@ -8,6 +8,7 @@ mod frame;
 mod image;
 mod lines;
 mod link_speed;
+mod onward;
 mod pace;
 mod passing;
 mod reader;
@@ -26,6 +27,7 @@ pub use credit::{CREDIT, Credit, LEAF_BLOCKS, MAX_AHEAD, RESERVED};
 pub use image::{IMAGE, ImageMessage, MAX_ASKED, MAX_ASKED_BLOCKS};
 pub use lines::Plain;
 pub use link_speed::LinkSpeed;
+pub use onward::{Onward, OnwardRequest, Said, Speaker, Tap};
 pub use pace::Pace;
 pub use passing::{Passing, Says};
 pub use reader::{FrameReader, Greeting};
@@ -316,6 +318,8 @@ pub enum Message {
         /// Which.
         root: Hash,
     },
+    /// Where one host sends to another by itself. From version 8 on.
+    Onward(Onward),
 }
 
 impl Message {

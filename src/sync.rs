@@ -129,6 +129,7 @@ fn file_below(destination: &Path, sources: &[Vec<u8>]) -> Option<PathBuf> {
 }
 
 /// The result of a run that was completed, and the route that it took.
+#[derive(Clone)]
 struct Completed<T> {
     value: T,
     route: Route,
@@ -303,14 +304,7 @@ impl Initiator<'_> {
         let (command, program) = remote::command(remote)?;
         let ssh = Ssh::prepare(host, remote, self.options.silence(), reporter)?;
         self.tries.connecting(ssh.is_batch);
-        let (connection, stdout, stdin) = remote::connect(
-            host,
-            remote.rsh.as_deref(),
-            &ssh.options,
-            &command,
-            program,
-            remote.asks_nothing,
-        )?;
+        let (connection, stdout, stdin) = remote::connect(host, remote, &ssh.options, &command, program)?;
         let peer = host.to_string();
         let silence = Arc::<Silence>::default();
         silence.limit_start((remote.contimeout > 0).then(|| Duration::from_secs(remote.contimeout.into())));
@@ -349,13 +343,18 @@ impl Initiator<'_> {
 
     /// The same, and what tells this run from others.
     fn request_in(self, run: Option<RunId>, output: &mut Output, request: Request) -> Result<()> {
-        if !self.options.filter.can_travel() {
-            let what =
-                "there are more filter rules than can be sent to another machine: at most 40 KiB of patterns";
-            return Err(Error::Usage(what.into()));
-        }
-        output.message(&Message::Start(Box::new(self.options.clone()), request, run))?;
+        output.message(&Message::Start(Box::new(self.travelling_options()?), request, run))?;
         output.flush()
+    }
+
+    /// The options, for another machine.
+    fn travelling_options(self) -> Result<Options> {
+        if self.options.filter.can_travel() {
+            return Ok(self.options.clone());
+        }
+        let what =
+            "there are more filter rules than can be sent to another machine: at most 40 KiB of patterns";
+        Err(Error::Usage(what.into()))
     }
 
     /// Warns a user who sends much to a shell, which compares nothing by itself.

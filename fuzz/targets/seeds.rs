@@ -11,7 +11,7 @@ use holesync::hashmap::{Grid, MapEntry};
 use holesync::options::BlockSize;
 use holesync::protocol::{
     Ask, BlockAnswer, Differ, Entry, FrameWriter, ImageMessage, LeafAnswer, MAGIC, Message, OLDEST, Patch,
-    Request, Told, VERSION,
+    Onward, Request, Said, Speaker, Told, VERSION,
 };
 use holesync::report::Changes;
 use holesync::source::{Kind, Metadata, Node, Owner};
@@ -37,6 +37,7 @@ fn main() {
     put("frames", "survey", &survey());
     put("frames", "image", &image());
     put("frames", "together", &together());
+    put("frames", "onward", &onward());
     put("frames", "known", &[known(), as_known()].concat());
     put("frames", "descriptions", &description());
     put("frames", "answers", &answers());
@@ -139,6 +140,21 @@ fn together() -> Vec<u8> {
         output.message(&Message::Finish { root: [0; 32], settled: true })?;
         output.message(&Message::Prepared { id: 0 })?;
         output.message(&Message::Commit)?;
+        output.message(&Message::End(Box::default()))
+    })
+}
+
+/// Both directions where one host sends to another by itself.
+fn onward() -> Vec<u8> {
+    written(&|output| {
+        output.message(&Message::Onward(Onward::Witness([7; 16])))?;
+        output.message(&Message::Onward(Onward::Meet([7; 16])))?;
+        output.message(&Message::Onward(Onward::Met(true)))?;
+        output.message(&Message::Onward(Onward::Apart("no route".into())))?;
+        output.message(&Message::Onward(Onward::Joined))?;
+        output.message(&Message::Onward(Onward::Heard(Speaker::Sender, Said::Data(4096))))?;
+        output.message(&Message::Onward(Onward::Heard(Speaker::Receiver, Said::Message(vec![15, 0]))))?;
+        output.message(&Message::Onward(Onward::Over { sent: 4096, received: 99 }))?;
         output.message(&Message::End(Box::default()))
     })
 }

@@ -46,7 +46,7 @@ const PURPOSES: [(&str, &str); 7] = [
     ),
     (
         "The other machine",
-        "to hosts jobs together failed remote_path agent_program sudo ipv4 ipv6 cipher compress_level contimeout timeout \
+        "to hosts jobs together failed relay forward_agent remote_path agent_program sudo ipv4 ipv6 cipher compress_level contimeout timeout \
          retries stop_after stop_at",
     ),
     (

@@ -1,5 +1,6 @@
 //! The flags that tell how to reach a host, and what has to run there.
 
+mod between;
 mod hosts;
 
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use holesync::error::{Error, Result};
 use holesync::options::Options;
 use holesync::sync::{Addresses, Agent, Cipher, RemoteOptions};
 
+pub use between::BetweenArgs;
 pub use hosts::{FailedList, HostsArgs, SeveralHosts};
 
 /// How to reach a host.
@@ -111,6 +113,9 @@ impl RemoteArgs {
             contimeout: self.contimeout.unwrap_or(if several { Options::TIMEOUT } else { 0 }),
             retries: None,
             asks_nothing: several,
+            is_onward: false,
+            forward_agent: false,
+            relay: false,
             no_map_cache: false,
             cipher,
             umask,

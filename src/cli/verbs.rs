@@ -185,6 +185,8 @@ fn transfer(transfer: Transfer, readers: &Readers, umask: u32) -> Result<()> {
         retries: transfer.retries,
         dry_run: transfer.options.dry_run,
         no_map_cache: !transfer.options.map_cache,
+        forward_agent: transfer.between.forward_agent,
+        relay: transfer.between.relay,
         ..transfer.remote.options(transfer.agent, umask)
     };
     let listed = transfer.listed.as_ref();

@@ -45,6 +45,11 @@ impl<R: Read> Plain<R> {
         }
     }
 
+    /// Where they come from.
+    pub fn source(&self) -> &R {
+        self.input.get_ref()
+    }
+
     /// What has arrived and was not read yet.
     pub fn arrived(&self) -> &[u8] {
         self.input.buffer()

@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 
-use crate::error::{Error, Result};
+use crate::error::{Failure, Result};
 use crate::protocol::frame::*;
 use crate::protocol::{Frame, FrameReader, FrameWriter, Message};
 
@@ -63,9 +63,9 @@ impl<W: Write> FrameWriter<W> {
     }
 
     /// Tells the other side why it is being left, which knows nothing of who failed.
-    pub fn give_up_for(&mut self, error: &Error) {
+    pub fn give_up_for(&mut self, failure: Failure) {
         // It may be gone, too.
-        let _ = self.message(&Message::Fatal(error.to_failure())).and_then(|()| self.flush());
+        let _ = self.message(&Message::Fatal(failure)).and_then(|()| self.flush());
     }
 }
 

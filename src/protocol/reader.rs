@@ -1,8 +1,10 @@
 //! Reads frames, and bounds every length and count before it is used or allocated for.
 
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use crate::error::{Error, Failure, Result, escape};
 use crate::hashmap::leaves::{LeafHash, Leaves};
@@ -13,7 +15,7 @@ use crate::protocol::lines::Plain;
 use crate::protocol::{
     BlockAnswer, Data, Differ, FEATURE_AES, FEATURE_NO_AES, FEATURE_NO_MAP_CACHE, Frame, LeafAnswer, MAGIC,
     MAX_CONTROL, MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, Message, OLDEST, Patch,
-    VERSION, shortened,
+    Tap, TimedReader, VERSION, shortened,
 };
 
 /// What the other side's greeting says.
@@ -37,13 +39,22 @@ pub struct FrameReader<R: Read> {
     frames: u64,
     /// See [`FrameReader::version`].
     version: u16,
+    /// Who is told which messages pass.
+    tap: Option<Tap>,
+}
+
+impl<R: Read + AsFd> FrameReader<TimedReader<R>> {
+    /// How long the other end may be silent from now on; `None`: for ever.
+    pub fn limit_silence(&self, silence: Option<Duration>) {
+        self.input.source().limit(silence);
+    }
 }
 
 impl<R: Read> FrameReader<R> {
     /// `peer` names the other side in errors.
     pub fn new(input: R, peer: &str) -> FrameReader<R> {
         let input = Plain::new(input, peer);
-        FrameReader { input, body: Vec::new(), room: Vec::new(), frames: 0, version: 0 }
+        FrameReader { input, body: Vec::new(), room: Vec::new(), frames: 0, version: 0, tap: None }
     }
 
     /// Bytes read so far; stays readable when the reader is given away.
@@ -59,6 +70,11 @@ impl<R: Read> FrameReader<R> {
     /// The version that both ends speak; 0 before the greeting.
     pub fn version(&self) -> u16 {
         self.version
+    }
+
+    /// Has somebody be told which messages are read from now on.
+    pub fn tapped(self, tap: Tap) -> FrameReader<R> {
+        FrameReader { tap: Some(tap), ..self }
     }
 
     /// Takes the room of a data frame that is done with, for the next one.
@@ -168,6 +184,9 @@ impl<R: Read> FrameReader<R> {
             _ => self.decode_message(&body),
         };
         self.body = body;
+        if let (Some(tap), Ok(Frame::Message(message))) = (&self.tap, &frame) {
+            tap.message(message)?;
+        }
         frame
     }
 
@@ -301,6 +320,18 @@ impl<R: Read> FrameReader<R> {
             left.is_empty().then_some(Frame::Leaves(LeafAnswer { id: u64::from_le_bytes(*id), blocks }))
         };
         decode(body).ok_or_else(|| self.bad("leaves that cannot be read"))
+    }
+
+    /// A message of which a host tells that it passed.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`FrameReader::read`] for one.
+    pub fn heard(&self, encoded: &[u8]) -> Result<Message> {
+        match self.decode_message(encoded)? {
+            Frame::Message(message) => Ok(message),
+            _ => Err(self.bad("something else than a message")),
+        }
     }
 
     pub(super) fn decode_message(&self, body: &[u8]) -> Result<Frame> {

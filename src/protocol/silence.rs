@@ -123,6 +123,13 @@ impl<R: Read + AsFd> TimedReader<R> {
     }
 }
 
+impl<R> TimedReader<R> {
+    /// How long the other end may be silent from now on; `None`: for ever.
+    pub fn limit(&self, silence: Option<Duration>) {
+        self.silence.limit(silence);
+    }
+}
+
 impl<R: Read + AsFd> Read for TimedReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {

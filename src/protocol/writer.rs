@@ -16,7 +16,7 @@ use crate::hashmap::plan::Run;
 use crate::protocol::frame::*;
 use crate::protocol::{
     BlockAnswer, Differ, FEATURE_AES, FEATURE_NO_AES, FEATURE_NO_MAP_CACHE, LeafAnswer, MAGIC, Message,
-    OLDEST, Patch, TimedWriter, VERSION,
+    OLDEST, Patch, Tap, TimedWriter, VERSION,
 };
 use crate::report::Phase;
 use crate::scan;
@@ -34,6 +34,8 @@ pub struct FrameWriter<W: Write> {
     has_ended: bool,
     /// Where `out` leads, if bytes of files can go there without passing through us.
     direct: Option<TimedWriter<File>>,
+    /// Who is told what passes.
+    tap: Option<Tap>,
 }
 
 impl<W: Write + AsFd> FrameWriter<TimedWriter<W>> {
@@ -57,7 +59,13 @@ impl<W: Write> FrameWriter<W> {
             frames_seen: 0,
             has_ended: false,
             direct: None,
+            tap: None,
         }
+    }
+
+    /// Has somebody be told what is written from now on, before it is.
+    pub fn tapped(self, tap: Tap) -> FrameWriter<W> {
+        FrameWriter { tap: Some(tap), ..self }
     }
 
     /// Whether bytes of files need not be read to be sent.
@@ -91,6 +99,7 @@ impl<W: Write> FrameWriter<W> {
     pub fn message(&mut self, message: &Message) -> Result<()> {
         let body = postcard::to_stdvec(message).map_err(|e| self.broken("encoding", io::Error::other(e)))?;
         self.has_ended |= matches!(message, Message::End(_) | Message::Fatal(_));
+        self.tap.as_ref().map_or(Ok(()), |tap| tap.message(message))?;
         self.frame(TYPE_CONTROL, &[&body])
     }
 
@@ -121,6 +130,7 @@ impl<W: Write> FrameWriter<W> {
     ) -> Result<io::Result<()>> {
         let len = ranges.iter().map(|range| range.end - range.start).sum::<u64>() as usize;
         let head = data_head(first, &[masks], len);
+        self.tap.as_ref().map_or(Ok(()), |tap| tap.data(len))?;
         self.put(&[&header_of(self.frames, TYPE_DATA, (head.len() + len) as u32), &head])?;
         self.frames += 1;
         let mut result = Ok(());
@@ -184,6 +194,7 @@ impl<W: Write> FrameWriter<W> {
         bytes: &[&[u8]],
     ) -> Result<()> {
         let head = data_head(first, masks, len);
+        self.tap.as_ref().map_or(Ok(()), |tap| tap.data(len))?;
         let parts: Vec<&[u8]> = std::iter::once(head.as_slice()).chain(bytes.iter().copied()).collect();
         self.frame(kind, &parts)
     }

@@ -84,6 +84,13 @@ pub struct RemoteOptions {
     pub retries: Option<u32>,
     /// ssh must not ask its user anything: several would ask on one terminal.
     pub asks_nothing: bool,
+    /// One host reaches another, for somebody elsewhere: only one whose key is known there, and what
+    /// ssh says of it is kept for the error.
+    pub is_onward: bool,
+    /// Of two hosts the one with SRC may use the ssh agent of this user.
+    pub forward_agent: bool,
+    /// Of two hosts none is to reach the other.
+    pub relay: bool,
     /// Neither end uses maps that it kept.
     pub no_map_cache: bool,
     /// Who chooses the cipher.

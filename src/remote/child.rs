@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, Result, code, escape, in_words, lock};
 use crate::location::Host;
+use crate::remote::bootstrap::RemoteOptions;
 use crate::remote::running::Watch;
 use crate::sys;
 
@@ -50,30 +51,31 @@ struct Stderr {
     thread: JoinHandle<()>,
     /// The last line that came, escaped, if it was not shown yet.
     held: Arc<Mutex<Option<String>>>,
+    /// Shows a line, if there is one.
+    show: fn(Option<String>),
 }
 
 /// Starts a command on a host. Returns the connection, and the command's stdout and stdin.
 ///
-/// `rsh` is the command that reaches a host, split like a shell splits words;
+/// The command that reaches a host is split like a shell splits words;
 /// options, the host and the command follow these words, as ssh takes them. The login shell
 /// there, whichever it is, reads the command. `options` are those
-/// that ssh takes behind `-o`, see ssh_config(5). `asks_nothing`: they keep it from the terminal.
+/// that ssh takes behind `-o`, see ssh_config(5).
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] when `rsh` is no command, [`Error::Start`] when it cannot
+/// [`Error::Usage`] when what reaches a host is no command, [`Error::Start`] when it cannot
 /// be run.
 pub fn connect(
     host: &Host,
-    rsh: Option<&str>,
+    remote: &RemoteOptions,
     options: &[String],
     command: &str,
     program: &str,
-    asks_nothing: bool,
 ) -> Result<(RemoteProcess, ChildStdout, ChildStdin)> {
-    let words = command_line(host, rsh, options, command)?;
+    let words = command_line(host, remote.rsh.as_deref(), options, command)?;
     let mut child = Command::new(&words[0]);
-    if asks_nothing && rsh.is_none() {
+    if remote.asks_nothing && remote.rsh.is_none() {
         // What is typed to end this process ends it alone, which may still have something to tell.
         child.process_group(0);
     }
@@ -92,8 +94,10 @@ pub fn connect(
     sys::grow_pipe(&stdout);
     let held = Arc::default();
     let last = Arc::clone(&held);
-    let thread = std::thread::spawn(move || show_stderr(BufReader::new(stderr), &last));
-    let stderr = Stderr { thread, held };
+    // Who asked for it is elsewhere, and is told why it failed, if it did.
+    let show = if remote.is_onward { drop } else { show };
+    let thread = std::thread::spawn(move || show_stderr(BufReader::new(stderr), &last, show));
+    let stderr = Stderr { thread, held, show };
     let connection = RemoteProcess { child, watch, stderr, host: host.clone(), program: program.into() };
     Ok((connection, stdout, stdin))
 }
@@ -125,8 +129,8 @@ pub fn host_words(host: &Host) -> Vec<OsString> {
     words
 }
 
-/// Shows the stderr of a child line by line and escaped; holds the last line back for a moment.
-fn show_stderr(mut input: BufReader<ChildStderr>, held: &Mutex<Option<String>>) {
+/// Has the stderr of a child shown line by line and escaped; holds the last line back for a moment.
+fn show_stderr(mut input: BufReader<ChildStderr>, held: &Mutex<Option<String>>, show: fn(Option<String>)) {
     let mut line = Vec::new();
     loop {
         let may_wait = input.buffer().is_empty() && lock(held).is_some();
@@ -192,7 +196,7 @@ impl RemoteProcess {
         let ended_with = status.and_then(|status| status.code());
         let words = self.stderr.last_words().filter(|words| !words.is_empty());
         if !self.explains(&result, ended_with) {
-            show(words);
+            (self.stderr.show)(words);
             return result;
         }
         let detail = words.map_or(String::new(), |words| format!(": {words}"));
@@ -205,9 +209,11 @@ impl RemoteProcess {
             (Err(Error::Unanswered { .. } | Error::Closed { .. } | Error::Link { .. }), Some(255)) => {
                 Err(Error::Ssh { host, detail })
             }
-            (Err(Error::Unanswered { .. }), Some(126 | 127)) if program == "sh" => Err(Error::Start(format!(
-                "no shell can be run on {host}, which has to find a holesync there, or take its part{detail}"
-            ))),
+            (Err(Error::Unanswered { .. }), Some(126 | 127)) if program == "sh" => {
+                Err(Error::Start(format!(
+                    "no shell can be run on {host}, which has to find a holesync there, or take its part{detail}"
+                )))
+            }
             (Err(Error::Unanswered { .. }), Some(126 | 127)) => Err(Error::Start(format!(
                 "there is no {program} on {host}: copy this program into its PATH, name it with --remote-path, or \
                  leave --agent=require and --remote-path out{detail}"

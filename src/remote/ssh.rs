@@ -17,6 +17,15 @@ const QUERY_PATIENCE: Duration = Duration::from_secs(1);
 const DEBIANS_INTERVAL: &str = "300";
 /// The longest time that ssh takes: it keeps seconds in an int.
 const MOST_SECONDS: u32 = i32::MAX as u32;
+/// Where one host reaches another for somebody elsewhere: only one whose key is known there, and
+/// nothing that was forwarded there goes further, or stays.
+const ONWARD: [&str; 5] = [
+    "StrictHostKeyChecking=yes",
+    "ForwardAgent=no",
+    "ClearAllForwardings=yes",
+    "ControlMaster=no",
+    "ControlPath=none",
+];
 
 /// How ssh is called.
 #[derive(Debug, Default)]
@@ -34,7 +43,8 @@ impl Ssh {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] when another command would have to choose among addresses.
+    /// [`Error::Usage`] when another command would have to choose among addresses, or to forward
+    /// what it must not.
     pub fn prepare(
         host: &Host,
         remote: &RemoteOptions,
@@ -42,6 +52,9 @@ impl Ssh {
         reporter: &dyn Reporter,
     ) -> Result<Ssh> {
         if remote.rsh.is_some() || !is_openssh() {
+            if remote.is_onward || remote.forward_agent {
+                return Err(Error::Usage("the ssh that is found here is no OpenSSH".into()));
+            }
             return match remote.addresses {
                 Addresses::Any => Ok(Ssh::default()),
                 _ => Err(Error::Usage(
@@ -61,6 +74,12 @@ impl Ssh {
         let asks = remote.cipher == Cipher::Auto && cipher::may_be_asked_for(host, reporter);
         if remote.asks_nothing {
             options.push("BatchMode=yes".into());
+        }
+        if remote.is_onward {
+            options.extend(ONWARD.map(String::from));
+        }
+        if remote.forward_agent {
+            options.push("ForwardAgent=yes".into());
         }
         let Some(config) = SshConfig::of(host, asks) else {
             return Ok(Ssh { options, is_batch: remote.asks_nothing });

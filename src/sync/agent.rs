@@ -2,6 +2,9 @@
 //! confined. It works over any
 //! pair of streams; `holesync agent` gives it stdin and stdout.
 
+mod onward;
+mod witness;
+
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -17,8 +20,8 @@ use crate::error::{Again, Error, Result};
 use crate::hashmap::{self, Grid, Hash};
 use crate::options::Options;
 use crate::protocol::{
-    Connection, Frame, FrameReader, FrameWriter, MAX_NOISE, MAX_SOURCES, Message, Pace, Request, RunId,
-    Silence, TimedReader, TimedWriter,
+    Connection, FrameReader, FrameWriter, MAX_NOISE, MAX_SOURCES, Message, Pace, Request, RunId, Silence,
+    TimedReader, TimedWriter,
 };
 use crate::receiver::{self, Asides, Target};
 use crate::remote;
@@ -53,11 +56,9 @@ pub fn serve<R: Read + AsFd + Send + 'static, W: Write + AsFd + Send>(
     output.greet(remote::aes_here(), true)?;
     // What is meant for a shell may come before the greeting: here there is none.
     let greeting = input.await_greeting(MAX_NOISE)?;
-    let (mut options, request, run) = match input.read()? {
-        Frame::Message(Message::Start(options, request, run)) => (options, request, run),
-        _ => return Err(input.bad("something else than a request")),
-    };
-    options.map_cache = greeting.map_cache;
+    let me = onward::Me { confinement, umask };
+    let asked = onward::await_request(&mut input, &mut output, &silence, greeting.map_cache, &me)?;
+    let Some((mut options, request, run)) = asked else { return Ok(()) };
     pace.limit(options.bandwidth);
     // A stream of records has no room for signs of life.
     silence.limit(options.silence().filter(|_| !matches!(request, Request::Through { .. })));
@@ -105,26 +106,18 @@ fn admit(
     options: &Options,
     confinement: &Confinement,
 ) -> Result<Admitted> {
-    let readable = |paths: Vec<RequestPath>| -> Result<Vec<NamedPath>> {
-        if paths.len() > MAX_SOURCES {
-            let what = "too many sources".into();
-            return Err(Error::Protocol { peer: PEER.into(), what });
-        }
-        paths.into_iter().map(|path| confinement.readable(path)).collect()
-    };
     Ok(match request {
         Request::Receive { destination, directory } | Request::Together { destination, directory, .. } => {
             let asides = Asides::find(options, |path| confinement.writable(path))?;
             Admitted::Receive { destination: confinement.writable(destination)?, directory, asides }
         }
         Request::Send { sources, .. } => {
-            let sources = source::expand_patterns(readable(sources)?)?;
-            Admitted::Send { sources: source::choose(sources, listed, options)? }
+            Admitted::Send { sources: chosen(sources, listed, options, confinement)? }
         }
         Request::Names { path, nul_separated } => {
             Admitted::Names { path: confinement.readable(path)?, nul_separated }
         }
-        Request::Digest { paths } => Admitted::Digest { paths: readable(paths)? },
+        Request::Digest { paths } => Admitted::Digest { paths: readable(paths, confinement)? },
         Request::Survey { path } => Admitted::Survey { path: confinement.readable(path)? },
         Request::Image { destination } => Admitted::Image { destination: confinement.writable(destination)? },
         Request::Through { command, destination, size } => Admitted::Through {
@@ -133,6 +126,26 @@ fn admit(
             size,
         },
     })
+}
+
+/// Paths that may be read.
+fn readable(paths: Vec<RequestPath>, confinement: &Confinement) -> Result<Vec<NamedPath>> {
+    if paths.len() > MAX_SOURCES {
+        let what = "too many sources".into();
+        return Err(Error::Protocol { peer: PEER.into(), what });
+    }
+    paths.into_iter().map(|path| confinement.readable(path)).collect()
+}
+
+/// What is to be sent: sources, or what is `listed` below the only one of them.
+fn chosen(
+    sources: Vec<RequestPath>,
+    listed: Option<Vec<Vec<u8>>>,
+    options: &Options,
+    confinement: &Confinement,
+) -> Result<Vec<NamedPath>> {
+    let sources = source::expand_patterns(readable(sources, confinement)?)?;
+    source::choose(sources, listed, options)
 }
 
 fn perform<R: Read + Send + 'static, W: Write + Send>(

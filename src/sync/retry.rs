@@ -24,6 +24,8 @@ pub struct Tries {
     asks: AtomicBool,
     /// Once the other end has answered.
     has_worked: AtomicBool,
+    /// A host was sent to by another one.
+    went_onward: AtomicBool,
     failed: AtomicU32,
     sent: AtomicU64,
     received: AtomicU64,
@@ -70,9 +72,19 @@ impl Tries {
         self.has_worked.store(true, Ordering::Relaxed);
     }
 
+    /// One host sends to another by itself.
+    pub fn goes_onward(&self) {
+        self.went_onward.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one did, and its way may have died.
+    pub fn went_onward(&self) -> bool {
+        self.went_onward.load(Ordering::Relaxed)
+    }
+
     /// Bytes went through a connection. Returns what went through all of them.
     pub fn wire(&self, sent: u64, received: u64) -> (u64, u64) {
-        let add = |sum: &AtomicU64, more| sum.fetch_add(more, Ordering::Relaxed) + more;
+        let add = |sum: &AtomicU64, more| sum.fetch_add(more, Ordering::Relaxed).saturating_add(more);
         (add(&self.sent, sent), add(&self.received, received))
     }
 
@@ -143,7 +155,7 @@ impl Tries {
 }
 
 /// Whether the connection died, and not what either end wanted: that would fail again.
-fn has_died(error: &Error) -> bool {
+pub(super) fn has_died(error: &Error) -> bool {
     match error {
         Error::Timeout { .. } | Error::Link { .. } | Error::Ssh { .. } | Error::Closed { .. } => true,
         Error::Remote { failure, .. } => matches!(failure.code, code::LINK | code::TIMEOUT),

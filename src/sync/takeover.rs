@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, UnixCredentials, sockopt};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
 use nix::unistd::{Pid, geteuid};
 
 use crate::error::Result;
@@ -45,20 +45,39 @@ pub fn end_earlier(run: &RunId, pause: Duration, mut waiting: impl FnMut() -> Re
 
 /// Asks the agent that serves a run to end, if there is one of this user.
 fn ask(run: &RunId) -> io::Result<UnixStream> {
+    let (mut asking, other) = reach(&name_of(run))?;
+    asking.write_all(run)?;
+    // One that is stopped does not listen.
+    kill(other, Signal::SIGCONT)?;
+    Ok(asking)
+}
+
+/// Connects to a process of this user that listens on an abstract socket, and which that is.
+///
+/// # Errors
+///
+/// When there is none, or others fill its queue: nobody is waited for.
+pub(super) fn reach(name: &str) -> io::Result<(UnixStream, Pid)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let asking = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    // It does not wait where others fill its queue.
-    socket::connect(asking.as_raw_fd(), &UnixAddr::new_abstract(name_of(run).as_bytes())?)?;
-    let other = credentials(&asking)?;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
+    let pid = same_user(&socket)?;
+    let socket = UnixStream::from(socket);
+    socket.set_nonblocking(false)?;
+    Ok((socket, pid))
+}
+
+/// The process at the other end, which must be this user's.
+///
+/// # Errors
+///
+/// When it is not, or cannot be told.
+pub(super) fn same_user(socket: &impl AsFd) -> io::Result<Pid> {
+    let other = socket::getsockopt(socket, sockopt::PeerCredentials)?;
     if other.uid() != geteuid().as_raw() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    let mut asking = UnixStream::from(asking);
-    asking.set_nonblocking(false)?;
-    asking.write_all(run)?;
-    // One that is stopped does not listen.
-    kill(Pid::from_raw(other.pid()), Signal::SIGCONT)?;
-    Ok(asking)
+    Ok(Pid::from_raw(other.pid()))
 }
 
 /// Has this agent end when a later one of its run asks. Where that cannot be, the later one
@@ -85,14 +104,10 @@ pub fn end_when_asked(run: RunId, silence: Arc<Silence>) {
 
 fn is_entitled(mut asking: &UnixStream, run: &RunId) -> bool {
     let mut said = RunId::default();
-    credentials(asking).is_ok_and(|other| other.uid() == geteuid().as_raw())
+    same_user(&asking).is_ok()
         && asking.set_read_timeout(Some(ASKING)).is_ok()
         && asking.read_exact(&mut said).is_ok()
         && said == *run
-}
-
-fn credentials(socket: &impl AsFd) -> nix::Result<UnixCredentials> {
-    socket::getsockopt(socket, sockopt::PeerCredentials)
 }
 
 /// The id itself is not shown to those who list sockets.

@@ -16,6 +16,7 @@ mod kept;
 mod kinds;
 mod moved;
 mod names;
+mod onward;
 mod paths;
 mod previews;
 mod racy;

@@ -9,7 +9,11 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
 use holesync::confinement::RequestPath;
 use holesync::error::{Error, Failure, code};
-use holesync::protocol::{Frame, FrameReader, FrameWriter, MAX_NOISE, Message, Request};
+use holesync::location::Host;
+use holesync::options::Options;
+use holesync::protocol::{
+    Frame, FrameReader, FrameWriter, MAX_NOISE, Message, Onward, OnwardRequest, Request,
+};
 use tempfile::TempDir;
 
 use crate::common::check::assert_same;
@@ -233,6 +237,11 @@ fn a_key_that_may_not_remove_keeps_what_the_other_end_does_not_have() {
 
 /// Asks an agent without ssh, as an initiator that does not keep to what holesync would ask.
 fn ask(args: &[&str], request: Request) -> Result<Frame, Error> {
+    say(args, &Message::Start(Box::default(), request, None))
+}
+
+/// Says this first. The first answer.
+fn say(args: &[&str], first: &Message) -> Result<Frame, Error> {
     let mut agent = Command::new(PROGRAM);
     agent.arg("agent").args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut agent = agent.spawn().expect("start an agent");
@@ -240,7 +249,7 @@ fn ask(args: &[&str], request: Request) -> Result<Frame, Error> {
     let mut output: FrameWriter<ChildStdin> = FrameWriter::new(agent.stdin.take().expect("a pipe"), "agent");
     input.await_greeting(MAX_NOISE).expect("a greeting");
     output.greet(None, true).expect("greet");
-    output.message(&Message::Start(Box::default(), request, None)).expect("ask");
+    output.message(first).expect("ask");
     // A receiver waits for this; whoever refused is gone.
     let _ = output.message(&Message::Layout { single: true });
     let _ = output.message(&Message::End(Box::default()));
@@ -302,6 +311,32 @@ fn each_request_of_a_lying_initiator_is_refused_where_it_leads_out_or_is_not_giv
     assert_eq!(refused(&["--read-only"], many).code, code::STREAM);
     let many = Request::Digest { paths: vec![request_path("image"); 1025] };
     assert_eq!(refused(&["--read-only"], many).code, code::STREAM);
+    // It sends to no other host by itself.
+    let send_on = |path: &str| {
+        let request = OnwardRequest {
+            options: Options::default(),
+            run: None,
+            to: Host { user: None, name: "127.0.0.1".into(), port: Some(1) },
+            remote_path: None,
+            sudo: false,
+            cipher_of_ssh: false,
+            token: [1; 16],
+            destination: request_path("image"),
+            directory: false,
+            sources: vec![request_path(path)],
+            listed: false,
+        };
+        Message::Onward(Onward::Send(Box::new(request)))
+    };
+    for args in [&[][..], &["--read-only"], &["--write-only"]] {
+        let args = [&["--root", root], args].concat();
+        match say(&args, &send_on("image")) {
+            Ok(Frame::Message(Message::Onward(Onward::Apart(why)))) => {
+                assert!(why.contains("this agent is confined"), "{args:?}: {why}");
+            }
+            other => panic!("{args:?}: {other:?}"),
+        }
+    }
     // Of sources, each that leads out fails by itself.
     match ask(&["--root", root, "--read-only"], send("../secret")) {
         Ok(Frame::Message(Message::Layout { single: false })) => {}

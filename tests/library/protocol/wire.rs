@@ -10,11 +10,12 @@ use holesync::error::{Error, Failure};
 use holesync::hashmap::Key;
 use holesync::hashmap::leaves::Leaves;
 use holesync::hashmap::plan::Run;
+use holesync::location::Host;
 use holesync::options::{Compress, Options};
 use holesync::protocol::{
     BlockAnswer, Data, Differ, Entry, Frame, FrameReader, FrameWriter, ImageMessage, LeafAnswer, MAGIC,
     MAX_DATA, MAX_DATA_BLOCKS, MAX_DIFFER, MAX_MAP_KEYS, MAX_MAP_RUNS, MAX_NAME, MAX_NOISE, MAX_PATH,
-    Message, OLDEST, Patch, Request, TimedWriter, VERSION, check_path,
+    Message, OLDEST, Onward, OnwardRequest, Patch, Request, Said, Speaker, TimedWriter, VERSION, check_path,
 };
 use holesync::report::{Changes, Phase, Stats};
 use holesync::source::{Kind, Metadata, Node, Owner};
@@ -82,6 +83,53 @@ fn kind() -> impl Strategy<Value = Kind> {
     prop_oneof![file, Just(Kind::Directory), link, node.prop_map(Kind::Node), hard_link, Just(Kind::Missing)]
 }
 
+fn onward() -> impl Strategy<Value = Onward> {
+    let path = || prop::collection::vec(any::<u8>(), 0..300);
+    let host = (prop::option::of("[a-z]{1,9}"), "[a-z0-9.]{1,30}", any::<Option<u16>>())
+        .prop_map(|parts| Host::try_from(parts).unwrap());
+    let speaker = || prop_oneof![Just(Speaker::Sender), Just(Speaker::Receiver)];
+    let request =
+        (host, any::<Option<[u8; 16]>>(), path(), prop::collection::vec(path(), 0..4), any::<[bool; 4]>());
+    prop_oneof![
+        any::<[u8; 16]>().prop_map(Onward::Witness),
+        any::<[u8; 16]>().prop_map(Onward::Meet),
+        any::<bool>().prop_map(Onward::Met),
+        request.prop_map(|(to, run, destination, sources, [sudo, directory, listed, cipher_of_ssh])| {
+            let (destination, sources) = (destination.into(), sources.into_iter().map(Into::into).collect());
+            let (options, remote_path, token) = (Options::default(), Some("x".into()), [1; 16]);
+            let request = OnwardRequest {
+                options,
+                run,
+                to,
+                remote_path,
+                sudo,
+                cipher_of_ssh,
+                token,
+                destination,
+                directory,
+                sources,
+                listed,
+            };
+            Onward::Send(Box::new(request))
+        }),
+        ".{0,50}".prop_map(Onward::Apart),
+        Just(Onward::Joined),
+        (speaker(), path()).prop_map(|(speaker, message)| Onward::Heard(speaker, Said::Message(message))),
+        (speaker(), any::<u64>()).prop_map(|(speaker, bytes)| Onward::Heard(speaker, Said::Data(bytes))),
+        any::<[u64; 2]>().prop_map(|[sent, received]| Onward::Over { sent, received }),
+    ]
+}
+
+/// What no user could write as a host cannot come from elsewhere either.
+#[test]
+fn a_host_from_elsewhere_is_checked() {
+    let parts = |name: &str| postcard::to_stdvec(&(None::<String>, name, None::<u16>)).unwrap();
+    assert!(postcard::from_bytes::<Host>(&parts("a.b")).is_ok());
+    for bad in ["", "-oProxyCommand=x", "a b", "a;b", "$(a)"] {
+        assert!(postcard::from_bytes::<Host>(&parts(bad)).is_err(), "{bad}");
+    }
+}
+
 fn message() -> impl Strategy<Value = Message> {
     let path = || prop::collection::vec(any::<u8>(), 0..300);
     let failure = || (1..=255u8, ".{0,50}").prop_map(|(code, message)| Failure::new(code, message));
@@ -137,6 +185,7 @@ fn message() -> impl Strategy<Value = Message> {
             .prop_map(|(id, changed, changes)| Message::Done { id, changed, changes }),
         any::<u64>().prop_map(|id| Message::Again { id }),
         any::<u64>().prop_map(|id| Message::Lacking { id }),
+        onward().prop_map(Message::Onward),
         prop::collection::vec(any::<[u8; 32]>(), 0..4).prop_map(|roots| Message::Knows { roots }),
         (any::<u64>(), any::<[u8; 32]>()).prop_map(|(id, root)| Message::AsKnown { id, root }),
         any::<u64>().prop_map(|bytes| Message::Believed { bytes }),
