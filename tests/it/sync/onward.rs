@@ -260,7 +260,9 @@ fn only_who_is_meant_is_written_to() {
         hosts.reaches_by(&format!("key-{}", access.len()), &command);
         check(&[another]);
     }
-    for (name, setting) in [("cwd", "cd /tmp"), ("home", "export HOME=/tmp"), ("umask", "umask 077")] {
+    for (name, setting) in
+        [("key-cwd", "cd /tmp"), ("key-home", "export HOME=/tmp"), ("key-umask", "umask 077")]
+    {
         hosts.reaches_by(name, &format!("{setting}; exec sh -c \\\"$SSH_ORIGINAL_COMMAND\\\""));
         check(&[another]);
     }
