@@ -429,6 +429,20 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// A copy without ACLs and extended attributes.
+    pub fn without_extended(&self) -> Entry {
+        let Entry { id, path, kind, metadata } = self;
+        let Metadata { mode, mtime, atime, owner, .. } = metadata;
+        let metadata = Metadata {
+            mode: *mode,
+            mtime: *mtime,
+            atime: *atime,
+            owner: owner.clone(),
+            ..Metadata::default()
+        };
+        Entry { id: *id, path: path.clone(), kind: kind.clone(), metadata }
+    }
+
     /// It, for the user.
     pub fn item(&self) -> Item<'_> {
         Item { order: Some(self.id), ..source::item(&self.path, &self.kind, &self.metadata) }

@@ -41,6 +41,9 @@ pub trait Image: Sync {
     fn plain_file(&self) -> Option<&File> {
         None
     }
+
+    /// Tells that blocks here and there will be read, some of them again, or everything as usual.
+    fn expect_scattered_reads(&self, _are_scattered: bool) {}
 }
 
 /// An open file or block device as an [`Image`].
@@ -50,18 +53,21 @@ pub struct FileImage {
     hole_map: bool,
     /// What is read leaves the page cache as it was, if the system can do that.
     spares_cache: AtomicBool,
+    /// So it would be where all of it is read.
+    is_large: bool,
 }
 
 impl FileImage {
     /// `hole_map` false: do not ask for holes, read everything.
     pub fn new(file: File, hole_map: bool) -> FileImage {
-        FileImage { file, hole_map, spares_cache: AtomicBool::new(false) }
+        FileImage { file, hole_map, spares_cache: AtomicBool::new(false), is_large: false }
     }
 
     /// Reads without leaving in the page cache what was not there before. For who reads
     /// more than the cache can hold, once.
     pub fn sparing_cache(mut self) -> FileImage {
         *self.spares_cache.get_mut() = true;
+        self.is_large = true;
         self
     }
 
@@ -87,6 +93,11 @@ impl Image for FileImage {
 
     fn plain_file(&self) -> Option<&File> {
         Some(&self.file)
+    }
+
+    fn expect_scattered_reads(&self, are_scattered: bool) {
+        sys::will_be_scattered(&self.file, are_scattered);
+        self.spares_cache.store(self.is_large && !are_scattered, Ordering::Relaxed);
     }
 
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {

@@ -264,6 +264,16 @@ pub fn drop_cached(file: &File, range: Range<u64>) {
     let _ = nix::fcntl::posix_fadvise(file, start, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
 }
 
+/// Tells that a file will be read here and there, or again as usual: then the system reads ahead. For
+/// all who share the open file. Only a hint (posix_fadvise(2)).
+pub fn will_be_scattered(file: &File, scattered: bool) {
+    let advice = match scattered {
+        true => PosixFadviseAdvice::POSIX_FADV_RANDOM,
+        false => PosixFadviseAdvice::POSIX_FADV_NORMAL,
+    };
+    let _ = nix::fcntl::posix_fadvise(file, 0, 0, advice);
+}
+
 /// Writes dirty pages back, so that a later store through a mapping is a fault again,
 /// which sets the file's times; sync_file_range(2). Waits for what is under way already,
 /// not for the end of the rest. Where nothing is dirty it looks at no page. A system or

@@ -49,7 +49,8 @@ impl Sample {
         Ok(Sample { grid: map.grid(), blocks })
     }
 
-    /// Whether an image has these hashes there.
+    /// Whether an image has these hashes there. If so, the rest that is read of it is blocks here and
+    /// there, and nothing is read ahead of them.
     ///
     /// # Errors
     ///
@@ -62,7 +63,12 @@ impl Sample {
             let found = hashmap::block_of(&bytes);
             Ok(found.data == *pages && found.hash == *hash)
         };
-        self.blocks.par_iter().map(is_same).try_reduce(|| true, |one, other| Ok(one && other))
+        image.expect_scattered_reads(true);
+        let is_right = self.blocks.par_iter().map(is_same).try_reduce(|| true, |one, other| Ok(one && other));
+        if !matches!(is_right, Ok(true)) {
+            image.expect_scattered_reads(false);
+        }
+        is_right
     }
 }
 

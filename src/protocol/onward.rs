@@ -10,7 +10,7 @@ use crate::confinement::RequestPath;
 use crate::error::{Error, Result};
 use crate::location::Host;
 use crate::options::Options;
-use crate::protocol::{Entry, Message, RunId};
+use crate::protocol::{Message, RunId};
 
 /// What a host is to send, and where. The names of what is `listed` come behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,10 +126,7 @@ impl Message {
     fn for_bystander(&self) -> Option<Cow<'_, Message>> {
         match self {
             Message::Keep { .. } | Message::Zero { .. } | Message::Granted { .. } | Message::Fatal(_) => None,
-            Message::Entry(entry) => {
-                let metadata = entry.metadata.clone().without_extended();
-                Some(Cow::Owned(Message::Entry(Entry { metadata, ..entry.clone() })))
-            }
+            Message::Entry(entry) => Some(Cow::Owned(Message::Entry(entry.without_extended()))),
             message => Some(Cow::Borrowed(message)),
         }
     }

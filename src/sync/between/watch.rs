@@ -107,9 +107,7 @@ impl<'a> Watch<'a> {
                 let allocated =
                     if let Kind::File { allocated, .. } = entry.kind { Some(allocated) } else { None };
                 if allocated.is_some() || self.tells_others && entry.kind != Kind::Missing {
-                    let entry =
-                        Entry { metadata: entry.metadata.clone().without_extended(), ..entry.clone() };
-                    seen.entries.insert(entry.id, Announced { entry, sent: 0 });
+                    seen.entries.insert(entry.id, Announced { entry: entry.without_extended(), sent: 0 });
                 }
                 // Some may have a result that is on its way here.
                 if seen.entries.len() > 2 * CREDIT {
