@@ -213,6 +213,10 @@ pub fn map_rest<E: From<io::Error>>(
     keeps_bytes: bool,
     mut sink: impl FnMut(&mut Batch) -> Result<bool, E>,
 ) -> Result<(), E> {
+    if first > 0 && first < grid.blocks() {
+        // A map that was believed tells no more.
+        image.expect_scattered_reads(false);
+    }
     let mut gather = Gather::new(image, grid, first);
     let mut spare = Vec::new();
     let mut gathered = gather.batch()?;

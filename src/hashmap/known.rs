@@ -19,6 +19,8 @@ pub struct Sample {
     grid: Grid,
     /// Index, pages with data, hash.
     blocks: Vec<(u64, PageMask, Hash)>,
+    /// What is believed is more than half of what has data.
+    is_most: bool,
 }
 
 impl Sample {
@@ -26,11 +28,12 @@ impl Sample {
     pub fn of(map: &StoredMap, believed: &[Range<u64>]) -> Result<Sample, MapError> {
         let mut map = map.entries()?;
         let mut blocks = Vec::with_capacity(SAMPLES);
-        let (mut index, mut seen) = (0, 0);
+        let (mut index, mut seen, mut data) = (0, 0, 0);
         let mut rest = believed.iter().peekable();
         while let Some(entries) = map.entries()? {
             for entry in entries {
                 while rest.next_if(|range| range.end <= index).is_some() {}
+                data += u64::from(matches!(entry, MapEntry::Data { .. }));
                 let is_believed = rest.peek().is_some_and(|range| range.contains(&index));
                 if let MapEntry::Data { pages, hash } = entry
                     && is_believed
@@ -46,11 +49,11 @@ impl Sample {
                 index += entry.blocks();
             }
         }
-        Ok(Sample { grid: map.grid(), blocks })
+        Ok(Sample { grid: map.grid(), blocks, is_most: seen > data / 2 })
     }
 
-    /// Whether an image has these hashes there. If so, the rest that is read of it is blocks here and
-    /// there, and nothing is read ahead of them.
+    /// Whether an image has these hashes there. If so, and if that is most of it, the rest is read here and
+    /// there, and nothing is read ahead.
     ///
     /// # Errors
     ///
@@ -63,7 +66,7 @@ impl Sample {
             let found = hashmap::block_of(&bytes);
             Ok(found.data == *pages && found.hash == *hash)
         };
-        image.expect_scattered_reads(true);
+        image.expect_scattered_reads(self.is_most);
         let is_right = self.blocks.par_iter().map(is_same).try_reduce(|| true, |one, other| Ok(one && other));
         if !matches!(is_right, Ok(true)) {
             image.expect_scattered_reads(false);

@@ -14,7 +14,7 @@ use crate::hashmap::since::{Known, Since};
 use crate::hashmap::{self, Batch, Grid, Item, MapRecord};
 use crate::in_use;
 use crate::options::{Compress, Options};
-use crate::scan::{self, Content};
+use crate::scan::{self, Content, Image};
 use crate::sender::known::KnownMaps;
 use crate::source::{Kind, OpenSource, Source};
 use crate::sys;
@@ -206,6 +206,10 @@ impl FileHasher {
         let is_read_once = is_small || exceeds_cache || retry || !state.shows_changes();
         let mut keeps_bytes = is_read_once || !sys::is_cached(image.file()) || self.wants_bytes(job);
         let mut head = self.head(job, &opened, (&grid, data), ahead);
+        if !job.compared && matches!(head, Head::Known { .. }) {
+            // All of it is sent.
+            image.expect_scattered_reads(false);
+        }
         // What was hashed for another is read again by each who sends it.
         keeps_bytes &= !matches!(head, Head::Shared { .. });
         let mut record = self.record(&head, &opened, (&grid, data));

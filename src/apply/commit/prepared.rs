@@ -114,11 +114,17 @@ impl Prepared {
     /// Those of [`finish`](Destination::finish).
     pub fn commit(self) -> Result<Finished> {
         let Prepared { destination, root, kept, ready, _mark } = self;
-        destination.remove_mark();
-        match ready {
+        let place = destination.task.place.clone();
+        let is_gone = destination.remove_mark();
+        let finished = match ready {
             Some(ready) => destination.conclude(ready, &root),
             None => destination.finish(&root, kept),
+        };
+        if !is_gone {
+            // It may go now: a run that finds the file equal does not look for it.
+            let _ = place.remove(&[Working::Prepared]);
         }
+        finished
     }
 
     /// Whether the next run finds what waits here.
@@ -138,8 +144,8 @@ impl Prepared {
 }
 
 impl Destination {
-    fn remove_mark(&self) {
-        // It tells of something that is no more: whoever goes on removes it.
-        let _ = self.task.place.remove(&[Working::Prepared]);
+    /// It tells of something that is no more: otherwise whoever goes on removes it. Whether it is gone.
+    fn remove_mark(&self) -> bool {
+        self.task.place.remove(&[Working::Prepared]).is_ok()
     }
 }

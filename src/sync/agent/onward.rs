@@ -10,6 +10,7 @@ use crate::error::{Error, Failure, Result, code};
 use crate::options::Options;
 use crate::protocol::{
     Frame, FrameReader, FrameWriter, Message, Onward, OnwardRequest, Request, RunId, Silence, Speaker, Tap,
+    shortened,
 };
 use crate::remote::{Agent, Cipher, FarSide, Input, Output, RemoteOptions};
 use crate::report::{Phase, Silent, Stats};
@@ -98,7 +99,7 @@ fn send<W: Write + Send>(
     output: &mut FrameWriter<W>,
 ) -> Result<bool> {
     let apart = |output: &mut FrameWriter<W>, error: &Error| {
-        output.message(&Message::Onward(Onward::Apart(error.to_string())))?;
+        output.message(&Message::Onward(Onward::Apart(shortened(error.to_string()))))?;
         output.flush().map(|()| false)
     };
     let options = &request.options;
@@ -120,7 +121,7 @@ fn send<W: Write + Send>(
         // Whoever else may still tell something has nothing to say any more. It may have gone itself.
         let _ = way.told.send(match &sent {
             Ok(Completed { wire: (sent, received), .. }) => Onward::Over { sent: *sent, received: *received },
-            Err(error) => Onward::Apart(error.to_string()),
+            Err(error) => Onward::Apart(shortened(error.to_string())),
         });
         (sent, telling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });

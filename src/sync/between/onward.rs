@@ -13,7 +13,9 @@ use std::io::Read;
 
 use crate::error::{Error, Result};
 use crate::location::Host;
-use crate::protocol::{Frame, FrameReader, MAX_DATA, Message, Onward, OnwardRequest, RunId, Said, Speaker};
+use crate::protocol::{
+    Frame, FrameReader, MAX_CONTROL, MAX_DATA, Message, Onward, OnwardRequest, RunId, Said, Speaker,
+};
 use crate::remote::{Addresses, Agent, Cipher, Input, Output, RemoteOptions};
 use crate::report::{Event, Stats};
 use crate::sync::between::Transfer;
@@ -74,7 +76,12 @@ impl OnwardWay {
             sources: from.paths.iter().cloned().map(Into::into).collect(),
             listed: from.listed.is_some(),
         };
-        output.message(&Message::Onward(Onward::Send(Box::new(request))))?;
+        let request = Message::Onward(Onward::Send(Box::new(request)));
+        // What fits a request, and the options, may be too much for both in one.
+        if postcard::to_stdvec(&request).is_ok_and(|encoded| encoded.len() > MAX_CONTROL) {
+            return Ok(None);
+        }
+        output.message(&request)?;
         if let Some(names) = from.listed {
             names::send(output, names.clone())?;
         }
