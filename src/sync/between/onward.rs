@@ -33,16 +33,21 @@ impl OnwardWay {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] when another command would have to forward an agent.
+    /// [`Error::Usage`] when an agent would be forwarded for nothing, or by another command.
     pub fn between(remote: &RemoteOptions, from: &Host, to: &Host) -> Result<Option<OnwardWay>> {
         if remote.rsh.is_some() {
             let what = "--forward-agent is for ssh without --rsh and RSYNC_RSH";
             return if remote.forward_agent { Err(Error::Usage(what.into())) } else { Ok(None) };
         }
-        let mut token = RunId::default();
         // What is brought along from here, and addresses that are chosen here, are not known there.
-        let is_usual = remote.agent != Agent::Push && remote.addresses == Addresses::Any;
-        let may_be_tried = is_usual && !remote.relay && from != to && getrandom::fill(&mut token).is_ok();
+        let is_usual = remote.agent != Agent::Push && remote.addresses == Addresses::Any && from != to;
+        if remote.forward_agent && !is_usual {
+            let what = "--forward-agent is of no use where all goes through here, as with --agent=push, -4 and -6, and with \
+                        both paths on one host: leave it out";
+            return Err(Error::Usage(what.into()));
+        }
+        let mut token = RunId::default();
+        let may_be_tried = is_usual && !remote.relay && getrandom::fill(&mut token).is_ok();
         Ok(may_be_tried.then_some(OnwardWay { token }))
     }
 

@@ -310,6 +310,8 @@ fn an_agent_of_the_user_goes_along_only_where_that_is_asked_for() {
     for (flags, says) in [
         (&["--forward-agent", "-e", "ssh"][..], "--forward-agent is for ssh without --rsh"),
         (&["--forward-agent", "--relay"], "cannot be used with"),
+        (&["--forward-agent", "--agent=push"], "--forward-agent is of no use"),
+        (&["--forward-agent", "-4"], "--forward-agent is of no use"),
     ] {
         hosts.run(flags).code(1).says(&[says]);
     }
