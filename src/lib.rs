@@ -44,9 +44,10 @@ pub mod shell;
 #[doc(hidden)]
 pub mod source;
 #[doc(hidden)]
+pub mod store;
+#[doc(hidden)]
 pub mod stream;
 #[doc(hidden)]
 pub mod sys;
 #[doc(hidden)]
 pub mod working;
-pub mod xattrs;

@@ -37,7 +37,7 @@ use crate::error::{Error, Failure, Result, Warning, code, escape, printable};
 use crate::options::Options;
 use crate::scan::{self, FileImage, FileState};
 use crate::sys;
-use crate::xattrs::{Acls, Xattr};
+use crate::sys::xattrs::{Acls, Xattr};
 
 pub use asked::Asked;
 pub use contents::{ContentsTold, NOTHING_REMOVED, Told, deletes, tell_contents};

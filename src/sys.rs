@@ -10,6 +10,7 @@ mod locks;
 mod names;
 mod process;
 mod seek;
+pub mod xattrs;
 
 use std::ffi::OsStr;
 use std::fs::File;

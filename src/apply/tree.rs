@@ -29,7 +29,7 @@ use crate::options::Options;
 use crate::report::Changes;
 use crate::source::{Contents, Kind, Metadata, Names};
 use crate::sys;
-use crate::xattrs::{Acl, AclEntry};
+use crate::sys::xattrs::{Acl, AclEntry};
 pub use delayed::DelayedFile;
 pub use root::{DestinationRoot, LastDirectory, Target};
 pub(in crate::apply) use unsynced::Unsynced;

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::filter::DirectoryRules;
 use crate::options::Options;
 use crate::source::{Kind, MAX_EXTENDED, Source};
-use crate::xattrs::{self, ACL, Acl, AclEntry, Acls, DEFAULT_ACL, Xattr};
+use crate::sys::xattrs::{self, ACL, Acl, AclEntry, Acls, DEFAULT_ACL, Xattr};
 
 impl Source {
     /// Reads those that the options ask for and no rule hides.

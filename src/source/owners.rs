@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::error::{Error, Result};
 use crate::options::{AttributeRules, IdMap, To};
 use crate::source::Owner;
-use crate::xattrs::AclEntry;
+use crate::sys::xattrs::AclEntry;
 
 /// How often one run asks a directory service: each time is a process.
 const MAX_ASKED: usize = 1024;

@@ -14,7 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use crate::apply::attributes::{Unset, is_policy};
 use crate::apply::place::{Access, Old};
 use crate::sys;
-use crate::xattrs::{self, ACL, Acl, CAPABILITY, DEFAULT_ACL, is_none};
+use crate::sys::xattrs::{self, ACL, Acl, CAPABILITY, DEFAULT_ACL, is_none};
 
 /// Who may: where it cannot be handed on, the system's own rules decide.
 const LABELS: [&str; 3] = ["security.selinux", "security.SMACK64", NFS4_ACL];

@@ -14,7 +14,7 @@ use crate::apply::attributes::Unset;
 use crate::apply::attributes::belongings::ignore_full;
 use crate::report::Changes;
 use crate::sys;
-use crate::xattrs::{self, ACL, Acl, CAPABILITY, DEFAULT_ACL, Xattr};
+use crate::sys::xattrs::{self, ACL, Acl, CAPABILITY, DEFAULT_ACL, Xattr};
 
 /// What is to be set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

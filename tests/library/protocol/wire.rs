@@ -19,7 +19,7 @@ use holesync::protocol::{
 };
 use holesync::report::{Changes, Phase, Stats};
 use holesync::source::{Kind, Metadata, Node, Owner};
-use holesync::xattrs::{AclEntry, Acls};
+use holesync::sys::xattrs::{AclEntry, Acls};
 use proptest::prelude::*;
 
 /// What `write` writes, as bytes.

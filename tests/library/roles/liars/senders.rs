@@ -9,7 +9,7 @@ use holesync::options::{Commit, Delete, DeleteWhen, Options};
 use holesync::protocol::{Entry, Frame, MAX_CONTROL, MAX_DATA, MAX_LENGTH, MAX_PATH, Message, Request};
 use holesync::report::{Changes, Stats};
 use holesync::source::{Kind, Metadata, Node, Owner};
-use holesync::xattrs::{AclEntry, Acls};
+use holesync::sys::xattrs::{AclEntry, Acls};
 
 use super::{Liar, MEMORY, is_protocol_error, peak_memory};
 use crate::roles::{Snapshot, Trees, entry, options, snapshot, start_receiver, wait};

@@ -1,0 +1,119 @@
+//! Objects below one address, by name. Whoever has them is believed in nothing: what they hold is
+//! proven by who asked for it.
+
+mod directory;
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::time::SystemTime;
+
+use crate::error::Result;
+
+pub use directory::Directory;
+
+/// How a part of an object was served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// All of the range was told.
+    Range,
+    /// Nothing was told: who has it gives whole objects alone.
+    WholeOnly,
+}
+
+/// Takes the bytes of an object as they come. An error ends the reading, and is returned.
+pub type Take<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+
+/// Objects that can be read.
+pub trait Objects: Send + Sync {
+    /// The address of an object, for messages: nothing secret is in it.
+    fn address(&self, name: &str) -> String;
+
+    /// All of an object of at most `most` bytes; `None`: there is none.
+    ///
+    /// # Errors
+    ///
+    /// When it is longer, and when it cannot be had: each names the address.
+    fn get(&self, name: &str, most: u64) -> Result<Option<Vec<u8>>>;
+
+    /// Tells the bytes of a range of an object, in order, exactly these or an error: what was told
+    /// before an error may be wrong. A `name` is read in one version throughout the life of this.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be had, an object that is not there included; and what `take` returns.
+    fn read(&self, name: &str, range: Range<u64>, take: &mut Take) -> Result<Served>;
+
+    /// Tells the first `length` bytes of an object that has so many, for those of whom ranges cannot be had.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Objects::read`]; when the object has another length.
+    fn read_whole(&self, name: &str, length: u64, take: &mut Take) -> Result<()>;
+}
+
+/// What is put somewhere.
+#[derive(Debug, Clone, Copy)]
+pub enum Content<'a> {
+    /// These bytes.
+    Bytes(&'a [u8]),
+    /// All of this file, wherever it stands.
+    File(&'a File),
+}
+
+impl Content<'_> {
+    /// How many bytes that are.
+    ///
+    /// # Errors
+    ///
+    /// What looking at the file reports.
+    pub fn length(&self) -> io::Result<u64> {
+        match self {
+            Content::Bytes(bytes) => Ok(bytes.len() as u64),
+            Content::File(file) => Ok(file.metadata()?.len()),
+        }
+    }
+}
+
+/// An object that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// Its length in bytes.
+    pub length: u64,
+    /// When it was put there.
+    pub modified: SystemTime,
+}
+
+/// Objects that can be written, too.
+pub trait WritableObjects: Objects {
+    /// Puts an object there, in the place of what has its name: readers find the old or the new one,
+    /// wholly, and once this returns it lasts.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be put there: then the old one is there, or the new one.
+    fn put(&self, name: &str, content: Content) -> Result<()>;
+
+    /// Those whose names begin with `prefix`, which ends with `/`, by their names.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be listed.
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>>;
+
+    /// How long an object is; `None`: there is none.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be told.
+    fn length(&self, name: &str) -> Result<Option<u64>>;
+
+    /// Removes an object, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When it stays.
+    fn remove(&self, name: &str) -> Result<()>;
+}

@@ -1,0 +1,229 @@
+//! Objects as files of a directory.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use nix::dir::Dir;
+use nix::fcntl::OFlag;
+
+use crate::error::{Error, Result};
+use crate::hashmap::map_file::NewFile;
+use crate::store::objects::{Content, Listed, Objects, Served, Take, WritableObjects};
+use crate::sys;
+
+/// What directories of a store are made with, less the umask.
+const DIRECTORY_MODE: u32 = 0o777;
+/// Bytes that are read at a time.
+const PIECE: usize = 256 << 10;
+
+/// See the module. Symlinks below it are followed no further than the directory reaches.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    directory: OwnedFd,
+}
+
+impl Directory {
+    /// A directory that is there.
+    ///
+    /// # Errors
+    ///
+    /// When it is not, or cannot be opened.
+    pub fn open(path: &Path) -> Result<Directory> {
+        let directory = sys::open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+        let directory = directory.map_err(Error::file("open the store", path))?;
+        Ok(Directory { path: path.to_path_buf(), directory })
+    }
+
+    fn path_of(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Opens an object; `None`: there is none.
+    fn find(&self, name: &str) -> Result<Option<(File, u64)>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+        let opened = sys::open_beneath(self.directory.as_fd(), Path::new(name), flags, 0).map(File::from);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if is_missing(&error) => return Ok(None),
+            Err(error) => return Err(Error::file("open", self.path_of(name))(error)),
+        };
+        let metadata = file.metadata().map_err(Error::file("look at", self.path_of(name)))?;
+        if !metadata.is_file() {
+            return Err(Error::refused(self.path_of(name), "is no object of a store: it is not a file"));
+        }
+        Ok(Some((file, metadata.len())))
+    }
+
+    fn found(&self, name: &str) -> Result<(File, u64)> {
+        let missing = || Error::file("open", self.path_of(name))(io::ErrorKind::NotFound.into());
+        self.find(name)?.ok_or_else(missing)
+    }
+
+    /// Opens the directory that an object lies in; `make`: makes it where there is none. `None`: there
+    /// is none.
+    fn parent(&self, name: &str, make: bool) -> io::Result<Option<OwnedFd>> {
+        let mut directory = self.directory.try_clone()?;
+        let parents = name.rsplit_once('/').map_or("", |(parents, _)| parents);
+        for part in parents.split('/').filter(|part| !part.is_empty()).map(OsStr::new) {
+            if make && sys::make_dir_at(&directory, part, DIRECTORY_MODE)? {
+                sys::sync_dir(directory.as_fd())?;
+            }
+            directory = match open_directory(directory.as_fd(), part) {
+                Err(error) if is_missing(&error) => return Ok(None),
+                opened => opened?,
+            };
+        }
+        Ok(Some(directory))
+    }
+
+    fn try_to_put(&self, name: &str, content: Content) -> io::Result<()> {
+        let directory = self.parent(name, true)?.ok_or(io::ErrorKind::NotFound)?;
+        let last = last_part(name);
+        let mut new = NewFile::beside(&directory, last)?;
+        match content {
+            Content::Bytes(bytes) => io::Write::write_all(&mut new, bytes)?,
+            Content::File(file) => {
+                let mut from = file.try_clone()?;
+                io::Seek::seek(&mut from, io::SeekFrom::Start(0))?;
+                io::copy(&mut from, &mut new)?;
+            }
+        }
+        new.put(last)
+    }
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn last_part(name: &str) -> &OsStr {
+    OsStr::new(name.rsplit('/').next().unwrap_or(name))
+}
+
+fn open_directory(directory: BorrowedFd, name: &OsStr) -> io::Result<OwnedFd> {
+    sys::open_beneath(directory, Path::new(name), OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)
+}
+
+impl Objects for Directory {
+    fn address(&self, name: &str) -> String {
+        self.path_of(name).to_string_lossy().into_owned()
+    }
+
+    fn get(&self, name: &str, most: u64) -> Result<Option<Vec<u8>>> {
+        let Some((file, _)) = self.find(name)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.take(most + 1).read_to_end(&mut bytes).map_err(Error::file("read", self.path_of(name)))?;
+        if bytes.len() as u64 > most {
+            return Err(Error::refused(self.path_of(name), format!("is longer than {most} bytes")));
+        }
+        Ok(Some(bytes))
+    }
+
+    fn read(&self, name: &str, range: Range<u64>, take: &mut Take) -> Result<Served> {
+        let (file, _) = self.found(name)?;
+        let mut piece = vec![0; PIECE.min(usize::try_from(range.end - range.start).unwrap_or(PIECE))];
+        let mut at = range.start;
+        while at < range.end {
+            let len = piece.len().min(usize::try_from(range.end - at).unwrap_or(PIECE));
+            let read = file.read_exact_at(&mut piece[..len], at);
+            read.map_err(Error::file("read", self.path_of(name)))?;
+            take(&piece[..len])?;
+            at += len as u64;
+        }
+        Ok(Served::Range)
+    }
+
+    fn read_whole(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
+        self.read(name, 0..length, take).map(drop)
+    }
+}
+
+impl WritableObjects for Directory {
+    fn put(&self, name: &str, content: Content) -> Result<()> {
+        self.try_to_put(name, content).map_err(Error::file("write", self.path_of(name)))
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        let failed = |error| Error::file("list", self.path_of(prefix))(error);
+        let Some(directory) = self.parent(prefix, false).map_err(failed)? else { return Ok(Vec::new()) };
+        let mut listed = Vec::new();
+        let mut open = Dir::from_fd(directory).map_err(|errno| failed(errno.into()))?;
+        let names: io::Result<Vec<_>> = sys::names_in(&mut open).collect();
+        for (name, _) in names.map_err(failed)? {
+            // A name that is no text is no object; one that begins with a dot is still being written.
+            let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
+            let name = format!("{prefix}{name}");
+            let Some((file, length)) = self.find(&name)? else { continue };
+            let modified = file.metadata().and_then(|metadata| metadata.modified());
+            let modified = modified.map_err(Error::file("look at", self.path_of(&name)))?;
+            listed.push(Listed { name, length, modified });
+        }
+        listed.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(listed)
+    }
+
+    fn length(&self, name: &str) -> Result<Option<u64>> {
+        Ok(self.find(name)?.map(|(_, length)| length))
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        let removed = || -> io::Result<()> {
+            if let Some(directory) = self.parent(name, false)? {
+                sys::unlink_at(&directory, last_part(name))?;
+                sys::sync_dir(directory.as_fd())?;
+            }
+            Ok(())
+        };
+        removed().map_err(Error::file("remove", self.path_of(name)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_put_listed_read_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Directory::open(dir.path()).unwrap();
+        assert_eq!(store.get("a/b", 9).unwrap(), None);
+        assert_eq!(store.list("a/").unwrap(), []);
+        store.put("a/b", Content::Bytes(b"one")).unwrap();
+        store.put("a/b", Content::Bytes(b"three")).unwrap();
+        assert_eq!(store.get("a/b", 5).unwrap().unwrap(), b"three");
+        assert!(store.get("a/b", 4).is_err());
+        let mut told = Vec::<u8>::new();
+        let mut take = |bytes: &[u8]| {
+            told.extend(bytes);
+            Ok(())
+        };
+        assert_eq!(store.read("a/b", 1..4, &mut take).unwrap(), Served::Range);
+        assert!(store.read("a/b", 1..6, &mut take).is_err());
+        assert_eq!(told, b"hre");
+        let found = store.list("a/").unwrap();
+        assert_eq!((found.len(), found[0].name.as_str(), found[0].length), (1, "a/b", 5));
+        assert_eq!(store.length("a/b").unwrap(), Some(5));
+        store.remove("a/b").unwrap();
+        store.remove("a/b").unwrap();
+        assert_eq!(store.length("a/b").unwrap(), None);
+    }
+
+    #[test]
+    fn nothing_leads_out_of_a_store() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("secret"), "x").unwrap();
+        let inner = dir.path().join("store");
+        std::fs::create_dir(&inner).unwrap();
+        std::os::unix::fs::symlink("../secret", inner.join("link")).unwrap();
+        let store = Directory::open(&inner).unwrap();
+        for name in ["../secret", "link"] {
+            assert!(store.get(name, 9).is_err(), "{name}");
+        }
+    }
+}
