@@ -1,8 +1,10 @@
 //! A sparse image as a stream of text records, in and out: `DATA\n<n>\n` and n
 //! bytes, `HOLE\n<n>\n`, and, where the end has to be told from a break,
 //! `END\n<size>\n`. Any shell can read it. A stream becomes a file (`receive`) or the
-//! stdin of a command (`through`). A plain image becomes a file or device (`plain`).
+//! stdin of a command (`through`). A plain image becomes a file or device (`plain`); any image
+//! is told as a bmap (`bmap`).
 
+mod bmap;
 mod plain;
 mod receive;
 mod record;
@@ -16,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::protocol::MAX_LENGTH;
 use crate::scan::{self, FileImage, FileState, Image};
 
+pub use bmap::Bmap;
 pub use plain::PlainImage;
 pub use receive::{expand, receive_file};
 pub use record::Record;

@@ -21,7 +21,7 @@ use blake3::Hasher;
 use crate::error::Error;
 use crate::hashmap::{Grid, PAGE};
 
-pub use new_file::NewFile;
+pub use new_file::{NewFile, nameless};
 pub use reader::MapReader;
 pub use saved::SavedMap;
 pub use stored::{StoredEntries, StoredMap};

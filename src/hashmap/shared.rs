@@ -8,12 +8,11 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::error::lock;
-use crate::hashmap::map_file::NewFile;
+use crate::hashmap::map_file::nameless;
 use crate::hashmap::{Batch, Block, Grid, Hash, Item, map_rest};
 use crate::scan::{FileState, Image};
 
@@ -282,25 +281,6 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> io::Result<[u8; N]> {
     let (first, rest) = bytes.split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
     *bytes = rest;
     Ok(*first)
-}
-
-/// A file that nobody else finds, where there is room for what is large.
-fn nameless() -> io::Result<File> {
-    let wanted = std::env::var_os("TMPDIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    let places = wanted.iter().map(PathBuf::as_path).chain([Path::new("/var/tmp"), Path::new("/tmp")]);
-    let mut failed = io::Error::from(io::ErrorKind::NotFound);
-    for place in places {
-        match nameless_in(place) {
-            Ok(file) => return Ok(file),
-            Err(error) => failed = error,
-        }
-    }
-    Err(failed)
-}
-
-fn nameless_in(place: &Path) -> io::Result<File> {
-    // Its name goes at once.
-    NewFile::create(File::open(place)?, ".holesync-")?.file().try_clone()
 }
 
 #[cfg(test)]

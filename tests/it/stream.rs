@@ -1,6 +1,7 @@
 //! `send` and `recv`: an image as a stream of records, exact on the way out,
 //! whole or not at all on the way in, and spoken by others too.
 
+mod bmap;
 mod fit;
 mod plain;
 mod through;

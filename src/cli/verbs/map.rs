@@ -1,18 +1,19 @@
 //! `holesync map`: the extents of an image, or its blocks, as a table and as a picture; its
-//! map as a file.
+//! map as a file; its bmap.
 
 use std::ffi::OsString;
-use std::io::BufWriter;
+use std::io::{BufWriter, stdout};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use holesync::error::{Error, Result, printable};
-use holesync::hashmap::map_file::MapWriter;
+use holesync::hashmap::map_file::{self, MapWriter};
 use holesync::hashmap::{MapEntry, page_runs};
 use holesync::location::Location;
 use holesync::report::picture::{Picture, Shows};
-use holesync::report::{hex, human};
+use holesync::report::{Event, Phase, Reporter, hex, human};
+use holesync::stream::{Bmap, ImageStream};
 use holesync::sync::survey::{self, Looking};
 use serde_json::json;
 
@@ -29,9 +30,13 @@ pub struct MapArgs {
     #[arg(long)]
     hashes: bool,
     /// Write the map of the image to FILE.map: what `verify` and `diff` compare with later, without
-    /// the image
+    /// the image; with --bmap, the bmap to FILE
     #[arg(short, long, value_name = "FILE.map", conflicts_with = "hashes")]
     output: Option<PathBuf>,
+    /// Write the bmap of an image that is here, with which `bmaptool copy` flashes it: to stdout, or
+    /// where -o says
+    #[arg(long, conflicts_with = "hashes")]
+    bmap: bool,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -50,15 +55,14 @@ impl MapArgs {
     pub fn run(self, umask: u32) -> Result<()> {
         let location = Location::parse(&self.image)?;
         self.draw.check(&[&location])?;
-        if let Some(path) = &self.output {
-            output::check_map(path)?;
-            output::check(path, &[&location])?;
-        }
+        self.check_output(&location)?;
+        let as_text = !self.json && !self.prints_bmap();
         let (options, remote) = self.look.options(umask)?;
         let watch = Watch::new(&[&location], false);
         let looking = Looking { options: &options, remote: &remote, reporter: &watch };
         let mut rows = Rows { as_json: self.json, picture: None, watch: &watch };
         let length = match &self.output {
+            output if self.bmap => rows.bmap(&location, output.as_deref()),
             Some(file) => rows.save(&location, looking, file),
             None if self.hashes => rows.blocks(&location, looking),
             None => rows.extents(&location, looking),
@@ -68,7 +72,26 @@ impl MapArgs {
         let name = printable(Path::new(&self.image));
         let mut picture = rows.picture.unwrap_or_else(|| start(length));
         picture.set_heading(name);
-        self.draw.draw(&picture, !self.json)
+        self.draw.draw(&picture, as_text)
+    }
+
+    fn check_output(&self, location: &Location) -> Result<()> {
+        if self.json && self.prints_bmap() {
+            return Err(Error::Usage(
+                "a bmap is XML: leave --json out, or write it to a file with -o FILE.bmap".into(),
+            ));
+        }
+        let Some(path) = &self.output else { return Ok(()) };
+        match self.bmap {
+            true => output::check_no_map(path)?,
+            false => output::check_map(path)?,
+        }
+        output::check(path, &[location])
+    }
+
+    /// Stdout is the bmap, and nothing else.
+    fn prints_bmap(&self) -> bool {
+        self.bmap && self.output.is_none()
     }
 }
 
@@ -184,5 +207,44 @@ impl Rows<'_> {
             false => format!("{name}: {} of data in {}, {root}", human(data), human(length)),
         })?;
         Ok(length)
+    }
+
+    /// Writes the bmap to a file, or to stdout.
+    fn bmap(&mut self, location: &Location, output: Option<&Path>) -> Result<u64> {
+        let image = bmap_of(location)?;
+        let length = image.length;
+        self.watch.event(Event::Found(length));
+        let mut read = 0;
+        let mut bmap = Bmap::of(&image, &mut |extent| {
+            self.mark(length, &extent);
+            self.watch.event(Event::Done(Phase::Mapping, extent.end - read));
+            read = extent.end;
+        })?;
+        self.watch.finish();
+        let Some(path) = output else {
+            bmap.write(&mut stdout().lock(), Path::new("stdout"))?;
+            return Ok(length);
+        };
+        output::put(path, |mut file| bmap.write(&mut file, path))?;
+        let (name, data) = (printable(path), bmap.data);
+        self.watch.print_line(&match self.as_json {
+            true => json!({"path": name, "length": length, "data_bytes": data}).to_string(),
+            false => format!("{name}: {} of data in {}", human(data), human(length)),
+        })?;
+        Ok(length)
+    }
+}
+
+/// The image that a bmap is to be made of: its bytes are read.
+fn bmap_of(location: &Location) -> Result<ImageStream> {
+    match location {
+        Location::Remote(host, path) => Err(Error::Usage(format!(
+            "--bmap reads the image itself, which is on {host}: run holesync map {} --bmap there",
+            printable(path)
+        ))),
+        Location::Local(path) if map_file::is_map(path) => {
+            Err(Error::refused(path, "is a map, which has no bytes to make a bmap of: name the image itself"))
+        }
+        Location::Local(path) => ImageStream::open(path, true),
     }
 }

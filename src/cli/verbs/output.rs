@@ -47,6 +47,21 @@ pub fn check_map(path: &Path) -> Result<()> {
     }
 }
 
+/// Refuses the name of a map for what is none.
+///
+/// # Errors
+///
+/// [`Error::Usage`].
+pub fn check_no_map(path: &Path) -> Result<()> {
+    match map_file::is_map(path) {
+        true => Err(Error::Usage(format!(
+            "{}: this name is one of a holesync map, which a bmap is not: name it FILE.bmap",
+            printable(path)
+        ))),
+        false => Ok(()),
+    }
+}
+
 /// Puts what `write` writes in the place of what is there, all of it at once, when it is synced.
 /// What is no file, as `/dev/stdout`, is written to.
 ///

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
@@ -101,4 +101,27 @@ impl Drop for NewFile {
             let _ = sys::unlink_at(&self.directory, &self.name);
         }
     }
+}
+
+/// A file that nobody else finds, where there is room for what is large.
+///
+/// # Errors
+///
+/// What the system reports.
+pub fn nameless() -> io::Result<File> {
+    let wanted = std::env::var_os("TMPDIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    let places = wanted.iter().map(PathBuf::as_path).chain([Path::new("/var/tmp"), Path::new("/tmp")]);
+    let mut failed = io::Error::from(io::ErrorKind::NotFound);
+    for place in places {
+        match nameless_in(place) {
+            Ok(file) => return Ok(file),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+fn nameless_in(place: &Path) -> io::Result<File> {
+    // Its name goes at once.
+    NewFile::create(File::open(place)?, ".holesync-")?.file().try_clone()
 }
