@@ -46,7 +46,7 @@ pub use kept::choose;
 pub use links::Links;
 pub use list::{NameList, read_names};
 pub use named::{names_contents, top_names};
-pub use owners::Names;
+pub use owners::{Names, has_another_service};
 pub use path::{MAX_NAME, MAX_PATH, NOT_SENT, is_plain, is_unsafe_link};
 pub use patterns::expand as expand_patterns;
 use removal::Seen;

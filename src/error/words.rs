@@ -13,12 +13,15 @@ pub enum Again {
     GoesOn,
     /// A shell takes part, which keeps nothing of a file that was under way.
     StartsAnew,
+    /// Objects are fetched from a web server or a bucket.
+    Fetches,
 }
 
 impl fmt::Display for Again {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
             Again::GoesOn => "run the same command again: between two holesyncs it goes on from there",
+            Again::Fetches => "run the same command again: only what has not come yet is fetched",
             Again::StartsAnew => {
                 "the old file is whole, unless it is a device or written in place; run the same command again: where \
                  there is only a shell, the file that was under way starts anew, and complete ones are not sent again"

@@ -11,6 +11,8 @@ use crate::sys::xattrs::AclEntry;
 
 /// How often one run asks a directory service: each time is a process.
 const MAX_ASKED: usize = 1024;
+/// Services that say no more of owners than the files do.
+const BUILT_IN: [&str; 3] = ["files", "compat", "systemd"];
 
 /// User and group names by number, and back: from `/etc/passwd` and `/etc/group`, and where
 /// nsswitch.conf(5) names another service, from getent(1), which asks that. A static program
@@ -111,7 +113,8 @@ impl NameTable {
             let mut known = Known::default();
             known.add(&fs::read(format!("/etc/{}", self.database)).unwrap_or_default());
             let switch = fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default();
-            known.may_ask = if has_another_service(&switch, self.database) { MAX_ASKED } else { 0 };
+            known.may_ask =
+                if has_another_service(&switch, self.database, &BUILT_IN) { MAX_ASKED } else { 0 };
             known
         })
     }
@@ -175,14 +178,14 @@ impl Known {
     }
 }
 
-/// Whether a database has more than its file; nsswitch.conf(5).
-fn has_another_service(switch: &str, database: &str) -> bool {
+/// Whether a database has more than the services that this program has itself; nsswitch.conf(5).
+pub fn has_another_service(switch: &str, database: &str, built_in: &[&str]) -> bool {
     let lines = switch.lines().filter_map(|line| line.split('#').next()?.split_once(':'));
     let services = lines
         .filter(|(name, _)| name.trim() == database)
         .flat_map(|(_, services)| services.split_whitespace());
     let mut others = services.filter(|service| !service.starts_with('[') && !service.ends_with(']'));
-    others.any(|service| !["files", "compat", "systemd"].contains(&service))
+    others.any(|service| !built_in.contains(&service))
 }
 
 #[cfg(test)]
@@ -198,7 +201,7 @@ mod tests {
             ("passwd_compat: nis\n", false),
             ("", false),
         ] {
-            assert_eq!(has_another_service(switch, "passwd"), expected, "{switch}");
+            assert_eq!(has_another_service(switch, "passwd", &BUILT_IN), expected, "{switch}");
         }
     }
 

@@ -2,6 +2,7 @@
 //! proven by who asked for it.
 
 mod directory;
+mod web;
 
 use std::fs::File;
 use std::io;
@@ -11,6 +12,7 @@ use std::time::SystemTime;
 use crate::error::Result;
 
 pub use directory::Directory;
+pub use web::{Credentials, Proxies, Traffic, Web, WebOptions};
 
 /// How a part of an object was served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

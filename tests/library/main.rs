@@ -6,6 +6,7 @@ mod hashmap;
 mod protocol;
 mod roles;
 mod shell;
+mod store;
 mod stream;
 mod support;
 mod sync;
