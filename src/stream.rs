@@ -1,10 +1,12 @@
 //! A sparse image as a stream of text records, in and out: `DATA\n<n>\n` and n
 //! bytes, `HOLE\n<n>\n`, and, where the end has to be told from a break,
 //! `END\n<size>\n`. Any shell can read it. A stream becomes a file (`receive`) or the
-//! stdin of a command (`through`). A plain image becomes a file or device (`plain`); any image
-//! is told as a bmap (`bmap`).
+//! stdin of a command (`through`). A plain image becomes a file or device (`plain`, `made`),
+//! also one of a chunk store (`casync`); any image is told as a bmap (`bmap`).
 
 mod bmap;
+pub mod casync;
+mod made;
 mod plain;
 mod receive;
 mod record;
@@ -19,6 +21,7 @@ use crate::protocol::MAX_LENGTH;
 use crate::scan::{self, FileImage, FileState, Image};
 
 pub use bmap::Bmap;
+pub use made::{make, report};
 pub use plain::PlainImage;
 pub use receive::{expand, receive_file};
 pub use record::Record;

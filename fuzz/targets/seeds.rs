@@ -66,6 +66,9 @@ fn main() {
     put("map", "whole", &map_file());
     // A block size, a length, a section of a run of zeros: see the target.
     put("map", "made", &[4, 16, 0, 0, 16, 1, 1, 2, 16, 0]);
+    put("casync", "whole", &index());
+    // Flags, a greatest length, chunks: see the target.
+    put("casync", "made", &[0xa0, 255, 10, 0, 1, 64, 0]);
     put("tar", "sparse", &tar());
     // The form in which ranges are printed, and the length of the image: see the target.
     let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/hashmap/since/list/samples");
@@ -310,6 +313,14 @@ fn padded(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     bytes.resize(512, 0);
     bytes
+}
+
+/// What casync makes of an image of 100,000 bytes that is two chunks.
+fn index() -> Vec<u8> {
+    let head = [48, 0x9682_4d9c_7b12_9ff9, 0xb << 60, 16 << 10, 64 << 10, 256 << 10, u64::MAX, 0xe75b_9e11_2f17_417d];
+    let chunks = [65_536, 1, 2, 3, 4, 100_000, 5, 6, 7, 8];
+    let tail = [0, 0, 48, 16 + 3 * 40, 0x4b4f_050e_5549_ecd1];
+    [&head[..], &chunks, &tail].concat().into_iter().flat_map(u64::to_le_bytes).collect()
 }
 
 fn map_file() -> Vec<u8> {

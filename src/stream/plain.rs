@@ -1,5 +1,5 @@
-//! A plain image whose length shows only at its end becomes a file or device: compared with
-//! what is there as it comes. Knows neither where it comes from nor a protocol.
+//! A plain image that comes in order, and whose length may show only at its end, becomes a file or
+//! device: compared with what is there as it comes. Knows neither where it comes from nor a protocol.
 //!
 //! A file that is there is cloned, or copied, before it is changed, so that it stays whole
 //! until the image has come to its end; what an interrupted run left is gone on from. A stage
@@ -34,12 +34,45 @@ enum Into {
     },
 }
 
+/// What is there before anything is written.
+#[derive(Clone)]
+pub struct Old {
+    path: PathBuf,
+    basis: Option<Basis>,
+    state: BasisState,
+}
+
+impl Old {
+    /// What is there; zeros where nobody knows.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn read(&self, at: u64, len: usize) -> Result<Vec<u8>> {
+        let mut old = vec![0; len];
+        if let Some(basis) = &self.basis
+            && at < basis.length
+        {
+            basis.image.read_at(&mut old, at).map_err(Error::file("read the old", &self.path))?;
+        }
+        Ok(old)
+    }
+
+    /// Whether all of a range may have data that can stay.
+    pub fn reaches(&self, range: &Range<u64>) -> bool {
+        self.state == BasisState::Mapped && self.basis.as_ref().is_some_and(|basis| range.end <= basis.length)
+    }
+
+    fn length(&self) -> u64 {
+        self.basis.as_ref().map_or(0, |basis| basis.length)
+    }
+}
+
 /// An image that is being received.
 pub struct PlainImage {
     path: PathBuf,
     into: Into,
-    basis: Option<Basis>,
-    state: BasisState,
+    old: Old,
     /// Bytes that may be written without making the file longer that is written to.
     room: u64,
     /// The length that the destination was told last.
@@ -79,10 +112,7 @@ impl PlainImage {
         let shown = path.path();
         let names_directory = shown.as_os_str().as_encoded_bytes().ends_with(b"/");
         let directory = || {
-            Error::refused(
-                shown,
-                "is a directory: what comes on stdin has no name, so name the file or device itself",
-            )
+            Error::refused(shown, "is a directory: what comes has no name, so name the file or device itself")
         };
         if names_directory {
             return Err(directory());
@@ -100,9 +130,8 @@ impl PlainImage {
         let image = |into, basis: Option<Basis>, state, warning| PlainImage {
             path: shown.to_path_buf(),
             into,
-            state,
             room: basis.as_ref().map_or(length, |basis| basis.length.max(length)),
-            basis,
+            old: Old { path: shown.to_path_buf(), basis, state },
             wanted: length,
             length: 0,
             block,
@@ -142,12 +171,42 @@ impl PlainImage {
         }
     }
 
+    /// What is there before anything is written. Where the file itself is written, it is so from the end
+    /// of what was taken on.
+    pub fn old(&self) -> Old {
+        self.old.clone()
+    }
+
+    /// How much of the image was taken.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The image is going to have so many bytes, if that is known.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room for as many.
+    pub fn expect(&mut self, length: u64) -> Result<()> {
+        self.make_room(length)
+    }
+
     /// The next bytes, a whole number of blocks unless they are the last.
     ///
     /// # Errors
     ///
     /// When they cannot be written, or the old ones not be read.
     pub fn take(&mut self, bytes: &[u8]) -> Result<()> {
+        let old = self.old.read(self.length, bytes.len())?;
+        self.take_over(bytes, &old)
+    }
+
+    /// The same, where it was read [what is there](PlainImage::old).
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be written.
+    pub fn take_over(&mut self, bytes: &[u8], old: &[u8]) -> Result<()> {
         let at = self.length;
         self.grow(at + bytes.len() as u64)?;
         if self.hashes.is_some() {
@@ -157,9 +216,8 @@ impl PlainImage {
                 self.told(index, found.data != 0, &found.hash);
             }
         }
-        let old = self.old(at, bytes.len())?;
-        self.keep_data(at, &old)?;
-        self.put(at, bytes, &old)
+        self.keep_data(at, old)?;
+        self.put(at, bytes, old)
     }
 
     /// The next bytes are zeros.
@@ -173,14 +231,14 @@ impl PlainImage {
         let end = self.length.saturating_add(len);
         self.grow(end)?;
         let mut at = end - len;
-        let there = self.basis.as_ref().map_or(0, |basis| basis.length);
-        if self.state != BasisState::Mapped {
+        let there = self.old.length();
+        if self.old.state != BasisState::Mapped {
             let all = at..end;
-            return if self.state == BasisState::Unknown { self.make_zero(all) } else { Ok(()) };
+            return if self.old.state == BasisState::Unknown { self.make_zero(all) } else { Ok(()) };
         }
         while at < end.min(there) {
             let piece = (end.min(there) - at).min(PIECE as u64) as usize;
-            let old = self.old(at, piece)?;
+            let old = self.old.read(at, piece)?;
             self.put(at, &ZEROS[..piece], &old)?;
             at += piece as u64;
         }
@@ -197,10 +255,10 @@ impl PlainImage {
         let at = self.length;
         self.grow(at + len as u64)?;
         self.told(at / self.block.bytes(), true, hash);
-        let old = self.old(at, len)?;
+        let old = self.old.read(at, len)?;
         self.keep_data(at, &old)?;
         let found = hashmap::block_of(&old);
-        let is_same = self.state == BasisState::Mapped && found.data != 0 && found.hash == *hash;
+        let is_same = self.old.state == BasisState::Mapped && found.data != 0 && found.hash == *hash;
         if is_same {
             let grid = Grid { length: self.length, block: self.block };
             self.kept += grid.masked_bytes(at / self.block.bytes(), found.data);
@@ -216,7 +274,7 @@ impl PlainImage {
     ///
     /// Those of [`PlainImage::take`].
     pub fn fill(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
-        let old = self.old(at, bytes.len())?;
+        let old = self.old.read(at, bytes.len())?;
         self.put(at, bytes, &old)
     }
 
@@ -259,6 +317,10 @@ impl PlainImage {
             return Err(Error::refused(&self.path, "is to be longer than a file can be"));
         }
         self.length = length;
+        self.make_room(length)
+    }
+
+    fn make_room(&mut self, length: u64) -> Result<()> {
         match &mut self.into {
             Into::Destination(destination) if destination.is_device() => destination.extend(length),
             Into::Destination(destination) if length > self.room => {
@@ -277,21 +339,10 @@ impl PlainImage {
         self.hashes.iter_mut().filter(|_| is_data).for_each(|hashes| hashes.push((index, *hash)));
     }
 
-    /// What is there; zeros where nobody knows.
-    fn old(&self, at: u64, len: usize) -> Result<Vec<u8>> {
-        let mut old = vec![0; len];
-        if let Some(basis) = &self.basis
-            && at < basis.length
-        {
-            basis.image.read_at(&mut old, at).map_err(Error::file("read the old", &self.path))?;
-        }
-        Ok(old)
-    }
-
     /// The data that is there stays until something is written over it: it is said in order, as
     /// a copy of the old file wants it.
     fn keep_data(&mut self, at: u64, old: &[u8]) -> Result<()> {
-        let (Into::Destination(destination), BasisState::Mapped) = (&mut self.into, self.state) else {
+        let (Into::Destination(destination), BasisState::Mapped) = (&mut self.into, self.old.state) else {
             return Ok(());
         };
         for (is_zero, range) in runs(old.chunks(PAGE as usize).map(scan::is_zero), old.len()) {
@@ -304,7 +355,8 @@ impl PlainImage {
 
     /// Puts bytes in the place of old ones, by page.
     fn put(&mut self, at: u64, bytes: &[u8], old: &[u8]) -> Result<()> {
-        let (is_mapped, is_unknown) = (self.state == BasisState::Mapped, self.state == BasisState::Unknown);
+        let (is_mapped, is_unknown) =
+            (self.old.state == BasisState::Mapped, self.old.state == BasisState::Unknown);
         let pages = bytes.chunks(PAGE as usize).zip(old.chunks(PAGE as usize));
         let fates = pages.map(|(new, old)| match scan::is_zero(new) {
             true if is_unknown || !scan::is_zero(old) => PageFate::Zeroed,

@@ -24,15 +24,14 @@ use std::sync::mpsc::{Receiver, channel, sync_channel};
 pub use answer::answer;
 use sending::Sending;
 
-use crate::confinement::NamedPath;
 use crate::error::{Error, Failure, Result, code, lock};
 use crate::location::{Host, Location};
 use crate::options::{Missing, Options, TransferRules, WorkplaceRules};
 use crate::protocol::{IMAGE, MAX_DATA, Request, VERSION, keep_alive};
 use crate::remote::{Agent, FarSide, RemoteOptions};
-use crate::report::{Changes, Event, Item, ItemKind, Outcome, Phase, Stats};
+use crate::report::{Event, Phase, Stats};
 use crate::scan::Content;
-use crate::stream::PlainImage;
+use crate::stream;
 use crate::sync::{Completed, FilesFrom, Initiator};
 
 /// The name of stdin in errors.
@@ -151,52 +150,21 @@ impl Initiator<'_> {
             Location::Local(path) => Completed::here(self.take_stdin(pieces, path)?),
             Location::Remote(host, path) => self.send_pieces(pieces, host, path)?,
         };
-        let Stats { sent_data_bytes: sent, files_sent, apparent_bytes: length, .. } = completed.value;
-        let path = match destination {
-            Location::Local(path) | Location::Remote(_, path) => path.as_os_str().as_encoded_bytes(),
-        };
-        let item = Item {
-            path,
-            source: None,
-            order: None,
-            kind: ItemKind::File { length: Some(length) },
-            mode: None,
-            mtime: None,
-            owner: None,
-        };
-        let outcome = if files_sent > 0 { Outcome::Sent(sent) } else { Outcome::Unchanged };
-        self.reporter.event(Event::File(item, outcome, Changes::default()));
+        let (Location::Local(path) | Location::Remote(_, path)) = destination;
+        stream::report(path, &completed.value, self.reporter);
         Ok(completed)
     }
 
     /// Into a file or device here.
     fn take_stdin(self, mut pieces: Pieces, path: &Path) -> Result<Stats> {
-        let mut image = PlainImage::open(&NamedPath::here(path), self.options, self.remote.umask)?;
-        image.warning.iter().for_each(|warning| self.reporter.event(Event::Warning(warning)));
-        let mut stats = Stats { files_total: 1, ..Stats::default() };
-        let taken = pieces.check_content(image.is_device(), self.options).and_then(|()| {
+        stream::make(path, self.options, self.remote.umask, self.reporter, |image| {
+            pieces.check_content(image.is_device(), self.options)?;
             while let Some(piece) = pieces.next()? {
-                stats.apparent_bytes += piece.len() as u64;
                 image.take(&piece)?;
                 self.reporter.event(Event::Done(Phase::Sending, piece.len() as u64));
             }
             Ok(())
-        });
-        if let Err(error) = taken {
-            return Err(image.give_up(error));
-        }
-        (stats.matched_bytes, stats.sent_data_bytes) = (image.kept, image.lacked);
-        stats.data_bytes = image.kept + image.lacked;
-        self.reporter.event(Event::Phase(Phase::WritingBack));
-        let (finished, changed) = image.finish()?;
-        stats.files_sent = changed.into();
-        finished.note(path).iter().for_each(|note| self.reporter.event(Event::Warning(note)));
-        (stats.written_bytes, stats.punched_bytes) = (finished.written, finished.punched);
-        if let Some(failure) = finished.unset {
-            stats.count_unset(failure.code);
-            self.reporter.event(Event::Unset(&failure));
-        }
-        Ok(stats)
+        })
     }
 
     /// Into a file or device on a host.

@@ -2,6 +2,7 @@
 //! whole or not at all on the way in, and spoken by others too.
 
 mod bmap;
+mod casync;
 mod fit;
 mod plain;
 mod through;

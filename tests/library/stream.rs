@@ -1,6 +1,8 @@
 //! The text stream against a naive model: what it reads is what was written, and
 //! nothing else is taken for a stream.
 
+mod casync;
+
 use std::cell::Cell;
 use std::io::{BufReader, Read};
 

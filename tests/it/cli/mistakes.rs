@@ -65,7 +65,7 @@ const HERE: &[(&str, i32, &str)] = &[
     ("--verify img", 1, "there is no DEST: SRC alone is listed"),
     ("- < img", 1, "- as SRC is one image from stdin, and there is no DEST"),
     ("- dir old < img", 1, "leave the other sources out; a file of that name is ./-"),
-    ("- dir < img", 23, "what comes on stdin has no name, so name the file or device itself"),
+    ("- dir < img", 23, "what comes has no name, so name the file or device itself"),
     ("- old < dir/none", 23, "nothing at all came from it, and DEST was left alone"),
     ("img -", 1, "DEST cannot be stdout: holesync send IMG | holesync recv - writes an image there"),
     (
