@@ -15,6 +15,8 @@ pub enum Again {
     StartsAnew,
     /// Objects are fetched from a web server or a bucket.
     Fetches,
+    /// Objects are put there.
+    Puts,
 }
 
 impl fmt::Display for Again {
@@ -22,6 +24,7 @@ impl fmt::Display for Again {
         f.write_str(match self {
             Again::GoesOn => "run the same command again: between two holesyncs it goes on from there",
             Again::Fetches => "run the same command again: only what has not come yet is fetched",
+            Again::Puts => "run the same command again: what is there already is not put there once more",
             Again::StartsAnew => {
                 "the old file is whole, unless it is a device or written in place; run the same command again: where \
                  there is only a shell, the file that was under way starts anew, and complete ones are not sent again"

@@ -1,6 +1,7 @@
 //! Objects below one address, by name. Whoever has them is believed in nothing: what they hold is
 //! proven by who asked for it.
 
+mod bucket;
 mod directory;
 mod web;
 
@@ -11,6 +12,7 @@ use std::time::SystemTime;
 
 use crate::error::Result;
 
+pub use bucket::{Bucket, BucketOptions};
 pub use directory::Directory;
 pub use web::{Credentials, Proxies, Traffic, Web, WebOptions};
 

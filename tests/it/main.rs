@@ -11,5 +11,6 @@ mod protocol;
 mod remote;
 mod scan;
 mod shell;
+mod store;
 mod stream;
 mod sync;

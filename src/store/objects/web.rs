@@ -2,14 +2,14 @@
 //! version each. What is asked of a server stands in `docs/store.md`.
 
 mod address;
-mod answer;
-mod client;
-mod connection;
+pub(super) mod answer;
+pub(super) mod client;
+pub(super) mod connection;
 mod credentials;
-mod failure;
+pub(super) mod failure;
 mod names;
 mod proxy;
-mod roots;
+pub(super) mod roots;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -94,10 +94,15 @@ impl WebOptions {
             ..WebOptions::default()
         })
     }
+
+    pub(super) fn limits(&self) -> Limits {
+        let WebOptions { retries, backoff, longest_wait, connect, window, least_rate, .. } = *self;
+        Limits { connect, window, least_rate, retries, backoff, longest_wait }
+    }
 }
 
 /// What was asked, and what came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Traffic {
     /// Requests, repeated ones and redirected ones included.
     pub requests: u64,
@@ -135,11 +140,11 @@ impl Web {
         };
         let authorization = credentials.map(|credentials| credentials.header()).transpose()?;
         let roots = roots::read(options.ca.as_deref())?;
-        let WebOptions { rate, retries, backoff, longest_wait, connect, window, least_rate, .. } = *options;
+        let WebOptions { rate, window, least_rate, .. } = *options;
         let proxy = options.proxies.http().cloned();
         let line = Line { rate, least_rate, window, proxy, ..Line::default() };
         line.pace.limit(rate);
-        let limits = Limits { connect, window, least_rate, retries, backoff, longest_wait };
+        let limits = options.limits();
         let client = Client::new(&base, authorization, roots, &options.proxies, line, limits);
         Ok(Web { base, client, limits, versions: Mutex::default() })
     }

@@ -11,7 +11,7 @@ use ureq::http::header::{AUTHORIZATION, LOCATION, RANGE};
 use ureq::http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector, RustlsConnector};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, Proxy};
 
 use super::address::{Origin, follow, is_secure, shown};
 use super::answer;
@@ -76,28 +76,9 @@ impl Client {
         limits: Limits,
     ) -> Client {
         let line = Arc::new(line);
-        let agent = |secure: bool| {
-            let config = Agent::config_builder()
-                .http_status_as_error(false)
-                .max_redirects(0)
-                .user_agent(concat!("holesync/", env!("CARGO_PKG_VERSION")))
-                .accept_encoding("identity")
-                .proxy(proxies.https().filter(|_| secure).cloned())
-                .tls_config(TlsConfig::builder().root_certs(roots.clone()).build())
-                .max_response_header_size(HEADER)
-                .max_idle_connections(KEPT)
-                .max_idle_connections_per_host(KEPT)
-                .max_idle_age(KEPT_FOR)
-                .timeout_resolve(Some(limits.connect))
-                .timeout_connect(Some(limits.connect))
-                .timeout_send_request(Some(limits.window))
-                .timeout_recv_response(Some(limits.window))
-                .build();
-            let connector = ().chain(ConnectProxyConnector::default()).chain(Dial(Arc::clone(&line)));
-            let connector = connector.chain(RustlsConnector::default());
-            Agent::with_parts(config, connector, Names::new(Arc::clone(&line)))
-        };
-        let (plain, secure, origin) = (agent(false), agent(true), Origin::of(base));
+        let plain = agent(&line, limits, &roots, None);
+        let secure = agent(&line, limits, &roots, proxies.https());
+        let origin = Origin::of(base);
         let (requests, bytes, answered) = Default::default();
         Client { plain, secure, origin, authorization, limits, line, requests, bytes, answered }
     }
@@ -247,6 +228,30 @@ impl Client {
     }
 }
 
+/// Makes requests, and gives whatever answer comes. `proxy`: who passes them on; those for `http` that are made
+/// to a proxy are the business of the line.
+pub fn agent(line: &Arc<Line>, limits: Limits, roots: &RootCerts, proxy: Option<&Proxy>) -> Agent {
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .user_agent(concat!("holesync/", env!("CARGO_PKG_VERSION")))
+        .accept_encoding("identity")
+        .proxy(proxy.cloned())
+        .tls_config(TlsConfig::builder().root_certs(roots.clone()).build())
+        .max_response_header_size(HEADER)
+        .max_idle_connections(KEPT)
+        .max_idle_connections_per_host(KEPT)
+        .max_idle_age(KEPT_FOR)
+        .timeout_resolve(Some(limits.connect))
+        .timeout_connect(Some(limits.connect))
+        .timeout_send_request(Some(limits.window))
+        .timeout_recv_response(Some(limits.window))
+        .build();
+    let connector = ().chain(ConnectProxyConnector::default()).chain(Dial(Arc::clone(line)));
+    let connector = connector.chain(RustlsConnector::default());
+    Agent::with_parts(config, connector, Names::new(Arc::clone(line)))
+}
+
 fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
@@ -257,7 +262,7 @@ pub fn lie(url: &str, what: String) -> Failed {
 }
 
 /// Reads what nobody wants, if it is little.
-fn discard(body: Body) {
+pub fn discard(body: Body) {
     // Else its connection is closed, and that is all.
     let _ = std::io::copy(&mut body.into_with_config().limit(UNWANTED).reader(), &mut std::io::sink());
 }

@@ -31,8 +31,11 @@ const OUTPUT: usize = 16 << 10;
 pub const HEADER: usize = (16 << 10) - 1;
 /// More than anybody waits for a connection.
 const LONGEST: Duration = Duration::from_secs(3600);
-/// How long a request may take to be sent: it is small.
+/// How long nothing of a request may be taken in.
 const SENDING: Duration = Duration::from_secs(30);
+
+/// How requests begin.
+const METHODS: [&[u8]; 5] = [b"GET ", b"HEAD ", b"PUT ", b"POST ", b"DELETE "];
 
 /// What all connections share.
 #[derive(Debug, Default)]
@@ -81,7 +84,7 @@ impl<In: Transport> Connector<In> for Dial {
         let stream = reach(&details.addrs, details.timeout)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(SLICE))?;
-        stream.set_write_timeout(Some(SENDING))?;
+        stream.set_write_timeout(Some(SLICE))?;
         if let Some(rate) = line.rate {
             // What the system takes in ahead is a burst as well.
             let bytes = usize::try_from(rate / 8).unwrap_or(INPUT).clamp(8 << 10, 4 << 20);
@@ -89,7 +92,15 @@ impl<In: Transport> Connector<In> for Dial {
         }
         let through = line.proxy_for(details.uri).map(|proxy| Through::new(proxy, details.uri));
         let buffers = LazyBuffers::new(line.input(), OUTPUT);
-        Ok(Some(Either::B(Wire { line, stream, buffers, through, waited: Duration::ZERO, came: 0 })))
+        Ok(Some(Either::B(Wire {
+            line,
+            stream,
+            buffers,
+            through,
+            asks: true,
+            waited: Duration::ZERO,
+            came: 0,
+        })))
     }
 }
 
@@ -157,12 +168,16 @@ impl Through {
         Through { origin: format!("http://{authority}"), authorization }
     }
 
-    /// The request of `GET /path` as it is made to a proxy.
+    /// A request of `/path` as it is made to a proxy.
     fn rewrite(&self, request: &[u8]) -> Vec<u8> {
         let line = request.windows(2).position(|two| two == b"\r\n").map_or(request.len(), |at| at + 2);
         let (first, rest) = request.split_at(line);
-        let Some(path) = first.strip_prefix(b"GET ") else { return request.to_vec() };
-        [b"GET ", self.origin.as_bytes(), path, self.authorization.as_bytes(), rest].concat()
+        let method = METHODS.iter().find(|method| first.starts_with(method));
+        let Some(method) = method.filter(|_| first.ends_with(b" HTTP/1.1\r\n")) else {
+            return request.to_vec();
+        };
+        let (method, path) = first.split_at(method.len());
+        [method, self.origin.as_bytes(), path, self.authorization.as_bytes(), rest].concat()
     }
 }
 
@@ -172,6 +187,8 @@ pub struct Wire {
     stream: TcpStream,
     buffers: LazyBuffers,
     through: Option<Through>,
+    /// Whether what is sent next begins a request.
+    asks: bool,
     /// How long the server was waited for since the window began,
     waited: Duration,
     /// and the bytes that came meanwhile.
@@ -203,6 +220,7 @@ impl Wire {
         self.line.received.fetch_add(bytes as u64, Ordering::Relaxed);
         self.line.pace.wrote(bytes);
         self.came += bytes as u64;
+        self.asks = true;
         self.check_rate()?;
         Ok(bytes > 0)
     }
@@ -215,13 +233,11 @@ impl Transport for Wire {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let output = &self.buffers.output()[..amount];
-        let rewritten = self.through.as_ref().map(|through| through.rewrite(output));
+        let through = self.through.as_ref().filter(|_| self.asks);
+        let rewritten = through.map(|through| through.rewrite(output));
         let output = rewritten.as_deref().unwrap_or(output);
-        match self.stream.write_all(output) {
-            Err(error) if has_timed_out(&error) => return Err(Error::Timeout(timeout.reason)),
-            written => written?,
-        }
-        self.line.sent.fetch_add(output.len() as u64, Ordering::Relaxed);
+        send(&mut &self.stream, &self.line, output, timeout)?;
+        self.asks = false;
         (self.waited, self.came) = (Duration::ZERO, 0);
         Ok(())
     }
@@ -259,6 +275,31 @@ impl Transport for Wire {
     }
 }
 
+/// Sends all of it, in pieces that keep to the rate.
+fn send(to: &mut impl Write, line: &Line, output: &[u8], timeout: NextTimeout) -> Result<(), Error> {
+    let mut left = output;
+    let mut progress = Instant::now();
+    while !left.is_empty() {
+        if remote::is_interrupted() {
+            return Err(interrupted());
+        }
+        match to.write(&left[..line.pace.piece(left.len())]) {
+            Ok(0) => return Err(Error::Io(io::ErrorKind::WriteZero.into())),
+            Ok(bytes) => {
+                line.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+                line.pace.wrote(bytes);
+                left = &left[bytes..];
+                progress = Instant::now();
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if !has_timed_out(&error) => return Err(Error::Io(error)),
+            Err(_) if progress.elapsed() >= SENDING => return Err(Error::Timeout(timeout.reason)),
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
 fn has_timed_out(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
@@ -275,6 +316,10 @@ mod tests {
         let expected =
             "GET http://h:81/x?y HTTP/1.1\r\nProxy-Authorization: Basic dTpw\r\nHost: h:81\r\n\r\n";
         assert_eq!(String::from_utf8_lossy(&asked), expected);
-        assert_eq!(through.rewrite(b"\r\n"), b"\r\n");
+        let asked = through.rewrite(b"PUT /x HTTP/1.1\r\n\r\n");
+        assert!(asked.starts_with(b"PUT http://h:81/x HTTP/1.1\r\n"));
+        for other in [&b"\r\n"[..], b"PUT /x is no request"] {
+            assert_eq!(through.rewrite(other), other);
+        }
     }
 }

@@ -1,0 +1,65 @@
+//! What stands for a bucket in a program that was built without them.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+use crate::store::objects::{
+    BucketOptions, Content, Listed, Objects, Served, Take, Traffic, WritableObjects,
+};
+
+/// There is none.
+#[derive(Debug)]
+pub enum Bucket {}
+
+impl Bucket {
+    /// # Errors
+    ///
+    /// Always.
+    pub fn open(url: &str, _: &BucketOptions) -> Result<Bucket> {
+        Err(Error::Usage(format!(
+            "{url}: this holesync was built without buckets: the released program has them, and so has one that \
+             was built with the feature \"bucket\""
+        )))
+    }
+
+    /// What was asked so far, and what came.
+    pub fn traffic(&self) -> Traffic {
+        match *self {}
+    }
+}
+
+impl Objects for Bucket {
+    fn address(&self, _: &str) -> String {
+        match *self {}
+    }
+
+    fn get(&self, _: &str, _: u64) -> Result<Option<Vec<u8>>> {
+        match *self {}
+    }
+
+    fn read(&self, _: &str, _: Range<u64>, _: &mut Take) -> Result<Served> {
+        match *self {}
+    }
+
+    fn read_whole(&self, _: &str, _: u64, _: &mut Take) -> Result<()> {
+        match *self {}
+    }
+}
+
+impl WritableObjects for Bucket {
+    fn put(&self, _: &str, _: Content) -> Result<()> {
+        match *self {}
+    }
+
+    fn list(&self, _: &str) -> Result<Vec<Listed>> {
+        match *self {}
+    }
+
+    fn length(&self, _: &str) -> Result<Option<u64>> {
+        match *self {}
+    }
+
+    fn remove(&self, _: &str) -> Result<()> {
+        match *self {}
+    }
+}

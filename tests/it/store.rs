@@ -1,0 +1,4 @@
+//! Images as objects.
+
+mod bucket;
+mod s3;
