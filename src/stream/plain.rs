@@ -18,7 +18,7 @@ use crate::error::{Error, Result, Warning};
 use crate::hashmap::{self, Grid, Hash, PAGE, RootHasher};
 use crate::options::{BlockSize, Commit, Options};
 use crate::protocol::MAX_LENGTH;
-use crate::scan;
+use crate::scan::{self, Extent};
 
 /// Where an image goes.
 enum Into {
@@ -63,8 +63,12 @@ impl Old {
         self.state == BasisState::Mapped && self.basis.as_ref().is_some_and(|basis| range.end <= basis.length)
     }
 
-    fn length(&self) -> u64 {
-        self.basis.as_ref().map_or(0, |basis| basis.length)
+    /// Its extents within a range.
+    fn data(&self, range: Range<u64>) -> impl Iterator<Item = Result<Extent>> {
+        let range = self.basis.as_ref().map(|basis| (basis, range.start..range.end.min(basis.length)));
+        let extents =
+            range.filter(|(_, range)| !range.is_empty()).map(|(basis, range)| basis.image.extents(range));
+        extents.into_iter().flatten().map(|extent| extent.map_err(Error::file("read the old", &self.path)))
     }
 }
 
@@ -230,17 +234,22 @@ impl PlainImage {
         static ZEROS: [u8; PIECE] = [0; PIECE];
         let end = self.length.saturating_add(len);
         self.grow(end)?;
-        let mut at = end - len;
-        let there = self.old.length();
+        let all = end - len..end;
         if self.old.state != BasisState::Mapped {
-            let all = at..end;
             return if self.old.state == BasisState::Unknown { self.make_zero(all) } else { Ok(()) };
         }
-        while at < end.min(there) {
-            let piece = (end.min(there) - at).min(PIECE as u64) as usize;
-            let old = self.old.read(at, piece)?;
-            self.put(at, &ZEROS[..piece], &old)?;
-            at += piece as u64;
+        let there = self.old.clone();
+        let mut at = all.start;
+        for data in there.data(all) {
+            let data = data?;
+            at = at.max(data.start / PAGE * PAGE);
+            while at < data.end {
+                // Whole pages, unless they are the last.
+                let piece = (data.end.next_multiple_of(PAGE).min(end) - at).min(PIECE as u64) as usize;
+                let old = there.read(at, piece)?;
+                self.put(at, &ZEROS[..piece], &old)?;
+                at += piece as u64;
+            }
         }
         Ok(())
     }
