@@ -1,4 +1,5 @@
 //! Images as objects.
 
+mod bucket;
 mod server;
 mod web;
