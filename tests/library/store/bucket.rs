@@ -178,7 +178,7 @@ fn a_list_without_an_end_is_given_up() {
 
 #[test]
 fn a_machine_without_keys_says_so_soon() {
-    let server = saying(&["HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"]);
+    let server = saying(&["HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"]);
     let metadata = format!("http://127.0.0.1:{}", server.port());
     for metadata in [metadata.as_str(), "http://127.0.0.1:1"] {
         let variables = [("AWS_ENDPOINT_URL", "http://127.0.0.1:1"), ("AWS_METADATA_ENDPOINT", metadata)];

@@ -18,6 +18,8 @@ pub struct Settings {
     builder: AmazonS3Builder,
     /// Where the bucket is, for messages.
     pub endpoint: String,
+    /// Whether this machine may be asked for its keys in the old way.
+    pub old_metadata: bool,
     /// A file with the certificates of the authorities that are trusted.
     pub ca: Option<PathBuf>,
 }
@@ -52,7 +54,8 @@ impl Settings {
             str::to_string,
         );
         let ca = any(&["AWS_CA_BUNDLE"]).or_else(|| profile.get("ca_bundle")).map(PathBuf::from);
-        Ok(Settings { builder, endpoint: escape(endpoint.as_bytes()), ca })
+        let old_metadata = any(&["AWS_IMDSV1_FALLBACK"]).is_some();
+        Ok(Settings { builder, endpoint: escape(endpoint.as_bytes()), old_metadata, ca })
     }
 
     /// The bucket, asked over `wire`. Whoever asks tries again by himself.

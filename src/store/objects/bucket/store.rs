@@ -67,7 +67,7 @@ impl Bucket {
         let http = &options.http;
         let roots = roots::read(settings.ca.as_deref().or(http.ca.as_deref()))?;
         let limits = http.limits();
-        let wire = Wire::new(http, limits, &roots);
+        let wire = Wire::new(http, limits, &roots, settings.old_metadata);
         let endpoint = settings.endpoint.clone();
         let store = settings.build(&address.bucket, wire.clone())?;
         let (versions, is_there) = Default::default();

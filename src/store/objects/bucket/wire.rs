@@ -50,6 +50,8 @@ struct Shared {
     secure: Agent,
     /// For who tells the keys of this machine.
     metadata: Agent,
+    /// Whether that may be in the old way.
+    old_metadata: bool,
     line: Arc<Line>,
     requests: AtomicU64,
     bytes: Arc<AtomicU64>,
@@ -59,7 +61,7 @@ struct Shared {
 
 impl Wire {
     /// Nothing is asked yet.
-    pub fn new(options: &WebOptions, limits: Limits, roots: &RootCerts) -> Wire {
+    pub fn new(options: &WebOptions, limits: Limits, roots: &RootCerts, old_metadata: bool) -> Wire {
         let proxy = options.proxies.http().cloned();
         let WebOptions { rate, least_rate, window, .. } = *options;
         let line = Arc::new(Line { rate, least_rate, window, proxy, ..Line::default() });
@@ -70,6 +72,7 @@ impl Wire {
             plain: agent(&line, limits, roots, None),
             secure: agent(&line, limits, roots, Proxies::https(&options.proxies)),
             metadata: agent(&near_line, near, roots, None),
+            old_metadata,
             line,
             requests: AtomicU64::new(0),
             bytes: Arc::default(),
@@ -130,8 +133,9 @@ impl Wire {
         let (parts, body) = answer.into_parts();
         let body = body.into_with_config();
         if of_metadata {
-            // One that is forbidden is asked for in another way.
-            if !parts.status.is_success() && parts.status != StatusCode::FORBIDDEN {
+            // The first version of it is asked where the second is forbidden, and somebody allows that.
+            let is_asked_again = self.0.old_metadata && parts.status == StatusCode::FORBIDDEN;
+            if !parts.status.is_success() && !is_asked_again {
                 return Err(Cause::NobodyAsks(format!("it answered {}", parts.status)).into_error());
             }
         } else if !parts.status.is_success() {
