@@ -1,4 +1,5 @@
-//! Images as objects.
+//! Images as objects of real servers.
 
 mod bucket;
 mod s3;
+mod web;

@@ -1,5 +1,6 @@
 //! Images as objects.
 
 mod bucket;
+mod liars;
 mod server;
 mod web;

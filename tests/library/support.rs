@@ -1,13 +1,22 @@
 //! Sparse content made of random pieces, as memory, as an image and as a file.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use holesync::scan::{Extent, Image};
 use proptest::prelude::*;
+
+/// Says what a test has counted; `tests/run` shows it at its end.
+pub fn count(what: &str) {
+    eprintln!("{what}");
+    if let Some(path) = std::env::var_os("HOLESYNC_TEST_COUNTS") {
+        let mut file = File::options().append(true).create(true).open(path).unwrap();
+        file.write_all(format!("{what}\n").as_bytes()).unwrap();
+    }
+}
 
 /// What a stretch of a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

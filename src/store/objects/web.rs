@@ -251,6 +251,7 @@ impl Web {
     /// Does it until all is told. `once` leaves `at` where it came to.
     fn tell_all(
         &self,
+        uri: &Uri,
         range: Range<u64>,
         mut once: impl FnMut(&mut u64) -> Result<Served, Failed>,
     ) -> Result<Served> {
@@ -263,7 +264,7 @@ impl Web {
                 Ok(Served::Range) if at == range.end => return Ok(Served::Range),
                 // A server may give less than it was asked for.
                 Ok(Served::Range) => {
-                    self.limits.passing(&shown(&self.base), "it gives less than is asked for".into(), None)
+                    self.limits.passing(&shown(uri), "it gives less than is asked for".into(), None)
                 }
                 Err(failed) => failed,
             };
@@ -302,7 +303,7 @@ impl Objects for Web {
             return Ok(Served::Range);
         }
         let (start, end) = (range.start, range.end);
-        self.tell_all(range, |at| match self.read_on(name, &uri, at, end, take)? {
+        self.tell_all(&uri, range, |at| match self.read_on(name, &uri, at, end, take)? {
             Served::WholeOnly if *at > start => Err(no_more_ranges(&uri, *at)),
             served => Ok(served),
         })
@@ -310,7 +311,7 @@ impl Objects for Web {
 
     fn read_whole(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
         let uri = address::of_object(&self.base, name)?;
-        let told = self.tell_all(0..length, |at| match *at {
+        let told = self.tell_all(&uri, 0..length, |at| match *at {
             0 => self.begin(name, &uri, length, at, take),
             _ => match self.read_on(name, &uri, at, length, take)? {
                 Served::WholeOnly => Err(no_more_ranges(&uri, *at)),

@@ -8,6 +8,7 @@ pub mod faults;
 pub mod guests;
 pub mod lab;
 pub mod layout;
+pub mod nginx;
 pub mod peer;
 pub mod process;
 pub mod redeploy;

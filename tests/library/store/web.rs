@@ -11,14 +11,14 @@ use holesync::store::objects::{Credentials, Objects, Proxies, Served, Web, WebOp
 use super::server::{Server, close, header, part_head, range, right};
 
 /// Bytes of the object.
-const LENGTH: usize = 300_000;
+pub const LENGTH: usize = 300_000;
 
-fn data() -> Vec<u8> {
+pub fn data() -> Vec<u8> {
     (0..LENGTH as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 11) as u8).collect()
 }
 
 /// Pauses that no test waits for.
-fn options() -> WebOptions {
+pub fn options() -> WebOptions {
     WebOptions {
         retries: 2,
         backoff: Duration::from_millis(2),
@@ -32,7 +32,7 @@ fn web(server: &Server) -> Web {
 }
 
 /// Reads a range: what was told, and how it ended.
-fn read(web: &Web, range: Range<u64>) -> (Vec<u8>, Result<Served>) {
+pub fn read(web: &Web, range: Range<u64>) -> (Vec<u8>, Result<Served>) {
     let mut told = Vec::new();
     let read = web.read("a b", range, &mut |bytes| {
         told.extend(bytes);
@@ -41,7 +41,7 @@ fn read(web: &Web, range: Range<u64>) -> (Vec<u8>, Result<Served>) {
     (told, read)
 }
 
-fn read_whole(web: &Web, length: u64) -> (Vec<u8>, Result<()>) {
+pub fn read_whole(web: &Web, length: u64) -> (Vec<u8>, Result<()>) {
     let mut told = Vec::new();
     let read = web.read_whole("a b", length, &mut |bytes| {
         told.extend(bytes);

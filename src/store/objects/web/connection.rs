@@ -207,7 +207,7 @@ impl Wire {
         if self.waited < self.line.window {
             return Ok(());
         }
-        let least = self.line.least_rate as f64 * self.waited.as_secs_f64();
+        let least = self.line.least_rate.max(1) as f64 * self.waited.as_secs_f64();
         if (self.came as f64) < least {
             return Err(Error::Timeout(Timeout::PerRead));
         }
@@ -245,8 +245,14 @@ impl Transport for Wire {
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let begun = Instant::now();
         loop {
+            // Also where there is always something to read.
+            if begun.elapsed() >= *timeout.after {
+                return Err(Error::Timeout(timeout.reason));
+            }
             let started = Instant::now();
-            let read = self.stream.read(self.buffers.input_append_buf());
+            let buffer = self.buffers.input_append_buf();
+            let most = self.line.pace.piece(buffer.len());
+            let read = self.stream.read(&mut buffer[..most]);
             self.waited += started.elapsed();
             match read {
                 Ok(bytes) => return self.took(bytes),
@@ -257,9 +263,6 @@ impl Transport for Wire {
                 return Err(interrupted());
             }
             self.check_rate()?;
-            if begun.elapsed() >= *timeout.after {
-                return Err(Error::Timeout(timeout.reason));
-            }
         }
     }
 

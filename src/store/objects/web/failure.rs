@@ -73,6 +73,8 @@ impl Limits {
                 let why = "there is no host of this name, or no name service that knows it";
                 Failed::Lasting(link(url, io::Error::new(io::ErrorKind::NotFound, why)))
             }
+            // Nothing came of the answer, or too little.
+            Timeout(ureq::Timeout::PerRead) => self.of_any(Timeout(ureq::Timeout::RecvResponse), url),
             error => self.of_any(error, url),
         }
     }
