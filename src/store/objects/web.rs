@@ -121,7 +121,7 @@ pub struct Web {
     base: Uri,
     client: Client,
     limits: Limits,
-    /// The version of each object that was read.
+    /// The version of each object that was read, by its name and by the URL that had it.
     versions: Mutex<HashMap<String, Version>>,
 }
 
@@ -157,20 +157,22 @@ impl Web {
         Traffic { requests, bytes, received, sent }
     }
 
-    /// Holds an object to the version of which its first bytes were.
+    /// Holds an object to the version of which its first bytes were. Servers that it is redirected to agree
+    /// about its length, each has its own ETag of it.
     fn hold(&self, name: &str, answer: &Answer, length: Option<u64>) -> Result<(), Failed> {
-        let version = Version::of(&answer.headers, length);
         let mut versions = lock(&self.versions);
-        let held = versions.entry(name.into()).or_insert_with(|| version.clone());
-        match held.difference(&version) {
-            None => Ok(()),
-            Some(difference) => refused(
-                &answer.url,
-                format!(
+        let told = Version::of(&answer.headers, length);
+        for (key, version) in [(name, Version::of_length(length)), (&answer.url, told)] {
+            let held = versions.entry(key.into()).or_insert_with(|| version.clone());
+            if let Some(difference) = held.difference(&version) {
+                let why = format!(
                     "it was changed while it was read: {difference}; run the same command again to have the new one"
-                ),
-            ),
+                );
+                return refused(&answer.url, why);
+            }
+            held.learn(&version);
         }
+        Ok(())
     }
 
     /// Reads on at `at`, which it leaves where it came to.

@@ -275,6 +275,31 @@ fn redirects_are_followed_and_credentials_stay_at_home() {
 }
 
 #[test]
+fn mirrors_have_an_object_of_one_length_each_with_its_own_etag() {
+    let mirror = |etag: &'static str, more: usize| {
+        Server::new(move |_, head, stream| {
+            let data = vec![7; LENGTH + more];
+            let range = range(head).unwrap();
+            stream.write_all(part_head(&data, &range, etag).as_bytes())?;
+            stream.write_all(&data[range])
+        })
+    };
+    let mirrors = [mirror("\"a\"", 0), mirror("\"b\"", 0), mirror("\"c\"", 1)];
+    let urls = [0, 1, 1, 2].map(|at: usize| mirrors[at].url());
+    let home = after(move |number, _, stream| {
+        let to = &urls[number];
+        let head = format!("HTTP/1.1 307 There\r\nLocation: {to}/x\r\nContent-Length: 0\r\n\r\n");
+        Some(stream.write_all(head.as_bytes()))
+    });
+    let web = web(&home);
+    for start in [0, 10, 20] {
+        assert_eq!(read(&web, start..start + 10).0, [7; 10]);
+    }
+    let said = read(&web, 30..40).1.unwrap_err().to_string();
+    assert!(said.contains(&mirrors[2].url()) && said.contains("was 300000 and is 300001"), "{said}");
+}
+
+#[test]
 fn a_token_or_an_entry_of_a_netrc_is_told_to_the_server() {
     let dir = tempfile::tempdir().unwrap();
     let netrc = dir.path().join("netrc");

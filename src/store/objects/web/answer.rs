@@ -82,6 +82,16 @@ impl Version {
         Version { etag, modified: text(headers, LAST_MODIFIED), length }
     }
 
+    /// That of an object of which nothing but its length is known.
+    pub fn of_length(length: Option<u64>) -> Version {
+        Version { length, ..Version::default() }
+    }
+
+    /// Takes in a length that was not known.
+    pub fn learn(&mut self, later: &Version) {
+        self.length = self.length.or(later.length);
+    }
+
     /// What tells that a later answer is of another version; `None`: nothing does.
     pub fn difference(&self, later: &Version) -> Option<String> {
         let shown =
@@ -188,6 +198,10 @@ mod tests {
         assert!(!same(&weak, &version("W/\"a\"", "later", Some(5))));
         let bare = version("", "", Some(5));
         assert!(same(&bare, &strong) && !same(&bare, &version("", "", Some(4))));
+        let mut unknown = Version::of_length(None);
+        assert!(same(&unknown, &bare));
+        unknown.learn(&bare);
+        assert!(!same(&unknown, &Version::of_length(Some(4))));
     }
 
     #[test]
