@@ -158,6 +158,8 @@ impl Answered {
 /// What became of a request for an object.
 #[derive(Debug)]
 pub enum Trouble {
+    /// Its bucket is not there.
+    NoBucket,
     /// It is not there, or its bucket is not.
     Missing(Answered),
     /// It is of another version than what was read before.
@@ -202,7 +204,8 @@ impl Asking<'_> {
     pub fn trouble(&self, error: &object_store::Error) -> Trouble {
         match Cause::of(error) {
             Some(Cause::Answered(answered)) => match answered.status.as_u16() {
-                404 if answered.code != "NoSuchBucket" => Trouble::Missing(answered),
+                404 if answered.code == "NoSuchBucket" => Trouble::NoBucket,
+                404 => Trouble::Missing(answered),
                 412 => Trouble::Changed,
                 416 => Trouble::TooShort,
                 _ => Trouble::Other(self.refusal(&answered)),
@@ -225,6 +228,7 @@ impl Asking<'_> {
     pub fn failed(&self, trouble: Trouble) -> Failed {
         match trouble {
             Trouble::Other(failed) => failed,
+            Trouble::NoBucket => self.no_bucket(),
             Trouble::Missing(answered) => self.refusal(&answered),
             Trouble::Changed => self.refused(
                 "it was changed while it was read; run the same command again to have the new one".into(),
@@ -253,9 +257,6 @@ impl Asking<'_> {
             let failed =
                 self.limits.passing(self.address, format!("the server answered {name}"), answered.wait);
             return self.worded(failed);
-        }
-        if answered.code == "NoSuchBucket" {
-            return self.no_bucket();
         }
         let advice = answered.advice();
         self.refused(format!("the server at {} answered {name}{advice}", self.endpoint))

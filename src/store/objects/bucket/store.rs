@@ -129,7 +129,7 @@ impl Bucket {
             listed.map(drop).map_err(|error| asking.trouble(&error))
         });
         match looked {
-            Err(Trouble::Missing(_)) => Err(asking.no_bucket()),
+            Err(Trouble::NoBucket | Trouble::Missing(_)) => Err(asking.no_bucket()),
             Err(Trouble::Other(failed @ Failed::Passing { .. })) => Err(failed),
             // Who may read objects may be forbidden to list them.
             _ => Ok(()),
