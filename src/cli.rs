@@ -26,7 +26,7 @@ use holesync::error::{Error, Result};
 use holesync::location::Location;
 use holesync::options::{BlockSize, Commit, Compress, Options, TellsChanges};
 use holesync::report::Verbosity;
-use holesync::sync::FilesFrom;
+use holesync::sync::{FilesFrom, Pulling};
 
 use attributes::AttributeArgs;
 use beside::BesideArgs;
@@ -34,6 +34,7 @@ pub use choose::{DirectoriesArgs, FilterArgs, TransferRulesArgs};
 use delete::DeleteArgs;
 use info::InfoArgs;
 pub use reach::{AgentArg, BetweenArgs, FailedList, RemoteArgs, SeveralHosts};
+use reach::{Around, StoreArgs};
 use record::{Record, RecordArgs};
 use values::block_size;
 use values::{CommitArg, CompressArg, rate, size, unit_of_comparison};
@@ -246,6 +247,8 @@ pub struct TransferArgs {
     remote: RemoteArgs,
     #[command(flatten)]
     between: BetweenArgs,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Show progress, also where there is no terminal
     #[arg(short = 'P', long)]
     progress: bool,
@@ -276,6 +279,8 @@ pub struct Transfer {
     /// `None`: the sources are listed, or go to several hosts.
     pub destination: Option<Location>,
     pub several: Option<SeveralHosts>,
+    /// What is pulled from a store, in the place of the sources.
+    pub pulling: Option<Pulling>,
     pub options: Options,
     pub remote: RemoteArgs,
     pub between: BetweenArgs,
@@ -343,6 +348,14 @@ impl TransferArgs {
         let has_dest = several.is_none() && self.paths.len() > 1;
         let destination = if has_dest { self.paths.pop() } else { None };
         let destination = destination.map(|path| Location::parse(&path)).transpose()?;
+        let pulling = self.store.pulling(
+            &self.paths,
+            destination.as_ref(),
+            &self.around(&options, several.is_some()),
+        )?;
+        if pulling.is_some() {
+            self.paths.clear();
+        }
         let sources = if self.old_args() {
             Location::split_all(&self.paths)
         } else {
@@ -362,6 +375,7 @@ impl TransferArgs {
             listed: self.filter.files_from()?,
             destination: destination.filter(|_| !is_listing),
             several,
+            pulling,
             options,
             agent: self.remote.agent(self.agent),
             remote: self.remote,
@@ -374,6 +388,25 @@ impl TransferArgs {
             record,
             threads: self.threads,
         })
+    }
+
+    /// What matters to a store.
+    fn around<'a>(&self, options: &'a Options, is_several: bool) -> Around<'a> {
+        let has_host = self.remote.rsh.is_some() || self.remote.sudo || self.remote.remote_path.is_some();
+        let is_other = is_several
+            || has_host
+            || self.agent.is_some()
+            || self.through.is_some()
+            || self.filter.has_list();
+        Around {
+            jobs: self.remote.hosts.jobs(),
+            retries: self.retries,
+            contimeout: self.remote.contimeout,
+            has_block_size: self.block_size.is_some(),
+            saves_map: self.beside.save_map().is_some(),
+            options,
+            is_other,
+        }
     }
 
     /// Whether a program reads what is printed.

@@ -208,7 +208,10 @@ fn no_path(before: &[u8], behind: &[u8]) -> Option<&'static str> {
         ([b'A'..=b'Z'], [b'\\' | b'/', ..]) | ([b'a'..=b'z'], [b'\\', ..]) => Some(
             "is a path of Windows: write /dir/file, or host:/dir/file for ssh; a host of that name is [X]:/path",
         ),
-        (b"http" | b"https" | b"ftp", [b'/', b'/', ..]) => Some(
+        (b"http" | b"https" | b"s3", [b'/', b'/', ..]) => {
+            Some("is no DEST: what a store has is a SRC, and holesync publish IMG STORE/NAME puts it there")
+        }
+        (b"ftp", [b'/', b'/', ..]) => Some(
             "is no path, and nothing is fetched from there: pipe it in, with curl -fL URL | holesync - DEST",
         ),
         (b"scp" | b"sftp", [b'/', b'/', ..]) => {

@@ -130,6 +130,8 @@ pub enum Route {
     Agent,
     /// Nothing but a shell at the other end.
     Shell,
+    /// A store: a web server, a bucket, a directory.
+    Store,
 }
 
 /// The totals of a run.

@@ -15,7 +15,7 @@ const OFTEN: (&str, &str) = (
 );
 
 /// All others, by purpose.
-const PURPOSES: [(&str, &str); 7] = [
+const PURPOSES: [(&str, &str); 8] = [
     (
         "Which files",
         "recursive no_recursive include exclude_from include_from filter dir-filter cvs_exclude from0 files_from \
@@ -49,6 +49,7 @@ const PURPOSES: [(&str, &str); 7] = [
         "to hosts jobs together failed relay forward_agent remote_path agent_program sudo ipv4 ipv6 cipher compress_level contimeout timeout \
          retries stop_after stop_at",
     ),
+    ("SRC in a store", "root trust ca chunks"),
     (
         "What is told",
         "quiet itemize_changes out_format list_only log_file log_file_format human_readable info debug",

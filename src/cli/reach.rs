@@ -2,6 +2,7 @@
 
 mod between;
 mod hosts;
+mod store;
 
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ use holesync::sync::{Addresses, Agent, Cipher, RemoteOptions};
 
 pub use between::BetweenArgs;
 pub use hosts::{FailedList, HostsArgs, SeveralHosts};
+pub use store::{Around, StoreArgs};
 
 /// How to reach a host.
 #[derive(Debug, Args)]

@@ -1,5 +1,7 @@
 //! How values of options are written.
 
+use std::time::Duration;
+
 use clap::ValueEnum;
 use holesync::error::Result;
 use holesync::options::BlockSize;
@@ -61,6 +63,21 @@ pub fn size(text: &str) -> Result<u64, String> {
     };
     let number = digits.parse::<u64>().map_err(|_| format!("{digits:?} is no number"))?;
     number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too much"))
+}
+
+/// A time with a unit: s, m, h, d or w.
+pub fn age(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let seconds = match &text[digits.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "w" => 7 * 86_400,
+        _ => return Err(format!("{text:?} is no time: write 90s, 30m, 12h, 30d or 8w")),
+    };
+    let number = digits.parse::<u64>().map_err(|_| format!("{digits:?} is no number"))?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| format!("{text} is too much"))
 }
 
 /// Bytes a second, as rsync has them: units of 1024 bytes, or a suffix, K, M, G, T or P, that

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use crate::cli::values::size;
-use crate::cli::verbs::{CacheArgs, DiffArgs, DigestArgs, MapArgs, VerifyArgs};
+use crate::cli::verbs::{
+    CacheArgs, CheckArgs, DiffArgs, DigestArgs, MapArgs, PruneArgs, PublishArgs, VerifyArgs, VersionsArgs,
+};
 
 /// Everything that is not a transfer.
 #[derive(Debug, Subcommand)]
@@ -33,6 +35,14 @@ pub enum Verb {
     Verify(VerifyArgs),
     /// Print the root hash of files, here or at host:path
     Digest(DigestArgs),
+    /// Publish an image in a directory or bucket, from where web servers give it to any number of hosts
+    Publish(PublishArgs),
+    /// List the versions of an image in a store
+    Versions(VersionsArgs),
+    /// Look whether all versions of an image in a store are whole
+    Check(CheckArgs),
+    /// Forget versions of an image in a store, and remove what none needs
+    Prune(PruneArgs),
     /// Show or clear the maps that runs have kept
     #[command(subcommand)]
     Cache(CacheArgs),

@@ -9,7 +9,9 @@ mod manual;
 mod many;
 mod map;
 pub(super) mod output;
+mod publish;
 mod recover;
+mod stores;
 mod verify;
 
 use std::ffi::OsString;
@@ -43,6 +45,8 @@ pub use cache::CacheArgs;
 pub use diff::DiffArgs;
 pub use digest::DigestArgs;
 pub use map::MapArgs;
+pub use publish::PublishArgs;
+pub use stores::{CheckArgs, PruneArgs, VersionsArgs};
 pub use verify::VerifyArgs;
 
 /// The exit code of a command line that makes no sense: of `diff` and
@@ -81,6 +85,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Some(Verb::Verify(verify)) => return verify.run(umask),
         Some(Verb::Digest(digest)) => digest.run(umask),
         Some(Verb::Cache(cache)) => cache.run(),
+        Some(Verb::Publish(publish)) => publish.run(),
+        Some(Verb::Versions(versions)) => versions.run(),
+        Some(Verb::Check(check)) => check.run(),
+        Some(Verb::Prune(prune)) => prune.run(),
         Some(Verb::Send { image, end }) => send(&image, end),
         Some(Verb::Recv { file, size, no_fsync, force_in_use }) => {
             let options = Options { fsync: !no_fsync, force_in_use, ..Options::default() };
@@ -204,6 +212,10 @@ fn transfer(transfer: Transfer, readers: &Readers, umask: u32) -> Result<()> {
     let reporter = reporter(readers, transfer.show, transfer.record, &ends);
     let reporter = reporter.as_ref();
     tell_choices(&transfer.options, reporter);
+    if let (Some(pulling), Some(destination)) = (&transfer.pulling, &transfer.destination) {
+        let pulled = sync::pull(pulling, destination, &transfer.options, umask, reporter);
+        return pulled.map_err(why_it_ended);
+    }
     let result = match (&transfer.through, transfer.sources.as_slice(), &transfer.destination) {
         (_, sources, None) => sync::list(sources, listed, &transfer.options, &remote, reporter),
         (Some(command), [source], Some(destination)) => {

@@ -8,6 +8,7 @@
 //! root hash from elsewhere compares it with the one of the map, which is made of its hashes.
 
 mod new_file;
+pub mod number;
 mod reader;
 mod saved;
 mod stored;

@@ -7,18 +7,17 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
 
 use crate::apply::tree::{DestinationRoot, LastDirectory};
-use crate::apply::{Basis, BasisState, Destination, Opened, Own, Place, Preview, Sink, Wanted};
+use crate::apply::{Basis, BasisState, Destination, Opened, Place, Preview, Sink, Wanted};
 use crate::error::{Error, Result, Stop, Warning, in_words, printable};
 use crate::hashmap::ahead::{Ahead, Head, Likely, await_job};
 use crate::hashmap::cache::{self, Found};
 use crate::hashmap::plan::Run;
-use crate::hashmap::{self, Batch, Grid, Hash, Item, MapRecord, Maps};
+use crate::hashmap::{self, Batch, Grid, Hash, Item, Maps};
 use crate::protocol::{Entry, MAX_MAP_KEYS, MAX_MAP_RUNS, Message};
 use crate::receiver::basis_feed::FeedEnd;
 use crate::receiver::shared::{ReceiverShared, Settles};
 use crate::report::{Changes, Event, Outcome};
 use crate::source::Kind;
-use crate::sys;
 
 /// A file that was announced.
 pub struct AnnouncedFile<'a> {
@@ -302,27 +301,8 @@ fn known_root(shared: &ReceiverShared, head: &Head, wanted: &Grid) -> Option<Has
 fn maps_of(shared: &ReceiverShared, sink: &mut Sink, (wanted, grid): (&Wanted, &Grid)) -> Maps {
     let saved = shared.saved.filter(|_| matches!(sink, Sink::Destination(_)));
     let saved = saved.and_then(|saved| saved.begin(grid));
-    Maps { kept: record(shared, sink, (wanted, grid)), saved }
-}
-
-/// Begins the map of what is to be put together, if it may be kept. What stays of an old file
-/// was hashed as it was: from before that on, all changes must show.
-fn record(shared: &ReceiverShared, sink: &mut Sink, (wanted, grid): (&Wanted, &Grid)) -> Option<MapRecord> {
-    let Sink::Destination(destination) = sink else { return None };
-    let map = shared.maps.as_ref()?.record(grid, wanted.data)?;
-    let own = match destination.own() {
-        Some(Own::There(basis)) => Some(basis),
-        Some(Own::Nothing) => None,
-        None => destination.basis(),
-    };
-    if let Some(basis) = own {
-        let (state, file) = (basis.state.as_ref()?, basis.image.plain_file()?);
-        // A write that is under way has left its time already.
-        if !state.will_show_changes(file) || !state.is_still(file) || !sys::is_open_here_alone(file) {
-            return None;
-        }
-    }
-    destination.watch().then_some(map)
+    let kept = shared.maps.as_ref().and_then(|maps| sink.record_map(maps, grid, wanted.data));
+    Maps { kept, saved }
 }
 
 /// The items of a batch as map frames.

@@ -183,6 +183,7 @@ impl Reporter for JsonLines {
                 Route::Local => "local",
                 Route::Agent => "agent",
                 Route::Shell => "shell",
+                Route::Store => "store",
             },
             "dry_run": summary.dry_run,
         }));

@@ -290,7 +290,9 @@ pub(super) fn outcome(summary: &Summary, units: Units) -> String {
     let files = if files_total == 1 { "file" } else { "files" };
     let (moved, how) = match summary.route {
         Route::Local => (summary.stats.sent_data_bytes, "copied"),
-        Route::Agent | Route::Shell => (summary.wire_sent.saturating_add(summary.wire_received), "travelled"),
+        Route::Agent | Route::Shell | Route::Store => {
+            (summary.wire_sent.saturating_add(summary.wire_received), "travelled")
+        }
     };
     let done = match files_sent {
         0 if files_total == 1 => "1 file, which is equal".into(),

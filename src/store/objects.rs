@@ -14,7 +14,7 @@ use crate::error::Result;
 
 pub use bucket::{Bucket, BucketOptions};
 pub use directory::Directory;
-pub use web::{Credentials, Proxies, Traffic, Web, WebOptions};
+pub use web::{Credentials, Proxies, Web, WebOptions};
 
 /// How a part of an object was served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,19 @@ pub enum Served {
     WholeOnly,
 }
 
+/// What was asked, and what came.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Requests, repeated ones and redirected ones included.
+    pub requests: u64,
+    /// Bytes of objects that came, those that came twice included.
+    pub bytes: u64,
+    /// Bytes that came over connections, with headers and TLS.
+    pub received: u64,
+    /// Bytes that went.
+    pub sent: u64,
+}
+
 /// Takes the bytes of an object as they come. An error ends the reading, and is returned.
 pub type Take<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 
@@ -32,6 +45,11 @@ pub type Take<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 pub trait Objects: Send + Sync {
     /// The address of an object, for messages: nothing secret is in it.
     fn address(&self, name: &str) -> String;
+
+    /// What was asked so far, and what came; of files here that is nothing.
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
+    }
 
     /// All of an object of at most `most` bytes; `None`: there is none.
     ///
@@ -48,12 +66,21 @@ pub trait Objects: Send + Sync {
     /// When they cannot be had, an object that is not there included; and what `take` returns.
     fn read(&self, name: &str, range: Range<u64>, take: &mut Take) -> Result<Served>;
 
-    /// Tells the first `length` bytes of an object that has so many, for those of whom ranges cannot be had.
+    /// Tells all of an object that has `length` bytes, by one request.
     ///
     /// # Errors
     ///
     /// Those of [`Objects::read`]; when the object has another length.
     fn read_whole(&self, name: &str, length: u64, take: &mut Take) -> Result<()>;
+
+    /// Tells the first `length` bytes of an object that has so many at least, where ranges cannot be had.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Objects::read`].
+    fn read_front(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
+        self.read(name, 0..length, take).map(drop)
+    }
 }
 
 /// What is put somewhere.

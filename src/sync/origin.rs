@@ -1,4 +1,6 @@
-//! Where all sources of a run are.
+//! Where all sources of a run are, and their names where a list has these.
+
+pub mod names;
 
 use std::os::unix::ffi::OsStrExt;
 

@@ -1,5 +1,289 @@
-//! Images as objects of real servers.
+//! Images that are published in a store and pulled from there.
 
 mod bucket;
+mod lies;
+mod prune;
 mod s3;
+mod signed;
 mod web;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::common::check::{assert_begins_with, assert_holes_kept, assert_no_leftovers, assert_same};
+use crate::common::lab::{self, Fs, Loop};
+use crate::common::layout::{Change, Layout, Rng, layouts, mutate};
+use crate::common::process::{Outcome, holesync, run};
+
+/// A store in a directory, an image in it, and where that is pulled to.
+struct Store {
+    dir: TempDir,
+}
+
+impl Store {
+    fn new(dir: TempDir) -> Store {
+        fs::create_dir(dir.path().join("to")).unwrap();
+        Store { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// What `publish` and others call the image.
+    fn image(&self) -> PathBuf {
+        self.path("store/disk")
+    }
+
+    /// What a pull calls it, or one version.
+    fn url(&self, version: &str) -> OsString {
+        format!("file://{}{version}", self.image().display()).into()
+    }
+
+    fn copy(&self) -> PathBuf {
+        self.path("to/copy")
+    }
+
+    /// The program, with a home of its own, in which it records what it pulled.
+    fn holesync(&self) -> Command {
+        let mut command = holesync();
+        command.env("HOME", self.path("home")).env_remove("XDG_STATE_HOME").env_remove("XDG_CACHE_HOME");
+        command
+    }
+
+    #[track_caller]
+    fn publish(&self, image: &Path, flags: &[&str]) -> Value {
+        let published =
+            run(self.holesync().args(["publish", "--json"]).args(flags).arg(image).arg(self.image())).ok();
+        serde_json::from_str(published.stdout.lines().last().unwrap()).unwrap()
+    }
+
+    fn pull(&self, version: &str, flags: &[&str]) -> Outcome {
+        run(self.holesync().args(flags).arg(self.url(version)).arg(self.copy()))
+    }
+
+    /// Publishes an image that has 2 MiB of data, and pulls it.
+    #[track_caller]
+    fn begin(&self) -> (Layout, PathBuf) {
+        let layout = Layout::hole("disk", 8 << 20).data(1 << 20..3 << 20, &mut Rng(1));
+        let image = self.path("image");
+        layout.write(&image);
+        self.publish(&image, &[]);
+        self.pull("", &[]).ok();
+        assert_same(&image, &self.copy());
+        (layout, image)
+    }
+}
+
+#[test]
+fn an_image_of_any_layout_is_pulled_over_whatever_was_there() {
+    for fs in [Fs::Ext4, Fs::Xfs, Fs::Btrfs] {
+        let Some(dir) = lab::dir(fs) else { continue };
+        let (store, image) = (Store::new(dir), lab::scratch());
+        let image = image.path().join("image");
+        let mut rng = Rng(18);
+        for layout in layouts(&mut rng) {
+            layout.write(&image);
+            store.publish(&image, &[]);
+            // Over the version before, which was another layout.
+            store.pull("", &["-I"]).ok();
+            assert_same(&image, &store.copy());
+            fs::remove_file(store.copy()).unwrap();
+            store.pull("", &[]).ok();
+            assert_same(&image, &store.copy());
+            assert_holes_kept(&image, &store.copy());
+            assert_no_leftovers(&store.path("to"));
+        }
+    }
+}
+
+#[test]
+fn a_version_after_another_is_pulled_over_any_that_was_there() {
+    let store = Store::new(lab::scratch());
+    let mut rng = Rng(7);
+    let mut layout = Layout::hole("disk", 12 << 20).data(1 << 20..9 << 20, &mut rng);
+    let image = |nth: usize| store.path(&format!("v{nth}"));
+    for nth in 0..8 {
+        layout.write(&image(nth));
+        store.publish(&image(nth), &["--as", &format!("v{nth}")]);
+        for change in
+            [Change::Touch, Change::Punch, Change::Grow, Change::Shrink, Change::Zero][..1 + nth % 5].iter()
+        {
+            layout = mutate(layout, *change, &mut rng);
+        }
+    }
+    for (nth, flags) in [
+        (0, &[][..]),
+        (7, &[]),
+        (3, &[]),
+        (4, &["--verify"]),
+        (5, &["--inplace"]),
+        (1, &["-W"]),
+        (6, &["--commit=atomic"]),
+        (2, &["--preallocate"]),
+        (0, &["--no-hole-map"]),
+    ] {
+        let foretold = store.pull(&format!("@v{nth}"), &[&["-In", "--json"], flags].concat()).ok();
+        let done = store.pull(&format!("@v{nth}"), &[&["-I", "--json"], flags].concat()).ok();
+        assert_same(&image(nth), &store.copy());
+        for count in ["sent_data_bytes", "matched_bytes", "written_bytes", "punched_bytes", "files_sent"] {
+            let [foretold, done] = [&foretold, &done].map(|outcome| outcome.count(count));
+            // What is allocated to be kept so is not foretold.
+            if flags != ["--preallocate"] {
+                assert_eq!(foretold, done, "{count} of v{nth} {flags:?}");
+            }
+        }
+        assert_no_leftovers(&store.path("to"));
+    }
+}
+
+#[test]
+fn of_blocks_that_differ_little_only_pages_come() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    let mut rng = Rng(5);
+    let changed =
+        layout.data((1 << 20)..(1 << 20) + 4096, &mut rng).data(2 << 20..(2 << 20) + 8192, &mut rng);
+    changed.write(&image);
+    let published = store.publish(&image, &[]);
+    assert_eq!(published["patches"], 2);
+    assert_eq!(published["new_blocks"], 2);
+    let done = store.pull("", &["--json"]).ok();
+    assert_eq!(done.count("sent_data_bytes"), 3 * 4096);
+    assert_eq!(done.count("written_bytes"), 3 * 4096);
+    assert_same(&image, &store.copy());
+    // Whoever has something else gets whole blocks.
+    fs::remove_file(store.copy()).unwrap();
+    let done = store.pull("", &["--json"]).ok();
+    assert_eq!(done.count("sent_data_bytes"), 2 << 20);
+    assert_same(&image, &store.copy());
+}
+
+#[test]
+fn blocks_that_any_version_has_are_not_written_again() {
+    let store = Store::new(lab::scratch());
+    let mut rng = Rng(6);
+    let one = Layout::dense("one", 4 << 20, &mut rng);
+    let other = Layout::dense("other", 4 << 20, &mut rng);
+    let image = store.path("image");
+    one.write(&image);
+    assert_eq!(store.publish(&image, &[])["new_blocks"], 64);
+    other.write(&image);
+    assert_eq!(store.publish(&image, &[])["new_blocks"], 64);
+    one.write(&image);
+    let back = store.publish(&image, &[]);
+    assert_eq!((&back["new_blocks"], &back["new"]), (&0.into(), &true.into()));
+    store.pull("", &[]).ok();
+    assert_same(&image, &store.copy());
+    assert_eq!(store.publish(&image, &[])["new"], false, "the same again is no version");
+}
+
+#[test]
+fn a_destination_with_size_and_time_of_the_version_is_not_read() {
+    let store = Store::new(lab::scratch());
+    let (_, image) = store.begin();
+    assert_eq!(
+        fs::metadata(&image).unwrap().modified().unwrap(),
+        fs::metadata(store.copy()).unwrap().modified().unwrap()
+    );
+    fs::remove_dir_all(store.path("store/disk.store")).unwrap();
+    store.pull("", &["-v"]).ok();
+    store.pull("", &["-I"]).code(23);
+}
+
+#[test]
+fn a_directory_gets_the_image_under_its_name_and_a_device_its_bytes() {
+    let Some(dir) = lab::dir(Fs::Ext4) else { return };
+    let store = Store::new(dir);
+    let (layout, image) = store.begin();
+    run(store.holesync().arg(store.url("")).arg(store.path("to/"))).ok();
+    assert_same(&image, &store.path("to/disk"));
+    if !lab::is_root() {
+        return lab::skip("loop devices need root");
+    }
+    let backing = store.path("backing");
+    Layout::dense("device", 9 << 20, &mut Rng(3)).write(&backing);
+    let device = Loop::over(&backing);
+    run(store.holesync().arg(store.url("")).arg(&device.0)).ok();
+    assert_begins_with(&device.0, &image);
+    layout.data(5 << 20..6 << 20, &mut Rng(9)).write(&image);
+    store.publish(&image, &[]);
+    let done = run(store.holesync().arg("--json").arg(store.url("")).arg(&device.0)).ok();
+    assert_eq!(done.count("sent_data_bytes"), 1 << 20);
+    assert_begins_with(&device.0, &image);
+}
+
+#[test]
+fn what_another_file_has_is_copied_from_there() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    let basis = store.path("to/basis");
+    fs::rename(store.copy(), &basis).unwrap();
+    layout.data(1 << 20..(1 << 20) + 4096, &mut Rng(4)).write(&image);
+    store.publish(&image, &[]);
+    let basis = format!("--basis={}", basis.display());
+    let done = store.pull("", &["--json", &basis]).ok();
+    assert_eq!(done.count("sent_data_bytes"), 4096);
+    assert_same(&image, &store.copy());
+    // Over something that is there as well.
+    Layout::dense("other", 8 << 20, &mut Rng(8)).write(&store.copy());
+    let done = store.pull("", &["--json", "-I", &basis]).ok();
+    assert_eq!(done.count("sent_data_bytes"), 4096);
+    assert_same(&image, &store.copy());
+}
+
+#[test]
+fn a_plain_image_is_pulled_by_its_map() {
+    let store = Store::new(lab::scratch());
+    fs::create_dir(store.path("store")).unwrap();
+    let layout = Layout::hole("disk", 8 << 20).data(1 << 20..3 << 20, &mut Rng(1));
+    layout.write(&store.image());
+    store.publish(&store.image(), &["--raw"]);
+    store.pull("", &[]).ok();
+    assert_same(&store.image(), &store.copy());
+    assert_holes_kept(&store.image(), &store.copy());
+    layout.data(2 << 20..(2 << 20) + 65536, &mut Rng(2)).write(&store.image());
+    // What is there is what the map says still.
+    store.pull("", &["-I"]).ok();
+    let other = run(store.holesync().arg(store.url("")).arg(store.path("to/other")));
+    other.code(12).says(&["has another hash than its map says"]);
+    store.publish(&store.image(), &["--raw"]);
+    assert_eq!(store.pull("", &["--json"]).ok().count("sent_data_bytes"), 65536);
+    assert_same(&store.image(), &store.copy());
+    // A map alone does, where nothing is known of a version.
+    fs::remove_file(store.path("store/disk.newest")).unwrap();
+    store.pull("", &[]).code(12).says(&["the destination has come from"]);
+    let other = store.path("to/third");
+    run(store.holesync().arg(store.url("")).arg(&other)).ok();
+    assert_same(&store.image(), &other);
+}
+
+#[test]
+fn what_makes_no_sense_is_said() {
+    let store = Store::new(lab::scratch());
+    let (_, image) = store.begin();
+    store.pull("@none", &[]).code(23).says(&["the store has no version none of disk"]);
+    store.pull("@..", &[]).code(1).says(&["is no name of a version"]);
+    store.pull("", &["--delete"]).code(1).says(&["an image from a store is one file"]);
+    store.pull("", &["--root=12"]).code(1).says(&["64 hexadecimal digits"]);
+    run(store.holesync().arg(store.url("")).arg("peer:x"))
+        .code(1)
+        .says(&["pulled by the machine that wants it"]);
+    run(store.holesync().arg(store.url(""))).code(1).says(&["holesync versions STORE/NAME"]);
+    run(store.holesync().args(["--root", &"0".repeat(64)]).arg(&image).arg(store.copy())).code(1);
+    run(store.holesync().args(["publish"]).arg(&image).arg("https://h/x")).code(1).says(&["is read alone"]);
+    run(store.holesync().args(["publish"]).arg(&image).arg(store.path("store/a.map"))).code(1);
+    let again = ["publish", "--as", "v1"];
+    run(store.holesync().args(again).arg(&image).arg(store.image())).ok();
+    run(store.holesync().args(again).arg(&image).arg(store.image()))
+        .code(23)
+        .says(&["has a version v1 already"]);
+    run(store.holesync().arg(store.url("x")).arg(store.copy()))
+        .code(23)
+        .says(&["nothing was published under this name"]);
+}

@@ -7,7 +7,9 @@ use std::path::Path;
 use crate::apply::open::Preview;
 use crate::apply::{Basis, BasisState, Completion, Destination, Own};
 use crate::error::{Error, Result};
-use crate::hashmap::Hash;
+use crate::hashmap::cache::MapCache;
+use crate::hashmap::{Grid, Hash, MapRecord};
+use crate::sys;
 
 /// Where content goes. What is said of the methods of [`Destination`] holds for these.
 pub enum Sink {
@@ -102,6 +104,26 @@ impl Sink {
             Sink::Destination(destination) => destination.needs_root(),
             Sink::Preview(_) => false,
         }
+    }
+
+    /// Begins the map of what it is to have, with so many bytes of `data`, if that may be kept. What stays of an
+    /// old file was hashed as it was: from before that on, all changes must show.
+    pub fn record_map(&mut self, maps: &MapCache, grid: &Grid, data: u64) -> Option<MapRecord> {
+        let Sink::Destination(destination) = self else { return None };
+        let map = maps.record(grid, data)?;
+        let own = match destination.own() {
+            Some(Own::There(basis)) => Some(basis),
+            Some(Own::Nothing) => None,
+            None => destination.basis(),
+        };
+        if let Some(basis) = own {
+            let (state, file) = (basis.state.as_ref()?, basis.image.plain_file()?);
+            // A write that is under way has left its time already.
+            if !state.will_show_changes(file) || !state.is_still(file) || !sys::is_open_here_alone(file) {
+                return None;
+            }
+        }
+        destination.watch().then_some(map)
     }
 
     /// Puts data into a range, whose bytes a dry run need not have.

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use clap::Args;
 use holesync::error::{Error, Result, lock, printable};
 use holesync::location::{Host, Location};
+use holesync::store::address::Address;
 use holesync::sync::Deployment;
 
 use crate::cli::verbs::output;
@@ -27,7 +28,8 @@ pub struct HostsArgs {
     /// a path of its own; "-": stdin
     #[arg(long, value_name = "FILE")]
     hosts: Vec<PathBuf>,
-    /// Of several hosts, send to so many at once [default: 16]
+    /// Of several hosts, send to so many at once [default: 16]; from a store, so many requests at once
+    /// [default: 12]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
     /// Put the image in place at all hosts or at none: when each has it ready
@@ -66,7 +68,16 @@ impl SeveralHosts {
     }
 }
 
+fn is_in_a_store(source: &OsString) -> bool {
+    matches!(Address::of_source(source), Ok(Some(_)))
+}
+
 impl HostsArgs {
+    /// How much is done at once, if that was said.
+    pub fn jobs(&self) -> Option<usize> {
+        self.jobs.map(usize::from)
+    }
+
     /// Whether hosts are named in this way.
     pub fn are_several(&self) -> bool {
         !self.to.is_empty() || !self.hosts.is_empty()
@@ -85,6 +96,7 @@ impl HostsArgs {
                 (.., true) => Err(Error::Usage(
                     "--together is for several hosts: name them with --to or --hosts".into(),
                 )),
+                (Some(_), None, false) if paths.first().is_some_and(is_in_a_store) => Ok(None),
                 _ => Err(Error::Usage(
                     "--jobs and --failed are for several hosts: name them with --to or --hosts".into(),
                 )),

@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read};
 
+use crate::hashmap::map_file::number;
 use crate::hashmap::map_file::{
     BLOCKS, CHECK, Check, END, HEAD, MAGIC, MAGIC_START, MAX_BODY, MapError, SECTION_HEAD, check, mask_bytes,
 };
@@ -99,8 +100,8 @@ impl<R: Read> MapReader<R> {
         let mut entries = Vec::new();
         let bytes = mask_bytes(&self.grid);
         while !body.is_empty() {
-            let zeros = number(&mut body).ok_or_else(wrong)?;
-            let count = number(&mut body).ok_or_else(wrong)?;
+            let zeros = number::take(&mut body).ok_or_else(wrong)?;
+            let count = number::take(&mut body).ok_or_else(wrong)?;
             let left = self.grid.blocks() - self.index;
             if zeros.checked_add(count).is_none_or(|blocks| blocks == 0 || blocks > left) {
                 return Err(wrong());
@@ -172,22 +173,4 @@ fn version(head: &[u8]) -> Option<u32> {
     let rest = head.strip_prefix(MAGIC_START)?;
     let end = rest.iter().position(|&byte| byte == b'\r')?;
     std::str::from_utf8(&rest[..end]).ok()?.parse().ok()
-}
-
-/// Takes a number of LEB128 off the front; `None` where it does not fit 64 bits.
-fn number(bytes: &mut &[u8]) -> Option<u64> {
-    let mut number = 0;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        let bits = u64::from(byte & 0x7f);
-        if shift == 63 && bits > 1 {
-            return None;
-        }
-        number |= bits << shift;
-        if byte & 0x80 == 0 {
-            return Some(number);
-        }
-    }
-    None
 }

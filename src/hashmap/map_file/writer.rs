@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::hashmap::map_file::{BLOCKS, CHECK, Check, END, MAGIC, SECTION_BLOCKS, check, mask_bytes};
+use crate::hashmap::map_file::{BLOCKS, CHECK, Check, END, MAGIC, SECTION_BLOCKS, check, mask_bytes, number};
 use crate::hashmap::{Grid, Hash, MapEntry, PageMask, RootHasher};
 
 /// Zero blocks, and the blocks with data behind them.
@@ -103,8 +103,8 @@ impl<W: Write> MapWriter<W> {
 
     fn append_run(&mut self) {
         let run = std::mem::take(&mut self.run);
-        number(&mut self.body, run.zeros);
-        number(&mut self.body, run.blocks.len() as u64);
+        number::add(&mut self.body, run.zeros);
+        number::add(&mut self.body, run.blocks.len() as u64);
         let bytes = mask_bytes(&self.grid);
         run.blocks.iter().for_each(|(pages, _)| self.body.extend(&pages.to_le_bytes()[..bytes]));
         run.blocks.iter().for_each(|(_, hash)| self.body.extend(hash));
@@ -133,13 +133,4 @@ impl<W: Write> MapWriter<W> {
         self.output.write_all(body)?;
         self.output.write_all(&self.check)
     }
-}
-
-/// Appends a number as LEB128: 7 bits a byte, the lowest first, the top bit where more follow.
-fn number(bytes: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        bytes.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    bytes.push(number as u8);
 }

@@ -21,7 +21,7 @@ const DIRECTORY_MODE: u32 = 0o777;
 /// Bytes that are read at a time.
 const PIECE: usize = 256 << 10;
 
-/// See the module. Symlinks below it are followed no further than the directory reaches.
+/// See the module. No symlink below it is followed.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
@@ -131,8 +131,13 @@ impl Objects for Directory {
         let mut at = range.start;
         while at < range.end {
             let len = piece.len().min(usize::try_from(range.end - at).unwrap_or(PIECE));
-            let read = file.read_exact_at(&mut piece[..len], at);
-            read.map_err(Error::file("read", self.path_of(name)))?;
+            match file.read_exact_at(&mut piece[..len], at) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    let what = format!("it is too short: it ends before byte {}", at + len as u64);
+                    return Err(Error::Protocol { peer: self.address(name), what });
+                }
+                read => read.map_err(Error::file("read", self.path_of(name)))?,
+            }
             take(&piece[..len])?;
             at += len as u64;
         }
@@ -140,6 +145,11 @@ impl Objects for Directory {
     }
 
     fn read_whole(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
+        let (_, there) = self.found(name)?;
+        if there != length {
+            let what = format!("it has {there} bytes, and {length} were expected");
+            return Err(Error::Protocol { peer: self.address(name), what });
+        }
         self.read(name, 0..length, take).map(drop)
     }
 }

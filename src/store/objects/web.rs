@@ -21,7 +21,7 @@ use std::time::Duration;
 use ureq::http::Uri;
 
 use crate::error::{Error, Result, lock};
-use crate::store::objects::{Objects, Served, Take};
+use crate::store::objects::{Objects, Served, Take, Traffic};
 use address::shown;
 use answer::Version;
 use client::{Answer, Client, lie};
@@ -101,19 +101,6 @@ impl WebOptions {
     }
 }
 
-/// What was asked, and what came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Traffic {
-    /// Requests, repeated ones and redirected ones included.
-    pub requests: u64,
-    /// Bytes of objects that came, those that came twice included.
-    pub bytes: u64,
-    /// Bytes that came over connections, with headers and TLS.
-    pub received: u64,
-    /// Bytes that went.
-    pub sent: u64,
-}
-
 /// Objects below a URL. Many threads may use it at once: each has a connection, which stays for the next
 /// request.
 #[derive(Debug)]
@@ -147,14 +134,6 @@ impl Web {
         let limits = options.limits();
         let client = Client::new(&base, authorization, roots, &options.proxies, line, limits);
         Ok(Web { base, client, limits, versions: Mutex::default() })
-    }
-
-    /// What was asked so far, and what came.
-    pub fn traffic(&self) -> Traffic {
-        let Client { requests, bytes, line, .. } = &self.client;
-        let [requests, bytes, received, sent] =
-            [requests, bytes, &line.received, &line.sent].map(|count| count.load(Ordering::Relaxed));
-        Traffic { requests, bytes, received, sent }
     }
 
     /// Holds an object to the version of which its first bytes were. Servers that it is redirected to agree
@@ -203,7 +182,7 @@ impl Web {
                 format!("it is too short: it has {total} bytes, and {end} were expected"),
             );
         }
-        self.client.tell(answer, part.end - part.start, at, take)?;
+        self.client.tell(answer, part.end - part.start, true, at, take)?;
         Ok(Served::Range)
     }
 
@@ -212,7 +191,7 @@ impl Web {
         &self,
         name: &str,
         uri: &Uri,
-        length: u64,
+        (length, exactly): (u64, bool),
         at: &mut u64,
         take: &mut Take,
     ) -> Result<Served, Failed> {
@@ -222,10 +201,11 @@ impl Web {
         }
         let told = answer::length(&answer.headers);
         self.hold(name, &answer, told)?;
-        if let Some(told) = told.filter(|told| *told != length) {
+        let is_other = |told: &u64| if exactly { *told != length } else { *told < length };
+        if let Some(told) = told.filter(is_other) {
             return refused(&answer.url, format!("it has {told} bytes, and {length} were expected"));
         }
-        self.client.tell(answer, length, at, take)?;
+        self.client.tell(answer, length, told.is_none_or(|told| told == length), at, take)?;
         Ok(Served::Range)
     }
 
@@ -284,6 +264,13 @@ fn missing<T>(answer: &Answer, status: u16) -> Result<T, Failed> {
 }
 
 impl Objects for Web {
+    fn traffic(&self) -> Traffic {
+        let Client { requests, bytes, line, .. } = &self.client;
+        let [requests, bytes, received, sent] =
+            [requests, bytes, &line.received, &line.sent].map(|count| count.load(Ordering::Relaxed));
+        Traffic { requests, bytes, received, sent }
+    }
+
     fn address(&self, name: &str) -> String {
         address::of_object(&self.base, name).map_or_else(|_| shown(&self.base), |uri| shown(&uri))
     }
@@ -312,9 +299,20 @@ impl Objects for Web {
     }
 
     fn read_whole(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
+        self.read_from_start(name, (length, true), take)
+    }
+
+    fn read_front(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
+        self.read_from_start(name, (length, false), take)
+    }
+}
+
+impl Web {
+    /// By a request for all; `exactly`: the object has no more bytes.
+    fn read_from_start(&self, name: &str, (length, exactly): (u64, bool), take: &mut Take) -> Result<()> {
         let uri = address::of_object(&self.base, name)?;
         let told = self.tell_all(&uri, 0..length, |at| match *at {
-            0 => self.begin(name, &uri, length, at, take),
+            0 => self.begin(name, &uri, (length, exactly), at, take),
             _ => match self.read_on(name, &uri, at, length, take)? {
                 Served::WholeOnly => Err(no_more_ranges(&uri, *at)),
                 served => Ok(served),

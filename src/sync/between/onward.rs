@@ -20,7 +20,7 @@ use crate::remote::{Addresses, Agent, Cipher, Input, Output, RemoteOptions};
 use crate::report::{Event, Stats};
 use crate::sync::between::Transfer;
 use crate::sync::between::watch::{Told, Watch};
-use crate::sync::names;
+use crate::sync::origin::names;
 
 /// See the module.
 pub struct OnwardWay {

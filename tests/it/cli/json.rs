@@ -74,6 +74,10 @@ fn runs(dir: &Path) -> Option<Vec<Outcome>> {
     outcomes.push(run(holesync().args(["--json", "-r"]).arg(slash(&listed))).ok());
     let there = ["--json", "-r", "--remote-path", PROGRAM, "-e"];
     outcomes.push(run(holesync().args(there).arg(Peer::sshd()?.rsh()).arg(at(slash(&listed)))).ok());
+    let store = dir.join("store/file");
+    run(holesync().arg("publish").arg(listed.join("new")).arg(&store)).ok();
+    let url = format!("file://{}", store.display());
+    outcomes.push(run(holesync().args(["--json", &url]).arg(dir.join("pulled"))).ok());
     Some(outcomes)
 }
 

@@ -54,9 +54,10 @@ const HERE: &[(&str, i32, &str)] = &[
     (r"img 'C:\img'", 1, "is a path of Windows: write /dir/file, or host:/dir/file for ssh"),
     (r"img 'D:/img'", 1, "a host of that name is [X]:/path"),
     (r"'\\server\img' old", 1, "is a path of Windows"),
-    ("https://host/img old", 1, "pipe it in, with curl -fL URL | holesync - DEST"),
+    ("ftp://host/img old", 1, "pipe it in, with curl -fL URL | holesync - DEST"),
+    ("img https://host/img", 1, "holesync publish IMG STORE/NAME puts it there"),
     ("img sftp://host/img", 1, "is reached over ssh: write ssh://[user@]host[:port]/path"),
-    ("file:///img old", 1, "write its path alone, without file://"),
+    ("img file:///old", 1, "write its path alone, without file://"),
     ("host::module/img old", 1, "names an rsync daemon, which holesync does not speak to"),
     // Options of ssh.
     ("img old -o Port=22", 1, "Port=22 looks like an option of ssh: write -e 'ssh -o Port=22'"),

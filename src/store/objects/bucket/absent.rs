@@ -3,9 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::store::objects::{
-    BucketOptions, Content, Listed, Objects, Served, Take, Traffic, WritableObjects,
-};
+use crate::store::objects::{BucketOptions, Content, Listed, Objects, Served, Take, WritableObjects};
 
 /// There is none.
 #[derive(Debug)]
@@ -20,11 +18,6 @@ impl Bucket {
             "{url}: this holesync was built without buckets: the released program has them, and so has one that \
              was built with the feature \"bucket\""
         )))
-    }
-
-    /// What was asked so far, and what came.
-    pub fn traffic(&self) -> Traffic {
-        match *self {}
     }
 }
 

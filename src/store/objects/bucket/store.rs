@@ -74,11 +74,6 @@ impl Bucket {
         Ok(Bucket { address, endpoint, store, wire, limits, versions, is_there })
     }
 
-    /// What was asked so far, and what came.
-    pub fn traffic(&self) -> Traffic {
-        self.wire.traffic()
-    }
-
     /// A request that concerns an object, or what its address names.
     pub(super) fn asking<'a>(&'a self, address: &'a str, doing: &'static str) -> Asking<'a> {
         let answered = self.wire.has_answered();
@@ -215,6 +210,10 @@ impl Bucket {
 }
 
 impl Objects for Bucket {
+    fn traffic(&self) -> Traffic {
+        self.wire.traffic()
+    }
+
     fn address(&self, name: &str) -> String {
         self.address.shown(name)
     }

@@ -191,8 +191,15 @@ impl Client {
         }
     }
 
-    /// Tells the body, which has `length` bytes; `told` counts them.
-    pub fn tell(&self, answer: Answer, length: u64, told: &mut u64, take: &mut Take) -> Result<(), Failed> {
+    /// Tells the first `length` bytes of the body, which `is_all` of it; `told` counts them.
+    pub fn tell(
+        &self,
+        answer: Answer,
+        length: u64,
+        is_all: bool,
+        told: &mut u64,
+        take: &mut Take,
+    ) -> Result<(), Failed> {
         let Answer { url, body, .. } = answer;
         let mut reader = body.into_with_config().limit(u64::MAX).reader();
         let mut piece = vec![0; usize::try_from(length.clamp(1, PIECE)).unwrap_or(1)];
@@ -208,6 +215,9 @@ impl Client {
             take(&piece[..read]).map_err(Failed::Lasting)?;
             *told += read as u64;
             left -= read as u64;
+        }
+        if !is_all {
+            return Ok(());
         }
         // Its end is read as well, or the connection could not be used again. All is there, whatever that says.
         match reader.read(&mut piece[..1]) {

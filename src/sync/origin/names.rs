@@ -52,7 +52,7 @@ impl Initiator<'_> {
     /// # Errors
     ///
     /// When they cannot be read.
-    pub(super) fn names(self, from: &FilesFrom, other_end: Option<&Host>) -> Result<Vec<Vec<u8>>> {
+    pub(in crate::sync) fn names(self, from: &FilesFrom, other_end: Option<&Host>) -> Result<Vec<Vec<u8>>> {
         let nul_separated = from.nul_separated;
         match (&from.place, other_end) {
             (ListPlace::Stdin, _) => read_names(std::io::stdin().lock(), nul_separated)

@@ -1,0 +1,106 @@
+//! Looks whether the versions of an image are whole: each block lies where it is said to, and has its hash.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::error::{Error, Result};
+use crate::hashmap::MapEntry;
+use crate::report::{Event, Phase, Reporter};
+use crate::store::fetched::{FetchedVersion, fetch};
+use crate::store::head::Proven;
+use crate::store::keep::{self, Kept};
+use crate::store::name::{ImageName, Kind};
+use crate::store::objects::WritableObjects;
+use crate::store::places::PackId;
+use crate::store::pull::JOBS;
+use crate::store::pull::fetch::{Asked, Fetch, From, Wanted};
+
+/// What was looked at.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Checked {
+    /// Blocks that are not zero.
+    pub blocks: u64,
+    /// Bytes that were read for them.
+    pub bytes: u64,
+}
+
+/// Reads all that a version is made of.
+///
+/// # Errors
+///
+/// What is wrong with it first, with its address.
+pub fn check(
+    (objects, name): (&dyn WritableObjects, &ImageName),
+    kept: &Kept,
+    reporter: &dyn Reporter,
+) -> Result<Checked> {
+    let version = FetchedVersion::fetch(objects, name, kept.head.clone())?;
+    let grid = version.grid();
+    reporter.event(Event::Found(kept.head.data));
+    let mut blocks = 0;
+    let mut names: HashMap<PackId, Arc<str>> = HashMap::new();
+    let plain: Arc<str> = name.to_string().into();
+    let asked = Asked::default();
+    let fetching = Fetch { objects, grid, jobs: JOBS, whole: false, dry_run: false };
+    fetching.run(
+        &asked,
+        |planner| {
+            let mut all = version.blocks()?;
+            while let Some(block) = all.advance()? {
+                let MapEntry::Data { pages, hash } = block.entry else { continue };
+                let from = match block.place {
+                    None => From::Plain { object: Arc::clone(&plain) },
+                    Some((pack, place)) => {
+                        let object = names.entry(pack);
+                        let object = object.or_insert_with(|| name.object(Kind::Pack, &pack.name()).into());
+                        From::Frame { object: Arc::clone(object), range: place.frame(), raw: place.raw }
+                    }
+                };
+                blocks += 1;
+                planner.want(Wanted { index: block.index, pages, hash, patched: None, from })?;
+            }
+            Ok(())
+        },
+        &|had| {
+            reporter.event(Event::Done(Phase::Mapping, had.bytes.len() as u64));
+            Ok(())
+        },
+    )?;
+    if let Some(patches) = &kept.head.patches {
+        let object = name.object(Kind::Patches, &patches.object.name());
+        let missing = || Error::refused(objects.address(&object), "is not there, and a version names it");
+        let length = objects.length(&object)?.ok_or_else(missing)?;
+        fetch(objects, &object, &Proven { digest: patches.object, length })?;
+    }
+    Ok(Checked { blocks, bytes: asked.bytes.load(Ordering::Relaxed) })
+}
+
+/// Looks whether what is told to be the newest version is.
+///
+/// # Errors
+///
+/// When it is not.
+pub fn check_newest((objects, name): (&dyn WritableObjects, &ImageName), kept: &[Kept]) -> Result<()> {
+    let address = objects.address(&name.newest());
+    let told = keep::newest(objects, name)?;
+    match (told, kept.first()) {
+        (None, None) => {
+            Err(Error::refused(address, "is not there, nor is any version: nothing was published"))
+        }
+        (Some(told), Some(newest)) if told.head == newest.head => Ok(()),
+        (Some(told), None) if told.head.places.is_none() => Ok(()),
+        (None, Some(newest)) => {
+            let why =
+                format!("is not there, and {} is the newest version: publish again", newest.head.version());
+            Err(Error::refused(address, why))
+        }
+        (Some(told), _) => {
+            let why = format!(
+                "names {}, which is not the newest version that is there: publish again",
+                told.head.version()
+            );
+            Err(Error::refused(address, why))
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Signatures of heads, as ssh makes them: by ssh-keygen with whatever key its user has, checked here.
+//! The format is that of PROTOCOL.sshsig of OpenSSH, in the namespace `holesync`.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use ssh_key::{PublicKey, SshSig};
+
+use crate::error::{Error, Result, escape};
+
+const NAMESPACE: &str = "holesync";
+/// Bytes of a file of keys.
+const MOST_KEYS: u64 = 1 << 20;
+
+/// Signs a line with a key, as `ssh-keygen -Y sign` does: a private key, or a public one whose private key
+/// an agent has.
+///
+/// # Errors
+///
+/// [`Error::Refused`] when ssh-keygen cannot be run, or does not sign.
+pub fn sign(line: &[u8], key: &Path) -> Result<Vec<u8>> {
+    let refused = |why: String| Error::refused(key, why);
+    let mut command = Command::new("ssh-keygen");
+    command.args(["-q", "-Y", "sign", "-n", NAMESPACE, "-f"]).arg(key);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let cannot = |error| refused(format!("cannot sign, as ssh-keygen cannot be run: {error}"));
+    let mut child = command.spawn().map_err(cannot)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // What it says of its end is why it did not read.
+        let _ = stdin.write_all(line);
+    }
+    let output = child.wait_with_output().map_err(cannot)?;
+    if !output.status.success() {
+        return Err(refused(format!("cannot sign: {}", escape(output.stderr.trim_ascii()))));
+    }
+    Ok(output.stdout)
+}
+
+/// Keys that are trusted.
+#[derive(Debug, Clone)]
+pub struct Trusted {
+    keys: Vec<PublicKey>,
+    path: std::path::PathBuf,
+}
+
+impl Trusted {
+    /// Reads a file of public keys, one a line, as in authorized_keys without options.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] for a file without a key, or with something else.
+    pub fn read(path: &Path) -> Result<Trusted> {
+        let length = fs::metadata(path).map_err(Error::file("read", path))?.len();
+        if length > MOST_KEYS {
+            return Err(Error::refused(path, "is no file of public keys"));
+        }
+        let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let keys: std::result::Result<Vec<_>, _> = lines.map(PublicKey::from_openssh).collect();
+        let keys = keys.map_err(|error| {
+            let why = format!("is no file of public keys, as ssh-keygen writes them: {error}");
+            Error::refused(path, why)
+        })?;
+        if keys.is_empty() {
+            return Err(Error::refused(path, "has no public key"));
+        }
+        Ok(Trusted { keys, path: path.to_path_buf() })
+    }
+
+    /// Refuses a line that none of the keys has signed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Protocol`], with the address that it came from.
+    pub fn check(&self, line: &[u8], signature: &[u8], address: &str) -> Result<()> {
+        let wrong = |what: String| Error::Protocol { peer: address.into(), what };
+        if signature.is_empty() {
+            return Err(wrong("it is not signed, and --trust wants a signature".into()));
+        }
+        let signature = SshSig::from_pem(signature)
+            .map_err(|error| wrong(format!("what follows its line is no signature: {error}")))?;
+        let is_right = |key: &PublicKey| key.verify(NAMESPACE, line, &signature).is_ok();
+        if self.keys.iter().any(is_right) {
+            return Ok(());
+        }
+        let keys = self.path.display();
+        Err(wrong(format!("it is not signed by a key of {keys}: it may be another's")))
+    }
+}

@@ -1,0 +1,101 @@
+//! Which version is believed to be the newest, and whose it is.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::common::check::assert_same;
+use crate::common::lab;
+use crate::common::layout::Rng;
+use crate::common::process::run;
+use crate::store::Store;
+
+impl Store {
+    fn key(&self, name: &str, kind: &str) -> PathBuf {
+        let key = self.path(name);
+        run(Command::new("ssh-keygen").args(["-q", "-t", kind, "-N", "", "-f"]).arg(&key)).ok();
+        key
+    }
+}
+
+#[test]
+fn what_is_signed_by_a_trusted_key_is_pulled_and_nothing_else() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    let (key, other) = (store.key("key", "ed25519"), store.key("other", "ecdsa"));
+    let trust = |key: &str| format!("--trust={}", store.path(key).display());
+    store.pull("", &["-I", &trust("key.pub")]).code(12).says(&["it is not signed"]);
+    let old = fs::read(store.path("store/disk.newest")).unwrap();
+    let mut rng = Rng(2);
+    let layout = layout.data(0..4096, &mut rng);
+    layout.write(&image);
+    store.publish(&image, &["--sign", other.to_str().unwrap()]);
+    store.pull("", &[&trust("key.pub")]).code(12).says(&["it is not signed by a key of"]);
+    store.pull("", &[&trust("other.pub")]).ok();
+    layout.data(0..8192, &mut rng).write(&image);
+    store.publish(&image, &["--sign", key.to_str().unwrap()]);
+    store.pull("", &[&trust("other.pub")]).code(12);
+    store.pull("", &[&trust("key.pub")]).ok();
+    assert_same(&image, &store.copy());
+    // Every byte of what is signed counts.
+    let newest = store.path("store/disk.newest");
+    let signed = fs::read(&newest).unwrap();
+    let line = signed.iter().position(|&byte| byte == b'\n').unwrap();
+    for at in (0..line).step_by(7) {
+        let mut changed = signed.clone();
+        changed[at] ^= 1;
+        fs::write(&newest, changed).unwrap();
+        store.pull("", &["-I", &trust("key.pub")]).code(12);
+    }
+    // Nor does a signature speak for another line.
+    let of_old = [old, signed[line + 1..].to_vec()].concat();
+    fs::write(&newest, of_old).unwrap();
+    store.pull("", &["-I", &trust("key.pub")]).code(12);
+    assert_same(&image, &store.copy());
+}
+
+#[test]
+fn an_old_version_is_not_taken_for_the_newest() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    let newest = store.path("store/disk.newest");
+    let old = fs::read(&newest).unwrap();
+    layout.data(0..4096, &mut Rng(2)).write(&image);
+    store.publish(&image, &["--as", "v2"]);
+    store.pull("", &[]).ok();
+    fs::write(&newest, &old).unwrap();
+    store.pull("", &[]).code(12).says(&["is newer: the server may be behind, or pass off an old version"]);
+    store.pull("", &["-I", "-n"]).code(12);
+    assert_same(&image, &store.copy());
+    store.pull("@v2", &["-I"]).ok();
+    // Who names it gets it.
+    let line: serde_json::Value = serde_json::from_slice(&old).unwrap();
+    let version = line["version"].as_str().unwrap();
+    store.pull(&format!("@{version}"), &[]).ok();
+    store.pull("", &[]).ok();
+}
+
+#[test]
+fn the_head_of_another_image_or_version_is_refused() {
+    let store = Store::new(lab::scratch());
+    let (_, image) = store.begin();
+    run(store.holesync().arg("publish").arg(&image).arg(store.path("store/other"))).ok();
+    fs::copy(store.path("store/other.newest"), store.path("store/disk.newest")).unwrap();
+    store.pull("", &[]).code(12).says(&["the head of another image"]);
+    let versions = store.path("store/disk.store/versions");
+    let there = fs::read_dir(&versions).unwrap().next().unwrap().unwrap().path();
+    fs::copy(there, versions.join("v9")).unwrap();
+    store.pull("@v9", &[]).code(12).says(&["it is the head of version"]);
+}
+
+#[test]
+fn a_root_hash_that_is_pinned_is_the_one_that_comes() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    let digest = run(store.holesync().arg("digest").arg(&image)).ok();
+    let root = format!("--root={}", digest.stdout.split_whitespace().next().unwrap());
+    store.pull("", &["-I", &root]).ok();
+    layout.data(0..4096, &mut Rng(2)).write(&image);
+    store.publish(&image, &[]);
+    store.pull("", &[&root]).code(12).says(&["--root wants another"]);
+}
