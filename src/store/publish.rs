@@ -90,9 +90,14 @@ pub fn publish(
         reporter.event(Event::Warning(&crate::source::doubt(image)));
     }
     let grid = Grid { length, block: options.block_size };
-    let source = FileImage::new(file, options.hole_map).sparing_cache_for(length);
+    let allocated =
+        file.metadata().map_or(0, |metadata| 512 * std::os::unix::fs::MetadataExt::blocks(&metadata));
+    let data = scan::may_hold(allocated, length);
+    let source = FileImage::new(file, options.hole_map).sparing_cache_for(data);
+    reporter.event(Event::Found(data));
     let kept = keep::kept_versions(objects, name)?;
     let publishing = Publishing { image, source: &source, state, grid, objects, name, options, reporter };
+    publishing.refuse_known_version()?;
     if options.raw { publishing.raw(&kept) } else { publishing.packed(&kept) }
 }
 
@@ -145,6 +150,8 @@ impl Publishing<'_> {
             writer.write()
         })?;
         if let Some(same) = self.same_as_newest(kept, &read) {
+            // Whoever published it may have been killed before this.
+            self.put_newest()?;
             return Ok(same);
         }
         let (packs, runs, counts) = writer.finish()?;
@@ -207,8 +214,6 @@ impl Publishing<'_> {
     fn read(&self, mut each: impl FnMut(&Batch, u64) -> Result<()>) -> Result<Read> {
         let mut map = working(nameless().and_then(|file| MapWriter::new(BufWriter::new(file), &self.grid)))?;
         let (mut index, mut data, mut stopped) = (0, 0, false);
-        let allocated = crate::scan::may_hold(0, self.grid.length);
-        self.reporter.event(Event::Found(allocated));
         let mapped = hashmap::map_image(self.source, &self.grid, |batch| {
             let first = index;
             for entry in MapEntry::of(&batch.items) {
@@ -331,17 +336,9 @@ impl Publishing<'_> {
         let newest = keep::newest(self.objects, self.name)?.into_iter().chain(kept.first().cloned());
         let last = newest.map(|kept| kept.head.time).max().unwrap_or(0);
         let time = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX).max(last.saturating_add(1));
-        let is_there = |version: &Version| kept.iter().any(|kept| kept.head.version() == version.to_string());
-        let version = match &self.options.version {
-            Some(version) if is_there(version) => {
-                let why = format!(
-                    "has a version {version} already, and what is published stays as it is: give another name"
-                );
-                return Err(Error::refused(self.objects.address(&self.name.to_string()), why));
-            }
-            Some(version) => version.clone(),
-            None => Version::of_time(time)?,
-        };
+        // Another publisher may have been faster.
+        self.refuse_known_version()?;
+        let version = self.options.version.clone().map_or_else(|| Version::of_time(time), Ok)?;
         let modified = self.state.times().map(|times| (times[0], times[1] as u32));
         let subject = Subject {
             name: self.name,
@@ -353,6 +350,18 @@ impl Publishing<'_> {
             root: read.root,
         };
         Ok(Head::new(subject, read.proven, places, patches))
+    }
+
+    /// What is published stays as it is.
+    fn refuse_known_version(&self) -> Result<()> {
+        let Some(version) = &self.options.version else { return Ok(()) };
+        if self.objects.length(&self.name.version(version))?.is_none() {
+            return Ok(());
+        }
+        let why = format!(
+            "has a version {version} already, and what is published stays as it is: give another name"
+        );
+        Err(Error::refused(self.objects.address(&self.name.to_string()), why))
     }
 
     fn seal(&self, head: &Head) -> Result<Vec<u8>> {

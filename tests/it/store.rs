@@ -1,6 +1,7 @@
 //! Images that are published in a store and pulled from there.
 
 mod bucket;
+mod kills;
 mod lies;
 mod prune;
 mod s3;

@@ -227,7 +227,7 @@ impl Fetch<'_> {
         let start = Instant::now();
         let mut first = None;
         let mut reader = SegmentReader {
-            at: segment.range.start,
+            at: if self.whole { 0 } else { segment.range.start },
             bytes: Vec::new(),
             pieces: segment.pieces.into_iter(),
             current: None,
