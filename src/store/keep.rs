@@ -63,7 +63,9 @@ pub fn newest(objects: &dyn Objects, name: &ImageName) -> Result<Option<Kept>> {
 pub fn kept_versions(objects: &dyn WritableObjects, name: &ImageName) -> Result<Vec<Kept>> {
     let mut kept = Vec::new();
     for object in objects.list(&name.all(Kind::Version))? {
-        kept.extend(read_head(objects, &object.name, name)?);
+        let found = read_head(objects, &object.name, name)?;
+        // What lies under another name is a copy that somebody made.
+        kept.extend(found.filter(|found| object.name == name.object(Kind::Version, found.head.version())));
     }
     kept.sort_by_key(|kept: &Kept| std::cmp::Reverse(kept.head.time));
     Ok(kept)
@@ -152,7 +154,9 @@ pub fn prune((objects, name): (&dyn WritableObjects, &ImageName), rules: &PruneR
         }
         pruned.versions.push(version.head.version().to_string());
     }
-    let named = named_by(objects, name, &kept)?;
+    // What is told to be the newest is pulled, whether or not it is among these.
+    let newest = newest(objects, name)?;
+    let named = named_by(objects, name, &[kept.as_slice(), newest.as_slice()].concat())?;
     let mut unnamed = HashMap::new();
     for kind in PARTS {
         let listed = objects.list(&name.all(kind))?;
@@ -232,7 +236,8 @@ impl Pruning<'_> {
 
     /// Removes what was condemned for long enough.
     fn carry_out(&mut self, object: Option<String>, list: Condemned) -> Result<()> {
-        let age = self.now.duration_since(UNIX_EPOCH + Duration::from_secs(list.since)).unwrap_or_default();
+        let since = UNIX_EPOCH.checked_add(Duration::from_secs(list.since)).unwrap_or(self.now);
+        let age = self.now.duration_since(since).unwrap_or_default();
         let is_due = age >= self.rules.grace;
         let before = list.objects.len();
         // What has a version again is condemned no more.

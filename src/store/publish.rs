@@ -14,7 +14,6 @@
 mod base;
 mod blocks;
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -136,16 +135,21 @@ impl Publishing<'_> {
     /// The image in packs.
     fn packed(&self, kept: &[Kept]) -> Result<Published> {
         let condemned = keep::condemned_packs(self.objects, self.name)?;
+        let there = packs_there(self.objects, self.name)?;
+        let is_usable = |pack: &places::PackId| there.contains(pack) && !condemned.contains(pack);
         let versions = self.fetch(kept)?;
-        let known = self.known(&versions, &condemned)?;
+        let known = self.known(&versions, &is_usable)?;
         let base = versions.first().filter(|version| version.grid().block == self.grid.block);
-        let mut base = base.map(|version| Base::new(self.objects, self.name, version)).transpose()?;
+        let mut base = base
+            .map(|version| Base::new((self.objects, self.name), version, self.grid.length))
+            .transpose()?;
         let level = self.options.level;
-        let mut writer = BlockWriter::new((self.objects, self.name), level, known, &condemned)?;
+        let mut writer =
+            BlockWriter::new((self.objects, self.name), level, known, (&condemned, there.clone()))?;
         let mut patches = working(PatchesWriter::new(level))?;
         let mut patched = 0;
         let read = self.read(|batch, first| {
-            let over = self.patches_over(batch, first, &writer, base.as_mut())?;
+            let over = self.patches_over(batch, first, (&mut writer, &is_usable), base.as_mut())?;
             patched += self.add(batch, first, &over, &mut writer, &mut patches)?;
             writer.write()
         })?;
@@ -195,13 +199,17 @@ impl Publishing<'_> {
     }
 
     /// Which blocks are where.
-    fn known(&self, versions: &[FetchedVersion], condemned: &HashSet<places::PackId>) -> Result<KnownBlocks> {
+    fn known(
+        &self,
+        versions: &[FetchedVersion],
+        is_usable: &dyn Fn(&places::PackId) -> bool,
+    ) -> Result<KnownBlocks> {
         let mut known = KnownBlocks::default();
         for version in versions.iter().filter(|version| version.grid().block == self.grid.block) {
             let mut blocks = version.blocks()?;
             while let Some(block) = blocks.advance()? {
                 if let (MapEntry::Data { hash, .. }, Some((pack, place))) = (&block.entry, block.place)
-                    && !condemned.contains(&pack)
+                    && is_usable(&pack)
                 {
                     known.add(hash, pack, place);
                 }
@@ -242,12 +250,13 @@ impl Publishing<'_> {
         Ok(Read { proven: proven(&map)?, map, root, data })
     }
 
-    /// What the new blocks of a batch can be made of, by their indices.
+    /// What the new blocks of a batch can be made of, by their indices. One that the version before has in
+    /// the same place is not new, however many blocks there are.
     fn patches_over(
         &self,
         batch: &Batch,
         first: u64,
-        writer: &BlockWriter,
+        (writer, is_usable): (&mut BlockWriter, &dyn Fn(&places::PackId) -> bool),
         base: Option<&mut Base>,
     ) -> Result<Vec<(u64, PatchOver)>> {
         let Some(base) = base else { return Ok(Vec::new()) };
@@ -257,6 +266,13 @@ impl Publishing<'_> {
             if !writer.has(&block.hash)
                 && let Some(before) = base.at(index)?
             {
+                if let (MapEntry::Data { hash, .. }, Some((pack, place))) = (&before.entry, before.place)
+                    && *hash == block.hash
+                    && is_usable(&pack)
+                {
+                    writer.add_near(hash, pack, place);
+                    continue;
+                }
                 candidates.push(Candidate { index, pages: block.data, before });
                 blocks.push((index, block));
             }
@@ -301,8 +317,11 @@ impl Publishing<'_> {
 
     /// The newest version, if it is this image.
     fn same_as_newest(&self, kept: &[Kept], read: &Read) -> Option<Published> {
-        let newest =
-            kept.first().filter(|kept| self.options.version.is_none() && kept.head.root.0 == read.root)?;
+        let is_wanted = |kept: &&Kept| {
+            let is_signed = self.options.sign.is_none() || !kept.sealed.signature.is_empty();
+            self.options.version.is_none() && is_signed && kept.head.root.0 == read.root
+        };
+        let newest = kept.first().filter(is_wanted)?;
         let (head, counts) = (newest.head.clone(), Counts::default());
         Some(Published { head, is_old: true, counts, stored: 0, patches: 0 })
     }
@@ -333,7 +352,8 @@ impl Publishing<'_> {
         patches: Option<PatchesHead>,
     ) -> Result<Head> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let newest = keep::newest(self.objects, self.name)?.into_iter().chain(kept.first().cloned());
+        let newest = keep::newest(self.objects, self.name).ok().flatten();
+        let newest = newest.into_iter().chain(kept.first().cloned());
         let last = newest.map(|kept| kept.head.time).max().unwrap_or(0);
         let time = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX).max(last.saturating_add(1));
         // Another publisher may have been faster.
@@ -373,7 +393,9 @@ impl Publishing<'_> {
     /// What removes what nobody names may have run meanwhile.
     fn check_packs(&self, packs: &[places::PackId], version: &Version) -> Result<()> {
         let there = packs_there(self.objects, self.name)?;
-        if packs.iter().all(|pack| there.contains(pack)) {
+        // A prune that does not know of this version yet has said so before it removes anything.
+        let condemned = keep::condemned_packs(self.objects, self.name)?;
+        if packs.iter().all(|pack| there.contains(pack) && !condemned.contains(pack)) {
             return Ok(());
         }
         self.objects.remove(&self.name.version(version))?;
@@ -389,7 +411,8 @@ impl Publishing<'_> {
             let Some(newest) = keep::kept_versions(self.objects, self.name)?.into_iter().next() else {
                 return Ok(());
             };
-            let there = keep::newest(self.objects, self.name)?;
+            // One that cannot be read is replaced.
+            let there = keep::newest(self.objects, self.name).ok().flatten();
             if there.is_some_and(|there| there.head.time >= newest.head.time && !is_raw(&there)) {
                 return Ok(());
             }

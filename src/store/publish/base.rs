@@ -44,14 +44,20 @@ pub struct Base<'a> {
     objects: &'a dyn Objects,
     name: &'a ImageName,
     grid: Grid,
+    /// Bytes of the image that is published.
+    length: u64,
     blocks: VersionBlocks,
     current: Option<VersionBlock>,
 }
 
 impl<'a> Base<'a> {
     /// That version, from its first block on.
-    pub fn new(objects: &'a dyn Objects, name: &'a ImageName, version: &FetchedVersion) -> Result<Base<'a>> {
-        Ok(Base { objects, name, grid: version.grid(), blocks: version.blocks()?, current: None })
+    pub fn new(
+        (objects, name): (&'a dyn Objects, &'a ImageName),
+        version: &FetchedVersion,
+        length: u64,
+    ) -> Result<Base<'a>> {
+        Ok(Base { objects, name, grid: version.grid(), length, blocks: version.blocks()?, current: None })
     }
 
     /// What it has in a block, if that is data; indices ascend.
@@ -62,7 +68,9 @@ impl<'a> Base<'a> {
                 return Ok(None);
             }
         }
-        Ok(self.current.filter(|block| matches!(block.entry, MapEntry::Data { .. })))
+        // The last block of an image of another length has pages of other lengths.
+        let is_last = index + 1 == self.grid.blocks() && self.grid.length != self.length;
+        Ok(self.current.filter(|block| matches!(block.entry, MapEntry::Data { .. }) && !is_last))
     }
 
     /// What each of these blocks can be made of; `data`: their bytes. One whose old bytes cannot be had, or
@@ -109,6 +117,7 @@ impl<'a> Base<'a> {
     /// What the frames unpack to that the old blocks lie in.
     fn frames(&self, candidates: &[Candidate]) -> HashMap<FramePlace, Vec<u8>> {
         let mut wanted: Vec<_> = candidates.iter().filter_map(|candidate| candidate.before.place).collect();
+        wanted.sort_by_key(|(pack, place)| (*pack, place.offset));
         wanted.dedup_by_key(|(pack, place)| (*pack, place.offset));
         let (queue, found) = (Mutex::new(wanted.into_iter()), Mutex::new(HashMap::new()));
         std::thread::scope(|scope| {

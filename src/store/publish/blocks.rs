@@ -43,16 +43,22 @@ pub struct KnownBlocks {
     /// The packs of earlier versions.
     packs: Vec<PackId>,
     numbers: HashMap<PackId, u32>,
+    /// Blocks of the batch at hand that the version before has in the same place.
+    near: HashMap<Key, (Lies, Place)>,
 }
 
 impl KnownBlocks {
     /// A block of an earlier version lies there.
     pub fn add(&mut self, hash: &Hash, pack: PackId, place: Place) {
-        let number = *self.numbers.entry(pack).or_insert_with(|| {
+        let number = self.number(pack);
+        self.insert(hash, Lies::Earlier(number), place);
+    }
+
+    fn number(&mut self, pack: PackId) -> u32 {
+        *self.numbers.entry(pack).or_insert_with(|| {
             self.packs.push(pack);
             self.packs.len() as u32 - 1
-        });
-        self.insert(hash, Lies::Earlier(number), place);
+        })
     }
 
     fn insert(&mut self, hash: &Hash, lies: Lies, place: Place) {
@@ -62,7 +68,8 @@ impl KnownBlocks {
     }
 
     fn find(&self, hash: &Hash) -> Option<(Lies, Place)> {
-        self.places.get(&hashmap::key(hash)).copied()
+        let key = hashmap::key(hash);
+        self.places.get(&key).or_else(|| self.near.get(&key)).copied()
     }
 }
 
@@ -137,18 +144,18 @@ fn working<T>(result: io::Result<T>) -> Result<T> {
 }
 
 impl<'a> BlockWriter<'a> {
-    /// For an image of whose blocks `known` are there already.
+    /// For an image of whose blocks `known` are there already. `taken`: names that no pack may have; `there`: packs
+    /// that are there.
     ///
     /// # Errors
     ///
-    /// When there is no room for working files, or the store cannot be listed.
+    /// When there is no room for working files.
     pub fn new(
         (objects, name): (&'a dyn WritableObjects, &'a ImageName),
         level: i32,
         known: KnownBlocks,
-        taken: &'a HashSet<PackId>,
+        (taken, there): (&'a HashSet<PackId>, HashSet<PackId>),
     ) -> Result<BlockWriter<'a>> {
-        let there = packs_there(objects, name)?;
         let stream = || StreamOfPacks {
             frame: Frame::default(),
             full: Vec::new(),
@@ -171,6 +178,12 @@ impl<'a> BlockWriter<'a> {
             there,
             counts: Counts::default(),
         })
+    }
+
+    /// A block of the next batch lies there.
+    pub fn add_near(&mut self, hash: &Hash, pack: PackId, place: Place) {
+        let number = self.known.number(pack);
+        self.known.near.insert(hashmap::key(hash), (Lies::Earlier(number), place));
     }
 
     /// Whether the store has a block.
@@ -209,6 +222,7 @@ impl<'a> BlockWriter<'a> {
     ///
     /// When working files or packs cannot be written.
     pub fn write(&mut self) -> Result<()> {
+        self.known.near.clear();
         if self.waiting.len() > MOST_WAITING {
             self.streams.iter_mut().for_each(StreamOfPacks::close_frame);
         }

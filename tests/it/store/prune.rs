@@ -124,3 +124,39 @@ fn what_a_publisher_left_that_was_killed_goes_and_hurts_nobody() {
     store.pull("", &["-I"]).ok();
     assert_same(&image, &store.copy());
 }
+
+#[test]
+fn a_pack_that_is_gone_is_written_anew_by_who_publishes() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    let packs = store.path("store/disk.store/packs");
+    for pack in fs::read_dir(&packs).unwrap() {
+        fs::remove_file(pack.unwrap().path()).unwrap();
+    }
+    run(store.holesync().arg("check").arg(store.image())).code(23);
+    layout.data(0..4096, &mut Rng(9)).write(&image);
+    assert_eq!(store.publish(&image, &[])["new_blocks"], 33);
+    store.pull("", &[]).ok();
+    assert_same(&image, &store.copy());
+    store.prune(&["--keep=1", "--grace=0s"]).ok();
+    run(store.holesync().arg("check").arg(store.image())).ok();
+}
+
+#[test]
+fn the_newest_is_named_again_where_a_publisher_was_killed_before_that() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    let newest = store.path("store/disk.newest");
+    let old = fs::read(&newest).unwrap();
+    layout.data(0..4096, &mut Rng(9)).write(&image);
+    store.publish(&image, &[]);
+    fs::write(&newest, &old).unwrap();
+    run(store.holesync().arg("check").arg(store.image())).code(23).says(&["publish again"]);
+    // What is named as the newest stays, whatever is kept.
+    store.prune(&["--keep=1", "--grace=0s"]).ok();
+    store.pull("", &["-I"]).ok();
+    assert_eq!(store.publish(&image, &[])["new"], false);
+    store.pull("", &[]).ok();
+    assert_same(&image, &store.copy());
+    run(store.holesync().arg("check").arg(store.image())).ok();
+}
