@@ -75,13 +75,13 @@ impl PatchesWriter {
         self.count < MOST_PATCHES
     }
 
-    /// Adds a patch; indices ascend. `bytes`: its pages, packed.
+    /// Adds a patch; indices ascend. `bytes`: its pages, packed; none where the block only has less than before.
     ///
     /// # Errors
     ///
     /// What writing reports.
     pub fn add(&mut self, index: u64, base: &Key, pages: PageMask, bytes: &[u8]) -> io::Result<()> {
-        let begins = self.raw.is_empty();
+        let begins = self.raw.is_empty() && !bytes.is_empty();
         number::add(&mut self.records, (index - self.next) << 1 | u64::from(begins));
         self.records.extend(base);
         self.records.extend(pages.to_le_bytes());
@@ -192,7 +192,7 @@ impl<R: Read> PatchesReader<R> {
         let pages = PageMask::from_le_bytes(pages);
         let index = self.next_block.checked_add(step >> 1).filter(|&index| index < self.grid.blocks());
         let index = index.ok_or_else(wrong)?;
-        if pages == 0 || pages & !self.grid.all_pages(index) != 0 {
+        if pages & !self.grid.all_pages(index) != 0 || pages == 0 && step & 1 == 1 {
             return Err(wrong());
         }
         if step & 1 == 1 {
@@ -202,7 +202,7 @@ impl<R: Read> PatchesReader<R> {
         }
         let raw = self.raw;
         self.raw += self.grid.masked_bytes(index, pages);
-        if self.stored == 0 || self.raw > MOST_RAW as u64 {
+        if pages != 0 && self.stored == 0 || self.raw > MOST_RAW as u64 {
             return Err(wrong());
         }
         self.next_block = index + 1;
@@ -221,6 +221,7 @@ mod tests {
     fn patches_are_found_as_they_were_written() {
         let grid = Grid { length: 100 << 16, block: BlockSize::default() };
         let mut writer = PatchesWriter::new(3).unwrap();
+        writer.add(0, &[1; 16], 0, &[]).unwrap();
         writer.add(2, &[2; 16], 1, &[2; 4096]).unwrap();
         writer.add(5, &[5; 16], 0x8001, &[5; 8192]).unwrap();
         for index in 10..80 {
@@ -229,6 +230,8 @@ mod tests {
         let (index, file) = writer.finish().unwrap().unwrap();
         let mut reader = PatchesReader::new(index.as_slice(), grid).unwrap();
         assert_eq!(reader.find(1).unwrap(), None);
+        let mut first = PatchesReader::new(index.as_slice(), grid).unwrap();
+        assert_eq!(first.find(0).unwrap().unwrap().pages, 0);
         let five = reader.find(5).unwrap().unwrap();
         assert_eq!((five.base, five.pages, five.offset, five.raw), ([5; 16], 0x8001, 0, 4096));
         let last = reader.find(79).unwrap().unwrap();
@@ -252,6 +255,7 @@ mod tests {
             zstd::bulk::compress(&[frames, &record].concat(), 3).unwrap()
         };
         assert!(read(&index(&[1, 9], 1, 1)).is_ok());
+        assert!(read(&index(&[0], 0, 0)).is_ok(), "one without pages");
         for wrong in [
             index(&[1, 9], 0, 1),
             index(&[1, 9], 1, 0),

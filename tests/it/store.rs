@@ -166,6 +166,27 @@ fn of_blocks_that_differ_little_only_pages_come() {
 }
 
 #[test]
+fn of_blocks_that_have_only_less_nothing_comes() {
+    for fs in [Fs::Ext4, Fs::Btrfs] {
+        let Some(dir) = lab::dir(fs) else { continue };
+        let store = Store::new(dir);
+        let (layout, image) = store.begin();
+        let trimmed = layout.punch(1 << 20..(1 << 20) + 8192).punch((2 << 20) + 4096..(2 << 20) + 12288);
+        trimmed.write(&image);
+        assert_eq!(store.publish(&image, &[])["patches"], 2);
+        let foretold = store.pull("", &["--json", "-n"]).ok();
+        let done = store.pull("", &["--json", "--verify"]).ok();
+        for count in ["sent_data_bytes", "written_bytes", "punched_bytes"] {
+            assert_eq!(foretold.count(count), done.count(count), "{count}");
+        }
+        assert_eq!(done.count("sent_data_bytes"), 0);
+        assert_eq!(done.count("punched_bytes"), 16384);
+        assert_same(&image, &store.copy());
+        assert_holes_kept(&image, &store.copy());
+    }
+}
+
+#[test]
 fn blocks_that_any_version_has_are_not_written_again() {
     let store = Store::new(lab::scratch());
     let mut rng = Rng(6);

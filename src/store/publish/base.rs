@@ -95,7 +95,7 @@ impl<'a> Base<'a> {
             let pages = self.differing(candidate, (before, old), &new);
             let bytes = |mask| self.grid.masked_bytes(candidate.index, mask);
             let is_worth_it = bytes(pages) * WORTH.1 <= bytes(candidate.pages) * WORTH.0;
-            (found == base && pages != 0 && is_worth_it).then_some(PatchOver { base, pages })
+            (found == base && is_worth_it).then_some(PatchOver { base, pages })
         });
         compared.collect()
     }

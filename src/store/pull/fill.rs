@@ -321,6 +321,9 @@ impl Plan<'_, '_, '_> {
             target.each(index, written, |sink, range| sink.write(&range, &[]))?;
         }
         let patched = patch.is_some().then_some(pages);
+        if sent == 0 {
+            return self.take_less(pages, hash);
+        }
         let wanted = Wanted { index, pages: sent, hash: *hash, patched, from };
         let may_be_there = self.found.is_some() && target.basis.is_some() && patched.is_none();
         if may_be_there && self.waiting.len() < MOST_WAITING {
@@ -328,6 +331,16 @@ impl Plan<'_, '_, '_> {
             return Ok(());
         }
         self.planner.want(wanted)
+    }
+
+    /// A block has some of the pages of what is there, and no others: nothing is fetched.
+    fn take_less(&self, pages: PageMask, hash: &Hash) -> Result<()> {
+        if self.filling.fetch.dry_run {
+            return Ok(());
+        }
+        let address = self.patches.as_ref().map_or("", |patches| &patches.address);
+        let (index, hash, patched) = (self.at, *hash, Some(pages));
+        self.target.put(&Had { index, pages: 0, bytes: &[], hash, patched, address })
     }
 
     /// The next block of what is there has these data.
