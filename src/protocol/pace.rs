@@ -34,20 +34,24 @@ impl Pace {
         }
     }
 
-    /// So many bytes were written: waits until more may be. Time in which nothing was written
-    /// is not made up for.
+    /// So many bytes were written: waits until more may be.
     pub fn wrote(&self, bytes: usize) {
+        std::thread::sleep(self.due(bytes));
+    }
+
+    /// So many bytes were written: how long it is until more may be. Time in which nothing was written
+    /// is not made up for.
+    pub fn due(&self, bytes: usize) -> Duration {
         let rate = self.rate.load(Ordering::Relaxed);
         if rate == 0 || bytes == 0 {
-            return;
+            return Duration::ZERO;
         }
         let now = Instant::now();
         let takes = Duration::from_secs_f64(bytes as f64 / rate as f64);
         let mut due = lock(&self.due);
         let next = due.map_or(now, |due| due.max(now)) + takes;
         *due = Some(next);
-        drop(due);
-        std::thread::sleep(next - now);
+        next - now
     }
 }
 

@@ -51,6 +51,10 @@ pub trait Objects: Send + Sync {
         Traffic::default()
     }
 
+    /// Ends what is being read, and refuses what is asked from now on, both as an interruption does: what it
+    /// was for has failed.
+    fn stop(&self) {}
+
     /// All of an object of at most `most` bytes; `None`: there is none.
     ///
     /// # Errors

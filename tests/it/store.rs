@@ -6,6 +6,7 @@ mod lies;
 mod prune;
 mod s3;
 mod signed;
+mod stops;
 mod web;
 
 use std::ffi::OsString;

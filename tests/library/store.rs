@@ -3,5 +3,6 @@
 mod bucket;
 mod garbled;
 mod liars;
-mod server;
+pub mod server;
+pub mod stops;
 mod web;

@@ -18,6 +18,14 @@ pub fn count(what: &str) {
     }
 }
 
+/// Does it, and demands that it ends at all.
+#[track_caller]
+pub fn ends<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, result) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn(move || drop(done.send(work())));
+    result.recv_timeout(std::time::Duration::from_secs(100)).expect("an end")
+}
+
 /// What a stretch of a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

@@ -26,7 +26,7 @@ use address::shown;
 use answer::Version;
 use client::{Answer, Client, lie};
 use connection::Line;
-use failure::{Attempts, Failed, Limits};
+use failure::{Attempts, Failed, Limits, StopFlag};
 
 pub use credentials::Credentials;
 pub use proxy::Proxies;
@@ -97,7 +97,7 @@ impl WebOptions {
 
     pub(super) fn limits(&self) -> Limits {
         let WebOptions { retries, backoff, longest_wait, connect, window, least_rate, .. } = *self;
-        Limits { connect, window, least_rate, retries, backoff, longest_wait }
+        Limits { connect, window, least_rate, retries, backoff, longest_wait, stop: StopFlag::default() }
     }
 }
 
@@ -129,10 +129,11 @@ impl Web {
         let roots = roots::read(options.ca.as_deref())?;
         let WebOptions { rate, window, least_rate, .. } = *options;
         let proxy = options.proxies.http().cloned();
-        let line = Line { rate, least_rate, window, proxy, ..Line::default() };
-        line.pace.limit(rate);
         let limits = options.limits();
-        let client = Client::new(&base, authorization, roots, &options.proxies, line, limits);
+        let stop = limits.stop.clone();
+        let line = Line { rate, least_rate, window, proxy, stop, ..Line::default() };
+        line.pace.limit(rate);
+        let client = Client::new(&base, authorization, roots, &options.proxies, line, limits.clone());
         Ok(Web { base, client, limits, versions: Mutex::default() })
     }
 
@@ -264,6 +265,10 @@ fn missing<T>(answer: &Answer, status: u16) -> Result<T, Failed> {
 }
 
 impl Objects for Web {
+    fn stop(&self) {
+        self.limits.stop.set();
+    }
+
     fn traffic(&self) -> Traffic {
         let Client { requests, bytes, line, .. } = &self.client;
         let [requests, bytes, received, sent] =

@@ -129,6 +129,7 @@ pub struct Planner<'a> {
 
 /// What the threads share.
 struct Shared<'a> {
+    objects: &'a dyn Objects,
     asked: &'a Asked,
     gap: AtomicU64,
     is_stopped: AtomicBool,
@@ -136,16 +137,24 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    /// The first error is that of the run: who stops for another one's reports nothing.
+    /// The first error is that of the run: who stops for another one's reports nothing. Whoever waits for an
+    /// answer waits no more.
     fn fail(&self, error: Error) {
         let mut failed = lock(&self.failed);
         if !self.is_stopped.swap(true, Ordering::Relaxed) {
             *failed = Some(error);
+            self.objects.stop();
         }
     }
 
     fn is_stopped(&self) -> bool {
         self.is_stopped.load(Ordering::Relaxed)
+    }
+
+    /// Fails when an error, which comes first, or a signal has ended the run.
+    fn go_on(&self) -> Result<()> {
+        let is_over = self.is_stopped() || remote::is_interrupted();
+        if is_over { Err(Error::Interrupted(Again::GoesOn)) } else { Ok(()) }
     }
 }
 
@@ -163,6 +172,7 @@ impl Fetch<'_> {
         put: &(dyn Fn(Had) -> Result<()> + Sync),
     ) -> Result<()> {
         let shared = Shared {
+            objects: self.objects,
             asked,
             gap: AtomicU64::new(FIRST_GAP),
             is_stopped: AtomicBool::new(false),
@@ -237,13 +247,7 @@ impl Fetch<'_> {
         };
         let mut take = |bytes: &[u8]| {
             first.get_or_insert_with(|| start.elapsed());
-            if remote::is_interrupted() {
-                return Err(Error::Interrupted(Again::GoesOn));
-            }
-            if shared.is_stopped() {
-                // The error that stopped it is the one that is told.
-                return Err(Error::Interrupted(Again::GoesOn));
-            }
+            shared.go_on()?;
             reader.take(bytes)
         };
         let range = segment.range.clone();
@@ -265,16 +269,22 @@ impl Fetch<'_> {
 }
 
 impl Planner<'_> {
+    /// Whether there is still sense in looking for what is wanted.
+    ///
+    /// # Errors
+    ///
+    /// When a request failed meanwhile, or somebody interrupted.
+    pub fn go_on(&self) -> Result<()> {
+        self.shared.go_on()
+    }
+
     /// A block is wanted.
     ///
     /// # Errors
     ///
     /// When a request failed meanwhile.
     pub fn want(&mut self, wanted: Wanted) -> Result<()> {
-        if self.shared.is_stopped() || remote::is_interrupted() {
-            // The error that stopped it comes first.
-            return Err(Error::Interrupted(Again::GoesOn));
-        }
+        self.go_on()?;
         let (object, range, is_frame) = match &wanted.from {
             From::Frame { object, range, .. } => (Arc::clone(object), range.clone(), true),
             From::Plain { object } => (Arc::clone(object), self.pages_of(&wanted), false),

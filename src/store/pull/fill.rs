@@ -203,6 +203,7 @@ impl Plan<'_, '_, '_> {
     }
 
     fn batch(&mut self, batch: &mut Batch) -> Result<()> {
+        self.planner.go_on()?;
         self.stats.basis_hashed_bytes += batch.bytes_read as u64;
         self.stats.believed_bytes += batch.believed as u64;
         batch.items.iter().try_for_each(|item| match item {

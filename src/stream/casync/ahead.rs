@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard};
 
-use crate::error::{Result, lock};
+use crate::error::{Error, Result, lock};
 use crate::store::casync::{Chunk, ChunkStore, Index};
 use crate::stream::plain::Old;
 
@@ -43,7 +43,9 @@ struct State {
     taken: usize,
     /// Bytes of those between the two.
     bytes: usize,
-    found: HashMap<usize, Result<Found>>,
+    found: HashMap<usize, Found>,
+    /// The first error of all, whichever chunk it is of.
+    failed: Option<Error>,
     /// Nobody takes any more.
     is_over: bool,
     /// Bytes and chunks that came.
@@ -55,7 +57,12 @@ pub struct Ends<'a>(&'a Ahead<'a>);
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
-        lock(&self.0.state).is_over = true;
+        let mut state = lock(&self.0.state);
+        state.is_over = true;
+        if self.0.index.chunk(state.taken).is_some() {
+            self.0.store.objects.stop();
+        }
+        drop(state);
         self.0.changed.notify_all();
     }
 }
@@ -80,17 +87,25 @@ impl<'a> Ahead<'a> {
     pub fn work(&self) {
         while let Some((nth, chunk)) = self.claim() {
             let found = self.find(&chunk);
-            lock(&self.state).found.insert(nth, found);
+            let mut state = lock(&self.state);
+            match found {
+                Ok(found) => drop(state.found.insert(nth, found)),
+                Err(error) => state.failed = state.failed.take().or(Some(error)),
+            }
+            drop(state);
             self.changed.notify_all();
         }
     }
 
-    /// The next chunk, and what was found of it; `None` behind the last.
+    /// The next chunk, and what was found of it; `None` behind the last. An error of any chunk is told at once.
     pub fn next(&self) -> Option<(Chunk, Result<Found>)> {
         let mut state = lock(&self.state);
         let nth = state.taken;
         let chunk = self.index.chunk(nth)?;
         let found = loop {
+            if let Some(error) = state.failed.take() {
+                return Some((chunk, Err(error)));
+            }
             match state.found.remove(&nth) {
                 Some(found) => break found,
                 None => state = self.wait(state),
@@ -100,7 +115,7 @@ impl<'a> Ahead<'a> {
         state.bytes -= chunk.len();
         drop(state);
         self.changed.notify_all();
-        Some((chunk, found))
+        Some((chunk, Ok(found)))
     }
 
     fn wait<'b>(&self, state: MutexGuard<'b, State>) -> MutexGuard<'b, State> {

@@ -7,10 +7,14 @@ use holesync::error::Result;
 use holesync::options::Options;
 use holesync::report::Silent;
 use holesync::store::casync::ChunkStore;
-use holesync::store::objects::Directory;
+use holesync::store::objects::{Directory, Web};
 use holesync::stream::casync::{Published, Pulled, pull};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
+
+use crate::store::server::{Server, close, right};
+use crate::store::stops::{busy, patient};
+use crate::support::ends;
 
 const HEAD: usize = 48;
 const FIRST: usize = HEAD + 16;
@@ -158,4 +162,37 @@ fn a_store_that_lies_is_refused() {
     store.put(of, &right);
     store.pull().expect("a run");
     assert_eq!(fs::read(store.dir.path().join("to")).expect("read"), store.image);
+}
+
+#[test]
+fn the_first_error_of_any_chunk_ends_a_pull() {
+    let store = Store::new();
+    let name = |nth: usize| {
+        let path = store.chunk(store.image.chunks(CHUNK).nth(nth).expect("a chunk"));
+        path.file_name().and_then(|name| name.to_str()).expect("a name").to_string()
+    };
+    let ([first, third], index) = ([0, 2].map(name), store.index.clone());
+    let (asked, waits) = (std::sync::Mutex::new(false), std::sync::Condvar::new());
+    let server = Server::new(move |_, head, stream| {
+        if head.contains("x.caibx") {
+            return right(&index, head, stream);
+        }
+        if head.contains(&first) {
+            *asked.lock().expect("a lock") = true;
+            waits.notify_all();
+        }
+        if head.contains(&third) {
+            drop(waits.wait_while(asked.lock().expect("a lock"), |asked| !*asked));
+            return close(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+        }
+        busy(stream)
+    });
+    let to = store.dir.path().join("to");
+    let error = ends(move || {
+        let objects = &Web::open(&server.url(), &patient()).expect("open");
+        let published =
+            Published { objects, index: "x.caibx", chunks: ChunkStore { objects, prefix: "" }, jobs: 3 };
+        pull(&published, &to, &Options::default(), 0o022, &Silent).expect_err("an error").to_string()
+    });
+    assert!(error.contains("is not there, and the index names it"), "{error}");
 }

@@ -67,7 +67,7 @@ impl Bucket {
         let http = &options.http;
         let roots = roots::read(settings.ca.as_deref().or(http.ca.as_deref()))?;
         let limits = http.limits();
-        let wire = Wire::new(http, limits, &roots, settings.old_metadata);
+        let wire = Wire::new(http, &limits, &roots, settings.old_metadata);
         let endpoint = settings.endpoint.clone();
         let store = settings.build(&address.bucket, wire.clone())?;
         let (versions, is_there) = Default::default();
@@ -82,7 +82,7 @@ impl Bucket {
 
     /// Runs requests to their end.
     pub(super) fn run<T>(&self, requests: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
-        self.limits.go_on()?;
+        self.limits.go_on().map_err(Failed::Lasting)?;
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         let cannot = |error| Failed::Lasting(Error::Start(format!("cannot begin a request: {error}")));
         let result = runtime.map_err(cannot)?.block_on(requests);
@@ -210,6 +210,10 @@ impl Bucket {
 }
 
 impl Objects for Bucket {
+    fn stop(&self) {
+        self.limits.stop.set();
+    }
+
     fn traffic(&self) -> Traffic {
         self.wire.traffic()
     }

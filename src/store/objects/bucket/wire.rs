@@ -61,17 +61,19 @@ struct Shared {
 
 impl Wire {
     /// Nothing is asked yet.
-    pub fn new(options: &WebOptions, limits: Limits, roots: &RootCerts, old_metadata: bool) -> Wire {
+    pub fn new(options: &WebOptions, limits: &Limits, roots: &RootCerts, old_metadata: bool) -> Wire {
         let proxy = options.proxies.http().cloned();
         let WebOptions { rate, least_rate, window, .. } = *options;
-        let line = Arc::new(Line { rate, least_rate, window, proxy, ..Line::default() });
+        let stop = limits.stop.clone();
+        let line = Line { rate, least_rate, window, proxy, stop: stop.clone(), ..Line::default() };
+        let line = Arc::new(line);
         line.pace.limit(rate);
-        let near = Limits { connect: METADATA, window: METADATA * 2, ..limits };
-        let near_line = Arc::new(Line { least_rate, window: METADATA * 2, ..Line::default() });
+        let near = Limits { connect: METADATA, window: METADATA * 2, ..limits.clone() };
+        let near_line = Arc::new(Line { least_rate, window: METADATA * 2, stop, ..Line::default() });
         Wire(Arc::new(Shared {
             plain: agent(&line, limits, roots, None),
             secure: agent(&line, limits, roots, Proxies::https(&options.proxies)),
-            metadata: agent(&near_line, near, roots, None),
+            metadata: agent(&near_line, &near, roots, None),
             old_metadata,
             line,
             requests: AtomicU64::new(0),

@@ -76,8 +76,8 @@ impl Client {
         limits: Limits,
     ) -> Client {
         let line = Arc::new(line);
-        let plain = agent(&line, limits, &roots, None);
-        let secure = agent(&line, limits, &roots, proxies.https());
+        let plain = agent(&line, &limits, &roots, None);
+        let secure = agent(&line, &limits, &roots, proxies.https());
         let origin = Origin::of(base);
         let (requests, bytes, answered) = Default::default();
         Client { plain, secure, origin, authorization, limits, line, requests, bytes, answered }
@@ -120,7 +120,7 @@ impl Client {
 
     fn ask_once(&self, uri: &Uri, range: Option<&Range<u64>>) -> Result<Answer, Failed> {
         let url = shown(uri);
-        self.limits.go_on()?;
+        self.limits.go_on().map_err(Failed::Lasting)?;
         let mut request = Request::get(uri.clone());
         if let Some(range) = range {
             request = request.header(RANGE, answer::bytes(range));
@@ -205,7 +205,7 @@ impl Client {
         let mut piece = vec![0; usize::try_from(length.clamp(1, PIECE)).unwrap_or(1)];
         let mut left = length;
         while left > 0 {
-            self.limits.go_on()?;
+            self.limits.go_on().map_err(Failed::Lasting)?;
             let most = piece.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             let read = reader.read(&mut piece[..most]).map_err(|error| self.limits.of_body(error, &url))?;
             if read == 0 {
@@ -240,7 +240,7 @@ impl Client {
 
 /// Makes requests, and gives whatever answer comes. `proxy`: who passes them on; those for `http` that are made
 /// to a proxy are the business of the line.
-pub fn agent(line: &Arc<Line>, limits: Limits, roots: &RootCerts, proxy: Option<&Proxy>) -> Agent {
+pub fn agent(line: &Arc<Line>, limits: &Limits, roots: &RootCerts, proxy: Option<&Proxy>) -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)

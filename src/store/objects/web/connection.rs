@@ -18,8 +18,8 @@ use ureq::unversioned::transport::{
 use ureq::{Error, Proxy, Timeout};
 
 use super::credentials::basic;
+use super::failure::StopFlag;
 use crate::protocol::Pace;
-use crate::remote;
 
 /// How long is waited before somebody looks whether to go on waiting.
 pub const SLICE: Duration = Duration::from_millis(200);
@@ -54,9 +54,16 @@ pub struct Line {
     pub received: AtomicU64,
     /// Bytes that went.
     pub sent: AtomicU64,
+    /// Ends all waiting.
+    pub stop: StopFlag,
 }
 
 impl Line {
+    /// So many bytes came or went: keeps to the rate.
+    fn passed(&self, bytes: usize) {
+        self.stop.pause(self.pace.due(bytes));
+    }
+
     /// Who is asked for a URL in the place of its server.
     pub fn proxy_for(&self, uri: &Uri) -> Option<&Proxy> {
         let plain = !super::address::is_secure(uri);
@@ -81,7 +88,7 @@ impl<In: Transport> Connector<In> for Dial {
             return Ok(Some(Either::A(chained)));
         }
         let line = Arc::clone(&self.0);
-        let stream = reach(&details.addrs, details.timeout)?;
+        let stream = reach(&details.addrs, details.timeout, &line.stop)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(SLICE))?;
         stream.set_write_timeout(Some(SLICE))?;
@@ -105,7 +112,7 @@ impl<In: Transport> Connector<In> for Dial {
 }
 
 /// Connects to the first of these that answers.
-fn reach(addresses: &ResolvedSocketAddrs, timeout: NextTimeout) -> Result<TcpStream, Error> {
+fn reach(addresses: &ResolvedSocketAddrs, timeout: NextTimeout, stop: &StopFlag) -> Result<TcpStream, Error> {
     let end = Instant::now() + LONGEST.min(*timeout.after);
     let mut last = Error::HostNotFound;
     for (at, address) in addresses.iter().enumerate() {
@@ -114,8 +121,8 @@ fn reach(addresses: &ResolvedSocketAddrs, timeout: NextTimeout) -> Result<TcpStr
         if share.is_zero() {
             return Err(Error::Timeout(timeout.reason));
         }
-        match reach_one(*address, share) {
-            Err(_) if remote::is_interrupted() => return Err(interrupted()),
+        match reach_one(*address, share, stop) {
+            Err(_) if stop.is_set() => return Err(interrupted()),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => last = Error::Timeout(timeout.reason),
             Err(error) => last = Error::Io(error),
             Ok(stream) => return Ok(stream),
@@ -124,14 +131,15 @@ fn reach(addresses: &ResolvedSocketAddrs, timeout: NextTimeout) -> Result<TcpStr
     Err(last)
 }
 
-fn reach_one(address: SocketAddr, within: Duration) -> io::Result<TcpStream> {
-    elsewhere(move || TcpStream::connect_timeout(&address, within), within + SLICE)
+fn reach_one(address: SocketAddr, within: Duration, stop: &StopFlag) -> io::Result<TcpStream> {
+    elsewhere(move || TcpStream::connect_timeout(&address, within), within + SLICE, stop)
 }
 
 /// Does what cannot be interrupted in a thread of its own, and leaves it behind when its time is over.
 pub fn elsewhere<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
     within: Duration,
+    stop: &StopFlag,
 ) -> io::Result<T> {
     let end = Instant::now() + within;
     let (done, result) = mpsc::sync_channel(1);
@@ -140,7 +148,7 @@ pub fn elsewhere<T: Send + 'static>(
     loop {
         match result.recv_timeout(SLICE) {
             Ok(result) => return result,
-            Err(_) if remote::is_interrupted() => return Err(io::Error::other("interrupted")),
+            Err(_) if stop.is_set() => return Err(io::Error::other("interrupted")),
             Err(_) if Instant::now() >= end => return Err(io::ErrorKind::TimedOut.into()),
             Err(_) => {}
         }
@@ -218,7 +226,7 @@ impl Wire {
     fn took(&mut self, bytes: usize) -> Result<bool, Error> {
         self.buffers.input_appended(bytes);
         self.line.received.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.line.pace.wrote(bytes);
+        self.line.passed(bytes);
         self.came += bytes as u64;
         self.asks = true;
         self.check_rate()?;
@@ -259,7 +267,7 @@ impl Transport for Wire {
                 Err(error) if has_timed_out(&error) || error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::Io(error)),
             }
-            if remote::is_interrupted() {
+            if self.line.stop.is_set() {
                 return Err(interrupted());
             }
             self.check_rate()?;
@@ -283,14 +291,14 @@ fn send(to: &mut impl Write, line: &Line, output: &[u8], timeout: NextTimeout) -
     let mut left = output;
     let mut progress = Instant::now();
     while !left.is_empty() {
-        if remote::is_interrupted() {
+        if line.stop.is_set() {
             return Err(interrupted());
         }
         match to.write(&left[..line.pace.piece(left.len())]) {
             Ok(0) => return Err(Error::Io(io::ErrorKind::WriteZero.into())),
             Ok(bytes) => {
                 line.sent.fetch_add(bytes as u64, Ordering::Relaxed);
-                line.pace.wrote(bytes);
+                line.passed(bytes);
                 left = &left[bytes..];
                 progress = Instant::now();
             }
@@ -310,6 +318,15 @@ fn has_timed_out(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rate_is_kept_no_longer_than_an_answer_is_wanted() {
+        let line = Line::default();
+        line.pace.limit(Some(1));
+        line.stop.set();
+        // An hour.
+        line.passed(3600);
+    }
 
     #[test]
     fn a_proxy_is_asked_for_the_whole_url() {

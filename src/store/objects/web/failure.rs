@@ -1,6 +1,8 @@
 //! What failed, and whether it is tried again: how often, and how long after.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,8 +32,35 @@ pub enum Failed {
     Lasting(Error),
 }
 
+/// Whether nobody wants answers any more: somebody has interrupted, or what they were for has failed.
+#[derive(Debug, Clone, Default)]
+pub struct StopFlag(Arc<AtomicBool>);
+
+impl StopFlag {
+    /// From now on nobody does.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that is so.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed) || remote::is_interrupted()
+    }
+
+    /// Waits, in slices: no longer than until it is set.
+    pub fn pause(&self, time: Duration) {
+        let start = Instant::now();
+        while !self.is_set()
+            && let left = time.saturating_sub(start.elapsed())
+            && !left.is_zero()
+        {
+            thread::sleep(left.min(SLICE));
+        }
+    }
+}
+
 /// How long somebody is waited for, and how often.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Limits {
     /// For a connection.
     pub connect: Duration,
@@ -45,16 +74,18 @@ pub struct Limits {
     pub backoff: Duration,
     /// The longest pause at all.
     pub longest_wait: Duration,
+    /// Ends all waiting.
+    pub stop: StopFlag,
 }
 
 impl Limits {
-    /// Whether nobody has interrupted.
-    pub fn go_on(&self) -> Result<(), Failed> {
-        if remote::is_interrupted() {
-            Err(Failed::Lasting(Error::Interrupted(Again::Fetches)))
-        } else {
-            Ok(())
-        }
+    /// Whether an answer is wanted still.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Interrupted`].
+    pub fn go_on(&self) -> Result<()> {
+        if self.stop.is_set() { Err(Error::Interrupted(Again::Fetches)) } else { Ok(()) }
     }
 
     /// A failure that may pass.
@@ -86,7 +117,7 @@ impl Limits {
 
     fn of_any(&self, error: ureq::Error, url: &str) -> Failed {
         if let Err(interrupted) = self.go_on() {
-            return interrupted;
+            return Failed::Lasting(interrupted);
         }
         let passing = |error| Failed::Passing { error, wait: None };
         let named = |name: &str| link(url, io::Error::other(name));
@@ -171,25 +202,12 @@ impl<'a> Attempts<'a> {
         if self.failures >= self.limits.retries {
             return Err(times(error, self.failures + 1));
         }
-        let Limits { backoff, longest_wait, .. } = *self.limits;
+        let &Limits { backoff, longest_wait, .. } = self.limits;
         let most = backoff.saturating_mul(2u32.saturating_pow(self.failures)).min(longest_wait);
         self.failures += 1;
         // Many hosts that failed together come back one by one.
-        self.pause(wait.unwrap_or_default().min(longest_wait) + most.mul_f64(random()))
-    }
-
-    fn pause(&self, time: Duration) -> Result<()> {
-        let end = Instant::now() + time;
-        loop {
-            if remote::is_interrupted() {
-                return Err(Error::Interrupted(Again::Fetches));
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(());
-            }
-            thread::sleep(left.min(SLICE));
-        }
+        self.limits.stop.pause(wait.unwrap_or_default().min(longest_wait) + most.mul_f64(random()));
+        self.limits.go_on()
     }
 }
 

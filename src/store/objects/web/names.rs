@@ -17,7 +17,6 @@ use ureq::unversioned::transport::NextTimeout;
 use super::connection::{Line, elsewhere};
 use super::{address, proxy};
 use crate::error::lock;
-use crate::remote;
 use crate::source;
 
 /// Addresses that are tried, of those of one name.
@@ -51,7 +50,7 @@ impl Names {
             return Ok(found.clone());
         }
         let name = bare.to_string();
-        let found = elsewhere(move || look_up(&name, port), within)?;
+        let found = elsewhere(move || look_up(&name, port), within, &self.line.stop)?;
         lock(&self.known).insert(key, found.clone());
         Ok(found)
     }
@@ -65,7 +64,7 @@ impl Resolver for Names {
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                 return Err(Error::Timeout(timeout.reason));
             }
-            Err(error) if remote::is_interrupted() => return Err(Error::Io(error)),
+            Err(error) if self.line.stop.is_set() => return Err(Error::Io(error)),
             Err(_) => return Err(Error::HostNotFound),
         };
         let mut addresses = self.empty();

@@ -1,0 +1,82 @@
+//! A signal ends whatever waits for a store.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::common::check::{assert_no_leftovers, assert_same};
+use crate::common::lab;
+use crate::common::layout::{Layout, Rng};
+use crate::common::process::{start, wait_until};
+use crate::store::Store;
+
+/// A server that does what it is told with each request; how many came.
+fn server(say: &'static [u8]) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, asked) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&asked);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, count) = (stream.unwrap(), Arc::clone(&count));
+            thread::spawn(move || {
+                let mut lines = BufReader::new(stream.try_clone().unwrap());
+                let mut line = String::new();
+                while matches!(lines.read_line(&mut line), Ok(1..)) {
+                    if line == "\r\n" {
+                        stream.write_all(say).unwrap();
+                        count.fetch_add(1, Ordering::SeqCst);
+                    }
+                    line.clear();
+                }
+            });
+        }
+    });
+    (format!("http://{address}"), asked)
+}
+
+#[test]
+fn a_signal_ends_a_pause_and_a_wait() {
+    let store = Store::new(lab::scratch());
+    let image = store.path("image");
+    Layout::dense("disk", 1 << 20, &mut Rng(1)).write(&image);
+    std::fs::copy(&image, store.copy()).unwrap();
+    let (image_text, copy) = (image.to_str().unwrap(), store.copy().to_str().unwrap().to_string());
+    for say in [
+        // For a minute, which is the longest pause.
+        &b"HTTP/1.1 503 Busy\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n"[..],
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{",
+    ] {
+        let (url, asked) = server(say);
+        let (web, index) = (format!("{url}/disk"), format!("{url}/x.caibx"));
+        let bucket = "s3://images/disk";
+        for (words, code) in [
+            (&[web.as_str(), &copy][..], 20),
+            (&[index.as_str(), &copy], 20),
+            (&[bucket, &copy], 20),
+            // What changes nothing here dies of it.
+            (&["publish", image_text, bucket], -1),
+            (&["versions", bucket], -1),
+            (&["check", bucket], -1),
+            (&["prune", bucket, "--keep=1"], -1),
+        ] {
+            asked.store(0, Ordering::SeqCst);
+            let mut command = store.holesync();
+            command.args(words).env("AWS_ENDPOINT_URL", &url).env("AWS_ACCESS_KEY_ID", "x");
+            command.env("AWS_SECRET_ACCESS_KEY", "x");
+            let waits = start(&mut command);
+            let is_asked = || asked.load(Ordering::SeqCst) > 0;
+            assert!(wait_until(Duration::from_secs(60), is_asked), "{words:?}");
+            waits.signal(Signal::SIGINT);
+            // Far sooner than it would be over.
+            waits.finish_within(Duration::from_secs(40)).code(code);
+            assert_same(&image, &store.copy());
+            assert_no_leftovers(&store.path("to"));
+        }
+    }
+}
