@@ -36,8 +36,28 @@ pub fn check(
     reporter: &dyn Reporter,
 ) -> Result<Checked> {
     let version = FetchedVersion::fetch(objects, name, kept.head.clone())?;
+    let checked = check_blocks((objects, name), &version, reporter)?;
+    if let Some(patches) = &kept.head.patches {
+        let object = name.object(Kind::Patches, &kept.head.id.name());
+        let missing = || Error::refused(objects.address(&object), "is not there, and a version names it");
+        let length = objects.length(&object)?.ok_or_else(missing)?;
+        fetch(objects, &object, &Proven { digest: patches.object, length })?;
+    }
+    Ok(checked)
+}
+
+/// Reads all blocks of a version.
+///
+/// # Errors
+///
+/// What is wrong with one first, with its address.
+pub fn check_blocks(
+    (objects, name): (&dyn WritableObjects, &ImageName),
+    version: &FetchedVersion,
+    reporter: &dyn Reporter,
+) -> Result<Checked> {
     let grid = version.grid();
-    reporter.event(Event::Found(kept.head.data));
+    reporter.event(Event::Found(version.head.data));
     let mut blocks = 0;
     let mut names: HashMap<PackId, Arc<str>> = HashMap::new();
     let plain: Arc<str> = name.to_string().into();
@@ -67,12 +87,6 @@ pub fn check(
             Ok(())
         },
     )?;
-    if let Some(patches) = &kept.head.patches {
-        let object = name.object(Kind::Patches, &patches.object.name());
-        let missing = || Error::refused(objects.address(&object), "is not there, and a version names it");
-        let length = objects.length(&object)?.ok_or_else(missing)?;
-        fetch(objects, &object, &Proven { digest: patches.object, length })?;
-    }
     Ok(Checked { blocks, bytes: asked.bytes.load(Ordering::Relaxed) })
 }
 

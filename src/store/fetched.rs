@@ -64,7 +64,7 @@ impl FetchedVersion {
     /// When they are not what the head names, or cannot be had.
     pub fn fetch(objects: &dyn Objects, name: &ImageName, head: Head) -> Result<FetchedVersion> {
         let map_name = match &head.places {
-            Some(_) => name.object(Kind::Map, &head.map.digest.name()),
+            Some(_) => name.object(Kind::Map, &head.id.name()),
             None => name.plain_map(),
         };
         let map_address = objects.address(&map_name);
@@ -74,7 +74,7 @@ impl FetchedVersion {
             let what = "it is the map of another image than the head of its version names".into();
             return Err(Error::Protocol { peer: map_address, what });
         }
-        let places_name = head.places.map(|places| name.object(Kind::Places, &places.digest.name()));
+        let places_name = head.places.map(|_| name.object(Kind::Places, &head.id.name()));
         let places_address = objects.address(places_name.as_deref().unwrap_or_default());
         let places = match (&head.places, &places_name) {
             (Some(places), Some(name)) => Some(Arc::new(fetch(objects, name, places)?)),
@@ -135,8 +135,23 @@ impl FetchedVersion {
     /// When what was fetched are no places.
     pub fn packs(&self) -> Result<Vec<PackId>> {
         let Some(places) = &self.places else { return Ok(Vec::new()) };
-        read_packs(&mut At::new(Arc::clone(places), 0)).map_err(|error| damaged(&self.places_address, &error))
+        packs_in(Arc::clone(places), &self.places_address)
     }
+}
+
+fn packs_in(places: Arc<File>, address: &str) -> Result<Vec<PackId>> {
+    read_packs(&mut At::new(places, 0)).map_err(|error| damaged(address, &error))
+}
+
+/// The packs that a version lies in, of which nothing else is fetched.
+///
+/// # Errors
+///
+/// When its places are not what the head names, or cannot be had.
+pub fn packs_of(objects: &dyn Objects, name: &ImageName, head: &Head) -> Result<Vec<PackId>> {
+    let Some(places) = &head.places else { return Ok(Vec::new()) };
+    let object = name.object(Kind::Places, &head.id.name());
+    packs_in(Arc::new(fetch(objects, &object, places)?), &objects.address(&object))
 }
 
 /// A stretch of a version.

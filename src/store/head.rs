@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::hashmap::{Grid, Hash, MAX_LENGTH};
 use crate::options::BlockSize;
 use crate::report::hex;
-use crate::store::name::{ImageName, Version};
+use crate::store::name::{ImageName, ObjectId, Version};
 
 /// The format that this program writes, and the only one that it reads.
 const FORMAT: u32 = 1;
@@ -61,14 +61,7 @@ impl From<Digest> for String {
     }
 }
 
-impl Digest {
-    /// It as part of the name of an object.
-    pub fn name(&self) -> String {
-        hex(&self.0[..16])
-    }
-}
-
-/// An object, proven by its BLAKE3, of which it has its name, too.
+/// An object, proven by its BLAKE3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proven {
     /// BLAKE3 of its bytes.
@@ -80,7 +73,7 @@ pub struct Proven {
 /// The patches of a version against the one before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PatchesHead {
-    /// The BLAKE3 of all of them, of which their object has its name.
+    /// The BLAKE3 of all of them.
     pub object: Digest,
     /// The index that their object begins with.
     pub index: Proven,
@@ -94,6 +87,8 @@ pub struct Head {
     name: String,
     /// The name of the version.
     version: String,
+    /// What its map, its places and its patches are named: of no other version.
+    pub id: ObjectId,
     /// When it was published, in nanoseconds since 1970: later than all versions before.
     pub time: u64,
     /// When the image was modified, in seconds and nanoseconds, if that is known.
@@ -121,6 +116,8 @@ pub struct Subject<'a> {
     pub name: &'a ImageName,
     /// That of the version.
     pub version: &'a Version,
+    /// That of its objects.
+    pub id: ObjectId,
     /// When it is published.
     pub time: u64,
     /// When the image was modified.
@@ -149,6 +146,7 @@ impl Head {
             holesync: FORMAT,
             name: subject.name.to_string(),
             version: subject.version.to_string(),
+            id: subject.id,
             time: subject.time,
             modified: subject.modified,
             length: subject.grid.length,
@@ -167,6 +165,7 @@ impl Head {
             holesync: FORMAT,
             name: name.to_string(),
             version: PLAIN.into(),
+            id: ObjectId([0; 16]),
             time: 0,
             modified: None,
             length: grid.length,
@@ -233,6 +232,11 @@ impl Head {
         &self.version
     }
 
+    /// What versions are ordered by: the newest has the greatest.
+    pub fn order(&self) -> (u64, &str) {
+        (self.time, &self.version)
+    }
+
     /// What the image is laid out on; `None`: there is no such image.
     pub fn grid(&self) -> Option<Grid> {
         let block = BlockSize::new(self.block_size).ok()?;
@@ -277,6 +281,7 @@ mod tests {
         let subject = Subject {
             name: &name,
             version: &version,
+            id: ObjectId([9; 16]),
             time: 5,
             modified: Some((1, 2)),
             grid,
@@ -307,6 +312,7 @@ mod tests {
             ("\"block_size\":65536", "\"block_size\":65535"),
             ("\"version\":\"v1\"", "\"version\":\"../v1\""),
             ("\"data\":4096", "\"data\":70001"),
+            ("\"id\":\"09", "\"id\":\"..%2f09"),
             ("\"root\":\"01", "\"root\":\"0x"),
             ("\"time\":5", "\"time\":-5"),
             ("\"modified\":[1,2]", "\"modified\":[1,1073741823]"),

@@ -1,9 +1,10 @@
 //! The versions that a store keeps, and what of it nobody needs any more.
 //!
-//! A version is kept as long as its head is there. What no kept version names is condemned first, by a
-//! dated object: whoever publishes from then on writes anew what is condemned. It is removed when it was
-//! condemned for long enough and no kept version names it still: by then whoever had begun before has
-//! published, or finds out that a pack is gone.
+//! A version is kept as long as its head is there. What no kept version names, and was there for long enough
+//! not to be of somebody who publishes just now, is condemned first, by a dated object: whoever publishes
+//! from then on writes anew what is condemned. It is removed when it was condemned for long enough and no
+//! kept version names it still: by then whoever had begun before has published, or finds out that something
+//! is gone or condemned.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,10 +12,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::store::fetched::FetchedVersion;
+use crate::store::fetched;
 use crate::store::head::{self, Head, SealedHead};
-use crate::store::name::{ImageName, Kind, Version};
-use crate::store::objects::{Content, Objects, WritableObjects};
+use crate::store::name::{ImageName, Kind, ObjectId, Version};
+use crate::store::objects::{Content, Objects, WritableObjects, side_by_side};
 use crate::store::places::PackId;
 use crate::working::unforeseen;
 
@@ -22,6 +23,8 @@ use crate::working::unforeseen;
 const MOST_CONDEMNED: u64 = 64 << 20;
 /// Objects that one such object condemns.
 const MOST_AT_ONCE: usize = 1 << 16;
+/// Heads that are read side by side.
+const HEADS_AT_ONCE: usize = 16;
 /// The kinds of objects that versions are made of.
 const PARTS: [Kind; 4] = [Kind::Pack, Kind::Patches, Kind::Places, Kind::Map];
 
@@ -34,16 +37,26 @@ pub struct Kept {
     pub sealed: SealedHead,
 }
 
+impl Kept {
+    /// That which these bytes are, found at `address`, where `name` is looked for.
+    ///
+    /// # Errors
+    ///
+    /// When they are none.
+    pub fn parse(bytes: &[u8], address: &str, name: &ImageName) -> Result<Kept> {
+        let sealed = SealedHead::parse(bytes, address)?;
+        Ok(Kept { head: Head::parse(&sealed.line, address, name)?, sealed })
+    }
+}
+
 /// Reads the head of a version; `None`: there is none. Its signature is not looked at.
 ///
 /// # Errors
 ///
 /// When it is none, or cannot be had.
 pub fn read_head(objects: &dyn Objects, object: &str, name: &ImageName) -> Result<Option<Kept>> {
-    let Some(bytes) = objects.get(object, head::MOST)? else { return Ok(None) };
-    let address = objects.address(object);
-    let sealed = SealedHead::parse(&bytes, &address)?;
-    Ok(Some(Kept { head: Head::parse(&sealed.line, &address, name)?, sealed }))
+    let bytes = objects.get(object, head::MOST)?;
+    bytes.map(|bytes| Kept::parse(&bytes, &objects.address(object), name)).transpose()
 }
 
 /// The head of the newest version.
@@ -61,13 +74,41 @@ pub fn newest(objects: &dyn Objects, name: &ImageName) -> Result<Option<Kept>> {
 ///
 /// When they cannot be listed, or one is damaged.
 pub fn kept_versions(objects: &dyn WritableObjects, name: &ImageName) -> Result<Vec<Kept>> {
-    let mut kept = Vec::new();
-    for object in objects.list(&name.all(Kind::Version))? {
-        let found = read_head(objects, &object.name, name)?;
-        // What lies under another name is a copy that somebody made.
-        kept.extend(found.filter(|found| object.name == name.object(Kind::Version, found.head.version())));
+    kept_versions_from(objects, name, Vec::new())
+}
+
+/// The same, where some are known: these are not read again, as what is published stays as it is.
+///
+/// # Errors
+///
+/// Those of [`kept_versions`].
+pub fn kept_versions_from(
+    objects: &dyn WritableObjects,
+    name: &ImageName,
+    known: Vec<Kept>,
+) -> Result<Vec<Kept>> {
+    let known =
+        known.into_iter().map(|kept| (format!("{}{}", name.all(Kind::Version), kept.head.version()), kept));
+    let mut known: HashMap<String, Kept> = known.collect();
+    let listed: Vec<_> =
+        objects.list(&name.all(Kind::Version))?.into_iter().map(|object| object.name).collect();
+    let (mut kept, mut unread) = (Vec::new(), Vec::new());
+    for object in listed {
+        match known.remove(&object) {
+            Some(known) => kept.push(known),
+            None => unread.push(object),
+        }
     }
-    kept.sort_by_key(|kept: &Kept| std::cmp::Reverse(kept.head.time));
+    for some in unread.chunks(HEADS_AT_ONCE) {
+        let read = side_by_side(some, |object| read_head(objects, object, name));
+        for (object, found) in some.iter().zip(read) {
+            // What lies under another name is a copy that somebody made.
+            let is_it =
+                |found: &Kept| *object == format!("{}{}", name.all(Kind::Version), found.head.version());
+            kept.extend(found?.filter(is_it));
+        }
+    }
+    kept.sort_by(|one, other| other.head.order().cmp(&one.head.order()));
     Ok(kept)
 }
 
@@ -94,6 +135,15 @@ fn condemned(objects: &dyn WritableObjects, name: &ImageName) -> Result<Vec<(Str
     Ok(found)
 }
 
+/// What is condemned.
+///
+/// # Errors
+///
+/// When that cannot be read.
+pub fn condemned_objects(objects: &dyn WritableObjects, name: &ImageName) -> Result<HashSet<String>> {
+    Ok(condemned(objects, name)?.into_iter().flat_map(|(_, list)| list.objects).collect())
+}
+
 /// The packs that are condemned.
 ///
 /// # Errors
@@ -101,9 +151,8 @@ fn condemned(objects: &dyn WritableObjects, name: &ImageName) -> Result<Vec<(Str
 /// When that cannot be read.
 pub fn condemned_packs(objects: &dyn WritableObjects, name: &ImageName) -> Result<HashSet<PackId>> {
     let prefix = name.all(Kind::Pack);
-    let lists = condemned(objects, name)?;
-    let names = lists.iter().flat_map(|(_, list)| &list.objects);
-    Ok(names.filter_map(|object| PackId::parse(object.strip_prefix(&prefix)?)).collect())
+    let condemned = condemned_objects(objects, name)?;
+    Ok(condemned.iter().filter_map(|object| PackId::parse(object.strip_prefix(&prefix)?)).collect())
 }
 
 /// What is kept.
@@ -154,31 +203,75 @@ pub fn prune((objects, name): (&dyn WritableObjects, &ImageName), rules: &PruneR
         }
         pruned.versions.push(version.head.version().to_string());
     }
+    let mut named = Named::default();
     // What is told to be the newest is pulled, whether or not it is among these.
     let newest = newest(objects, name)?;
-    let named = named_by(objects, name, &[kept.as_slice(), newest.as_slice()].concat())?;
-    let mut unnamed = HashMap::new();
+    named.learn((objects, name), kept.iter().chain(&newest))?;
+    let began = now.checked_sub(rules.grace).unwrap_or(UNIX_EPOCH);
+    let (mut unnamed, mut is_empty) = (HashMap::new(), newest.is_none() && pruned.kept == 0);
     for kind in PARTS {
-        let listed = objects.list(&name.all(kind))?;
-        let listed = listed.into_iter().filter(|object| !named.contains(&object.name));
-        unnamed.extend(listed.map(|object| (object.name, object.length)));
+        for object in objects.list(&name.all(kind))? {
+            is_empty = false;
+            if !named.objects.contains(&object.name) {
+                unnamed.insert(
+                    object.name,
+                    Unnamed { length: object.length, is_young: object.modified > began },
+                );
+            }
+        }
     }
-    Pruning { objects, name, rules, now, unnamed, pruned }.run()
+    if is_empty && pruned.versions.is_empty() {
+        return Err(nothing_there(objects, name));
+    }
+    Pruning { objects, name, rules, now, kept, named, unnamed, pruned }.run()
+}
+
+/// That nothing was published under this name.
+pub fn nothing_there(objects: &dyn Objects, name: &ImageName) -> Error {
+    let why = "no image of this name was published there: look at the name, and at the store";
+    Error::refused(objects.address(&name.to_string()), why)
 }
 
 /// The objects that versions are made of.
-fn named_by(objects: &dyn Objects, name: &ImageName, kept: &[Kept]) -> Result<HashSet<String>> {
-    let mut named = HashSet::new();
-    for Kept { head, .. } in kept {
-        let Some(places) = head.places else { continue };
-        named.insert(name.object(Kind::Map, &head.map.digest.name()));
-        named.insert(name.object(Kind::Places, &places.digest.name()));
-        let patches = head.patches.as_ref();
-        named.extend(patches.map(|patches| name.object(Kind::Patches, &patches.object.name())));
-        let version = FetchedVersion::fetch(objects, name, head.clone())?;
-        named.extend(version.packs()?.iter().map(|pack| name.object(Kind::Pack, &pack.name())));
+#[derive(Default)]
+struct Named {
+    objects: HashSet<String>,
+    /// The versions that are known.
+    versions: HashSet<ObjectId>,
+}
+
+impl Named {
+    /// What versions are made of which are not known yet.
+    fn learn<'a>(
+        &mut self,
+        (objects, name): (&dyn Objects, &ImageName),
+        kept: impl Iterator<Item = &'a Kept>,
+    ) -> Result<()> {
+        for Kept { head, .. } in kept {
+            if head.places.is_none() || !self.versions.insert(head.id) {
+                continue;
+            }
+            let parts = [Kind::Map, Kind::Places, Kind::Patches];
+            self.objects.extend(parts.map(|kind| name.object(kind, &head.id.name())));
+            let packs = fetched::packs_of(objects, name, head).map_err(|error| match error {
+                Error::Protocol { peer, what } => {
+                    let it = objects.address(&format!("{}{}", name.all(Kind::Version), head.version()));
+                    let what = format!("{what}; nothing is removed as long as {it} is there and damaged so");
+                    Error::Protocol { peer, what }
+                }
+                other => other,
+            })?;
+            self.objects.extend(packs.iter().map(|pack| name.object(Kind::Pack, &pack.name())));
+        }
+        Ok(())
     }
-    Ok(named)
+}
+
+/// An object that no version names.
+struct Unnamed {
+    length: u64,
+    /// It may be of somebody who publishes just now.
+    is_young: bool,
 }
 
 /// A prune that knows what no version names.
@@ -187,8 +280,11 @@ struct Pruning<'a> {
     name: &'a ImageName,
     rules: &'a PruneRules,
     now: SystemTime,
-    /// What no version names that is kept, and how long it is.
-    unnamed: HashMap<String, u64>,
+    /// The versions that are kept, as far as they are known.
+    kept: Vec<Kept>,
+    named: Named,
+    /// What no version names that is kept.
+    unnamed: HashMap<String, Unnamed>,
     pruned: Pruned,
 }
 
@@ -196,7 +292,8 @@ impl Pruning<'_> {
     fn run(mut self) -> Result<Pruned> {
         let lists = condemned(self.objects, self.name)?;
         let known: HashSet<&String> = lists.iter().flat_map(|(_, list)| &list.objects).collect();
-        let mut new: Vec<_> = self.unnamed.keys().filter(|object| !known.contains(object)).cloned().collect();
+        let new = self.unnamed.iter().filter(|(object, one)| !one.is_young && !known.contains(object));
+        let mut new: Vec<String> = new.map(|(object, _)| object.clone()).collect();
         new.sort();
         drop(known);
         let lists = lists.into_iter().map(|(object, list)| (Some(object), list)).collect();
@@ -204,7 +301,19 @@ impl Pruning<'_> {
         for (object, list) in lists {
             self.carry_out(object, list)?;
         }
+        if !self.rules.dry_run {
+            self.remove_unfinished()?;
+        }
         Ok(self.pruned)
+    }
+
+    /// Removes what whoever was killed left.
+    fn remove_unfinished(&self) -> Result<()> {
+        let before = self.now.checked_sub(self.rules.grace).unwrap_or(UNIX_EPOCH);
+        let directories =
+            PARTS.iter().chain(&[Kind::Version, Kind::Condemned]).map(|kind| self.name.all(*kind));
+        let single = [self.name.newest(), self.name.plain_map()];
+        directories.chain(single).try_for_each(|prefix| self.objects.remove_unfinished(&prefix, before))
     }
 
     /// Condemns what is new among what nobody names.
@@ -215,7 +324,7 @@ impl Pruning<'_> {
     ) -> Result<Vec<(Option<String>, Condemned)>> {
         let since = self.now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         for objects in new.chunks(MOST_AT_ONCE) {
-            let bytes = objects.iter().map(|object| self.unnamed[object]).sum::<u64>();
+            let bytes = objects.iter().map(|object| self.unnamed[object].length).sum::<u64>();
             self.pruned.condemned.0 += objects.len() as u64;
             self.pruned.condemned.1 += bytes;
             let list = Condemned { since, objects: objects.to_vec() };
@@ -236,32 +345,41 @@ impl Pruning<'_> {
 
     /// Removes what was condemned for long enough.
     fn carry_out(&mut self, object: Option<String>, list: Condemned) -> Result<()> {
-        let since = UNIX_EPOCH.checked_add(Duration::from_secs(list.since)).unwrap_or(self.now);
-        let age = self.now.duration_since(since).unwrap_or_default();
-        let is_due = age >= self.rules.grace;
+        let today = self.now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        // A clock was wrong: it is condemned from now on.
+        let since = list.since.min(today);
+        let is_due = Duration::from_secs(today - since) >= self.rules.grace;
         let before = list.objects.len();
         // What has a version again is condemned no more.
         let mut left: Vec<_> =
             list.objects.into_iter().filter(|one| self.unnamed.contains_key(one)).collect();
         if is_due {
-            let named = match self.rules.dry_run {
-                true => HashSet::new(),
-                // Somebody may have published meanwhile.
-                false => named_by(self.objects, self.name, &kept_versions(self.objects, self.name)?)?,
-            };
-            for one in left.drain(..).filter(|one| !named.contains(one)) {
+            if !self.rules.dry_run {
+                self.look_again()?;
+            }
+            for one in left.drain(..).filter(|one| !self.named.objects.contains(one)) {
                 if !self.rules.dry_run {
                     self.objects.remove(&one)?;
                 }
                 self.pruned.removed.0 += 1;
-                self.pruned.removed.1 += self.unnamed[&one];
+                self.pruned.removed.1 += self.unnamed[&one].length;
             }
         }
         let Some(object) = object.filter(|_| !self.rules.dry_run) else { return Ok(()) };
         match left.len() {
             0 => self.objects.remove(&object),
-            len if len < before => self.put(&object, &Condemned { since: list.since, objects: left }),
+            len if len < before || since < list.since => {
+                self.put(&object, &Condemned { since, objects: left })
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Somebody may have published meanwhile.
+    fn look_again(&mut self) -> Result<()> {
+        let kept = std::mem::take(&mut self.kept);
+        self.kept = kept_versions_from(self.objects, self.name, kept)?;
+        let newest = newest(self.objects, self.name)?;
+        self.named.learn((self.objects, self.name), self.kept.iter().chain(&newest))
     }
 }

@@ -2,7 +2,11 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
+use crate::report::hex;
+use crate::working::unforeseen;
 
 /// Bytes of a name, or of that of a version.
 const MOST: usize = 128;
@@ -14,6 +18,49 @@ pub struct ImageName(String);
 /// The name of a version of an image.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(String);
+
+/// What the name of an object ends with that is never another one: 16 bytes as hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ObjectId(pub [u8; 16]);
+
+impl ObjectId {
+    /// One that nobody foresees, and that nothing had before.
+    pub fn unforeseen() -> ObjectId {
+        let halves = [unforeseen(), unforeseen()].map(u64::to_le_bytes);
+        ObjectId(std::array::from_fn(|nth| halves[nth / 8][nth % 8]))
+    }
+
+    /// It as part of the name of an object.
+    pub fn name(&self) -> String {
+        hex(&self.0)
+    }
+
+    /// Reads such a part of a name.
+    pub fn parse(name: &str) -> Option<ObjectId> {
+        let mut id = [0; 16];
+        let (pairs, rest) = name.as_bytes().as_chunks::<2>();
+        let is_whole = pairs.len() == id.len() && rest.is_empty();
+        for (byte, pair) in id.iter_mut().zip(pairs) {
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        Some(ObjectId(id)).filter(|id| is_whole && id.name() == name)
+    }
+}
+
+impl TryFrom<String> for ObjectId {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<ObjectId, &'static str> {
+        ObjectId::parse(&text).ok_or("an id is 32 hexadecimal digits")
+    }
+}
+
+impl From<ObjectId> for String {
+    fn from(id: ObjectId) -> String {
+        id.name()
+    }
+}
 
 /// What the objects of an image are, as parts of their names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

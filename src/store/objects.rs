@@ -5,12 +5,12 @@ mod bucket;
 mod directory;
 mod web;
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::time::SystemTime;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 pub use bucket::{Bucket, BucketOptions};
 pub use directory::Directory;
@@ -87,6 +87,15 @@ pub trait Objects: Send + Sync {
     }
 }
 
+/// Does the same for several things at once, which mostly wait for somebody: the results, in their order.
+pub fn side_by_side<T: Sync, R: Send>(of: &[T], ask: impl Fn(&T) -> Result<R> + Sync) -> Vec<Result<R>> {
+    std::thread::scope(|scope| {
+        let asking: Vec<_> = of.iter().map(|one| scope.spawn(|| ask(one))).collect();
+        let ended = |_| Err(Error::Start("a thread ended early".into()));
+        asking.into_iter().map(|thread| thread.join().unwrap_or_else(ended)).collect()
+    })
+}
+
 /// What is put somewhere.
 #[derive(Debug, Clone, Copy)]
 pub enum Content<'a> {
@@ -131,6 +140,15 @@ pub trait WritableObjects: Objects {
     /// When it cannot be put there: then the old one is there, or the new one.
     fn put(&self, name: &str, content: Content) -> Result<()>;
 
+    /// Puts a small object there if nothing else did meanwhile: if what has its name is still `there`;
+    /// `None`: nothing had it. Returns false where something else is there. A store that cannot promise that
+    /// to who puts at the same moment looks first.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`WritableObjects::put`].
+    fn put_if(&self, name: &str, there: Option<&[u8]>, bytes: &[u8]) -> Result<bool>;
+
     /// Those whose names begin with `prefix`, which ends with `/`, by their names.
     ///
     /// # Errors
@@ -151,4 +169,19 @@ pub trait WritableObjects: Objects {
     ///
     /// When it stays.
     fn remove(&self, name: &str) -> Result<()>;
+
+    /// Removes what whoever was killed left of objects whose names begin with `prefix`, if nothing was
+    /// written to it since `before`. Objects are not touched.
+    ///
+    /// # Errors
+    ///
+    /// When it stays.
+    fn remove_unfinished(&self, prefix: &str, before: SystemTime) -> Result<()>;
+
+    /// Whether an object is the very file that this is.
+    ///
+    /// # Errors
+    ///
+    /// When the object cannot be looked at.
+    fn is_file(&self, name: &str, file: &Metadata) -> Result<bool>;
 }

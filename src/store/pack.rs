@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
 use crate::hashmap::map_file::nameless;
+use crate::store::name::ObjectId;
 use crate::store::places::PackId;
 
 const MAGIC: &[u8; 16] = b"holesync pack 1\n";
@@ -99,7 +100,7 @@ fn id_of(file: &File) -> io::Result<PackId> {
 /// The name of a pack whose bytes were hashed.
 pub fn id_from(hasher: &blake3::Hasher) -> PackId {
     let hash = hasher.finalize();
-    PackId(std::array::from_fn(|nth| hash.as_bytes()[nth]))
+    ObjectId(std::array::from_fn(|nth| hash.as_bytes()[nth]))
 }
 
 /// Packs the bytes of a frame.

@@ -9,7 +9,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::ops::Range;
 
 use crate::hashmap::map_file::number;
-use crate::report::hex;
+use crate::store::name::ObjectId;
 use crate::store::pack::{MOST_PACK, MOST_RAW, MOST_STORED, MOST_WINDOW};
 
 const MAGIC: &[u8; 16] = b"holesync places\n";
@@ -18,26 +18,7 @@ const MOST_PACKS: usize = 1 << 24;
 const LEVEL: i32 = 9;
 
 /// The name of a pack: the first bytes of its BLAKE3.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PackId(pub [u8; 16]);
-
-impl PackId {
-    /// It as part of the name of an object.
-    pub fn name(&self) -> String {
-        hex(&self.0)
-    }
-
-    /// Reads such a part of a name.
-    pub fn parse(name: &str) -> Option<PackId> {
-        let mut id = [0; 16];
-        let (pairs, rest) = name.as_bytes().as_chunks::<2>();
-        let is_whole = pairs.len() == id.len() && rest.is_empty();
-        for (byte, pair) in id.iter_mut().zip(pairs) {
-            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-        }
-        Some(PackId(id)).filter(|id| is_whole && id.name() == name)
-    }
-}
+pub type PackId = ObjectId;
 
 /// Where a block lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +126,7 @@ pub fn read_packs(input: &mut impl Read) -> io::Result<Vec<PackId>> {
     for _ in 0..count {
         let mut id = [0; 16];
         input.read_exact(&mut id)?;
-        packs.push(PackId(id));
+        packs.push(ObjectId(id));
     }
     Ok(packs)
 }
@@ -230,7 +211,7 @@ mod tests {
     fn written(places: &[(Place, u32)]) -> Vec<u8> {
         let mut writer = PlacesWriter::new(Vec::new()).unwrap();
         places.iter().for_each(|&(place, bytes)| writer.add(place, bytes).unwrap());
-        [head_of(&[PackId([1; 16]), PackId([2; 16])]), writer.finish().unwrap()].concat()
+        [head_of(&[ObjectId([1; 16]), ObjectId([2; 16])]), writer.finish().unwrap()].concat()
     }
 
     #[test]

@@ -5,39 +5,44 @@
 //!    are condemned count for none.
 //! 2. The image is read once, in order. What is new is packed, and packs are put there as they become full.
 //! 3. The image must be in the state still in which reading began.
-//! 4. Places, patches and map are put there, each under the hash of its content; then the head.
-//! 5. All packs must be there still. Then the head of the newest version becomes the newest.
+//! 4. Places, patches and map are put there, under a name that nothing had before. All of it must be there
+//!    still; then the head is put there, if no other version got its name meanwhile.
+//! 5. All of it must be there still, or the version is taken back. Then the head of the newest version
+//!    becomes the newest.
 //!
 //! Guaranteed: a version that has a head is whole, whenever this ends, and however many publish at once.
 //! What was put there for a version that got no head is of nobody; [`keep`](crate::store::keep) removes it.
 
 mod base;
 mod blocks;
+mod ending;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::confinement::NamedPath;
-use crate::error::{Again, Error, Result, Stop};
+use crate::error::{Again, Error, Result, Stop, Warning};
 use crate::hashmap::map_file::{MapWriter, nameless};
 use crate::hashmap::{self, Batch, Block, Grid, Item, MapEntry};
 use crate::options::BlockSize;
 use crate::remote;
 use crate::report::{Event, Phase, Reporter};
 use crate::scan::{self, At, FileImage, FileState};
+use crate::store::check;
 use crate::store::fetched::FetchedVersion;
-use crate::store::head::{Digest, Head, PatchesHead, Proven, SealedHead, Subject};
+use crate::store::head::{Digest, Head, PatchesHead, Proven};
 use crate::store::keep::{self, Kept};
-use crate::store::name::{ImageName, Kind, Version};
-use crate::store::objects::{Content, WritableObjects};
+use crate::store::name::{ImageName, Kind, ObjectId, Version};
+use crate::store::objects::{Content, WritableObjects, side_by_side};
 use crate::store::patches::PatchesWriter;
 use crate::store::places;
-use crate::store::signature;
 use base::{Base, Candidate, PatchOver};
 pub use blocks::Counts;
 use blocks::{BlockWriter, KnownBlocks, Stream, packs_there};
+
+/// Versions that are fetched side by side.
+const VERSIONS_AT_ONCE: usize = 8;
 
 /// How a version is published.
 #[derive(Debug, Clone)]
@@ -83,6 +88,9 @@ pub fn publish(
     options: &PublishOptions,
     reporter: &dyn Reporter,
 ) -> Result<Published> {
+    if let Some(key) = &options.sign {
+        File::open(key).map_err(Error::file("read the key that signs,", key))?;
+    }
     let (file, length) = scan::open_image(&NamedPath::here(image))?;
     let (state, settled) = FileState::settled(&file).map_err(Error::file("look at", image))?;
     if !settled {
@@ -137,12 +145,9 @@ impl Publishing<'_> {
         let condemned = keep::condemned_packs(self.objects, self.name)?;
         let there = packs_there(self.objects, self.name)?;
         let is_usable = |pack: &places::PackId| there.contains(pack) && !condemned.contains(pack);
-        let versions = self.fetch(kept)?;
-        let known = self.known(&versions, &is_usable)?;
-        let base = versions.first().filter(|version| version.grid().block == self.grid.block);
-        let mut base = base
-            .map(|version| Base::new((self.objects, self.name), version, self.grid.length))
-            .transpose()?;
+        let (known, before) = self.known(kept, &is_usable)?;
+        let base = before.map(|version| Base::new((self.objects, self.name), &version, self.grid.length));
+        let mut base = base.transpose()?;
         let level = self.options.level;
         let mut writer =
             BlockWriter::new((self.objects, self.name), level, known, (&condemned, there.clone()))?;
@@ -155,24 +160,25 @@ impl Publishing<'_> {
         })?;
         if let Some(same) = self.same_as_newest(kept, &read) {
             // Whoever published it may have been killed before this.
-            self.put_newest()?;
+            ending::name_newest(self.store(), kept.to_vec())?;
             return Ok(same);
         }
         let (packs, runs, counts) = writer.finish()?;
-        let places = self.put_places(&packs, &runs)?;
-        let patches = self.put_patches(patches)?;
-        let map = self.name.object(Kind::Map, &read.proven.digest.name());
-        self.objects.put(&map, Content::File(&read.map))?;
+        let id = ObjectId::unforeseen();
+        let places = self.put_places(id, &packs, &runs)?;
+        let patches = self.put_patches(id, patches)?;
+        self.objects.put(&self.name.object(Kind::Map, &id.name()), Content::File(&read.map))?;
         let extra = patches.as_ref().map_or(0, |(_, length)| *length);
+        let head = self.head(kept, &read, id, Some(places), patches.map(|(head, _)| head))?;
+        let sealed = self.put_head(&head, &packs)?;
+        ending::name_newest(self.store(), kept.to_vec())?;
         let stored = counts.stored + places.length + read.proven.length + extra;
-        let head = self.head(kept, &read, Some(places), patches.map(|(head, _)| head))?;
-        let line = self.seal(&head)?;
-        let version = Version::new(head.version())?;
-        self.objects.put(&self.name.version(&version), Content::Bytes(&line))?;
-        self.check_packs(&packs, &version)?;
-        self.put_newest()?;
-        let stored = stored + 2 * line.len() as u64;
+        let stored = stored + 2 * sealed.to_bytes().len() as u64;
         Ok(Published { head, is_old: false, counts, stored, patches: patched })
+    }
+
+    fn store(&self) -> (&dyn WritableObjects, &ImageName) {
+        (self.objects, self.name)
     }
 
     /// The image as it lies there.
@@ -184,38 +190,62 @@ impl Publishing<'_> {
             return Err(Error::refused(self.objects.address(&plain), why));
         }
         let read = self.read(|_, _| Ok(()))?;
+        self.check_plain(&read)?;
         self.objects.put(&self.name.plain_map(), Content::File(&read.map))?;
-        let head = self.head(kept, &read, None, None)?;
-        let line = self.seal(&head)?;
-        self.objects.put(&self.name.newest(), Content::Bytes(&line))?;
-        let stored = read.proven.length + line.len() as u64;
+        let head = self.head(kept, &read, ObjectId::unforeseen(), None, None)?;
+        let sealed = self.seal(&head)?;
+        let stored = read.proven.length + sealed.to_bytes().len() as u64;
+        let time = head.time;
+        let newest = Kept { head: head.clone(), sealed };
+        ending::put_newest(self.store(), &newest, |told| told.head.time >= time)?;
         Ok(Published { head, is_old: false, counts: Counts::default(), stored, patches: 0 })
     }
 
-    /// The versions that are there in packs, the newest first.
-    fn fetch(&self, kept: &[Kept]) -> Result<Vec<FetchedVersion>> {
-        let packed = kept.iter().filter(|kept| kept.head.places.is_some());
-        packed.map(|kept| FetchedVersion::fetch(self.objects, self.name, kept.head.clone())).collect()
+    /// What lies there must be this image.
+    fn check_plain(&self, read: &Read) -> Result<()> {
+        let (plain, looked) = (self.name.to_string(), Error::file("look at", self.image));
+        if self.objects.is_file(&plain, &self.source.file().metadata().map_err(looked)?)? {
+            return Ok(());
+        }
+        let map = working(read.map.try_clone())?;
+        let version = FetchedVersion::plain(self.objects, self.name, map, read.proven)?;
+        let checked = check::check_blocks(self.store(), &version, self.reporter);
+        checked.map(drop).map_err(|error| {
+            let why = format!("is not the image that is published, {}: {error}", self.image.display());
+            Error::refused(self.objects.address(&plain), why)
+        })
     }
 
-    /// Which blocks are where.
+    /// Which blocks are where; and the version before, if it has blocks of this size. A version that cannot be
+    /// had is passed over: what it has is written again.
     fn known(
         &self,
-        versions: &[FetchedVersion],
+        kept: &[Kept],
         is_usable: &dyn Fn(&places::PackId) -> bool,
-    ) -> Result<KnownBlocks> {
-        let mut known = KnownBlocks::default();
-        for version in versions.iter().filter(|version| version.grid().block == self.grid.block) {
-            let mut blocks = version.blocks()?;
-            while let Some(block) = blocks.advance()? {
-                if let (MapEntry::Data { hash, .. }, Some((pack, place))) = (&block.entry, block.place)
-                    && is_usable(&pack)
-                {
-                    known.add(hash, pack, place);
+    ) -> Result<(KnownBlocks, Option<FetchedVersion>)> {
+        let (mut known, mut before) = (KnownBlocks::default(), None);
+        let of_size = |kept: &&Kept| kept.head.grid().is_some_and(|grid| grid.block == self.grid.block);
+        let newest = kept.iter().find(|kept| kept.head.places.is_some()).map(|kept| kept.head.id);
+        let packed: Vec<_> = kept.iter().filter(|kept| kept.head.places.is_some()).filter(of_size).collect();
+        let fetch = |kept: &&Kept| FetchedVersion::fetch(self.objects, self.name, kept.head.clone());
+        for some in packed.chunks(VERSIONS_AT_ONCE) {
+            for (kept, fetched) in some.iter().zip(side_by_side(some, fetch)) {
+                let added = fetched.and_then(|version| {
+                    known.add_version(&version, is_usable)?;
+                    Ok(version)
+                });
+                match added {
+                    Ok(version) if newest == Some(version.head.id) => before = Some(version),
+                    Ok(_) => {}
+                    Err(error @ Error::Interrupted(_)) => return Err(error),
+                    Err(error) => {
+                        let what = format!("version {} cannot be built upon: {error}", kept.head.version());
+                        self.reporter.event(Event::Warning(&Warning::new(what)));
+                    }
                 }
             }
         }
-        Ok(known)
+        Ok((known, before))
     }
 
     /// Reads the image and writes its map; each batch is told, with its first block.
@@ -322,102 +352,31 @@ impl Publishing<'_> {
             self.options.version.is_none() && is_signed && kept.head.root.0 == read.root
         };
         let newest = kept.first().filter(is_wanted)?;
+        // It may have been published as it lies there since.
+        let told = keep::newest(self.objects, self.name).ok().flatten();
+        if told.is_some_and(|told| told.head.places.is_none() && told.head.time > newest.head.time) {
+            return None;
+        }
         let (head, counts) = (newest.head.clone(), Counts::default());
         Some(Published { head, is_old: true, counts, stored: 0, patches: 0 })
     }
 
-    fn put_places(&self, packs: &[places::PackId], runs: &File) -> Result<Proven> {
+    fn put_places(&self, id: ObjectId, packs: &[places::PackId], runs: &File) -> Result<Proven> {
         let mut whole = working(nameless())?;
         working(whole.write_all(&places::head_of(packs)))?;
         working(io::copy(&mut At::new(runs, 0), &mut whole))?;
         let proven = proven(&whole)?;
-        self.objects.put(&self.name.object(Kind::Places, &proven.digest.name()), Content::File(&whole))?;
+        self.objects.put(&self.name.object(Kind::Places, &id.name()), Content::File(&whole))?;
         Ok(proven)
     }
 
-    fn put_patches(&self, patches: PatchesWriter) -> Result<Option<(PatchesHead, u64)>> {
+    fn put_patches(&self, id: ObjectId, patches: PatchesWriter) -> Result<Option<(PatchesHead, u64)>> {
         let Some((index, whole)) = working(patches.finish())? else { return Ok(None) };
         let all = proven(&whole)?;
-        self.objects.put(&self.name.object(Kind::Patches, &all.digest.name()), Content::File(&whole))?;
+        self.objects.put(&self.name.object(Kind::Patches, &id.name()), Content::File(&whole))?;
         let digest = Digest(*blake3::hash(&index).as_bytes());
         let index = Proven { digest, length: index.len() as u64 };
         Ok(Some((PatchesHead { object: all.digest, index }, all.length)))
-    }
-
-    fn head(
-        &self,
-        kept: &[Kept],
-        read: &Read,
-        places: Option<Proven>,
-        patches: Option<PatchesHead>,
-    ) -> Result<Head> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let newest = keep::newest(self.objects, self.name).ok().flatten();
-        let newest = newest.into_iter().chain(kept.first().cloned());
-        let last = newest.map(|kept| kept.head.time).max().unwrap_or(0);
-        let time = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX).max(last.saturating_add(1));
-        // Another publisher may have been faster.
-        self.refuse_known_version()?;
-        let version = self.options.version.clone().map_or_else(|| Version::of_time(time), Ok)?;
-        let modified = self.state.times().map(|times| (times[0], times[1] as u32));
-        let subject = Subject {
-            name: self.name,
-            version: &version,
-            time,
-            modified,
-            grid: self.grid,
-            data: read.data,
-            root: read.root,
-        };
-        Ok(Head::new(subject, read.proven, places, patches))
-    }
-
-    /// What is published stays as it is.
-    fn refuse_known_version(&self) -> Result<()> {
-        let Some(version) = &self.options.version else { return Ok(()) };
-        if self.objects.length(&self.name.version(version))?.is_none() {
-            return Ok(());
-        }
-        let why = format!(
-            "has a version {version} already, and what is published stays as it is: give another name"
-        );
-        Err(Error::refused(self.objects.address(&self.name.to_string()), why))
-    }
-
-    fn seal(&self, head: &Head) -> Result<Vec<u8>> {
-        let line = head.to_line();
-        let signature = self.options.sign.as_deref().map(|key| signature::sign(&line, key)).transpose()?;
-        Ok(SealedHead { line, signature: signature.unwrap_or_default() }.to_bytes())
-    }
-
-    /// What removes what nobody names may have run meanwhile.
-    fn check_packs(&self, packs: &[places::PackId], version: &Version) -> Result<()> {
-        let there = packs_there(self.objects, self.name)?;
-        // A prune that does not know of this version yet has said so before it removes anything.
-        let condemned = keep::condemned_packs(self.objects, self.name)?;
-        if packs.iter().all(|pack| there.contains(pack) && !condemned.contains(pack)) {
-            return Ok(());
-        }
-        self.objects.remove(&self.name.version(version))?;
-        let why = "lost a pack while the version was being published (did a prune with a short --grace run?), and the \
-                   version was taken back: publish it again";
-        Err(Error::refused(self.objects.address(&self.name.to_string()), why))
-    }
-
-    /// Who publishes at the same time does the same, and the last one of all has the newest.
-    fn put_newest(&self) -> Result<()> {
-        let is_raw = |kept: &Kept| kept.head.places.is_none();
-        loop {
-            let Some(newest) = keep::kept_versions(self.objects, self.name)?.into_iter().next() else {
-                return Ok(());
-            };
-            // One that cannot be read is replaced.
-            let there = keep::newest(self.objects, self.name).ok().flatten();
-            if there.is_some_and(|there| there.head.time >= newest.head.time && !is_raw(&there)) {
-                return Ok(());
-            }
-            self.objects.put(&self.name.newest(), Content::Bytes(&newest.sealed.to_bytes()))?;
-        }
     }
 }
 

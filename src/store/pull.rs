@@ -399,7 +399,7 @@ impl Pull<'_> {
     /// The patches of the version, if it has any.
     fn patches(&self, version: &FetchedVersion) -> Result<Option<Patches>> {
         let Some(head) = &version.head.patches else { return Ok(None) };
-        let object = self.name.object(Kind::Patches, &head.object.name());
+        let object = self.name.object(Kind::Patches, &version.head.id.name());
         let address = self.objects.address(&object);
         let failed = |error| Error::file("write a working file for", &address)(error);
         let mut file = nameless().map_err(failed)?;

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use crate::common::check::{assert_begins_with, assert_holes_kept, assert_no_leftovers, assert_same};
 use crate::common::lab::{self, Fs, Loop};
 use crate::common::layout::{Change, Layout, Rng, layouts, mutate};
-use crate::common::process::{Outcome, holesync, run};
+use crate::common::process::{Outcome, holesync, run, start};
 
 /// A store in a directory, an image in it, and where that is pulled to.
 struct Store {
@@ -309,4 +309,80 @@ fn what_makes_no_sense_is_said() {
     run(store.holesync().arg(store.url("x")).arg(store.copy()))
         .code(23)
         .says(&["nothing was published under this name"]);
+}
+
+#[test]
+fn of_many_who_publish_a_version_of_one_name_one_does() {
+    let store = Store::new(lab::scratch());
+    let mut rng = Rng(3);
+    let images: Vec<_> = (0..6).map(|nth| store.path(&format!("image{nth}"))).collect();
+    for image in &images {
+        Layout::dense("disk", 1 << 20, &mut rng).write(image);
+    }
+    let publish = |image| start(store.holesync().args(["publish", "--as=v1"]).arg(image).arg(store.image()));
+    let publishers: Vec<_> = images.iter().map(publish).collect();
+    let ended: Vec<_> = publishers.into_iter().map(|publisher| publisher.finish()).collect();
+    let winner = ended.iter().position(|outcome| outcome.code == 0).unwrap();
+    for (nth, outcome) in ended.into_iter().enumerate().filter(|(nth, _)| *nth != winner) {
+        assert_eq!(outcome.code, 23, "{nth}");
+        outcome.says(&["has a version v1 already"]);
+    }
+    for version in ["", "@v1"] {
+        store.pull(version, &["-I"]).ok();
+        assert_same(&images[winner], &store.copy());
+    }
+    run(store.holesync().arg("check").arg(store.image())).ok();
+}
+
+#[test]
+fn many_publish_at_once_and_the_newest_is_the_last_one() {
+    let store = Store::new(lab::scratch());
+    let mut rng = Rng(3);
+    let images: Vec<_> = (0..6).map(|nth| store.path(&format!("image{nth}"))).collect();
+    for image in &images {
+        Layout::dense("disk", 1 << 20, &mut rng).write(image);
+    }
+    let publish = |(nth, image)| {
+        start(store.holesync().args(["publish", &format!("--as=v{nth}")]).arg(image).arg(store.image()))
+    };
+    let publishers: Vec<_> = images.iter().enumerate().map(publish).collect();
+    publishers.into_iter().for_each(|publisher| assert_eq!(publisher.finish().code, 0));
+    run(store.holesync().arg("check").arg(store.image())).ok();
+    for (nth, image) in images.iter().enumerate() {
+        store.pull(&format!("@v{nth}"), &["-I"]).ok();
+        assert_same(image, &store.copy());
+    }
+}
+
+#[test]
+fn what_lies_there_as_it_is_must_be_the_image() {
+    let store = Store::new(lab::scratch());
+    let layout = Layout::hole("disk", 8 << 20).data(1 << 20..3 << 20, &mut Rng(1));
+    let image = store.path("image");
+    layout.write(&image);
+    fs::create_dir(store.path("store")).unwrap();
+    layout.clone().data(1 << 20..(1 << 20) + 4096, &mut Rng(2)).write(&store.image());
+    let publish = || run(store.holesync().args(["publish", "--raw"]).arg(&image).arg(store.image()));
+    publish().code(23).says(&["is not the image that is published"]);
+    assert!(!store.path("store/disk.newest").exists() && !store.path("store/disk.map").exists());
+    layout.write(&store.image());
+    publish().ok();
+    store.pull("", &[]).ok();
+    assert_same(&image, &store.copy());
+    // Published in packs since, then as it is: each is the newest in its turn.
+    for flags in [&[][..], &["--raw"], &[]] {
+        assert_eq!(store.publish(&image, flags)["new"], true, "{flags:?}");
+        store.pull("", &["-I"]).ok();
+        assert_same(&image, &store.copy());
+    }
+}
+
+#[test]
+fn a_key_that_is_not_there_is_told_before_anything_is_written() {
+    let store = Store::new(lab::scratch());
+    let image = store.path("image");
+    Layout::dense("disk", 1 << 20, &mut Rng(1)).write(&image);
+    let published = run(store.holesync().args(["publish", "--sign=/none"]).arg(&image).arg(store.image()));
+    published.code(23).says(&["/none"]);
+    assert_eq!(fs::read_dir(store.path("store")).unwrap().count(), 0);
 }

@@ -34,7 +34,12 @@ impl VersionsArgs {
     pub fn run(&self) -> Result<()> {
         let address = Address::parse(&self.store)?;
         let objects = address.base.open_writable(&Reach::from_environment()?)?;
-        for kept in kept_versions(objects.as_ref(), address.image()?)? {
+        let (objects, name) = (objects.as_ref(), address.image()?);
+        let kept = kept_versions(objects, name)?;
+        if kept.is_empty() && keep::newest(objects, name)?.is_none() {
+            return Err(keep::nothing_there(objects, name));
+        }
+        for kept in kept {
             let (head, is_signed) = (kept.head, !kept.sealed.signature.is_empty());
             let root = hex(&head.root.0);
             let signed = if is_signed { " signed" } else { "" };

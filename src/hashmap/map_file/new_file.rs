@@ -72,6 +72,27 @@ impl NewFile {
         sys::sync_dir(directory.as_fd()).map(drop)
     }
 
+    /// The same, of a name that nothing has.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`NewFile::put`]; `AlreadyExists` where something has it.
+    pub fn put_new(mut self, name: &OsStr) -> io::Result<()> {
+        self.file.sync_all()?;
+        sys::rename_new_at(&self.directory, &self.name, name)?;
+        self.is_in_place = true;
+        sys::sync_dir(self.directory.as_fd()).map(drop)
+    }
+
+    /// Whether a name is one that [`NewFile::beside`] gives to what is to be `name`, or if that is empty to
+    /// anything.
+    pub fn is_beside(given: &OsStr, name: &OsStr) -> bool {
+        let stem = given.to_str().and_then(|given| given.strip_prefix('.')?.rsplit_once(".holesync-"));
+        let Some((of, random)) = stem else { return false };
+        let is_random = random.len() == 16 && random.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_random && (name.is_empty() || name == of)
+    }
+
     /// Has it take a name in its directory, in the place of what has it.
     ///
     /// # Errors

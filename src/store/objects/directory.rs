@@ -1,15 +1,18 @@
 //! Objects as files of a directory.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::dir::Dir;
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::sys::stat::{FileStat, SFlag};
 
 use crate::error::{Error, Result};
 use crate::hashmap::map_file::NewFile;
@@ -20,6 +23,9 @@ use crate::sys;
 const DIRECTORY_MODE: u32 = 0o777;
 /// Bytes that are read at a time.
 const PIECE: usize = 256 << 10;
+/// How often somebody else's lock is tried, and how long after the time before.
+const LOCK_ATTEMPTS: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// See the module. No symlink below it is followed.
 #[derive(Debug)]
@@ -96,6 +102,33 @@ impl Directory {
         }
         new.put(last)
     }
+
+    fn try_to_put_new(&self, name: &str, bytes: &[u8]) -> io::Result<bool> {
+        let directory = self.parent(name, true)?.ok_or(io::ErrorKind::NotFound)?;
+        let last = last_part(name);
+        let mut new = NewFile::beside(&directory, last)?;
+        io::Write::write_all(&mut new, bytes)?;
+        match new.put_new(last) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            put => put.map(|()| true),
+        }
+    }
+
+    /// Keeps others from replacing what this directory has, if they ask, too. Whoever may read the directory can
+    /// have that for as long as they like: nobody is waited for longer than a moment, and then this goes on.
+    fn lock(&self) -> Option<Flock<OwnedFd>> {
+        let mut directory = self.directory.try_clone().ok()?;
+        for _ in 0..LOCK_ATTEMPTS {
+            match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Some(lock),
+                Err((back, Errno::EWOULDBLOCK)) => directory = back,
+                // There are no such locks here.
+                Err(_) => return None,
+            }
+            std::thread::sleep(LOCK_PAUSE);
+        }
+        None
+    }
 }
 
 fn is_missing(error: &io::Error) -> bool {
@@ -159,6 +192,21 @@ impl WritableObjects for Directory {
         self.try_to_put(name, content).map_err(Error::file("write", self.path_of(name)))
     }
 
+    fn put_if(&self, name: &str, there: Option<&[u8]>, bytes: &[u8]) -> Result<bool> {
+        let Some(there) = there else {
+            return self.try_to_put_new(name, bytes).map_err(Error::file("write", self.path_of(name)));
+        };
+        let _lock = self.lock();
+        let found = match self.length(name)? {
+            Some(length) if length == there.len() as u64 => self.get(name, length)?,
+            _ => None,
+        };
+        if found.as_deref() != Some(there) {
+            return Ok(false);
+        }
+        self.put(name, Content::Bytes(bytes)).map(|()| true)
+    }
+
     fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
         let failed = |error| Error::file("list", self.path_of(prefix))(error);
         let Some(directory) = self.parent(prefix, false).map_err(failed)? else { return Ok(Vec::new()) };
@@ -192,6 +240,35 @@ impl WritableObjects for Directory {
         };
         removed().map_err(Error::file("remove", self.path_of(name)))
     }
+
+    fn remove_unfinished(&self, prefix: &str, before: SystemTime) -> Result<()> {
+        let failed = |error| Error::file("remove what is unfinished from", self.path_of(prefix))(error);
+        let Some(directory) = self.parent(prefix, false).map_err(failed)? else { return Ok(()) };
+        let mut open =
+            Dir::from_fd(directory.try_clone().map_err(failed)?).map_err(|errno| failed(errno.into()))?;
+        let names: io::Result<Vec<_>> = sys::names_in(&mut open).collect();
+        let before = before.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        for (name, _) in names.map_err(failed)? {
+            if !NewFile::is_beside(&name, last_part(prefix)) {
+                continue;
+            }
+            let stat = sys::stat_at(&directory, &name).map_err(failed)?;
+            let is_left = |stat: &FileStat| {
+                sys::kind_of(stat) == SFlag::S_IFREG
+                    && u64::try_from(stat.st_mtime).is_ok_and(|time| time <= before)
+            };
+            if stat.as_ref().is_some_and(is_left) {
+                sys::unlink_at(&directory, &name).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_file(&self, name: &str, file: &Metadata) -> Result<bool> {
+        let Some((found, _)) = self.find(name)? else { return Ok(false) };
+        let found = found.metadata().map_err(Error::file("look at", self.path_of(name)))?;
+        Ok((found.dev(), found.ino()) == (file.dev(), file.ino()))
+    }
 }
 
 #[cfg(test)]
@@ -222,6 +299,44 @@ mod tests {
         store.remove("a/b").unwrap();
         store.remove("a/b").unwrap();
         assert_eq!(store.length("a/b").unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_there_is_replaced_only_where_it_is_what_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Directory::open(dir.path()).unwrap();
+        assert!(store.put_if("a/b", None, b"one").unwrap());
+        assert!(!store.put_if("a/b", None, b"other").unwrap());
+        assert!(!store.put_if("a/b", Some(b"on"), b"other").unwrap());
+        assert!(!store.put_if("a/none", Some(b"one"), b"other").unwrap());
+        assert_eq!(store.get("a/b", 9).unwrap().unwrap(), b"one");
+        assert!(store.put_if("a/b", Some(b"one"), b"two").unwrap());
+        assert_eq!(store.get("a/b", 9).unwrap().unwrap(), b"two");
+        // Somebody who holds the lock for ever holds up nobody for long.
+        let _lock = Flock::lock(File::open(dir.path()).unwrap(), FlockArg::LockExclusive).unwrap();
+        assert!(store.put_if("a/b", Some(b"two"), b"three").unwrap());
+        assert_eq!(store.list("a/").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_is_unfinished_goes_when_it_is_old_and_nothing_else_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Directory::open(dir.path()).unwrap();
+        store.put("a/b", Content::Bytes(b"one")).unwrap();
+        let old = SystemTime::now() - Duration::from_secs(1000);
+        let unfinished = [".disk.newest.holesync-0123456789abcdef", "a/.b.holesync-0123456789abcdef"];
+        let others =
+            [".disk2.newest.holesync-0123456789abcdef", "a/.b.holesync-0123456789abcdeg", "a/.hidden"];
+        for name in unfinished.iter().chain(&others) {
+            File::create(dir.path().join(name)).unwrap().set_modified(old).unwrap();
+        }
+        let young = "a/.c.holesync-0123456789abcdef";
+        std::fs::write(dir.path().join(young), "").unwrap();
+        for prefix in ["a/", "disk.newest", "none/"] {
+            store.remove_unfinished(prefix, old + Duration::from_secs(9)).unwrap();
+        }
+        assert!(unfinished.iter().all(|name| !dir.path().join(name).exists()));
+        assert!(others.iter().chain([&young, &"a/b"]).all(|name| dir.path().join(name).exists()));
     }
 
     #[test]

@@ -16,6 +16,9 @@ use crate::store::places::PackId;
 /// Frames that are fetched side by side.
 const AT_ONCE: usize = 8;
 
+/// Blocks that are compared at a time: their frames unpack to 64 MiB at the most.
+const AT_A_TIME: usize = 128;
+
 /// A patch is worth it where it has at most this part of the data of its block.
 const WORTH: (u64, u64) = (7, 8);
 
@@ -79,6 +82,18 @@ impl<'a> Base<'a> {
         &self,
         candidates: &[Candidate],
         data: impl Fn(&Candidate) -> D,
+    ) -> Vec<Option<PatchOver>>
+    where
+        D: Iterator<Item = &'b [u8]>,
+    {
+        // Old blocks that adjoin lie in one frame, mostly; where they do not, no more frames are in memory.
+        candidates.chunks(AT_A_TIME).flat_map(|some| self.compare_some(some, &data)).collect()
+    }
+
+    fn compare_some<'b, D>(
+        &self,
+        candidates: &[Candidate],
+        data: &impl Fn(&Candidate) -> D,
     ) -> Vec<Option<PatchOver>>
     where
         D: Iterator<Item = &'b [u8]>,

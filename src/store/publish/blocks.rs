@@ -9,14 +9,16 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::hashmap::map_file::nameless;
-use crate::hashmap::{self, Hash, Key};
+use crate::hashmap::{self, Hash, Key, MapEntry};
+use crate::store::fetched::FetchedVersion;
 use crate::store::name::{ImageName, Kind};
 use crate::store::objects::{Content, WritableObjects};
 use crate::store::pack::{self, ENOUGH_RAW, PackWriter};
 use crate::store::places::{PackId, Place, PlacesWriter};
 
-/// Blocks whose places are known, at most: about 100 MiB. What is beyond that is written again.
-const MOST_KNOWN: usize = 2 << 20;
+/// Blocks whose places are known, at most: they fill a table of 2^21 places, about 100 MiB, to 7/8, and would
+/// make it twice as large. What is beyond that is written again.
+const MOST_KNOWN: usize = 7 << 18;
 /// Places that wait for a frame to be closed; beyond that frames are closed early.
 const MOST_WAITING: usize = 16 << 10;
 
@@ -49,9 +51,30 @@ pub struct KnownBlocks {
 
 impl KnownBlocks {
     /// A block of an earlier version lies there.
-    pub fn add(&mut self, hash: &Hash, pack: PackId, place: Place) {
+    fn add(&mut self, hash: &Hash, pack: PackId, place: Place) {
         let number = self.number(pack);
         self.insert(hash, Lies::Earlier(number), place);
+    }
+
+    /// All blocks of an earlier version whose packs are usable.
+    ///
+    /// # Errors
+    ///
+    /// When its map or its places are damaged.
+    pub fn add_version(
+        &mut self,
+        version: &FetchedVersion,
+        is_usable: &dyn Fn(&PackId) -> bool,
+    ) -> Result<()> {
+        let mut blocks = version.blocks()?;
+        while let Some(block) = blocks.advance()? {
+            if let (MapEntry::Data { hash, .. }, Some((pack, place))) = (&block.entry, block.place)
+                && is_usable(&pack)
+            {
+                self.add(hash, pack, place);
+            }
+        }
+        Ok(())
     }
 
     fn number(&mut self, pack: PackId) -> u32 {

@@ -66,6 +66,33 @@ mod anywhere {
     }
 
     #[test]
+    fn what_is_there_is_replaced_only_where_it_is_what_is_known() {
+        let Some((_server, bucket)) = place("if") else { return };
+        assert!(!bucket.put_if("a/b", Some(b"one"), b"other").unwrap());
+        assert!(bucket.put_if("a/b", None, b"one").unwrap());
+        assert!(!bucket.put_if("a/b", None, b"other").unwrap());
+        assert!(!bucket.put_if("a/b", Some(b"on"), b"other").unwrap());
+        assert_eq!(bucket.get("a/b", 9).unwrap().unwrap(), b"one");
+        // An answer may have been lost: what is there is what was put.
+        assert!(bucket.put_if("a/b", None, b"one").unwrap());
+        assert!(bucket.put_if("a/b", Some(b"one"), b"two").unwrap());
+        assert_eq!(bucket.get("a/b", 9).unwrap().unwrap(), b"two");
+    }
+
+    #[test]
+    fn of_many_who_put_the_same_object_one_does() {
+        let Some((_server, bucket)) = place("race") else { return };
+        let put = |nth: usize| bucket.put_if("a/b", None, format!("{nth}").as_bytes()).unwrap();
+        let all = thread::scope(|scope| {
+            let putting: Vec<_> = (0..8).map(|nth| scope.spawn(move || put(nth))).collect();
+            putting.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        let winner = all.iter().position(|&put| put).unwrap();
+        assert_eq!(all.iter().filter(|&&put| put).count(), 1);
+        assert_eq!(bucket.get("a/b", 9).unwrap().unwrap(), format!("{winner}").as_bytes());
+    }
+
+    #[test]
     fn objects_are_put_listed_read_and_removed() {
         let Some((_server, bucket)) = place("one by one") else { return };
         assert_eq!(bucket.get("a/b ü%20+", 9).unwrap(), None);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use crate::common::check::assert_same;
 use crate::common::lab;
@@ -17,6 +18,16 @@ impl Store {
     fn versions(&self) -> Vec<String> {
         let listed = run(self.holesync().arg("versions").arg(self.image())).ok();
         listed.stdout.lines().map(|line| line.split(' ').next().unwrap().to_string()).collect()
+    }
+
+    /// Makes all objects three days older: what is young may be of somebody who publishes just now.
+    fn age(&self) {
+        let past = SystemTime::now() - Duration::from_secs(3 * 86_400);
+        for kind in ["packs", "patches", "places", "maps"] {
+            for object in fs::read_dir(self.path(&format!("store/disk.store/{kind}"))).into_iter().flatten() {
+                fs::File::open(object.unwrap().path()).unwrap().set_modified(past).unwrap();
+            }
+        }
     }
 
     fn packs(&self) -> usize {
@@ -48,6 +59,7 @@ fn versions_that_are_kept_stay_whole_and_what_none_needs_goes_after_its_grace() 
     let store = Store::new(lab::scratch());
     let images = store.ten();
     assert_eq!(store.versions().len(), 10);
+    store.age();
     let foretold = store.prune(&["--keep=3", "-n"]).ok();
     assert_eq!(store.versions().len(), 10);
     let first = store.prune(&["--keep=3"]).ok();
@@ -87,6 +99,7 @@ fn what_is_condemned_is_written_anew_and_what_is_needed_again_stays() {
     };
     publish(&one);
     publish(&other);
+    store.age();
     store.prune(&["--keep=1"]).ok();
     // The blocks of the first one are there, in a pack that will go.
     assert_eq!(publish(&one)["new_blocks"], 32);
@@ -140,6 +153,89 @@ fn a_pack_that_is_gone_is_written_anew_by_who_publishes() {
     assert_same(&image, &store.copy());
     store.prune(&["--keep=1", "--grace=0s"]).ok();
     run(store.holesync().arg("check").arg(store.image())).ok();
+}
+
+#[test]
+fn what_is_young_may_be_of_somebody_who_publishes_just_now() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    layout.data(0..4096, &mut Rng(9)).write(&image);
+    store.publish(&image, &[]);
+    let first = value(&store.prune(&["--keep=1"]).ok());
+    assert_eq!((&first["condemned"], &first["removed"]), (&0.into(), &0.into()), "{first}");
+    store.age();
+    // A pack of the first version is in use; its map and its places are not.
+    let then = value(&store.prune(&["--keep=1"]).ok());
+    assert_eq!((&then["condemned"], &then["removed"]), (&2.into(), &0.into()), "{then}");
+}
+
+#[test]
+fn what_was_condemned_by_a_clock_that_was_ahead_goes_all_the_same() {
+    let store = Store::new(lab::scratch());
+    store.begin();
+    let pack = "disk.store/packs/0123456789abcdef0123456789abcdef";
+    fs::write(store.path(&format!("store/{pack}")), "half").unwrap();
+    store.age();
+    store.prune(&["--keep=1"]).ok();
+    let condemned =
+        || fs::read_dir(store.path("store/disk.store/condemned")).unwrap().next().unwrap().unwrap().path();
+    let text = fs::read_to_string(condemned()).unwrap();
+    let list: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let since = list["since"].as_u64().unwrap();
+    fs::write(condemned(), text.replace(&since.to_string(), &(since + 1_000_000_000).to_string())).unwrap();
+    store.prune(&["--keep=1"]).ok();
+    let list: serde_json::Value = serde_json::from_slice(&fs::read(condemned()).unwrap()).unwrap();
+    assert!(list["since"].as_u64().unwrap() < since + 1000, "{list}");
+    store.prune(&["--keep=1", "--grace=0s"]).ok();
+    assert_eq!(store.packs(), 1);
+}
+
+#[test]
+fn what_a_killed_publisher_had_not_finished_goes_after_its_grace() {
+    let store = Store::new(lab::scratch());
+    store.begin();
+    let of = |name: &str| store.path(&format!("store/{name}.holesync-0123456789abcdef"));
+    let unfinished = ["disk.store/packs/.aa", "disk.store/versions/.v1", ".disk.newest"].map(of);
+    for path in &unfinished {
+        fs::write(path, "half").unwrap();
+    }
+    let other = of(".disk2.newest");
+    fs::write(&other, "half").unwrap();
+    store.prune(&["--keep=1"]).ok();
+    assert!(unfinished.iter().all(|path| path.exists()), "they may be written to just now");
+    store.prune(&["--keep=1", "--grace=0s", "-n"]).ok();
+    assert!(unfinished.iter().all(|path| path.exists()));
+    store.prune(&["--keep=1", "--grace=0s"]).ok();
+    assert!(!unfinished.iter().any(|path| path.exists()));
+    assert!(other.exists(), "it is of another image");
+}
+
+#[test]
+fn a_version_that_is_damaged_hinders_no_other() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    let places = fs::read_dir(store.path("store/disk.store/places")).unwrap().next().unwrap().unwrap();
+    fs::write(places.path(), "damaged").unwrap();
+    layout.data(0..4096, &mut Rng(9)).write(&image);
+    let published = run(store.holesync().arg("publish").arg(&image).arg(store.image())).ok();
+    published.says(&["cannot be built upon"]);
+    store.pull("", &[]).ok();
+    assert_same(&image, &store.copy());
+    let pruned = store.prune(&["--keep=2"]).code(12);
+    pruned.says(&[places.path().to_str().unwrap(), "store/disk.store/versions/", "nothing is removed"]);
+    store.prune(&["--keep=1"]).ok();
+    run(store.holesync().arg("check").arg(store.image())).ok();
+}
+
+#[test]
+fn a_name_under_which_nothing_was_published_is_told() {
+    let store = Store::new(lab::scratch());
+    store.begin();
+    let other = store.path("store/dsik");
+    for verb in [&["versions"][..], &["check"], &["prune", "--keep=3"]] {
+        let told = run(store.holesync().args(verb).arg(&other)).code(23);
+        told.says(&[other.to_str().unwrap(), "published"]);
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! What stands for a bucket in a program that was built without them.
 
+use std::fs::Metadata;
 use std::ops::Range;
+use std::time::SystemTime;
 
 use crate::error::{Error, Result};
 use crate::store::objects::{BucketOptions, Content, Listed, Objects, Served, Take, WritableObjects};
@@ -44,6 +46,10 @@ impl WritableObjects for Bucket {
         match *self {}
     }
 
+    fn put_if(&self, _: &str, _: Option<&[u8]>, _: &[u8]) -> Result<bool> {
+        match *self {}
+    }
+
     fn list(&self, _: &str) -> Result<Vec<Listed>> {
         match *self {}
     }
@@ -53,6 +59,14 @@ impl WritableObjects for Bucket {
     }
 
     fn remove(&self, _: &str) -> Result<()> {
+        match *self {}
+    }
+
+    fn remove_unfinished(&self, _: &str, _: SystemTime) -> Result<()> {
+        match *self {}
+    }
+
+    fn is_file(&self, _: &str, _: &Metadata) -> Result<bool> {
         match *self {}
     }
 }

@@ -119,7 +119,7 @@ impl Answered {
 
     fn passes(&self) -> bool {
         let passing = ["RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "SlowDown"];
-        self.status.is_server_error()
+        self.status.is_server_error() && self.status != StatusCode::NOT_IMPLEMENTED
             || matches!(self.status.as_u16(), 408 | 425 | 429)
             || passing.contains(&self.code.as_str())
     }
@@ -166,6 +166,8 @@ pub enum Trouble {
     Changed,
     /// It has no such bytes.
     TooShort,
+    /// Whoever has it knows no such request.
+    Unknown(Answered),
     /// It comes as a whole alone.
     Whole,
     /// Something else.
@@ -208,6 +210,7 @@ impl Asking<'_> {
                 404 => Trouble::Missing(answered),
                 412 => Trouble::Changed,
                 416 => Trouble::TooShort,
+                501 => Trouble::Unknown(answered),
                 _ => Trouble::Other(self.refusal(&answered)),
             },
             Some(Cause::Whole) => Trouble::Whole,
@@ -229,7 +232,7 @@ impl Asking<'_> {
         match trouble {
             Trouble::Other(failed) => failed,
             Trouble::NoBucket => self.no_bucket(),
-            Trouble::Missing(answered) => self.refusal(&answered),
+            Trouble::Missing(answered) | Trouble::Unknown(answered) => self.refusal(&answered),
             Trouble::Changed => self.refused(
                 "it was changed while it was read; run the same command again to have the new one".into(),
             ),

@@ -1,11 +1,13 @@
 //! What changes a bucket, and what is there.
 
 use std::collections::HashSet;
+use std::fs::Metadata;
+use std::time::SystemTime;
 
 use object_store::list::{PaginatedListOptions, PaginatedListResult, PaginatedListStore};
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
-use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutOptions};
+use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, UpdateVersion};
 
 use super::failure::{Asking, READING, Trouble};
 use super::part;
@@ -19,6 +21,8 @@ const WRITING: &str = "writing to it";
 const REMOVING: &str = "removing it";
 /// As many objects are listed: a bucket that has more is no store of this program.
 const MOST: usize = 4_000_000;
+/// Bytes of an object that is put where nothing else was, at most.
+const MOST_SMALL: u64 = 1 << 20;
 
 impl Bucket {
     /// Puts what one request takes.
@@ -31,6 +35,35 @@ impl Bucket {
             })
         };
         self.expect(asking, put)
+    }
+
+    fn put_in_mode(&self, path: &Path, asking: Asking, bytes: &[u8], mode: PutMode) -> Result<bool, Trouble> {
+        self.run(async {
+            let payload = PutPayload::from(bytes.to_vec());
+            let put = self.store.put_opts(path, payload, mode.into()).await;
+            put.map(|_| true).map_err(|error| asking.trouble(&error))
+        })
+    }
+
+    /// How a small object is replaced, if it is this.
+    fn replacing(&self, path: &Path, asking: Asking, content: &[u8]) -> Result<Option<PutMode>, Trouble> {
+        let got = self.run(async {
+            let got = self.store.get_opts(path, GetOptions::default()).await;
+            let got = got.map_err(|error| asking.trouble(&error))?;
+            let mode = match got.meta.e_tag.clone() {
+                Some(e_tag) => PutMode::Update(UpdateVersion { e_tag: Some(e_tag), version: None }),
+                None => PutMode::Overwrite,
+            };
+            if got.meta.size != content.len() as u64 {
+                return Ok(None);
+            }
+            let bytes = got.bytes().await.map_err(|error| asking.trouble(&error))?;
+            Ok((bytes == content).then_some(mode))
+        });
+        match got {
+            Err(Trouble::Missing(_)) => Ok(None),
+            got => got,
+        }
     }
 
     /// Puts what is longer, in parts, of which one is in memory. `false`: it is not known what became of
@@ -139,6 +172,34 @@ impl WritableObjects for Bucket {
         put.map(drop)
     }
 
+    fn put_if(&self, name: &str, there: Option<&[u8]>, bytes: &[u8]) -> Result<bool> {
+        let (address, path) = (self.address(name), self.address.path(name)?);
+        let asking = self.asking(&address, WRITING);
+        self.forget(name);
+        // An attempt of which the answer was lost may have put it there.
+        let is_there = || self.get(name, MOST_SMALL).map(|found| found.as_deref() == Some(bytes));
+        let put = self.persist(asking, || {
+            let mode = match there {
+                None => PutMode::Create,
+                Some(there) => match self.replacing(&path, asking, there)? {
+                    Some(mode) => mode,
+                    None => return Ok(false),
+                },
+            };
+            match self.put_in_mode(&path, asking, bytes, mode) {
+                Err(Trouble::Changed | Trouble::Missing(_)) => Ok(is_there()?),
+                // It has no such conditions.
+                Err(Trouble::Unknown(_)) if there.is_none() && self.length(name)?.is_some() => {
+                    Ok(is_there()?)
+                }
+                Err(Trouble::Unknown(_)) => self.put_in_mode(&path, asking, bytes, PutMode::Overwrite),
+                put => put,
+            }
+        });
+        // That it is not there was said of what is to be replaced.
+        put.map(|put| put.unwrap_or(false))
+    }
+
     fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
         let (address, key) = (self.address(prefix), self.address.key(prefix));
         let asking = self.asking(&address, READING);
@@ -186,5 +247,15 @@ impl WritableObjects for Bucket {
             self.run(async { self.store.delete(&path).await.map_err(|error| asking.trouble(&error)) })
         });
         removed.map(drop)
+    }
+
+    /// What is unfinished here are uploads in parts, of which others know nothing: a rule of the bucket removes
+    /// them.
+    fn remove_unfinished(&self, _: &str, _: SystemTime) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_file(&self, _: &str, _: &Metadata) -> Result<bool> {
+        Ok(false)
     }
 }

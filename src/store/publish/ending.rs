@@ -1,0 +1,235 @@
+//! What ends a publishing: all objects of the version must be there, then its head is put there, and the
+//! newest version is named.
+
+use std::collections::HashSet;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::error::{Error, Result, Warning};
+use crate::report::Event;
+use crate::store::head::{self, Head, PatchesHead, Proven, SealedHead, Subject};
+use crate::store::keep::{self, Kept};
+use crate::store::name::{ImageName, Kind, ObjectId, Version};
+use crate::store::objects::{Content, WritableObjects};
+use crate::store::places::PackId;
+use crate::store::publish::blocks::packs_there;
+use crate::store::publish::{Publishing, Read};
+use crate::store::signature;
+
+/// Nanoseconds that clocks may differ without a word.
+const MOST_AHEAD: u64 = 60_000_000_000;
+/// How often somebody else may be faster: from then on nobody is looked at.
+const ATTEMPTS: u32 = 100;
+
+impl Publishing<'_> {
+    /// What the version is, of which this was put there.
+    pub(super) fn head(
+        &self,
+        kept: &[Kept],
+        read: &Read,
+        id: ObjectId,
+        places: Option<Proven>,
+        patches: Option<PatchesHead>,
+    ) -> Result<Head> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let newest = keep::newest(self.objects, self.name).ok().flatten();
+        let last = newest.iter().chain(kept.first()).map(|kept| kept.head.time).max().unwrap_or(0);
+        if last > now.saturating_add(MOST_AHEAD) {
+            let what = "the newest version that is there was published at a time that is yet to come: the clock here is \
+                        wrong, or that of who published it was; this version is named and ordered behind it";
+            self.reporter.event(Event::Warning(&Warning::new(what)));
+        }
+        let time = now.max(last.saturating_add(1));
+        // Another publisher may have been faster.
+        self.refuse_known_version()?;
+        let version = self.options.version.clone().map_or_else(|| Version::of_time(time), Ok)?;
+        let modified = self.state.times().map(|times| (times[0], times[1] as u32));
+        let subject = Subject {
+            name: self.name,
+            version: &version,
+            id,
+            time,
+            modified,
+            grid: self.grid,
+            data: read.data,
+            root: read.root,
+        };
+        Ok(Head::new(subject, read.proven, places, patches))
+    }
+
+    /// What is published stays as it is.
+    pub(super) fn refuse_known_version(&self) -> Result<()> {
+        let Some(version) = &self.options.version else { return Ok(()) };
+        if self.objects.length(&self.name.version(version))?.is_none() {
+            return Ok(());
+        }
+        Err(self.is_known(version))
+    }
+
+    fn is_known(&self, version: &Version) -> Error {
+        let why = format!(
+            "has a version {version} already, and what is published stays as it is: give another name"
+        );
+        Error::refused(self.objects.address(&self.name.to_string()), why)
+    }
+
+    /// The head as it lies in a store.
+    pub(super) fn seal(&self, head: &Head) -> Result<SealedHead> {
+        let line = head.to_line();
+        let signature = self.options.sign.as_deref().map(|key| signature::sign(&line, key)).transpose()?;
+        Ok(SealedHead { line, signature: signature.unwrap_or_default() })
+    }
+    /// The version is there with this.
+    pub(super) fn put_head(&self, head: &Head, packs: &[PackId]) -> Result<SealedHead> {
+        let version = Version::new(head.version())?;
+        let object = self.name.version(&version);
+        let check = || match lost(self.store(), head, packs)? {
+            None => Ok(()),
+            Some(lost) => {
+                let why = "was removed, or is about to be, while the version was being published (did a prune with a \
+                           short --grace run?), and there is no such version: publish it again";
+                Err(Error::refused(self.objects.address(&lost), why))
+            }
+        };
+        check()?;
+        let sealed = self.seal(head)?;
+        if !self.objects.put_if(&object, None, &sealed.to_bytes())? {
+            return Err(self.is_known(&version));
+        }
+        if let Err(error) = check() {
+            self.objects.remove(&object)?;
+            // Another publisher may have named it the newest.
+            name_newest(self.store(), Vec::new())?;
+            return Err(error);
+        }
+        Ok(sealed)
+    }
+}
+
+/// An object that a version names and that is not there, or is about to go; `None`: there is none.
+///
+/// # Errors
+///
+/// When that cannot be told.
+pub fn lost(
+    (objects, name): (&dyn WritableObjects, &ImageName),
+    head: &Head,
+    packs: &[PackId],
+) -> Result<Option<String>> {
+    // Whoever removes what no version names says so before: what is not condemned after it was found
+    // there stays for the next prune, which knows of this version.
+    let there = packs_there(objects, name)?;
+    let parts = [(Kind::Map, true), (Kind::Places, true), (Kind::Patches, head.patches.is_some())];
+    let parts = parts.into_iter().filter(|(_, is_named)| *is_named);
+    let parts: Vec<_> = parts.map(|(kind, _)| name.object(kind, &head.id.name())).collect();
+    for part in &parts {
+        if objects.length(part)?.is_none() {
+            return Ok(Some(part.clone()));
+        }
+    }
+    let condemned: HashSet<String> = keep::condemned_objects(objects, name)?;
+    let missing = packs.iter().find(|pack| !there.contains(pack));
+    let object = |pack: &PackId| name.object(Kind::Pack, &pack.name());
+    let mut all = packs.iter().map(object).chain(parts);
+    Ok(missing.map(object).or_else(|| all.find(|object| condemned.contains(object))))
+}
+
+/// Names the newest of the versions that are there, of which some are known. Whoever publishes at the same
+/// time does the same.
+///
+/// # Errors
+///
+/// When the store cannot be read or written.
+pub fn name_newest((objects, name): (&dyn WritableObjects, &ImageName), mut known: Vec<Kept>) -> Result<()> {
+    loop {
+        known = keep::kept_versions_from(objects, name, known)?;
+        let Some(newest) = known.first() else { return Ok(()) };
+        // A version that was taken back is not named any longer.
+        let is_newer = |told: &Kept| {
+            let is_there = told.head.places.is_none() || known.iter().any(|kept| kept.head == told.head);
+            told.head == newest.head || told.head.order() > newest.head.order() && is_there
+        };
+        if put_newest((objects, name), newest, is_newer)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Puts the head of the newest version there, unless what is there is newer. Returns whether that is so:
+/// where it was replaced, a newer one may have come meanwhile.
+///
+/// # Errors
+///
+/// When the store cannot be read or written.
+pub fn put_newest(
+    (objects, name): (&dyn WritableObjects, &ImageName),
+    newest: &Kept,
+    is_newer: impl Fn(&Kept) -> bool,
+) -> Result<bool> {
+    let (object, bytes) = (name.newest(), newest.sealed.to_bytes());
+    for _ in 0..ATTEMPTS {
+        // What cannot be read is replaced.
+        let Ok(there) = objects.get(&object, head::MOST) else { break };
+        let told = there.as_ref().and_then(|there| Kept::parse(there, &object, name).ok());
+        if told.is_some_and(|told| is_newer(&told)) {
+            return Ok(true);
+        }
+        if objects.put_if(&object, there.as_deref(), &bytes)? {
+            return Ok(false);
+        }
+    }
+    objects.put(&object, Content::Bytes(&bytes)).map(|()| false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hashmap::Grid;
+    use crate::options::BlockSize;
+    use crate::store::head::Digest;
+    use crate::store::objects::Directory;
+
+    fn version(name: &ImageName, version: &str, time: u64) -> Kept {
+        let version = Version::new(version).unwrap();
+        let proven = Proven { digest: Digest([7; 32]), length: 9 };
+        let grid = Grid { length: 70_000, block: BlockSize::default() };
+        let (id, modified, data, root) = (ObjectId::unforeseen(), None, 9, [1; 32]);
+        let subject = Subject { name, version: &version, id, time, modified, grid, data, root };
+        let head = Head::new(subject, proven, Some(proven), None);
+        Kept { sealed: SealedHead { line: head.to_line(), signature: Vec::new() }, head }
+    }
+
+    #[test]
+    fn the_newest_is_the_one_that_is_there() {
+        let (dir, name) = (tempfile::tempdir().unwrap(), ImageName::new("disk").unwrap());
+        let store = Directory::open(dir.path()).unwrap();
+        let put = |kept: &Kept| {
+            let object = name.object(Kind::Version, kept.head.version());
+            store.put(&object, Content::Bytes(&kept.sealed.to_bytes())).unwrap();
+        };
+        let told = || keep::newest(&store, &name).unwrap().unwrap().head;
+        let [one, two, other] =
+            [("one", 1), ("two", 2), ("uno", 2)].map(|(text, time)| version(&name, text, time));
+        put(&one);
+        put(&two);
+        name_newest((&store, &name), Vec::new()).unwrap();
+        assert_eq!(told(), two.head);
+        // Of two of one moment everybody takes the same.
+        put(&other);
+        name_newest((&store, &name), vec![one.clone(), two.clone()]).unwrap();
+        assert_eq!(told(), other.head);
+        // What was taken back is named no longer.
+        store.remove(&name.object(Kind::Version, "uno")).unwrap();
+        name_newest((&store, &name), vec![other]).unwrap();
+        assert_eq!(told(), two.head);
+        // An image that lies there as it is, and is newer, stays the newest; what is no head does not.
+        let mut raw = Head::plain(&name, one.head.grid().unwrap(), 9, Digest([1; 32]), one.head.map);
+        raw.time = 3;
+        store.put("disk.newest", Content::Bytes(&raw.to_line())).unwrap();
+        name_newest((&store, &name), Vec::new()).unwrap();
+        assert_eq!(told(), raw);
+        store.put("disk.newest", Content::Bytes(&[b'x'; 20_000])).unwrap();
+        name_newest((&store, &name), Vec::new()).unwrap();
+        assert_eq!(told(), two.head);
+    }
+}
