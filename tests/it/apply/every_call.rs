@@ -452,7 +452,7 @@ impl Bench<'_> {
 
     /// Without a fault it ends well.
     fn next_run(&self) -> Result<(), String> {
-        let (outcome, _) = self.run(When::Never);
+        let (outcome, _) = self.run(When::Unwatched);
         let new = self.redeploy.version("new");
         let equal = match &self.device {
             Some(device) => begins_with(&device.0, &new),

@@ -36,6 +36,9 @@ pub enum Fault {
 /// Which calls suffer it.
 #[derive(Debug, Clone, Copy)]
 pub enum When {
+    /// None, and none is counted.
+    Unwatched,
+    /// None.
     Never,
     /// The nth of this name, of all threads together; from 1.
     Nth(&'static str, usize, Fault),
@@ -320,8 +323,22 @@ impl Follower {
                 Ok(_) | Err(Errno::EINTR) => continue,
                 Err(_) => return self.seen,
             };
-            let _ = ptrace::syscall(thread, signal);
+            let _ = match self.watches(thread) {
+                true => ptrace::syscall(thread, signal),
+                false => ptrace::cont(thread, signal),
+            };
         }
+    }
+
+    /// Whether the next call of a thread, or the end of this one, matters: two stops a call take longer
+    /// than most calls.
+    fn watches(&self, thread: Pid) -> bool {
+        let is_over = match self.when {
+            When::Unwatched => true,
+            When::Nth(..) => self.seen.hit.is_some(),
+            When::Never | When::Each(..) => false,
+        };
+        !is_over || matches!(self.inside.get(&thread), Some(Some(_)))
     }
 
     /// A thread enters or leaves a call.

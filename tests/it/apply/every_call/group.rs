@@ -176,7 +176,7 @@ impl Bench {
         let (outcome, seen) = self.run(When::Nth(call, nth, fault));
         let Some(hit) = seen.hit else { return Ok(None) };
         let judged = self.judge(&outcome, fault).and_then(|()| {
-            let (next, _) = self.run(When::Never);
+            let (next, _) = self.run(When::Unwatched);
             let (left, now) = (leftovers(&self.to()), nodes(&self.to()));
             let differ: Vec<_> =
                 self.new.iter().filter(|(name, node)| now.get(*name) != Some(*node)).collect();

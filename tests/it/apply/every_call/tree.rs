@@ -131,7 +131,7 @@ impl Bench {
         let (outcome, seen) = self.run(When::Nth(call, nth, fault));
         let Some(hit) = seen.hit else { return Ok(None) };
         let judged = self.judge(&outcome, call, fault).and_then(|()| {
-            let (next, _) = self.run(When::Never);
+            let (next, _) = self.run(When::Unwatched);
             let (left, differ) = (leftovers(&self.path("to")), self.differences());
             demand(next.code == 0 && left.is_empty() && differ.is_empty(), "").map_err(|_| {
                 format!("after the next run differ: {differ:?}, left behind: {left:?}; it was {next}")
