@@ -79,6 +79,9 @@ impl Mounted {
         let device = Loop::over(file);
         // A device stays read-only if the one before us left it so.
         run(Command::new("blockdev").arg("--setrw").arg(&device.0)).ok();
+        // Nor is it told to flush anything, if the one before us wanted none of it, as those of `tests/run`.
+        let name = device.0.file_name().expect("a name").display();
+        let _ = std::fs::write(format!("/sys/block/{name}/queue/write_cache"), "write back");
         run(Command::new("mount").args(["-o", format.options()]).arg(&device.0).arg(at)).ok();
         Mounted { at: at.to_owned(), _device: device }
     }
