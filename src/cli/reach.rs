@@ -13,7 +13,7 @@ use holesync::sync::{Addresses, Agent, Cipher, RemoteOptions};
 
 pub use between::BetweenArgs;
 pub use hosts::{FailedList, HostsArgs, SeveralHosts};
-pub use store::{Around, StoreArgs};
+pub use store::{Around, HAS_STORES, StoreArgs, without_stores};
 
 /// How to reach a host.
 #[derive(Debug, Args)]
@@ -24,8 +24,8 @@ pub struct RemoteArgs {
     /// The holesync to run there, and nothing else [default: holesync, or else the shell]
     #[arg(long, visible_alias = "rsync-path", value_name = "PATH")]
     pub remote_path: Option<String>,
-    /// What --agent=push brings along to another kind of machine [default: this program, or
-    /// holesync-MACHINE beside it, as uname -m names the machine]
+    /// What --agent=push brings along [default: holesync-MACHINE beside this program, as uname -m
+    /// names the machine, or this program]
     #[arg(long, value_name = "FILE")]
     pub agent_program: Option<PathBuf>,
     /// Run what runs there as root, by sudo -n

@@ -37,6 +37,7 @@ use holesync::sys;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::cli::reach::{HAS_STORES, without_stores};
 use crate::cli::record::Record;
 use crate::cli::{Cli, FailedList, Transfer, Verb};
 use many::HostsShown;
@@ -85,6 +86,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Some(Verb::Verify(verify)) => return verify.run(umask),
         Some(Verb::Digest(digest)) => digest.run(umask),
         Some(Verb::Cache(cache)) => cache.run(),
+        Some(Verb::Publish(_) | Verb::Versions(_) | Verb::Check(_) | Verb::Prune(_)) if !HAS_STORES => {
+            Err(without_stores())
+        }
         Some(Verb::Publish(publish)) => publish.run(),
         Some(Verb::Versions(versions)) => versions.run(),
         Some(Verb::Check(check)) => check.run(),
@@ -212,7 +216,7 @@ fn transfer(transfer: Transfer, readers: &Readers, umask: u32) -> Result<()> {
     let reporter = reporter(readers, transfer.show, transfer.record, &ends);
     let reporter = reporter.as_ref();
     tell_choices(&transfer.options, reporter);
-    if let (Some(pulling), Some(destination)) = (&transfer.pulling, &transfer.destination) {
+    if HAS_STORES && let (Some(pulling), Some(destination)) = (&transfer.pulling, &transfer.destination) {
         let pulled = sync::pull(pulling, destination, &transfer.options, umask, reporter);
         return pulled.map_err(why_it_ended);
     }

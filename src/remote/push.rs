@@ -2,6 +2,7 @@
 //! `push.sh` is what the shell there does for it.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
 
 use sha2::{Digest, Sha256};
@@ -50,7 +51,7 @@ pub fn agent(
     };
     let program = match &remote.agent_program {
         Some(path) => Program::named(path, &shell.system, host)?,
-        None => match Program::for_system(&shell.system) {
+        None => match Program::for_system(&shell.system, reporter) {
             Ok(program) => program,
             Err(why) => return cannot(&why),
         },
@@ -87,23 +88,37 @@ pub fn agent(
 }
 
 impl Program {
-    /// Reads this program, or the one beside it that is for what `uname -sm` printed; or tells
+    /// Reads the program for what `uname -sm` printed that lies beside this one, or this one; or tells
     /// why there is none.
-    fn for_system(system: &str) -> Result<Arc<Program>, String> {
+    fn for_system(system: &str, reporter: &dyn Reporter) -> Result<Arc<Program>, String> {
         let machine = machine_of(system)?;
-        if runs_on(machine) {
-            return Program::read(Path::new("/proc/self/exe"), machine)
-                .map_err(|why| format!("this program {why}"));
-        }
         let name = format!("holesync-{machine}");
-        match beside_this_program(&name) {
-            Some(path) => Program::read(&path, machine).map_err(|why| format!("{} {why}", printable(&path))),
-            None => Err(format!(
-                "it is \"{}\", and this is a program for another: put one for it beside this program, as {name}, \
-                 or name it with --agent-program",
-                escape(system.as_bytes())
-            )),
+        let beside = beside_this_program(&name);
+        let of =
+            |path: &Path| Program::read(path, machine).map_err(|why| format!("{} {why}", printable(path)));
+        if !runs_on(machine) {
+            return beside.as_deref().map_or_else(
+                || {
+                    Err(format!(
+                        "it is \"{}\", and this is a program for another: put one for it beside this program, as \
+                         {name}, or name it with --agent-program",
+                        escape(system.as_bytes())
+                    ))
+                },
+                of,
+            );
         }
+        // Built for this, it has less to carry.
+        if let Some(path) = beside {
+            match is_of_this_version(&path) {
+                true => return of(&path),
+                false => reporter.event(Event::Note(&format!(
+                    "{} is not of this version: this program is brought",
+                    printable(&path)
+                ))),
+            }
+        }
+        Program::read(Path::new("/proc/self/exe"), machine).map_err(|why| format!("this program {why}"))
     }
 
     /// Reads the program that the user named.
@@ -155,10 +170,18 @@ fn machine_of(system: &str) -> Result<&str, String> {
     })
 }
 
-/// A file of this name beside this program.
+/// A file of this name beside this program, or where packages put what nobody runs by hand.
 fn beside_this_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::current_exe().ok()?.with_file_name(name);
-    path.is_file().then_some(path)
+    let this = std::env::current_exe().ok()?;
+    let here = this.parent()?;
+    let places = [here.join(name), here.join("../lib/holesync").join(name)];
+    places.into_iter().find(|path| path.is_file())
+}
+
+/// Whether a program that runs here says that it is of this version.
+fn is_of_this_version(path: &Path) -> bool {
+    let told = Command::new(path).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output();
+    told.is_ok_and(|told| told.stdout == format!("holesync {PROGRAM_VERSION}\n").as_bytes())
 }
 
 /// Whether this program runs on such a machine.

@@ -14,6 +14,18 @@ use holesync::store::objects::WebOptions;
 use holesync::store::signature::Trusted;
 use holesync::sync::Pulling;
 
+/// Whether this program has the code for stores; all that is behind this is left out where it has not.
+pub const HAS_STORES: bool = cfg!(feature = "store");
+
+/// What is told where it has not.
+pub fn without_stores() -> Error {
+    Error::Usage(
+        "this holesync was built without stores: the released program has them, and so has one that was built \
+         with the feature \"store\""
+            .into(),
+    )
+}
+
 /// How what a store has is proven, and where it is.
 #[derive(Debug, Args)]
 pub struct StoreArgs {
@@ -76,6 +88,9 @@ impl StoreArgs {
                 ),
                 false => Ok(None),
             };
+        }
+        if !HAS_STORES {
+            return Err(without_stores());
         }
         let (Some(source), true) = (named.pop().flatten(), named.is_empty()) else {
             return usage("one image is pulled from a store at a time: name one SRC, and DEST");

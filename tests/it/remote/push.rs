@@ -558,6 +558,36 @@ fn what_is_brought_is_a_program_for_that_machine() {
 }
 
 #[test]
+fn what_lies_beside_the_program_for_such_a_machine_is_brought_if_it_is_of_this_version() {
+    let Some(fresh) = Fresh::bash() else { return };
+    let installed = mkdir(fresh.account.place.path().join("installed"));
+    let program = lab::install(PROGRAM.as_ref(), &mkdir(installed.join("bin")));
+    let name = format!("holesync-{}", run(Command::new("uname").arg("-m")).ok().stdout.trim());
+    let push = || {
+        let mut command = Command::new(&program);
+        command.args(["-e", fresh.peer.rsh(), "--json", "--agent=push"]).arg(&fresh.source);
+        run(command.arg(on(&fresh.account.host(), fresh.account.home.join("to")))).ok()
+    };
+    for place in ["lib/holesync", "bin"] {
+        let beside = mkdir(installed.join(place)).join(&name);
+        // Another program, as it has a line more; what writes it has ended when it is run.
+        let script = r#"{ cat "$0"; echo "$1"; } >"$2" && chmod 755 "$2""#;
+        run(Command::new("sh").args(["-c", script, PROGRAM, place]).arg(&beside)).ok();
+        let outcome = push();
+        assert!(outcome.stdout.contains("bringing "), "{outcome}");
+        assert_eq!(outcome.summary()["route"], "agent", "{outcome}");
+        assert_same(&beside, &fresh.cached());
+        assert!(!push().stdout.contains("bringing "));
+        let script = r#"printf '#!/bin/sh\necho holesync 0.0.1\n' >"$0" && chmod 755 "$0""#;
+        run(Command::new("sh").args(["-c", script]).arg(&beside)).ok();
+        let outcome = push();
+        assert!(outcome.stdout.contains("is not of this version"), "{outcome}");
+        assert_eq!(outcome.summary()["route"], "agent", "{outcome}");
+        assert_same(&program, &fresh.cached());
+    }
+}
+
+#[test]
 fn without_the_tools_to_bring_it_safely_the_shell_takes_part() {
     const NEEDED: &[&str] = &[
         "sh",
