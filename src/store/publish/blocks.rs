@@ -31,6 +31,17 @@ pub enum Stream {
     Patched = 1,
 }
 
+impl Stream {
+    /// Bytes that close a frame. Who wants a block for which there is a patch that does not fit wants it alone,
+    /// mostly.
+    fn enough(self) -> usize {
+        match self {
+            Stream::Whole => ENOUGH_RAW,
+            Stream::Patched => ENOUGH_RAW / 4,
+        }
+    }
+}
+
 /// In which pack a block lies: of an earlier version, or of this one, by its number among these.
 #[derive(Debug, Clone, Copy)]
 enum Lies {
@@ -234,7 +245,7 @@ impl<'a> BlockWriter<'a> {
         self.waiting.push_back(Waiting::InFrame { stream, frame: of.closed, raw: raw as u32, bytes });
         self.counts.blocks += 1;
         self.counts.data += u64::from(bytes);
-        if of.frame.raw.len() >= ENOUGH_RAW {
+        if of.frame.raw.len() >= stream.enough() {
             of.close_frame();
         }
     }

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use crate::common::check::assert_same;
@@ -85,6 +87,44 @@ fn versions_that_are_kept_stay_whole_and_what_none_needs_goes_after_its_grace() 
     assert_eq!((&unneeded["condemned"], &unneeded["removed"]), (&0.into(), &0.into()));
     let condemned = store.path("store/disk.store/condemned");
     assert_eq!(fs::read_dir(condemned).unwrap().count(), 0);
+}
+
+#[test]
+fn pulls_while_versions_go_are_right_or_an_error() {
+    let store = Store::new(lab::scratch());
+    let images = store.ten();
+    let is_pruned = AtomicBool::new(false);
+    let pull = |worker: usize| {
+        let copy = store.path(&format!("to/copy{worker}"));
+        let (mut right, mut refused, mut nth, mut left) = (0, 0, worker, 10);
+        // Some more when all that goes is gone.
+        while left > 0 {
+            left -= u32::from(is_pruned.load(Ordering::Relaxed));
+            nth = (nth + 3) % images.len();
+            let pulled = run(store.holesync().arg("-I").arg(store.url(&format!("@v{nth}"))).arg(&copy));
+            if pulled.code == 0 {
+                assert_same(&images[nth], &copy);
+                right += 1;
+            } else {
+                assert!(nth < 7, "a version that is kept: {pulled}");
+                refused += 1;
+            }
+        }
+        (right, refused)
+    };
+    let pulls = thread::scope(|scope| {
+        let pulls: Vec<_> = (0..3).map(|worker| scope.spawn(move || pull(worker))).collect();
+        thread::sleep(Duration::from_millis(300));
+        for keep in (3..10).rev() {
+            store.prune(&[&format!("--keep={keep}"), "--grace=0s"]).ok();
+        }
+        is_pruned.store(true, Ordering::Relaxed);
+        pulls.into_iter().map(|pull| pull.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(pulls.iter().all(|(right, refused)| *right > 0 && *refused > 0), "{pulls:?}");
+    assert_eq!(store.versions(), ["v9", "v8", "v7"]);
+    let unneeded = value(&store.prune(&["--keep=3", "--grace=0s"]).ok());
+    assert_eq!((&unneeded["condemned"], &unneeded["removed"]), (&0.into(), &0.into()));
 }
 
 #[test]
