@@ -22,7 +22,7 @@ use blake3::Hasher;
 use crate::error::Error;
 use crate::hashmap::{Grid, PAGE};
 
-pub use new_file::{NewFile, nameless};
+pub use new_file::{NewFile, nameless, nameless_place};
 pub use reader::MapReader;
 pub use saved::SavedMap;
 pub use stored::{StoredEntries, StoredMap};

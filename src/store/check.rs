@@ -103,7 +103,13 @@ pub fn check_newest((objects, name): (&dyn WritableObjects, &ImageName), kept: &
             Err(Error::refused(address, "is not there, nor is any version: nothing was published"))
         }
         (Some(told), Some(newest)) if told.head == newest.head => Ok(()),
-        (Some(told), None) if told.head.places.is_none() => Ok(()),
+        // An image that lies there as it is has no other head.
+        (Some(told), newest)
+            if told.head.places.is_none()
+                && newest.is_none_or(|newest| told.head.order() > newest.head.order()) =>
+        {
+            Ok(())
+        }
         (None, Some(newest)) => {
             let why =
                 format!("is not there, and {} is the newest version: publish again", newest.head.version());

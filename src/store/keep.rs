@@ -68,48 +68,66 @@ pub fn newest(objects: &dyn Objects, name: &ImageName) -> Result<Option<Kept>> {
     read_head(objects, &name.newest(), name)
 }
 
-/// The versions that are there, the newest first.
+/// The versions that are there.
+#[derive(Default)]
+pub struct Versions {
+    /// The newest first.
+    pub kept: Vec<Kept>,
+    /// What is wrong with heads that are none.
+    pub damaged: Vec<Error>,
+}
+
+impl Versions {
+    /// All of them.
+    ///
+    /// # Errors
+    ///
+    /// When one is damaged.
+    pub fn whole(mut self) -> Result<Vec<Kept>> {
+        if self.damaged.is_empty() { Ok(self.kept) } else { Err(self.damaged.swap_remove(0)) }
+    }
+}
+
+/// The versions that are there.
 ///
 /// # Errors
 ///
-/// When they cannot be listed, or one is damaged.
-pub fn kept_versions(objects: &dyn WritableObjects, name: &ImageName) -> Result<Vec<Kept>> {
-    kept_versions_from(objects, name, Vec::new())
+/// When they cannot be listed or read.
+pub fn versions(objects: &dyn WritableObjects, name: &ImageName) -> Result<Versions> {
+    versions_from(objects, name, Vec::new())
 }
 
 /// The same, where some are known: these are not read again, as what is published stays as it is.
 ///
 /// # Errors
 ///
-/// Those of [`kept_versions`].
-pub fn kept_versions_from(
-    objects: &dyn WritableObjects,
-    name: &ImageName,
-    known: Vec<Kept>,
-) -> Result<Vec<Kept>> {
-    let known =
-        known.into_iter().map(|kept| (format!("{}{}", name.all(Kind::Version), kept.head.version()), kept));
-    let mut known: HashMap<String, Kept> = known.collect();
-    let listed: Vec<_> =
-        objects.list(&name.all(Kind::Version))?.into_iter().map(|object| object.name).collect();
-    let (mut kept, mut unread) = (Vec::new(), Vec::new());
-    for object in listed {
-        match known.remove(&object) {
-            Some(known) => kept.push(known),
-            None => unread.push(object),
+/// Those of [`versions`].
+pub fn versions_from(objects: &dyn WritableObjects, name: &ImageName, known: Vec<Kept>) -> Result<Versions> {
+    let object_of = |kept: &Kept| name.object(Kind::Version, kept.head.version());
+    let mut known: HashMap<String, Kept> = known.into_iter().map(|kept| (object_of(&kept), kept)).collect();
+    let (mut found, mut unread) = (Versions::default(), Vec::new());
+    for object in objects.list(&name.all(Kind::Version))? {
+        match known.remove(&object.name) {
+            Some(known) => found.kept.push(known),
+            None => unread.push(object.name),
         }
     }
     for some in unread.chunks(HEADS_AT_ONCE) {
         let read = side_by_side(some, |object| read_head(objects, object, name));
-        for (object, found) in some.iter().zip(read) {
-            // What lies under another name is a copy that somebody made.
-            let is_it =
-                |found: &Kept| *object == format!("{}{}", name.all(Kind::Version), found.head.version());
-            kept.extend(found?.filter(is_it));
+        for (object, head) in some.iter().zip(read) {
+            match head {
+                // What lies under another name is a copy that somebody made.
+                Ok(head) => found.kept.extend(head.filter(|kept| object_of(kept) == *object)),
+                Err(Error::Protocol { peer, what }) => {
+                    let what = format!("{what}; remove it if nobody needs it");
+                    found.damaged.push(Error::Protocol { peer, what });
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
-    kept.sort_by(|one, other| other.head.order().cmp(&one.head.order()));
-    Ok(kept)
+    found.kept.sort_by(|one, other| other.head.order().cmp(&one.head.order()));
+    Ok(found)
 }
 
 /// Objects that are to be removed, by their names.
@@ -126,8 +144,11 @@ fn condemned(objects: &dyn WritableObjects, name: &ImageName) -> Result<Vec<(Str
     for object in objects.list(&name.all(Kind::Condemned))? {
         // Another prune may have been faster.
         let Some(bytes) = objects.get(&object.name, MOST_CONDEMNED)? else { continue };
-        let what =
-            |error| format!("is no list of what is to be removed, as holesync prune writes it: {error}");
+        let what = |error| {
+            format!(
+                "is no list of what is to be removed, as holesync prune writes it: {error}; remove it, and prune again"
+            )
+        };
         let list = serde_json::from_slice(&bytes);
         let list = list.map_err(|error| Error::refused(objects.address(&object.name), what(error)))?;
         found.push((object.name, list));
@@ -188,7 +209,7 @@ pub struct Pruned {
 /// When the store cannot be read or written: what was not removed is found by the next run.
 pub fn prune((objects, name): (&dyn WritableObjects, &ImageName), rules: &PruneRules) -> Result<Pruned> {
     let now = SystemTime::now();
-    let mut kept = kept_versions(objects, name)?;
+    let mut kept = versions(objects, name)?.whole()?;
     let is_old = |kept: &Kept| {
         let age = now.duration_since(kept.head.published()).unwrap_or_default();
         rules.older_than.is_none_or(|most| age > most)
@@ -197,16 +218,20 @@ pub fn prune((objects, name): (&dyn WritableObjects, &ImageName), rules: &PruneR
     let (old, more): (Vec<_>, Vec<_>) = beyond.into_iter().partition(is_old);
     kept.extend(more);
     let mut pruned = Pruned { kept: kept.len(), ..Pruned::default() };
+    let mut named = Named::default();
+    // What is told to be the newest is pulled, whether or not it is among these.
+    let newest = newest(objects, name)?;
+    named.learn((objects, name), kept.iter().chain(&newest))?;
+    if kept.is_empty() && newest.as_ref().is_some_and(|newest| newest.head.places.is_some()) {
+        let why = "names a version, and there is none: nothing is removed; are the heads of the versions elsewhere?";
+        return Err(Error::refused(objects.address(&name.newest()), why));
+    }
     for version in old {
         if !rules.dry_run {
             objects.remove(&name.version(&Version::new(version.head.version())?))?;
         }
         pruned.versions.push(version.head.version().to_string());
     }
-    let mut named = Named::default();
-    // What is told to be the newest is pulled, whether or not it is among these.
-    let newest = newest(objects, name)?;
-    named.learn((objects, name), kept.iter().chain(&newest))?;
     let began = now.checked_sub(rules.grace).unwrap_or(UNIX_EPOCH);
     let (mut unnamed, mut is_empty) = (HashMap::new(), newest.is_none() && pruned.kept == 0);
     for kind in PARTS {
@@ -253,13 +278,14 @@ impl Named {
             }
             let parts = [Kind::Map, Kind::Places, Kind::Patches];
             self.objects.extend(parts.map(|kind| name.object(kind, &head.id.name())));
-            let packs = fetched::packs_of(objects, name, head).map_err(|error| match error {
-                Error::Protocol { peer, what } => {
-                    let it = objects.address(&format!("{}{}", name.all(Kind::Version), head.version()));
-                    let what = format!("{what}; nothing is removed as long as {it} is there and damaged so");
-                    Error::Protocol { peer, what }
-                }
-                other => other,
+            let packs = fetched::packs_of(objects, name, head).map_err(|error| {
+                let why = format!(
+                    "names version {}, of which it cannot be told what it needs, and nothing is removed: {error}; if it \
+                     is lost, remove {} and publish again",
+                    head.version(),
+                    objects.address(&name.object(Kind::Version, head.version()))
+                );
+                Error::refused(objects.address(&name.to_string()), why)
             })?;
             self.objects.extend(packs.iter().map(|pack| name.object(Kind::Pack, &pack.name())));
         }
@@ -296,9 +322,11 @@ impl Pruning<'_> {
         let mut new: Vec<String> = new.map(|(object, _)| object.clone()).collect();
         new.sort();
         drop(known);
-        let lists = lists.into_iter().map(|(object, list)| (Some(object), list)).collect();
-        let lists = self.condemn(new, lists)?;
+        // What goes makes room for what is condemned now.
         for (object, list) in lists {
+            self.carry_out(object, list)?;
+        }
+        for (object, list) in self.condemn(new)? {
             self.carry_out(object, list)?;
         }
         if !self.rules.dry_run {
@@ -317,11 +345,8 @@ impl Pruning<'_> {
     }
 
     /// Condemns what is new among what nobody names.
-    fn condemn(
-        &mut self,
-        new: Vec<String>,
-        mut lists: Vec<(Option<String>, Condemned)>,
-    ) -> Result<Vec<(Option<String>, Condemned)>> {
+    fn condemn(&mut self, new: Vec<String>) -> Result<Vec<(String, Condemned)>> {
+        let mut lists = Vec::new();
         let since = self.now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         for objects in new.chunks(MOST_AT_ONCE) {
             let bytes = objects.iter().map(|object| self.unnamed[object].length).sum::<u64>();
@@ -332,7 +357,7 @@ impl Pruning<'_> {
             if !self.rules.dry_run {
                 self.put(&object, &list)?;
             }
-            lists.push((Some(object), list));
+            lists.push((object, list));
         }
         Ok(lists)
     }
@@ -344,7 +369,7 @@ impl Pruning<'_> {
     }
 
     /// Removes what was condemned for long enough.
-    fn carry_out(&mut self, object: Option<String>, list: Condemned) -> Result<()> {
+    fn carry_out(&mut self, object: String, list: Condemned) -> Result<()> {
         let today = self.now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         // A clock was wrong: it is condemned from now on.
         let since = list.since.min(today);
@@ -365,7 +390,9 @@ impl Pruning<'_> {
                 self.pruned.removed.1 += self.unnamed[&one].length;
             }
         }
-        let Some(object) = object.filter(|_| !self.rules.dry_run) else { return Ok(()) };
+        if self.rules.dry_run {
+            return Ok(());
+        }
         match left.len() {
             0 => self.objects.remove(&object),
             len if len < before || since < list.since => {
@@ -378,7 +405,7 @@ impl Pruning<'_> {
     /// Somebody may have published meanwhile.
     fn look_again(&mut self) -> Result<()> {
         let kept = std::mem::take(&mut self.kept);
-        self.kept = kept_versions_from(self.objects, self.name, kept)?;
+        self.kept = versions_from(self.objects, self.name, kept)?.whole()?;
         let newest = newest(self.objects, self.name)?;
         self.named.learn((self.objects, self.name), self.kept.iter().chain(&newest))
     }

@@ -5,7 +5,7 @@ mod bucket;
 mod directory;
 mod web;
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::time::SystemTime;
@@ -178,10 +178,10 @@ pub trait WritableObjects: Objects {
     /// When it stays.
     fn remove_unfinished(&self, prefix: &str, before: SystemTime) -> Result<()>;
 
-    /// Whether an object is the very file that this is.
+    /// An object as a file of this machine; `None`: it is none, or there is none.
     ///
     /// # Errors
     ///
-    /// When the object cannot be looked at.
-    fn is_file(&self, name: &str, file: &Metadata) -> Result<bool>;
+    /// When the object cannot be opened.
+    fn as_file(&self, name: &str) -> Result<Option<File>>;
 }

@@ -16,20 +16,21 @@
 mod base;
 mod blocks;
 mod ending;
+mod plain;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use crate::confinement::NamedPath;
 use crate::error::{Again, Error, Result, Stop, Warning};
-use crate::hashmap::map_file::{MapWriter, nameless};
+use crate::hashmap::map_file::{MapWriter, nameless, nameless_place};
 use crate::hashmap::{self, Batch, Block, Grid, Item, MapEntry};
 use crate::options::BlockSize;
 use crate::remote;
 use crate::report::{Event, Phase, Reporter};
 use crate::scan::{self, At, FileImage, FileState};
-use crate::store::check;
 use crate::store::fetched::FetchedVersion;
 use crate::store::head::{Digest, Head, PatchesHead, Proven};
 use crate::store::keep::{self, Kept};
@@ -37,6 +38,7 @@ use crate::store::name::{ImageName, Kind, ObjectId, Version};
 use crate::store::objects::{Content, WritableObjects, side_by_side};
 use crate::store::patches::PatchesWriter;
 use crate::store::places;
+use crate::store::signature;
 use base::{Base, Candidate, PatchOver};
 pub use blocks::Counts;
 use blocks::{BlockWriter, KnownBlocks, Stream, packs_there};
@@ -88,9 +90,7 @@ pub fn publish(
     options: &PublishOptions,
     reporter: &dyn Reporter,
 ) -> Result<Published> {
-    if let Some(key) = &options.sign {
-        File::open(key).map_err(Error::file("read the key that signs,", key))?;
-    }
+    options.sign.as_deref().map(signature::look_for_key).transpose()?;
     let (file, length) = scan::open_image(&NamedPath::here(image))?;
     let (state, settled) = FileState::settled(&file).map_err(Error::file("look at", image))?;
     if !settled {
@@ -102,10 +102,29 @@ pub fn publish(
     let data = scan::may_hold(allocated, length);
     let source = FileImage::new(file, options.hole_map).sparing_cache_for(data);
     reporter.event(Event::Found(data));
-    let kept = keep::kept_versions(objects, name)?;
+    let versions = keep::versions(objects, name)?;
+    for damaged in versions.damaged {
+        reporter.event(Event::Warning(&Warning::new(format!("passed over: {damaged}"))));
+    }
     let publishing = Publishing { image, source: &source, state, grid, objects, name, options, reporter };
-    publishing.refuse_known_version()?;
-    if options.raw { publishing.raw(&kept) } else { publishing.packed(&kept) }
+    if options.raw { publishing.raw(&versions.kept) } else { publishing.packed(&versions.kept) }
+}
+
+impl Published {
+    fn already(kept: &Kept) -> Published {
+        Published { head: kept.head.clone(), is_old: true, counts: Counts::default(), stored: 0, patches: 0 }
+    }
+}
+
+/// Whether a pack has a place still.
+type IsUsable<'a> = dyn Fn(&places::PackId, &places::Place) -> bool + 'a;
+
+/// What is built upon.
+struct Built {
+    known: KnownBlocks,
+    before: Option<FetchedVersion>,
+    /// The versions of which everything is there.
+    whole: HashSet<ObjectId>,
 }
 
 /// What is being published.
@@ -129,7 +148,7 @@ struct Read {
 }
 
 fn working<T>(result: io::Result<T>) -> Result<T> {
-    result.map_err(Error::file("write a working file below", std::env::temp_dir()))
+    result.map_err(Error::file("write a working file below", nameless_place()))
 }
 
 /// The hash of a file, and how long it is.
@@ -142,10 +161,13 @@ fn proven(file: &File) -> Result<Proven> {
 impl Publishing<'_> {
     /// The image in packs.
     fn packed(&self, kept: &[Kept]) -> Result<Published> {
+        let same = self.may_be_same(kept)?;
         let condemned = keep::condemned_packs(self.objects, self.name)?;
         let there = packs_there(self.objects, self.name)?;
-        let is_usable = |pack: &places::PackId| there.contains(pack) && !condemned.contains(pack);
-        let (known, before) = self.known(kept, &is_usable)?;
+        let is_usable = |pack: &places::PackId, place: &places::Place| {
+            there.get(pack).is_some_and(|length| *length >= place.frame().end) && !condemned.contains(pack)
+        };
+        let Built { known, before, whole } = self.known(kept, &is_usable)?;
         let base = before.map(|version| Base::new((self.objects, self.name), &version, self.grid.length));
         let mut base = base.transpose()?;
         let level = self.options.level;
@@ -158,10 +180,13 @@ impl Publishing<'_> {
             patched += self.add(batch, first, &over, &mut writer, &mut patches)?;
             writer.write()
         })?;
-        if let Some(same) = self.same_as_newest(kept, &read) {
+        let is_same = |same: &&Kept| {
+            same.head.root.0 == read.root && whole.contains(&same.head.id) && writer.counts.blocks == 0
+        };
+        if let Some(same) = same.filter(is_same) {
             // Whoever published it may have been killed before this.
             ending::name_newest(self.store(), kept.to_vec())?;
-            return Ok(same);
+            return Ok(Published::already(same));
         }
         let (packs, runs, counts) = writer.finish()?;
         let id = ObjectId::unforeseen();
@@ -169,8 +194,16 @@ impl Publishing<'_> {
         let patches = self.put_patches(id, patches)?;
         self.objects.put(&self.name.object(Kind::Map, &id.name()), Content::File(&read.map))?;
         let extra = patches.as_ref().map_or(0, |(_, length)| *length);
-        let head = self.head(kept, &read, id, Some(places), patches.map(|(head, _)| head))?;
-        let sealed = self.put_head(&head, &packs)?;
+        let patches = patches.map(|(head, _)| head);
+        let (head, sealed) = loop {
+            let head = self.head(kept, &read, id, Some(places), patches.clone())?;
+            match self.put_head(&head, &packs)? {
+                Some(sealed) => break (head, sealed),
+                // Somebody published at the same time, to the nanosecond.
+                None if self.options.version.is_none() => {}
+                None => return Err(self.is_known(head.version())),
+            }
+        };
         ending::name_newest(self.store(), kept.to_vec())?;
         let stored = counts.stored + places.length + read.proven.length + extra;
         let stored = stored + 2 * sealed.to_bytes().len() as u64;
@@ -181,71 +214,46 @@ impl Publishing<'_> {
         (self.objects, self.name)
     }
 
-    /// The image as it lies there.
-    fn raw(&self, kept: &[Kept]) -> Result<Published> {
-        let plain = self.name.to_string();
-        if self.objects.length(&plain)? != Some(self.grid.length) {
-            let why = "is not there with the length of the image: --raw is for an image that a web server has as it is; \
-                       put it there first, or leave --raw out";
-            return Err(Error::refused(self.objects.address(&plain), why));
-        }
-        let read = self.read(|_, _| Ok(()))?;
-        self.check_plain(&read)?;
-        self.objects.put(&self.name.plain_map(), Content::File(&read.map))?;
-        let head = self.head(kept, &read, ObjectId::unforeseen(), None, None)?;
-        let sealed = self.seal(&head)?;
-        let stored = read.proven.length + sealed.to_bytes().len() as u64;
-        let time = head.time;
-        let newest = Kept { head: head.clone(), sealed };
-        ending::put_newest(self.store(), &newest, |told| told.head.time >= time)?;
-        Ok(Published { head, is_old: false, counts: Counts::default(), stored, patches: 0 })
-    }
-
-    /// What lies there must be this image.
-    fn check_plain(&self, read: &Read) -> Result<()> {
-        let (plain, looked) = (self.name.to_string(), Error::file("look at", self.image));
-        if self.objects.is_file(&plain, &self.source.file().metadata().map_err(looked)?)? {
-            return Ok(());
-        }
-        let map = working(read.map.try_clone())?;
-        let version = FetchedVersion::plain(self.objects, self.name, map, read.proven)?;
-        let checked = check::check_blocks(self.store(), &version, self.reporter);
-        checked.map(drop).map_err(|error| {
-            let why = format!("is not the image that is published, {}: {error}", self.image.display());
-            Error::refused(self.objects.address(&plain), why)
-        })
-    }
-
-    /// Which blocks are where; and the version before, if it has blocks of this size. A version that cannot be
-    /// had is passed over: what it has is written again.
-    fn known(
-        &self,
-        kept: &[Kept],
-        is_usable: &dyn Fn(&places::PackId) -> bool,
-    ) -> Result<(KnownBlocks, Option<FetchedVersion>)> {
-        let (mut known, mut before) = (KnownBlocks::default(), None);
+    /// Which blocks are where; and the version before, if it has blocks of this size. A version that is damaged
+    /// is passed over: what it has is written again.
+    fn known(&self, kept: &[Kept], is_usable: &IsUsable) -> Result<Built> {
+        let mut built = Built { known: KnownBlocks::default(), before: None, whole: HashSet::new() };
         let of_size = |kept: &&Kept| kept.head.grid().is_some_and(|grid| grid.block == self.grid.block);
         let newest = kept.iter().find(|kept| kept.head.places.is_some()).map(|kept| kept.head.id);
         let packed: Vec<_> = kept.iter().filter(|kept| kept.head.places.is_some()).filter(of_size).collect();
         let fetch = |kept: &&Kept| FetchedVersion::fetch(self.objects, self.name, kept.head.clone());
         for some in packed.chunks(VERSIONS_AT_ONCE) {
+            if built.known.is_full() {
+                break;
+            }
             for (kept, fetched) in some.iter().zip(side_by_side(some, fetch)) {
                 let added = fetched.and_then(|version| {
-                    known.add_version(&version, is_usable)?;
-                    Ok(version)
+                    let is_whole = built.known.add_version(&version, is_usable)?;
+                    Ok((version, is_whole))
                 });
                 match added {
-                    Ok(version) if newest == Some(version.head.id) => before = Some(version),
-                    Ok(_) => {}
-                    Err(error @ Error::Interrupted(_)) => return Err(error),
-                    Err(error) => {
+                    Ok((version, is_whole)) => {
+                        let id = version.head.id;
+                        if is_whole && self.has_patches(&version.head)? {
+                            built.whole.insert(id);
+                        }
+                        built.before = built.before.or((newest == Some(id)).then_some(version));
+                    }
+                    Err(error) if is_damage(&error) => {
                         let what = format!("version {} cannot be built upon: {error}", kept.head.version());
                         self.reporter.event(Event::Warning(&Warning::new(what)));
                     }
+                    Err(error) => return Err(error),
                 }
             }
         }
-        Ok((known, before))
+        Ok(built)
+    }
+
+    /// Whether the patches are there that a version names.
+    fn has_patches(&self, head: &Head) -> Result<bool> {
+        let object = self.name.object(Kind::Patches, &head.id.name());
+        Ok(head.patches.is_none() || self.objects.length(&object)?.is_some())
     }
 
     /// Reads the image and writes its map; each batch is told, with its first block.
@@ -286,7 +294,7 @@ impl Publishing<'_> {
         &self,
         batch: &Batch,
         first: u64,
-        (writer, is_usable): (&mut BlockWriter, &dyn Fn(&places::PackId) -> bool),
+        (writer, is_usable): (&mut BlockWriter, &IsUsable),
         base: Option<&mut Base>,
     ) -> Result<Vec<(u64, PatchOver)>> {
         let Some(base) = base else { return Ok(Vec::new()) };
@@ -298,7 +306,7 @@ impl Publishing<'_> {
             {
                 if let (MapEntry::Data { hash, .. }, Some((pack, place))) = (&before.entry, before.place)
                     && *hash == block.hash
-                    && is_usable(&pack)
+                    && is_usable(&pack, &place)
                 {
                     writer.add_near(hash, pack, place);
                     continue;
@@ -345,20 +353,35 @@ impl Publishing<'_> {
         Ok(patched)
     }
 
-    /// The newest version, if it is this image.
-    fn same_as_newest(&self, kept: &[Kept], read: &Read) -> Option<Published> {
-        let is_wanted = |kept: &&Kept| {
-            let is_signed = self.options.sign.is_none() || !kept.sealed.signature.is_empty();
-            self.options.version.is_none() && is_signed && kept.head.root.0 == read.root
+    /// The version that is there already if it is this image: of this name, or the newest.
+    fn may_be_same<'k>(&self, kept: &'k [Kept]) -> Result<Option<&'k Kept>> {
+        let same = match &self.options.version {
+            None => {
+                // It may have been published as it lies there since.
+                let told = keep::newest(self.objects, self.name).ok().flatten();
+                let told = told.filter(|told| told.head.places.is_none());
+                kept.first().filter(|kept| told.is_none_or(|told| told.head.time < kept.head.time))
+            }
+            Some(version) => {
+                let known = kept.iter().find(|kept| kept.head.version() == version.to_string());
+                // A publisher that was killed may have left it at that, with another one named the newest.
+                if known.is_some_and(|known| known.head.grid() != Some(self.grid)) {
+                    return Err(self.is_known(&version.to_string()));
+                }
+                known
+            }
         };
-        let newest = kept.first().filter(is_wanted)?;
-        // It may have been published as it lies there since.
-        let told = keep::newest(self.objects, self.name).ok().flatten();
-        if told.is_some_and(|told| told.head.places.is_none() && told.head.time > newest.head.time) {
-            return None;
-        }
-        let (head, counts) = (newest.head.clone(), Counts::default());
-        Some(Published { head, is_old: true, counts, stored: 0, patches: 0 })
+        Ok(match same {
+            Some(same) if self.is_signed_so(same)? => Some(same),
+            _ => None,
+        })
+    }
+
+    /// Whether a version is signed by the key that is to sign, if there is one.
+    fn is_signed_so(&self, kept: &Kept) -> Result<bool> {
+        let Some(key) = &self.options.sign else { return Ok(true) };
+        let signature = signature::sign(&kept.sealed.line, key)?;
+        Ok(signature::are_of_one_key(&signature, &kept.sealed.signature))
     }
 
     fn put_places(&self, id: ObjectId, packs: &[places::PackId], runs: &File) -> Result<Proven> {
@@ -377,6 +400,15 @@ impl Publishing<'_> {
         let digest = Digest(*blake3::hash(&index).as_bytes());
         let index = Proven { digest, length: index.len() as u64 };
         Ok(Some((PatchesHead { object: all.digest, index }, all.length)))
+    }
+}
+
+/// Whether an object is not there, or not what it should be: other errors may pass.
+fn is_damage(error: &Error) -> bool {
+    match error {
+        Error::Protocol { .. } | Error::Refused { .. } => true,
+        Error::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
+        _ => false,
     }
 }
 

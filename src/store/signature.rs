@@ -35,7 +35,42 @@ pub fn sign(line: &[u8], key: &Path) -> Result<Vec<u8>> {
     if !output.status.success() {
         return Err(refused(format!("cannot sign: {}", escape(output.stderr.trim_ascii()))));
     }
+    if !is_right(line, &output.stdout) {
+        let why = "signs in a way that --trust does not know: use a key of ed25519, or of ECDSA with P-256";
+        return Err(refused(why.into()));
+    }
     Ok(output.stdout)
+}
+
+/// Whether a signature is one of that line, by the key that it names.
+fn is_right(line: &[u8], signature: &[u8]) -> bool {
+    let signature = SshSig::from_pem(signature).ok();
+    signature.is_some_and(|signature| {
+        let key = PublicKey::from(signature.public_key().clone());
+        key.verify(NAMESPACE, line, &signature).is_ok()
+    })
+}
+
+/// Whether two signatures name the same key.
+pub fn are_of_one_key(one: &[u8], other: &[u8]) -> bool {
+    let key = |signature: &[u8]| SshSig::from_pem(signature).map(|signature| signature.public_key().clone());
+    matches!((key(one), key(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// Looks for a key before it is needed: a private one, or a public one of which an agent has the private.
+///
+/// # Errors
+///
+/// When there is neither.
+pub fn look_for_key(key: &Path) -> Result<()> {
+    let mut public = key.as_os_str().to_owned();
+    public.push(".pub");
+    match fs::metadata(key) {
+        Err(error) if fs::metadata(&public).is_err() => {
+            Err(Error::file("read the key that is to sign,", key)(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Keys that are trusted.

@@ -303,6 +303,7 @@ fn what_makes_no_sense_is_said() {
     run(store.holesync().args(["publish"]).arg(&image).arg(store.path("store/a.map"))).code(1);
     let again = ["publish", "--as", "v1"];
     run(store.holesync().args(again).arg(&image).arg(store.image())).ok();
+    Layout::dense("other", 1 << 20, &mut Rng(2)).write(&image);
     run(store.holesync().args(again).arg(&image).arg(store.image()))
         .code(23)
         .says(&["has a version v1 already"]);
@@ -365,16 +366,32 @@ fn what_lies_there_as_it_is_must_be_the_image() {
     let publish = || run(store.holesync().args(["publish", "--raw"]).arg(&image).arg(store.image()));
     publish().code(23).says(&["is not the image that is published"]);
     assert!(!store.path("store/disk.newest").exists() && !store.path("store/disk.map").exists());
+    // What has zeros there, too, and what lies elsewhere.
+    layout.clone().data(5 << 20..(5 << 20) + 4096, &mut Rng(2)).write(&store.image());
+    publish().code(23).says(&["is not the image that is published"]);
     layout.write(&store.image());
     publish().ok();
     store.pull("", &[]).ok();
     assert_same(&image, &store.copy());
+    assert_eq!(store.publish(&image, &["--raw"])["new"], false);
     // Published in packs since, then as it is: each is the newest in its turn.
     for flags in [&[][..], &["--raw"], &[]] {
         assert_eq!(store.publish(&image, flags)["new"], true, "{flags:?}");
         store.pull("", &["-I"]).ok();
         assert_same(&image, &store.copy());
+        run(store.holesync().arg("check").arg(store.image())).ok();
+        let listed = run(store.holesync().arg("versions").arg(store.image())).ok();
+        let published: Value =
+            serde_json::from_slice(&fs::read(store.path("store/disk.newest")).unwrap()).unwrap();
+        assert!(listed.stdout.starts_with(published["version"].as_str().unwrap()), "{listed}");
     }
+}
+
+#[test]
+fn no_store_is_made_for_an_image_that_is_not_there() {
+    let store = Store::new(lab::scratch());
+    run(store.holesync().arg("publish").arg(store.path("none")).arg(store.image())).code(23);
+    assert!(!store.path("store").exists());
 }
 
 #[test]

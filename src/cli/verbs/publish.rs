@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use holesync::error::{Result, printable};
+use holesync::error::{Error, Result, printable};
 use holesync::report::{hex, human};
 use holesync::store::address::{Address, Base, Reach, make_directory};
 use holesync::store::name::Version;
@@ -61,6 +61,8 @@ impl PublishArgs {
             raw: self.raw,
             sign: self.sign.clone(),
         };
+        // No store is made for an image that is not there.
+        std::fs::metadata(&self.image).map_err(Error::file("look at", &self.image))?;
         if let Base::Directory(path) = &address.base {
             make_directory(path)?;
         }

@@ -7,7 +7,9 @@ use holesync::error::Result;
 use holesync::report::{hex, human};
 use holesync::store::address::{Address, Reach};
 use holesync::store::check::{Checked, check, check_newest};
-use holesync::store::keep::{self, PruneRules, kept_versions, prune};
+use holesync::store::keep::{self, PruneRules, Versions, prune, versions};
+use holesync::store::name::ImageName;
+use holesync::store::objects::WritableObjects;
 use serde_json::json;
 
 use crate::cli::values::age;
@@ -35,8 +37,8 @@ impl VersionsArgs {
         let address = Address::parse(&self.store)?;
         let objects = address.base.open_writable(&Reach::from_environment()?)?;
         let (objects, name) = (objects.as_ref(), address.image()?);
-        let kept = kept_versions(objects, name)?;
-        if kept.is_empty() && keep::newest(objects, name)?.is_none() {
+        let Versions { kept, mut damaged } = listed(objects, name)?;
+        if kept.is_empty() && damaged.is_empty() {
             return Err(keep::nothing_there(objects, name));
         }
         for kept in kept {
@@ -55,8 +57,16 @@ impl VersionsArgs {
                 ),
             })?;
         }
-        Ok(())
+        damaged.pop().map_or(Ok(()), Err)
     }
+}
+
+/// All versions, and before them the image that lies there as it is, if it is the newest.
+fn listed(objects: &dyn WritableObjects, name: &ImageName) -> Result<Versions> {
+    let mut all = versions(objects, name)?;
+    let newest = keep::newest(objects, name)?;
+    all.kept.splice(0..0, newest.filter(|newest| newest.head.places.is_none()));
+    Ok(all)
 }
 
 /// `holesync check STORE/NAME`.
@@ -77,11 +87,8 @@ impl CheckArgs {
         let address = Address::parse(&self.store)?;
         let objects = address.base.open_writable(&Reach::from_environment()?)?;
         let at = (objects.as_ref(), address.image()?);
-        let mut kept = kept_versions(at.0, at.1)?;
-        let newest = check_newest(at, &kept);
-        if let (true, Some(plain)) = (kept.is_empty(), keep::newest(at.0, at.1)?) {
-            kept.push(plain);
-        }
+        let newest = check_newest(at, &versions(at.0, at.1)?.whole()?);
+        let kept = listed(at.0, at.1)?.kept;
         let watch = Watch::new(&[], false);
         let checked = each(&kept, |kept| {
             let Checked { blocks, bytes } = check(at, kept, &watch)?;

@@ -79,8 +79,15 @@ impl NewFile {
     /// Those of [`NewFile::put`]; `AlreadyExists` where something has it.
     pub fn put_new(mut self, name: &OsStr) -> io::Result<()> {
         self.file.sync_all()?;
-        sys::rename_new_at(&self.directory, &self.name, name)?;
-        self.is_in_place = true;
+        // Renaming to a name that nothing has is not known everywhere: over NFS it is not.
+        match sys::link_between(&self.directory, &self.name, &self.directory, name) {
+            Err(error) if sys::is_no_link(&error) => {
+                sys::rename_new_at(&self.directory, &self.name, name)?;
+                self.is_in_place = true;
+            }
+            // The name that it had goes.
+            linked => linked?,
+        }
         sys::sync_dir(self.directory.as_fd()).map(drop)
     }
 
@@ -124,17 +131,25 @@ impl Drop for NewFile {
     }
 }
 
+/// Where files without a name are, for messages.
+pub fn nameless_place() -> PathBuf {
+    nameless_places().next().unwrap_or_default()
+}
+
+fn nameless_places() -> impl Iterator<Item = PathBuf> {
+    let wanted = std::env::var_os("TMPDIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    wanted.into_iter().chain(["/var/tmp", "/tmp"].map(PathBuf::from))
+}
+
 /// A file that nobody else finds, where there is room for what is large.
 ///
 /// # Errors
 ///
 /// What the system reports.
 pub fn nameless() -> io::Result<File> {
-    let wanted = std::env::var_os("TMPDIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    let places = wanted.iter().map(PathBuf::as_path).chain([Path::new("/var/tmp"), Path::new("/tmp")]);
     let mut failed = io::Error::from(io::ErrorKind::NotFound);
-    for place in places {
-        match nameless_in(place) {
+    for place in nameless_places() {
+        match nameless_in(&place) {
             Ok(file) => return Ok(file),
             Err(error) => failed = error,
         }

@@ -1,15 +1,15 @@
 //! Objects as files of a directory.
 
 use std::ffi::OsStr;
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::dir::Dir;
+use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::stat::{FileStat, SFlag};
@@ -56,14 +56,27 @@ impl Directory {
         let opened = sys::open_beneath(self.directory.as_fd(), Path::new(name), flags, 0).map(File::from);
         let file = match opened {
             Ok(file) => file,
-            Err(error) if is_missing(&error) => return Ok(None),
-            Err(error) => return Err(Error::file("open", self.path_of(name))(error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.failed("open", name)(error)),
         };
         let metadata = file.metadata().map_err(Error::file("look at", self.path_of(name)))?;
         if !metadata.is_file() {
             return Err(Error::refused(self.path_of(name), "is no object of a store: it is not a file"));
         }
         Ok(Some((file, metadata.len())))
+    }
+
+    /// What could not be done to an object.
+    fn failed(&self, doing: &'static str, name: &str) -> impl Fn(io::Error) -> Error {
+        let path = self.path_of(name);
+        move |error| match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOTDIR | Errno::ELOOP) => {
+                let why = "leads through a symlink or a file: below a store there are directories and files alone (mount \
+                           what lies elsewhere)";
+                Error::refused(&path, why)
+            }
+            _ => Error::file(doing, &path)(error),
+        }
     }
 
     fn found(&self, name: &str) -> Result<(File, u64)> {
@@ -81,7 +94,7 @@ impl Directory {
                 sys::sync_dir(directory.as_fd())?;
             }
             directory = match open_directory(directory.as_fd(), part) {
-                Err(error) if is_missing(&error) => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 opened => opened?,
             };
         }
@@ -129,10 +142,6 @@ impl Directory {
         }
         None
     }
-}
-
-fn is_missing(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 fn last_part(name: &str) -> &OsStr {
@@ -189,12 +198,12 @@ impl Objects for Directory {
 
 impl WritableObjects for Directory {
     fn put(&self, name: &str, content: Content) -> Result<()> {
-        self.try_to_put(name, content).map_err(Error::file("write", self.path_of(name)))
+        self.try_to_put(name, content).map_err(self.failed("write", name))
     }
 
     fn put_if(&self, name: &str, there: Option<&[u8]>, bytes: &[u8]) -> Result<bool> {
         let Some(there) = there else {
-            return self.try_to_put_new(name, bytes).map_err(Error::file("write", self.path_of(name)));
+            return self.try_to_put_new(name, bytes).map_err(self.failed("write", name));
         };
         let _lock = self.lock();
         let found = match self.length(name)? {
@@ -208,15 +217,19 @@ impl WritableObjects for Directory {
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
-        let failed = |error| Error::file("list", self.path_of(prefix))(error);
-        let Some(directory) = self.parent(prefix, false).map_err(failed)? else { return Ok(Vec::new()) };
+        let failed = self.failed("list", prefix);
+        let Some(directory) = self.parent(prefix, false).map_err(&failed)? else { return Ok(Vec::new()) };
         let mut listed = Vec::new();
         let mut open = Dir::from_fd(directory).map_err(|errno| failed(errno.into()))?;
         let names: io::Result<Vec<_>> = sys::names_in(&mut open).collect();
-        for (name, _) in names.map_err(failed)? {
+        for (name, kind) in names.map_err(&failed)? {
             // A name that is no text is no object; one that begins with a dot is still being written.
             let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
             let name = format!("{prefix}{name}");
+            // A directory is no object either.
+            if kind.is_some_and(|kind| kind != Type::File) {
+                continue;
+            }
             let Some((file, length)) = self.find(&name)? else { continue };
             let modified = file.metadata().and_then(|metadata| metadata.modified());
             let modified = modified.map_err(Error::file("look at", self.path_of(&name)))?;
@@ -238,36 +251,34 @@ impl WritableObjects for Directory {
             }
             Ok(())
         };
-        removed().map_err(Error::file("remove", self.path_of(name)))
+        removed().map_err(self.failed("remove", name))
     }
 
     fn remove_unfinished(&self, prefix: &str, before: SystemTime) -> Result<()> {
-        let failed = |error| Error::file("remove what is unfinished from", self.path_of(prefix))(error);
-        let Some(directory) = self.parent(prefix, false).map_err(failed)? else { return Ok(()) };
+        let failed = self.failed("remove what is unfinished from", prefix);
+        let Some(directory) = self.parent(prefix, false).map_err(&failed)? else { return Ok(()) };
         let mut open =
-            Dir::from_fd(directory.try_clone().map_err(failed)?).map_err(|errno| failed(errno.into()))?;
+            Dir::from_fd(directory.try_clone().map_err(&failed)?).map_err(|errno| failed(errno.into()))?;
         let names: io::Result<Vec<_>> = sys::names_in(&mut open).collect();
         let before = before.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        for (name, _) in names.map_err(failed)? {
+        for (name, _) in names.map_err(&failed)? {
             if !NewFile::is_beside(&name, last_part(prefix)) {
                 continue;
             }
-            let stat = sys::stat_at(&directory, &name).map_err(failed)?;
+            let stat = sys::stat_at(&directory, &name).map_err(&failed)?;
             let is_left = |stat: &FileStat| {
                 sys::kind_of(stat) == SFlag::S_IFREG
                     && u64::try_from(stat.st_mtime).is_ok_and(|time| time <= before)
             };
             if stat.as_ref().is_some_and(is_left) {
-                sys::unlink_at(&directory, &name).map_err(failed)?;
+                sys::unlink_at(&directory, &name).map_err(&failed)?;
             }
         }
         Ok(())
     }
 
-    fn is_file(&self, name: &str, file: &Metadata) -> Result<bool> {
-        let Some((found, _)) = self.find(name)? else { return Ok(false) };
-        let found = found.metadata().map_err(Error::file("look at", self.path_of(name)))?;
-        Ok((found.dev(), found.ino()) == (file.dev(), file.ino()))
+    fn as_file(&self, name: &str) -> Result<Option<File>> {
+        Ok(self.find(name)?.map(|(file, _)| file))
     }
 }
 

@@ -8,13 +8,14 @@ use std::io;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::hashmap::map_file::nameless;
+use crate::hashmap::map_file::{nameless, nameless_place};
 use crate::hashmap::{self, Hash, Key, MapEntry};
 use crate::store::fetched::FetchedVersion;
 use crate::store::name::{ImageName, Kind};
 use crate::store::objects::{Content, WritableObjects};
 use crate::store::pack::{self, ENOUGH_RAW, PackWriter};
 use crate::store::places::{PackId, Place, PlacesWriter};
+use crate::store::publish::IsUsable;
 
 /// Blocks whose places are known, at most: they fill a table of 2^21 places, about 100 MiB, to 7/8, and would
 /// make it twice as large. What is beyond that is written again.
@@ -67,25 +68,29 @@ impl KnownBlocks {
         self.insert(hash, Lies::Earlier(number), place);
     }
 
-    /// All blocks of an earlier version whose packs are usable.
+    /// All blocks of an earlier version that can be had. Returns whether that is so for all.
     ///
     /// # Errors
     ///
     /// When its map or its places are damaged.
-    pub fn add_version(
-        &mut self,
-        version: &FetchedVersion,
-        is_usable: &dyn Fn(&PackId) -> bool,
-    ) -> Result<()> {
-        let mut blocks = version.blocks()?;
+    pub fn add_version(&mut self, version: &FetchedVersion, is_usable: &IsUsable) -> Result<bool> {
+        let (mut blocks, mut is_whole) = (version.blocks()?, true);
         while let Some(block) = blocks.advance()? {
-            if let (MapEntry::Data { hash, .. }, Some((pack, place))) = (&block.entry, block.place)
-                && is_usable(&pack)
-            {
+            let (MapEntry::Data { hash, .. }, Some((pack, place))) = (&block.entry, block.place) else {
+                continue;
+            };
+            if is_usable(&pack, &place) {
                 self.add(hash, pack, place);
+            } else {
+                is_whole = false;
             }
         }
-        Ok(())
+        Ok(is_whole)
+    }
+
+    /// Whether no more blocks can be known.
+    pub fn is_full(&self) -> bool {
+        self.places.len() >= MOST_KNOWN
     }
 
     fn number(&mut self, pack: PackId) -> u32 {
@@ -96,7 +101,7 @@ impl KnownBlocks {
     }
 
     fn insert(&mut self, hash: &Hash, lies: Lies, place: Place) {
-        if self.places.len() < MOST_KNOWN {
+        if !self.is_full() {
             self.places.entry(hashmap::key(hash)).or_insert((lies, place));
         }
     }
@@ -167,14 +172,14 @@ pub struct BlockWriter<'a> {
     /// The packs of this version, by the numbers in its places. `None`: it is still being written.
     packs: Vec<Option<PackId>>,
     numbers: HashMap<PackId, u32>,
-    /// Packs that are there.
-    there: HashSet<PackId>,
+    /// Packs that are there, and how long they are.
+    there: HashMap<PackId, u64>,
     /// What was written.
     pub counts: Counts,
 }
 
 fn working<T>(result: io::Result<T>) -> Result<T> {
-    result.map_err(Error::file("write a working file below", std::env::temp_dir()))
+    result.map_err(Error::file("write a working file below", nameless_place()))
 }
 
 impl<'a> BlockWriter<'a> {
@@ -188,7 +193,7 @@ impl<'a> BlockWriter<'a> {
         (objects, name): (&'a dyn WritableObjects, &'a ImageName),
         level: i32,
         known: KnownBlocks,
-        (taken, there): (&'a HashSet<PackId>, HashSet<PackId>),
+        (taken, there): (&'a HashSet<PackId>, HashMap<PackId, u64>),
     ) -> Result<BlockWriter<'a>> {
         let stream = || StreamOfPacks {
             frame: Frame::default(),
@@ -298,9 +303,11 @@ impl<'a> BlockWriter<'a> {
     fn end_pack(&mut self, stream: Stream) -> Result<()> {
         let Some((number, writer)) = self.streams[stream as usize].pack.take() else { return Ok(()) };
         let (file, id) = working(writer.finish(|id| self.taken.contains(id)))?;
-        if self.there.insert(id) {
+        let length = working(file.metadata())?.len();
+        // One of another length is damaged.
+        if self.there.insert(id, length) != Some(length) {
             self.objects.put(&self.name.object(Kind::Pack, &id.name()), Content::File(&file))?;
-            self.counts.stored += working(file.metadata())?.len();
+            self.counts.stored += length;
         }
         self.packs[number as usize] = Some(id);
         self.numbers.insert(id, number);
@@ -362,13 +369,15 @@ impl StreamOfPacks {
     }
 }
 
-/// The packs of an image.
+/// The packs of an image, and how long they are.
 ///
 /// # Errors
 ///
 /// When they cannot be listed.
-pub fn packs_there(objects: &dyn WritableObjects, name: &ImageName) -> Result<HashSet<PackId>> {
+pub fn packs_there(objects: &dyn WritableObjects, name: &ImageName) -> Result<HashMap<PackId, u64>> {
     let prefix = name.all(Kind::Pack);
-    let listed = objects.list(&prefix)?;
-    Ok(listed.iter().filter_map(|object| PackId::parse(object.name.strip_prefix(&prefix)?)).collect())
+    let listed = objects.list(&prefix)?.into_iter();
+    Ok(listed
+        .filter_map(|object| Some((PackId::parse(object.name.strip_prefix(&prefix)?)?, object.length)))
+        .collect())
 }

@@ -40,8 +40,6 @@ impl Publishing<'_> {
             self.reporter.event(Event::Warning(&Warning::new(what)));
         }
         let time = now.max(last.saturating_add(1));
-        // Another publisher may have been faster.
-        self.refuse_known_version()?;
         let version = self.options.version.clone().map_or_else(|| Version::of_time(time), Ok)?;
         let modified = self.state.times().map(|times| (times[0], times[1] as u32));
         let subject = Subject {
@@ -58,15 +56,7 @@ impl Publishing<'_> {
     }
 
     /// What is published stays as it is.
-    pub(super) fn refuse_known_version(&self) -> Result<()> {
-        let Some(version) = &self.options.version else { return Ok(()) };
-        if self.objects.length(&self.name.version(version))?.is_none() {
-            return Ok(());
-        }
-        Err(self.is_known(version))
-    }
-
-    fn is_known(&self, version: &Version) -> Error {
+    pub(super) fn is_known(&self, version: &str) -> Error {
         let why = format!(
             "has a version {version} already, and what is published stays as it is: give another name"
         );
@@ -79,30 +69,33 @@ impl Publishing<'_> {
         let signature = self.options.sign.as_deref().map(|key| signature::sign(&line, key)).transpose()?;
         Ok(SealedHead { line, signature: signature.unwrap_or_default() })
     }
-    /// The version is there with this.
-    pub(super) fn put_head(&self, head: &Head, packs: &[PackId]) -> Result<SealedHead> {
+    /// The version is there with this. `None`: another one has its name.
+    pub(super) fn put_head(&self, head: &Head, packs: &[PackId]) -> Result<Option<SealedHead>> {
         let version = Version::new(head.version())?;
         let object = self.name.version(&version);
         let check = || match lost(self.store(), head, packs)? {
             None => Ok(()),
             Some(lost) => {
-                let why = "was removed, or is about to be, while the version was being published (did a prune with a \
-                           short --grace run?), and there is no such version: publish it again";
+                let why = "was removed, or is about to be, by a prune that ran meanwhile, and there is no such version: \
+                           publish it again, and prune when nobody publishes";
                 Err(Error::refused(self.objects.address(&lost), why))
             }
         };
-        check()?;
         let sealed = self.seal(head)?;
-        if !self.objects.put_if(&object, None, &sealed.to_bytes())? {
-            return Err(self.is_known(&version));
+        check()?;
+        let bytes = sealed.to_bytes();
+        if !self.objects.put_if(&object, None, &bytes)? {
+            return Ok(None);
         }
         if let Err(error) = check() {
-            self.objects.remove(&object)?;
+            if self.objects.get(&object, head::MOST)?.as_deref() == Some(&bytes) {
+                self.objects.remove(&object)?;
+            }
             // Another publisher may have named it the newest.
             name_newest(self.store(), Vec::new())?;
             return Err(error);
         }
-        Ok(sealed)
+        Ok(Some(sealed))
     }
 }
 
@@ -116,8 +109,9 @@ pub fn lost(
     head: &Head,
     packs: &[PackId],
 ) -> Result<Option<String>> {
-    // Whoever removes what no version names says so before: what is not condemned after it was found
-    // there stays for the next prune, which knows of this version.
+    // First what is condemned, then what is there. What is condemned later was so when the head was there, and
+    // whoever removes it looks for heads before that. What was removed earlier is not there.
+    let condemned: HashSet<String> = keep::condemned_objects(objects, name)?;
     let there = packs_there(objects, name)?;
     let parts = [(Kind::Map, true), (Kind::Places, true), (Kind::Patches, head.patches.is_some())];
     let parts = parts.into_iter().filter(|(_, is_named)| *is_named);
@@ -127,8 +121,7 @@ pub fn lost(
             return Ok(Some(part.clone()));
         }
     }
-    let condemned: HashSet<String> = keep::condemned_objects(objects, name)?;
-    let missing = packs.iter().find(|pack| !there.contains(pack));
+    let missing = packs.iter().find(|pack| !there.contains_key(pack));
     let object = |pack: &PackId| name.object(Kind::Pack, &pack.name());
     let mut all = packs.iter().map(object).chain(parts);
     Ok(missing.map(object).or_else(|| all.find(|object| condemned.contains(object))))
@@ -141,18 +134,19 @@ pub fn lost(
 ///
 /// When the store cannot be read or written.
 pub fn name_newest((objects, name): (&dyn WritableObjects, &ImageName), mut known: Vec<Kept>) -> Result<()> {
-    loop {
-        known = keep::kept_versions_from(objects, name, known)?;
-        let Some(newest) = known.first() else { return Ok(()) };
+    for _ in 0..ATTEMPTS {
+        known = keep::versions_from(objects, name, known)?.kept;
+        let Some(newest) = known.first() else { break };
         // A version that was taken back is not named any longer.
         let is_newer = |told: &Kept| {
             let is_there = told.head.places.is_none() || known.iter().any(|kept| kept.head == told.head);
             told.head == newest.head || told.head.order() > newest.head.order() && is_there
         };
         if put_newest((objects, name), newest, is_newer)? {
-            return Ok(());
+            break;
         }
     }
+    Ok(())
 }
 
 /// Puts the head of the newest version there, unless what is there is newer. Returns whether that is so:
@@ -168,8 +162,11 @@ pub fn put_newest(
 ) -> Result<bool> {
     let (object, bytes) = (name.newest(), newest.sealed.to_bytes());
     for _ in 0..ATTEMPTS {
-        // What cannot be read is replaced.
-        let Ok(there) = objects.get(&object, head::MOST) else { break };
+        let there = match objects.get(&object, head::MOST) {
+            // What is no head is replaced.
+            Err(Error::Refused { .. }) => break,
+            there => there?,
+        };
         let told = there.as_ref().and_then(|there| Kept::parse(there, &object, name).ok());
         if told.is_some_and(|told| is_newer(&told)) {
             return Ok(true);
@@ -183,11 +180,14 @@ pub fn put_newest(
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::ops::Range;
+
     use super::*;
     use crate::hashmap::Grid;
     use crate::options::BlockSize;
     use crate::store::head::Digest;
-    use crate::store::objects::Directory;
+    use crate::store::objects::{Directory, Listed, Objects, Served, Take};
 
     fn version(name: &ImageName, version: &str, time: u64) -> Kept {
         let version = Version::new(version).unwrap();
@@ -231,5 +231,82 @@ mod tests {
         store.put("disk.newest", Content::Bytes(&[b'x'; 20_000])).unwrap();
         name_newest((&store, &name), Vec::new()).unwrap();
         assert_eq!(told(), two.head);
+    }
+
+    /// A directory in which somebody removes a pack once it was listed, and what said so.
+    struct Meanwhile<'a>(&'a Directory, &'a str, &'a str);
+
+    impl Objects for Meanwhile<'_> {
+        fn address(&self, name: &str) -> String {
+            self.0.address(name)
+        }
+
+        fn get(&self, name: &str, most: u64) -> Result<Option<Vec<u8>>> {
+            self.0.get(name, most)
+        }
+
+        fn read(&self, name: &str, range: Range<u64>, take: &mut Take) -> Result<Served> {
+            self.0.read(name, range, take)
+        }
+
+        fn read_whole(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
+            self.0.read_whole(name, length, take)
+        }
+    }
+
+    impl WritableObjects for Meanwhile<'_> {
+        fn put(&self, name: &str, content: Content) -> Result<()> {
+            self.0.put(name, content)
+        }
+
+        fn put_if(&self, name: &str, there: Option<&[u8]>, bytes: &[u8]) -> Result<bool> {
+            self.0.put_if(name, there, bytes)
+        }
+
+        fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+            let listed = self.0.list(prefix);
+            if prefix.ends_with("/packs/") {
+                self.0.remove(self.1)?;
+                self.0.remove(self.2)?;
+            }
+            listed
+        }
+
+        fn length(&self, name: &str) -> Result<Option<u64>> {
+            self.0.length(name)
+        }
+
+        fn remove(&self, name: &str) -> Result<()> {
+            self.0.remove(name)
+        }
+
+        fn remove_unfinished(&self, prefix: &str, before: SystemTime) -> Result<()> {
+            self.0.remove_unfinished(prefix, before)
+        }
+
+        fn as_file(&self, name: &str) -> Result<Option<File>> {
+            self.0.as_file(name)
+        }
+    }
+
+    #[test]
+    fn a_pack_that_goes_while_it_is_looked_for_is_lost() {
+        let (dir, name) = (tempfile::tempdir().unwrap(), ImageName::new("disk").unwrap());
+        let store = Directory::open(dir.path()).unwrap();
+        let head = version(&name, "v", 1).head;
+        let pack = ObjectId([5; 16]);
+        let object = name.object(Kind::Pack, &pack.name());
+        let list = name.object(Kind::Condemned, "1-1");
+        let parts = [Kind::Map, Kind::Places].map(|kind| name.object(kind, &head.id.name()));
+        parts.iter().chain([&object]).for_each(|object| store.put(object, Content::Bytes(b"x")).unwrap());
+        assert_eq!(lost((&store, &name), &head, &[pack]).unwrap(), None);
+        let condemned = format!("{{\"since\":1,\"objects\":[\"{object}\"]}}");
+        store.put(&list, Content::Bytes(condemned.as_bytes())).unwrap();
+        let meanwhile = Meanwhile(&store, &object, &list);
+        assert_eq!(lost((&meanwhile, &name), &head, &[pack]).unwrap(), Some(object.clone()));
+        assert_eq!(lost((&store, &name), &head, &[pack]).unwrap(), Some(object.clone()));
+        store.put(&object, Content::Bytes(b"x")).unwrap();
+        store.remove(&parts[1]).unwrap();
+        assert_eq!(lost((&store, &name), &head, &[pack]).unwrap().as_ref(), Some(&parts[1]));
     }
 }

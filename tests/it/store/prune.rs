@@ -261,7 +261,7 @@ fn a_version_that_is_damaged_hinders_no_other() {
     published.says(&["cannot be built upon"]);
     store.pull("", &[]).ok();
     assert_same(&image, &store.copy());
-    let pruned = store.prune(&["--keep=2"]).code(12);
+    let pruned = store.prune(&["--keep=2"]).code(23);
     pruned.says(&[places.path().to_str().unwrap(), "store/disk.store/versions/", "nothing is removed"]);
     store.prune(&["--keep=1"]).ok();
     run(store.holesync().arg("check").arg(store.image())).ok();
@@ -295,4 +295,84 @@ fn the_newest_is_named_again_where_a_publisher_was_killed_before_that() {
     store.pull("", &[]).ok();
     assert_same(&image, &store.copy());
     run(store.holesync().arg("check").arg(store.image())).ok();
+}
+
+#[test]
+fn a_newest_version_that_is_not_whole_is_published_again() {
+    let store = Store::new(lab::scratch());
+    let (_, image) = store.begin();
+    let remove = |kind: &str| {
+        let dir = store.path(&format!("store/disk.store/{kind}"));
+        fs::read_dir(dir).unwrap().for_each(|object| fs::remove_file(object.unwrap().path()).unwrap());
+    };
+    for kind in ["maps", "places", "packs"] {
+        assert_eq!(store.publish(&image, &[])["new"], false, "{kind}");
+        remove(kind);
+        assert_eq!(store.publish(&image, &[])["new"], true, "{kind}");
+        store.pull("", &["-I"]).ok();
+        assert_same(&image, &store.copy());
+    }
+    // A pack that is too short is none.
+    for pack in fs::read_dir(store.path("store/disk.store/packs")).unwrap() {
+        let pack = fs::OpenOptions::new().write(true).open(pack.unwrap().path()).unwrap();
+        pack.set_len(pack.metadata().unwrap().len() / 2).unwrap();
+    }
+    assert_eq!(store.publish(&image, &[])["new"], true);
+    fs::remove_file(store.copy()).unwrap();
+    store.pull("", &["-I"]).ok();
+    assert_same(&image, &store.copy());
+}
+
+#[test]
+fn a_publisher_that_was_killed_before_the_newest_is_run_again() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    let newest = store.path("store/disk.newest");
+    let old = fs::read(&newest).unwrap();
+    layout.clone().data(0..4096, &mut Rng(9)).write(&image);
+    assert_eq!(store.publish(&image, &["--as=v2"])["new"], true);
+    fs::write(&newest, &old).unwrap();
+    assert_eq!(store.publish(&image, &["--as=v2"])["new"], false);
+    assert_ne!(fs::read(&newest).unwrap(), old);
+    run(store.holesync().arg("check").arg(store.image())).ok();
+    layout.data(0..4096, &mut Rng(10)).write(&image);
+    let other = run(store.holesync().args(["publish", "--as=v2"]).arg(&image).arg(store.image()));
+    other.code(23).says(&["has a version v2 already"]);
+}
+
+#[test]
+fn what_lies_elsewhere_is_not_nothing() {
+    let store = Store::new(lab::scratch());
+    let (_, image) = store.begin();
+    let (versions, elsewhere) = (store.path("store/disk.store/versions"), store.path("elsewhere"));
+    fs::rename(&versions, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &versions).unwrap();
+    for verb in [&["versions"][..], &["check"], &["prune", "--keep=1", "--grace=0s"]] {
+        run(store.holesync().args(verb).arg(store.image())).code(23).says(&["symlink"]);
+    }
+    run(store.holesync().arg("publish").arg(&image).arg(store.image())).code(23).says(&["symlink"]);
+    fs::remove_file(&versions).unwrap();
+    let pruned = store.prune(&["--keep=1", "--grace=0s"]).code(23);
+    pruned.says(&["nothing is removed"]);
+    fs::rename(&elsewhere, &versions).unwrap();
+    run(store.holesync().arg("check").arg(store.image())).ok();
+}
+
+#[test]
+fn a_head_that_is_damaged_hinders_nobody_who_publishes() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    let damaged = store.path("store/disk.store/versions/v0");
+    fs::write(&damaged, "").unwrap();
+    fs::create_dir(store.path("store/disk.store/versions/directory")).unwrap();
+    layout.data(0..4096, &mut Rng(9)).write(&image);
+    let published = run(store.holesync().arg("publish").arg(&image).arg(store.image())).ok();
+    published.says(&["passed over", damaged.to_str().unwrap()]);
+    store.pull("", &[]).ok();
+    assert_same(&image, &store.copy());
+    let listed = run(store.holesync().arg("versions").arg(store.image())).code(12);
+    assert_eq!(listed.stdout.lines().count(), 2);
+    store.prune(&["--keep=1", "--grace=0s"]).code(12).says(&["remove it if nobody needs it"]);
+    fs::remove_file(damaged).unwrap();
+    store.prune(&["--keep=1", "--grace=0s"]).ok();
 }

@@ -99,3 +99,23 @@ fn a_root_hash_that_is_pinned_is_the_one_that_comes() {
     store.publish(&image, &[]);
     store.pull("", &[&root]).code(12).says(&["--root wants another"]);
 }
+
+#[test]
+fn a_key_that_is_changed_signs_a_version_of_its_own() {
+    let store = Store::new(lab::scratch());
+    let (_, image) = store.begin();
+    let (key, other) = (store.key("key", "ed25519"), store.key("other", "ecdsa"));
+    let [key, other] = [&key, &other].map(|key| key.to_str().unwrap());
+    for (key, is_new) in [(key, true), (key, false), (other, true), (other, false)] {
+        assert_eq!(store.publish(&image, &["--sign", key])["new"], is_new, "{key}");
+        store.pull("", &["-I", &format!("--trust={key}.pub")]).ok();
+    }
+    // A public key will do, where an agent has the other; here none does.
+    let published =
+        |key: &str| run(store.holesync().args(["publish", "--sign", key]).arg(&image).arg(store.image()));
+    published(&format!("{key}.pub")).ok();
+    let rsa = store.key("rsa", "rsa");
+    published(rsa.to_str().unwrap()).code(23).says(&["use a key of ed25519"]);
+    store.pull("", &["-I", &format!("--trust={other}.pub")]).code(12);
+    assert_same(&image, &store.copy());
+}

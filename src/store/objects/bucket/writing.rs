@@ -1,7 +1,7 @@
 //! What changes a bucket, and what is there.
 
 use std::collections::HashSet;
-use std::fs::Metadata;
+use std::fs::File;
 use std::time::SystemTime;
 
 use object_store::list::{PaginatedListOptions, PaginatedListResult, PaginatedListStore};
@@ -255,7 +255,7 @@ impl WritableObjects for Bucket {
         Ok(())
     }
 
-    fn is_file(&self, _: &str, _: &Metadata) -> Result<bool> {
-        Ok(false)
+    fn as_file(&self, _: &str) -> Result<Option<File>> {
+        Ok(None)
     }
 }
