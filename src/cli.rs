@@ -8,6 +8,7 @@ mod delete;
 mod help;
 mod info;
 mod mistakes;
+mod pulled;
 mod reach;
 mod record;
 mod rsync;
@@ -33,8 +34,8 @@ use beside::BesideArgs;
 pub use choose::{DirectoriesArgs, FilterArgs, TransferRulesArgs};
 use delete::DeleteArgs;
 use info::InfoArgs;
+use reach::StoreArgs;
 pub use reach::{AgentArg, BetweenArgs, FailedList, RemoteArgs, SeveralHosts};
-use reach::{Around, StoreArgs};
 use record::{Record, RecordArgs};
 use values::block_size;
 use values::{CommitArg, CompressArg, rate, size, unit_of_comparison};
@@ -348,11 +349,7 @@ impl TransferArgs {
         let has_dest = several.is_none() && self.paths.len() > 1;
         let destination = if has_dest { self.paths.pop() } else { None };
         let destination = destination.map(|path| Location::parse(&path)).transpose()?;
-        let pulling = self.store.pulling(
-            &self.paths,
-            destination.as_ref(),
-            &self.around(&options, several.is_some()),
-        )?;
+        let pulling = self.pulling(destination.as_ref(), &options, several.is_some())?;
         if pulling.is_some() {
             self.paths.clear();
         }
@@ -388,25 +385,6 @@ impl TransferArgs {
             record,
             threads: self.threads,
         })
-    }
-
-    /// What matters to a store.
-    fn around<'a>(&self, options: &'a Options, is_several: bool) -> Around<'a> {
-        let has_host = self.remote.rsh.is_some() || self.remote.sudo || self.remote.remote_path.is_some();
-        let is_other = is_several
-            || has_host
-            || self.agent.is_some()
-            || self.through.is_some()
-            || self.filter.has_list();
-        Around {
-            jobs: self.remote.hosts.jobs(),
-            retries: self.retries,
-            contimeout: self.remote.contimeout,
-            has_block_size: self.block_size.is_some(),
-            saves_map: self.beside.save_map().is_some(),
-            options,
-            is_other,
-        }
     }
 
     /// Whether a program reads what is printed.

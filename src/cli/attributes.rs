@@ -98,6 +98,15 @@ impl AttributeArgs {
         }
     }
 
+    /// Whether more is to be kept of a file, or made of it, than its time.
+    pub fn keeps_more_than_times(&self) -> bool {
+        let (maps_users, maps_groups) = self.maps();
+        let changes_owner = maps_users || maps_groups || self.numeric_ids;
+        let has_mode = self.executability || !self.chmod.is_empty();
+        let has_extended = self.acls || self.xattrs || self.atimes > 0;
+        changes_owner || has_mode || has_extended || self.superuser || self.no_superuser
+    }
+
     /// Whether owners are mapped, and groups: then they are kept, too.
     pub fn maps(&self) -> (bool, bool) {
         let (user, group) = self.owners();

@@ -90,6 +90,11 @@ impl FilterArgs {
         self.files_from.is_some()
     }
 
+    /// Whether names are picked, by rules or by a list.
+    pub fn chooses(&self) -> bool {
+        !self.given.is_empty() || self.cvs || self.has_list()
+    }
+
     /// Checks what was chosen against all other options. `through`: a command is in the place
     /// of the destination.
     ///

@@ -59,6 +59,13 @@ pub enum CipherArg {
 }
 
 impl RemoteArgs {
+    /// Whether anything is said of how ssh reaches a host, and of what runs there.
+    pub fn is_about_ssh(&self) -> bool {
+        let has_cipher = matches!(self.cipher, CipherArg::Ssh);
+        let has_program = self.remote_path.is_some() || self.agent_program.is_some() || self.sudo;
+        self.rsh.is_some() || has_program || self.ipv4 || self.ipv6 || has_cipher
+    }
+
     /// Refuses a program at the other end that makes no sense with who is to take part there.
     ///
     /// # Errors

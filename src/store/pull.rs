@@ -14,6 +14,7 @@
 //! Guaranteed: nothing that the store says is believed but what the root hash proves, and that one is as
 //! good as the signature, or as where it came from. Not guaranteed: that there is no newer version.
 
+mod content;
 pub(in crate::store) mod fetch;
 mod fill;
 mod last;
@@ -224,7 +225,8 @@ impl Pull<'_> {
             Opened::Preview(preview) => Sink::Preview(preview),
             Opened::Different(destination) => Sink::Destination(destination),
         };
-        let (finished, sent) = self.fill(source, head, sink, &mut stats)?;
+        let is_first = changes.has(Changes::NEW);
+        let (finished, sent) = self.fill((source, head), (sink, is_first), &mut stats)?;
         stats.written_bytes += finished.written;
         stats.punched_bytes = stats.punched_bytes.saturating_add(finished.punched);
         finished.note(&shown).iter().for_each(|note| self.reporter.event(Event::Warning(note)));
@@ -308,12 +310,12 @@ impl Pull<'_> {
         self.reporter.event(Event::File(item, outcome, changes));
     }
 
-    /// Steps 3 to 5. Returns what finishing came to, and bytes of data that were new.
+    /// Steps 3 to 5; `is_first`: nothing has the name of the destination. Returns what finishing came to, and
+    /// bytes of data that were new.
     fn fill(
         &self,
-        source: Source,
-        head: &Head,
-        mut sink: Sink,
+        (source, head): (Source, &Head),
+        (mut sink, is_first): (Sink, bool),
         stats: &mut Stats,
     ) -> Result<(Finished, u64)> {
         let version = match source {
@@ -322,7 +324,7 @@ impl Pull<'_> {
         };
         let filled = version.and_then(|version| {
             let maps = MapCache::open(self.options);
-            let filled = self.fill_with(&version, &mut sink, maps.as_ref())?;
+            let filled = self.fill_with(&version, (&mut sink, is_first), maps.as_ref())?;
             // The blocks are those of the map, which has proven to be that of this hash.
             if filled.root != head.root.0 {
                 let what = "its blocks are not those of its root hash".into();
@@ -353,25 +355,44 @@ impl Pull<'_> {
     fn fill_with(
         &self,
         version: &FetchedVersion,
-        sink: &mut Sink,
+        (sink, is_first): (&mut Sink, bool),
         maps: Option<&MapCache>,
     ) -> Result<Filled> {
         let grid = version.grid();
-        let is_first = sink.basis_state() != BasisState::Mapped;
+        let compares = sink.basis_state() == BasisState::Mapped;
         let known = match sink.basis() {
             Some(basis) => self.known(&basis, sink.path(), maps, grid.block),
             None => KnownHead::Unread,
         };
         let map = maps.and_then(|maps| sink.record_map(maps, &grid, version.head.data));
-        let patches = if is_first { None } else { self.patches(version)? };
-        let whole = is_first && self.has_no_ranges(version)?;
+        let patches = if compares { self.patches(version)? } else { None };
+        let whole = (is_first || !compares) && self.has_no_ranges(version)?;
+        if whole && compares {
+            let what = format!(
+                "{}: the server has no ranges: objects are read from their beginning, what is here already included",
+                self.objects.address(&self.name.to_string())
+            );
+            self.reporter.event(Event::Warning(&Warning::new(what)));
+        }
         let jobs = self.pull.jobs.max(1);
-        let fetch = Fetch { objects: self.objects, grid, jobs, whole, dry_run: sink.is_preview() };
+        let fetch = Fetch { objects: self.objects, grid, jobs, whole, dry_run: false };
+        if sink.is_device()
+            && !self.options.as_is
+            && let Some(content) = content::of(&fetch, self.name, version)?
+        {
+            let address = self.objects.address(&self.name.to_string());
+            return Err(content.refuse(Path::new(&address), false));
+        }
+        let fetch = Fetch { dry_run: sink.is_preview(), ..fetch };
         let asked = Asked::default();
         let filling = Filling { fetch, name: self.name, version, reporter: self.reporter };
         let filled = filling.fill(sink, known, patches, map, &asked)?;
         let (requests, bytes) = (asked.requests.load(Ordering::Relaxed), asked.bytes.load(Ordering::Relaxed));
-        let what = format!("{} of blocks by {requests} requests", crate::report::human(bytes));
+        let bytes = crate::report::human(bytes);
+        let what = match sink.is_preview() {
+            true => format!("{bytes} of blocks"),
+            false => format!("{bytes} of blocks by {requests} requests"),
+        };
         self.reporter.event(Event::Note(&what));
         Ok(filled)
     }

@@ -133,6 +133,8 @@ fn a_version_after_another_is_pulled_over_any_that_was_there() {
         let foretold = store.pull(&format!("@v{nth}"), &[&["-In", "--json"], flags].concat()).ok();
         let done = store.pull(&format!("@v{nth}"), &[&["-I", "--json"], flags].concat()).ok();
         assert_same(&image(nth), &store.copy());
+        let [told, came] = [&foretold, &done].map(fetched);
+        assert_eq!(told, came.split_once(" by ").expect("requests").0, "v{nth} {flags:?}");
         for count in ["sent_data_bytes", "matched_bytes", "written_bytes", "punched_bytes", "files_sent"] {
             let [foretold, done] = [&foretold, &done].map(|outcome| outcome.count(count));
             // What is allocated to be kept so is not foretold.
@@ -142,6 +144,13 @@ fn a_version_after_another_is_pulled_over_any_that_was_there() {
         }
         assert_no_leftovers(&store.path("to"));
     }
+}
+
+/// What a run with `--json` says of the blocks that it fetches.
+fn fetched(outcome: &Outcome) -> String {
+    let events = outcome.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut told = events.filter_map(|event| Some(event["message"].as_str()?.to_string()));
+    told.find(|message| message.contains(" of blocks")).unwrap_or_else(|| panic!("{outcome}"))
 }
 
 #[test]
@@ -232,6 +241,18 @@ fn a_directory_gets_the_image_under_its_name_and_a_device_its_bytes() {
     let backing = store.path("backing");
     Layout::dense("device", 9 << 20, &mut Rng(3)).write(&backing);
     let device = Loop::over(&backing);
+    // What begins like a packed image would come onto it packed.
+    let packed = store.path("packed");
+    fs::write(&packed, [&[0x1f, 0x8b, 8][..], &[7; 90_000]].concat()).unwrap();
+    store.publish(&packed, &[]);
+    for flags in [&[][..], &["-n"]] {
+        let refused = run(store.holesync().args(flags).arg(store.url("")).arg(&device.0));
+        refused.code(23).says(&["store/disk", "is packed (gzip)"]);
+    }
+    assert_begins_with(&device.0, &backing);
+    run(store.holesync().arg("--as-is").arg(store.url("")).arg(&device.0)).ok();
+    assert_begins_with(&device.0, &packed);
+    store.publish(&image, &[]);
     run(store.holesync().arg(store.url("")).arg(&device.0)).ok();
     assert_begins_with(&device.0, &image);
     layout.data(5 << 20..6 << 20, &mut Rng(9)).write(&image);
@@ -284,6 +305,44 @@ fn a_plain_image_is_pulled_by_its_map() {
     let other = store.path("to/third");
     run(store.holesync().arg(store.url("")).arg(&other)).ok();
     assert_same(&store.image(), &other);
+}
+
+#[test]
+fn options_about_the_destination_do_what_they_do_elsewhere() {
+    let store = Store::new(lab::scratch());
+    let (_, image) = store.begin();
+    let (to, old) = (store.path("to"), store.path("old"));
+    let modified = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+    let pull = |before: &[&str], flags: &[&str], operand: &str| {
+        let _ = (fs::remove_dir_all(&to), fs::remove_dir_all(&old));
+        fs::create_dir(&to).unwrap();
+        fs::create_dir(&old).unwrap();
+        for name in before {
+            let way = Command::new("cp").arg("-p").arg(&image).arg(store.path(name)).status();
+            assert!(way.unwrap().success());
+        }
+        run(store.holesync().arg("--json").args(flags).arg(store.url("")).arg(store.path(operand))).ok()
+    };
+    pull(&[], &["-a"], "to/copy");
+    assert_eq!(modified(&image), modified(&to.join("copy")));
+    pull(&[], &["--no-t"], "to/copy");
+    assert_ne!(modified(&image), modified(&to.join("copy")));
+    pull(&["to/copy"], &["-bI", "--suffix=.old", "-W"], "to/copy");
+    assert_same(&image, &to.join("copy.old"));
+    pull(&["to/copy"], &["-I", "-W", "--backup-dir=../old"], "to/copy");
+    assert_same(&image, &old.join("copy"));
+    pull(&[], &["--mkpath"], "to/a/b/copy");
+    assert_same(&image, &to.join("a/b/copy"));
+    assert_eq!(pull(&["to/disk-1"], &["-y"], "to/").count("sent_data_bytes"), 0);
+    assert_same(&image, &to.join("disk"));
+    for (option, made) in [("link", true), ("copy", true), ("compare", false)] {
+        let done = pull(&["old/disk"], &[&format!("--{option}-dest=../old")], "to/");
+        assert_eq!((done.count("sent_data_bytes"), to.join("disk").exists()), (0, made), "{option}");
+    }
+    pull(&[], &["--partial-dir=part", "--threads=1", "--no-fsync", "--jobs=1"], "to/");
+    assert_no_leftovers(&to);
+    pull(&[], &["--log-file", store.path("log").to_str().unwrap()], "to/");
+    assert!(fs::read_to_string(store.path("log")).unwrap().contains("to/disk"));
 }
 
 #[test]

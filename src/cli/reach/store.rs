@@ -1,14 +1,12 @@
 //! The flags that tell how a store is reached, and what of it is believed.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use holesync::error::{Error, Result};
-use holesync::location::Location;
-use holesync::options::{Options, TransferRules};
-use holesync::store::address::{Address, Base, Reach};
+use holesync::options::Options;
+use holesync::store::address::{Address, Base, Named, Reach};
 use holesync::store::head::Digest;
 use holesync::store::objects::WebOptions;
 use holesync::store::signature::Trusted;
@@ -51,77 +49,39 @@ pub struct Around<'a> {
     pub retries: Option<u32>,
     /// Seconds for a connection.
     pub contimeout: Option<u32>,
-    /// The unit of comparison was said.
-    pub has_block_size: bool,
-    /// A map is to be saved.
-    pub saves_map: bool,
     /// How the image is put in place.
     pub options: &'a Options,
-    /// Something names files, or another machine, in ways that mean nothing here.
-    pub is_other: bool,
 }
 
 impl StoreArgs {
-    fn is_asked(&self) -> bool {
+    /// Whether any of it is asked for.
+    pub fn is_asked(&self) -> bool {
         self.root.is_some() || self.trust.is_some() || self.ca.is_some() || self.chunks.is_some()
     }
 
-    /// What is pulled, where SRC names a store.
+    /// What is asked for that a store of this kind does not have.
+    pub fn means_nothing(&self, source: &Address) -> Option<&'static str> {
+        if self.chunks.is_some() && matches!(source.named, Named::Image(..)) {
+            Some(
+                "--chunks is for an index of casync, x.caibx: leave it out for an image that holesync published",
+            )
+        } else if self.ca.is_some() && matches!(source.base, Base::Directory(_)) {
+            Some("--ca is for a store that is reached by https: leave it out for one in a directory")
+        } else {
+            None
+        }
+    }
+
+    /// What is pulled from there.
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] for what makes no sense with that, or without it; when a file of keys cannot be
-    /// read.
-    pub fn pulling(
-        &self,
-        sources: &[OsString],
-        destination: Option<&Location>,
-        around: &Around,
-    ) -> Result<Option<Pulling>> {
-        let mut named =
-            sources.iter().map(|source| Address::of_source(source)).collect::<Result<Vec<_>>>()?;
-        let usage = |what: &str| Err(Error::Usage(what.into()));
-        if named.iter().all(Option::is_none) {
-            return match self.is_asked() {
-                true => usage(
-                    "--root, --trust, --ca and --chunks are for a SRC in a store: https://host/path/NAME",
-                ),
-                false => Ok(None),
-            };
-        }
-        if !HAS_STORES {
-            return Err(without_stores());
-        }
-        let (Some(source), true) = (named.pop().flatten(), named.is_empty()) else {
-            return usage("one image is pulled from a store at a time: name one SRC, and DEST");
-        };
-        if destination.is_none() {
-            return usage(
-                "an image in a store is pulled to a DEST; `holesync versions STORE/NAME` lists a store",
-            );
-        }
-        let options = around.options;
-        let picks =
-            options.transfer != TransferRules::default() || options.removes() || options.remove_source_files;
-        if around.is_other || picks || options.since.is_some() {
-            return usage(
-                "an image from a store is one file: leave out what picks, places or removes files, what reaches another \
-                 machine by ssh, and what is about the image at its source",
-            );
-        }
-        if options.workplace.delay || around.saves_map {
-            return usage(
-                "an image from a store is one file, of which the store has the map: leave --delay-updates and \
-                          --save-map out",
-            );
-        }
-        if around.has_block_size {
-            return usage("what a store has is published with a unit of comparison: leave --block-size out");
-        }
+    /// When a file of keys cannot be read, or what the environment says cannot be used.
+    pub fn pulling(&self, source: Address, around: &Around) -> Result<Pulling> {
         let trusted = self.trust.as_deref().map(Trusted::read).transpose()?;
         let reach = self.reach(around)?;
         let chunks = self.chunks.as_deref().map(Base::parse).transpose()?;
-        Ok(Some(Pulling { source, reach, root: self.root, trusted, jobs: around.jobs, chunks }))
+        Ok(Pulling { source, reach, root: self.root, trusted, jobs: around.jobs, chunks })
     }
 
     fn reach(&self, around: &Around) -> Result<Reach> {
@@ -130,13 +90,17 @@ impl StoreArgs {
         web.rate = around.options.bandwidth;
         web.retries = around.retries.unwrap_or(web.retries);
         let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-        if let Some(connect) = around.contimeout.filter(|&connect| connect > 0) {
-            web.connect = seconds(connect);
+        if let Some(connect) = around.contimeout {
+            web.connect = seconds(if connect == 0 { u32::MAX } else { connect });
         }
         match around.options.timeout {
             Options::TIMEOUT => {}
             0 => web.window = seconds(u32::MAX),
             window => web.window = seconds(window),
+        }
+        if let Some(ca) = &self.ca {
+            // It goes before what the environment and profiles name.
+            bucket.variables.insert("AWS_CA_BUNDLE".into(), ca.to_string_lossy().into_owned());
         }
         bucket.http = WebOptions { credentials: None, netrc: None, ..web.clone() };
         Ok(Reach { web, bucket })

@@ -12,6 +12,7 @@ use crate::hashmap::{self, Grid, Hash, PageMask};
 use crate::remote;
 use crate::store::objects::{Objects, Served};
 use crate::store::pack::Unpacker;
+use crate::store::places::Place;
 
 /// Bytes that one request asks for, but for those that ask for whole objects.
 const MOST: u64 = 8 << 20;
@@ -45,6 +46,16 @@ pub enum From {
         /// The name of the object.
         object: Arc<str>,
     },
+}
+
+impl From {
+    /// That which lies at a place in a pack, or the image itself.
+    pub fn of(object: Arc<str>, place: Option<&Place>) -> From {
+        match place {
+            Some(place) => From::Frame { object, range: place.frame(), raw: place.raw },
+            None => From::Plain { object },
+        }
+    }
 }
 
 /// A block that is wanted.
@@ -112,9 +123,9 @@ pub struct Fetch<'a> {
 /// What was asked for.
 #[derive(Debug, Default)]
 pub struct Asked {
-    /// Requests.
+    /// Requests; how many a dry run would make depends on the link, which it has not measured.
     pub requests: AtomicU64,
-    /// Bytes.
+    /// Bytes that are wanted, what lies between them not counted.
     pub bytes: AtomicU64,
 }
 
@@ -318,7 +329,8 @@ impl Planner<'_> {
 
     fn send(&self, segment: Segment) -> Result<()> {
         self.shared.asked.requests.fetch_add(1, Ordering::Relaxed);
-        self.shared.asked.bytes.fetch_add(segment.range.end - segment.range.start, Ordering::Relaxed);
+        let wanted: u64 = segment.pieces.iter().map(|piece| piece.range.end - piece.range.start).sum();
+        self.shared.asked.bytes.fetch_add(wanted, Ordering::Relaxed);
         let Some(queue) = &self.queue else { return Ok(()) };
         // Those who take them are gone only after an error.
         queue.send(segment).map_err(|_| Error::Interrupted(Again::GoesOn))

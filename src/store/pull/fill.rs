@@ -90,7 +90,8 @@ impl Filling<'_> {
         asked: &Asked,
     ) -> Result<Filled> {
         let (basis, state, own) = (sink.basis(), sink.basis_state(), sink.own());
-        let stays = !sink.is_written_itself();
+        // What moved is wanted late, and whole objects are read once, in order.
+        let stays = !sink.is_written_itself() && !self.fetch.whole;
         let path = sink.path().to_path_buf();
         let grid = self.fetch.grid;
         let target = Target { grid, basis: basis.clone(), own, path, sink: Mutex::new(sink) };
@@ -384,9 +385,9 @@ impl Plan<'_, '_, '_> {
 
     fn from(&mut self, place: Option<(PackId, Place)>) -> From {
         let name = self.filling.name;
-        let Some((pack, place)) = place else { return From::Plain { object: name.to_string().into() } };
+        let Some((pack, place)) = place else { return From::of(name.to_string().into(), None) };
         let object = self.objects.entry(pack).or_insert_with(|| name.object(Kind::Pack, &pack.name()).into());
-        From::Frame { object: Arc::clone(object), range: place.frame(), raw: place.raw }
+        From::of(Arc::clone(object), Some(&place))
     }
 
     /// The patch that goes on top of what is there.

@@ -96,6 +96,43 @@ const HERE: &[(&str, i32, &str)] = &[
     ("recv old < img.gz", 12, "a packed one when it is unpacked"),
 ];
 
+/// What means nothing for an image in a store, each option alone, and what is said of it.
+const OF_A_STORE: &[(&str, &str)] = &[
+    (
+        "--exclude=x --include=x -f-_x -F -C --files-from=x --max-size=1 --min-size=1 -u --existing --ignore-existing \
+         --append --delete --delete-excluded --ignore-missing-args --delete-missing-args -R --remove-source-files \
+         --through=cat",
+        "an image from a store is one file: leave out what picks, places or removes files, and --through",
+    ),
+    (
+        "-essh --remote-path=x --agent-program=x --sudo -4 -6 --cipher=ssh --agent=auto",
+        "no ssh takes part: leave out what names, reaches or runs something on hosts",
+    ),
+    (
+        "-p -o -g -A -X -U -E --chmod=F600 --chown=x --usermap=0:1 --groupmap=0:1 --numeric-ids --super --no-super",
+        "a store has the time of an image, and neither its permissions nor its owner",
+    ),
+    (
+        "-B8K --leaf-size=8K -z --compress=none --compress-level=3",
+        "is published with a unit of comparison, and packed",
+    ),
+    ("--delay-updates --save-map=x.map", "leave --delay-updates and --save-map out"),
+    ("--since=img --open-noatime", "the image is read where it is published"),
+    ("--chunks=dir", "--chunks is for an index of casync"),
+    ("--list-only", "holesync versions STORE/NAME"),
+    ("--relay --forward-agent", "are for a SRC on one host and a DEST on another"),
+    ("--together --failed=x", "for several hosts"),
+];
+
+/// The same of an index of casync.
+const OF_AN_INDEX: &[(&str, &str)] = &[
+    ("--size-only -@1", "an index of casync has no time"),
+    (
+        "-b --backup-dir=x -y --basis=old --compare-dest=x --copy-dest=x --link-dest=x -Tx --partial-dir=x",
+        "what an index of casync names is laid over DEST",
+    ),
+];
+
 /// The same with a host; `D` is the directory there.
 const THERE: &[(&str, i32, &str)] = &[
     (
@@ -166,4 +203,32 @@ fn the_same_with_a_host() {
         command.args(["-e", peer.rsh()]);
         command
     });
+}
+
+#[test]
+fn what_means_nothing_for_an_image_in_a_store_is_refused() {
+    let dir = lab::scratch();
+    make(dir.path());
+    // Nobody is asked.
+    let (image, index) = ("https://store.invalid/disk", "https://store.invalid/x.caibx");
+    let of_both = OF_A_STORE.iter().filter(|(options, _)| !options.starts_with("--chunks"));
+    let rows = OF_A_STORE.iter().map(|row| (image, row)).chain(of_both.map(|row| (index, row)));
+    let rows = rows.chain(OF_AN_INDEX.iter().map(|row| (index, row)));
+    let here = ["--ca=x", "--bwlimit=9"].map(|option| ("file:///store/disk", (option, "in a directory")));
+    let rows = rows.map(|(source, row)| (source, *row)).chain(here);
+    for (source, (options, says)) in rows {
+        for option in options.split_whitespace() {
+            // A rule has a space in it.
+            let line = format!("'{}' {source} old", option.replace('_', " "));
+            check(dir.path(), &[(&line, 1, says)], holesync);
+        }
+    }
+    let line = format!("--to=h:x {image}");
+    check(dir.path(), &[(&line, 1, "no ssh takes part")], holesync);
+    for option in ["--root=ROOT", "--trust=img", "--ca=img", "--chunks=dir"] {
+        let option = option.replace("ROOT", &"0".repeat(64));
+        for operands in ["img old", "peer:img old", "img peer:old", "- old < img"] {
+            check(dir.path(), &[(&format!("{option} {operands}"), 1, "are for a SRC in a store")], holesync);
+        }
+    }
 }

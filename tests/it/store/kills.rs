@@ -143,7 +143,22 @@ fn a_server_without_ranges_does_for_a_first_deploy() {
     run(holesync().arg("publish").arg(&image).arg(root.join("disk"))).ok();
     let pull =
         |name: &str, flags: &[&str]| run(store.holesync().args(flags).arg(nginx.url(name)).arg(store.copy()));
-    pull("disk", &[]).ok();
+    // One that was interrupted is a first one still.
+    let mut slow = store.holesync();
+    let slow = start(slow.args(["--bwlimit=2000", "--jobs=1"]).arg(nginx.url("disk")).arg(store.copy()));
+    let temp = || {
+        let dir = fs::read_dir(store.path("to")).unwrap().next().transpose().unwrap();
+        dir.is_some_and(|entry| crate::common::check::allocated(&entry.path()) > 1 << 20)
+    };
+    assert!(wait_until(Duration::from_secs(60), temp), "nothing came");
+    slow.signal(Signal::SIGKILL);
+    slow.finish().code(-1);
+    assert!(!store.copy().exists());
+    pull("disk", &[]).ok().says(&[&nginx.url("disk"), "the server has no ranges"]);
+    assert_same(&image, &store.copy());
+    fs::remove_file(store.copy()).unwrap();
+    let first = pull("disk", &[]).ok();
+    assert!(!first.stderr.contains("has no ranges"), "{first}");
     assert_same(&image, &store.copy());
     let changed = layout.data(2 << 20..(2 << 20) + 65536, &mut Rng(5));
     changed.write(&image);
