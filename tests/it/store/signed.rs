@@ -55,6 +55,23 @@ fn what_is_signed_by_a_trusted_key_is_pulled_and_nothing_else() {
 }
 
 #[test]
+fn what_was_published_unsigned_is_signed_where_it_is_published_again() {
+    let store = Store::new(lab::scratch());
+    let (_, image) = store.begin();
+    let key = store.key("key", "ed25519");
+    let (key, trust) = (key.to_str().unwrap(), format!("--trust={key}.pub", key = key.display()));
+    store.pull("", &["-I", &trust]).code(12).says(&["it is not signed"]);
+    let again = store.publish(&image, &["--sign", key]);
+    assert_eq!(again["new_blocks"], 0);
+    store.pull("", &["-I", &trust]).ok();
+    store.pull(&format!("@{}", again["version"].as_str().unwrap()), &["-I", &trust]).ok();
+    // And stays so.
+    store.publish(&image, &[]);
+    store.pull("", &["-I", &trust]).ok();
+    assert_same(&image, &store.copy());
+}
+
+#[test]
 fn an_old_version_is_not_taken_for_the_newest() {
     let store = Store::new(lab::scratch());
     let (layout, image) = store.begin();

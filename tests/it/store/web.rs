@@ -2,14 +2,22 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use holesync::error::{Error, Result};
 use holesync::store::objects::{Objects, Served, Web, WebOptions};
 
+use crate::common::check::assert_same;
 use crate::common::lab;
+use crate::common::layout::{Layout, Rng};
 use crate::common::nginx::{Nginx, certificate};
+use crate::common::process::{holesync, run};
+use crate::store::Store;
 
 fn data(seed: u32) -> Vec<u8> {
     (0..1_000_000u32).map(|at| (at.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 11) as u8).collect()
@@ -151,6 +159,86 @@ fn tls_wants_an_authority_that_is_trusted_and_is_not_left() {
         let said = Web::open(&secure(""), &bad).unwrap_err().to_string();
         assert!(said.contains(part), "{said}");
     }
+}
+
+/// A proxy that passes bytes on; the heads of what it was asked for.
+fn proxy() -> (u16, Arc<Mutex<Vec<String>>>) {
+    let (listener, heads) = (TcpListener::bind("127.0.0.1:0").unwrap(), Arc::<Mutex<Vec<String>>>::default());
+    let (port, asked) = (listener.local_addr().unwrap().port(), Arc::clone(&heads));
+    let serve = move |mut from: TcpStream| -> std::io::Result<()> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            from.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap();
+        let to = head.split(' ').nth(1).unwrap_or_default().to_string();
+        asked.lock().unwrap().push(head);
+        let mut to = TcpStream::connect(to)?;
+        from.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")?;
+        let (mut back_from, mut back_to) = (to.try_clone()?, from.try_clone()?);
+        thread::spawn(move || std::io::copy(&mut back_from, &mut back_to));
+        std::io::copy(&mut from, &mut to).map(drop)
+    };
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let serve = Arc::clone(&serve);
+            thread::spawn(move || serve(stream.unwrap()));
+        }
+    });
+    (port, heads)
+}
+
+#[test]
+fn tls_goes_through_a_proxy_that_sees_none_of_it() {
+    let keys = lab::scratch();
+    certificate(keys.path());
+    let at = keys.path().display();
+    let tls = format!("ssl_certificate {at}/cert.pem; ssl_certificate_key {at}/key.pem;");
+    let Some(nginx) = Nginx::start(1, &format!("{tls} server {{ listen 127.0.0.1:PORT0 ssl; }}")) else {
+        return;
+    };
+    let store = Store::new(lab::scratch());
+    let image = store.path("image");
+    Layout::hole("disk", 40 << 20).data(1 << 20..30 << 20, &mut Rng(1)).write(&image);
+    run(holesync().arg("publish").arg(&image).arg(nginx.root().join("disk"))).ok();
+    let (port, heads) = proxy();
+    let server = format!("localhost:{}", nginx.port(0));
+    let pull = |ca: bool, variables: &[(&str, &str)]| {
+        let _ = fs::remove_file(store.copy());
+        let mut command = store.holesync();
+        for name in ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"] {
+            command.env_remove(name);
+        }
+        if ca {
+            command.arg("--ca").arg(keys.path().join("ca.pem"));
+        }
+        // Who is away is away.
+        command.arg("--retries=0").envs(variables.iter().copied()).env_remove("SSL_CERT_FILE");
+        run(command.arg(format!("https://{server}/disk")).arg(store.copy()))
+    };
+    let through = format!("http://user:sesame@127.0.0.1:{port}");
+    pull(true, &[("https_proxy", &through)]).ok();
+    assert_same(&image, &store.copy());
+    let asked = std::mem::take(&mut *heads.lock().unwrap());
+    assert!((1..=14).contains(&asked.len()), "a connection is used again: {asked:?}");
+    for head in asked {
+        assert!(head.starts_with(&format!("CONNECT {server} HTTP/1.1\r\n")), "{head}");
+        assert!(head.contains("dXNlcjpzZXNhbWU="), "{head}");
+    }
+    // A proxy proves nothing.
+    let refused = pull(false, &[("HTTPS_PROXY", &through)]).code(10).says(&["UnknownIssuer"]);
+    assert!(!refused.stderr.contains("sesame"), "{refused}");
+    heads.lock().unwrap().clear();
+    pull(true, &[("ALL_PROXY", &through), ("no_proxy", "localhost")]).ok();
+    assert_eq!(heads.lock().unwrap().len(), 0);
+    // One that is gone.
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gone = format!("http://user:sesame@{closed}");
+    let failed = pull(true, &[("https_proxy", &gone)]);
+    assert!(failed.code == 10 && !failed.stderr.contains("sesame"), "{failed}");
 }
 
 #[test]
