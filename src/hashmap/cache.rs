@@ -27,7 +27,7 @@ use std::sync::OnceLock;
 use crate::error::{Warning, printable};
 use crate::hashmap::known::{KnownMap, Sample};
 use crate::hashmap::map_file::{NewFile, StoredMap};
-use crate::hashmap::{Grid, MapRecord};
+use crate::hashmap::{Grid, Hash, MapRecord};
 use crate::options::{BlockSize, Options};
 use crate::scan::{FileState, Image};
 use crate::sys;
@@ -46,6 +46,13 @@ pub enum Found {
     Known(Box<KnownMap>),
     /// A map that it does not have, although it is in the same state.
     Other,
+}
+
+/// What only this file is, as long as it has this content: of its root hash and the state that it is in, which
+/// must be one of which all changes show from then on. `None`: nothing tells that of it.
+pub fn mark_of(file: &File, state: &FileState, block: BlockSize, root: &Hash) -> Option<Hash> {
+    let state = KeptState::of(file, state, block)?;
+    Some(*blake3::Hasher::new().update(&state.head()).update(root).finalize().as_bytes())
 }
 
 /// The maps of this user, in a directory of theirs alone.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::store::name::{ImageName, Version};
+use crate::store::objects::web::address::refuse_secrets;
 use crate::store::objects::{Bucket, BucketOptions, Directory, Objects, Web, WebOptions, WritableObjects};
 
 /// Where objects are.
@@ -127,6 +128,7 @@ impl Address {
     ///
     /// [`Error::Usage`].
     pub fn parse(text: &str) -> Result<Address> {
+        refuse_secrets(text)?;
         let (base, name) = match text.rfind('/') {
             Some(0) => ("/", &text[1..]),
             Some(at) => (&text[..at], &text[at + 1..]),

@@ -3,7 +3,7 @@
 
 mod bucket;
 mod directory;
-mod web;
+pub mod web;
 
 use std::fs::File;
 use std::io;

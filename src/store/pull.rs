@@ -3,8 +3,8 @@
 //! 1. The head of the version is fetched: of the newest, or of the one that was named. It must be of this
 //!    image, signed where that was asked for, have the root hash that was asked for, and be no older than the
 //!    version that the destination came from last.
-//! 2. A destination that has size and time of the image is equal. Otherwise map and places are
-//!    fetched, each proven by the head.
+//! 2. A destination that has size and time of the image, and nobody touched since it was pulled, is equal.
+//!    Otherwise map and places are fetched, each proven by the head.
 //! 3. What is there is hashed, or believed where its map was kept, and held against the map. What differs
 //!    is fetched: a patch where the destination has exactly the block that it goes on top of, else the block.
 //! 4. Each block is proven by its hash before it is written. The map proves to be that of the root hash
@@ -17,6 +17,7 @@
 mod content;
 pub(in crate::store) mod fetch;
 mod fill;
+mod find;
 mod last;
 
 use std::fs::File;
@@ -37,22 +38,20 @@ use crate::hashmap::cache::{self, Found, MapCache};
 use crate::hashmap::map_file::nameless;
 use crate::options::Options;
 use crate::report::{Changes, Event, Item, ItemKind, Outcome, Phase, Reporter, Stats};
-use crate::scan::At;
+use crate::scan::{At, FileState};
 use crate::store::fetched::{FetchedVersion, damaged};
-use crate::store::head::{Digest, Head, Proven};
-use crate::store::keep::{self, Kept};
+use crate::store::head::{Digest, Head, PatchesHead};
 use crate::store::name::{ImageName, Kind, Version};
 use crate::store::objects::{Objects, Served};
 use crate::store::patches::PatchesReader;
 use crate::store::signature::Trusted;
 use fetch::{Asked, Fetch};
 use fill::{Filled, Filling, Patches};
-use last::{LastPlace, LastVersion};
+use find::Source;
+use last::{LastPlace, LastVersion, ProvenBy};
 
 /// Requests at a time, unless told otherwise.
 pub const JOBS: usize = 12;
-/// Bytes of a map of which there is no head.
-const MOST_PLAIN_MAP: u64 = 128 << 20;
 
 /// What is pulled.
 #[derive(Debug, Clone)]
@@ -92,14 +91,6 @@ pub struct Pull<'a> {
     pub reporter: &'a dyn Reporter,
 }
 
-/// What was found in a store.
-enum Source {
-    /// A version with a head, which lies there.
-    Version(Box<Kept>, String),
-    /// A map alone.
-    Plain(Box<FetchedVersion>),
-}
-
 impl Pull<'_> {
     /// Makes `destination`, a file, a device or a directory, equal to the version.
     ///
@@ -117,71 +108,6 @@ impl Pull<'_> {
         self.reporter.event(Event::Note(&what));
         let stats = self.put(source, &head, destination)?;
         Ok(Pulled { stats, head })
-    }
-
-    /// Step 1, but for what the destination came from.
-    fn find(&self) -> Result<Source> {
-        let object = match &self.pull.version {
-            Some(version) => self.name.version(version),
-            None => self.name.newest(),
-        };
-        let address = self.objects.address(&object);
-        let Some(kept) = keep::read_head(self.objects, &object, self.name)? else {
-            return self.plain(&address);
-        };
-        if let Some(trusted) = &self.pull.trusted {
-            trusted.check(&kept.sealed.line, &kept.sealed.signature, &address)?;
-        }
-        if let Some(version) = &self.pull.version
-            && kept.head.version() != version.to_string()
-        {
-            let what = format!("it is the head of version {}", kept.head.version());
-            return Err(Error::Protocol { peer: address, what });
-        }
-        self.check_root(&kept.head, &address)?;
-        Ok(Source::Version(Box::new(kept), address))
-    }
-
-    fn check_root(&self, head: &Head, address: &str) -> Result<()> {
-        match self.pull.root {
-            Some(root) if root != head.root => {
-                let what = format!(
-                    "version {} has the root hash {}, and --root wants another",
-                    head.version(),
-                    String::from(head.root)
-                );
-                Err(Error::Protocol { peer: address.into(), what })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// An image that lies there as it is, beside its map.
-    fn plain(&self, looked_at: &str) -> Result<Source> {
-        let object = self.name.plain_map();
-        if let Some(version) = &self.pull.version {
-            let why = format!("is not there: the store has no version {version} of {}", self.name);
-            return Err(Error::refused(looked_at, why));
-        }
-        if self.pull.trusted.is_some() {
-            return Err(Error::refused(
-                looked_at,
-                "is not there, and --trust wants a signature, which it would have",
-            ));
-        }
-        let failed = |error| Error::file("write a working file for", self.objects.address(&object))(error);
-        let Some(bytes) = self.objects.get(&object, MOST_PLAIN_MAP)? else {
-            let map = self.objects.address(&object);
-            let why = format!("is not there, nor is {map}: nothing was published under this name");
-            return Err(Error::refused(looked_at, why));
-        };
-        let mut file = nameless().map_err(failed)?;
-        io::Write::write_all(&mut file, &bytes).map_err(failed)?;
-        let digest = Digest(*blake3::hash(&bytes).as_bytes());
-        let proven = Proven { digest, length: bytes.len() as u64 };
-        let version = FetchedVersion::plain(self.objects, self.name, file, proven)?;
-        self.check_root(&version.head, &self.objects.address(&object))?;
-        Ok(Source::Plain(Box::new(version)))
     }
 
     /// Steps 2 to 5.
@@ -208,7 +134,7 @@ impl Pull<'_> {
         self.reporter.event(Event::Found(head.data));
         let place = root.place(&below, self.options.dry_run)?;
         let (opened, changes) = match place {
-            Some(place) => self.open(place, head, &setup)?,
+            Some(place) => self.open(place, head, (&setup, last.as_ref()))?,
             None => {
                 let nothing = Preview::of_nothing(&root.path_of(&below));
                 (Opened::Preview(Box::new(nothing)), Changes::NEW.with(Changes::TRANSFER, true))
@@ -219,14 +145,19 @@ impl Pull<'_> {
                 self.unset(unset, &mut stats);
                 self.reporter.event(Event::Done(Phase::Mapping, head.data));
                 self.file(head, &shown, Outcome::Unchanged, changes);
-                self.record(head, last.as_ref());
+                // A length alone says of no version that it is there.
+                if let Some(mark) = last.as_ref().and_then(LastPlace::read).and_then(|last| last.mark)
+                    && !self.options.size_only
+                {
+                    self.record(head, Some(mark), last.as_ref());
+                }
                 return Ok(stats);
             }
             Opened::Preview(preview) => Sink::Preview(preview),
             Opened::Different(destination) => Sink::Destination(destination),
         };
         let is_first = changes.has(Changes::NEW);
-        let (finished, sent) = self.fill((source, head), (sink, is_first), &mut stats)?;
+        let (finished, sent, mark) = self.fill((source, head), (sink, is_first), &mut stats)?;
         stats.written_bytes += finished.written;
         stats.punched_bytes = stats.punched_bytes.saturating_add(finished.punched);
         finished.note(&shown).iter().for_each(|note| self.reporter.event(Event::Warning(note)));
@@ -234,7 +165,7 @@ impl Pull<'_> {
         let outcome = if finished.changed { Outcome::Sent(sent) } else { Outcome::Unchanged };
         stats.files_sent = u64::from(finished.changed);
         self.file(head, &shown, outcome, changes);
-        self.record(head, last.as_ref());
+        self.record(head, mark, last.as_ref());
         Ok(stats)
     }
 
@@ -250,17 +181,40 @@ impl Pull<'_> {
     }
 
     /// Records what the destination came from.
-    fn record(&self, head: &Head, last: Option<&LastPlace>) {
-        let Some(last) = last.filter(|_| !self.options.dry_run && head.time > 0) else { return };
-        let now = LastVersion::of(head, &self.name.to_string());
-        if last.read().as_ref() != Some(&now)
+    fn record(&self, head: &Head, mark: Option<Digest>, last: Option<&LastPlace>) {
+        let Some(last) = last.filter(|_| !self.options.dry_run) else { return };
+        let proven = match (&self.pull.trusted, self.pull.root) {
+            (Some(_), _) => ProvenBy::Signature,
+            (None, Some(_)) => ProvenBy::Root,
+            (None, None) => ProvenBy::Way,
+        };
+        let before = last.read();
+        let now = LastVersion::after(before.as_ref(), head, (&self.name.to_string(), proven), mark);
+        if before.as_ref() != Some(&now)
             && let Err(error) = last.write(&now)
         {
             self.reporter.event(Event::Warning(&Warning::new(error.to_string())));
         }
     }
 
-    fn open(&self, place: Place, head: &Head, setup: &Setup) -> Result<(Opened, Changes)> {
+    /// Whether what is there has this content still, as it was recorded. That it has the time of the image proves
+    /// nothing.
+    fn is_known_to_be(&self, head: &Head, path: &Path, last: Option<&LastPlace>) -> bool {
+        let recorded = last.and_then(LastPlace::read).and_then(|last| last.mark);
+        let mark = || {
+            let (file, _) = crate::scan::open_image(&NamedPath::here(path)).ok()?;
+            let state = FileState::of(&file).ok()?;
+            cache::mark_of(&file, &state, head.grid()?.block, &head.root.0).map(Digest)
+        };
+        recorded.is_some() && recorded == mark()
+    }
+
+    fn open(
+        &self,
+        place: Place,
+        head: &Head,
+        (setup, last): (&Setup, Option<&LastPlace>),
+    ) -> Result<(Opened, Changes)> {
         let options = self.options;
         let path = place.path.clone();
         let attributes = Attributes {
@@ -269,11 +223,12 @@ impl Pull<'_> {
             mtime: head.modified.filter(|_| options.times),
             ..Attributes::default()
         };
-        // A root hash says nothing of a time, and who pins it alone believes nothing else.
-        let is_proven = self.pull.root.is_none() || self.pull.trusted.is_some();
-        let quick_check = match head.modified {
-            Some(_) if is_proven => QuickCheck::Time(Precision::Nanoseconds),
-            _ => QuickCheck::Never,
+        // Who pins nothing, and says that lengths are enough, or that other directories have the same, is believed.
+        let is_pinned = self.pull.root.is_some() || self.pull.trusted.is_some();
+        let is_told = !is_pinned && (options.size_only || options.alternates.is_some());
+        let quick_check = match is_told || self.is_known_to_be(head, &path, last) {
+            true => QuickCheck::Time(Precision::Nanoseconds),
+            false => QuickCheck::Never,
         };
         let (length, data, whole) = (head.length, head.data, options.whole_file);
         let opening =
@@ -311,18 +266,20 @@ impl Pull<'_> {
     }
 
     /// Steps 3 to 5; `is_first`: nothing has the name of the destination. Returns what finishing came to, and
-    /// bytes of data that were new.
+    /// bytes of data that were new, and what the destination is to be known by.
     fn fill(
         &self,
         (source, head): (Source, &Head),
         (mut sink, is_first): (Sink, bool),
         stats: &mut Stats,
-    ) -> Result<(Finished, u64)> {
+    ) -> Result<(Finished, u64, Option<Digest>)> {
         let version = match source {
             Source::Plain(version) => Ok(*version),
             Source::Version(..) => FetchedVersion::fetch(self.objects, self.name, head.clone()),
         };
+        let mut block = self.options.block_size;
         let filled = version.and_then(|version| {
+            block = version.grid().block;
             let maps = MapCache::open(self.options);
             let filled = self.fill_with(&version, (&mut sink, is_first), maps.as_ref())?;
             // The blocks are those of the map, which has proven to be that of this hash.
@@ -344,12 +301,14 @@ impl Pull<'_> {
             Completion::Finished(finished) => *finished,
             Completion::Waits(waiting) => waiting.commit()?,
         };
-        if let (Some(maps), Some(map), Some(witness)) = (&maps, map, finished.witness.take())
-            && let Some((file, state)) = witness.state()
-        {
-            maps.keep(map, &file, &state);
+        let mut mark = None;
+        if let Some((file, state)) = finished.witness.take().and_then(|witness| witness.state()) {
+            mark = cache::mark_of(&file, &state, block, &root).map(Digest);
+            if let (Some(maps), Some(map)) = (&maps, map) {
+                maps.keep(map, &file, &state);
+            }
         }
-        Ok((finished, new))
+        Ok((finished, new, mark))
     }
 
     fn fill_with(
@@ -364,7 +323,8 @@ impl Pull<'_> {
             Some(basis) => self.known(&basis, sink.path(), maps, grid.block),
             None => KnownHead::Unread,
         };
-        let map = maps.and_then(|maps| sink.record_map(maps, &grid, version.head.data));
+        let is_watched = sink.watch();
+        let map = maps.filter(|_| is_watched).and_then(|maps| maps.record(&grid, version.head.data));
         let patches = if compares { self.patches(version)? } else { None };
         let whole = (is_first || !compares) && self.has_no_ranges(version)?;
         if whole && compares {
@@ -417,9 +377,20 @@ impl Pull<'_> {
         }
     }
 
-    /// The patches of the version, if it has any.
+    /// The patches of the version, if it has any. Without them whole blocks are fetched.
     fn patches(&self, version: &FetchedVersion) -> Result<Option<Patches>> {
         let Some(head) = &version.head.patches else { return Ok(None) };
+        match self.fetch_patches(version, head) {
+            Err(error @ (Error::Protocol { .. } | Error::Refused { .. } | Error::File { .. })) => {
+                let what = format!("whole blocks are fetched where pages would do: {error}");
+                self.reporter.event(Event::Warning(&Warning::new(what)));
+                Ok(None)
+            }
+            patches => patches,
+        }
+    }
+
+    fn fetch_patches(&self, version: &FetchedVersion, head: &PatchesHead) -> Result<Option<Patches>> {
         let object = self.name.object(Kind::Patches, &version.head.id.name());
         let address = self.objects.address(&object);
         let failed = |error| Error::file("write a working file for", &address)(error);

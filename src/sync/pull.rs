@@ -97,7 +97,10 @@ impl Pulling {
             let what = "an index of casync has neither root hash nor signature of holesync: leave --root and --trust out";
             return Err(Error::Usage(what.into()));
         }
-        let elsewhere = self.chunks.as_ref().map(|base| base.open(&self.reach)).transpose()?;
+        // The credentials of the environment are for where the index is. A netrc names its hosts.
+        let mut reach = self.reach.clone();
+        reach.web.credentials = None;
+        let elsewhere = self.chunks.as_ref().map(|base| base.open(&reach)).transpose()?;
         let beside = format!("{CHUNKS}/");
         let chunks = match &elsewhere {
             Some(objects) => ChunkStore { objects: objects.as_ref(), prefix: "" },

@@ -462,3 +462,59 @@ fn a_key_that_is_not_there_is_told_before_anything_is_written() {
     published.code(23).says(&["/none"]);
     assert_eq!(fs::read_dir(store.path("store")).unwrap().count(), 0);
 }
+
+#[test]
+fn a_plain_image_has_one_version_which_can_be_named() {
+    let store = Store::new(lab::scratch());
+    fs::create_dir(store.path("store")).unwrap();
+    let layout = Layout::hole("disk", 8 << 20).data(1 << 20..3 << 20, &mut Rng(1));
+    layout.write(&store.image());
+    store.publish(&store.image(), &["--raw", "--as=r1"]);
+    let [old, old_map] =
+        ["store/disk.newest", "store/disk.map"].map(|name| fs::read(store.path(name)).unwrap());
+    let bytes = fs::read(store.image()).unwrap();
+    layout.data(0..4096, &mut Rng(2)).write(&store.image());
+    store.publish(&store.image(), &["--raw", "--as=r2"]);
+    store.pull("@r2", &[]).ok();
+    store.pull("@r1", &[]).code(23).says(&["the store has no version r1"]);
+    // The server goes back.
+    fs::write(store.image(), bytes).unwrap();
+    fs::write(store.path("store/disk.newest"), old).unwrap();
+    fs::write(store.path("store/disk.map"), old_map).unwrap();
+    store.pull("", &[]).code(12).says(&["disk@r1", "--root"]);
+    store.pull("@r1", &[]).ok();
+    assert_same(&store.image(), &store.copy());
+}
+
+#[test]
+fn patches_that_are_lost_are_done_without() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    layout.data(1 << 20..(1 << 20) + 4096, &mut Rng(2)).write(&image);
+    assert_eq!(store.publish(&image, &[])["patches"], 1);
+    let patches =
+        fs::read_dir(store.path("store/disk.store/patches")).unwrap().next().unwrap().unwrap().path();
+    fs::write(&patches, "damaged").unwrap();
+    store.pull("", &[]).ok().says(&["whole blocks are fetched", patches.to_str().unwrap()]);
+    assert_same(&image, &store.copy());
+}
+
+#[test]
+fn what_may_be_a_secret_in_a_url_is_not_repeated() {
+    for url in [
+        "http://u:sesame@h",
+        "https://u:sesame@h/",
+        "https://h/disk?sig=sesame",
+        "https://h/disk@v1?sig=sesame",
+    ] {
+        for verb in [&[][..], &["versions"], &["check"], &["prune", "--keep=1"]] {
+            let mut command = holesync();
+            command.args(verb).arg(url);
+            if verb.is_empty() {
+                command.arg("/none");
+            }
+            let refused = run(&mut command).code(1);
+            assert!(!refused.to_string().replace(url, "").contains("sesame"), "{refused}");
+        }
+    }
+}

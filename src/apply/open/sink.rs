@@ -109,21 +109,29 @@ impl Sink {
     /// Begins the map of what it is to have, with so many bytes of `data`, if that may be kept. What stays of an
     /// old file was hashed as it was: from before that on, all changes must show.
     pub fn record_map(&mut self, maps: &MapCache, grid: &Grid, data: u64) -> Option<MapRecord> {
-        let Sink::Destination(destination) = self else { return None };
         let map = maps.record(grid, data)?;
+        self.watch().then_some(map)
+    }
+
+    /// Has the file that is to be the new one be watched, so that its state can be told when it is in place.
+    /// Returns whether it is.
+    pub fn watch(&mut self) -> bool {
+        let Sink::Destination(destination) = self else { return false };
         let own = match destination.own() {
             Some(Own::There(basis)) => Some(basis),
             Some(Own::Nothing) => None,
             None => destination.basis(),
         };
         if let Some(basis) = own {
-            let (state, file) = (basis.state.as_ref()?, basis.image.plain_file()?);
+            let Some((state, file)) = basis.state.as_ref().zip(basis.image.plain_file()) else {
+                return false;
+            };
             // A write that is under way has left its time already.
             if !state.will_show_changes(file) || !state.is_still(file) || !sys::is_open_here_alone(file) {
-                return None;
+                return false;
             }
         }
-        destination.watch().then_some(map)
+        destination.watch()
     }
 
     /// Puts data into a range, whose bytes a dry run need not have.

@@ -1,7 +1,7 @@
 //! Objects of a web server: by ranges where it has them, tried again where that may help, and in one
 //! version each. What is asked of a server stands in `docs/store.md`.
 
-mod address;
+pub mod address;
 pub(super) mod answer;
 pub(super) mod client;
 pub(super) mod connection;

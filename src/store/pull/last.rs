@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
@@ -12,10 +13,12 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::hashmap::map_file::NewFile;
 use crate::location::directory_of;
-use crate::store::head::Head;
+use crate::store::head::{Digest, Head};
 use crate::sys;
 use crate::working;
 
+/// Nanoseconds that the clock of who publishes may be ahead: a day.
+const MOST_AHEAD: u128 = 86_400_000_000_000;
 /// Bytes of such a record.
 const MOST: u64 = 4096;
 
@@ -28,6 +31,21 @@ pub struct LastVersion {
     pub version: String,
     /// When that was published, in nanoseconds since 1970.
     pub time: u64,
+    /// Whether a trusted key has signed it.
+    pub signed: bool,
+    /// What the destination was when it was complete, by [`mark_of`](crate::hashmap::cache::mark_of).
+    pub mark: Option<Digest>,
+}
+
+/// By what the head of a version is proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProvenBy {
+    /// By the way that it came.
+    Way,
+    /// By its root hash alone: its name and its time are not.
+    Root,
+    /// By a signature.
+    Signature,
 }
 
 /// Where the record of a destination lies.
@@ -74,9 +92,30 @@ impl LastPlace {
 }
 
 impl LastVersion {
-    /// That of a head.
-    pub fn of(head: &Head, name: &str) -> LastVersion {
-        LastVersion { name: name.into(), version: head.version().into(), time: head.time }
+    /// What is recorded behind `before`, when a destination has become the version of a head. What is not proven
+    /// makes nothing older that is, and nothing comes from a time that is yet to come.
+    pub fn after(
+        before: Option<&LastVersion>,
+        head: &Head,
+        (name, proven): (&str, ProvenBy),
+        mark: Option<Digest>,
+    ) -> LastVersion {
+        let signed = proven == ProvenBy::Signature;
+        let new =
+            LastVersion { name: name.into(), version: head.version().into(), time: head.time, signed, mark };
+        let before = before.filter(|before| before.name == name);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let is_to_come = u128::from(head.time) > now + MOST_AHEAD;
+        let is_fine = before.is_none_or(|before| match proven {
+            ProvenBy::Signature => true,
+            ProvenBy::Way => !before.signed,
+            ProvenBy::Root => !before.signed && head.time >= before.time,
+        });
+        match before {
+            _ if is_fine && !is_to_come => new,
+            Some(before) => LastVersion { mark, ..before.clone() },
+            None => LastVersion { time: 0, signed: false, ..new },
+        }
     }
 
     /// Refuses what is told to be the newest version, and is older than this one, or another of the same time.
@@ -91,9 +130,10 @@ impl LastVersion {
         }
         let what = format!(
             "it names version {} as the newest, and the destination has come from {}, which is newer: the server may be \
-             behind, or pass off an old version; name the version (NAME@{}) to pull it all the same",
+             behind, or pass off an old version; to pull it all the same name the version ({}@{}), or its root hash (--root)",
             head.version(),
             self.version,
+            self.name,
             head.version()
         );
         Err(Error::Protocol { peer: address.into(), what })

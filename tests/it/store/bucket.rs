@@ -80,19 +80,6 @@ mod anywhere {
     }
 
     #[test]
-    fn of_many_who_put_the_same_object_one_does() {
-        let Some((_server, bucket)) = place("race") else { return };
-        let put = |nth: usize| bucket.put_if("a/b", None, format!("{nth}").as_bytes()).unwrap();
-        let all = thread::scope(|scope| {
-            let putting: Vec<_> = (0..8).map(|nth| scope.spawn(move || put(nth))).collect();
-            putting.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
-        });
-        let winner = all.iter().position(|&put| put).unwrap();
-        assert_eq!(all.iter().filter(|&&put| put).count(), 1);
-        assert_eq!(bucket.get("a/b", 9).unwrap().unwrap(), format!("{winner}").as_bytes());
-    }
-
-    #[test]
     fn objects_are_put_listed_read_and_removed() {
         let Some((_server, bucket)) = place("one by one") else { return };
         assert_eq!(bucket.get("a/b ü%20+", 9).unwrap(), None);

@@ -136,3 +136,66 @@ fn a_key_that_is_changed_signs_a_version_of_its_own() {
     store.pull("", &["-I", &format!("--trust={other}.pub")]).code(12);
     assert_same(&image, &store.copy());
 }
+
+#[test]
+fn a_time_makes_no_image_equal_to_another() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    let time = fs::metadata(&image).unwrap().modified().unwrap();
+    // As where builds are reproducible: the same length and the same time.
+    layout.data(1 << 20..(1 << 20) + 4096, &mut Rng(2)).write(&image);
+    fs::File::open(&image).unwrap().set_modified(time).unwrap();
+    store.publish(&image, &["--as=v2"]);
+    for version in ["", "@v2"] {
+        store.pull(version, &[]).ok();
+        assert_same(&image, &store.copy());
+    }
+    // Who says that lengths are enough is believed.
+    layout_of_other(&store, &image, time);
+    let pulled = store.pull("", &["--size-only", "--json"]).ok();
+    assert_eq!(pulled.count("files_sent"), 0);
+    store.pull("", &[]).ok();
+    assert_same(&image, &store.copy());
+}
+
+/// Publishes another image of the same length and time.
+fn layout_of_other(store: &Store, image: &std::path::Path, time: std::time::SystemTime) {
+    let mut bytes = fs::read(image).unwrap();
+    bytes[2 << 20] ^= 1;
+    fs::write(image, bytes).unwrap();
+    fs::File::open(image).unwrap().set_modified(time).unwrap();
+    store.publish(image, &[]);
+}
+
+#[test]
+fn what_a_root_hash_does_not_prove_is_not_remembered() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    let key = store.key("key", "ed25519");
+    let (sign, trust) = (format!("--sign={}", key.display()), format!("--trust={}.pub", key.display()));
+    let newest = store.path("store/disk.newest");
+    store.publish(&image, &[&sign]);
+    let old = fs::read(&newest).unwrap();
+    layout.data(0..4096, &mut Rng(2)).write(&image);
+    let root = store.publish(&image, &[&sign])["root"].as_str().unwrap().to_string();
+    let new = fs::read(&newest).unwrap();
+    store.pull("", &[&trust]).ok();
+    // A head that lies about its time, of the version whose root hash is pinned.
+    let line = new.split(|&byte| byte == b'\n').next().unwrap();
+    let root = format!("--root={root}");
+    for time in ["1", "18446744073709551615"] {
+        let mut head: serde_json::Value = serde_json::from_slice(line).unwrap();
+        head["time"] = time.parse::<u64>().unwrap().into();
+        fs::write(&newest, format!("{head}\n")).unwrap();
+        for flags in [&[root.as_str()][..], &["-I"]] {
+            // Without a root hash it is too old, or taken as it is.
+            let pulled = store.pull("", flags);
+            assert!(pulled.code == 0 || flags == ["-I"], "{pulled}");
+        }
+        fs::write(&newest, &old).unwrap();
+        store.pull("", &[&trust]).code(12).says(&["which is newer"]);
+        fs::write(&newest, &new).unwrap();
+        store.pull("", &[&trust]).ok();
+        assert_same(&image, &store.copy());
+    }
+}

@@ -30,17 +30,14 @@ pub fn is_secure(uri: &Uri) -> bool {
     uri.scheme() == Some(&Scheme::HTTPS)
 }
 
-/// The URL below which objects lie. What may hold a secret is refused, and not repeated.
-pub fn parse_base(text: &str) -> Result<Uri> {
+/// Refuses a URL of a web server with what may be a secret, and does not repeat it.
+pub fn refuse_secrets(text: &str) -> Result<()> {
     let refuse = |why: &str| Err(Error::Usage(why.into()));
-    let Some((scheme, rest)) = text.split_once("://") else {
-        return refuse("the address of a web server begins with http:// or https://");
-    };
+    let Some((scheme, rest)) = text.split_once("://") else { return Ok(()) };
     if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
-        return refuse("the address of a web server begins with http:// or https://");
+        return Ok(());
     }
-    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-    if authority.contains('@') {
+    if rest.split('/').next().is_some_and(|authority| authority.contains('@')) {
         return refuse(
             "a URL with a user or password in it is seen by everybody on this machine: put \
              \"machine HOST login USER password PASSWORD\" into ~/.netrc, or set HOLESYNC_USER and \
@@ -54,6 +51,20 @@ pub fn parse_base(text: &str) -> Result<Uri> {
              a name is written %3F or %23",
         );
     }
+    Ok(())
+}
+
+/// The URL below which objects lie. What may hold a secret is refused, and not repeated.
+pub fn parse_base(text: &str) -> Result<Uri> {
+    let refuse = |why: &str| Err(Error::Usage(why.into()));
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return refuse("the address of a web server begins with http:// or https://");
+    };
+    if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
+        return refuse("the address of a web server begins with http:// or https://");
+    }
+    refuse_secrets(text)?;
+    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
     let path = encode(path.trim_end_matches('/'), |byte| byte.is_ascii_graphic() && !is_delimiter(byte));
     let shown = escape(text.as_bytes());
     let parsed = format!("{}://{authority}{path}", scheme.to_ascii_lowercase()).parse::<Uri>();
