@@ -15,7 +15,11 @@ use holesync::protocol::{
 };
 use holesync::report::Changes;
 use holesync::source::{Kind, Metadata, Node, Owner};
-use holesync::xattrs::{AclEntry, Acls};
+use holesync::store::head::{Digest, Head, PatchesHead, Proven, SealedHead, Subject};
+use holesync::store::name::{ImageName, ObjectId, Version};
+use holesync::store::patches::PatchesWriter;
+use holesync::store::places::{PackId, Place, PlacesWriter, head_of};
+use holesync::sys::xattrs::{AclEntry, Acls};
 use holesync_fuzz::unframed;
 
 fn main() {
@@ -69,6 +73,15 @@ fn main() {
     put("casync", "whole", &index());
     // Flags, a greatest length, chunks: see the target.
     put("casync", "made", &[0xa0, 255, 10, 0, 1, 64, 0]);
+    put("head", "unsigned", &head(false));
+    put("head", "signed", &head(true));
+    put("places", "whole", &places());
+    // Packs, then numbers of blocks, pack, frame and first byte: see the target.
+    put("places", "made", &[2, 3, 1, 24, 99, 0, 1, 0, 200, 1, 9, 0]);
+    let (index, records) = patches();
+    // The length of the image: see the target.
+    put("patches", "whole", &[&[4, 200][..], &index].concat());
+    put("patches", "made", &[&[4, 200][..], &records].concat());
     put("tar", "sparse", &tar());
     // The form in which ranges are printed, and the length of the image: see the target.
     let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/hashmap/since/list/samples");
@@ -321,6 +334,49 @@ fn index() -> Vec<u8> {
     let chunks = [65_536, 1, 2, 3, 4, 100_000, 5, 6, 7, 8];
     let tail = [0, 0, 48, 16 + 3 * 40, 0x4b4f_050e_5549_ecd1];
     [&head[..], &chunks, &tail].concat().into_iter().flat_map(u64::to_le_bytes).collect()
+}
+
+/// What is published of a version.
+fn head(signed: bool) -> Vec<u8> {
+    let (name, version) = (ImageName::new("disk").expect("a name"), Version::new("v1").expect("a name"));
+    let proven = |length| Proven { digest: Digest([7; 32]), length };
+    let subject = Subject {
+        name: &name,
+        version: &version,
+        id: ObjectId([9; 16]),
+        time: 1_700_000_000_000_000_000,
+        modified: Some((1_700_000_000, 1)),
+        grid: Grid { length: 9 << 16, block: BlockSize::default() },
+        data: 4 << 16,
+        root: [1; 32],
+    };
+    let patches = PatchesHead { object: Digest([3; 32]), index: proven(99) };
+    let line = Head::new(subject, proven(300), Some(proven(80)), Some(patches)).to_line();
+    // How PROTOCOL.sshsig begins, and a signature of nothing.
+    let blob = "U1NIU0lHAAAAAQAAADMAAAALc3NoLWVkMjU1MTkAAAAgl0PvLdourjnjJYF3AtZuJ5TV5vP39y7v\n9AReff04h5kkAAAAI";
+    let signature = format!("-----BEGIN SSH SIGNATURE-----\n{blob}\n-----END SSH SIGNATURE-----\n");
+    SealedHead { line, signature: if signed { signature.into_bytes() } else { Vec::new() } }.to_bytes()
+}
+
+fn places() -> Vec<u8> {
+    let mut writer = PlacesWriter::new(Vec::new()).expect("write");
+    let place = |pack, offset, raw| Place { pack, offset, stored: 9000, raw };
+    for (place, bytes) in [(place(0, 24, 0), 65_536), (place(0, 24, 65_536), 4096), (place(1, 24, 0), 8192)] {
+        writer.add(place, bytes).expect("write");
+    }
+    [head_of(&[PackId([1; 16]), PackId([2; 16])]), writer.finish().expect("write")].concat()
+}
+
+/// An index of patches, and what it unpacks to.
+fn patches() -> (Vec<u8>, Vec<u8>) {
+    let mut writer = PatchesWriter::new(3).expect("write");
+    for (index, pages) in [(1, 1), (2, 0x8001), (7, 0)] {
+        let bytes = vec![7; 4096 * u64::count_ones(pages) as usize];
+        writer.add(index, &[9; 16], pages, &bytes).expect("write");
+    }
+    let (index, _) = writer.finish().expect("write").expect("patches");
+    let records = zstd::bulk::decompress(&index, 1 << 20).expect("unpack");
+    (index, records)
 }
 
 fn map_file() -> Vec<u8> {
