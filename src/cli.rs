@@ -8,7 +8,6 @@ mod delete;
 mod help;
 mod info;
 mod mistakes;
-mod pulled;
 mod reach;
 mod record;
 mod rsync;

@@ -2,6 +2,7 @@
 
 mod between;
 mod hosts;
+mod pulled;
 mod store;
 
 use std::path::PathBuf;

@@ -16,7 +16,7 @@ impl TransferArgs {
     ///
     /// [`Error::Usage`] for what makes no sense with that, or without it; when a file of keys cannot be
     /// read.
-    pub(super) fn pulling(
+    pub(in crate::cli) fn pulling(
         &self,
         destination: Option<&Location>,
         options: &Options,
