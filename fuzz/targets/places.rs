@@ -2,14 +2,15 @@
 #![no_main]
 
 use holesync::store::pack::{MOST_RAW, MOST_STORED};
-use holesync::store::places::{PackId, PlacesReader, head_of};
+use holesync::store::name::ObjectId;
+use holesync::store::places::{PlacesReader, head_of};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     read(data);
     if let Some((&packs, runs)) = data.split_first() {
         let packed = zstd::bulk::compress(runs, 1).expect("compress");
-        read(&[head_of(&vec![PackId([7; 16]); usize::from(packs % 8)]), packed].concat());
+        read(&[head_of(&vec![ObjectId([7; 16]); usize::from(packs % 8)]), packed].concat());
     }
 });
 

@@ -18,7 +18,7 @@ use holesync::source::{Kind, Metadata, Node, Owner};
 use holesync::store::head::{Digest, Head, PatchesHead, Proven, SealedHead, Subject};
 use holesync::store::name::{ImageName, ObjectId, Version};
 use holesync::store::patches::PatchesWriter;
-use holesync::store::places::{PackId, Place, PlacesWriter, head_of};
+use holesync::store::places::{Place, PlacesWriter, head_of};
 use holesync::sys::xattrs::{AclEntry, Acls};
 use holesync_fuzz::unframed;
 
@@ -364,7 +364,7 @@ fn places() -> Vec<u8> {
     for (place, bytes) in [(place(0, 24, 0), 65_536), (place(0, 24, 65_536), 4096), (place(1, 24, 0), 8192)] {
         writer.add(place, bytes).expect("write");
     }
-    [head_of(&[PackId([1; 16]), PackId([2; 16])]), writer.finish().expect("write")].concat()
+    [head_of(&[ObjectId([1; 16]), ObjectId([2; 16])]), writer.finish().expect("write")].concat()
 }
 
 /// An index of patches, and what it unpacks to.
