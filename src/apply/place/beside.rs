@@ -193,13 +193,13 @@ impl Place {
     fn open_ours(&self, kind: Working, flags: OFlag) -> io::Result<Option<File>> {
         let home = self.home_of(kind);
         let file = match home.open(&home.name_of(kind), flags | OFlag::O_NONBLOCK) {
-            Err(error) if is_not_ours(&error) => {
-                // It may be ours, and be kept from us.
+            // It may be ours, and be kept from us.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => {
                 let stat = sys::stat_at(&home.dir, &home.name_of(kind))?;
                 let is_ours = stat.is_some_and(|stat| Maker::this_process().made(&stat));
-                let is_kept = matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM));
-                return if is_ours && is_kept { Err(error) } else { Ok(None) };
+                return if is_ours { Err(error) } else { Ok(None) };
             }
+            Err(error) if is_not_ours(&error) => return Ok(None),
             other => other?,
         };
         let stat = nix::sys::stat::fstat(&file)?;
@@ -284,6 +284,6 @@ impl Place {
 
 /// Whether an error of opening a working file says that it is gone, or not ours.
 fn is_not_ours(error: &io::Error) -> bool {
-    let known = [libc::ENOENT, libc::ELOOP, libc::EACCES, libc::EPERM, libc::EISDIR, libc::ENXIO];
+    let known = [libc::ENOENT, libc::ELOOP, libc::EISDIR, libc::ENXIO];
     error.raw_os_error().is_some_and(|errno| known.contains(&errno))
 }
