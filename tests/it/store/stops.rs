@@ -72,7 +72,8 @@ fn a_signal_ends_a_pause_and_a_wait() {
             let waits = start(&mut command);
             let is_asked = || asked.load(Ordering::SeqCst) > 0;
             assert!(wait_until(Duration::from_secs(60), is_asked), "{words:?}");
-            waits.signal(Signal::SIGINT);
+            // Not SIGINT, which a shell has its background jobs ignore.
+            waits.signal(Signal::SIGTERM);
             // Far sooner than it would be over.
             waits.finish_within(Duration::from_secs(40)).code(code);
             assert_same(&image, &store.copy());
