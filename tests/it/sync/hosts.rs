@@ -187,7 +187,7 @@ fn a_host_that_hangs_and_one_that_is_full_hold_up_nobody() {
     let full = small.dir.path().join("image");
     let mut command = farm.command("require");
     command
-        .args(["--json", "--timeout=3", "--contimeout=3", "--jobs=2", "--failed"])
+        .args(["--json", "--timeout=3", "--contimeout=3", "--jobs=2", "--bwlimit=40000", "--failed"])
         .arg(&failed)
         .arg(farm.to("stops"));
     command.arg({
