@@ -309,7 +309,9 @@ impl<'a> LogReader<'a> {
         let start = self.at + RECORD as u64;
         scan::read_or_zeros(self.log, &mut body, start)?;
         scan::read_or_zeros(self.log, &mut digest, start + len)?;
-        if self.log.metadata()?.len() < start + len || digest_of(self.log, start + len)? != digest {
+        // What was read behind the end of the log are zeros, as a digest may end in.
+        let end = start + len + digest.len() as u64;
+        if self.log.metadata()?.len() < end || digest_of(self.log, start + len)? != digest {
             return Ok(None);
         }
         let seal = postcard::from_bytes(&body).map_err(|_| io::Error::other(UnknownFormat))?;

@@ -277,3 +277,18 @@ fn no_damage_to_a_sealed_log_goes_unnoticed() {
         assert_eq!(runs, records, "cut at {at}");
     }
 }
+
+/// What lies behind the end of a file reads as zeros here, and a digest may end in one.
+#[test]
+fn a_seal_without_the_zero_that_it_ends_in_is_none() {
+    let ends_in_zero = (0..20_000).find_map(|length| {
+        let mut staged = Staged::new(&Sparse::default(), &[]);
+        staged.seal(length);
+        (staged.read("log").last() == Some(&0)).then_some(staged)
+    });
+    let staged = ends_in_zero.expect("one of 256");
+    let (log, identity) = (staged.open("log"), staged.identity());
+    assert!(read_seal(&log, identity).expect("read").is_some());
+    log.set_len(log.metadata().expect("look").len() - 1).expect("cut");
+    assert_eq!(read_seal(&log, identity).expect("read"), None);
+}
