@@ -14,6 +14,12 @@ pub fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// What follows `scheme://`, in capitals or not (RFC 3986, section 3.1); `None`: something else is there.
+pub fn behind_scheme<'a>(text: &'a [u8], scheme: &str) -> Option<&'a [u8]> {
+    let (start, rest) = text.split_at_checked(scheme.len())?;
+    rest.strip_prefix(b"://").filter(|_| start.eq_ignore_ascii_case(scheme.as_bytes()))
+}
+
 /// Where a source or a destination is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
@@ -120,7 +126,7 @@ impl Location {
         if bytes.is_empty() {
             return Err(Error::Usage("an empty path names nothing".into()));
         }
-        if let Some(rest) = bytes.strip_prefix(b"ssh://") {
+        if let Some(rest) = behind_scheme(bytes, "ssh") {
             return parse_url(rest, text);
         }
         let daemon = || {
@@ -128,7 +134,7 @@ impl Location {
                 "names an rsync daemon, which holesync does not speak to: write [user@]host:path, for ssh";
             Error::Usage(format!("{text:?} {what}"))
         };
-        if bytes.starts_with(b"rsync://") {
+        if behind_scheme(bytes, "rsync").is_some() {
             return Err(daemon());
         }
         let Some(colon) = remote_colon(bytes) else {
@@ -180,7 +186,7 @@ impl std::fmt::Display for Host {
 /// it has a path of its own.
 fn split_destination(bytes: &[u8]) -> Result<(OsString, Option<u16>, bool)> {
     let text = |parts: &[&[u8]]| OsString::from_vec(parts.concat());
-    if let Some(rest) = bytes.strip_prefix(b"ssh://") {
+    if let Some(rest) = behind_scheme(bytes, "ssh") {
         let own = rest.contains(&b'/');
         return Ok((text(&[bytes, if own { b"" } else { b"/" }]), None, own));
     }
@@ -204,10 +210,12 @@ fn split_destination(bytes: &[u8]) -> Result<(OsString, Option<u16>, bool)> {
 
 /// What the text is, if what is before its colon is no host.
 fn no_path(before: &[u8], behind: &[u8]) -> Option<&'static str> {
-    match (before, behind) {
-        ([b'A'..=b'Z'], [b'\\' | b'/', ..]) | ([b'a'..=b'z'], [b'\\', ..]) => Some(
+    if let ([b'A'..=b'Z'], [b'\\' | b'/', ..]) | ([b'a'..=b'z'], [b'\\', ..]) = (before, behind) {
+        return Some(
             "is a path of Windows: write /dir/file, or host:/dir/file for ssh; a host of that name is [X]:/path",
-        ),
+        );
+    }
+    match (before.to_ascii_lowercase().as_slice(), behind) {
         (b"http" | b"https" | b"s3", [b'/', b'/', ..]) => {
             Some("is no DEST: what a store has is a SRC, and holesync publish IMG STORE/NAME puts it there")
         }
@@ -327,7 +335,10 @@ mod tests {
         assert_eq!(parse("u@[fe80::1%eth0]:/p").unwrap(), remote(Some("u"), "fe80::1%eth0", None, "/p"));
         assert_eq!(parse("[D]:/p").unwrap(), remote(None, "D", None, "/p"));
         assert_eq!(parse("[::1]:/p").unwrap(), remote(None, "::1", None, "/p"));
-        assert_eq!(parse("ssh://u@h:22022/p").unwrap(), remote(Some("u"), "h", Some(22022), "/p"));
+        for scheme in ["ssh", "SSH", "Ssh"] {
+            let text = format!("{scheme}://u@h:22022/p");
+            assert_eq!(parse(&text).unwrap(), remote(Some("u"), "h", Some(22022), "/p"));
+        }
         assert_eq!(parse("ssh://[::1]:5/p").unwrap(), remote(None, "::1", Some(5), "/p"));
         assert_eq!(parse("ssh://[::1]/p").unwrap(), remote(None, "::1", None, "/p"));
     }
@@ -401,6 +412,7 @@ mod tests {
             "C:\\img",
             "D:/img",
             "https://h/x",
+            "HTTPS://h/x",
             "sftp://h/x",
             "file:///x",
         ] {

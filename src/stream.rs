@@ -89,9 +89,10 @@ impl ImageStream {
     ///
     /// When it is neither, or cannot be opened.
     pub fn open(path: &Path, hole_map: bool) -> Result<ImageStream> {
-        let (file, length) = scan::open_image(&NamedPath::here(path))?;
-        let seen = FileState::of(&file).map_err(Error::file("look at", path))?;
-        Ok(ImageStream { path: path.to_path_buf(), image: FileImage::new(file, hole_map), length, seen })
+        let (file, _) = scan::open_image(&NamedPath::here(path))?;
+        let (seen, _) = FileState::settled(&file).map_err(Error::file("look at", path))?;
+        let (image, length) = (FileImage::new(file, hole_map), seen.length);
+        Ok(ImageStream { path: path.to_path_buf(), image, length, seen })
     }
 
     /// Gives the records to `write`, in parts: one for each extent and each

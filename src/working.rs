@@ -127,7 +127,7 @@ pub fn own_directory(path: &Path, make: bool) -> io::Result<OwnedFd> {
         if !make || error.kind() != io::ErrorKind::NotFound {
             return Err(error);
         }
-        make_directories(path)?;
+        make_directories(path, 0o700)?;
         sys::open(path, flags)
     });
     let directory = opened?;
@@ -136,13 +136,17 @@ pub fn own_directory(path: &Path, make: bool) -> io::Result<OwnedFd> {
     if is_ours { Ok(directory) } else { Err(io::ErrorKind::PermissionDenied.into()) }
 }
 
-/// Makes a directory and those that it lies in, and has their names on storage.
-fn make_directories(path: &Path) -> io::Result<()> {
+/// Makes a directory and those that it lies in, with a mode less the umask, and has their names on storage.
+///
+/// # Errors
+///
+/// What the system reports.
+pub fn make_directories(path: &Path, mode: u32) -> io::Result<()> {
     let parent = directory_of(path);
     if !parent.is_dir() {
-        make_directories(parent)?;
+        make_directories(parent, mode)?;
     }
-    match DirBuilder::new().mode(0o700).create(path) {
+    match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }

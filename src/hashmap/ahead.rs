@@ -167,7 +167,7 @@ impl Subject {
         if !metadata.is_file() || scan::exceeds_cache(data) {
             return None;
         }
-        let (file, length) = scan::open_image(&NamedPath::here(&likely.path)).ok()?;
+        let (file, _) = scan::open_image(&NamedPath::here(&likely.path)).ok()?;
         if !sys::is_cached(&file) {
             return None;
         }
@@ -176,7 +176,7 @@ impl Subject {
         if likely.maps.as_ref().is_some_and(is_known) || !seen.will_show_changes(&file) {
             return None;
         }
-        let grid = Grid { length, block: likely.block };
+        let grid = Grid { length: seen.length, block: likely.block };
         // A write that is under way has left its time already.
         let is_kept = likely.maps.as_ref().is_some_and(|maps| maps.may_keep(&grid));
         if is_kept && !sys::is_written_by_nobody(&file) {

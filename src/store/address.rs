@@ -5,9 +5,13 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::location;
 use crate::store::name::{ImageName, Version};
 use crate::store::objects::web::address::refuse_secrets;
-use crate::store::objects::{Bucket, BucketOptions, Directory, Objects, Web, WebOptions, WritableObjects};
+use crate::store::objects::{
+    Bucket, BucketOptions, DIRECTORY_MODE, Directory, Objects, Web, WebOptions, WritableObjects,
+};
+use crate::working::make_directories;
 
 /// Where objects are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +62,17 @@ impl Reach {
     }
 }
 
+/// What begins the URLs that a store has.
+const SCHEMES: [&str; 4] = ["http", "https", "s3", "file"];
+
+/// The scheme of a URL that a store has, and what follows; `None`: it is none.
+fn scheme_of(text: &str) -> Option<(&'static str, &str)> {
+    SCHEMES.into_iter().find_map(|scheme| {
+        let rest = location::behind_scheme(text.as_bytes(), scheme)?;
+        Some((scheme, &text[text.len() - rest.len()..]))
+    })
+}
+
 impl Base {
     /// Reads what stands before the name of an image.
     ///
@@ -65,16 +80,14 @@ impl Base {
     ///
     /// [`Error::Usage`].
     pub fn parse(text: &str) -> Result<Base> {
-        match text.split_once("://") {
-            Some(("http" | "https", _)) => Ok(Base::Web(text.into())),
-            Some(("s3", _)) => Ok(Base::Bucket(text.into())),
-            Some(("file", path)) if path.starts_with('/') || path.is_empty() => {
+        match scheme_of(text) {
+            Some((scheme @ ("http" | "https"), rest)) => Ok(Base::Web(format!("{scheme}://{rest}"))),
+            Some((scheme @ "s3", rest)) => Ok(Base::Bucket(format!("{scheme}://{rest}"))),
+            Some((_, path)) if path.starts_with('/') || path.is_empty() => {
                 Ok(Base::Directory(if path.is_empty() { "/".into() } else { path.into() }))
             }
-            Some(("file", _)) => {
-                Err(Error::Usage(format!("{text:?} names no file here: write file:///path/NAME")))
-            }
-            _ => Ok(Base::Directory(if text.is_empty() { ".".into() } else { text.into() })),
+            Some(_) => Err(Error::Usage(format!("{text:?} names no file here: write file:///path/NAME"))),
+            None => Ok(Base::Directory(if text.is_empty() { ".".into() } else { text.into() })),
         }
     }
 
@@ -117,9 +130,7 @@ impl Address {
     /// [`Error::Usage`] for one that names no image.
     pub fn of_source(text: &OsStr) -> Result<Option<Address>> {
         let Some(text) = text.to_str() else { return Ok(None) };
-        let is_url =
-            ["http://", "https://", "s3://", "file://"].iter().any(|scheme| text.starts_with(scheme));
-        if is_url { Address::parse(text).map(Some) } else { Ok(None) }
+        scheme_of(text).map(|_| Address::parse(text)).transpose()
     }
 
     /// What STORE/NAME names.
@@ -134,16 +145,19 @@ impl Address {
             Some(at) => (&text[..at], &text[at + 1..]),
             None => ("", text),
         };
-        let ends_early = base.ends_with(":/") || base.ends_with(':');
-        if name.is_empty() || ends_early && !base.starts_with("file:") {
+        if name.is_empty() || base.ends_with(":/") || base.ends_with(':') {
             return Err(Error::Usage(format!("{text:?} names no image: write STORE/NAME")));
         }
-        // `file:///NAME`
-        let base = Base::parse(if base == "file:/" || base == "file://" { "file://" } else { base })?;
-        if name.ends_with(".caibx") {
+        let base = Base::parse(base)?;
+        if is_index(name) {
             return Ok(Address { base, named: Named::Index(name.into()) });
         }
         let (name, version) = match name.split_once('@') {
+            Some((name, _)) if is_index(name) => {
+                return Err(Error::Usage(format!(
+                    "{text:?}: an index of casync has no versions: leave @ out"
+                )));
+            }
             Some((name, version)) => (name, Some(Version::new(version)?)),
             None => (name, None),
         };
@@ -168,16 +182,22 @@ impl Address {
     }
 }
 
+/// Whether this is the name of an index of casync or desync.
+fn is_index(name: &str) -> bool {
+    name.ends_with(".caibx")
+}
+
 /// Where the chunks of an index lie, unless that is told: beside it, as casync has them.
 pub const CHUNKS: &str = "default.castr";
 
-/// Whether a path is that of a directory which can be made into a store.
+/// Makes the directory of a store, where there is none.
 ///
 /// # Errors
 ///
 /// When it cannot be made.
 pub fn make_directory(path: &Path) -> Result<()> {
-    std::fs::create_dir_all(path).map_err(Error::file("make the store", path))
+    let made = if path.is_dir() { Ok(()) } else { make_directories(path, DIRECTORY_MODE) };
+    made.map_err(Error::file("make the store", path))
 }
 
 #[cfg(test)]
@@ -209,12 +229,24 @@ mod tests {
             ("/disk", directory("/"), "disk"),
             ("disk", directory("."), "disk"),
             ("https://h/x.caibx", Base::Web("https://h".into()), "index x.caibx"),
+            ("HTTPS://h/x@1.caibx", Base::Web("https://h".into()), "index x@1.caibx"),
+            ("File:///disk", directory("/"), "disk"),
+            ("S3://Bucket/disk", Base::Bucket("s3://Bucket".into()), "disk"),
         ] {
             assert_eq!(read(text).unwrap(), (base, named.into()), "{text}");
         }
-        for text in
-            ["https://h/", "https://h", "s3://bucket", "http://", "file://host/a/b", "a/.b", "a/b@", "a/"]
-        {
+        for text in [
+            "https://h/",
+            "https://h",
+            "s3://bucket",
+            "http://",
+            "file://host/a/b",
+            "file://host",
+            "a/.b",
+            "a/b@",
+            "a/",
+            "a/b.caibx@v1",
+        ] {
             assert!(read(text).is_err(), "{text}");
         }
     }

@@ -25,12 +25,26 @@ pub struct Checked {
     pub bytes: u64,
 }
 
-/// Reads all that a version is made of.
+/// Reads all that a version is made of. After an error `objects` may tell of interruptions alone.
 ///
 /// # Errors
 ///
-/// What is wrong with it first, with its address.
+/// What is wrong with it first, with its address, and what to do about it.
 pub fn check(
+    at: (&dyn WritableObjects, &ImageName),
+    kept: &Kept,
+    reporter: &dyn Reporter,
+) -> Result<Checked> {
+    check_parts(at, kept, reporter).map_err(|error| match error {
+        Error::Protocol { peer, what } => {
+            let what = format!("{what}; if it lies there like that, remove it, and publish the image again");
+            Error::Protocol { peer, what }
+        }
+        other => other,
+    })
+}
+
+fn check_parts(
     (objects, name): (&dyn WritableObjects, &ImageName),
     kept: &Kept,
     reporter: &dyn Reporter,
@@ -90,25 +104,29 @@ pub fn check_blocks(
     Ok(Checked { blocks, bytes: asked.bytes.load(Ordering::Relaxed) })
 }
 
-/// Looks whether what is told to be the newest version is.
+/// Looks whether what is told to be the newest version is. Returns it if it is none of those that are kept, but
+/// an image that lies there as it is.
 ///
 /// # Errors
 ///
 /// When it is not.
-pub fn check_newest((objects, name): (&dyn WritableObjects, &ImageName), kept: &[Kept]) -> Result<()> {
+pub fn check_newest(
+    (objects, name): (&dyn WritableObjects, &ImageName),
+    kept: &[Kept],
+) -> Result<Option<Kept>> {
     let address = objects.address(&name.newest());
     let told = keep::newest(objects, name)?;
     match (told, kept.first()) {
         (None, None) => {
             Err(Error::refused(address, "is not there, nor is any version: nothing was published"))
         }
-        (Some(told), Some(newest)) if told.head == newest.head => Ok(()),
+        (Some(told), Some(newest)) if told.head == newest.head => Ok(None),
         // An image that lies there as it is has no other head.
         (Some(told), newest)
             if told.head.places.is_none()
                 && newest.is_none_or(|newest| told.head.order() > newest.head.order()) =>
         {
-            Ok(())
+            Ok(Some(told))
         }
         (None, Some(newest)) => {
             let why =

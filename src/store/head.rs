@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::hashmap::{Grid, Hash, MAX_LENGTH};
+use crate::hashmap::{Grid, Hash, MAX_LENGTH, PAGE};
 use crate::options::BlockSize;
 use crate::report::hex;
 use crate::store::name::{ImageName, ObjectId, Version};
@@ -20,6 +20,8 @@ const FORMAT: u32 = 1;
 const MOST_INDEX: u64 = 64 << 20;
 /// What an image without a head has in the place of the name of a version.
 const PLAIN: &str = "unversioned";
+/// The latest time of a head, of the year 2262.
+const LATEST: u64 = i64::MAX as u64;
 /// Bytes of a head with its signature.
 pub const MOST: u64 = 16 << 10;
 
@@ -216,20 +218,38 @@ impl Head {
     /// Whether there can be such a version, with objects of such lengths.
     fn is_possible(&self) -> bool {
         let Some(grid) = self.grid() else { return false };
-        // Two numbers, mask and hash of a block; a run of one block.
-        let most = grid.blocks().saturating_mul(64).saturating_add(1 << 16);
+        // Two numbers, mask and hash of a block; a run of one block. Each has a page at least, of which the last
+        // of an image may be short.
+        let blocks = grid.blocks().min(self.data / PAGE + 1);
+        let most = blocks.saturating_mul(64).saturating_add(1 << 16);
         let lengths = [Some(self.map), self.places].map(|object| object.map_or(0, |object| object.length));
         let index = self.patches.as_ref().map_or(0, |patches| patches.index.length);
         self.data <= self.length
+            && self.time <= LATEST
             && self.modified.is_none_or(|(_, nanoseconds)| nanoseconds < 1_000_000_000)
             && lengths.into_iter().all(|length| length <= most)
             && index <= MOST_INDEX
             && Version::new(&self.version).is_ok()
     }
 
+    /// The same of a version that is named by its time, a nanosecond later.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such name.
+    pub fn a_moment_later(self) -> Result<Head> {
+        let time = self.time.saturating_add(1);
+        Ok(Head { time, version: Version::of_time(time)?.to_string(), ..self })
+    }
+
     /// The name of the version.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// Whether there is no version, but an image of which there is a map alone.
+    pub fn is_unversioned(&self) -> bool {
+        self.version == PLAIN
     }
 
     /// What versions are ordered by: the newest has the greatest.
@@ -315,6 +335,7 @@ mod tests {
             ("\"id\":\"09", "\"id\":\"..%2f09"),
             ("\"root\":\"01", "\"root\":\"0x"),
             ("\"time\":5", "\"time\":-5"),
+            ("\"time\":5", "\"time\":9223372036854775808"),
             ("\"modified\":[1,2]", "\"modified\":[1,1073741823]"),
             ("\"length\":9}", "\"length\":9000000000}"),
         ] {
@@ -322,5 +343,10 @@ mod tests {
             assert_ne!(changed, line, "{from}");
             assert!(Head::parse(changed.as_bytes(), "here", &name).is_err(), "{to}");
         }
+        // A map has as much to say as there is data, however long the image is.
+        let long = line.replace("\"length\":70000", "\"length\":1099511627776");
+        assert!(Head::parse(long.as_bytes(), "here", &name).is_ok());
+        let long = long.replace("\"length\":9}", "\"length\":1000000}");
+        assert!(Head::parse(long.as_bytes(), "here", &name).is_err());
     }
 }

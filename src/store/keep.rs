@@ -65,7 +65,12 @@ pub fn read_head(objects: &dyn Objects, object: &str, name: &ImageName) -> Resul
 ///
 /// Those of [`read_head`].
 pub fn newest(objects: &dyn Objects, name: &ImageName) -> Result<Option<Kept>> {
-    read_head(objects, &name.newest(), name)
+    read_head(objects, &name.newest(), name).map_err(|error| match error {
+        Error::Protocol { peer, what } => {
+            Error::Protocol { peer, what: format!("{what}; publish the image again, which replaces it") }
+        }
+        other => other,
+    })
 }
 
 /// The versions that are there.
@@ -217,10 +222,11 @@ pub fn prune((objects, name): (&dyn WritableObjects, &ImageName), rules: &PruneR
     let beyond = kept.split_off(rules.keep.clamp(1, kept.len().max(1)).min(kept.len()));
     let (old, more): (Vec<_>, Vec<_>) = beyond.into_iter().partition(is_old);
     kept.extend(more);
-    let mut pruned = Pruned { kept: kept.len(), ..Pruned::default() };
     let mut named = Named::default();
     // What is told to be the newest is pulled, whether or not it is among these.
     let newest = newest(objects, name)?;
+    let plain = newest.iter().filter(|newest| newest.head.places.is_none()).count();
+    let mut pruned = Pruned { kept: kept.len() + plain, ..Pruned::default() };
     named.learn((objects, name), kept.iter().chain(&newest))?;
     if kept.is_empty() && newest.as_ref().is_some_and(|newest| newest.head.places.is_some()) {
         let why = "names a version, and there is none: nothing is removed; are the heads of the versions elsewhere?";

@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use crate::error::{Error, Result};
 
 pub use bucket::{Bucket, BucketOptions};
-pub use directory::Directory;
+pub use directory::{DIRECTORY_MODE, Directory};
 pub use web::{Credentials, Proxies, Web, WebOptions};
 
 /// How a part of an object was served.
@@ -162,6 +162,13 @@ pub trait WritableObjects: Objects {
     ///
     /// When that cannot be told.
     fn length(&self, name: &str) -> Result<Option<u64>>;
+
+    /// Has what was listed below a prefix, which ends with `/`, last, whoever put it there.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be told.
+    fn have_last(&self, prefix: &str) -> Result<()>;
 
     /// Removes an object, if there is one.
     ///

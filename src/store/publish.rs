@@ -24,7 +24,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use crate::confinement::NamedPath;
-use crate::error::{Again, Error, Result, Stop, Warning};
+use crate::error::{Again, Error, Result, Stop, Warning, printable};
 use crate::hashmap::map_file::{MapWriter, nameless, nameless_place};
 use crate::hashmap::{self, Batch, Block, Grid, Item, MapEntry};
 use crate::options::BlockSize;
@@ -42,7 +42,10 @@ use crate::store::signature;
 use base::{Base, Candidate, PatchOver};
 pub use blocks::Counts;
 use blocks::{BlockWriter, KnownBlocks, Stream, packs_there};
+use ending::HeadPut;
 
+/// How often an image is published of which a prune took something meanwhile.
+const ATTEMPTS: u32 = 3;
 /// Versions that are fetched side by side.
 const VERSIONS_AT_ONCE: usize = 8;
 
@@ -91,11 +94,14 @@ pub fn publish(
     reporter: &dyn Reporter,
 ) -> Result<Published> {
     options.sign.as_deref().map(signature::look_for_key).transpose()?;
-    let (file, length) = scan::open_image(&NamedPath::here(image))?;
+    let (file, _) = scan::open_image(&NamedPath::here(image))?;
     let (state, settled) = FileState::settled(&file).map_err(Error::file("look at", image))?;
     if !settled {
-        reporter.event(Event::Warning(&crate::source::doubt(image)));
+        let what = "may be changed unseen while it is read: publish it when nothing writes to it, or from a snapshot";
+        reporter.event(Event::Warning(&Warning::about(image, format!("{} {what}", printable(image)))));
     }
+    // That which the state has: it may have grown since it was opened.
+    let length = state.length;
     let grid = Grid { length, block: options.block_size };
     let allocated =
         file.metadata().map_or(0, |metadata| 512 * std::os::unix::fs::MetadataExt::blocks(&metadata));
@@ -107,7 +113,7 @@ pub fn publish(
         reporter.event(Event::Warning(&Warning::new(format!("passed over: {damaged}"))));
     }
     let publishing = Publishing { image, source: &source, state, grid, objects, name, options, reporter };
-    if options.raw { publishing.raw(&versions.kept) } else { publishing.packed(&versions.kept) }
+    if options.raw { publishing.raw(&versions.kept) } else { publishing.packed(versions.kept) }
 }
 
 impl Published {
@@ -159,8 +165,29 @@ fn proven(file: &File) -> Result<Proven> {
 }
 
 impl Publishing<'_> {
-    /// The image in packs.
-    fn packed(&self, kept: &[Kept]) -> Result<Published> {
+    /// The image in packs. What a prune takes meanwhile, because it forgets the version that has it, is
+    /// published anew.
+    fn packed(&self, kept: Vec<Kept>) -> Result<Published> {
+        let (mut kept, mut attempts) = (kept, 1);
+        loop {
+            match self.pack(&kept)? {
+                Ok(published) => return Ok(published),
+                Err(lost) if attempts == ATTEMPTS => return Err(self.is_lost(&lost)),
+                Err(lost) => {
+                    let lost = self.objects.address(&lost);
+                    let what = format!(
+                        "{lost} went, or is about to, by a prune that ran meanwhile: all is looked at anew"
+                    );
+                    self.reporter.event(Event::Warning(&Warning::new(what)));
+                }
+            }
+            kept = keep::versions(self.objects, self.name)?.kept;
+            attempts += 1;
+        }
+    }
+
+    /// The same once: what was published, or an object of it that a prune took.
+    fn pack(&self, kept: &[Kept]) -> Result<std::result::Result<Published, String>> {
         let same = self.may_be_same(kept)?;
         let condemned = keep::condemned_packs(self.objects, self.name)?;
         let there = packs_there(self.objects, self.name)?;
@@ -186,7 +213,7 @@ impl Publishing<'_> {
         if let Some(same) = same.filter(is_same) {
             // Whoever published it may have been killed before this.
             ending::name_newest(self.store(), kept.to_vec())?;
-            return Ok(Published::already(same));
+            return Ok(Ok(Published::already(same)));
         }
         let (packs, runs, counts) = writer.finish()?;
         let id = ObjectId::unforeseen();
@@ -195,19 +222,26 @@ impl Publishing<'_> {
         self.objects.put(&self.name.object(Kind::Map, &id.name()), Content::File(&read.map))?;
         let extra = patches.as_ref().map_or(0, |(_, length)| *length);
         let patches = patches.map(|(head, _)| head);
-        let (head, sealed) = loop {
-            let head = self.head(kept, &read, id, Some(places), patches.clone())?;
+        let mut head = self.head(kept, &read, id, Some(places), patches)?;
+        let sealed = loop {
             match self.put_head(&head, &packs)? {
-                Some(sealed) => break (head, sealed),
+                HeadPut::There(sealed) => break sealed,
+                HeadPut::Lost(lost) => return Ok(Err(lost)),
                 // Somebody published at the same time, to the nanosecond.
-                None if self.options.version.is_none() => {}
-                None => return Err(self.is_known(head.version())),
+                HeadPut::NameIsTaken if self.options.version.is_none() => head = head.a_moment_later()?,
+                HeadPut::NameIsTaken => return Err(self.is_known(head.version())),
             }
         };
-        ending::name_newest(self.store(), kept.to_vec())?;
+        ending::name_newest(self.store(), kept.to_vec()).inspect_err(|_| {
+            let what = format!(
+                "version {} is there, and is not named the newest yet: publish the image once more",
+                head.version()
+            );
+            self.reporter.event(Event::Warning(&Warning::new(what)));
+        })?;
         let stored = counts.stored + places.length + read.proven.length + extra;
         let stored = stored + 2 * sealed.to_bytes().len() as u64;
-        Ok(Published { head, is_old: false, counts, stored, patches: patched })
+        Ok(Ok(Published { head, is_old: false, counts, stored, patches: patched }))
     }
 
     fn store(&self) -> (&dyn WritableObjects, &ImageName) {
@@ -228,13 +262,14 @@ impl Publishing<'_> {
             }
             for (kept, fetched) in some.iter().zip(side_by_side(some, fetch)) {
                 let added = fetched.and_then(|version| {
-                    let is_whole = built.known.add_version(&version, is_usable)?;
+                    let has_all = built.known.add_version(&version, is_usable)?;
+                    let is_whole = has_all && self.has_patches(&version.head)?;
                     Ok((version, is_whole))
                 });
                 match added {
                     Ok((version, is_whole)) => {
                         let id = version.head.id;
-                        if is_whole && self.has_patches(&version.head)? {
+                        if is_whole {
                             built.whole.insert(id);
                         }
                         built.before = built.before.or((newest == Some(id)).then_some(version));

@@ -52,7 +52,9 @@ impl MapArgs {
     /// # Errors
     ///
     /// When the image cannot be read, or something not be written.
-    pub fn run(self, umask: u32) -> Result<()> {
+    pub fn run(mut self, umask: u32) -> Result<()> {
+        // Of a bmap, stdout.
+        self.output = self.output.filter(|path| !self.bmap || path.as_os_str() != "-");
         let location = Location::parse(&self.image)?;
         self.draw.check(&[&location])?;
         self.check_output(&location)?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use holesync::error::Result;
+use holesync::error::{Error, Result};
 use holesync::report::{hex, human};
 use holesync::store::address::{Address, Reach};
 use holesync::store::check::{Checked, check, check_newest};
@@ -37,7 +37,7 @@ impl VersionsArgs {
         let address = Address::parse(&self.store)?;
         let objects = address.base.open_writable(&Reach::from_environment()?)?;
         let (objects, name) = (objects.as_ref(), address.image()?);
-        let Versions { kept, mut damaged } = listed(objects, name)?;
+        let Versions { kept, damaged } = listed(objects, name)?;
         if kept.is_empty() && damaged.is_empty() {
             return Err(keep::nothing_there(objects, name));
         }
@@ -57,15 +57,18 @@ impl VersionsArgs {
                 ),
             })?;
         }
-        damaged.pop().map_or(Ok(()), Err)
+        each(damaged, Err)
     }
 }
 
 /// All versions, and before them the image that lies there as it is, if it is the newest.
 fn listed(objects: &dyn WritableObjects, name: &ImageName) -> Result<Versions> {
     let mut all = versions(objects, name)?;
-    let newest = keep::newest(objects, name)?;
-    all.kept.splice(0..0, newest.filter(|newest| newest.head.places.is_none()));
+    match keep::newest(objects, name) {
+        Ok(newest) => drop(all.kept.splice(0..0, newest.filter(|newest| newest.head.places.is_none()))),
+        Err(error @ Error::Protocol { .. }) => all.damaged.push(error),
+        Err(error) => return Err(error),
+    }
     Ok(all)
 }
 
@@ -84,14 +87,20 @@ impl CheckArgs {
     ///
     /// When one is not, or the store cannot be read.
     pub fn run(&self) -> Result<()> {
-        let address = Address::parse(&self.store)?;
-        let objects = address.base.open_writable(&Reach::from_environment()?)?;
-        let at = (objects.as_ref(), address.image()?);
-        let newest = check_newest(at, &versions(at.0, at.1)?.whole()?);
-        let kept = listed(at.0, at.1)?.kept;
+        let (address, reach) = (Address::parse(&self.store)?, Reach::from_environment()?);
+        let (objects, name) = (address.base.open_writable(&reach)?, address.image()?);
+        let Versions { kept, damaged } = versions(objects.as_ref(), name)?;
+        let (plain, wrong) = match check_newest((objects.as_ref(), name), &kept) {
+            Ok(plain) => (plain, None),
+            Err(error) => (None, Some(error)),
+        };
+        let all = plain.iter().chain(&kept).map(Ok).chain(damaged.into_iter().chain(wrong).map(Err));
         let watch = Watch::new(&[], false);
-        let checked = each(&kept, |kept| {
-            let Checked { blocks, bytes } = check(at, kept, &watch)?;
+        let checked = each(all, |kept| {
+            let kept = kept?;
+            // What is wrong with one version ends what is asked for it.
+            let objects = address.base.open_writable(&reach)?;
+            let Checked { blocks, bytes } = check((objects.as_ref(), name), kept, &watch)?;
             let version = kept.head.version();
             watch.print_line(&format!(
                 "{}@{version} is whole: {blocks} blocks, {} read",
@@ -100,7 +109,7 @@ impl CheckArgs {
             ))
         });
         watch.finish();
-        checked.and(newest)
+        checked
     }
 }
 

@@ -20,7 +20,7 @@ use crate::store::objects::{Content, Listed, Objects, Served, Take, WritableObje
 use crate::sys;
 
 /// What directories of a store are made with, less the umask.
-const DIRECTORY_MODE: u32 = 0o777;
+pub const DIRECTORY_MODE: u32 = 0o777;
 /// Bytes that are read at a time.
 const PIECE: usize = 256 << 10;
 /// How often somebody else's lock is tried, and how long after the time before.
@@ -162,7 +162,8 @@ impl Objects for Directory {
         let mut bytes = Vec::new();
         file.take(most + 1).read_to_end(&mut bytes).map_err(Error::file("read", self.path_of(name)))?;
         if bytes.len() as u64 > most {
-            return Err(Error::refused(self.path_of(name), format!("is longer than {most} bytes")));
+            let what = format!("it is longer than {most} bytes");
+            return Err(Error::Protocol { peer: self.address(name), what });
         }
         Ok(Some(bytes))
     }
@@ -243,6 +244,19 @@ impl WritableObjects for Directory {
         Ok(self.find(name)?.map(|(_, length)| length))
     }
 
+    fn have_last(&self, prefix: &str) -> Result<()> {
+        let synced = || -> io::Result<()> {
+            sys::sync_dir(self.directory.as_fd())?;
+            for (at, _) in prefix.match_indices('/') {
+                if let Some(directory) = self.parent(&prefix[..=at], false)? {
+                    sys::sync_dir(directory.as_fd())?;
+                }
+            }
+            Ok(())
+        };
+        synced().map_err(self.failed("sync", prefix))
+    }
+
     fn remove(&self, name: &str) -> Result<()> {
         let removed = || -> io::Result<()> {
             if let Some(directory) = self.parent(name, false)? {
@@ -307,6 +321,8 @@ mod tests {
         let found = store.list("a/").unwrap();
         assert_eq!((found.len(), found[0].name.as_str(), found[0].length), (1, "a/b", 5));
         assert_eq!(store.length("a/b").unwrap(), Some(5));
+        store.have_last("a/").unwrap();
+        store.have_last("none/at all/").unwrap();
         store.remove("a/b").unwrap();
         store.remove("a/b").unwrap();
         assert_eq!(store.length("a/b").unwrap(), None);

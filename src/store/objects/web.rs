@@ -206,7 +206,7 @@ impl Web {
         if let Some(told) = told.filter(is_other) {
             return refused(&answer.url, format!("it has {told} bytes, and {length} were expected"));
         }
-        self.client.tell(answer, length, told.is_none_or(|told| told == length), at, take)?;
+        self.client.tell(answer, length, told.map_or(exactly, |told| told == length), at, take)?;
         Ok(Served::Range)
     }
 
@@ -224,7 +224,7 @@ impl Web {
             return Ok(None);
         }
         let (url, told) = (answer.url.clone(), answer::length(&answer.headers));
-        let too_long = || refused(&url, format!("it is longer than {most} bytes"));
+        let too_long = || Err(lie(&url, format!("it is longer than {most} bytes")));
         if told.is_some_and(|told| told > most) {
             return too_long();
         }
@@ -330,6 +330,6 @@ impl Web {
 /// What was told is not told again.
 fn no_more_ranges(uri: &Uri, at: u64) -> Failed {
     let why =
-        format!("the connection broke after {at} bytes, and the server gives no ranges to go on from there");
+        format!("the connection broke at byte {at}, and the server gives no ranges to go on from there");
     Failed::Lasting(failure::link(&shown(uri), std::io::Error::other(why)))
 }

@@ -20,6 +20,16 @@ const MOST_AHEAD: u64 = 60_000_000_000;
 /// How often somebody else may be faster: from then on nobody is looked at.
 const ATTEMPTS: u32 = 100;
 
+/// What became of the head of a version.
+pub enum HeadPut {
+    /// The version is there with this.
+    There(SealedHead),
+    /// Another one has its name.
+    NameIsTaken,
+    /// This object of it is gone, or is about to be, and there is no such version.
+    Lost(String),
+}
+
 impl Publishing<'_> {
     /// What the version is, of which this was put there.
     pub(super) fn head(
@@ -69,33 +79,40 @@ impl Publishing<'_> {
         let signature = self.options.sign.as_deref().map(|key| signature::sign(&line, key)).transpose()?;
         Ok(SealedHead { line, signature: signature.unwrap_or_default() })
     }
-    /// The version is there with this. `None`: another one has its name.
-    pub(super) fn put_head(&self, head: &Head, packs: &[PackId]) -> Result<Option<SealedHead>> {
+
+    /// The version is there with this, if all of it is there before and after.
+    pub(super) fn put_head(&self, head: &Head, packs: &[PackId]) -> Result<HeadPut> {
         let version = Version::new(head.version())?;
         let object = self.name.version(&version);
-        let check = || match lost(self.store(), head, packs)? {
-            None => Ok(()),
-            Some(lost) => {
-                let why = "was removed, or is about to be, by a prune that ran meanwhile, and there is no such version: \
-                           publish it again, and prune when nobody publishes";
-                Err(Error::refused(self.objects.address(&lost), why))
-            }
-        };
         let sealed = self.seal(head)?;
-        check()?;
+        // Some of it was put there by others, of whom it is not known how far they came.
+        self.objects.have_last(&self.name.all(Kind::Pack))?;
+        if let Some(lost) = lost(self.store(), head, packs)? {
+            return Ok(HeadPut::Lost(lost));
+        }
         let bytes = sealed.to_bytes();
-        if !self.objects.put_if(&object, None, &bytes)? {
-            return Ok(None);
+        let lost = match self.objects.put_if(&object, None, &bytes) {
+            Ok(false) => return Ok(HeadPut::NameIsTaken),
+            Ok(true) => lost(self.store(), head, packs),
+            // It may be there all the same.
+            Err(error) => Err(error),
+        };
+        if matches!(lost, Ok(None)) {
+            return Ok(HeadPut::There(sealed));
         }
-        if let Err(error) = check() {
-            if self.objects.get(&object, head::MOST)?.as_deref() == Some(&bytes) {
-                self.objects.remove(&object)?;
-            }
-            // Another publisher may have named it the newest.
-            name_newest(self.store(), Vec::new())?;
-            return Err(error);
+        if self.objects.get(&object, head::MOST)?.as_deref() == Some(&bytes) {
+            self.objects.remove(&object)?;
         }
-        Ok(Some(sealed))
+        // Another publisher may have named it the newest.
+        name_newest(self.store(), Vec::new())?;
+        Ok(HeadPut::Lost(lost?.unwrap_or_default()))
+    }
+
+    /// That a version is not there: a prune took what it was to be made of.
+    pub(super) fn is_lost(&self, object: &str) -> Error {
+        let why = "was removed, or is about to be, by a prune that ran meanwhile, and there is no such version: \
+                   publish it again, and prune when nobody publishes";
+        Error::refused(self.objects.address(object), why)
     }
 }
 
@@ -137,6 +154,12 @@ pub fn name_newest((objects, name): (&dyn WritableObjects, &ImageName), mut know
     for _ in 0..ATTEMPTS {
         known = keep::versions_from(objects, name, known)?.kept;
         let Some(newest) = known.first() else { break };
+        // Another one may have its name since.
+        let object = name.object(Kind::Version, newest.head.version());
+        if objects.get(&object, head::MOST)?.is_none_or(|bytes| bytes != newest.sealed.to_bytes()) {
+            known.remove(0);
+            continue;
+        }
         // A version that was taken back is not named any longer.
         let is_newer = |told: &Kept| {
             let is_there = told.head.places.is_none() || known.iter().any(|kept| kept.head == told.head);
@@ -164,7 +187,7 @@ pub fn put_newest(
     for _ in 0..ATTEMPTS {
         let there = match objects.get(&object, head::MOST) {
             // What is no head is replaced.
-            Err(Error::Refused { .. }) => break,
+            Err(Error::Refused { .. } | Error::Protocol { .. }) => break,
             there => there?,
         };
         let told = there.as_ref().and_then(|there| Kept::parse(there, &object, name).ok());
@@ -274,6 +297,10 @@ mod tests {
 
         fn length(&self, name: &str) -> Result<Option<u64>> {
             self.0.length(name)
+        }
+
+        fn have_last(&self, prefix: &str) -> Result<()> {
+            self.0.have_last(prefix)
         }
 
         fn remove(&self, name: &str) -> Result<()> {

@@ -58,6 +58,10 @@ impl WritableObjects for Bucket {
         match *self {}
     }
 
+    fn have_last(&self, _: &str) -> Result<()> {
+        match *self {}
+    }
+
     fn remove(&self, _: &str) -> Result<()> {
         match *self {}
     }

@@ -248,6 +248,11 @@ impl Asking<'_> {
         Failed::Lasting(Error::refused(self.address, why))
     }
 
+    /// An object that is not what it should be.
+    pub fn lie(&self, what: String) -> Failed {
+        Failed::Lasting(Error::Protocol { peer: self.address.into(), what })
+    }
+
     /// A connection that failed for a moment.
     pub fn passing(&self, why: &str) -> Failed {
         self.worded(self.limits.passing(self.address, why.into(), None))

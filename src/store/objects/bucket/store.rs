@@ -242,7 +242,7 @@ impl Objects for Bucket {
                 }
                 match bytes.len() as u64 {
                     came if length > most || came > most => {
-                        Err(asking.refused(format!("it is longer than {most} bytes")).into())
+                        Err(asking.lie(format!("it is longer than {most} bytes")).into())
                     }
                     came if came < length => Err(asking.passing("the body ended too early").into()),
                     _ => Ok(bytes),
