@@ -85,7 +85,7 @@ use crate::apply::ranges::zeros::{Zeros, ZerosOver};
 pub use crate::apply::room::shortage;
 use crate::apply::way::Way;
 use crate::error::{Error, Failure, Result, Warning, printable};
-use crate::hashmap::PAGE;
+use crate::hashmap::{Hash, PAGE};
 use crate::scan::{FileState, Image};
 use crate::sys;
 
@@ -114,6 +114,13 @@ pub enum QuickCheck {
     SecondTry,
     /// They may; the time of the source is known so exactly.
     Time(Precision),
+    /// They may not, but the content may.
+    Content {
+        /// The root hash that proves another file to be equal.
+        root: Hash,
+        /// Whether what is there is known to have it.
+        is_known: bool,
+    },
 }
 
 /// What a destination has already, to compare with.

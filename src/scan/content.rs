@@ -46,6 +46,8 @@ pub enum Content {
     Records,
 }
 
+/// What stands for an image that has no name here.
+const FILE: &str = "FILE";
 /// How much of an image tells.
 const HEAD: u64 = 4096;
 
@@ -92,8 +94,18 @@ impl Content {
     pub fn refuse(self, source: &Path, runs_through: bool) -> Error {
         let name = source.as_os_str().as_encoded_bytes();
         let word = shlex::bytes::try_quote(name).ok().filter(|_| name != b"-");
-        let path = word.map_or_else(|| "FILE".into(), |word| escape(&word));
-        let why = match self {
+        let path = word.map_or_else(|| FILE.into(), |word| escape(&word));
+        Error::refused(source, format!("{}; --as-is writes it as it is", self.why(&path, runs_through)))
+    }
+
+    /// The same of what comes from a store.
+    pub fn refuse_stored(self, address: &str) -> Error {
+        let why = self.why(FILE, false);
+        Error::refused(address, format!("{why}; for that pull it to {FILE}; --as-is writes it as it is"))
+    }
+
+    fn why(self, path: &str, runs_through: bool) -> String {
+        match self {
             Content::Packed { name, by } if runs_through => format!(
                 "is packed ({name}), and would come onto the device packed: unpack it there, with the same command and \
                  --through '{by} > \"$HOLESYNC_DEST\"', or on its way, with {by} < {path} | holesync - DEST"
@@ -123,8 +135,7 @@ impl Content {
                 "is a stream of records, as holesync send writes it, and no image: read it with holesync recv DEST < \
                  {path}"
             ),
-        };
-        Error::refused(source, format!("{why}; --as-is writes it as it is"))
+        }
     }
 }
 

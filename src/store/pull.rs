@@ -3,8 +3,8 @@
 //! 1. The head of the version is fetched: of the newest, or of the one that was named. It must be of this
 //!    image, signed where that was asked for, have the root hash that was asked for, and be no older than the
 //!    version that the destination came from last.
-//! 2. A destination that has size and time of the image, and nobody touched since it was pulled, is equal.
-//!    Otherwise map and places are fetched, each proven by the head.
+//! 2. A destination that nobody touched since it was pulled is equal, and so is a file of another directory that
+//!    has the root hash. Otherwise map and places are fetched, each proven by the head.
 //! 3. What is there is hashed, or believed where its map was kept, and held against the map. What differs
 //!    is fetched: a patch where the destination has exactly the block that it goes on top of, else the block.
 //! 4. Each block is proven by its hash before it is written. The map proves to be that of the root hash
@@ -127,7 +127,7 @@ impl Pull<'_> {
         let setup = Setup::new(options).copying();
         let below = if root.is_file() { Vec::new() } else { self.name.to_string().into_bytes() };
         let shown = root.path_of(&below);
-        let last = LastPlace::of(&shown);
+        let last = LastPlace::of(destination, &shown);
         self.refuse_older(&source, head, last.as_ref())?;
         let mut stats =
             Stats { files_total: 1, apparent_bytes: head.length, data_bytes: head.data, ..Stats::default() };
@@ -140,16 +140,16 @@ impl Pull<'_> {
                 (Opened::Preview(Box::new(nothing)), Changes::NEW.with(Changes::TRANSFER, true))
             }
         };
+        // Another run may have had it meanwhile.
+        self.refuse_older(&source, head, last.as_ref())?;
         let sink = match opened {
             Opened::Equal { unset } => {
                 self.unset(unset, &mut stats);
                 self.reporter.event(Event::Done(Phase::Mapping, head.data));
-                self.file(head, &shown, Outcome::Unchanged, changes);
+                self.file(head, Outcome::Unchanged, changes);
                 // A length alone says of no version that it is there.
-                if let Some(mark) = last.as_ref().and_then(LastPlace::read).and_then(|last| last.mark)
-                    && !self.options.size_only
-                {
-                    self.record(head, Some(mark), last.as_ref());
+                if !self.options.size_only {
+                    self.record(head, last.as_ref(), None);
                 }
                 return Ok(stats);
             }
@@ -157,15 +157,16 @@ impl Pull<'_> {
             Opened::Different(destination) => Sink::Destination(destination),
         };
         let is_first = changes.has(Changes::NEW);
-        let (finished, sent, mark) = self.fill((source, head), (sink, is_first), &mut stats)?;
+        let (finished, sent, mark) =
+            self.fill((source, head), (sink, is_first), last.as_ref(), &mut stats)?;
         stats.written_bytes += finished.written;
         stats.punched_bytes = stats.punched_bytes.saturating_add(finished.punched);
         finished.note(&shown).iter().for_each(|note| self.reporter.event(Event::Warning(note)));
         self.unset(finished.unset, &mut stats);
         let outcome = if finished.changed { Outcome::Sent(sent) } else { Outcome::Unchanged };
         stats.files_sent = u64::from(finished.changed);
-        self.file(head, &shown, outcome, changes);
-        self.record(head, mark, last.as_ref());
+        self.file(head, outcome, changes);
+        self.record(head, last.as_ref(), mark);
         Ok(stats)
     }
 
@@ -180,8 +181,8 @@ impl Pull<'_> {
         }
     }
 
-    /// Records what the destination came from.
-    fn record(&self, head: &Head, mark: Option<Digest>, last: Option<&LastPlace>) {
+    /// Records what the destination came from, and what it is known by; else that stays.
+    fn record(&self, head: &Head, last: Option<&LastPlace>, mark: Option<Digest>) {
         let Some(last) = last.filter(|_| !self.options.dry_run) else { return };
         let proven = match (&self.pull.trusted, self.pull.root) {
             (Some(_), _) => ProvenBy::Signature,
@@ -189,6 +190,7 @@ impl Pull<'_> {
             (None, None) => ProvenBy::Way,
         };
         let before = last.read();
+        let mark = mark.or_else(|| before.as_ref().and_then(|before| before.mark));
         let now = LastVersion::after(before.as_ref(), head, (&self.name.to_string(), proven), mark);
         if before.as_ref() != Some(&now)
             && let Err(error) = last.write(&now)
@@ -223,12 +225,13 @@ impl Pull<'_> {
             mtime: head.modified.filter(|_| options.times),
             ..Attributes::default()
         };
-        // Who pins nothing, and says that lengths are enough, or that other directories have the same, is believed.
+        // Who pins nothing, and says that lengths are enough, is believed.
         let is_pinned = self.pull.root.is_some() || self.pull.trusted.is_some();
-        let is_told = !is_pinned && (options.size_only || options.alternates.is_some());
-        let quick_check = match is_told || self.is_known_to_be(head, &path, last) {
+        let quick_check = match options.size_only && !is_pinned {
             true => QuickCheck::Time(Precision::Nanoseconds),
-            false => QuickCheck::Never,
+            false => {
+                QuickCheck::Content { root: head.root.0, is_known: self.is_known_to_be(head, &path, last) }
+            }
         };
         let (length, data, whole) = (head.length, head.data, options.whole_file);
         let opening =
@@ -252,16 +255,9 @@ impl Pull<'_> {
         }
     }
 
-    fn file(&self, head: &Head, path: &Path, outcome: Outcome, changes: Changes) {
-        let item = Item {
-            path: path.as_os_str().as_encoded_bytes(),
-            source: None,
-            order: None,
-            kind: ItemKind::File { length: Some(head.length) },
-            mode: None,
-            mtime: None,
-            owner: None,
-        };
+    fn file(&self, head: &Head, outcome: Outcome, changes: Changes) {
+        let name = self.name.to_string();
+        let item = Item::new(name.as_bytes(), ItemKind::File { length: Some(head.length) });
         self.reporter.event(Event::File(item, outcome, changes));
     }
 
@@ -271,6 +267,7 @@ impl Pull<'_> {
         &self,
         (source, head): (Source, &Head),
         (mut sink, is_first): (Sink, bool),
+        last: Option<&LastPlace>,
         stats: &mut Stats,
     ) -> Result<(Finished, u64, Option<Digest>)> {
         let version = match source {
@@ -297,6 +294,8 @@ impl Pull<'_> {
         (stats.basis_hashed_bytes, stats.believed_bytes) = (read.basis_hashed_bytes, read.believed_bytes);
         (stats.matched_bytes, stats.sent_data_bytes) = (kept + copied, new);
         self.reporter.event(Event::Phase(Phase::WritingBack));
+        // Whoever is killed from now on may have put it in place.
+        self.record(head, last, None);
         let mut finished = match sink.complete(&root, kept, head.length)? {
             Completion::Finished(finished) => *finished,
             Completion::Waits(waiting) => waiting.commit()?,
@@ -341,7 +340,7 @@ impl Pull<'_> {
             && let Some(content) = content::of(&fetch, self.name, version)?
         {
             let address = self.objects.address(&self.name.to_string());
-            return Err(content.refuse(Path::new(&address), false));
+            return Err(content.refuse_stored(&address));
         }
         let fetch = Fetch { dry_run: sink.is_preview(), ..fetch };
         let asked = Asked::default();
@@ -349,9 +348,10 @@ impl Pull<'_> {
         let filled = filling.fill(sink, known, patches, map, &asked)?;
         let (requests, bytes) = (asked.requests.load(Ordering::Relaxed), asked.bytes.load(Ordering::Relaxed));
         let bytes = crate::report::human(bytes);
+        let noun = if requests == 1 { "request" } else { "requests" };
         let what = match sink.is_preview() {
             true => format!("{bytes} of blocks"),
-            false => format!("{bytes} of blocks by {requests} requests"),
+            false => format!("{bytes} of blocks by {requests} {noun}"),
         };
         self.reporter.event(Event::Note(&what));
         Ok(filled)
@@ -382,8 +382,7 @@ impl Pull<'_> {
         let Some(head) = &version.head.patches else { return Ok(None) };
         match self.fetch_patches(version, head) {
             Err(error @ (Error::Protocol { .. } | Error::Refused { .. } | Error::File { .. })) => {
-                let what = format!("whole blocks are fetched where pages would do: {error}");
-                self.reporter.event(Event::Warning(&Warning::new(what)));
+                self.reporter.event(Event::Warning(&fill::without_patches(&error)));
                 Ok(None)
             }
             patches => patches,

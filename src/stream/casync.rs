@@ -71,7 +71,7 @@ pub fn pull(
             (0..published.jobs.max(1)).for_each(|_| drop(scope.spawn(|| ahead.work())));
             let _ends = ahead.ends();
             let url = published.objects.address(published.index);
-            let mut laid = Laid::new(image, &old, options, Path::new(&url));
+            let mut laid = Laid::new(image, &old, options, &url);
             while let Some((chunk, found)) = ahead.next() {
                 laid.found(chunk.len(), found?)?;
                 reporter.event(Event::Done(Phase::Sending, chunk.len() as u64));
@@ -90,14 +90,14 @@ struct Laid<'a> {
     image: &'a mut PlainImage,
     old: &'a Old,
     options: &'a Options,
-    url: &'a Path,
+    url: &'a str,
     /// Bytes that are not written yet, and what is there in their place.
     new: Vec<u8>,
     was: Vec<u8>,
 }
 
 impl<'a> Laid<'a> {
-    fn new(image: &'a mut PlainImage, old: &'a Old, options: &'a Options, url: &'a Path) -> Laid<'a> {
+    fn new(image: &'a mut PlainImage, old: &'a Old, options: &'a Options, url: &'a str) -> Laid<'a> {
         Laid { image, old, options, url, new: Vec::new(), was: Vec::new() }
     }
 
@@ -142,7 +142,7 @@ impl<'a> Laid<'a> {
         }
         let is_head = self.image.length() == 0 && self.image.is_device() && !self.options.as_is;
         if let Some(content) = Content::of(&self.new).filter(|_| is_head) {
-            return Err(content.refuse(self.url, false));
+            return Err(content.refuse_stored(self.url));
         }
         self.image.take_over(&self.new[..len], &self.was[..len])?;
         self.new.drain(..len);

@@ -158,7 +158,7 @@ impl PlainImage {
             }
             Opened::Preview(preview) => {
                 let basis = preview.basis.clone();
-                let device = basis.as_ref().filter(|_| preview.device).map(|basis| basis.length);
+                let device = preview.device;
                 let (state, changes) = (preview.state(), preview.changes_length);
                 image(Into::Nothing { device, changes, preview }, basis, state, warning)
             }

@@ -2,8 +2,10 @@
 
 mod bucket;
 mod kills;
+mod known;
 mod lies;
 mod prune;
+mod publishing;
 mod s3;
 mod signed;
 mod stops;
@@ -176,6 +178,42 @@ fn of_blocks_that_differ_little_only_pages_come() {
 }
 
 #[test]
+fn where_patches_are_damaged_whole_blocks_come() {
+    for fs in [Fs::Ext4, Fs::Btrfs] {
+        let Some(dir) = lab::dir(fs) else { continue };
+        let store = Store::new(dir);
+        let (layout, image) = store.begin();
+        let mut rng = Rng(5);
+        let changed = (0..20).fold(layout, |layout, nth| {
+            let at = (1 << 20) + nth * 65536;
+            layout.data(at..at + 4096, &mut rng)
+        });
+        changed.write(&image);
+        assert_eq!(store.publish(&image, &[])["patches"], 20);
+        let old = store.path("old");
+        fs::copy(store.copy(), &old).unwrap();
+        let patches = fs::read_dir(store.path("store/disk.store/patches")).unwrap().next().unwrap().unwrap();
+        let whole = fs::read(patches.path()).unwrap();
+        // The frames lie behind the index.
+        for (at, flags) in
+            [(1, &[][..]), (whole.len() / 2, &["--verify"]), (1, &["--inplace"]), (9, &["--commit=atomic"])]
+        {
+            let mut damaged = whole.clone();
+            let last = damaged.len() - at;
+            damaged[last] ^= 1;
+            fs::write(patches.path(), &damaged).unwrap();
+            let done = store.pull("", &[&["-I", "--json"], flags].concat()).ok();
+            assert!(done.stdout.contains("whole blocks are fetched where pages would do"), "{done}");
+            assert_eq!(done.count("sent_data_bytes"), 20 << 16);
+            assert_eq!(done.count("sent_data_bytes") + done.count("matched_bytes"), 2 << 20);
+            assert_same(&image, &store.copy());
+            assert_no_leftovers(&store.path("to"));
+            fs::copy(&old, store.copy()).unwrap();
+        }
+    }
+}
+
+#[test]
 fn of_blocks_that_have_only_less_nothing_comes() {
     for fs in [Fs::Ext4, Fs::Btrfs] {
         let Some(dir) = lab::dir(fs) else { continue };
@@ -342,7 +380,7 @@ fn options_about_the_destination_do_what_they_do_elsewhere() {
     pull(&[], &["--partial-dir=part", "--threads=1", "--no-fsync", "--jobs=1"], "to/");
     assert_no_leftovers(&to);
     pull(&[], &["--log-file", store.path("log").to_str().unwrap()], "to/");
-    assert!(fs::read_to_string(store.path("log")).unwrap().contains("to/disk"));
+    assert!(fs::read_to_string(store.path("log")).unwrap().contains(">f+++++++++ disk"));
 }
 
 #[test]

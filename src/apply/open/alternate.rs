@@ -10,16 +10,16 @@ use crate::apply::open::{Opened, Opening, Setup};
 use crate::apply::place::{Access, Old, Place};
 use crate::apply::way::Way;
 use crate::apply::way::clone::Replica;
-use crate::apply::{Destination, Finished, Wanted};
+use crate::apply::{Destination, Finished, QuickCheck, Wanted};
 use crate::error::Result;
-use crate::hashmap::Hash;
+use crate::hashmap::{self, Grid, Hash};
 use crate::options::AlternateKind;
 use crate::report::Changes;
-use crate::scan::FileState;
+use crate::scan::{FileImage, FileState};
 
 /// What can be done about a file that is missing.
 pub enum Elsewhere {
-    /// Nothing: no other directory has it, as far as size and time tell.
+    /// Nothing: no other directory has it, as far as can be told.
     No,
     /// It is as wanted: linked, or not made. How the destination differed.
     Done(Changes),
@@ -34,9 +34,8 @@ pub enum Elsewhere {
 /// When a link cannot be made.
 pub fn take(place: &Place, wanted: &Wanted, setup: &Setup) -> Result<Elsewhere> {
     let Some(kind) = place.alternate_kind() else { return Ok(Elsewhere::No) };
-    let equal = place.elsewhere().filter(|alike| setup.is_equal(&alike.place, &alike.stat, wanted));
     let mut equal: Vec<(File, Alike)> =
-        equal.filter_map(|alike| open(&alike).map(|file| (file, alike))).collect();
+        place.elsewhere().filter_map(|alike| open_equal(alike, wanted, setup)).collect();
     let has_all = |(file, alike): &(File, Alike)| wanted.attributes.are_all_of(&alike.stat, file);
     let exact = equal.iter().position(has_all);
     if equal.is_empty() {
@@ -75,6 +74,24 @@ pub fn copy(task: Task, from: Box<From>) -> Result<Opening> {
     Ok(Opening { recovered, opened: Opened::Equal { unset }, changes: Changes::NEW })
 }
 
-fn open(alike: &Alike) -> Option<File> {
-    alike.place.open(&alike.place.name, READ).ok()
+/// Opens a file of another directory, if it is equal.
+fn open_equal(alike: Alike, wanted: &Wanted, setup: &Setup) -> Option<(File, Alike)> {
+    let open = || alike.place.open(&alike.place.name, READ).ok();
+    let file = match wanted.quick_check {
+        QuickCheck::Content { root, .. } if setup.may_be_equal(&alike.stat, wanted) => {
+            open().filter(|file| has_content(file, &root, wanted.length, setup))
+        }
+        _ if setup.is_equal(&alike.place, &alike.stat, wanted) => open(),
+        _ => None,
+    };
+    file.map(|file| (file, alike))
+}
+
+/// Whether a file that nobody writes to has the content of a root hash.
+fn has_content(file: &File, root: &Hash, length: u64, setup: &Setup) -> bool {
+    let Ok((state, true)) = FileState::settled(file) else { return false };
+    let Ok(image) = file.try_clone() else { return false };
+    let grid = Grid { length, block: setup.options.block_size };
+    let found = hashmap::root_of(&FileImage::new(image, setup.options.hole_map), &grid, |_| true);
+    found.is_ok_and(|found| found == Some(*root)) && state.is_still(file)
 }

@@ -39,8 +39,8 @@ pub struct Preview {
     pub basis: Option<Basis>,
     /// What is compared in the place of that: a file that the user named.
     pub(super) other: Option<Basis>,
-    /// It is a block device.
-    pub device: bool,
+    /// Bytes of the block device that it is, if it is one.
+    pub device: Option<u64>,
     /// There is nothing yet, or a file of another length.
     pub changes_length: bool,
     /// Where what is new gathers, if all of it is new, so that a file may be cloned into it.
@@ -66,7 +66,7 @@ impl Preview {
             path: path.to_path_buf(),
             basis: None,
             other: None,
-            device: false,
+            device: None,
             changes_length: true,
             clones: None,
             is_of_another: false,
@@ -211,10 +211,11 @@ fn device(place: &Place, wanted: &Wanted, setup: &Setup) -> Result<Preview> {
     let file = open_device(place, OFlag::O_RDONLY, &setup.options)?;
     refuse_in_use(place, &file, setup)?;
     let basis = Basis::of(&file, setup.options.hole_map).map_err(place.error("open"))?;
-    check_device_size(place, basis.length, wanted.length, "nothing was written")?;
+    let size = basis.length;
+    check_device_size(place, size, wanted.length, "nothing was written")?;
     let basis = Some(basis).filter(|basis| basis.length > 0 && !wanted.whole);
     let preview = Preview::of_nothing(&place.path);
-    Ok(Preview { basis, device: true, changes_length: false, is_direct: true, ..preview })
+    Ok(Preview { basis, device: Some(size), changes_length: false, is_direct: true, ..preview })
 }
 
 /// Where there is a file: as a true run chooses its way, as far as that decides what is compared.

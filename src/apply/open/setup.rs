@@ -93,14 +93,25 @@ impl Setup {
         })
     }
 
-    /// Step 3: rsync's quick check.
+    /// Step 3: rsync's quick check, or what is known.
     pub(super) fn is_equal(&self, place: &Place, stat: &FileStat, wanted: &Wanted) -> bool {
-        let QuickCheck::Time(precision) = wanted.quick_check else { return false };
+        self.may_be_equal(stat, wanted)
+            && match wanted.quick_check {
+                QuickCheck::Time(precision) => {
+                    self.options.size_only || self.has_time(place, stat, wanted, precision)
+                }
+                QuickCheck::Content { is_known, .. } => is_known,
+                QuickCheck::Never | QuickCheck::SecondTry => false,
+            }
+    }
+
+    /// Whether it is a file of the length that is wanted, of which less than all of its content may tell that it
+    /// is equal.
+    pub(super) fn may_be_equal(&self, stat: &FileStat, wanted: &Wanted) -> bool {
         let options = &self.options;
         kind_of(stat) == SFlag::S_IFREG
             && stat.st_size as u64 == wanted.length
             && !(options.checksum || options.ignore_times || options.verify)
-            && (options.size_only || self.has_time(place, stat, wanted, precision))
     }
 
     /// Whether it has the time that is wanted, which is known so exactly.
@@ -118,7 +129,7 @@ impl Setup {
         let is_file = kind_of(stat) == SFlag::S_IFREG;
         let precision = match wanted.quick_check {
             QuickCheck::Time(precision) => precision,
-            QuickCheck::Never | QuickCheck::SecondTry => Precision::Nanoseconds,
+            QuickCheck::Never | QuickCheck::SecondTry | QuickCheck::Content { .. } => Precision::Nanoseconds,
         };
         let open = || place.open(&place.name, OFlag::O_PATH);
         let changes = match self.options.tells_changes.is_asked() {

@@ -65,7 +65,7 @@ impl Sink {
     pub fn is_device(&self) -> bool {
         match self {
             Sink::Destination(destination) => destination.is_device(),
-            Sink::Preview(preview) => preview.device,
+            Sink::Preview(preview) => preview.device.is_some(),
         }
     }
 

@@ -1,5 +1,9 @@
 //! Fetches blocks: neighbours by one request, a dozen requests at a time, each block proven by its hash
-//! before it is handed on. Memory: a frame for each request.
+//! before it is handed on. Of an image as it lies there, where it is had whole alone, blocks are taken as they
+//! come by, by one request. Memory: a frame for each request. What is wrong with patches is told with
+//! what was wanted of them: it can be had whole.
+
+mod reader;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,18 +12,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::error::{Again, Error, Result, lock};
-use crate::hashmap::{self, Grid, Hash, PageMask};
+use crate::hashmap::{Grid, Hash, PageMask};
 use crate::remote;
 use crate::store::objects::{Objects, Served};
 use crate::store::pack::Unpacker;
 use crate::store::places::Place;
+use reader::{Piece, SegmentReader, hand_on};
 
 /// Bytes that one request asks for, but for those that ask for whole objects.
 const MOST: u64 = 8 << 20;
 /// Blocks that one request asks for.
 const MOST_BLOCKS: usize = 8 << 10;
-/// The same where whole objects are had: 16 GiB of a plain image.
+/// The same where whole objects are had.
 const MOST_BLOCKS_WHOLE: usize = 256 << 10;
+/// Blocks of an image as it lies there that wait until they come by.
+const MOST_COMING: usize = 1 << 10;
 /// Requests that neighbours are looked for to add, at a time.
 const OPEN: usize = 8;
 /// The same where whole objects are had.
@@ -28,6 +35,8 @@ const OPEN_WHOLE: usize = 64;
 /// least, and at most.
 const GAP: Range<u64> = 16 << 10..1 << 20;
 const FIRST_GAP: u64 = 64 << 10;
+/// Blocks that are had whole where their patches are not what they should be: about 20 MiB. More is an error.
+const MOST_SPOILT: usize = 128 << 10;
 
 /// Where a block is had from.
 #[derive(Debug, Clone)]
@@ -67,11 +76,39 @@ pub struct Wanted {
     pub pages: PageMask,
     /// The hash of the block.
     pub hash: Hash,
-    /// Its pages, where only some of them are wanted, as those of a patch: then whoever has the others
+    /// The block, where only some of its pages are wanted, those of a patch: then whoever has the others
     /// proves it.
-    pub patched: Option<PageMask>,
+    pub patched: Option<Whole>,
     /// Where they are.
     pub from: From,
+}
+
+/// A block of which a patch is wanted.
+#[derive(Debug, Clone)]
+pub struct Whole {
+    /// All of its pages.
+    pub pages: PageMask,
+    /// Where they are.
+    pub from: From,
+}
+
+impl Wanted {
+    /// It, without a patch.
+    pub fn whole(self) -> Wanted {
+        match self.patched {
+            Some(Whole { pages, from }) => Wanted { pages, from, patched: None, ..self },
+            None => self,
+        }
+    }
+}
+
+/// What was wanted of patches that are not what they should be.
+#[derive(Debug, Default)]
+pub struct Spoilt {
+    /// All that was asked for with them.
+    pub wanted: Vec<Wanted>,
+    /// What is wrong with the first.
+    pub why: Option<Error>,
 }
 
 /// A block that was had.
@@ -85,17 +122,10 @@ pub struct Had<'a> {
     pub bytes: &'a [u8],
     /// Of the wish.
     pub hash: Hash,
-    /// Of the wish.
+    /// All pages of the block, where these are those of a patch.
     pub patched: Option<PageMask>,
     /// Where it came from, for messages.
     pub address: &'a str,
-}
-
-/// A stretch of an object, and what is wanted of it.
-struct Piece {
-    range: Range<u64>,
-    is_frame: bool,
-    blocks: Vec<Wanted>,
 }
 
 /// What one request asks for.
@@ -104,6 +134,17 @@ struct Segment {
     range: Range<u64>,
     pieces: Vec<Piece>,
     blocks: usize,
+    /// More pieces, as it becomes known that they are wanted.
+    coming: Option<Receiver<Piece>>,
+}
+
+/// An image as it lies there, which is read once.
+struct Coming {
+    object: Arc<str>,
+    /// Behind the last piece.
+    end: u64,
+    /// `None`: nothing is fetched.
+    pieces: Option<SyncSender<Piece>>,
 }
 
 /// How blocks are fetched.
@@ -134,6 +175,7 @@ pub struct Planner<'a> {
     grid: Grid,
     whole: bool,
     open: Vec<Segment>,
+    coming: Option<Coming>,
     queue: Option<SyncSender<Segment>>,
     shared: &'a Shared<'a>,
 }
@@ -145,6 +187,7 @@ struct Shared<'a> {
     gap: AtomicU64,
     is_stopped: AtomicBool,
     failed: Mutex<Option<Error>>,
+    spoilt: Mutex<Spoilt>,
 }
 
 impl Shared<'_> {
@@ -156,6 +199,17 @@ impl Shared<'_> {
             *failed = Some(error);
             self.objects.stop();
         }
+    }
+
+    /// What is wanted of these is to be had without patches.
+    fn spoil(&self, patched: Vec<Wanted>, error: Error) {
+        let mut spoilt = lock(&self.spoilt);
+        if spoilt.wanted.len() + patched.len() > MOST_SPOILT {
+            drop(spoilt);
+            return self.fail(error);
+        }
+        spoilt.wanted.extend(patched);
+        spoilt.why.get_or_insert(error);
     }
 
     fn is_stopped(&self) -> bool {
@@ -171,7 +225,7 @@ impl Shared<'_> {
 
 impl Fetch<'_> {
     /// Runs `feed`, which tells what is wanted, beside the requests for it; what is had is handed to `put`,
-    /// from several threads at once.
+    /// from several threads at once. Returns what is to be had whole; some of that was handed on.
     ///
     /// # Errors
     ///
@@ -181,13 +235,14 @@ impl Fetch<'_> {
         asked: &Asked,
         feed: impl FnOnce(&mut Planner) -> Result<()>,
         put: &(dyn Fn(Had) -> Result<()> + Sync),
-    ) -> Result<()> {
+    ) -> Result<Spoilt> {
         let shared = Shared {
             objects: self.objects,
             asked,
             gap: AtomicU64::new(FIRST_GAP),
             is_stopped: AtomicBool::new(false),
             failed: Mutex::new(None),
+            spoilt: Mutex::default(),
         };
         std::thread::scope(|scope| {
             let (queue_in, queue) = sync_channel(self.jobs);
@@ -203,6 +258,7 @@ impl Fetch<'_> {
                 grid: self.grid,
                 whole: self.whole,
                 open: Vec::new(),
+                coming: None,
                 queue: (!self.dry_run).then_some(queue_in),
                 shared: &shared,
             };
@@ -211,7 +267,8 @@ impl Fetch<'_> {
             }
         });
         let failed = shared.failed.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-        failed.map_or(Ok(()), Err)
+        let spoilt = shared.spoilt.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        failed.map_or(Ok(spoilt), Err)
     }
 
     fn work(
@@ -231,8 +288,12 @@ impl Fetch<'_> {
                 // The queue is emptied, so that whoever fills it gets on.
                 continue;
             }
+            let (object, patched) = (Arc::clone(&segment.object), segment.patched());
             if let Err(error) = self.segment(segment, shared, &mut unpacker, put) {
-                shared.fail(error);
+                match patched.is_empty() || !is_about(&error, &self.objects.address(&object)) {
+                    true => shared.fail(error),
+                    false => shared.spoil(patched, error),
+                }
             }
         }
     }
@@ -247,23 +308,26 @@ impl Fetch<'_> {
         let address = self.objects.address(&segment.object);
         let start = Instant::now();
         let mut first = None;
-        let mut reader = SegmentReader {
-            at: if self.whole { 0 } else { segment.range.start },
-            bytes: Vec::new(),
-            pieces: segment.pieces.into_iter(),
-            current: None,
-            handle: |piece: &Piece, bytes: &[u8]| {
-                hand_on(&self.grid, (piece, bytes), &address, unpacker, put)
-            },
-        };
+        let (range, comes_by) = (segment.range.clone(), segment.coming.is_some());
+        let pieces = segment.pieces.into_iter().chain(segment.coming.into_iter().flatten());
+        let at = if self.whole { 0 } else { range.start };
+        let mut reader = SegmentReader::new(at, pieces, |piece: &Piece, bytes: &[u8]| {
+            hand_on(&self.grid, (piece, bytes), &address, unpacker, put)
+        });
         let mut take = |bytes: &[u8]| {
             first.get_or_insert_with(|| start.elapsed());
             shared.go_on()?;
-            reader.take(bytes)
+            reader.take(bytes)?;
+            // Nobody wants more of it.
+            if comes_by && reader.is_done() { Err(Error::Interrupted(Again::GoesOn)) } else { Ok(()) }
         };
-        let range = segment.range.clone();
         match self.whole {
-            true => self.objects.read_front(&segment.object, range.end, &mut take)?,
+            true => {
+                let read = self.objects.read_front(&segment.object, range.end, &mut take);
+                if !(comes_by && reader.is_done()) {
+                    read?;
+                }
+            }
             false if self.objects.read(&segment.object, range.clone(), &mut take)? == Served::WholeOnly => {
                 let what = "it answers a request for a part with the whole (200 where 206 is wanted): that does for a \
                             first deploy alone; use a server that has ranges, or -W";
@@ -300,6 +364,9 @@ impl Planner<'_> {
             From::Frame { object, range, .. } => (Arc::clone(object), range.clone(), true),
             From::Plain { object } => (Arc::clone(object), self.pages_of(&wanted), false),
         };
+        if self.whole && !is_frame {
+            return self.comes_by(object, Piece { range, is_frame, blocks: vec![wanted] });
+        }
         let (gap, whole) = (self.shared.gap.load(Ordering::Relaxed), self.whole);
         let of_it = self.open.iter_mut().find(|open| {
             let has_room = open.blocks < if whole { MOST_BLOCKS_WHOLE } else { MOST_BLOCKS };
@@ -315,10 +382,29 @@ impl Planner<'_> {
             let first = self.open.remove(0);
             self.send(first)?;
         }
-        let mut new = Segment { object, range: range.start..range.start, pieces: Vec::new(), blocks: 0 };
+        let range_so_far = range.start..range.start;
+        let mut new = Segment { object, range: range_so_far, pieces: Vec::new(), blocks: 0, coming: None };
         new.add(range, is_frame, wanted);
         self.open.push(new);
         Ok(())
+    }
+
+    /// A piece of an image is taken as it comes by, behind the one before it.
+    fn comes_by(&mut self, object: Arc<str>, piece: Piece) -> Result<()> {
+        let is_behind = |coming: &Coming| coming.object == object && coming.end <= piece.range.start;
+        if !self.coming.as_ref().is_some_and(is_behind) {
+            self.coming = None;
+            let (pieces, coming) = sync_channel(MOST_COMING);
+            let (range, pieces) = (0..self.grid.length, self.queue.is_some().then_some(pieces));
+            self.coming = Some(Coming { object: Arc::clone(&object), end: 0, pieces });
+            self.send(Segment { object, range, pieces: Vec::new(), blocks: 0, coming: Some(coming) })?;
+        }
+        let Some(coming) = &mut self.coming else { return Ok(()) };
+        coming.end = piece.range.end;
+        self.shared.asked.bytes.fetch_add(piece.range.end - piece.range.start, Ordering::Relaxed);
+        let Some(pieces) = &coming.pieces else { return Ok(()) };
+        // Whoever takes them is gone only after an error.
+        pieces.send(piece).map_err(|_| Error::Interrupted(Again::GoesOn))
     }
 
     /// From the first to the last page of a block that is wanted, where it lies in the image.
@@ -337,12 +423,19 @@ impl Planner<'_> {
     }
 
     fn finish(mut self) -> Result<()> {
+        self.coming = None;
         let open = std::mem::take(&mut self.open);
         open.into_iter().try_for_each(|segment| self.send(segment))
     }
 }
 
 impl Segment {
+    /// What is wanted of patches, which lie in an object of their own.
+    fn patched(&self) -> Vec<Wanted> {
+        let wanted = self.pieces.iter().flat_map(|piece| &piece.blocks);
+        wanted.filter(|wanted| wanted.patched.is_some()).cloned().collect()
+    }
+
     /// Whether a stretch behind it is to be had by the same request.
     fn takes(&self, range: &Range<u64>, gap: u64, whole: bool) -> bool {
         let is_behind = range.start >= self.range.end;
@@ -366,84 +459,7 @@ impl Segment {
     }
 }
 
-/// Cuts pieces out of what comes.
-struct SegmentReader<H> {
-    /// Where in the object the next byte lies.
-    at: u64,
-    /// What came of the current piece.
-    bytes: Vec<u8>,
-    pieces: std::vec::IntoIter<Piece>,
-    current: Option<Piece>,
-    handle: H,
-}
-
-impl<H: FnMut(&Piece, &[u8]) -> Result<()>> SegmentReader<H> {
-    fn take(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            let Some(piece) = self.current.take().or_else(|| self.pieces.next()) else { return Ok(()) };
-            let skipped = piece.range.start.saturating_sub(self.at).min(bytes.len() as u64);
-            (self.at, bytes) = (self.at + skipped, &bytes[skipped as usize..]);
-            let len = (piece.range.end - self.at.min(piece.range.end)).min(bytes.len() as u64);
-            let (now, later) = bytes.split_at(len as usize);
-            let is_whole = self.at >= piece.range.start && self.at + len == piece.range.end;
-            // What comes in one go need not be copied.
-            if is_whole && self.bytes.is_empty() {
-                (self.handle)(&piece, now)?;
-            } else {
-                self.bytes.extend(now);
-            }
-            (self.at, bytes) = (self.at + len, later);
-            if !is_whole {
-                self.current = Some(piece);
-            } else if !self.bytes.is_empty() {
-                (self.handle)(&piece, &self.bytes)?;
-                self.bytes.clear();
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Proves the blocks of a piece, and hands them on.
-fn hand_on(
-    grid: &Grid,
-    (piece, bytes): (&Piece, &[u8]),
-    address: &str,
-    unpacker: &mut Unpacker,
-    put: &(dyn Fn(Had) -> Result<()> + Sync),
-) -> Result<()> {
-    let wrong = |what: String| Error::Protocol { peer: address.into(), what };
-    let raw = match piece.is_frame {
-        true => unpacker.frame(bytes).map_err(|error| {
-            wrong(format!("what lies at {} is no frame of blocks: {error}", piece.range.start))
-        })?,
-        false => bytes,
-    };
-    let mut packed = Vec::new();
-    for wanted in &piece.blocks {
-        let length = grid.masked_bytes(wanted.index, wanted.pages) as usize;
-        let bytes = match &wanted.from {
-            From::Frame { raw: at, .. } => {
-                let bytes = raw.get(*at as usize..).and_then(|behind| behind.get(..length));
-                bytes.ok_or_else(|| wrong(format!("the frame at {} has too few bytes", piece.range.start)))?
-            }
-            From::Plain { .. } => {
-                packed.clear();
-                for run in hashmap::page_runs(wanted.pages) {
-                    let range = grid.pages(wanted.index, &run);
-                    let at = (range.start - piece.range.start) as usize;
-                    packed.extend(&raw[at..at + (range.end - range.start) as usize]);
-                }
-                packed.as_slice()
-            }
-        };
-        let is_right = || hashmap::hash_block(wanted.pages, std::iter::once(bytes)) == wanted.hash;
-        if wanted.patched.is_none() && !is_right() {
-            let what = format!("block {} of the image has another hash than its map says", wanted.index);
-            return Err(wrong(what));
-        }
-        let &Wanted { index, pages, hash, patched, .. } = wanted;
-        put(Had { index, pages, bytes, hash, patched, address })?;
-    }
-    Ok(())
+/// Whether an object is what is wrong, and not where its blocks go.
+fn is_about(error: &Error, address: &str) -> bool {
+    matches!(error, Error::Protocol { .. }) || error.path().is_some_and(|path| path.as_os_str() == address)
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use crate::apply::{Basis, BasisState, Sink};
-use crate::error::{Error, Result, Stop};
+use crate::error::{Error, Result, Stop, Warning};
 use crate::hashmap::ahead::Head as KnownHead;
 use crate::hashmap::{
     self, Batch, Block, Grid, Hash, Item, Key, MapEntry, MapRecord, Maps, PageMask, Recorder,
@@ -19,7 +19,7 @@ use crate::store::fetched::{FetchedVersion, VersionBlock, VersionBlocks, damaged
 use crate::store::name::{ImageName, Kind};
 use crate::store::patches::{Patch, PatchesReader};
 use crate::store::places::{PackId, Place};
-use crate::store::pull::fetch::{Asked, Fetch, From, Had, Planner, Wanted};
+use crate::store::pull::fetch::{Asked, Fetch, From, Had, Planner, Spoilt, Wanted, Whole};
 use target::Target;
 
 /// Blocks of what is there whose hashes are remembered, so that one that moved is not fetched: about 28 MiB.
@@ -97,7 +97,7 @@ impl Filling<'_> {
         let target = Target { grid, basis: basis.clone(), own, path, sink: Mutex::new(sink) };
         let maps = Maps { kept: map, saved: None };
         let mut filled = None;
-        self.fetch.run(
+        let spoilt = self.fetch.run(
             asked,
             |planner| {
                 let source = SourceCursor { blocks: self.version.blocks()?, left: None };
@@ -127,7 +127,28 @@ impl Filling<'_> {
             },
             &|had| self.put(&target, &had),
         )?;
-        filled.ok_or_else(|| Error::refused(&target.path, "was not filled; run again"))
+        let filled = filled.ok_or_else(|| Error::refused(&target.path, "was not filled; run again"))?;
+        self.fill_spoilt(&target, spoilt, asked, filled)
+    }
+
+    /// Of blocks of which patches are not what they should be the whole is had.
+    fn fill_spoilt(&self, target: &Target, spoilt: Spoilt, asked: &Asked, filled: Filled) -> Result<Filled> {
+        let Some(why) = spoilt.why else { return Ok(filled) };
+        self.reporter.event(Event::Warning(&without_patches(&why)));
+        let bytes = |wanted: &Wanted, pages| self.fetch.grid.masked_bytes(wanted.index, pages);
+        let stays = |wanted: &Wanted| {
+            let pages = wanted.patched.as_ref().map_or(0, |whole| whole.pages & !wanted.pages);
+            bytes(wanted, pages)
+        };
+        let more = spoilt.wanted.iter().map(stays).sum::<u64>();
+        let mut wanted = spoilt.wanted.into_iter().map(Wanted::whole).collect::<Vec<_>>();
+        wanted.sort_by_key(|wanted| wanted.index);
+        self.fetch.run(
+            asked,
+            |planner| wanted.into_iter().try_for_each(|wanted| planner.want(wanted)),
+            &|had| self.put(target, &had),
+        )?;
+        Ok(Filled { kept: filled.kept - more, new: filled.new + more, ..filled })
     }
 
     fn put(&self, target: &Target, had: &Had) -> Result<()> {
@@ -163,6 +184,11 @@ struct Plan<'a, 'b, 'c> {
 struct SourceCursor {
     blocks: VersionBlocks,
     left: Option<VersionBlock>,
+}
+
+/// That blocks come whole, and why.
+pub fn without_patches(why: &Error) -> Warning {
+    Warning::new(format!("whole blocks are fetched where pages would do: {why}"))
 }
 
 impl SourceCursor {
@@ -304,13 +330,15 @@ impl Plan<'_, '_, '_> {
             }
             There::Zeros => {}
         }
-        let (sent, from) = match &patch {
+        let whole = Whole { pages, from: self.from(wanted.place) };
+        let (sent, from, patched) = match &patch {
             Some((patch, object, behind)) => {
                 let start = behind + patch.offset;
                 let range = start..start + u64::from(patch.stored);
-                (patch.pages, From::Frame { object: Arc::clone(object), range, raw: patch.raw })
+                let from = From::Frame { object: Arc::clone(object), range, raw: patch.raw };
+                (patch.pages, from, Some(whole))
             }
-            None => (pages, self.from(wanted.place)),
+            None => (pages, whole.from, None),
         };
         if patch.is_some() && target.own.is_none() {
             target.each(index, pages & !sent, Sink::keep_range)?;
@@ -322,12 +350,11 @@ impl Plan<'_, '_, '_> {
             let written = if target.own.is_some() { pages } else { sent };
             target.each(index, written, |sink, range| sink.write(&range, &[]))?;
         }
-        let patched = patch.is_some().then_some(pages);
         if sent == 0 {
             return self.take_less(pages, hash);
         }
         let wanted = Wanted { index, pages: sent, hash: *hash, patched, from };
-        let may_be_there = self.found.is_some() && target.basis.is_some() && patched.is_none();
+        let may_be_there = self.found.is_some() && target.basis.is_some() && patch.is_none();
         if may_be_there && self.waiting.len() < MOST_WAITING {
             self.waiting.push(wanted);
             return Ok(());
@@ -411,6 +438,12 @@ impl Plan<'_, '_, '_> {
         // The map has proven to be whole when there is nothing behind its last block.
         if self.source.next(1)?.is_some() {
             return Err(Error::refused(&self.target.path, "has more blocks than its length says"));
+        }
+        let (has, told) = (self.kept + self.copied + self.new, self.filling.version.head.data);
+        if has != told {
+            let peer = self.filling.fetch.objects.address(&self.filling.name.to_string());
+            let what = format!("its map has {has} bytes of data, and the head of its version says {told}");
+            return Err(Error::Protocol { peer, what });
         }
         let (root, maps) = self.recorder.finish();
         Ok(Filled {

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -55,9 +56,12 @@ pub struct LastPlace {
 }
 
 impl LastPlace {
-    /// That of a destination, which may not be there yet, and is not followed if it is a symlink. `None`: there is
-    /// none.
-    pub fn of(destination: &Path) -> Option<LastPlace> {
+    /// That of a destination which is `named` so and was found at a path; it may not be there yet, and is not
+    /// followed if it is a symlink. `None`: there is none.
+    pub fn of(named: &Path, found: &Path) -> Option<LastPlace> {
+        // Devices get their names anew at each start of the machine, and links to them, as in /dev/disk, do not.
+        let is_device = fs::metadata(found).is_ok_and(|there| there.file_type().is_block_device());
+        let destination = if is_device { named } else { found };
         let path = fs::canonicalize(directory_of(destination)).ok()?.join(destination.file_name()?);
         let name = blake3::hash(path.as_os_str().as_bytes()).to_hex().to_string();
         Some(LastPlace { directory: working::state_dir()?.join("pulled"), name })
@@ -128,13 +132,18 @@ impl LastVersion {
         if head.time > self.time || is_same {
             return Ok(());
         }
+        let (told, named) = match head.is_unversioned() {
+            true => ("it has no version".into(), "give".into()),
+            false => {
+                let version = head.version();
+                let named = format!("name the version ({}@{version}), or", self.name);
+                (format!("it names version {version} as the newest"), named)
+            }
+        };
         let what = format!(
-            "it names version {} as the newest, and the destination has come from {}, which is newer: the server may be \
-             behind, or pass off an old version; to pull it all the same name the version ({}@{}), or its root hash (--root)",
-            head.version(),
-            self.version,
-            self.name,
-            head.version()
+            "{told}, and the destination has come from {}, which is newer: the server may be behind, or pass off an old \
+             version; to pull it all the same {named} its root hash (--root)",
+            self.version
         );
         Err(Error::Protocol { peer: address.into(), what })
     }

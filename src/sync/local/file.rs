@@ -223,7 +223,7 @@ impl LocalCopy<'_> {
     /// not be.
     fn foretell_clone(&self, source: &Source, preview: &mut Preview) -> Result<Option<Read>, FileError> {
         let Kind::File { allocated: sent, .. } = source.kind else { return Err(FileError::Changed) };
-        let opened = self.open_source(source, preview.device)?;
+        let opened = self.open_source(source, preview.device.is_some())?;
         if !preview.would_clone(opened.image.file()) {
             return Ok(None);
         }

@@ -174,4 +174,17 @@ fn a_server_without_ranges_does_for_a_first_deploy() {
     fs::remove_file(store.copy()).unwrap();
     pull("plain", &[]).ok();
     assert_same(&image, &store.copy());
+    // One of many pieces is read once, as far as it has data.
+    let image = (0..3000).fold(Layout::hole("pieces", 64 << 20), |layout, nth| {
+        layout.data(nth * 8192..nth * 8192 + 4096, &mut Rng(nth as u64 + 1))
+    });
+    image.write(&root.join("pieces"));
+    run(holesync().args(["publish", "--raw", "-B4K"]).arg(root.join("pieces")).arg(root.join("pieces"))).ok();
+    for flags in [&["-IW"][..], &["-IW", "--jobs=1"], &["-IW", "--inplace"]] {
+        nginx.forget();
+        pull("pieces", flags).ok();
+        assert_same(&root.join("pieces"), &store.copy());
+        let asked = nginx.answered(4);
+        assert_eq!(asked.iter().filter(|asked| asked.path == "/pieces").count(), 2, "{asked:?}");
+    }
 }

@@ -66,6 +66,8 @@ fn damage_to_any_object_is_an_error_or_does_not_matter() {
                 }
                 let outcome = store.pull("", &["-I"]);
                 let what = format!("{} {how}, over {begins}: {outcome}", path.display());
+                let is_extra = path.to_str().unwrap().contains("/patches/");
+                assert!(!is_extra || outcome.code == 0, "blocks lie whole, too: {what}");
                 if outcome.code == 0 {
                     assert!(same(&image, &store.copy()), "{what}");
                     harmless += 1;
@@ -82,7 +84,7 @@ fn damage_to_any_object_is_an_error_or_does_not_matter() {
             fs::write(&path, &whole).unwrap();
         }
     }
-    assert!(refused > 60, "{refused}");
+    assert!(refused > 50, "{refused}");
     lab::count(&format!("damaged objects refused {refused}, of no use {harmless}"));
     let _ = fs::remove_file(store.copy());
     store.pull("", &[]).ok();
@@ -182,6 +184,8 @@ fn a_map_with_other_pages_than_a_block_has_is_found_out() {
     assert_eq!(Some(root), reader.root(), "the root hash does not tell");
     let map = put(&store, "maps", &bytes);
     change_head(&store, |head| head["map"] = map);
+    store.pull("", &["-I"]).code(12).says(&["the head of its version says"]);
+    change_head(&store, |head| head["data"] = (head["data"].as_u64().unwrap() - 4096).into());
     store.pull("", &["-I"]).code(12).says(&["has another hash than its map says"]);
     assert!(same(&image, &store.copy()));
 }

@@ -1,11 +1,14 @@
 //! What a store keeps, and what goes.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use crate::common::account::which;
 use crate::common::check::assert_same;
 use crate::common::lab;
 use crate::common::layout::{Layout, Rng};
@@ -193,6 +196,45 @@ fn a_pack_that_is_gone_is_written_anew_by_who_publishes() {
     assert_same(&image, &store.copy());
     store.prune(&["--keep=1", "--grace=0s"]).ok();
     run(store.holesync().arg("check").arg(store.image())).ok();
+}
+
+#[test]
+fn what_a_prune_takes_from_a_publisher_is_published_anew() {
+    let store = Store::new(lab::scratch());
+    let mut rng = Rng(4);
+    let (image, key) = (store.path("image"), store.path("key"));
+    for version in ["v1", "v2"] {
+        Layout::dense("disk", 2 << 20, &mut rng).write(&image);
+        store.publish(&image, &["--as", version]);
+        fs::rename(&image, store.path(version)).unwrap();
+    }
+    store.age();
+    run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key)).ok();
+    // Just before its head is put there, all that the new version is made of goes with the old one.
+    let (program, real) = (store.holesync().get_program().to_owned(), which("ssh-keygen"));
+    let stand_in = format!(
+        "#!/bin/sh\nmkdir '{once}' 2>/dev/null && '{program}' prune --keep=1 --grace=0s '{image}' >&2\nexec '{real}' \"$@\"\n",
+        once = store.path("once").display(),
+        program = program.display(),
+        image = store.image().display(),
+        real = real.display()
+    );
+    fs::create_dir(store.path("bin")).unwrap();
+    let written = store.path("bin/ssh-keygen");
+    fs::write(&written, stand_in).unwrap();
+    fs::set_permissions(written, PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", store.path("bin").display(), std::env::var("PATH").unwrap());
+    let published = run(store.holesync().env("PATH", path).args(["publish", "--as=v3", "--sign"]).args([
+        &key,
+        &store.path("v1"),
+        &store.image(),
+    ]))
+    .ok();
+    published.says(&["by a prune that ran meanwhile: all is looked at anew"]);
+    assert_eq!(store.versions(), ["v3", "v2"]);
+    run(store.holesync().arg("check").arg(store.image())).ok();
+    store.pull("", &[]).ok();
+    assert_same(&store.path("v1"), &store.copy());
 }
 
 #[test]

@@ -183,7 +183,7 @@ fn what_a_root_hash_does_not_prove_is_not_remembered() {
     // A head that lies about its time, of the version whose root hash is pinned.
     let line = new.split(|&byte| byte == b'\n').next().unwrap();
     let root = format!("--root={root}");
-    for time in ["1", "18446744073709551615"] {
+    for time in ["1", "9223372036854775807"] {
         let mut head: serde_json::Value = serde_json::from_slice(line).unwrap();
         head["time"] = time.parse::<u64>().unwrap().into();
         fs::write(&newest, format!("{head}\n")).unwrap();

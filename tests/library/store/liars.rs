@@ -249,8 +249,8 @@ const LIES: &[Lie] = &[
             0 => half("\"one\"", head, stream),
             _ => right(&data(), "", stream),
         },
-        range: "after 50000 bytes, and the server gives no ranges",
-        whole: "after 50000 bytes, and the server gives no ranges",
+        range: "at byte 50000, and the server gives no ranges",
+        whole: "at byte 50000, and the server gives no ranges",
         code: 10,
     },
     Lie {

@@ -154,7 +154,7 @@ fn a_whole_object_that_breaks_goes_on_by_ranges() {
     let without = Server::new(|_, _, stream| broken("", stream, 500));
     let (told, read) = read_whole(&web(&without), LENGTH as u64);
     let error = read.unwrap_err().to_string();
-    assert!(error.contains("after 500 bytes") && error.contains(&without.url()), "{error}");
+    assert!(error.contains("at byte 500") && error.contains(&without.url()), "{error}");
     assert_eq!((told.len(), without.heads().len()), (500, 2));
 }
 
@@ -165,6 +165,25 @@ fn a_server_without_ranges_says_so() {
     let (told, read) = read(&web, 10..20);
     assert_eq!((told.len(), read.unwrap()), (0, Served::WholeOnly));
     assert!(read_whole(&web, LENGTH as u64).0 == data());
+}
+
+#[test]
+fn the_front_of_an_object_of_a_length_that_is_not_told_is_had() {
+    let server = after(|_, _, stream| {
+        let body = [b"493E0\r\n", data().as_slice(), b"\r\n0\r\n\r\n"].concat();
+        let head = b"HTTP/1.1 200 OK\r\nETag: \"one\"\r\nTransfer-Encoding: chunked\r\n\r\n";
+        Some(stream.write_all(head).and_then(|()| stream.write_all(&body)))
+    });
+    let web = web(&server);
+    let mut told = Vec::<u8>::new();
+    let mut take = |bytes: &[u8]| {
+        told.extend(bytes);
+        Ok(())
+    };
+    web.read_front("a b", 100_000, &mut take).unwrap();
+    assert_eq!(told, data()[..100_000]);
+    read_whole(&web, LENGTH as u64).1.unwrap();
+    assert_eq!(read_whole(&web, 100_000).1.unwrap_err().exit_code(), 12);
 }
 
 #[test]

@@ -35,7 +35,8 @@ impl Target<'_> {
         let is_all = old.is_empty() && new.is_empty();
         if !is_all || hashmap::hash_block(pages, std::iter::once(whole.as_slice())) != had.hash {
             let what = format!(
-                "a patch does not make block {} of the image what its map says; -W does without patches",
+                "a patch does not make block {} of the image what its map says, or the destination changed meanwhile; -W \
+                 does without patches",
                 had.index
             );
             return Err(Error::Protocol { peer: had.address.into(), what });

@@ -1,0 +1,156 @@
+//! What is published while others write to the image or to the store, and what is wrong with it is told.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::common::check::assert_same;
+use crate::common::lab;
+use crate::common::layout::{Layout, Rng};
+use crate::common::process::{Outcome, run};
+use crate::store::Store;
+use crate::store::s3::{KEY, S3, SECRET};
+
+impl Store {
+    fn check(&self) -> Outcome {
+        run(self.holesync().arg("check").arg(self.image()))
+    }
+}
+
+/// The newest head, changed, under a name.
+fn put_head(store: &Store, name: &str, change: impl FnOnce(&mut serde_json::Value)) {
+    let newest = fs::read(store.path("store/disk.newest")).unwrap();
+    let mut head = serde_json::from_slice(&newest).unwrap();
+    change(&mut head);
+    fs::write(store.path("store").join(name), format!("{head}\n")).unwrap();
+}
+
+#[test]
+fn an_image_that_grows_is_published_as_it_is_then_or_not_at_all() {
+    let store = Store::new(lab::scratch());
+    let image = store.path("image");
+    let (mut published, mut refused) = (0, 0);
+    for nth in 0..30_u8 {
+        let mut file = fs::File::create(&image).unwrap();
+        file.write_all(&[nth; 65536]).unwrap();
+        let growing = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(nth.into()));
+            file.write_all(&[100 + nth; 150_000]).unwrap();
+        });
+        let done = run(store.holesync().args(["publish", "--json"]).arg(&image).arg(store.image()));
+        growing.join().unwrap();
+        if done.code == 0 {
+            published += 1;
+            fs::remove_file(store.copy()).ok();
+            store.pull("", &[]).ok();
+            let (came, now) = (fs::read(store.copy()).unwrap(), fs::metadata(&image).unwrap());
+            let head: serde_json::Value =
+                serde_json::from_slice(&fs::read(store.path("store/disk.newest")).unwrap()).unwrap();
+            // With the time of what it has grown to it has that length.
+            let is_grown = head["modified"] == serde_json::json!([now.mtime(), now.mtime_nsec()]);
+            let length = if is_grown { now.len() } else { 65536 };
+            assert_eq!(came.len() as u64, length, "{nth}: {done}");
+        } else {
+            done.code(23).says(&["changed while it was read"]);
+            refused += 1;
+        }
+    }
+    lab::count(&format!("images that grew: {published} published, {refused} refused"));
+}
+
+#[test]
+fn a_time_that_is_taken_is_gone_past() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    let later = UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 + 3_600_000_000_000;
+    let versions = store.path("store/disk.store/versions");
+    // The newest is of a time to come, and what would be behind it has been begun by others.
+    put_head(&store, "disk.newest", |head| head["time"] = later.into());
+    put_head(&store, "disk.store/versions/future", |head| {
+        head["time"] = later.into();
+        head["version"] = "future".into();
+    });
+    layout.clone().data(0..4096, &mut Rng(9)).write(&image);
+    let next = store.publish(&image, &[])["version"].as_str().unwrap().to_string();
+    fs::write(versions.join(&next), "").unwrap();
+    put_head(&store, "disk.newest", |head| head["time"] = later.into());
+    layout.data(0..4096, &mut Rng(10)).write(&image);
+    let published = run(store.holesync().arg("publish").arg(&image).arg(store.image())).ok();
+    assert_eq!(published.stderr.matches("yet to come").count(), 1, "{published}");
+    assert!(!published.stdout.contains(&format!("@{next}:")), "{published}");
+    // A time of which there is none that is later is none.
+    put_head(&store, "disk.newest", |head| head["time"] = u64::MAX.into());
+    run(store.holesync().arg("publish").arg(&image).arg(store.image())).ok();
+    let _ = fs::remove_file(versions.join(&next));
+    fs::remove_file(versions.join("future")).unwrap();
+    store.check().ok();
+}
+
+#[test]
+fn what_is_wrong_is_told_with_all_that_is_right() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    layout.clone().data(0..4096, &mut Rng(9)).write(&image);
+    store.publish(&image, &["--as=v2"]);
+    let (versions, newest) = (store.path("store/disk.store/versions"), store.path("store/disk.newest"));
+    fs::write(versions.join("long"), vec![b'x'; 20_000]).unwrap();
+    fs::write(versions.join("short"), "").unwrap();
+    let whole = fs::read(&newest).unwrap();
+    fs::write(&newest, "damaged\n").unwrap();
+    for verb in ["check", "versions"] {
+        let told = run(store.holesync().arg(verb).arg(store.image())).code(12);
+        assert_eq!(told.stdout.lines().count(), 2, "{told}");
+        assert!(told.stdout.contains("v2 "), "{told}");
+        told.says(&[
+            "versions/long: it is longer than",
+            "versions/short: ",
+            "publish the image again, which",
+        ]);
+    }
+    // Whoever publishes passes over both, and names the newest again.
+    layout.data(0..4096, &mut Rng(10)).write(&image);
+    let published = run(store.holesync().arg("publish").arg(&image).arg(store.image())).ok();
+    published.says(&["passed over: ", "versions/long", "versions/short"]);
+    assert_ne!(fs::read(&newest).unwrap(), whole);
+    store.pull("", &[]).ok();
+    assert_same(&image, &store.copy());
+    for name in ["long", "short"] {
+        fs::remove_file(versions.join(name)).unwrap();
+    }
+    store.check().ok();
+}
+
+#[test]
+fn one_version_of_a_bucket_that_is_damaged_does_not_end_the_look_at_others() {
+    let Some(server) = S3::start() else { return };
+    let store = Store::new(lab::scratch());
+    let go = |words: &[&str]| {
+        let mut command = store.holesync();
+        command.env("AWS_ACCESS_KEY_ID", KEY).env("AWS_SECRET_ACCESS_KEY", SECRET).args(words);
+        run(command
+            .env("AWS_REGION", "us-east-1")
+            .env("AWS_ENDPOINT_URL", format!("http://{}", server.address())))
+    };
+    let image = store.path("image");
+    for version in ["v1", "v2", "v3"] {
+        Layout::dense("disk", 1 << 20, &mut Rng(version.as_bytes()[1].into())).write(&image);
+        let began = SystemTime::now();
+        go(&["publish", "--as", version, image.to_str().unwrap(), "s3://images/disk"]).ok();
+        let packs = fs::read_dir(server.file("disk.store/packs")).unwrap().map(|pack| pack.unwrap().path());
+        let new = packs.max_by_key(|pack| fs::metadata(pack).unwrap().modified().unwrap()).unwrap();
+        assert!(fs::metadata(&new).unwrap().modified().unwrap() >= began - Duration::from_secs(1));
+        if version == "v3" {
+            let mut bytes = fs::read(&new).unwrap();
+            bytes[500_000] ^= 1;
+            fs::write(&new, bytes).unwrap();
+        }
+    }
+    let told = go(&["check", "s3://images/disk"]).code(12);
+    for version in ["v1", "v2"] {
+        assert!(told.stdout.contains(&format!("disk@{version} is whole")), "{told}");
+    }
+    let told = told.says(&["remove it, and publish the image again"]);
+    assert!(!told.stderr.contains("interrupted"), "{told}");
+}
