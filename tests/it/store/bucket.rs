@@ -80,6 +80,23 @@ mod anywhere {
     }
 
     #[test]
+    fn of_many_who_put_what_is_not_there_at_once_one_does() {
+        let Some((server, bucket)) = place("at once") else { return };
+        for round in 0..10 {
+            let (name, texts) = (format!("{round}"), ["one", "two", "three", "four", "five", "six"]);
+            let put = thread::scope(|scope| {
+                let put = |text: &'static str| bucket.put_if(&name, None, text.as_bytes()).unwrap();
+                let putting = texts.map(|text| scope.spawn(move || put(text).then_some(text)));
+                putting.into_iter().filter_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+            });
+            let there = bucket.get(&name, 9).unwrap().unwrap();
+            assert!(put.iter().any(|text| text.as_bytes() == there), "{put:?}");
+            // The server that is brought along looks first, and then writes.
+            assert!(put.len() == 1 || server.is_some(), "{put:?}");
+        }
+    }
+
+    #[test]
     fn objects_are_put_listed_read_and_removed() {
         let Some((_server, bucket)) = place("one by one") else { return };
         assert_eq!(bucket.get("a/b ü%20+", 9).unwrap(), None);

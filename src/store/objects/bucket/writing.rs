@@ -151,6 +151,13 @@ impl Bucket {
     }
 }
 
+/// The condition of a server that compares ETags without their quotes, as Ceph 16 does.
+fn without_quotes(mode: PutMode) -> Option<PutMode> {
+    let PutMode::Update(UpdateVersion { e_tag: Some(e_tag), version }) = mode else { return None };
+    let bare = e_tag.trim_matches('"').to_string();
+    (bare != e_tag).then_some(PutMode::Update(UpdateVersion { e_tag: Some(bare), version }))
+}
+
 /// What is put cannot be read.
 fn unreadable(asking: Asking) -> impl FnOnce(std::io::Error) -> Error {
     Error::file("read what is to become", asking.address)
@@ -177,7 +184,8 @@ impl WritableObjects for Bucket {
         let asking = self.asking(&address, WRITING);
         self.forget(name);
         // An attempt of which the answer was lost may have put it there.
-        let is_there = || self.get(name, MOST_SMALL).map(|found| found.as_deref() == Some(bytes));
+        let is = |bytes: Option<&[u8]>| self.get(name, MOST_SMALL).map(|found| found.as_deref() == bytes);
+        let is_there = || is(Some(bytes));
         let put = self.persist(asking, || {
             let mode = match there {
                 None => PutMode::Create,
@@ -186,8 +194,15 @@ impl WritableObjects for Bucket {
                     None => return Ok(false),
                 },
             };
-            match self.put_in_mode(&path, asking, bytes, mode) {
-                Err(Trouble::Changed | Trouble::Missing(_)) => Ok(is_there()?),
+            match self.put_in_mode(&path, asking, bytes, mode.clone()) {
+                Err(Trouble::Changed | Trouble::Missing(_)) => match without_quotes(mode) {
+                    Some(mode) if is(there)? => match self.put_in_mode(&path, asking, bytes, mode) {
+                        Err(passes @ Trouble::Other(Failed::Passing { .. })) => Err(passes),
+                        Err(_) => Ok(is_there()?),
+                        put => put,
+                    },
+                    _ => Ok(is_there()?),
+                },
                 // It has no such conditions.
                 Err(Trouble::Unknown(_)) if there.is_none() && self.length(name)?.is_some() => {
                     Ok(is_there()?)
