@@ -15,10 +15,10 @@
 
 mod base;
 mod blocks;
+mod built;
 mod ending;
 mod plain;
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -31,24 +31,21 @@ use crate::options::BlockSize;
 use crate::remote;
 use crate::report::{Event, Phase, Reporter};
 use crate::scan::{self, At, FileImage, FileState};
-use crate::store::fetched::FetchedVersion;
 use crate::store::head::{Digest, Head, PatchesHead, Proven};
 use crate::store::keep::{self, Kept};
 use crate::store::name::{ImageName, Kind, ObjectId, Version};
-use crate::store::objects::{Content, WritableObjects, side_by_side};
+use crate::store::objects::{Content, WritableObjects};
 use crate::store::patches::PatchesWriter;
 use crate::store::places;
 use crate::store::signature;
 use base::{Base, Candidate, PatchOver};
 pub use blocks::Counts;
-use blocks::{BlockWriter, KnownBlocks, Stream, packs_there};
+use blocks::{BlockWriter, Stream, packs_there};
+use built::Built;
 use ending::HeadPut;
 
 /// How often an image is published of which a prune took something meanwhile.
 const ATTEMPTS: u32 = 3;
-/// Versions that are fetched side by side.
-const VERSIONS_AT_ONCE: usize = 8;
-
 /// How a version is published.
 #[derive(Debug, Clone)]
 pub struct PublishOptions {
@@ -124,14 +121,6 @@ impl Published {
 
 /// Whether a pack has a place still.
 type IsUsable<'a> = dyn Fn(&places::PackId, &places::Place) -> bool + 'a;
-
-/// What is built upon.
-struct Built {
-    known: KnownBlocks,
-    before: Option<FetchedVersion>,
-    /// The versions of which everything is there.
-    whole: HashSet<ObjectId>,
-}
 
 /// What is being published.
 struct Publishing<'a> {
@@ -246,49 +235,6 @@ impl Publishing<'_> {
 
     fn store(&self) -> (&dyn WritableObjects, &ImageName) {
         (self.objects, self.name)
-    }
-
-    /// Which blocks are where; and the version before, if it has blocks of this size. A version that is damaged
-    /// is passed over: what it has is written again.
-    fn known(&self, kept: &[Kept], is_usable: &IsUsable) -> Result<Built> {
-        let mut built = Built { known: KnownBlocks::default(), before: None, whole: HashSet::new() };
-        let of_size = |kept: &&Kept| kept.head.grid().is_some_and(|grid| grid.block == self.grid.block);
-        let newest = kept.iter().find(|kept| kept.head.places.is_some()).map(|kept| kept.head.id);
-        let packed: Vec<_> = kept.iter().filter(|kept| kept.head.places.is_some()).filter(of_size).collect();
-        let fetch = |kept: &&Kept| FetchedVersion::fetch(self.objects, self.name, kept.head.clone());
-        for some in packed.chunks(VERSIONS_AT_ONCE) {
-            if built.known.is_full() {
-                break;
-            }
-            for (kept, fetched) in some.iter().zip(side_by_side(some, fetch)) {
-                let added = fetched.and_then(|version| {
-                    let has_all = built.known.add_version(&version, is_usable)?;
-                    let is_whole = has_all && self.has_patches(&version.head)?;
-                    Ok((version, is_whole))
-                });
-                match added {
-                    Ok((version, is_whole)) => {
-                        let id = version.head.id;
-                        if is_whole {
-                            built.whole.insert(id);
-                        }
-                        built.before = built.before.or((newest == Some(id)).then_some(version));
-                    }
-                    Err(error) if is_damage(&error) => {
-                        let what = format!("version {} cannot be built upon: {error}", kept.head.version());
-                        self.reporter.event(Event::Warning(&Warning::new(what)));
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(built)
-    }
-
-    /// Whether the patches are there that a version names.
-    fn has_patches(&self, head: &Head) -> Result<bool> {
-        let object = self.name.object(Kind::Patches, &head.id.name());
-        Ok(head.patches.is_none() || self.objects.length(&object)?.is_some())
     }
 
     /// Reads the image and writes its map; each batch is told, with its first block.
@@ -435,15 +381,6 @@ impl Publishing<'_> {
         let digest = Digest(*blake3::hash(&index).as_bytes());
         let index = Proven { digest, length: index.len() as u64 };
         Ok(Some((PatchesHead { object: all.digest, index }, all.length)))
-    }
-}
-
-/// Whether an object is not there, or not what it should be: other errors may pass.
-fn is_damage(error: &Error) -> bool {
-    match error {
-        Error::Protocol { .. } | Error::Refused { .. } => true,
-        Error::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
-        _ => false,
     }
 }
 

@@ -3,11 +3,12 @@
 //! come by, by one request. Memory: a frame for each request. What is wrong with patches is told with
 //! what was wanted of them: it can be had whole.
 
+mod planner;
 mod reader;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -17,20 +18,10 @@ use crate::remote;
 use crate::store::objects::{Objects, Served};
 use crate::store::pack::Unpacker;
 use crate::store::places::Place;
+pub use planner::Planner;
+use planner::Segment;
 use reader::{Piece, SegmentReader, hand_on};
 
-/// Bytes that one request asks for, but for those that ask for whole objects.
-const MOST: u64 = 8 << 20;
-/// Blocks that one request asks for.
-const MOST_BLOCKS: usize = 8 << 10;
-/// The same where whole objects are had.
-const MOST_BLOCKS_WHOLE: usize = 256 << 10;
-/// Blocks of an image as it lies there that wait until they come by.
-const MOST_COMING: usize = 1 << 10;
-/// Requests that neighbours are looked for to add, at a time.
-const OPEN: usize = 8;
-/// The same where whole objects are had.
-const OPEN_WHOLE: usize = 64;
 /// What nobody wants between two that are wanted is fetched, too, if it is so little: to begin with, at
 /// least, and at most.
 const GAP: Range<u64> = 16 << 10..1 << 20;
@@ -128,25 +119,6 @@ pub struct Had<'a> {
     pub address: &'a str,
 }
 
-/// What one request asks for.
-struct Segment {
-    object: Arc<str>,
-    range: Range<u64>,
-    pieces: Vec<Piece>,
-    blocks: usize,
-    /// More pieces, as it becomes known that they are wanted.
-    coming: Option<Receiver<Piece>>,
-}
-
-/// An image as it lies there, which is read once.
-struct Coming {
-    object: Arc<str>,
-    /// Behind the last piece.
-    end: u64,
-    /// `None`: nothing is fetched.
-    pieces: Option<SyncSender<Piece>>,
-}
-
 /// How blocks are fetched.
 pub struct Fetch<'a> {
     /// From where.
@@ -168,16 +140,6 @@ pub struct Asked {
     pub requests: AtomicU64,
     /// Bytes that are wanted, what lies between them not counted.
     pub bytes: AtomicU64,
-}
-
-/// Takes wishes, in the order of the image.
-pub struct Planner<'a> {
-    grid: Grid,
-    whole: bool,
-    open: Vec<Segment>,
-    coming: Option<Coming>,
-    queue: Option<SyncSender<Segment>>,
-    shared: &'a Shared<'a>,
 }
 
 /// What the threads share.
@@ -254,14 +216,8 @@ impl Fetch<'_> {
                 }
             }
             drop(queue);
-            let mut planner = Planner {
-                grid: self.grid,
-                whole: self.whole,
-                open: Vec::new(),
-                coming: None,
-                queue: (!self.dry_run).then_some(queue_in),
-                shared: &shared,
-            };
+            let queue = (!self.dry_run).then_some(queue_in);
+            let mut planner = Planner::new(self.grid, self.whole, queue, &shared);
             if let Err(error) = feed(&mut planner).and_then(|()| planner.finish()) {
                 shared.fail(error);
             }
@@ -340,122 +296,6 @@ impl Fetch<'_> {
         let rate = (range.end - range.start) as f64 / (all - latency).max(1e-3);
         shared.gap.store(((latency * rate) as u64).clamp(GAP.start, GAP.end), Ordering::Relaxed);
         Ok(())
-    }
-}
-
-impl Planner<'_> {
-    /// Whether there is still sense in looking for what is wanted.
-    ///
-    /// # Errors
-    ///
-    /// When a request failed meanwhile, or somebody interrupted.
-    pub fn go_on(&self) -> Result<()> {
-        self.shared.go_on()
-    }
-
-    /// A block is wanted.
-    ///
-    /// # Errors
-    ///
-    /// When a request failed meanwhile.
-    pub fn want(&mut self, wanted: Wanted) -> Result<()> {
-        self.go_on()?;
-        let (object, range, is_frame) = match &wanted.from {
-            From::Frame { object, range, .. } => (Arc::clone(object), range.clone(), true),
-            From::Plain { object } => (Arc::clone(object), self.pages_of(&wanted), false),
-        };
-        if self.whole && !is_frame {
-            return self.comes_by(object, Piece { range, is_frame, blocks: vec![wanted] });
-        }
-        let (gap, whole) = (self.shared.gap.load(Ordering::Relaxed), self.whole);
-        let of_it = self.open.iter_mut().find(|open| {
-            let has_room = open.blocks < if whole { MOST_BLOCKS_WHOLE } else { MOST_BLOCKS };
-            let is_last =
-                || has_room && open.pieces.last().is_some_and(|piece| is_frame && piece.range == range);
-            open.object == object && (is_last() || open.takes(&range, gap, whole))
-        });
-        if let Some(open) = of_it {
-            open.add(range, is_frame, wanted);
-            return Ok(());
-        }
-        if self.open.len() >= if self.whole { OPEN_WHOLE } else { OPEN } {
-            let first = self.open.remove(0);
-            self.send(first)?;
-        }
-        let range_so_far = range.start..range.start;
-        let mut new = Segment { object, range: range_so_far, pieces: Vec::new(), blocks: 0, coming: None };
-        new.add(range, is_frame, wanted);
-        self.open.push(new);
-        Ok(())
-    }
-
-    /// A piece of an image is taken as it comes by, behind the one before it.
-    fn comes_by(&mut self, object: Arc<str>, piece: Piece) -> Result<()> {
-        let is_behind = |coming: &Coming| coming.object == object && coming.end <= piece.range.start;
-        if !self.coming.as_ref().is_some_and(is_behind) {
-            self.coming = None;
-            let (pieces, coming) = sync_channel(MOST_COMING);
-            let (range, pieces) = (0..self.grid.length, self.queue.is_some().then_some(pieces));
-            self.coming = Some(Coming { object: Arc::clone(&object), end: 0, pieces });
-            self.send(Segment { object, range, pieces: Vec::new(), blocks: 0, coming: Some(coming) })?;
-        }
-        let Some(coming) = &mut self.coming else { return Ok(()) };
-        coming.end = piece.range.end;
-        self.shared.asked.bytes.fetch_add(piece.range.end - piece.range.start, Ordering::Relaxed);
-        let Some(pieces) = &coming.pieces else { return Ok(()) };
-        // Whoever takes them is gone only after an error.
-        pieces.send(piece).map_err(|_| Error::Interrupted(Again::GoesOn))
-    }
-
-    /// From the first to the last page of a block that is wanted, where it lies in the image.
-    fn pages_of(&self, wanted: &Wanted) -> Range<u64> {
-        let (first, last) = (wanted.pages.trailing_zeros(), 63 - wanted.pages.leading_zeros());
-        self.grid.pages(wanted.index, &(first..last + 1))
-    }
-
-    fn send(&self, segment: Segment) -> Result<()> {
-        self.shared.asked.requests.fetch_add(1, Ordering::Relaxed);
-        let wanted: u64 = segment.pieces.iter().map(|piece| piece.range.end - piece.range.start).sum();
-        self.shared.asked.bytes.fetch_add(wanted, Ordering::Relaxed);
-        let Some(queue) = &self.queue else { return Ok(()) };
-        // Those who take them are gone only after an error.
-        queue.send(segment).map_err(|_| Error::Interrupted(Again::GoesOn))
-    }
-
-    fn finish(mut self) -> Result<()> {
-        self.coming = None;
-        let open = std::mem::take(&mut self.open);
-        open.into_iter().try_for_each(|segment| self.send(segment))
-    }
-}
-
-impl Segment {
-    /// What is wanted of patches, which lie in an object of their own.
-    fn patched(&self) -> Vec<Wanted> {
-        let wanted = self.pieces.iter().flat_map(|piece| &piece.blocks);
-        wanted.filter(|wanted| wanted.patched.is_some()).cloned().collect()
-    }
-
-    /// Whether a stretch behind it is to be had by the same request.
-    fn takes(&self, range: &Range<u64>, gap: u64, whole: bool) -> bool {
-        let is_behind = range.start >= self.range.end;
-        let is_near = whole || range.start.saturating_sub(self.range.end) <= gap;
-        let is_small = match whole {
-            true => self.blocks < MOST_BLOCKS_WHOLE,
-            false => range.end.saturating_sub(self.range.start) <= MOST && self.blocks < MOST_BLOCKS,
-        };
-        is_behind && is_near && is_small
-    }
-
-    fn add(&mut self, range: Range<u64>, is_frame: bool, wanted: Wanted) {
-        self.blocks += 1;
-        match self.pieces.last_mut() {
-            Some(piece) if is_frame && piece.range == range => piece.blocks.push(wanted),
-            _ => {
-                self.range.end = range.end;
-                self.pieces.push(Piece { range, is_frame, blocks: vec![wanted] });
-            }
-        }
     }
 }
 

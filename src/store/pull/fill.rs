@@ -1,5 +1,6 @@
 //! Fills a destination with a version: what it has of that stays, what it lacks is fetched.
 
+mod source;
 mod target;
 
 use std::collections::HashMap;
@@ -15,11 +16,12 @@ use crate::hashmap::{
 };
 use crate::report::{Event, Phase, Reporter, Stats};
 use crate::scan::At;
-use crate::store::fetched::{FetchedVersion, VersionBlock, VersionBlocks, damaged};
+use crate::store::fetched::{FetchedVersion, VersionBlock, damaged};
 use crate::store::name::{ImageName, Kind};
 use crate::store::patches::{Patch, PatchesReader};
 use crate::store::places::{PackId, Place};
 use crate::store::pull::fetch::{Asked, Fetch, From, Had, Planner, Spoilt, Wanted, Whole};
+use source::SourceCursor;
 use target::Target;
 
 /// Blocks of what is there whose hashes are remembered, so that one that moved is not fetched: about 28 MiB.
@@ -100,7 +102,7 @@ impl Filling<'_> {
         let spoilt = self.fetch.run(
             asked,
             |planner| {
-                let source = SourceCursor { blocks: self.version.blocks()?, left: None };
+                let source = SourceCursor::new(self.version.blocks()?);
                 let mut plan = Plan {
                     filling: self,
                     target: &target,
@@ -180,33 +182,9 @@ struct Plan<'a, 'b, 'c> {
     objects: HashMap<PackId, Arc<str>>,
 }
 
-/// The version, read in stretches of any length.
-struct SourceCursor {
-    blocks: VersionBlocks,
-    left: Option<VersionBlock>,
-}
-
 /// That blocks come whole, and why.
 pub fn without_patches(why: &Error) -> Warning {
     Warning::new(format!("whole blocks are fetched where pages would do: {why}"))
-}
-
-impl SourceCursor {
-    /// The next blocks that are alike, at most so many; `None`: there are no more.
-    fn next(&mut self, most: u64) -> Result<Option<(u64, VersionBlock)>> {
-        let Some(block) = self.left.take().map_or_else(|| self.blocks.advance(), |left| Ok(Some(left)))?
-        else {
-            return Ok(None);
-        };
-        let count = block.entry.blocks().min(most);
-        if let MapEntry::Zero(blocks) = block.entry
-            && blocks > count
-        {
-            let entry = MapEntry::Zero(blocks - count);
-            self.left = Some(VersionBlock { index: block.index + count, entry, ..block });
-        }
-        Ok(Some((count, block)))
-    }
 }
 
 impl Plan<'_, '_, '_> {

@@ -1,0 +1,81 @@
+//! What a version is built upon: the blocks that the versions have which are there.
+
+use std::collections::HashSet;
+use std::io;
+
+use crate::error::{Error, Result, Warning};
+use crate::report::Event;
+use crate::store::fetched::FetchedVersion;
+use crate::store::head::Head;
+use crate::store::keep::Kept;
+use crate::store::name::{Kind, ObjectId};
+use crate::store::objects::side_by_side;
+use crate::store::publish::blocks::KnownBlocks;
+use crate::store::publish::{IsUsable, Publishing};
+
+/// Versions that are fetched side by side.
+const VERSIONS_AT_ONCE: usize = 8;
+
+/// What is built upon.
+pub struct Built {
+    /// Their blocks.
+    pub known: KnownBlocks,
+    /// The version before, if it has blocks of this size.
+    pub before: Option<FetchedVersion>,
+    /// The versions of which everything is there.
+    pub whole: HashSet<ObjectId>,
+}
+
+impl Publishing<'_> {
+    /// Which blocks are where; and the version before, if it has blocks of this size. A version that is damaged
+    /// is passed over: what it has is written again.
+    pub(super) fn known(&self, kept: &[Kept], is_usable: &IsUsable) -> Result<Built> {
+        let mut built = Built { known: KnownBlocks::default(), before: None, whole: HashSet::new() };
+        let of_size = |kept: &&Kept| kept.head.grid().is_some_and(|grid| grid.block == self.grid.block);
+        let newest = kept.iter().find(|kept| kept.head.places.is_some()).map(|kept| kept.head.id);
+        let packed: Vec<_> = kept.iter().filter(|kept| kept.head.places.is_some()).filter(of_size).collect();
+        let fetch = |kept: &&Kept| FetchedVersion::fetch(self.objects, self.name, kept.head.clone());
+        for some in packed.chunks(VERSIONS_AT_ONCE) {
+            if built.known.is_full() {
+                break;
+            }
+            for (kept, fetched) in some.iter().zip(side_by_side(some, fetch)) {
+                let added = fetched.and_then(|version| {
+                    let has_all = built.known.add_version(&version, is_usable)?;
+                    let is_whole = has_all && self.has_patches(&version.head)?;
+                    Ok((version, is_whole))
+                });
+                match added {
+                    Ok((version, is_whole)) => {
+                        let id = version.head.id;
+                        if is_whole {
+                            built.whole.insert(id);
+                        }
+                        built.before = built.before.or((newest == Some(id)).then_some(version));
+                    }
+                    Err(error) if is_damage(&error) => {
+                        let what = format!("version {} cannot be built upon: {error}", kept.head.version());
+                        self.reporter.event(Event::Warning(&Warning::new(what)));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(built)
+    }
+
+    /// Whether the patches are there that a version names.
+    fn has_patches(&self, head: &Head) -> Result<bool> {
+        let object = self.name.object(Kind::Patches, &head.id.name());
+        Ok(head.patches.is_none() || self.objects.length(&object)?.is_some())
+    }
+}
+
+/// Whether an object is not there, or not what it should be: other errors may pass.
+fn is_damage(error: &Error) -> bool {
+    match error {
+        Error::Protocol { .. } | Error::Refused { .. } => true,
+        Error::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
