@@ -183,7 +183,13 @@ impl Pull<'_> {
 
     /// Records what the destination came from, and what it is known by; else that stays.
     fn record(&self, head: &Head, last: Option<&LastPlace>, mark: Option<Digest>) {
-        let Some(last) = last.filter(|_| !self.options.dry_run) else { return };
+        if let Err(error) = self.try_to_record(head, last, mark) {
+            self.reporter.event(Event::Warning(&Warning::new(error.to_string())));
+        }
+    }
+
+    fn try_to_record(&self, head: &Head, last: Option<&LastPlace>, mark: Option<Digest>) -> Result<()> {
+        let Some(last) = last.filter(|_| !self.options.dry_run) else { return Ok(()) };
         let proven = match (&self.pull.trusted, self.pull.root) {
             (Some(_), _) => ProvenBy::Signature,
             (None, Some(_)) => ProvenBy::Root,
@@ -192,11 +198,7 @@ impl Pull<'_> {
         let before = last.read();
         let mark = mark.or_else(|| before.as_ref().and_then(|before| before.mark));
         let now = LastVersion::after(before.as_ref(), head, (&self.name.to_string(), proven), mark);
-        if before.as_ref() != Some(&now)
-            && let Err(error) = last.write(&now)
-        {
-            self.reporter.event(Event::Warning(&Warning::new(error.to_string())));
-        }
+        if before.as_ref() == Some(&now) { Ok(()) } else { last.write(&now) }
     }
 
     /// Whether what is there has this content still, as it was recorded. That it has the time of the image proves
@@ -294,8 +296,8 @@ impl Pull<'_> {
         (stats.basis_hashed_bytes, stats.believed_bytes) = (read.basis_hashed_bytes, read.believed_bytes);
         (stats.matched_bytes, stats.sent_data_bytes) = (kept + copied, new);
         self.reporter.event(Event::Phase(Phase::WritingBack));
-        // Whoever is killed from now on may have put it in place.
-        self.record(head, last, None);
+        // Whoever is killed from now on may have put it in place. That it cannot be recorded is told when it is.
+        let _ = self.try_to_record(head, last, None);
         let mut finished = match sink.complete(&root, kept, head.length)? {
             Completion::Finished(finished) => *finished,
             Completion::Waits(waiting) => waiting.commit()?,

@@ -81,7 +81,9 @@ mod anywhere {
 
     #[test]
     fn of_many_who_put_what_is_not_there_at_once_one_does() {
-        let Some((server, bucket)) = place("at once") else { return };
+        let Some((_server, bucket)) = place("at once") else { return };
+        // Others look first, and then write: Garage, and the server that is brought along.
+        let is_one = std::env::var_os("HOLESYNC_TEST_CONDITIONS").is_some();
         for round in 0..10 {
             let (name, texts) = (format!("{round}"), ["one", "two", "three", "four", "five", "six"]);
             let put = thread::scope(|scope| {
@@ -91,8 +93,7 @@ mod anywhere {
             });
             let there = bucket.get(&name, 9).unwrap().unwrap();
             assert!(put.iter().any(|text| text.as_bytes() == there), "{put:?}");
-            // The server that is brought along looks first, and then writes.
-            assert!(put.len() == 1 || server.is_some(), "{put:?}");
+            assert!(put.len() == 1 || !is_one, "{put:?}");
         }
     }
 

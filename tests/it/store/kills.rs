@@ -87,6 +87,9 @@ fn a_bucket_has_whole_versions_whoever_is_killed() {
         assert_same(&image, &copy);
         assert_no_leftovers(&store.path("to"));
         fs::copy(&image, &old).unwrap();
+        if nth % 5 == 4 {
+            run(&mut go(&["prune", name, "--keep=2", "--grace=0s"])).ok();
+        }
     }
     run(&mut go(&["prune", name, "--keep=1", "--grace=0s"])).ok();
     run(&mut go(&["check", name])).ok();

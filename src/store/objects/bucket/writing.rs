@@ -188,6 +188,8 @@ impl WritableObjects for Bucket {
         let is_there = || is(Some(bytes));
         let put = self.persist(asking, || {
             let mode = match there {
+                // Garage 2 knows no conditions, and says nothing of it.
+                None if self.length(name)?.is_some() => return Ok(is_there()?),
                 None => PutMode::Create,
                 Some(there) => match self.replacing(&path, asking, there)? {
                     Some(mode) => mode,
@@ -204,9 +206,6 @@ impl WritableObjects for Bucket {
                     _ => Ok(is_there()?),
                 },
                 // It has no such conditions.
-                Err(Trouble::Unknown(_)) if there.is_none() && self.length(name)?.is_some() => {
-                    Ok(is_there()?)
-                }
                 Err(Trouble::Unknown(_)) => self.put_in_mode(&path, asking, bytes, PutMode::Overwrite),
                 put => put,
             }
