@@ -152,9 +152,17 @@ impl Nginx {
         lines().lines().map(parse).collect()
     }
 
-    /// Has it forget what was answered.
+    /// Has it forget what was answered, of which the last line may be yet to come.
     pub fn forget(&self) {
-        let file = fs::OpenOptions::new().write(true).open(self.dir.path().join("access.log"));
+        let log = self.dir.path().join("access.log");
+        let length = || fs::metadata(&log).map_or(0, |log| log.len());
+        let is_quiet = || {
+            let before = length();
+            std::thread::sleep(Duration::from_millis(100));
+            length() == before
+        };
+        assert!(wait_until(Duration::from_secs(10), is_quiet), "it is asked all the time");
+        let file = fs::OpenOptions::new().write(true).open(log);
         file.and_then(|file| file.set_len(0)).expect("empty the log");
     }
 }
