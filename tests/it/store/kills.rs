@@ -48,9 +48,9 @@ fn a_bucket_has_whole_versions_whoever_is_killed() {
         let at = rng.below(22) << 20;
         layout = layout.data(at..at + (2 << 20), &mut rng);
         layout.write(&image);
-        let pause = |rng: &mut Rng| thread::sleep(Duration::from_millis(rng.below(250) as u64));
+        let pause = |rng: &mut Rng, most: usize| thread::sleep(Duration::from_millis(rng.below(most) as u64));
         let publisher = start(&mut go(&["publish", image_text, name]));
-        pause(&mut rng);
+        pause(&mut rng, 250);
         publisher.signal(Signal::SIGKILL);
         publishers += u64::from(publisher.finish().code == -1);
         if nth % 3 == 0 {
@@ -73,7 +73,7 @@ fn a_bucket_has_whole_versions_whoever_is_killed() {
         run(&mut go(&["publish", image_text, name])).ok();
         run(&mut go(&["check", name])).ok();
         let pull = start(go(&["-I", name]).arg(&copy));
-        pause(&mut rng);
+        pause(&mut rng, 60);
         if nth % 4 == 1 {
             server.restart();
         } else {
