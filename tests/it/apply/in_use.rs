@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::common::check::{assert_no_leftovers, assert_same, leftovers};
 use crate::common::faults::{Direction, Fault, await_pause, can_trace, killed_at, resume};
-use crate::common::guests::{await_lock, qemu};
+use crate::common::guests::{await_lock, await_no_lock, qemu};
 use crate::common::lab::{self, Fs, Loop};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at};
@@ -173,6 +173,7 @@ fn meddled_before(call: &str, nth: usize, meddle: impl FnOnce(&Path) -> File) ->
     running.finish().code(23).says(&["image"]);
     assert_eq!(pair.inode(), inode);
     drop(held);
+    await_no_lock(&pair.image, "OFDLCK");
     Some(pair)
 }
 

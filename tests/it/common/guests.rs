@@ -10,12 +10,21 @@ use super::process::{Running, start, wait_until};
 
 /// Waits until a program holds a lock on a file.
 pub fn await_lock(file: &Path, kind: &str) {
-    let inode = format!(":{} ", fs::metadata(file).expect("look").ino());
-    let is_there = || {
-        let locks = fs::read_to_string("/proc/locks").expect("read /proc/locks");
-        locks.lines().any(|line| line.contains(&inode) && line.contains(kind))
-    };
+    let is_there = || is_locked(file, kind);
     assert!(wait_until(Duration::from_secs(60), is_there), "nobody locks {}", file.display());
+}
+
+/// Waits until no program does: an agent may outlive its run for a moment, and so does a file that was closed
+/// here in a process that another test has just forked.
+pub fn await_no_lock(file: &Path, kind: &str) {
+    let is_free = || !is_locked(file, kind);
+    assert!(wait_until(Duration::from_secs(60), is_free), "somebody locks {}", file.display());
+}
+
+fn is_locked(file: &Path, kind: &str) -> bool {
+    let inode = format!(":{} ", fs::metadata(file).expect("look").ino());
+    let locks = fs::read_to_string("/proc/locks").expect("read /proc/locks");
+    locks.lines().any(|line| line.contains(&inode) && line.contains(kind))
 }
 
 /// QEMU with an image, which it may write unless `flags` say otherwise.
