@@ -37,7 +37,9 @@ pub fn check(
 ) -> Result<Checked> {
     check_parts(at, kept, reporter).map_err(|error| match error {
         Error::Protocol { peer, what } => {
-            let what = format!("{what}; if it lies there like that, remove it, and publish the image again");
+            // What lies there as it is may be all that there is of the image.
+            let remove = if kept.head.places.is_some() { "remove it, and " } else { "" };
+            let what = format!("{what}; if it lies there like that, {remove}publish the image again");
             Error::Protocol { peer, what }
         }
         other => other,

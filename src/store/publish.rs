@@ -134,6 +134,13 @@ struct Publishing<'a> {
     reporter: &'a dyn Reporter,
 }
 
+/// What became of an image in packs.
+enum Packed {
+    Published(Box<Published>),
+    /// A prune took this object of it.
+    Lost(String),
+}
+
 /// What became known of the image as it was read.
 struct Read {
     map: File,
@@ -160,9 +167,9 @@ impl Publishing<'_> {
         let (mut kept, mut attempts) = (kept, 1);
         loop {
             match self.pack(&kept)? {
-                Ok(published) => return Ok(published),
-                Err(lost) if attempts == ATTEMPTS => return Err(self.is_lost(&lost)),
-                Err(lost) => {
+                Packed::Published(published) => return Ok(*published),
+                Packed::Lost(lost) if attempts == ATTEMPTS => return Err(self.is_lost(&lost)),
+                Packed::Lost(lost) => {
                     let lost = self.objects.address(&lost);
                     let what = format!(
                         "{lost} went, or is about to, by a prune that ran meanwhile: all is looked at anew"
@@ -175,8 +182,8 @@ impl Publishing<'_> {
         }
     }
 
-    /// The same once: what was published, or an object of it that a prune took.
-    fn pack(&self, kept: &[Kept]) -> Result<std::result::Result<Published, String>> {
+    /// The same once.
+    fn pack(&self, kept: &[Kept]) -> Result<Packed> {
         let same = self.may_be_same(kept)?;
         let condemned = keep::condemned_packs(self.objects, self.name)?;
         let there = packs_there(self.objects, self.name)?;
@@ -202,7 +209,7 @@ impl Publishing<'_> {
         if let Some(same) = same.filter(is_same) {
             // Whoever published it may have been killed before this.
             ending::name_newest(self.store(), kept.to_vec())?;
-            return Ok(Ok(Published::already(same)));
+            return Ok(Packed::Published(Box::new(Published::already(same))));
         }
         let (packs, runs, counts) = writer.finish()?;
         let id = ObjectId::unforeseen();
@@ -215,7 +222,7 @@ impl Publishing<'_> {
         let sealed = loop {
             match self.put_head(&head, &packs)? {
                 HeadPut::There(sealed) => break sealed,
-                HeadPut::Lost(lost) => return Ok(Err(lost)),
+                HeadPut::Lost(lost) => return Ok(Packed::Lost(lost)),
                 // Somebody published at the same time, to the nanosecond.
                 HeadPut::NameIsTaken if self.options.version.is_none() => head = head.a_moment_later()?,
                 HeadPut::NameIsTaken => return Err(self.is_known(head.version())),
@@ -230,7 +237,8 @@ impl Publishing<'_> {
         })?;
         let stored = counts.stored + places.length + read.proven.length + extra;
         let stored = stored + 2 * sealed.to_bytes().len() as u64;
-        Ok(Ok(Published { head, is_old: false, counts, stored, patches: patched }))
+        let published = Published { head, is_old: false, counts, stored, patches: patched };
+        Ok(Packed::Published(Box::new(published)))
     }
 
     fn store(&self) -> (&dyn WritableObjects, &ImageName) {

@@ -140,8 +140,6 @@ impl Pull<'_> {
                 (Opened::Preview(Box::new(nothing)), Changes::NEW.with(Changes::TRANSFER, true))
             }
         };
-        // Another run may have had it meanwhile.
-        self.refuse_older(&source, head, last.as_ref())?;
         let sink = match opened {
             Opened::Equal { unset } => {
                 self.unset(unset, &mut stats);
@@ -156,6 +154,10 @@ impl Pull<'_> {
             Opened::Preview(preview) => Sink::Preview(preview),
             Opened::Different(destination) => Sink::Destination(destination),
         };
+        // Another run may have had it meanwhile.
+        if let Err(error) = self.refuse_older(&source, head, last.as_ref()) {
+            return Err(sink.give_up(error));
+        }
         let is_first = changes.has(Changes::NEW);
         let (finished, sent, mark) =
             self.fill((source, head), (sink, is_first), last.as_ref(), &mut stats)?;

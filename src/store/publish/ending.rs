@@ -97,15 +97,20 @@ impl Publishing<'_> {
             // It may be there all the same.
             Err(error) => Err(error),
         };
-        if matches!(lost, Ok(None)) {
-            return Ok(HeadPut::There(sealed));
-        }
-        if self.objects.get(&object, head::MOST)?.as_deref() == Some(&bytes) {
-            self.objects.remove(&object)?;
+        let is_there = matches!(lost, Ok(None));
+        let taken_back = if is_there { Ok(()) } else { self.take_back(&object, &bytes) };
+        // What went wrong first is told.
+        let lost = lost?;
+        taken_back.map(|()| lost.map_or(HeadPut::There(sealed), HeadPut::Lost))
+    }
+
+    /// The version is not there, if this is its head.
+    fn take_back(&self, object: &str, bytes: &[u8]) -> Result<()> {
+        if self.objects.get(object, head::MOST)?.as_deref() == Some(bytes) {
+            self.objects.remove(object)?;
         }
         // Another publisher may have named it the newest.
-        name_newest(self.store(), Vec::new())?;
-        Ok(HeadPut::Lost(lost?.unwrap_or_default()))
+        name_newest(self.store(), Vec::new())
     }
 
     /// That a version is not there: a prune took what it was to be made of.

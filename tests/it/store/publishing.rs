@@ -154,3 +154,21 @@ fn one_version_of_a_bucket_that_is_damaged_does_not_end_the_look_at_others() {
     let told = told.says(&["remove it, and publish the image again"]);
     assert!(!told.stderr.contains("interrupted"), "{told}");
 }
+
+/// What is to be removed is never what may be all that there is of an image.
+#[test]
+fn a_plain_image_that_is_another_one_is_to_be_published_again() {
+    let store = Store::new(lab::scratch());
+    fs::create_dir(store.path("store")).unwrap();
+    let image = store.image();
+    Layout::dense("disk", 1 << 20, &mut Rng(1)).write(&image);
+    store.publish(&image, &["--raw"]);
+    store.check().ok();
+    let mut bytes = fs::read(&image).unwrap();
+    bytes[500_000] ^= 1;
+    fs::write(&image, bytes).unwrap();
+    let told = store.check().code(12).says(&["publish the image again"]);
+    assert!(!told.stderr.contains("remove"), "{told}");
+    store.publish(&image, &["--raw"]);
+    store.check().ok();
+}
