@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -291,9 +292,9 @@ fn an_agent_of_the_user_goes_along_only_where_that_is_asked_for() {
     Layout::dense("image", 20 * BLOCK, &mut Rng(74)).write(&hosts.from);
     hosts.reaches("Host two\nUser root\nIdentitiesOnly no\n");
     let socket = hosts.one.place.path().join("agent");
-    let agent = run(Command::new("ssh-agent").arg("-a").arg(&socket)).ok();
-    let pid = agent.stdout.split(['=', ';']).skip_while(|word| !word.contains("SSH_AGENT_PID")).nth(1);
-    let pid: i32 = pid.expect("its number").parse().expect("a number");
+    let agent = start(Command::new("ssh-agent").arg("-D").arg("-a").arg(&socket));
+    // The socket is there before somebody listens.
+    assert!(wait_until(LIMIT, || UnixStream::connect(&socket).is_ok()), "an agent that listens");
     run(Command::new("ssh-add").arg(hosts.one.place.path().join("key")).env("SSH_AUTH_SOCK", &socket)).ok();
     let sync = |flags: &[&str]| {
         let mut command = hosts.command();
@@ -306,7 +307,7 @@ fn an_agent_of_the_user_goes_along_only_where_that_is_asked_for() {
     assert!(!is_by_itself(&unasked), "{unasked}");
     let asked = sync(&["--forward-agent"]);
     assert!(is_by_itself(&asked), "{asked}");
-    kill(Pid::from_raw(pid), Signal::SIGTERM).expect("end the agent");
+    drop(agent);
     for (flags, says) in [
         (&["--forward-agent", "-e", "ssh"][..], "--forward-agent is for ssh without --rsh"),
         (&["--forward-agent", "--relay"], "cannot be used with"),
