@@ -1,9 +1,12 @@
 //! Images that are published in a store and pulled from there.
 
 mod bucket;
+mod change;
+mod every_call;
 mod kills;
 mod known;
 mod lies;
+mod power;
 mod prune;
 mod publishing;
 mod s3;
@@ -26,17 +29,25 @@ use crate::common::process::{Outcome, holesync, run, start};
 
 /// A store in a directory, an image in it, and where that is pulled to.
 struct Store {
-    dir: TempDir,
+    dir: PathBuf,
+    /// Removed when this is dropped.
+    _own: Option<TempDir>,
 }
 
 impl Store {
     fn new(dir: TempDir) -> Store {
-        fs::create_dir(dir.path().join("to")).unwrap();
-        Store { dir }
+        let store = Store::at(dir.path().into());
+        Store { _own: Some(dir), ..store }
+    }
+
+    /// In a directory that stays, where there may be one.
+    fn at(dir: PathBuf) -> Store {
+        fs::create_dir_all(dir.join("to")).unwrap();
+        Store { dir, _own: None }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.dir.join(name)
     }
 
     /// What `publish` and others call the image.

@@ -212,10 +212,10 @@ struct Counts {
 
 /// One fault: at which call, at which turn of it.
 #[derive(Debug, Clone, Copy)]
-struct Case {
-    call: &'static str,
-    nth: usize,
-    fault: Fault,
+pub struct Case {
+    pub call: &'static str,
+    pub nth: usize,
+    pub fault: Fault,
 }
 
 impl Case {
@@ -234,7 +234,7 @@ fn tries_all() -> bool {
 
 /// The faults to be tried at the calls that a process makes undisturbed, of those that are `telling`;
 /// of these one of so many is a `sample`, and `seed` says which.
-fn cases(
+pub fn cases(
     undisturbed: &Seen,
     telling: impl Fn(&Case) -> bool,
     sample: usize,
@@ -470,7 +470,7 @@ impl Bench<'_> {
     }
 }
 
-fn demand(holds: bool, or: &str) -> Result<(), String> {
+pub fn demand(holds: bool, or: &str) -> Result<(), String> {
     if holds { Ok(()) } else { Err(or.to_owned()) }
 }
 

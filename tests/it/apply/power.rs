@@ -27,7 +27,7 @@ const BLOCK: usize = 64 << 10;
 const SAMPLE: usize = 60;
 
 /// Calls that wait for a disk.
-const SYNCS: [&str; 4] = ["fsync", "fdatasync", "sync_file_range", "syncfs"];
+pub const SYNCS: [&str; 4] = ["fsync", "fdatasync", "sync_file_range", "syncfs"];
 
 /// What may be seen besides the old image and the new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,7 +147,7 @@ impl std::fmt::Display for Seen {
 }
 
 /// As many of them as that, from the first to the last.
-fn sample(losses: Vec<Loss>, most: usize) -> Vec<Loss> {
+pub fn sample(losses: Vec<Loss>, most: usize) -> Vec<Loss> {
     let step = losses.len().div_ceil(most).max(1);
     losses.into_iter().rev().step_by(step).collect()
 }
@@ -266,6 +266,6 @@ fn demand(holds: bool, or: &str) -> Result<(), String> {
 }
 
 /// Somebody who waits for the disk over and over.
-fn waiter(target: &Path) -> Running {
+pub fn waiter(target: &Path) -> Running {
     start(Command::new("sh").args(["-c", "while :; do sync -f \"$0\"; sleep 0.002; done"]).arg(target))
 }

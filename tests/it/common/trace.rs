@@ -139,6 +139,8 @@ const CALLS: &[(&str, c_long, Amount)] = &[
     ("mknodat", libc::SYS_mknodat, Amount::None),
     ("getcwd", libc::SYS_getcwd, Amount::None),
     ("pipe2", libc::SYS_pipe2, Amount::None),
+    ("inotify_init1", libc::SYS_inotify_init1, Amount::None),
+    ("inotify_add_watch", libc::SYS_inotify_add_watch, Amount::None),
     ("dup", libc::SYS_dup, Amount::None),
     ("dup2", libc::SYS_dup2, Amount::None),
     ("sched_getaffinity", libc::SYS_sched_getaffinity, Amount::None),
