@@ -16,7 +16,8 @@ pub use bucket::{Bucket, BucketOptions};
 pub use directory::{DIRECTORY_MODE, Directory};
 pub use web::{Credentials, Proxies, Web, WebOptions};
 
-/// How a part of an object was served.
+/// How a part of an object was served. Who takes no notice has nothing where there were no ranges.
+#[must_use]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
     /// All of the range was told.
@@ -82,9 +83,7 @@ pub trait Objects: Send + Sync {
     /// # Errors
     ///
     /// Those of [`Objects::read`].
-    fn read_front(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
-        self.read(name, 0..length, take).map(drop)
-    }
+    fn read_front(&self, name: &str, length: u64, take: &mut Take) -> Result<()>;
 }
 
 /// Does the same for several things at once, which mostly wait for somebody: the results, in their order.

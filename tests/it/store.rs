@@ -9,6 +9,7 @@ mod lies;
 mod power;
 mod prune;
 mod publishing;
+mod ranges;
 mod s3;
 mod signed;
 mod stops;

@@ -195,6 +195,10 @@ impl Objects for Directory {
         }
         self.read(name, 0..length, take).map(drop)
     }
+
+    fn read_front(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
+        self.read(name, 0..length, take).map(drop)
+    }
 }
 
 impl WritableObjects for Directory {

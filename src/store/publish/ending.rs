@@ -280,6 +280,10 @@ mod tests {
         fn read_whole(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
             self.0.read_whole(name, length, take)
         }
+
+        fn read_front(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
+            self.0.read_front(name, length, take)
+        }
     }
 
     impl WritableObjects for Meanwhile<'_> {

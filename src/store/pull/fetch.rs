@@ -6,6 +6,7 @@
 mod planner;
 mod reader;
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -153,12 +154,16 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    /// The first error is that of the run: who stops for another one's reports nothing. Whoever waits for an
-    /// answer waits no more.
+    /// The first error is that of the run, but for one of who was stopped, or found nobody any more to hand
+    /// something to: that is for another one's, which may come later. Whoever waits for an answer waits no more.
     fn fail(&self, error: Error) {
         let mut failed = lock(&self.failed);
-        if !self.is_stopped.swap(true, Ordering::Relaxed) {
+        let is_stopped = self.is_stopped.swap(true, Ordering::Relaxed);
+        let tells_more = matches!(*failed, None | Some(Error::Interrupted(_)));
+        if !is_stopped || tells_more && !matches!(error, Error::Interrupted(_)) {
             *failed = Some(error);
+        }
+        if !is_stopped {
             self.objects.stop();
         }
     }
@@ -244,11 +249,18 @@ impl Fetch<'_> {
                 // The queue is emptied, so that whoever fills it gets on.
                 continue;
             }
-            let (object, patched) = (Arc::clone(&segment.object), segment.patched());
-            if let Err(error) = self.segment(segment, shared, &mut unpacker, put) {
-                match patched.is_empty() || !is_about(&error, &self.objects.address(&object)) {
-                    true => shared.fail(error),
-                    false => shared.spoil(patched, error),
+            let patched = segment.patched();
+            // What is wrong with where blocks go is no fault of what they came from.
+            let is_refused = Cell::new(false);
+            let put = |had: Had| {
+                put(had).inspect_err(|error| is_refused.set(!matches!(error, Error::Protocol { .. })))
+            };
+            if let Err(error) = self.segment(segment, shared, &mut unpacker, &put) {
+                let is_about_it =
+                    matches!(error, Error::Protocol { .. } | Error::Refused { .. } | Error::File { .. });
+                match is_about_it && !is_refused.get() && !patched.is_empty() {
+                    true => shared.spoil(patched, error),
+                    false => shared.fail(error),
                 }
             }
         }
@@ -259,7 +271,7 @@ impl Fetch<'_> {
         segment: Segment,
         shared: &Shared,
         unpacker: &mut Unpacker,
-        put: &(dyn Fn(Had) -> Result<()> + Sync),
+        put: &dyn Fn(Had) -> Result<()>,
     ) -> Result<()> {
         let address = self.objects.address(&segment.object);
         let start = Instant::now();
@@ -291,15 +303,14 @@ impl Fetch<'_> {
             }
             false => {}
         }
+        if !reader.has_all() {
+            let what = "less of it came than was asked for, without an error".into();
+            return Err(Error::Protocol { peer: address, what });
+        }
         // What the link carries while a request waits for its answer is as cheap as that request.
         let (latency, all) = (first.unwrap_or_default().as_secs_f64(), start.elapsed().as_secs_f64());
         let rate = (range.end - range.start) as f64 / (all - latency).max(1e-3);
         shared.gap.store(((latency * rate) as u64).clamp(GAP.start, GAP.end), Ordering::Relaxed);
         Ok(())
     }
-}
-
-/// Whether an object is what is wrong, and not where its blocks go.
-fn is_about(error: &Error, address: &str) -> bool {
-    matches!(error, Error::Protocol { .. }) || error.path().is_some_and(|path| path.as_os_str() == address)
 }

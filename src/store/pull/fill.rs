@@ -6,6 +6,7 @@ mod target;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::apply::{Basis, BasisState, Sink};
@@ -98,7 +99,7 @@ impl Filling<'_> {
         let grid = self.fetch.grid;
         let target = Target { grid, basis: basis.clone(), own, path, sink: Mutex::new(sink) };
         let maps = Maps { kept: map, saved: None };
-        let mut filled = None;
+        let (mut filled, came) = (None, AtomicU64::new(0));
         let spoilt = self.fetch.run(
             asked,
             |planner| {
@@ -127,14 +128,32 @@ impl Filling<'_> {
                 filled = Some(plan.end()?);
                 Ok(())
             },
-            &|had| self.put(&target, &had),
+            &|had| self.put(&target, &had, &came),
         )?;
         let filled = filled.ok_or_else(|| Error::refused(&target.path, "was not filled; run again"))?;
-        self.fill_spoilt(&target, spoilt, asked, filled)
+        let filled = self.fill_spoilt((&target, &came), spoilt, asked, filled)?;
+        self.have_all(&filled, came.into_inner())?;
+        Ok(filled)
+    }
+
+    /// All that is new has come: whatever was asked for and how.
+    fn have_all(&self, filled: &Filled, came: u64) -> Result<()> {
+        if came >= filled.new || self.fetch.dry_run {
+            return Ok(());
+        }
+        let peer = self.fetch.objects.address(&self.name.to_string());
+        let what = format!("{came} bytes of blocks came, of {} that were asked for", filled.new);
+        Err(Error::Protocol { peer, what })
     }
 
     /// Of blocks of which patches are not what they should be the whole is had.
-    fn fill_spoilt(&self, target: &Target, spoilt: Spoilt, asked: &Asked, filled: Filled) -> Result<Filled> {
+    fn fill_spoilt(
+        &self,
+        (target, came): (&Target, &AtomicU64),
+        spoilt: Spoilt,
+        asked: &Asked,
+        filled: Filled,
+    ) -> Result<Filled> {
         let Some(why) = spoilt.why else { return Ok(filled) };
         self.reporter.event(Event::Warning(&without_patches(&why)));
         let bytes = |wanted: &Wanted, pages| self.fetch.grid.masked_bytes(wanted.index, pages);
@@ -148,14 +167,16 @@ impl Filling<'_> {
         self.fetch.run(
             asked,
             |planner| wanted.into_iter().try_for_each(|wanted| planner.want(wanted)),
-            &|had| self.put(target, &had),
+            &|had| self.put(target, &had, came),
         )?;
         Ok(Filled { kept: filled.kept - more, new: filled.new + more, ..filled })
     }
 
-    fn put(&self, target: &Target, had: &Had) -> Result<()> {
+    fn put(&self, target: &Target, had: &Had, came: &AtomicU64) -> Result<()> {
         target.put(had)?;
-        self.reporter.event(Event::Done(Phase::Sending, self.fetch.grid.masked_bytes(had.index, had.pages)));
+        let bytes = self.fetch.grid.masked_bytes(had.index, had.pages);
+        came.fetch_add(bytes, Ordering::Relaxed);
+        self.reporter.event(Event::Done(Phase::Sending, bytes));
         Ok(())
     }
 }
@@ -295,7 +316,7 @@ impl Plan<'_, '_, '_> {
     /// It is to be had.
     fn lack(&mut self, wanted: &VersionBlock, (pages, hash): (PageMask, &Hash), there: There) -> Result<()> {
         let (target, index) = (self.target, self.at);
-        let patch = self.patch(pages, there)?;
+        let patch = self.patch(pages, there);
         match there {
             There::Unknown => target.each(index, target.grid.all_pages(index) & !pages, Sink::zero)?,
             _ if target.own.is_some() => {
@@ -328,10 +349,10 @@ impl Plan<'_, '_, '_> {
             let written = if target.own.is_some() { pages } else { sent };
             target.each(index, written, |sink, range| sink.write(&range, &[]))?;
         }
-        if sent == 0 {
-            return self.take_less(pages, hash);
-        }
         let wanted = Wanted { index, pages: sent, hash: *hash, patched, from };
+        if sent == 0 {
+            return self.take_less(pages, wanted);
+        }
         let may_be_there = self.found.is_some() && target.basis.is_some() && patch.is_none();
         if may_be_there && self.waiting.len() < MOST_WAITING {
             self.waiting.push(wanted);
@@ -340,14 +361,22 @@ impl Plan<'_, '_, '_> {
         self.planner.want(wanted)
     }
 
-    /// A block has some of the pages of what is there, and no others: nothing is fetched.
-    fn take_less(&self, pages: PageMask, hash: &Hash) -> Result<()> {
+    /// A block has some of the pages of what is there, and no others, as its patch has it: nothing is fetched.
+    fn take_less(&mut self, pages: PageMask, wanted: Wanted) -> Result<()> {
         if self.filling.fetch.dry_run {
             return Ok(());
         }
         let address = self.patches.as_ref().map_or("", |patches| &patches.address);
-        let (index, hash, patched) = (self.at, *hash, Some(pages));
-        self.target.put(&Had { index, pages: 0, bytes: &[], hash, patched, address })
+        let (index, hash, patched) = (wanted.index, wanted.hash, Some(pages));
+        match self.target.put(&Had { index, pages: 0, bytes: &[], hash, patched, address }) {
+            Err(why @ Error::Protocol { .. }) => {
+                self.go_without_patches(&why);
+                let bytes = self.target.grid.masked_bytes(index, pages);
+                (self.kept, self.new) = (self.kept - bytes, self.new + bytes);
+                self.planner.want(wanted.whole())
+            }
+            put => put,
+        }
     }
 
     /// The next block of what is there has these data.
@@ -396,32 +425,32 @@ impl Plan<'_, '_, '_> {
     }
 
     /// The patch that goes on top of what is there.
-    fn patch(&mut self, pages: PageMask, there: There) -> Result<Option<(Patch, Arc<str>, u64)>> {
-        let (Some(patches), There::Block(block)) = (&mut self.patches, there) else { return Ok(None) };
-        let found = patches.reader.find(self.at);
-        let found = found.map_err(|error: io::Error| damaged(&patches.address, &error))?;
-        let Some(patch) = found else { return Ok(None) };
-        if patch.pages & !pages != 0 {
-            return Err(damaged(&patches.address, &io::ErrorKind::InvalidData.into()));
-        }
-        let fits = Some(patch).filter(|patch| {
-            // Its other pages are there.
-            let has_others = pages & !patch.pages & !block.data == 0;
-            block.data != 0 && has_others && patch.base == hashmap::key(&block.hash)
-        });
-        Ok(fits.map(|patch| (patch, Arc::clone(&patches.object), patches.behind)))
+    fn patch(&mut self, pages: PageMask, there: There) -> Option<(Patch, Arc<str>, u64)> {
+        let (Some(patches), There::Block(block)) = (&mut self.patches, there) else { return None };
+        let patch = match patches.reader.find(self.at) {
+            Ok(Some(patch)) if patch.pages & !pages == 0 => patch,
+            Ok(None) => return None,
+            wrong => {
+                let error = wrong.err().unwrap_or_else(|| io::ErrorKind::InvalidData.into());
+                let why = damaged(&patches.address, &error);
+                self.go_without_patches(&why);
+                return None;
+            }
+        };
+        // Its other pages are there.
+        let has_others = pages & !patch.pages & !block.data == 0;
+        let fits = block.data != 0 && has_others && patch.base == hashmap::key(&block.hash);
+        fits.then(|| (patch, Arc::clone(&patches.object), patches.behind))
+    }
+
+    fn go_without_patches(&mut self, why: &Error) {
+        self.filling.reporter.event(Event::Warning(&without_patches(why)));
+        self.patches = None;
     }
 
     fn end(mut self) -> Result<Filled> {
-        // The map has proven to be whole when there is nothing behind its last block.
         if self.source.next(1)?.is_some() {
             return Err(Error::refused(&self.target.path, "has more blocks than its length says"));
-        }
-        let (has, told) = (self.kept + self.copied + self.new, self.filling.version.head.data);
-        if has != told {
-            let peer = self.filling.fetch.objects.address(&self.filling.name.to_string());
-            let what = format!("its map has {has} bytes of data, and the head of its version says {told}");
-            return Err(Error::Protocol { peer, what });
         }
         let (root, maps) = self.recorder.finish();
         Ok(Filled {

@@ -136,6 +136,14 @@ fn a_server_without_ranges_gives_whole_objects() {
     });
     assert!(read.is_ok());
     assert!(whole == data);
+    let mut front = Vec::new();
+    let read = bucket.read_front("a", 100_000, &mut |bytes| {
+        front.extend_from_slice(bytes);
+        Ok(())
+    });
+    assert!(read.is_ok());
+    assert!(front == data[..100_000]);
+    assert!(bucket.read_front("a", LENGTH as u64 + 1, &mut |_| Ok(())).is_err());
 }
 
 #[test]

@@ -39,6 +39,10 @@ impl Objects for Bucket {
     fn read_whole(&self, _: &str, _: u64, _: &mut Take) -> Result<()> {
         match *self {}
     }
+
+    fn read_front(&self, _: &str, _: u64, _: &mut Take) -> Result<()> {
+        match *self {}
+    }
 }
 
 impl WritableObjects for Bucket {

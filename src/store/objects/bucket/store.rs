@@ -45,6 +45,17 @@ struct Version {
     length: u64,
 }
 
+/// What is read of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// A range of it.
+    Part,
+    /// All of it, which has no more bytes than are expected.
+    All,
+    /// What it begins with, where ranges cannot be had.
+    Front,
+}
+
 impl Version {
     fn of(object: &ObjectMeta) -> Version {
         let etag = object.e_tag.clone().filter(|etag| etag.starts_with('"'));
@@ -158,25 +169,37 @@ impl Bucket {
         Ok(result)
     }
 
-    /// Reads on at `at`, which it leaves where it came to: the rest up to `end`, or without `part` all of an
-    /// object that ends there.
+    /// Reads on at `at`, which it leaves where it came to, up to `end`.
     fn read_on(
         &self,
         name: &str,
         asking: Asking,
-        (at, end, part): (&mut u64, u64, bool),
+        (at, end, extent): (&mut u64, u64, Extent),
         take: &mut Take,
     ) -> Result<(), Trouble> {
         self.run(async {
-            let result = self.ask(name, asking, part.then_some(*at..end)).await?;
-            let has = result.meta.size;
-            if result.range != (*at..end) || (!part && has != end) {
+            let part = (extent == Extent::Part).then_some(*at..end);
+            let result = self.ask(name, asking, part).await?;
+            let (has, range) = (result.meta.size, result.range.clone());
+            let is_right = match extent {
+                Extent::Part => range == (*at..end),
+                Extent::All => range == (*at..end) && has == end,
+                Extent::Front => range == (*at..has) && has >= end,
+            };
+            if !is_right {
                 return Err(asking.refused(format!("it has {has} bytes, and {end} were expected")).into());
             }
             let mut coming = result.into_stream();
-            while let Some(piece) = coming.next().await {
-                let piece = piece.map_err(|error| asking.trouble(&error))?;
-                if piece.len() as u64 > end - *at {
+            // Where more than is wanted would come, its connection is closed.
+            while (extent != Extent::Front || *at < end)
+                && let Some(piece) = coming.next().await
+            {
+                let mut piece = piece.map_err(|error| asking.trouble(&error))?;
+                let left = end - *at;
+                if extent == Extent::Front {
+                    piece.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+                }
+                if piece.len() as u64 > left {
                     return Err(lie(asking.address, "its body goes on beyond its end".into()).into());
                 }
                 take(&piece)?;
@@ -186,18 +209,21 @@ impl Bucket {
         })
     }
 
-    /// Reads a range, or without `part` all of an object, and goes on where a connection broke.
-    fn tell_all(&self, name: &str, range: Range<u64>, part: bool, take: &mut Take) -> Result<Served> {
+    /// Reads a range, or what an object begins with, and goes on where a connection broke.
+    fn tell_all(&self, name: &str, range: Range<u64>, extent: Extent, take: &mut Take) -> Result<Served> {
         let address = self.address(name);
         let asking = self.asking(&address, READING);
         let mut at = range.start;
         let mut attempts = Attempts::new(&self.limits);
         loop {
             let before = at;
-            let rest = (&mut at, range.end, part || before > range.start);
+            let rest_of = if before > range.start { Extent::Part } else { extent };
+            let rest = (&mut at, range.end, rest_of);
             let failed = match self.read_on(name, asking, rest, take) {
                 Ok(()) => return Ok(Served::Range),
-                Err(Trouble::Whole) if part && at == range.start => return Ok(Served::WholeOnly),
+                Err(Trouble::Whole) if extent == Extent::Part && at == range.start => {
+                    return Ok(Served::WholeOnly);
+                }
                 Err(Trouble::Missing(_)) => match self.look_for_bucket(asking) {
                     Ok(()) => asking.refused("it is not there".into()),
                     Err(failed) => failed,
@@ -255,10 +281,14 @@ impl Objects for Bucket {
         if range.is_empty() {
             return Ok(Served::Range);
         }
-        self.tell_all(name, range, true, take)
+        self.tell_all(name, range, Extent::Part, take)
     }
 
     fn read_whole(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
-        self.tell_all(name, 0..length, false, take).map(drop)
+        self.tell_all(name, 0..length, Extent::All, take).map(drop)
+    }
+
+    fn read_front(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
+        self.tell_all(name, 0..length, Extent::Front, take).map(drop)
     }
 }

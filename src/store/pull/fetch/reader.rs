@@ -41,6 +41,12 @@ impl<I: Iterator<Item = Piece>, H: FnMut(&Piece, &[u8]) -> Result<()>> SegmentRe
         self.is_done
     }
 
+    /// Whether no piece is waited for any more, when the last bytes have come.
+    pub fn has_all(&mut self) -> bool {
+        self.is_done = self.is_done || self.current.is_none() && self.pieces.next().is_none();
+        self.is_done
+    }
+
     /// The next bytes.
     ///
     /// # Errors
@@ -85,7 +91,7 @@ pub fn hand_on(
     (piece, bytes): (&Piece, &[u8]),
     address: &str,
     unpacker: &mut Unpacker,
-    put: &(dyn Fn(Had) -> Result<()> + Sync),
+    put: &dyn Fn(Had) -> Result<()>,
 ) -> Result<()> {
     let wrong = |what: String| Error::Protocol { peer: address.into(), what };
     let raw = match piece.is_frame {
