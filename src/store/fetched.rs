@@ -52,7 +52,18 @@ pub fn damaged(address: &str, error: &io::Error) -> Error {
 fn map_error(address: &str) -> impl Fn(MapError) -> Error + '_ {
     move |error| match error {
         MapError::Read(error) => Error::file("read the map from", address)(error),
-        other => Error::Protocol { peer: address.into(), what: format!("it {other}") },
+        MapError::Version(format) => {
+            let what = format!(
+                "it is a map of another version of holesync (format {format}): use the version that published it, or have \
+                 the image published again"
+            );
+            Error::Protocol { peer: address.into(), what }
+        }
+        MapError::NoMap => Error::Protocol { peer: address.into(), what: "it is no map of an image".into() },
+        MapError::Damaged(how) => {
+            let what = format!("it is not the map of its image ({how}): it was damaged, or is another one");
+            Error::Protocol { peer: address.into(), what }
+        }
     }
 }
 
@@ -97,13 +108,24 @@ impl FetchedVersion {
     ) -> Result<FetchedVersion> {
         let map_address = objects.address(&name.plain_map());
         let map = StoredMap::open(map, 0).map_err(map_error(&map_address))?;
-        let mut data = 0;
-        let mut blocks = VersionBlocks::of(&map, &map_address)?;
-        while let Some(block) = blocks.advance()? {
-            data += block.bytes(&map.grid());
-        }
+        let data = VersionBlocks::of(&map, &map_address)?.data()?;
         let head = Head::plain(name, map.grid(), data, Digest(*map.root()), proven);
         Ok(FetchedVersion { head, map, map_address, places: None, places_address: String::new() })
+    }
+
+    /// Proves, before anything is done by them, that map and places are those of the image of this root hash:
+    /// a head that nobody signed says nothing of them.
+    ///
+    /// # Errors
+    ///
+    /// When they are not.
+    pub fn prove(&self) -> Result<()> {
+        let (has, told) = (self.blocks()?.data()?, self.head.data);
+        if has == told {
+            return Ok(());
+        }
+        let what = format!("it has {has} bytes of data, and the head of its version says {told}");
+        Err(Error::Protocol { peer: self.map_address.clone(), what })
     }
 
     /// What the image is laid out on.
@@ -198,6 +220,15 @@ impl VersionBlocks {
             places_address: String::new(),
             next: 0,
         })
+    }
+
+    /// Goes through all of them: how many bytes of data they have.
+    fn data(mut self) -> Result<u64> {
+        let mut data = 0;
+        while let Some(block) = self.advance()? {
+            data += block.bytes(&self.grid);
+        }
+        Ok(data)
     }
 
     /// The next stretch: zeros, or one block; `None` behind the last, when the map has proven to be whole.

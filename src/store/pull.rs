@@ -174,9 +174,11 @@ impl Pull<'_> {
 
     /// Refuses what is older than what the destination came from, unless it is what was named.
     fn refuse_older(&self, source: &Source, head: &Head, last: Option<&LastPlace>) -> Result<()> {
-        let known = last.and_then(LastPlace::read).filter(|known| known.name == self.name.to_string());
         let is_named = self.pull.version.is_some() || self.pull.root.is_some();
-        let Some(known) = known.filter(|_| !is_named) else { return Ok(()) };
+        let Some(last) = last.filter(|_| !is_named) else { return Ok(()) };
+        let Some(known) = last.read()?.filter(|known| known.name == self.name.to_string()) else {
+            return Ok(());
+        };
         match source {
             Source::Version(_, address) => known.refuse_older(head, address),
             Source::Plain(_) => known.refuse_older(head, &self.objects.address(&self.name.plain_map())),
@@ -197,7 +199,8 @@ impl Pull<'_> {
             (None, Some(_)) => ProvenBy::Root,
             (None, None) => ProvenBy::Way,
         };
-        let before = last.read();
+        // What cannot be read has ended all but the pull of what was named.
+        let before = last.read().ok().flatten();
         let mark = mark.or_else(|| before.as_ref().and_then(|before| before.mark));
         let now = LastVersion::after(before.as_ref(), head, (&self.name.to_string(), proven), mark);
         if before.as_ref() == Some(&now) { Ok(()) } else { last.write(&now) }
@@ -206,7 +209,7 @@ impl Pull<'_> {
     /// Whether what is there has this content still, as it was recorded. That it has the time of the image proves
     /// nothing.
     fn is_known_to_be(&self, head: &Head, path: &Path, last: Option<&LastPlace>) -> bool {
-        let recorded = last.and_then(LastPlace::read).and_then(|last| last.mark);
+        let recorded = last.and_then(|last| last.read().ok().flatten()).and_then(|last| last.mark);
         let mark = || {
             let (file, _) = crate::scan::open_image(&NamedPath::here(path)).ok()?;
             let state = FileState::of(&file).ok()?;
@@ -276,7 +279,8 @@ impl Pull<'_> {
     ) -> Result<(Finished, u64, Option<Digest>)> {
         let version = match source {
             Source::Plain(version) => Ok(*version),
-            Source::Version(..) => FetchedVersion::fetch(self.objects, self.name, head.clone()),
+            Source::Version(..) => FetchedVersion::fetch(self.objects, self.name, head.clone())
+                .and_then(|version| version.prove().map(|()| version)),
         };
         let mut block = self.options.block_size;
         let filled = version.and_then(|version| {

@@ -2,7 +2,8 @@
 //! where this user's state is; without a home nothing is known.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, in_words};
 use crate::hashmap::map_file::NewFile;
 use crate::location::directory_of;
 use crate::store::head::{Digest, Head};
@@ -67,15 +68,36 @@ impl LastPlace {
         Some(LastPlace { directory: working::state_dir()?.join("pulled"), name })
     }
 
-    /// What is recorded there. What cannot be read is as none.
-    pub fn read(&self) -> Option<LastVersion> {
-        let directory = working::own_directory(&self.directory, false).ok()?;
+    /// What is recorded there, if anything is.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, or is no record: then it is not known what would be too old.
+    pub fn read(&self) -> Result<Option<LastVersion>> {
+        // Where this user does not even get, nothing of theirs was recorded.
+        let is_reached = fs::symlink_metadata(&self.directory).is_ok();
+        match self.try_to_read() {
+            Err(error) if !is_reached || error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => {
+                let why = format!(
+                    "says which version the destination has come from, and cannot be read ({}): it, and the directory that \
+                     it lies in, must be yours alone; to pull whatever version there is, remove it, or name the version \
+                     (NAME@VERSION) or its root hash (--root)",
+                    in_words(&error)
+                );
+                Err(Error::refused(self.directory.join(&self.name), why))
+            }
+            Ok(last) => Ok(Some(last)),
+        }
+    }
+
+    fn try_to_read(&self) -> io::Result<LastVersion> {
+        let directory = working::own_directory(&self.directory, false)?;
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
-        let file =
-            sys::open_beneath(std::os::fd::AsFd::as_fd(&directory), self.name.as_ref(), flags, 0).ok()?;
+        let file = sys::open_beneath(directory.as_fd(), self.name.as_ref(), flags, 0)?;
         let mut text = Vec::new();
-        File::from(file).take(MOST).read_to_end(&mut text).ok()?;
-        serde_json::from_slice(&text).ok()
+        File::from(file).take(MOST).read_to_end(&mut text)?;
+        serde_json::from_slice(&text).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))
     }
 
     /// Records what a destination has come from.
@@ -84,7 +106,7 @@ impl LastPlace {
     ///
     /// When it cannot be written.
     pub fn write(&self, last: &LastVersion) -> Result<()> {
-        let write = || -> std::io::Result<()> {
+        let write = || -> io::Result<()> {
             let directory = working::own_directory(&self.directory, true)?;
             let mut file = NewFile::create(directory, "new-")?;
             // A struct of numbers and texts.

@@ -9,6 +9,7 @@ use crate::common::lab::{self, Loop};
 use crate::common::layout::{Layout, Rng};
 use crate::common::nginx::Nginx;
 use crate::common::process::run;
+use crate::common::tree::set_mode;
 use crate::store::Store;
 
 /// Two versions of one length and time, of which the newest is published; the files.
@@ -104,6 +105,35 @@ fn what_was_pulled_and_not_touched_costs_one_request_whatever_its_time() {
             fs::remove_file(&copy).unwrap();
         }
     }
+}
+
+#[test]
+fn a_record_that_cannot_be_read_lets_no_older_version_in() {
+    let store = Store::new(lab::scratch());
+    let [_, new] = of_one_time(&store);
+    store.pull("", &[]).ok();
+    fs::copy(store.path("store/disk.store/versions/v1"), store.path("store/disk.newest")).unwrap();
+    let pulled = store.path("home/.local/state/holesync/pulled");
+    let record = fs::read_dir(&pulled).unwrap().next().unwrap().unwrap().path();
+    let whole = fs::read(&record).unwrap();
+    let refused = |why: &str| {
+        let outcome = store.pull("", &[]).code(23);
+        outcome.says(&[record.to_str().unwrap(), why, "name the version"]);
+        assert_same(&new, &store.copy());
+    };
+    for damaged in [&b""[..], &whole[..whole.len() / 2]] {
+        fs::write(&record, damaged).unwrap();
+        refused("it is damaged");
+    }
+    fs::write(&record, &whole).unwrap();
+    set_mode(&pulled, 0o755);
+    refused("must be yours alone");
+    // Who names a version knows which one is wanted, and where it can be written the record is right again.
+    store.pull("@v2", &["-I"]).ok();
+    set_mode(&pulled, 0o700);
+    fs::write(&record, "").unwrap();
+    store.pull("@v2", &["-I"]).ok();
+    store.pull("", &[]).code(12).says(&["which is newer"]);
 }
 
 #[test]

@@ -11,8 +11,9 @@ use holesync::store::patches::PatchesWriter;
 use serde_json::{Value, json};
 
 use crate::common::check::{assert_no_leftovers, same};
-use crate::common::lab::{self, Fs};
+use crate::common::lab::{self, Fs, Loop};
 use crate::common::layout::{Layout, Rng};
+use crate::common::process::run;
 use crate::store::Store;
 
 /// What is done to an object.
@@ -128,7 +129,7 @@ fn a_time_that_is_not_proven_makes_nothing_equal_to_a_root_hash_that_is_pinned()
 }
 
 #[test]
-fn a_patch_with_pages_that_its_block_does_not_have_is_refused() {
+fn a_patch_with_pages_that_its_block_does_not_have_is_passed_over() {
     let store = Store::new(lab::scratch());
     let (one, other) = (store.path("one"), store.path("other"));
     let layout = Layout::hole("disk", 1 << 20).data(0..4096, &mut Rng(1));
@@ -151,8 +152,58 @@ fn a_patch_with_pages_that_its_block_does_not_have_is_refused() {
     let object = put(&store, "patches", &whole)["digest"].clone();
     let index = json!({"digest": blake3::hash(&index).to_hex().to_string(), "length": index.len()});
     change_head(&store, |head| head["patches"] = json!({"object": object, "index": index}));
-    store.pull("", &["-I"]).code(12).says(&["/store/disk.store/patches/"]);
-    assert!(same(&one, &store.copy()));
+    store.pull("", &["-I"]).ok().says(&["whole blocks are fetched", "/store/disk.store/patches/"]);
+    assert!(same(&other, &store.copy()));
+}
+
+/// Makes a map end with another root hash than its blocks have.
+fn forge(map: &mut Vec<u8>, root: &[u8]) {
+    // As docs/map.md has it: a section is its kind, its length, its body and a check over all before it.
+    const HEAD: usize = 8;
+    const CHECK: usize = 16;
+    let end = map.len() - (HEAD + root.len() + CHECK);
+    let body = end + HEAD;
+    map[body..body + root.len()].copy_from_slice(root);
+    let check = blake3::Hasher::new().update(&map[end - CHECK..body + root.len()]).finalize();
+    map.truncate(body + root.len());
+    map.extend(&check.as_bytes()[..CHECK]);
+}
+
+#[test]
+fn a_map_that_does_not_lead_to_the_root_hash_is_found_out_before_anything_is_written() {
+    if !lab::is_root() {
+        return;
+    }
+    let store = Store::new(lab::scratch());
+    let (image, evil) = (store.path("image"), store.path("evil"));
+    // More than one request asks for.
+    let layout = Layout::hole("disk", 24 << 20).data(1 << 20..21 << 20, &mut Rng(1));
+    layout.write(&image);
+    let root = store.publish(&image, &[])["root"].as_str().unwrap().to_string();
+    layout.data(1 << 20..21 << 20, &mut Rng(2)).write(&evil);
+    store.publish(&evil, &[]);
+    let head: Value = serde_json::from_slice(&fs::read(store.path("store/disk.newest")).unwrap()).unwrap();
+    let map = store.path("store/disk.store/maps").join(head["id"].as_str().unwrap());
+    let mut bytes = fs::read(map).unwrap();
+    let of_evil = head["root"].as_str().unwrap().to_string();
+    let [right, wrong] = [&root, &of_evil].map(|root| root.parse::<blake3::Hash>().unwrap());
+    assert_eq!(bytes[bytes.len() - 48..bytes.len() - 16], *wrong.as_bytes());
+    let whole = bytes.clone();
+    forge(&mut bytes, wrong.as_bytes());
+    assert!(bytes == whole, "the check is as this test has it");
+    forge(&mut bytes, right.as_bytes());
+    let map = put(&store, "maps", &bytes);
+    change_head(&store, |head| (head["map"], head["root"]) = (map, root.clone().into()));
+    let root = format!("--root={root}");
+    let (disk, content) = (store.path("device"), vec![7; 24 << 20]);
+    fs::write(&disk, &content).unwrap();
+    let device = Loop::over(&disk);
+    let says = ["/store/disk.store/maps/", "it is not the map of its image"];
+    run(store.holesync().args([&root, "-W"]).arg(store.url("")).arg(&device.0)).code(12).says(&says);
+    fs::write(store.copy(), &content).unwrap();
+    store.pull("", &[&root, "--inplace"]).code(12).says(&says);
+    drop(device);
+    assert!(fs::read(disk).unwrap() == content && fs::read(store.copy()).unwrap() == content);
 }
 
 #[test]
