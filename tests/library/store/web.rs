@@ -9,6 +9,7 @@ use holesync::error::{Error, Result};
 use holesync::store::objects::{Credentials, Objects, Proxies, Served, Web, WebOptions};
 
 use super::server::{Server, close, header, part_head, range, right};
+use crate::support::ends;
 
 /// Bytes of the object.
 pub const LENGTH: usize = 300_000;
@@ -111,7 +112,7 @@ fn a_dozen_threads_ask_at_once() {
                 for part in 0..10 {
                     let start = (thread * 10 + part) * 2500;
                     let (told, read) = read(web, start..start + 2500);
-                    read.unwrap();
+                    assert_eq!(read.unwrap(), Served::Range);
                     assert!(told == data()[start as usize..start as usize + 2500]);
                 }
             });
@@ -198,7 +199,7 @@ fn a_server_that_is_busy_is_asked_again() {
             (number < 2).then(|| stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()))
         });
         let (told, read) = read(&web(&server), 0..5);
-        read.unwrap();
+        assert_eq!(read.unwrap(), Served::Range);
         assert_eq!(
             (told, server.heads().len(), server.connections()),
             (data()[..5].to_vec(), 3, 1),
@@ -374,4 +375,26 @@ fn a_rate_is_kept_by_all_connections_together() {
     });
     // No less: the rate says so, and not the machine.
     assert!(started.elapsed() >= Duration::from_millis(290), "{:?}", started.elapsed());
+}
+
+#[test]
+fn an_answer_that_goes_on_without_a_body_is_given_up() {
+    for (head, said, requests) in [
+        ("200 OK", "no more of a body comes", 1),
+        ("503 Service Unavailable", "503 Service Unavailable, 3 times in a row", 3),
+        ("302 Found\r\nLocation: /elsewhere", "redirects without an end", 11),
+    ] {
+        let server = Server::new(move |_, _, stream: &mut TcpStream| {
+            let head = format!("HTTP/1.1 {head}\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n");
+            stream.write_all(head.as_bytes())?;
+            loop {
+                stream.write_all(b"X-A: b\r\n")?;
+            }
+        });
+        let (url, heads) = (server.url(), || server.heads().len());
+        let error =
+            ends(move || Web::open(&url, &options()).unwrap().get("x", 1000).unwrap_err().to_string());
+        assert!(error.contains(said), "{error}");
+        assert_eq!(heads(), requests, "{error}");
+    }
 }

@@ -1,6 +1,7 @@
 //! Connections to servers, below TLS: bytes are counted, kept to a rate, and waited for no longer than
 //! is allowed, nor than until somebody interrupts.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -33,6 +34,28 @@ pub const HEADER: usize = (16 << 10) - 1;
 const LONGEST: Duration = Duration::from_secs(3600);
 /// How long nothing of a request may be taken in.
 const SENDING: Duration = Duration::from_secs(30);
+
+/// Bytes that may come without a byte of a body: a header, and what TLS says before, but no trailers without
+/// an end.
+const BARREN: u64 = 256 << 10;
+
+thread_local! {
+    /// Bytes that came since the last of a body, for the request that this thread waits for.
+    static BARE: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The body of an answer, which has to come with what comes.
+pub struct Body<R>(pub R);
+
+impl<R: Read> Read for Body<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read(into)?;
+        if read > 0 {
+            BARE.set(0);
+        }
+        Ok(read)
+    }
+}
 
 /// How requests begin.
 const METHODS: [&[u8]; 5] = [b"GET ", b"HEAD ", b"PUT ", b"POST ", b"DELETE "];
@@ -229,6 +252,10 @@ impl Wire {
         self.line.passed(bytes);
         self.came += bytes as u64;
         self.asks = true;
+        BARE.set(BARE.get().saturating_add(bytes as u64));
+        if BARE.get() > BARREN {
+            return Err(Error::Io(io::Error::new(io::ErrorKind::FileTooLarge, "no body comes")));
+        }
         self.check_rate()?;
         Ok(bytes > 0)
     }
@@ -246,6 +273,7 @@ impl Transport for Wire {
         let output = rewritten.as_deref().unwrap_or(output);
         send(&mut &self.stream, &self.line, output, timeout)?;
         self.asks = false;
+        BARE.set(0);
         (self.waited, self.came) = (Duration::ZERO, 0);
         Ok(())
     }

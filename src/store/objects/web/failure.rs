@@ -127,6 +127,9 @@ impl Limits {
             ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
                 Failed::Lasting(link(url, about_tls(&error.to_string())))
             }
+            ureq::Error::Io(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                lie(url, "its answer goes on, and no more of a body comes".into())
+            }
             ureq::Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 passing(link(url, io::Error::new(error.kind(), "the server closed the connection too early")))
             }
