@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::location;
 use crate::store::name::{ImageName, Version};
-use crate::store::objects::web::address::refuse_secrets;
+use crate::store::objects::web::address::{Origin, parse_base, refuse_secrets};
 use crate::store::objects::{
     Bucket, BucketOptions, DIRECTORY_MODE, Directory, Objects, Web, WebOptions, WritableObjects,
 };
@@ -102,6 +102,15 @@ impl Base {
             Base::Web(url) => Box::new(Web::open(url, &reach.web)?),
             Base::Bucket(url) => Box::new(Bucket::open(url, &reach.bucket)?),
         })
+    }
+
+    /// Whether both are below URLs of one server: what may be told to one may be told to the other.
+    pub fn is_on_server_of(&self, other: &Base) -> bool {
+        let origin = |base: &Base| match base {
+            Base::Web(url) => parse_base(url).ok().map(|url| Origin::of(&url)),
+            Base::Directory(_) | Base::Bucket(_) => None,
+        };
+        origin(self).is_some_and(|origin_of_self| Some(origin_of_self) == origin(other))
     }
 
     /// The same, to be written.
@@ -213,6 +222,24 @@ mod tests {
             Named::Index(index) => format!("index {index}"),
         };
         Ok((base, named))
+    }
+
+    #[test]
+    fn a_server_is_its_scheme_its_host_and_its_port() {
+        let base = |url: &str| Base::parse(url).unwrap();
+        let here = base("https://Host/images");
+        for (other, is_same) in [
+            ("https://host:443/chunks/x", true),
+            ("HTTPS://host", true),
+            ("http://host/images", false),
+            ("https://host:8443/images", false),
+            ("https://other/images", false),
+            ("s3://host/images", false),
+            ("/images", false),
+        ] {
+            assert_eq!(base(other).is_on_server_of(&here), is_same, "{other}");
+        }
+        assert!(!base("/images").is_on_server_of(&base("/images")), "nobody is told anything");
     }
 
     #[test]

@@ -97,10 +97,15 @@ impl Pulling {
             let what = "an index of casync has neither root hash nor signature of holesync: leave --root and --trust out";
             return Err(Error::Usage(what.into()));
         }
-        // The credentials of the environment are for where the index is. A netrc names its hosts.
-        let mut reach = self.reach.clone();
-        reach.web.credentials = None;
-        let elsewhere = self.chunks.as_ref().map(|base| base.open(&reach)).transpose()?;
+        // The credentials of the environment are for the server that has the index. A netrc names its hosts.
+        let open = |chunks: &Base| {
+            let mut reach = self.reach.clone();
+            if !chunks.is_on_server_of(&self.source.base) {
+                reach.web.credentials = None;
+            }
+            chunks.open(&reach)
+        };
+        let elsewhere = self.chunks.as_ref().map(open).transpose()?;
         let beside = format!("{CHUNKS}/");
         let chunks = match &elsewhere {
             Some(objects) => ChunkStore { objects: objects.as_ref(), prefix: "" },
