@@ -28,10 +28,11 @@ impl Pull<'_> {
             None => self.name.newest(),
         };
         let address = self.objects.address(&object);
-        let found = keep::read_head(self.objects, &object, self.name)?;
-        let Some(kept) = found.map_or_else(|| self.newest_if_named(), |kept| Ok(Some(kept)))? else {
-            return self.plain(&address);
+        let found = match keep::read_head(self.objects, &object, self.name)? {
+            Some(kept) => Some((kept, address.clone())),
+            None => self.newest_if_named()?.map(|kept| (kept, self.objects.address(&self.name.newest()))),
         };
+        let Some((kept, address)) = found else { return self.plain(&address) };
         if let Some(trusted) = &self.pull.trusted {
             trusted.check(&kept.sealed.line, &kept.sealed.signature, &address)?;
         }
