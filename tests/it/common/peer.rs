@@ -1,14 +1,17 @@
 //! The far side: a real sshd, or a shell script in the place of ssh.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
+
+use holesync::protocol::{Frame, FrameReader, MAX_NOISE, Message};
 
 use super::lab;
 use super::process::{PROGRAM, holesync};
 
 /// A stand-in for ssh. Like sshd it hands the words after the host, joined by
-/// spaces, to a shell; that is `"$command"` here. `agent` runs it.
+/// spaces, to a shell; that is `"$command"` here. `agent` runs it, and `noted FILE` notes there what it says.
 const PROLOGUE: &str = r#"
 while [ $# -gt 0 ]; do
     case $1 in
@@ -21,6 +24,11 @@ host=$1
 shift
 command=$*
 agent() { sh -c "$command"; }
+noted() {
+    : >"$1"
+    { agent; echo $? >"$1.code"; } | tee -a "$1"
+    return "$(cat "$1.code")"
+}
 "#;
 
 /// A way to reach the far side.
@@ -83,6 +91,18 @@ impl Peer {
         command.args(["-e", &self.rsh, "--agent=none"]);
         command
     }
+}
+
+/// Whether an agent whose words are noted there has said that it waits for the others.
+pub fn is_prepared(noted: &Path) -> bool {
+    let Ok(noted) = File::open(noted) else { return false };
+    let mut said = FrameReader::new(noted, "the agent");
+    if said.await_greeting(MAX_NOISE).is_err() {
+        return false;
+    }
+    // What has not come yet is an error as any other.
+    std::iter::from_fn(|| said.read().ok())
+        .any(|frame| matches!(frame, Frame::Message(Message::Prepared { .. })))
 }
 
 /// `path` on the host that every [`Peer`] knows.

@@ -14,7 +14,7 @@ use super::{Between, STAGED, Way, demand, images, sample, waiter};
 use crate::common::check::{leftovers, same};
 use crate::common::disk::{Event, Format, Loss, Mounted, Recorder};
 use crate::common::lab::{self, Fs};
-use crate::common::peer::Peer;
+use crate::common::peer::{Peer, is_prepared};
 use crate::common::process::{PROGRAM, Running, holesync, run, signal_agents, start, wait_until};
 use crate::common::redeploy::Redeploy;
 use crate::common::tree::mkdir;
@@ -32,7 +32,7 @@ case $host in
     late) until [ -e "$GATE" ]; do sleep 0.01; done ;;
     held) command=$(printf '%s\n' "$command" | sed "s#[^ ]*holesync agent#$HELD agent#") ;;
 esac
-agent"#;
+noted "$SAID.$host""#;
 
 #[test]
 fn without_power_a_staged_image_that_waits_is_old_until_the_decision() {
@@ -136,13 +136,12 @@ impl Bench {
         let held = self.sources.path().join("held");
         std::os::unix::fs::symlink(PROGRAM, &held).expect("link");
         let running = start(&mut self.together(&["disk", "held", "late"]));
-        let is_there = |image: PathBuf| {
-            let name = format!(".{}.holesync.prepared", image.file_name().expect("a name").display());
-            wait_until(LIMIT, || image.with_file_name(&name).exists() || running.has_ended())
+        // When both have told, nothing more is written.
+        let has_told = |host: &str| {
+            let said = self.said_by().with_extension(host);
+            wait_until(LIMIT, || is_prepared(&said) || running.has_ended())
         };
-        assert!(is_there(self.redeploy.image()) && is_there(self.on("held")) && !running.has_ended());
-        // Until both have told, and nothing more is written.
-        std::thread::sleep(Duration::from_millis(500));
+        assert!(has_told("disk") && has_told("held") && !running.has_ended());
         drop(waiter);
         let prepared = recorder.events();
         signal_agents(&held, Signal::SIGSTOP);
@@ -165,10 +164,15 @@ impl Bench {
         self.sources.path().join("state")
     }
 
+    /// What the agents said, but for the name of the host.
+    fn said_by(&self) -> PathBuf {
+        self.sources.path().join("said")
+    }
+
     fn together(&self, hosts: &[&str]) -> Command {
         let dir = self.sources.path();
         let mut command = Peer::script(dir, HOSTS).holesync();
-        command.env("GATE", dir.join("gate")).env("HELD", dir.join("held"));
+        command.env("GATE", dir.join("gate")).env("HELD", dir.join("held")).env("SAID", self.said_by());
         command.env("XDG_STATE_HOME", self.state()).args(["--together", "--json"]).args(self.way.flags);
         for &host in hosts {
             let image = if host == "disk" { self.redeploy.image() } else { self.on(host) };
