@@ -249,7 +249,7 @@ fn attributes_go_to_what_was_made() {
     // The rename of the file waits, and meanwhile its directory is another.
     let mut traced = Command::new("strace");
     traced.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=renameat,renameat2"]);
-    traced.args(["-e", "inject=renameat,renameat2:delay_exit=1500000:when=1"]);
+    traced.args(["-e", "inject=renameat,renameat2:delay_exit=6000000:when=1"]);
     let running = start(traced.arg(PROGRAM).arg("-a").arg(tree.join("")).arg(&there));
     assert!(wait_until(Duration::from_secs(20), || there.join("d/file").exists()));
     fs::rename(there.join("d"), home.path("moved")).expect("rename");

@@ -85,6 +85,11 @@ pub fn allocated(path: &Path) -> u64 {
     std::fs::metadata(path).expect("stat").blocks() * 512
 }
 
+/// Bytes that a file takes so far, as far as it is there: to be asked for again and again.
+pub fn taken(path: &Path) -> u64 {
+    std::fs::symlink_metadata(path).map_or(0, |file| file.blocks() * 512)
+}
+
 /// Demands that the destination takes no more room than the source, but for 1 %
 /// and what a file system needs for its own records.
 #[track_caller]

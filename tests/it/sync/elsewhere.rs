@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::common::check::{assert_begins_with, assert_no_leftovers, assert_same};
 use crate::common::lab::{self, Fs, Loop};
 use crate::common::layout::{Layout, Rng};
-use crate::common::process::Outcome;
+use crate::common::process::{Outcome, wait_until};
 use crate::common::redeploy::every;
 use crate::common::tree::{Way, mkdir, slash};
 
@@ -279,6 +279,12 @@ fn blocks_that_lie_anywhere_in_a_second_basis_are_found() {
     }
 }
 
+fn first_block(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut block = vec![0; BLOCK];
+    fs::File::open(path)?.read_exact_at(&mut block, 0)?;
+    Ok(block)
+}
+
 /// The slot that something runs from is written while it is copied: what is there is not what was
 /// told.
 #[test]
@@ -296,10 +302,12 @@ fn what_changes_while_it_is_copied_is_sent() {
             let (active, slot) =
                 (Slot::with(dir.path(), "active", &old), Slot::with(dir.path(), "slot", &image(3)));
             let basis = format!("--basis={}", active.path().display());
-            let path = active.path().to_path_buf();
-            // What differs takes longer than what is told.
+            let [path, to] = [&active, &slot].map(|slot| slot.path().to_path_buf());
+            let first = first_block(&from).expect("read");
             let writer = std::thread::spawn(move || {
-                std::thread::sleep(Duration::from_millis(700));
+                // All was told when something comes, and more that differs has yet to come.
+                let has_begun = || first_block(&to).is_ok_and(|block| block == first);
+                assert!(wait_until(Duration::from_secs(60), has_begun), "nothing came");
                 let file = OpenOptions::new().write(true).open(path).expect("open");
                 file.write_all_at(&vec![7; SIZE / 2], (SIZE / 2) as u64).expect("write");
             });

@@ -7,12 +7,13 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::common::check::assert_same;
 use crate::common::lab::{self, Fs};
 use crate::common::layout::{Layout, Rng};
 use crate::common::peer::{Peer, at};
-use crate::common::process::{Outcome, holesync, run};
+use crate::common::process::{Outcome, holesync, run, wait_until};
 use crate::common::tree::Way;
 
 const WAYS: [Way; 4] = [Way::Local, Way::Push, Way::Pull, Way::PushShell];
@@ -109,6 +110,31 @@ fn a_store_through_a_mapping_is_seen_by_the_next_run_on_btrfs() {
     follows_a_mapping_on(Fs::Btrfs);
 }
 
+/// A run whose source is written all the time, always the same: whatever is read is right, which no time
+/// tells. Also the longest time in which nothing was written.
+fn sync_while_written(way: Way, dir: &Path, from: &Path, to: &Path) -> (Outcome, Duration) {
+    let (begun, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let write = || {
+        let file = File::options().write(true).open(from).expect("open");
+        let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+        while !over.load(Ordering::Relaxed) {
+            file.write_all_at(&[0; 4096], 0).expect("write");
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+            begun.store(true, Ordering::Relaxed);
+        }
+        longest.max(last.elapsed())
+    };
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(write);
+        let has_begun = wait_until(Duration::from_secs(60), || begun.load(Ordering::Relaxed));
+        let outcome = has_begun.then(|| sync(way, dir, from, to));
+        over.store(true, Ordering::Relaxed);
+        let longest = writer.join().expect("a writer");
+        (outcome.expect("it writes"), longest)
+    })
+}
+
 #[test]
 fn what_may_have_changed_unseen_gets_no_time() {
     if !lab::is_root() {
@@ -121,21 +147,16 @@ fn what_may_have_changed_unseen_gets_no_time() {
     fs::write(&from, [0; 4096]).expect("write");
     for way in WAYS {
         let to = dir.path().join(format!("to-{way:?}"));
-        let over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let file = File::options().write(true).open(&from).expect("open");
-                // Always the same: whatever is read is right, which no time tells.
-                while !over.load(Ordering::Relaxed) {
-                    file.write_all_at(&[0; 4096], 0).expect("write");
-                }
-            });
-            let outcome = sync(way, dir.path(), &from, &to);
-            over.store(true, Ordering::Relaxed);
+        // A writer that did not get its turn for half a second may have left a file at rest.
+        let warned = (0..20).any(|_| {
+            let _ = fs::remove_file(&to);
+            let (outcome, longest) = sync_while_written(way, dir.path(), &from, &to);
             let outcome = outcome.ok();
             let warned = outcome.stdout.contains("image may have been changed unseen");
-            assert!(warned, "{way:?}: {outcome}");
+            assert!(warned || longest > Duration::from_millis(400), "{way:?}: {outcome}");
+            warned
         });
+        assert!(warned, "{way:?}: it was never written all the time");
         assert_eq!(fs::metadata(&to).expect("stat").mtime(), 0, "{way:?}");
         assert_same(&to, &from);
         let outcome = sync(way, dir.path(), &from, &to).ok();

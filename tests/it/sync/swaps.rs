@@ -81,7 +81,7 @@ impl Ground {
     fn start_held(&self, way: Way, name: &str) -> Running {
         let log = self.dir.path().join(format!("calls-{way:?}"));
         let what = format!("-P {} -e trace=openat2", self.from.display());
-        let inject = "-e inject=openat2:delay_enter=1500000";
+        let inject = "-e inject=openat2:delay_enter=3000000";
         let running =
             start(&mut self.command(way, &format!("strace -f -qq -o {} {what} {inject}", log.display())));
         let opens = format!("\"{name}\"");
