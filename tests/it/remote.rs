@@ -208,12 +208,9 @@ fn the_program_is_found_in_the_path_of_the_far_side() {
     let Some(peer) = Peer::sshd() else { return };
     let Some(account) = Account::new(&which("bash")) else { return };
     let log = account.home.join("ran");
-    let wrapper = account.keep(
-        "bin/holesync",
-        format!("#!/bin/sh\necho ran >>{}\nexec {} \"$@\"\n", log.display(), account.program.display())
-            .as_bytes(),
-    );
-    fs::set_permissions(&wrapper, PermissionsExt::from_mode(0o755)).expect("chmod");
+    let text =
+        format!("#!/bin/sh\necho ran >>{}\nexec {} \"$@\"\n", log.display(), account.program.display());
+    account.keep_script("bin/holesync", &text);
     account.keep(".bashrc", b"PATH=$HOME/bin:$PATH\n");
     let source = image(account.place.path().join("source"), 1);
     go(holesync().args(["-e", peer.rsh()]), &source, on(&account.host(), "to")).ok();
@@ -316,8 +313,7 @@ fn ssh_is_told_which_addresses_to_use() {
     let log = dir.path().join("log");
     let real = "/usr/bin/ssh";
     let script = format!("#!/bin/sh\necho \"$*\" >>{}\nexec {real} \"$@\"\n", shell_word(&log));
-    fs::write(&program, script).expect("write");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
+    lab::script(&program, script);
     let path = format!("{}:/usr/bin:/bin", dir.path().join("bin").display());
     for (options, family) in
         [(&["-4"][..], "inet"), (&["-6"], "inet6"), (&["-4", "-6"], "inet6"), (&["-64"], "inet")]

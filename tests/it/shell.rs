@@ -69,10 +69,7 @@ fn with_tools(dir: &Path, without: &[&str], extra: &[(&str, &str)]) -> Peer {
         }
     }
     for (name, body) in extra {
-        let path = bin.join(name);
-        let _ = fs::remove_file(&path);
-        fs::write(&path, format!("#!/bin/sh\n{body}\n")).expect("write");
-        fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("chmod");
+        lab::script(&bin.join(name), format!("#!/bin/sh\n{body}\n"));
     }
     Peer::script(dir, &format!("export PATH={}\nagent", shell_word(&bin)))
 }
@@ -770,7 +767,7 @@ fn what_the_far_side_says_out_of_turn_ends_the_run() {
         ("base directory 0022 0 nanoseconds yes no no no -\\nlisted\\nfailed is odd\\nend\\n", 23),
         ("", 12),
     ] {
-        let body = format!("cat >/dev/null & printf '{mark}{says}'; sleep 0.2; kill $! 2>/dev/null; true");
+        let body = format!("printf '{mark}{says}'; exec cat >/dev/null");
         let peer = Peer::script(dir.path(), &body);
         let outcome = push(&mut peer.shell(), &source, &to).code(code);
         assert!(!outcome.stderr.contains('\u{1b}'), "{outcome}");
@@ -788,7 +785,7 @@ fn what_the_far_side_says_out_of_turn_ends_the_run() {
             23,
         ),
     ] {
-        let body = format!("cat >/dev/null & printf '{mark}{says}'; sleep 0.2; kill $! 2>/dev/null; true");
+        let body = format!("printf '{mark}{says}'; exec cat >/dev/null");
         let peer = Peer::script(dir.path(), &body);
         run(peer.shell().arg(at("/from/somewhere")).arg(&to)).code(code);
         assert!(!to.is_file(), "{says}");

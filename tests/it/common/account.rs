@@ -71,6 +71,14 @@ impl Account {
         path
     }
 
+    /// The same of a script, which can be run at once.
+    pub fn keep_script(&self, name: &str, text: &str) {
+        let path = self.home.join(name);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("create a directory");
+        lab::script(&path, text);
+        self.owns(&self.home);
+    }
+
     pub fn holesync(&self, peer: &Peer) -> Command {
         peer.clone().with_program(&self.program).holesync()
     }

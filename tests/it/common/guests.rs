@@ -6,6 +6,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::sys::stat::{major, minor};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, statfs};
+
 use super::process::{Running, start, wait_until};
 
 /// Waits until a program holds a lock on a file.
@@ -22,7 +25,12 @@ pub fn await_no_lock(file: &Path, kind: &str) {
 }
 
 fn is_locked(file: &Path, kind: &str) -> bool {
-    let inode = format!(":{} ", fs::metadata(file).expect("look").ino());
+    let look = fs::metadata(file).expect("look");
+    let mut inode = format!(":{} ", look.ino());
+    // btrfs shows other devices than the kernel has.
+    if statfs(file).expect("look").filesystem_type() != BTRFS_SUPER_MAGIC {
+        inode = format!(" {:02x}:{:02x}{inode}", major(look.dev()), minor(look.dev()));
+    }
     let locks = fs::read_to_string("/proc/locks").expect("read /proc/locks");
     locks.lines().any(|line| line.contains(&inode) && line.contains(kind))
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::process::{run, wait_until};
+use super::process::{run, run_on, wait_until};
 
 /// A file system that `tests/run` mounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,20 +117,32 @@ pub fn install(program: &Path, dir: &Path) -> PathBuf {
     path
 }
 
+/// A script as a program, which can be run at once: see [`install`].
+pub fn script(path: &Path, text: impl AsRef<[u8]>) {
+    let mut command = Command::new("install");
+    run_on(command.args(["-m", "755", "/dev/stdin"]).arg(path), text.as_ref()).ok();
+}
+
 /// A loop device over a file; it goes when this is dropped.
 pub struct Loop(pub PathBuf);
 
 impl Loop {
     pub fn over(file: &Path) -> Loop {
-        let outcome = super::process::run(Command::new("losetup").args(["--find", "--show"]).arg(file)).ok();
+        let outcome = run(Command::new("losetup").args(["--find", "--show"]).arg(file)).ok();
         Loop(PathBuf::from(outcome.stdout.trim()))
     }
 }
 
 impl Drop for Loop {
     fn drop(&mut self) {
+        let name = self.0.file_name().expect("a name of a device");
+        let behind = Path::new("/sys/block").join(name).join("loop/backing_file");
+        let file = || std::fs::read(&behind).ok();
+        let before = file();
         let detached = Command::new("losetup").arg("--detach").arg(&self.0).status();
-        if !detached.is_ok_and(|status| status.success()) {
+        // Who has it open for a moment, as udev may, keeps it for as long.
+        let is_gone = || file().is_none_or(|file| Some(file) != before);
+        if !detached.is_ok_and(|status| status.success()) || !wait_until(Duration::from_secs(10), is_gone) {
             eprintln!("cannot detach {}", self.0.display());
         }
     }

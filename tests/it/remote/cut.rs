@@ -2,7 +2,6 @@
 //! without a word, agents that do not know it yet.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -291,8 +290,7 @@ fn ssh_that_asks_nothing_is_tried_again_unless_the_user_says_otherwise() {
         flag = shell_word(&flag),
         program = PROGRAM
     );
-    fs::write(&agent, text).expect("write");
-    fs::set_permissions(&agent, PermissionsExt::from_mode(0o755)).expect("chmod");
+    lab::script(&agent, text);
     let agent = format!("sh {}", agent.display());
     let flags = ["--agent=require", "--timeout=3", "--remote-path", &agent, "--json"];
     let again = client.push("peer", &client.dir.path().join("to"), &flags);

@@ -517,8 +517,7 @@ fn tools(fresh: &Fresh, names: &[&str], path: &str) {
 fn a_machine_that_cannot_run_the_program_is_left_to_its_shell() {
     let Some(fresh) = Fresh::bash() else { return };
     for system in ["Linux sparc64", "FreeBSD x86_64", "", "Linux"] {
-        let uname = fresh.account.keep("tools/uname", format!("#!/bin/sh\necho '{system}'\n").as_bytes());
-        set_mode(&uname, 0o755);
+        fresh.account.keep_script("tools/uname", &format!("#!/bin/sh\necho '{system}'\n"));
         tools(&fresh, &[], ":$PATH");
         let outcome = fresh.push();
         assert_route(&outcome, "shell", false);
@@ -551,8 +550,7 @@ fn what_is_brought_is_a_program_for_that_machine() {
     let outcome = run(command.arg("--agent-program").arg(&given).arg(&fresh.source).arg(&to)).ok();
     assert_route(&outcome, "agent", true);
     // None lies beside this program under such a name.
-    let uname = fresh.account.keep("tools/uname", b"#!/bin/sh\necho 'Linux s390x'\n");
-    set_mode(&uname, 0o755);
+    fresh.account.keep_script("tools/uname", "#!/bin/sh\necho 'Linux s390x'\n");
     tools(&fresh, &[], ":$PATH");
     assert_warns(&fresh.push(), &["beside this program, as holesync-s390x", "--agent-program"]);
 }
@@ -627,7 +625,7 @@ fn without_the_tools_to_bring_it_safely_the_shell_takes_part() {
                 "#!/bin/sh\ncase $* in *iflag*) exit 1 ;; esac\nexec {} \"$@\"\n",
                 which("dd").display()
             );
-            set_mode(&fresh.account.keep("tools/dd", old.as_bytes()), 0o755);
+            fresh.account.keep_script("tools/dd", &old);
             let mut command = fresh.command(&["--agent=push"]);
             command.arg(&fresh.source).arg(on(&fresh.account.host(), "to"));
             // Without it the shell cannot take part either.

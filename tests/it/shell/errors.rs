@@ -256,12 +256,8 @@ fn what_vanishes_there_is_named_and_the_rest_arrives() {
         let listed = run(Command::new("find").arg(&from).args(["-type", "f"])).ok();
         let last = PathBuf::from(listed.stdout.lines().last().expect("a name"));
         let gone = shell_word(&last);
-        fs::write(
-            bin.join("head"),
-            format!("#!/bin/sh\nrm -f {gone}\nexec {} \"$@\"\n", which("head").display()),
-        )
-        .expect("write");
-        fs::set_permissions(bin.join("head"), PermissionsExt::from_mode(0o755)).expect("chmod");
+        let text = format!("#!/bin/sh\nrm -f {gone}\nexec {} \"$@\"\n", which("head").display());
+        lab::script(&bin.join("head"), text);
         let peer = far_side(dir.path(), shell, &format!("env PATH={}:$PATH", shell_word(&bin)));
         let outcome = run(peer.shell().arg("-r").arg(at(slash(&from))).arg(&to)).code(24);
         let outcome = outcome.says(&[&format!("peer: {} vanished before it was read", last.display())]);
@@ -438,12 +434,8 @@ fn a_disk_that_is_too_small_is_told_before() {
         if !has_stat {
             let stat = dir.path().join(format!("bin-{shell}/stat"));
             let real = which("stat");
-            fs::write(
-                &stat,
-                format!("#!/bin/sh\n[ \"$1\" != -f ] || exit 1\nexec {} \"$@\"\n", real.display()),
-            )
-            .expect("write");
-            fs::set_permissions(&stat, PermissionsExt::from_mode(0o755)).expect("chmod");
+            let text = format!("#!/bin/sh\n[ \"$1\" != -f ] || exit 1\nexec {} \"$@\"\n", real.display());
+            lab::script(&stat, text);
         }
         let peer = Peer::script(dir.path(), &command);
         let to = small.dir.path();

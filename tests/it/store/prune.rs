@@ -1,7 +1,6 @@
 //! What a store keeps, and what goes.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -220,9 +219,7 @@ fn what_a_prune_takes_from_a_publisher_is_published_anew() {
         real = real.display()
     );
     fs::create_dir(store.path("bin")).unwrap();
-    let written = store.path("bin/ssh-keygen");
-    fs::write(&written, stand_in).unwrap();
-    fs::set_permissions(written, PermissionsExt::from_mode(0o755)).unwrap();
+    lab::script(&store.path("bin/ssh-keygen"), stand_in);
     let path = format!("{}:{}", store.path("bin").display(), std::env::var("PATH").unwrap());
     let published = run(store.holesync().env("PATH", path).args(["publish", "--as=v3", "--sign"]).args([
         &key,

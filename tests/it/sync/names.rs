@@ -1,7 +1,7 @@
 //! Names that no receiver takes, and trees that are deeper than a walk holds open.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use crate::common::lab;
@@ -34,47 +34,24 @@ fn a_source_with_the_name_of_a_working_file_fails_by_itself() {
     }
 }
 
-/// A file system whose names may have more than 255 bytes; it goes when this is dropped.
-struct LongNames(PathBuf);
-
-impl LongNames {
-    fn mount(dir: &Path) -> Option<LongNames> {
-        let (image, at) = (dir.join("ntfs"), mkdir(dir.join("mounted")));
-        fs::File::create(&image).and_then(|file| file.set_len(16 << 20)).expect("make an image");
-        let works = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
-        if works(Command::new("mkntfs").arg("-qFf").arg(&image))
-            && works(Command::new("mount").args(["-t", "ntfs-3g", "-o", "loop"]).arg(&image).arg(&at))
-        {
-            return Some(LongNames(at));
-        }
-        lab::skip("no ntfs-3g");
-        None
-    }
-}
-
-impl Drop for LongNames {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_name_that_is_too_long_fails_by_itself() {
     if !lab::is_root() {
         return;
     }
     let dir = lab::scratch();
-    let Some(mounted) = LongNames::mount(dir.path()) else { return };
+    // A file system whose names may have more than 255 bytes.
+    let mounted = lab::Mounted::new(16, &["mkntfs", "-qFf"], &["-t", "ntfs-3g", "-o", "loop"]);
     let long = "\u{8a9e}".repeat(255);
-    small(mounted.0.join(&long), "long");
-    small(mounted.0.join("short"), "short");
+    small(mounted.path().join(&long), "long");
+    small(mounted.path().join("short"), "short");
     for way in WAYS {
         let to = mkdir(dir.path().join(format!("to-{way:?}")));
         let (mut command, named) = pushing(way, dir.path(), &to);
-        run(command.arg(slash(&mounted.0)).arg(&named)).code(23).says(&["may have 255 bytes"]);
+        run(command.arg(slash(mounted.path())).arg(&named)).code(23).says(&["may have 255 bytes"]);
         assert_eq!(fs::read_to_string(to.join("short")).ok().as_deref(), Some("short"), "{way:?}");
         let (mut command, named) = pushing(way, dir.path(), &to);
-        run(command.arg(mounted.0.join(&long)).arg(&named)).code(23).says(&["give it a shorter one"]);
+        run(command.arg(mounted.path().join(&long)).arg(&named)).code(23).says(&["give it a shorter one"]);
     }
 }
 
