@@ -1,10 +1,12 @@
 //! A real web server: nginx, on ports of a test's own, with what it was asked for in its log.
 
 use std::fs;
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
@@ -75,7 +77,7 @@ impl Nginx {
             .concat();
         fs::create_dir(dir.path().join("temp")).expect("mkdir");
         let mut config = format!(
-            "{user} daemon off; pid PREFIX/pid; error_log PREFIX/error.log; worker_processes 2;\n\
+            "{user} daemon off; pid PREFIX/pid; error_log PREFIX/error.log; worker_processes 1;\n\
              events {{ worker_connections 512; }}\n\
              http {{\n{temp}\
              log_format counted '$server_port $request_method $request_uri $status $body_bytes_sent $connection \
@@ -152,16 +154,18 @@ impl Nginx {
         lines().lines().map(parse).collect()
     }
 
-    /// Has it forget what was answered, of which the last line may be yet to come.
+    /// Has it forget what was answered. The last line may be yet to come, but comes before that of what is
+    /// asked now: it has one worker.
+    #[track_caller]
     pub fn forget(&self) {
+        static TIMES: AtomicU64 = AtomicU64::new(0);
         let log = self.dir.path().join("access.log");
-        let length = || fs::metadata(&log).map_or(0, |log| log.len());
-        let is_quiet = || {
-            let before = length();
-            std::thread::sleep(Duration::from_millis(100));
-            length() == before
-        };
-        assert!(wait_until(Duration::from_secs(10), is_quiet), "it is asked all the time");
+        let last = format!("/forget-{}", TIMES.fetch_add(1, Ordering::Relaxed));
+        let mut stream = TcpStream::connect(("127.0.0.1", self.ports[0])).expect("connect");
+        stream.write_all(format!("GET {last} HTTP/1.0\r\n\r\n").as_bytes()).expect("ask");
+        let line = format!("{} GET {last} ", self.ports[0]);
+        let is_there = || fs::read_to_string(&log).is_ok_and(|log| log.contains(&line));
+        assert!(wait_until(Duration::from_secs(10), is_there), "no {line} in its log");
         let file = fs::OpenOptions::new().write(true).open(log);
         file.and_then(|file| file.set_len(0)).expect("empty the log");
     }

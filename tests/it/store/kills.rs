@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::common::check::{assert_no_leftovers, assert_same, same};
+use crate::common::check::{assert_no_leftovers, assert_same, same, taken};
 use crate::common::lab;
 use crate::common::layout::{Layout, Rng};
 use crate::common::nginx::Nginx;
@@ -112,7 +112,7 @@ fn a_pull_from_nginx_goes_on_from_what_it_had() {
     let slow = start(&mut pull(&["--bwlimit=4000", "--jobs=2"]));
     let temp = || {
         let dir = fs::read_dir(store.path("to")).unwrap().next().transpose().unwrap();
-        dir.is_some_and(|entry| crate::common::check::allocated(&entry.path()) > 3 << 20)
+        dir.is_some_and(|entry| taken(&entry.path()) > 3 << 20)
     };
     assert!(wait_until(Duration::from_secs(60), temp), "nothing came");
     slow.signal(Signal::SIGKILL);
@@ -153,7 +153,7 @@ fn a_server_without_ranges_does_for_a_first_deploy() {
     let slow = start(slow.args(["--bwlimit=2000", "--jobs=1"]).arg(nginx.url("disk")).arg(store.copy()));
     let temp = || {
         let dir = fs::read_dir(store.path("to")).unwrap().next().transpose().unwrap();
-        dir.is_some_and(|entry| crate::common::check::allocated(&entry.path()) > 1 << 20)
+        dir.is_some_and(|entry| taken(&entry.path()) > 1 << 20)
     };
     assert!(wait_until(Duration::from_secs(60), temp), "nothing came");
     slow.signal(Signal::SIGKILL);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 
-use crate::common::check::{assert_no_leftovers, leftovers};
+use crate::common::check::{assert_no_leftovers, leftovers, taken};
 use crate::common::faults::{Direction, Fault, await_pause, resume};
 use crate::common::lab::{self, Fs};
 use crate::common::layout::{Layout, Rng};
@@ -156,8 +156,6 @@ fn versions(dir: &Path, has_old: bool) -> (Redeploy, PathBuf) {
 
 /// Waits until some data has reached the target, beside the image.
 fn await_data(target: &Path) {
-    use std::os::unix::fs::MetadataExt;
-    let taken = |name: &String| std::fs::metadata(target.join(name)).map_or(0, |file| file.blocks() * 512);
-    let some = || leftovers(target).iter().any(|name| taken(name) > 30 * BLOCK as u64);
+    let some = || leftovers(target).iter().any(|name| taken(&target.join(name)) > 30 * BLOCK as u64);
     assert!(wait_until(LIMIT, some), "nothing came: {:?}", leftovers(target));
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::common::check::{assert_no_leftovers, assert_same, leftovers};
+use crate::common::check::{assert_no_leftovers, assert_same, leftovers, taken};
 use crate::common::faults::{Direction, Fault};
 use crate::common::lab::{self, Fs};
 use crate::common::layout::{Layout, Rng};
@@ -176,8 +176,8 @@ impl Interrupted {
         let running = start(command.args(&flags).arg(slash(&from)).arg(at(slash(&to))));
         let part = to.join(".part");
         let at = if nth == 3 { part } else { work };
-        let size = |name: &String| fs::metadata(at.join(name)).map_or(0, |file| file.blocks() * 512);
-        let has_come = || at.is_dir() && leftovers(&at).iter().any(|name| size(name) > 30 * BLOCK as u64);
+        let is_large = |name: &String| taken(&at.join(name)) > 30 * BLOCK as u64;
+        let has_come = || at.is_dir() && leftovers(&at).iter().any(is_large);
         assert!(wait_until(LIMIT, has_come), "nothing came: {:?}", names(&to));
         running.signal(Signal::SIGINT);
         running.finish_within(LIMIT).code(20);
