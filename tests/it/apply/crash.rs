@@ -56,7 +56,11 @@ fn kill_at_random(fs: Fs, flags: &[&str], replays: bool, seed: u64) {
     let flags = &[flags, &["-B", "4K"]].concat();
     let length = length_of_a_run(&redeploy, &peer, flags);
     let mut seen = Seen::default();
-    for round in 0..rounds() {
+    for round in 0..10 * rounds() {
+        // Of few, all may have come too early or too late.
+        if round >= rounds() && seen.interrupted > 0 {
+            break;
+        }
         redeploy.reset();
         for attempt in 0..1 + rng.below(2) {
             let after = length.mul_f64(rng.fraction());

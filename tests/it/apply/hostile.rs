@@ -55,16 +55,21 @@ fn nothing_outside_the_directory_of_a_hostile_user_changes() {
         let _hostile = [1, 2].map(|seed| lab.hostile(seed));
         let end = Instant::now() + Duration::from_secs(seconds(24) / 3);
         let (mut rng, mut runs, mut done) = (Rng(5), 0, 0);
-        while Instant::now() < end {
+        let counted = lab.dir.path().join("tricks");
+        let tricks = || fs::metadata(&counted).map_or(0, |file| file.len());
+        let is_enough = |runs, done| runs > 5 && done > 0 && tricks() > 100;
+        // On a machine that has much to do that takes longer.
+        let latest = end + Duration::from_secs(60);
+        while Instant::now() < end || !is_enough(runs, done) && Instant::now() < latest {
             done += usize::from(lab.work(&mut rng));
             lab.is_unharmed();
             runs += 1;
         }
-        let tricks = fs::metadata(lab.dir.path().join("tricks")).map_or(0, |file| file.len());
+        let tricks = tricks();
         lab::count(&format!(
             "hostile: {fs:?}, shared: {is_shared}: {runs} runs of root, {done} without an error, {tricks} tricks, no harm"
         ));
-        assert!(runs > 5 && done > 0 && tricks > 100, "too little was tried");
+        assert!(is_enough(runs, done), "too little was tried");
     }
 }
 

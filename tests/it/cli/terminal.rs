@@ -124,6 +124,12 @@ fn time_left(line: &str) -> Option<u64> {
     time.split(':').try_fold(0, |sum, part| Some(60 * sum + part.parse::<u64>().ok()?))
 }
 
+/// How much a line says is done, in percent.
+fn part_done(line: &str) -> Option<u64> {
+    let (before, _) = line.split_once('%')?;
+    before.rsplit(' ').next()?.parse().ok()
+}
+
 #[test]
 fn the_bar_fits_every_width_and_tells_a_time_that_can_be() {
     let dir = lab::scratch();
@@ -149,8 +155,11 @@ fn the_bar_fits_every_width_and_tells_a_time_that_can_be() {
             let wanted = ["% [", " of 585.94 KiB", " KiB/s", " left"];
             let is_whole = width < 80 || wanted.iter().all(|part| line.contains(part));
             assert!(is_whole || time_left(line).is_none(), "{line:?} of {width}");
-            // At 400 KiB a second there are no more than a few left, on a machine that is slow.
-            assert!(time_left(line).is_none_or(|left| (1..60).contains(&left)), "{line:?}");
+            // At 400 KiB a second there are no more than a few left, on a machine that is slow; what began
+            // late tells another time at first.
+            let may_be_long = part_done(line).is_none_or(|part| part < 5);
+            let fits = |left| left > 0 && (left < 60 || may_be_long);
+            assert!(time_left(line).is_none_or(fits), "{line:?}");
         }
         let told = bars.iter().filter(|line| time_left(line).is_some()).count();
         assert_eq!(told > 0, width > 20, "{shown:?}");

@@ -164,20 +164,20 @@ fn a_slow_disk_is_no_dead_link() {
         return;
     }
     for slow_call in [
-        "fsync,fdatasync:delay_enter=5000000:when=1",
-        "pwrite64:delay_enter=5000000:when=3",
-        "pread64,?preadv2:delay_enter=5000000:when=9",
+        "fsync,fdatasync:delay_enter=9000000:when=1",
+        "pwrite64:delay_enter=9000000:when=3",
+        "pread64,?preadv2:delay_enter=9000000:when=9",
     ] {
         let case = Case::new();
         let peer = slow(case.dir.path(), slow_call);
-        case.redeploy.complete(peer.holesync().arg("--timeout=2").args(case.redeploy.push("new")), "new");
+        case.redeploy.complete(peer.holesync().arg("--timeout=4").args(case.redeploy.push("new")), "new");
     }
     let case = Case::new();
-    let peer = slow(case.dir.path(), "pread64,?preadv2:delay_enter=5000000:when=9");
-    case.redeploy.complete(peer.holesync().arg("--timeout=2").args(case.redeploy.pull("new")), "new");
+    let peer = slow(case.dir.path(), "pread64,?preadv2:delay_enter=9000000:when=9");
+    case.redeploy.complete(peer.holesync().arg("--timeout=4").args(case.redeploy.pull("new")), "new");
     let digest = |peer: &Peer| {
         let mut command = holesync();
-        command.args(["digest", "--timeout=2", "-e", peer.rsh(), "--remote-path", PROGRAM]);
+        command.args(["digest", "--timeout=4", "-e", peer.rsh(), "--remote-path", PROGRAM]);
         run(command.arg(at(case.redeploy.image()))).ok()
     };
     assert_eq!(digest(&peer).stdout, digest(&Peer::pipe(case.dir.path())).stdout);
@@ -242,7 +242,7 @@ fn a_command_that_takes_its_time_is_no_dead_link() {
     let dir = lab::scratch();
     fs::write(dir.path().join("source"), "x").expect("write");
     let mut through = Peer::pipe(dir.path()).holesync();
-    through.args(["--timeout=1", "--through", "cat >/dev/null; sleep 4"]);
+    through.args(["--timeout=3", "--through", "cat >/dev/null; sleep 8"]);
     run(through.arg(dir.path().join("source")).arg(at(dir.path().join("to")))).ok();
 }
 
