@@ -11,8 +11,8 @@ use crate::remote::child::{SSH_PROGRAM, host_words};
 use crate::remote::cipher::{self, Cipher};
 use crate::report::Reporter;
 
-/// How long ssh may take to print its configuration.
-const QUERY_PATIENCE: Duration = Duration::from_secs(1);
+/// How long ssh may take to print its version, or its configuration: it only ends hangs.
+const QUERY_PATIENCE: Duration = Duration::from_secs(10);
 /// `ServerAliveInterval` that Debian's ssh has with `BatchMode`, which nobody asked for.
 const DEBIANS_INTERVAL: &str = "300";
 /// The longest time that ssh takes: it keeps seconds in an int.
