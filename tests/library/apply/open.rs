@@ -239,18 +239,18 @@ fn a_log_that_was_sealed_while_its_lock_was_awaited_is_finished() {
     drop(stage());
     let mut new = vec![1; 4096];
     new.extend([2; 4096]);
+    let image = FileImage::new(tempfile::tempfile().expect("a file"), true);
+    image.file().write_all_at(&new, 0).expect("write");
+    let grid = Grid { length: 8192, block: BlockSize::default() };
+    let root = root_of(&image, &grid, |_| true).expect("read").expect("not stopped");
+    let (block_size, attributes) = (64 << 10, Attributes::default());
+    let seal = Seal { length: 8192, block_size, root, attributes, preallocate: false };
     old.lock().expect("lock");
     let recovered = std::thread::scope(|scope| {
         let waiting =
             scope.spawn(|| recover(&lab.place(), None, &Options { fsync: false, ..Options::default() }));
         // It has seen that log when it sleeps for the lock.
         std::thread::sleep(std::time::Duration::from_millis(200));
-        let image = FileImage::new(tempfile::tempfile().expect("a file"), true);
-        image.file().write_all_at(&new, 0).expect("write");
-        let grid = Grid { length: 8192, block: BlockSize::default() };
-        let root = root_of(&image, &grid, |_| true).expect("read").expect("not stopped");
-        let (block_size, attributes) = (64 << 10, Attributes::default());
-        let seal = Seal { length: 8192, block_size, root, attributes, preallocate: false };
         drop(stage().seal(&seal, false).expect("seal"));
         old.unlock().expect("unlock");
         waiting.join().expect("no panic")

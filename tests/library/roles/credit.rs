@@ -165,6 +165,8 @@ fn a_map_that_nobody_reads_is_not_queued_without_end() {
     let (forth, back) = (io::pipe().unwrap(), tiny_pipe());
     let received = start_receiver(forth.0, back.1, to.clone(), options);
     let mut output = FrameWriter::new(forth.1, "the receiver");
+    let mut input = FrameReader::new(back.0, "the receiver");
+    let mut keys = 0;
     let entry = |id, path: &str, kind| {
         Message::Entry(Entry { id, path: path.into(), kind, metadata: Metadata::default() })
     };
@@ -178,18 +180,20 @@ fn a_map_that_nobody_reads_is_not_queued_without_end() {
         entry(1, "d", Kind::Directory),
         Message::End(Box::default()),
     ] {
-        // It is not asked for sooner.
+        // It is not asked for before its map begins to come.
         if matches!(message, Message::Content { .. }) {
             output.flush().unwrap();
-            std::thread::sleep(Duration::from_millis(300));
+            while keys == 0 {
+                if let Frame::Map(_, runs) = input.read().unwrap() {
+                    keys += runs.iter().map(Run::entries).sum::<usize>();
+                }
+            }
         }
         output.message(&message).unwrap();
     }
     output.flush().unwrap();
     std::thread::sleep(Duration::from_millis(1500));
     assert!(!to.join("d").exists(), "all of the map was queued");
-    let mut input = FrameReader::new(back.0, "the receiver");
-    let mut keys = 0;
     loop {
         match input.read().unwrap() {
             Frame::Map(_, runs) => keys += runs.iter().map(Run::entries).sum::<usize>(),

@@ -273,6 +273,23 @@ fn is_protocol_error(ended: &Result<Stats>) -> bool {
     matches!(ended, Err(Error::Protocol { .. }))
 }
 
+/// Whether this test has its process to itself, as it must to tell what it takes. If not, it was run in
+/// another one.
+fn is_alone() -> bool {
+    const ALONE: &str = "HOLESYNC_TEST_ALONE";
+    let thread = std::thread::current();
+    let name = thread.name().unwrap();
+    // Of tests that are run one by one that is the name of the only thread.
+    if name == "main" || std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = command.args(["--exact", name]).env(ALONE, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    false
+}
+
 /// The most memory that this process has used so far, in bytes.
 fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();

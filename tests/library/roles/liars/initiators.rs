@@ -11,7 +11,7 @@ use holesync::protocol::{
 };
 use holesync::sync;
 
-use super::{Liar, MEMORY, peak_memory};
+use super::{Liar, MEMORY, is_alone, peak_memory};
 use crate::roles::{start, wait};
 
 /// How an agent ends that hears this and then nothing, and what it says.
@@ -57,6 +57,9 @@ fn lie(lie: &'static str, script: fn(&mut Liar)) -> Lie {
 
 #[test]
 fn a_lying_initiator_ends_its_session() {
+    if !is_alone() {
+        return;
+    }
     let lies = [
         lie("noise without end before its greeting", |liar| liar.bytes(&vec![b'x'; 2 * MAX_NOISE])),
         lie("a version that nobody speaks", |liar| {

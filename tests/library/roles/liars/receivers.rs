@@ -9,7 +9,7 @@ use holesync::protocol::{CREDIT, Entry, Frame, FrameReader, FrameWriter, MAX_TEX
 use holesync::report::{Changes, Stats};
 use holesync::source::Kind;
 
-use super::{Liar, MEMORY, is_protocol_error, peak_memory};
+use super::{Liar, MEMORY, is_alone, is_protocol_error, peak_memory};
 use crate::roles::{Trees, options, snapshot, start_sender, wait};
 
 /// A sender that hears this when it has announced all it has; how it ended.
@@ -51,6 +51,9 @@ fn keys(liar: &mut Liar, id: u64, count: usize) {
 
 #[test]
 fn a_lying_receiver_ends_its_session() {
+    if !is_alone() {
+        return;
+    }
     let lies = [
         lie("a map of nobody's file", "an answer for no file", |liar, _| {
             liar.say(&Message::Map { id: 77, device: false })
@@ -202,6 +205,9 @@ fn answers_to_nobody_cost_nothing() {
 
 #[test]
 fn a_receiver_that_wants_everything_and_reads_nothing_costs_no_memory() {
+    if !is_alone() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
     let file = std::fs::File::create(&source).unwrap();

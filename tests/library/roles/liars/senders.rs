@@ -11,7 +11,7 @@ use holesync::report::{Changes, Stats};
 use holesync::source::{Kind, Metadata, Node, Owner};
 use holesync::sys::xattrs::{AclEntry, Acls};
 
-use super::{Liar, MEMORY, is_protocol_error, peak_memory};
+use super::{Liar, MEMORY, is_alone, is_protocol_error, peak_memory};
 use crate::roles::{Snapshot, Trees, entry, options, snapshot, start_receiver, wait};
 use crate::support::Sparse;
 
@@ -90,6 +90,9 @@ fn data(liar: &mut Liar, kind: u8, head: (u64, u32, u8, u32), rest: &[u8]) {
 
 #[test]
 fn a_lying_sender_ends_its_session_and_changes_nothing() {
+    if !is_alone() {
+        return;
+    }
     let lies = [
         lie("a name that is `..`", "it names the path", |liar| named(liar, "..")),
         lie("`..` within a path", "it names the path", |liar| named(liar, "sub/../../x")),
@@ -480,6 +483,9 @@ fn a_sender_that_lies_about_what_it_has_removes_nothing() {
 /// What a sender may cause with its names, at its worst.
 #[test]
 fn names_of_a_lying_sender_lead_nowhere_and_take_bounded_memory() {
+    if !is_alone() {
+        return;
+    }
     let trees = Trees::new();
     let outside = tempfile::tempdir().unwrap();
     fs::write(outside.path().join("data"), "data").unwrap();
