@@ -164,20 +164,20 @@ fn a_slow_disk_is_no_dead_link() {
         return;
     }
     for slow_call in [
-        "fsync,fdatasync:delay_enter=9000000:when=1",
-        "pwrite64:delay_enter=9000000:when=3",
-        "pread64,?preadv2:delay_enter=9000000:when=9",
+        "fsync,fdatasync:delay_enter=7000000:when=1",
+        "pwrite64:delay_enter=7000000:when=3",
+        "pread64,?preadv2:delay_enter=7000000:when=9",
     ] {
         let case = Case::new();
         let peer = slow(case.dir.path(), slow_call);
-        case.redeploy.complete(peer.holesync().arg("--timeout=4").args(case.redeploy.push("new")), "new");
+        case.redeploy.complete(peer.holesync().arg("--timeout=3").args(case.redeploy.push("new")), "new");
     }
     let case = Case::new();
-    let peer = slow(case.dir.path(), "pread64,?preadv2:delay_enter=9000000:when=9");
-    case.redeploy.complete(peer.holesync().arg("--timeout=4").args(case.redeploy.pull("new")), "new");
+    let peer = slow(case.dir.path(), "pread64,?preadv2:delay_enter=7000000:when=9");
+    case.redeploy.complete(peer.holesync().arg("--timeout=3").args(case.redeploy.pull("new")), "new");
     let digest = |peer: &Peer| {
         let mut command = holesync();
-        command.args(["digest", "--timeout=4", "-e", peer.rsh(), "--remote-path", PROGRAM]);
+        command.args(["digest", "--timeout=3", "-e", peer.rsh(), "--remote-path", PROGRAM]);
         run(command.arg(at(case.redeploy.image()))).ok()
     };
     assert_eq!(digest(&peer).stdout, digest(&Peer::pipe(case.dir.path())).stdout);

@@ -76,18 +76,26 @@ impl Ground {
         outer
     }
 
-    /// Starts a run whose sender takes a long time to open what is called `name`, and waits
-    /// until it does.
-    fn start_held(&self, way: Way, name: &str) -> Running {
-        let log = self.dir.path().join(format!("calls-{way:?}"));
-        let what = format!("-P {} -e trace=openat2", self.from.display());
-        let inject = "-e inject=openat2:delay_enter=3000000";
-        let running =
-            start(&mut self.command(way, &format!("strace -f -qq -o {} {what} {inject}", log.display())));
-        let opens = format!("\"{name}\"");
-        let held = || fs::read_to_string(&log).is_ok_and(|calls| calls.contains(&opens));
-        assert!(wait_until(Duration::from_secs(60), held), "{way:?}: {name} was not opened");
-        running
+    /// Starts a run whose sender takes a long time to open what is called `name`, during which this happens.
+    #[track_caller]
+    fn held(way: Way, name: &str, meanwhile: impl Fn(&Ground)) -> (Ground, Running) {
+        let tries = (0..10).find_map(|_| {
+            let ground = Ground::new();
+            let log = ground.dir.path().join("calls");
+            let what = format!("-P {} -e trace=openat2", ground.from.display());
+            let inject = "-e inject=openat2:delay_enter=1500000";
+            let strace = format!("strace -f -qq -o {} {what} {inject}", log.display());
+            let running = start(&mut ground.command(way, &strace));
+            let calls = || fs::read_to_string(&log).unwrap_or_default();
+            let is_open = || has_opened(&calls(), name);
+            assert!(
+                wait_until(Duration::from_secs(60), || is_open().is_some()),
+                "{way:?}: {name} is not opened"
+            );
+            meanwhile(&ground);
+            (is_open() == Some(false)).then_some((ground, running))
+        });
+        tries.unwrap_or_else(|| panic!("{way:?}: {name} was always open before anything happened"))
     }
 
     #[track_caller]
@@ -105,6 +113,16 @@ impl Ground {
     }
 }
 
+/// Whether the first call that opens what is called so has ended, as strace tells; `None`: it has not begun.
+fn has_opened(calls: &str, name: &str) -> Option<bool> {
+    let opens = format!("\"{name}\"");
+    let mut lines = calls.lines().skip_while(|line| !line.contains(&opens));
+    let first = lines.next()?;
+    let process = first.split(' ').next()?;
+    let ends = |line: &str| line.starts_with(process) && line.contains("openat2 resumed");
+    Some(first.contains(" = ") || lines.any(ends))
+}
+
 fn swap(path: &Path, target: &Path) {
     fs::rename(path, path.with_extension("away")).expect("rename");
     symlink(target, path).expect("symlink");
@@ -116,9 +134,9 @@ fn a_file_that_becomes_a_symlink_is_not_read() {
         return;
     }
     for way in WAYS {
-        let ground = Ground::new();
-        let running = ground.start_held(way, "a");
-        swap(&ground.from.join("a"), &ground.private.join("inner"));
+        let (ground, running) = Ground::held(way, "a", |ground| {
+            swap(&ground.from.join("a"), &ground.private.join("inner"));
+        });
         let outcome = running.finish();
         ground.assert_kept(way, &outcome);
         let outcome = outcome.code(23).says(&["from/a", "changed into something else"]);
@@ -132,9 +150,8 @@ fn a_directory_that_becomes_a_symlink_is_not_entered() {
         return;
     }
     for way in WAYS {
-        let ground = Ground::new();
-        let running = ground.start_held(way, "sub");
-        swap(&ground.from.join("sub"), &ground.private);
+        let (ground, running) =
+            Ground::held(way, "sub", |ground| swap(&ground.from.join("sub"), &ground.private));
         let outcome = running.finish();
         ground.assert_kept(way, &outcome);
         let outcome = outcome.ok();
@@ -148,9 +165,8 @@ fn a_file_below_a_directory_that_becomes_a_symlink_is_not_read() {
         return;
     }
     for way in WAYS {
-        let ground = Ground::new();
-        let running = ground.start_held(way, "sub/inner");
-        swap(&ground.from.join("sub"), &ground.private);
+        let (ground, running) =
+            Ground::held(way, "sub/inner", |ground| swap(&ground.from.join("sub"), &ground.private));
         let outcome = running.finish();
         ground.assert_kept(way, &outcome);
         outcome.code(23).says(&["from/sub/inner", "changed into something else"]);
@@ -163,13 +179,14 @@ fn a_file_that_is_replaced_by_another_is_sent_as_what_it_is() {
         return;
     }
     for way in WAYS {
-        let ground = Ground::new();
-        let running = ground.start_held(way, "a");
-        let (path, new) = (ground.from.join("a"), small(ground.from.join("new"), "different"));
-        set_mode(&new, 0o600);
-        fs::rename(new, &path).expect("rename");
+        let (ground, running) = Ground::held(way, "a", |ground| {
+            let new = small(ground.from.join("new"), "different");
+            set_mode(&new, 0o600);
+            fs::rename(new, ground.from.join("a")).expect("rename");
+        });
         let outcome = running.finish().ok();
-        let (sent, there) = (fs::metadata(&path).expect("stat"), fs::metadata(ground.to.join("a")));
+        let (sent, there) =
+            (fs::metadata(ground.from.join("a")).expect("stat"), fs::metadata(ground.to.join("a")));
         assert_eq!(fs::read_to_string(ground.to.join("a")).ok().as_deref(), Some("different"), "{outcome}");
         assert_eq!(there.expect("stat").mode(), sent.mode(), "{way:?}: not the mode of the old one");
     }
@@ -181,9 +198,8 @@ fn a_file_that_is_gone_when_it_is_read_has_vanished() {
         return;
     }
     for way in WAYS {
-        let ground = Ground::new();
-        let running = ground.start_held(way, "a");
-        fs::remove_file(ground.from.join("a")).expect("remove");
+        let (_ground, running) =
+            Ground::held(way, "a", |ground| fs::remove_file(ground.from.join("a")).expect("remove"));
         running.finish().code(24).says(&["from/a"]);
     }
 }
