@@ -4,25 +4,29 @@
 //! not to be of somebody who publishes just now, is condemned first, by a dated object: whoever publishes
 //! from then on writes anew what is condemned. It is removed when it was condemned for long enough and no
 //! kept version names it still: by then whoever had begun before has published, or finds out that something
-//! is gone or condemned.
+//! is gone or condemned. It stays condemned for as long once more: another prune may have begun to remove it,
+//! too, and would take what was put there under its name since.
+
+mod condemned;
+#[cfg(test)]
+pub mod meanwhile;
 
 use std::collections::{HashMap, HashSet};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 use crate::store::fetched;
 use crate::store::head::{self, Head, SealedHead};
 use crate::store::name::{ImageName, Kind, ObjectId, Version};
-use crate::store::objects::{Content, Objects, WritableObjects, side_by_side};
-use crate::store::places::PackId;
+use crate::store::objects::{Objects, WritableObjects, side_by_side};
 use crate::working::unforeseen;
+use condemned::Condemned;
+pub use condemned::{condemned_objects, condemned_packs};
 
-/// Bytes of an object that condemns others.
-const MOST_CONDEMNED: u64 = 64 << 20;
 /// Objects that one such object condemns.
 const MOST_AT_ONCE: usize = 1 << 16;
+/// How long the heads that were looked for are all that there are, while objects go.
+const LOOKED_FOR: Duration = Duration::from_secs(1);
 /// Heads that are read side by side.
 const HEADS_AT_ONCE: usize = 16;
 /// The kinds of objects that versions are made of.
@@ -133,52 +137,6 @@ pub fn versions_from(objects: &dyn WritableObjects, name: &ImageName, known: Vec
     }
     found.kept.sort_by(|one, other| other.head.order().cmp(&one.head.order()));
     Ok(found)
-}
-
-/// Objects that are to be removed, by their names.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Condemned {
-    /// Since when, in seconds since 1970.
-    since: u64,
-    objects: Vec<String>,
-}
-
-/// What is condemned, by the objects that say so.
-fn condemned(objects: &dyn WritableObjects, name: &ImageName) -> Result<Vec<(String, Condemned)>> {
-    let mut found = Vec::new();
-    for object in objects.list(&name.all(Kind::Condemned))? {
-        // Another prune may have been faster.
-        let Some(bytes) = objects.get(&object.name, MOST_CONDEMNED)? else { continue };
-        let what = |error| {
-            format!(
-                "is no list of what is to be removed, as holesync prune writes it: {error}; remove it, and prune again"
-            )
-        };
-        let list = serde_json::from_slice(&bytes);
-        let list = list.map_err(|error| Error::refused(objects.address(&object.name), what(error)))?;
-        found.push((object.name, list));
-    }
-    Ok(found)
-}
-
-/// What is condemned.
-///
-/// # Errors
-///
-/// When that cannot be read.
-pub fn condemned_objects(objects: &dyn WritableObjects, name: &ImageName) -> Result<HashSet<String>> {
-    Ok(condemned(objects, name)?.into_iter().flat_map(|(_, list)| list.objects).collect())
-}
-
-/// The packs that are condemned.
-///
-/// # Errors
-///
-/// When that cannot be read.
-pub fn condemned_packs(objects: &dyn WritableObjects, name: &ImageName) -> Result<HashSet<PackId>> {
-    let prefix = name.all(Kind::Pack);
-    let condemned = condemned_objects(objects, name)?;
-    Ok(condemned.iter().filter_map(|object| PackId::parse(object.strip_prefix(&prefix)?)).collect())
 }
 
 /// What is kept.
@@ -306,6 +264,11 @@ struct Unnamed {
     is_young: bool,
 }
 
+/// A time as lists have it, since 1970.
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// A prune that knows what no version names.
 struct Pruning<'a> {
     objects: &'a dyn WritableObjects,
@@ -322,7 +285,7 @@ struct Pruning<'a> {
 
 impl Pruning<'_> {
     fn run(mut self) -> Result<Pruned> {
-        let lists = condemned(self.objects, self.name)?;
+        let lists = condemned::all(self.objects, self.name)?;
         let known: HashSet<&String> = lists.iter().flat_map(|(_, list)| &list.objects).collect();
         let new = self.unnamed.iter().filter(|(object, one)| !one.is_young && !known.contains(object));
         let mut new: Vec<String> = new.map(|(object, _)| object.clone()).collect();
@@ -353,7 +316,7 @@ impl Pruning<'_> {
     /// Condemns what is new among what nobody names.
     fn condemn(&mut self, new: Vec<String>) -> Result<Vec<(String, Condemned)>> {
         let mut lists = Vec::new();
-        let since = self.now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let since = seconds(self.now);
         for objects in new.chunks(MOST_AT_ONCE) {
             let bytes = objects.iter().map(|object| self.unnamed[object].length).sum::<u64>();
             self.pruned.condemned.0 += objects.len() as u64;
@@ -361,51 +324,59 @@ impl Pruning<'_> {
             let list = Condemned { since, objects: objects.to_vec() };
             let object = self.name.object(Kind::Condemned, &format!("{since}-{:016x}", unforeseen()));
             if !self.rules.dry_run {
-                self.put(&object, &list)?;
+                list.put(self.objects, &object)?;
             }
             lists.push((object, list));
         }
         Ok(lists)
     }
 
-    fn put(&self, object: &str, list: &Condemned) -> Result<()> {
-        // A struct of numbers and texts.
-        let bytes = serde_json::to_vec(list).unwrap_or_default();
-        self.objects.put(object, Content::Bytes(&bytes))
-    }
-
-    /// Removes what was condemned for long enough.
+    /// Removes what was condemned for long enough, which stays condemned while somebody else may remove it, too.
     fn carry_out(&mut self, object: String, list: Condemned) -> Result<()> {
-        let today = self.now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let today = seconds(self.now);
         // A clock was wrong: it is condemned from now on.
         let since = list.since.min(today);
         let is_due = Duration::from_secs(today - since) >= self.rules.grace;
-        let before = list.objects.len();
+        if is_due && !self.rules.dry_run {
+            self.look_again()?;
+        }
         // What has a version again is condemned no more.
-        let mut left: Vec<_> =
-            list.objects.into_iter().filter(|one| self.unnamed.contains_key(one)).collect();
-        if is_due {
-            if !self.rules.dry_run {
-                self.look_again()?;
-            }
-            for one in left.drain(..).filter(|one| !self.named.objects.contains(one)) {
-                if !self.rules.dry_run {
-                    self.objects.remove(&one)?;
-                }
-                self.pruned.removed.0 += 1;
-                self.pruned.removed.1 += self.unnamed[&one].length;
-            }
-        }
+        let left: Vec<_> =
+            list.objects.iter().filter(|one| !self.named.objects.contains(*one)).cloned().collect();
+        let there: Vec<_> = left.iter().filter(|one| is_due && self.unnamed.contains_key(*one)).collect();
         if self.rules.dry_run {
-            return Ok(());
+            return self.remove(&there);
         }
-        match left.len() {
-            0 => self.objects.remove(&object),
-            len if len < before || since < list.since => {
-                self.put(&object, &Condemned { since, objects: left })
+        if left.is_empty() || is_due && there.is_empty() {
+            return self.objects.remove(&object);
+        }
+        // First, so that whoever looks while it goes, or after a kill, knows that it went just now.
+        let since = if is_due { seconds(SystemTime::now()) } else { since };
+        let new = Condemned { since, objects: left.clone() };
+        if new != list {
+            new.put(self.objects, &object)?;
+        }
+        self.remove(&there)
+    }
+
+    /// Removes objects. Where that takes its time, somebody may have published meanwhile what names them.
+    fn remove(&mut self, objects: &[&String]) -> Result<()> {
+        let mut looked = Instant::now();
+        for one in objects {
+            if looked.elapsed() > LOOKED_FOR && !self.rules.dry_run {
+                self.look_again()?;
+                looked = Instant::now();
             }
-            _ => Ok(()),
+            if self.named.objects.contains(*one) {
+                continue;
+            }
+            if !self.rules.dry_run {
+                self.objects.remove(one)?;
+            }
+            self.pruned.removed.0 += 1;
+            self.pruned.removed.1 += self.unnamed[*one].length;
         }
+        Ok(())
     }
 
     /// Somebody may have published meanwhile.
@@ -414,5 +385,67 @@ impl Pruning<'_> {
         self.kept = versions_from(self.objects, self.name, kept)?.whole()?;
         let newest = newest(self.objects, self.name)?;
         self.named.learn((self.objects, self.name), self.kept.iter().chain(&newest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::meanwhile::{Meanwhile, Op};
+    use super::*;
+    use crate::options::BlockSize;
+    use crate::report::Silent;
+    use crate::store::check::check;
+    use crate::store::objects::Directory;
+    use crate::store::publish::{PublishOptions, publish};
+
+    /// Writes an image that is `byte` throughout, but for what tells blocks from each other.
+    fn image(dir: &Path, byte: u8) -> PathBuf {
+        let blocks = (0..4_u8).flat_map(|nth| [[byte; 65_535].as_slice(), &[nth]].concat());
+        let path = dir.join(format!("image{byte}"));
+        std::fs::write(&path, blocks.collect::<Vec<_>>()).unwrap();
+        path
+    }
+
+    fn put(image: &Path, at: (&dyn WritableObjects, &ImageName), version: &str) {
+        let options = PublishOptions {
+            version: Some(Version::new(version).unwrap()),
+            block_size: BlockSize::default(),
+            hole_map: true,
+            level: 3,
+            raw: false,
+            sign: None,
+        };
+        publish(image, at, &options, &Silent).unwrap();
+    }
+
+    #[test]
+    fn what_a_slower_prune_removes_still_is_nobody_elses_meanwhile() {
+        let (dir, name) = (tempfile::tempdir().unwrap(), ImageName::new("disk").unwrap());
+        std::fs::create_dir(dir.path().join("store")).unwrap();
+        let store = Directory::open(&dir.path().join("store")).unwrap();
+        let (one, other) = (image(dir.path(), 1), image(dir.path(), 2));
+        put(&one, (&store, &name), "v1");
+        put(&other, (&store, &name), "v2");
+        let rules = PruneRules { keep: 1, older_than: None, grace: Duration::ZERO, dry_run: false };
+        // A prune ends, and one is published that has what it removed, while another is about to remove that.
+        let once = AtomicBool::new(false);
+        let slow = Meanwhile::new(&store, |op, object| {
+            let is_pack = op == Op::Removing && object.contains("/packs/");
+            if is_pack && !once.swap(true, Ordering::Relaxed) {
+                prune((&store, &name), &rules).unwrap();
+                put(&one, (&store, &name), "v3");
+            }
+        });
+        prune((&slow, &name), &rules).unwrap();
+        assert!(once.into_inner());
+        let kept = versions(&store, &name).unwrap().whole().unwrap();
+        assert_eq!(kept[0].head.version(), "v3");
+        check((&store, &name), &kept[0], &Silent).unwrap();
+        // The names are free again, a grace later.
+        prune((&store, &name), &PruneRules { keep: 2, ..rules }).unwrap();
+        assert_eq!(store.list(&name.all(Kind::Condemned)).unwrap(), []);
     }
 }

@@ -208,14 +208,12 @@ pub fn put_newest(
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-    use std::ops::Range;
-
     use super::*;
     use crate::hashmap::Grid;
     use crate::options::BlockSize;
     use crate::store::head::Digest;
-    use crate::store::objects::{Directory, Listed, Objects, Served, Take};
+    use crate::store::keep::meanwhile::{Meanwhile, Op};
+    use crate::store::objects::Directory;
 
     fn version(name: &ImageName, version: &str, time: u64) -> Kept {
         let version = Version::new(version).unwrap();
@@ -261,70 +259,6 @@ mod tests {
         assert_eq!(told(), two.head);
     }
 
-    /// A directory in which somebody removes a pack once it was listed, and what said so.
-    struct Meanwhile<'a>(&'a Directory, &'a str, &'a str);
-
-    impl Objects for Meanwhile<'_> {
-        fn address(&self, name: &str) -> String {
-            self.0.address(name)
-        }
-
-        fn get(&self, name: &str, most: u64) -> Result<Option<Vec<u8>>> {
-            self.0.get(name, most)
-        }
-
-        fn read(&self, name: &str, range: Range<u64>, take: &mut Take) -> Result<Served> {
-            self.0.read(name, range, take)
-        }
-
-        fn read_whole(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
-            self.0.read_whole(name, length, take)
-        }
-
-        fn read_front(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
-            self.0.read_front(name, length, take)
-        }
-    }
-
-    impl WritableObjects for Meanwhile<'_> {
-        fn put(&self, name: &str, content: Content) -> Result<()> {
-            self.0.put(name, content)
-        }
-
-        fn put_if(&self, name: &str, there: Option<&[u8]>, bytes: &[u8]) -> Result<bool> {
-            self.0.put_if(name, there, bytes)
-        }
-
-        fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
-            let listed = self.0.list(prefix);
-            if prefix.ends_with("/packs/") {
-                self.0.remove(self.1)?;
-                self.0.remove(self.2)?;
-            }
-            listed
-        }
-
-        fn length(&self, name: &str) -> Result<Option<u64>> {
-            self.0.length(name)
-        }
-
-        fn have_last(&self, prefix: &str) -> Result<()> {
-            self.0.have_last(prefix)
-        }
-
-        fn remove(&self, name: &str) -> Result<()> {
-            self.0.remove(name)
-        }
-
-        fn remove_unfinished(&self, prefix: &str, before: SystemTime) -> Result<()> {
-            self.0.remove_unfinished(prefix, before)
-        }
-
-        fn as_file(&self, name: &str) -> Result<Option<File>> {
-            self.0.as_file(name)
-        }
-    }
-
     #[test]
     fn a_pack_that_goes_while_it_is_looked_for_is_lost() {
         let (dir, name) = (tempfile::tempdir().unwrap(), ImageName::new("disk").unwrap());
@@ -338,7 +272,12 @@ mod tests {
         assert_eq!(lost((&store, &name), &head, &[pack]).unwrap(), None);
         let condemned = format!("{{\"since\":1,\"objects\":[\"{object}\"]}}");
         store.put(&list, Content::Bytes(condemned.as_bytes())).unwrap();
-        let meanwhile = Meanwhile(&store, &object, &list);
+        // Somebody removes it once it was listed, and what said so.
+        let meanwhile = Meanwhile::new(&store, |op, prefix| {
+            if op == Op::Listed && prefix.ends_with("/packs/") {
+                [&object, &list].into_iter().for_each(|object| store.remove(object).unwrap());
+            }
+        });
         assert_eq!(lost((&meanwhile, &name), &head, &[pack]).unwrap(), Some(object.clone()));
         assert_eq!(lost((&store, &name), &head, &[pack]).unwrap(), Some(object.clone()));
         store.put(&object, Content::Bytes(b"x")).unwrap();
