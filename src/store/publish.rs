@@ -37,7 +37,7 @@ use crate::store::name::{ImageName, Kind, ObjectId, Version};
 use crate::store::objects::{Content, WritableObjects};
 use crate::store::patches::PatchesWriter;
 use crate::store::places;
-use crate::store::signature;
+use crate::store::signature::Signer;
 use base::{Base, Candidate, PatchOver};
 pub use blocks::Counts;
 use blocks::{BlockWriter, Stream, packs_there};
@@ -59,8 +59,8 @@ pub struct PublishOptions {
     pub level: i32,
     /// The image lies there as it is: map and head alone.
     pub raw: bool,
-    /// The key that signs the head, for ssh-keygen.
-    pub sign: Option<std::path::PathBuf>,
+    /// What signs the head.
+    pub sign: Option<Signer>,
 }
 
 /// What was published.
@@ -90,7 +90,6 @@ pub fn publish(
     options: &PublishOptions,
     reporter: &dyn Reporter,
 ) -> Result<Published> {
-    options.sign.as_deref().map(signature::look_for_key).transpose()?;
     let (file, _) = scan::open_image(&NamedPath::here(image))?;
     let (state, settled) = FileState::settled(&file).map_err(Error::file("look at", image))?;
     if !settled {
@@ -110,6 +109,8 @@ pub fn publish(
         reporter.event(Event::Warning(&Warning::new(format!("passed over: {damaged}"))));
     }
     let publishing = Publishing { image, source: &source, state, grid, objects, name, options, reporter };
+    // Before all is read.
+    publishing.last(&versions.kept)?;
     if options.raw { publishing.raw(&versions.kept) } else { publishing.packed(versions.kept) }
 }
 
@@ -360,17 +361,13 @@ impl Publishing<'_> {
                 known
             }
         };
-        Ok(match same {
-            Some(same) if self.is_signed_so(same)? => Some(same),
-            _ => None,
-        })
+        Ok(same.filter(|same| self.is_signed_so(same)))
     }
 
     /// Whether a version is signed by the key that is to sign, if there is one.
-    fn is_signed_so(&self, kept: &Kept) -> Result<bool> {
-        let Some(key) = &self.options.sign else { return Ok(true) };
-        let signature = signature::sign(&kept.sealed.line, key)?;
-        Ok(signature::are_of_one_key(&signature, &kept.sealed.signature))
+    fn is_signed_so(&self, kept: &Kept) -> bool {
+        let Kept { sealed, .. } = kept;
+        self.options.sign.as_ref().is_none_or(|key| key.has_signed(&sealed.line, &sealed.signature))
     }
 
     fn put_places(&self, id: ObjectId, packs: &[places::PackId], runs: &File) -> Result<Proven> {

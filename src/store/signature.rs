@@ -3,9 +3,10 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use ssh_key::public::KeyData;
 use ssh_key::{PublicKey, SshSig};
 
 use crate::error::{Error, Result, escape};
@@ -14,13 +15,50 @@ const NAMESPACE: &str = "holesync";
 /// Bytes of a file of keys.
 const MOST_KEYS: u64 = 1 << 20;
 
-/// Signs a line with a key, as `ssh-keygen -Y sign` does: a private key, or a public one whose private key
-/// an agent has.
-///
-/// # Errors
-///
-/// [`Error::Refused`] when ssh-keygen cannot be run, or does not sign.
-pub fn sign(line: &[u8], key: &Path) -> Result<Vec<u8>> {
+/// What a key signs so that it becomes known which one it is: no head of a version.
+const WHO: &[u8] = b"whose signature is this?\n";
+
+/// A key of ssh that signs: a private key, or a public one whose private key an agent has.
+#[derive(Debug, Clone)]
+pub struct Signer {
+    path: PathBuf,
+    public: KeyData,
+}
+
+impl Signer {
+    /// Looks for a key, and has it sign something.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, and those of [`Signer::sign`].
+    pub fn new(path: &Path) -> Result<Signer> {
+        look_for(path)?;
+        let (_, public) = sign(WHO, path)?;
+        Ok(Signer { path: path.into(), public })
+    }
+
+    /// Signs a line, as `ssh-keygen -Y sign` does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] when ssh-keygen cannot be run, or does not sign.
+    pub fn sign(&self, line: &[u8]) -> Result<Vec<u8>> {
+        let (signature, public) = sign(line, &self.path)?;
+        if public != self.public {
+            let why = "is another key than it was when this began: run it again";
+            return Err(Error::refused(&self.path, why));
+        }
+        Ok(signature)
+    }
+
+    /// Whether a line is signed by this key.
+    pub fn has_signed(&self, line: &[u8], signature: &[u8]) -> bool {
+        signed_by(line, signature).is_some_and(|public| public == self.public)
+    }
+}
+
+/// Signs a line. Returns the signature, and whose it is.
+fn sign(line: &[u8], key: &Path) -> Result<(Vec<u8>, KeyData)> {
     let refused = |why: String| Error::refused(key, why);
     let mut command = Command::new("ssh-keygen");
     command.args(["-q", "-Y", "sign", "-n", NAMESPACE, "-f"]).arg(key);
@@ -35,34 +73,23 @@ pub fn sign(line: &[u8], key: &Path) -> Result<Vec<u8>> {
     if !output.status.success() {
         return Err(refused(format!("cannot sign: {}", escape(output.stderr.trim_ascii()))));
     }
-    if !is_right(line, &output.stdout) {
+    let public = signed_by(line, &output.stdout).ok_or_else(|| {
         let why = "signs in a way that --trust does not know: use a key of ed25519, or of ECDSA with P-256";
-        return Err(refused(why.into()));
-    }
-    Ok(output.stdout)
+        refused(why.into())
+    })?;
+    Ok((output.stdout, public))
 }
 
-/// Whether a signature is one of that line, by the key that it names.
-fn is_right(line: &[u8], signature: &[u8]) -> bool {
-    let signature = SshSig::from_pem(signature).ok();
-    signature.is_some_and(|signature| {
-        let key = PublicKey::from(signature.public_key().clone());
-        key.verify(NAMESPACE, line, &signature).is_ok()
-    })
+/// The key that has signed a line; `None`: the signature is none of it.
+fn signed_by(line: &[u8], signature: &[u8]) -> Option<KeyData> {
+    let signature = SshSig::from_pem(signature).ok()?;
+    let public = signature.public_key().clone();
+    PublicKey::from(public.clone()).verify(NAMESPACE, line, &signature).ok()?;
+    Some(public)
 }
 
-/// Whether two signatures name the same key.
-pub fn are_of_one_key(one: &[u8], other: &[u8]) -> bool {
-    let key = |signature: &[u8]| SshSig::from_pem(signature).map(|signature| signature.public_key().clone());
-    matches!((key(one), key(other)), (Ok(one), Ok(other)) if one == other)
-}
-
-/// Looks for a key before it is needed: a private one, or a public one of which an agent has the private.
-///
-/// # Errors
-///
-/// When there is neither.
-pub fn look_for_key(key: &Path) -> Result<()> {
+/// Looks for a key: a private one, or a public one of which an agent has the private.
+fn look_for(key: &Path) -> Result<()> {
     let mut public = key.as_os_str().to_owned();
     public.push(".pub");
     match fs::metadata(key) {
@@ -77,7 +104,7 @@ pub fn look_for_key(key: &Path) -> Result<()> {
 #[derive(Debug, Clone)]
 pub struct Trusted {
     keys: Vec<PublicKey>,
-    path: std::path::PathBuf,
+    path: PathBuf,
 }
 
 impl Trusted {

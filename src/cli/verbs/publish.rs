@@ -8,6 +8,7 @@ use holesync::report::{hex, human};
 use holesync::store::address::{Address, Base, Reach, make_directory};
 use holesync::store::name::Version;
 use holesync::store::publish::{PublishOptions, Published, publish};
+use holesync::store::signature::Signer;
 use serde_json::json;
 
 use crate::cli::values::{size, unit_of_comparison};
@@ -53,16 +54,18 @@ impl PublishArgs {
     pub fn run(self) -> Result<()> {
         let address = Address::parse(&self.store)?;
         let name = address.image()?;
+        let version = self.version.as_deref().map(Version::new).transpose()?;
+        let block_size = unit_of_comparison(self.block_size)?;
+        // No store is made for an image that is not there, nor for a key.
+        std::fs::metadata(&self.image).map_err(Error::file("look at", &self.image))?;
         let options = PublishOptions {
-            version: self.version.as_deref().map(Version::new).transpose()?,
-            block_size: unit_of_comparison(self.block_size)?,
+            version,
+            block_size,
             hole_map: !self.no_hole_map,
             level: self.compress_level,
             raw: self.raw,
-            sign: self.sign.clone(),
+            sign: self.sign.as_deref().map(Signer::new).transpose()?,
         };
-        // No store is made for an image that is not there.
-        std::fs::metadata(&self.image).map_err(Error::file("look at", &self.image))?;
         if let Base::Directory(path) = &address.base {
             make_directory(path)?;
         }

@@ -13,12 +13,14 @@ use crate::store::objects::{Content, WritableObjects};
 use crate::store::places::PackId;
 use crate::store::publish::blocks::packs_there;
 use crate::store::publish::{Publishing, Read};
-use crate::store::signature;
 
 /// Nanoseconds that clocks may differ without a word.
 const MOST_AHEAD: u64 = 60_000_000_000;
 /// How often somebody else may be faster: from then on nobody is looked at.
 const ATTEMPTS: u32 = 100;
+
+/// Nanoseconds that are believed by who pulls: a day.
+const MOST_BELIEVED: u64 = 86_400_000_000_000;
 
 /// What became of the head of a version.
 pub enum HeadPut {
@@ -28,6 +30,12 @@ pub enum HeadPut {
     NameIsTaken,
     /// This object of it is gone, or is about to be, and there is no such version.
     Lost(String),
+}
+
+/// The time as heads have it.
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Publishing<'_> {
@@ -40,10 +48,7 @@ impl Publishing<'_> {
         places: Option<Proven>,
         patches: Option<PatchesHead>,
     ) -> Result<Head> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        let newest = keep::newest(self.objects, self.name).ok().flatten();
-        let last = newest.iter().chain(kept.first()).map(|kept| kept.head.time).max().unwrap_or(0);
+        let (now, last) = (now(), self.last(kept)?);
         if last > now.saturating_add(MOST_AHEAD) {
             let what = "the newest version that is there was published at a time that is yet to come: the clock here is \
                         wrong, or that of who published it was; this version is named and ordered behind it";
@@ -65,6 +70,33 @@ impl Publishing<'_> {
         Ok(Head::new(subject, read.proven, places, patches))
     }
 
+    /// When the latest of all versions was published, which the new one follows.
+    ///
+    /// A time that is more than a day ahead is believed by nobody who pulls, nor is that of who follows it. What
+    /// the key that signs has not signed is followed only as far as clocks differ: whoever can put a head there
+    /// would lead away from what is believed.
+    pub(super) fn last(&self, kept: &[Kept]) -> Result<u64> {
+        let (now, newest) = (now(), keep::newest(self.objects, self.name).ok().flatten());
+        let is_far = |kept: &&Kept| {
+            let ahead = kept.head.time.saturating_sub(now);
+            ahead > MOST_AHEAD && (ahead > MOST_BELIEVED || !self.is_signed_so(kept))
+        };
+        let far = kept.iter().filter(is_far);
+        let far = far.map(|kept| self.name.object(Kind::Version, kept.head.version()));
+        let far = far.chain(newest.iter().filter(is_far).map(|_| self.name.newest()));
+        let far: Vec<_> = far.map(|object| self.objects.address(&object)).collect();
+        if let Some(first) = far.first() {
+            let by = if self.options.sign.is_some() { ", or is not signed by this key," } else { "" };
+            let why = format!(
+                "tells of a version of a time that is yet to come: it is more than a day ahead{by} and nobody would believe \
+                 what is published after it; if the clock here is right, remove {} and publish again",
+                far.join(" and ")
+            );
+            return Err(Error::refused(first, why));
+        }
+        Ok(newest.iter().chain(kept).map(|kept| kept.head.time).max().unwrap_or(0))
+    }
+
     /// What is published stays as it is.
     pub(super) fn is_known(&self, version: &str) -> Error {
         let why = format!(
@@ -73,11 +105,17 @@ impl Publishing<'_> {
         Error::refused(self.objects.address(&self.name.to_string()), why)
     }
 
-    /// The head as it lies in a store.
+    /// The head as it lies in a store, where everybody can read it.
     pub(super) fn seal(&self, head: &Head) -> Result<SealedHead> {
         let line = head.to_line();
-        let signature = self.options.sign.as_deref().map(|key| signature::sign(&line, key)).transpose()?;
-        Ok(SealedHead { line, signature: signature.unwrap_or_default() })
+        let signature = self.options.sign.as_ref().map(|key| key.sign(&line)).transpose()?;
+        let sealed = SealedHead { line, signature: signature.unwrap_or_default() };
+        let address = self.objects.address(&self.name.to_string());
+        Kept::parse(&sealed.to_bytes(), &address, self.name).map_err(|error| {
+            let why = format!("is not published, as nobody could read the head of its version: {error}");
+            Error::refused(self.image, why)
+        })?;
+        Ok(sealed)
     }
 
     /// The version is there with this, if all of it is there before and after.

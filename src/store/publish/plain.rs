@@ -30,7 +30,7 @@ impl Publishing<'_> {
         };
         if let Some(same) = told.as_ref().filter(is_same)
             && self.options.version.as_ref().is_none_or(|version| same.head.version() == version.to_string())
-            && self.is_signed_so(same)?
+            && self.is_signed_so(same)
         {
             return Ok(Published::already(same));
         }

@@ -209,10 +209,12 @@ fn what_a_prune_takes_from_a_publisher_is_published_anew() {
     }
     store.age();
     run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key)).ok();
-    // Just before its head is put there, all that the new version is made of goes with the old one.
+    // Just before its head is put there, all that the new version is made of goes with the old one. The first
+    // time it is asked which key that is.
     let (program, real) = (store.holesync().get_program().to_owned(), which("ssh-keygen"));
     let stand_in = format!(
-        "#!/bin/sh\nmkdir '{once}' 2>/dev/null && '{program}' prune --keep=1 --grace=0s '{image}' >&2\nexec '{real}' \"$@\"\n",
+        "#!/bin/sh\nmkdir '{asked}' 2>/dev/null || {{ mkdir '{once}' 2>/dev/null && '{program}' prune --keep=1 --grace=0s '{image}' >&2; }}\nexec '{real}' \"$@\"\n",
+        asked = store.path("asked").display(),
         once = store.path("once").display(),
         program = program.display(),
         image = store.image().display(),

@@ -89,6 +89,36 @@ fn a_time_that_is_taken_is_gone_past() {
 }
 
 #[test]
+fn a_time_that_nobody_would_believe_is_followed_by_nobody() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    layout.data(0..4096, &mut Rng(9)).write(&image);
+    let newest = store.path("store/disk.newest");
+    let other = store.path("store/disk.store/versions/other");
+    let publish = || run(store.holesync().arg("publish").arg(&image).arg(store.image()));
+    let in_two_days = UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 + 2 * 86_400_000_000_000;
+    // The latest time that there is has none behind it.
+    for time in [in_two_days, i64::MAX as u64] {
+        let there = fs::read(&newest).unwrap();
+        put_head(&store, "disk.newest", |head| head["time"] = time.into());
+        put_head(&store, "disk.store/versions/other", |head| head["version"] = "other".into());
+        let both = format!("remove {} and {}", other.display(), newest.display());
+        publish().code(23).says(&["a time that is yet to come", &both]);
+        fs::remove_file(&other).unwrap();
+        publish().code(23).says(&[&format!("remove {} and publish again", newest.display())]);
+        assert_eq!(
+            fs::read_dir(store.path("store/disk.store/packs")).unwrap().count(),
+            1,
+            "it is told at once"
+        );
+        fs::write(&newest, there).unwrap();
+    }
+    publish().ok();
+    store.pull("", &[]).ok();
+    assert_same(&image, &store.copy());
+}
+
+#[test]
 fn what_is_wrong_is_told_with_all_that_is_right() {
     let store = Store::new(lab::scratch());
     let (layout, image) = store.begin();

@@ -118,6 +118,31 @@ fn a_root_hash_that_is_pinned_is_the_one_that_comes() {
 }
 
 #[test]
+fn what_a_key_has_not_signed_moves_the_time_of_no_version_that_it_signs() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    let key = store.key("key", "ed25519");
+    let (sign, trust) = (format!("--sign={}", key.display()), format!("--trust={}.pub", key.display()));
+    let newest = store.path("store/disk.newest");
+    store.publish(&image, &[&sign]);
+    let old = fs::read(&newest).unwrap();
+    // Somebody puts a head there that is of a time to come, less than a day ahead.
+    let line = old.split(|&byte| byte == b'\n').next().unwrap();
+    let mut head: serde_json::Value = serde_json::from_slice(line).unwrap();
+    head["time"] = (head["time"].as_u64().unwrap() + 23 * 3_600_000_000_000).into();
+    fs::write(&newest, format!("{head}\n")).unwrap();
+    layout.data(0..4096, &mut Rng(2)).write(&image);
+    let publish = || run(store.holesync().args(["publish", &sign]).arg(&image).arg(store.image()));
+    publish().code(23).says(&["is not signed by this key", &format!("remove {}", newest.display())]);
+    fs::remove_file(&newest).unwrap();
+    publish().ok();
+    store.pull("", &[&trust]).ok();
+    fs::write(&newest, &old).unwrap();
+    store.pull("", &[&trust]).code(12).says(&["which is newer"]);
+    assert_same(&image, &store.copy());
+}
+
+#[test]
 fn a_key_that_is_changed_signs_a_version_of_its_own() {
     let store = Store::new(lab::scratch());
     let (_, image) = store.begin();
