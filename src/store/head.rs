@@ -133,7 +133,7 @@ pub struct Subject<'a> {
 }
 
 /// A head as it lies in a store.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealedHead {
     /// The line that may be signed, its end included.
     pub line: Vec<u8>,

@@ -390,36 +390,13 @@ impl Pruning<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use super::meanwhile::{Meanwhile, Op};
+    use super::meanwhile::{Meanwhile, Op, image, put};
     use super::*;
-    use crate::options::BlockSize;
     use crate::report::Silent;
     use crate::store::check::check;
     use crate::store::objects::Directory;
-    use crate::store::publish::{PublishOptions, publish};
-
-    /// Writes an image that is `byte` throughout, but for what tells blocks from each other.
-    fn image(dir: &Path, byte: u8) -> PathBuf {
-        let blocks = (0..4_u8).flat_map(|nth| [[byte; 65_535].as_slice(), &[nth]].concat());
-        let path = dir.join(format!("image{byte}"));
-        std::fs::write(&path, blocks.collect::<Vec<_>>()).unwrap();
-        path
-    }
-
-    fn put(image: &Path, at: (&dyn WritableObjects, &ImageName), version: &str) {
-        let options = PublishOptions {
-            version: Some(Version::new(version).unwrap()),
-            block_size: BlockSize::default(),
-            hole_map: true,
-            level: 3,
-            raw: false,
-            sign: None,
-        };
-        publish(image, at, &options, &Silent).unwrap();
-    }
 
     #[test]
     fn what_a_slower_prune_removes_still_is_nobody_elses_meanwhile() {
@@ -427,8 +404,8 @@ mod tests {
         std::fs::create_dir(dir.path().join("store")).unwrap();
         let store = Directory::open(&dir.path().join("store")).unwrap();
         let (one, other) = (image(dir.path(), 1), image(dir.path(), 2));
-        put(&one, (&store, &name), "v1");
-        put(&other, (&store, &name), "v2");
+        put(&one, (&store, &name), Some("v1"));
+        put(&other, (&store, &name), Some("v2"));
         let rules = PruneRules { keep: 1, older_than: None, grace: Duration::ZERO, dry_run: false };
         // A prune ends, and one is published that has what it removed, while another is about to remove that.
         let once = AtomicBool::new(false);
@@ -436,7 +413,7 @@ mod tests {
             let is_pack = op == Op::Removing && object.contains("/packs/");
             if is_pack && !once.swap(true, Ordering::Relaxed) {
                 prune((&store, &name), &rules).unwrap();
-                put(&one, (&store, &name), "v3");
+                put(&one, (&store, &name), Some("v3"));
             }
         });
         prune((&slow, &name), &rules).unwrap();

@@ -140,6 +140,8 @@ enum Packed {
     Published(Box<Published>),
     /// A prune took this object of it.
     Lost(String),
+    /// It was this version, which is the newest no more, or another one since.
+    Overtaken,
 }
 
 /// What became known of the image as it was read.
@@ -169,8 +171,11 @@ impl Publishing<'_> {
         loop {
             match self.pack(&kept)? {
                 Packed::Published(published) => return Ok(*published),
+                // Somebody else has got on.
+                Packed::Overtaken => {}
                 Packed::Lost(lost) if attempts == ATTEMPTS => return Err(self.is_lost(&lost)),
                 Packed::Lost(lost) => {
+                    attempts += 1;
                     let lost = self.objects.address(&lost);
                     let what = format!(
                         "{lost} went, or is about to, by a prune that ran meanwhile: all is looked at anew"
@@ -179,7 +184,6 @@ impl Publishing<'_> {
                 }
             }
             kept = keep::versions(self.objects, self.name)?.kept;
-            attempts += 1;
         }
     }
 
@@ -204,13 +208,11 @@ impl Publishing<'_> {
             patched += self.add(batch, first, &over, &mut writer, &mut patches)?;
             writer.write()
         })?;
-        let is_same = |same: &&Kept| {
-            same.head.root.0 == read.root && whole.contains(&same.head.id) && writer.counts.blocks == 0
-        };
-        if let Some(same) = same.filter(is_same) {
-            // Whoever published it may have been killed before this.
-            ending::name_newest(self.store(), kept.to_vec())?;
-            return Ok(Packed::Published(Box::new(Published::already(same))));
+        let is_same = |same: &&Kept| same.head.root.0 == read.root && writer.counts.blocks == 0;
+        if let Some(same) = same.filter(is_same)
+            && let Some(packs) = whole.get(&same.head.id)
+        {
+            return self.is_there_still(same, packs, kept);
         }
         let (packs, runs, counts) = writer.finish()?;
         let id = ObjectId::unforeseen();
@@ -240,6 +242,20 @@ impl Publishing<'_> {
         let stored = stored + 2 * sealed.to_bytes().len() as u64;
         let published = Published { head, is_old: false, counts, stored, patches: patched };
         Ok(Packed::Published(Box::new(published)))
+    }
+
+    /// What was found to be this image, if it is that still: reading it took its time.
+    fn is_there_still(&self, same: &Kept, packs: &[places::PackId], kept: &[Kept]) -> Result<Packed> {
+        // Whoever published it may have been killed before this.
+        ending::name_newest(self.store(), kept.to_vec())?;
+        let now = keep::versions(self.objects, self.name)?.kept;
+        if self.may_be_same(&now)?.is_none_or(|there| there.sealed != same.sealed) {
+            return Ok(Packed::Overtaken);
+        }
+        Ok(match ending::lost(self.store(), &same.head, packs)? {
+            Some(lost) => Packed::Lost(lost),
+            None => Packed::Published(Box::new(Published::already(same))),
+        })
     }
 
     fn store(&self) -> (&dyn WritableObjects, &ImageName) {
@@ -398,4 +414,46 @@ fn data_blocks(batch: &Batch, first: u64) -> impl Iterator<Item = (u64, &Block)>
         if let Item::Block(block) = item { Some((index, block)) } else { None }
     });
     blocks.filter(|(_, block)| block.data != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::report::Silent;
+    use crate::store::check::{check, check_newest};
+    use crate::store::keep::meanwhile::{Meanwhile, Op, image, put};
+    use crate::store::keep::{PruneRules, prune, versions};
+    use crate::store::objects::Directory;
+
+    /// The version that is there already goes while the image is read, or is the newest no more.
+    #[test]
+    fn what_is_there_already_is_there_when_that_is_said() {
+        for (version, prunes) in [(Some("v1"), true), (None, true), (None, false)] {
+            let (dir, name) = (tempfile::tempdir().unwrap(), ImageName::new("disk").unwrap());
+            std::fs::create_dir(dir.path().join("store")).unwrap();
+            let store = Directory::open(&dir.path().join("store")).unwrap();
+            let (one, other) = (image(dir.path(), 1), image(dir.path(), 2));
+            put(&one, (&store, &name), Some("v1"));
+            let once = AtomicBool::new(false);
+            let meanwhile = Meanwhile::new(&store, |op, prefix| {
+                if op == Op::Listed && prefix.ends_with("/packs/") && !once.swap(true, Ordering::Relaxed) {
+                    put(&other, (&store, &name), Some("v2"));
+                    let rules =
+                        PruneRules { keep: 1, older_than: None, grace: Duration::ZERO, dry_run: false };
+                    let _ = prunes.then(|| prune((&store, &name), &rules).unwrap());
+                }
+            });
+            let published = put(&one, (&meanwhile, &name), version);
+            assert!(!published.is_old, "{version:?} {prunes}");
+            let kept = versions(&store, &name).unwrap().whole().unwrap();
+            assert_eq!(kept[0].head, published.head, "{version:?} {prunes}");
+            for kept in &kept {
+                check((&store, &name), kept, &Silent).unwrap();
+            }
+            assert!(check_newest((&store, &name), &kept).unwrap().is_none());
+        }
+    }
 }

@@ -2,10 +2,36 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::error::Result;
+use crate::options::BlockSize;
+use crate::report::Silent;
+use crate::store::name::{ImageName, Version};
 use crate::store::objects::{Content, Directory, Listed, Objects, Served, Take, WritableObjects};
+use crate::store::publish::{PublishOptions, Published, publish};
+
+/// Writes an image that is `byte` throughout, but for what tells blocks from each other.
+pub fn image(dir: &Path, byte: u8) -> PathBuf {
+    let blocks = (0..4_u8).flat_map(|nth| [[byte; 65_535].as_slice(), &[nth]].concat());
+    let path = dir.join(format!("image{byte}"));
+    std::fs::write(&path, blocks.collect::<Vec<_>>()).unwrap();
+    path
+}
+
+/// Publishes it.
+pub fn put(image: &Path, at: (&dyn WritableObjects, &ImageName), version: Option<&str>) -> Published {
+    let options = PublishOptions {
+        version: version.map(|version| Version::new(version).unwrap()),
+        block_size: BlockSize::default(),
+        hole_map: true,
+        level: 3,
+        raw: false,
+        sign: None,
+    };
+    publish(image, at, &options, &Silent).unwrap()
+}
 
 /// What is being done when somebody else has a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

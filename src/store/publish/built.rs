@@ -1,6 +1,6 @@
 //! What a version is built upon: the blocks that the versions have which are there.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io;
 
 use crate::error::{Error, Result, Warning};
@@ -10,6 +10,7 @@ use crate::store::head::Head;
 use crate::store::keep::Kept;
 use crate::store::name::{Kind, ObjectId};
 use crate::store::objects::side_by_side;
+use crate::store::places::PackId;
 use crate::store::publish::blocks::KnownBlocks;
 use crate::store::publish::{IsUsable, Publishing};
 
@@ -22,15 +23,15 @@ pub struct Built {
     pub known: KnownBlocks,
     /// The version before, if it has blocks of this size.
     pub before: Option<FetchedVersion>,
-    /// The versions of which everything is there.
-    pub whole: HashSet<ObjectId>,
+    /// The versions of which everything is there, and their packs.
+    pub whole: HashMap<ObjectId, Vec<PackId>>,
 }
 
 impl Publishing<'_> {
     /// Which blocks are where; and the version before, if it has blocks of this size. A version that is damaged
     /// is passed over: what it has is written again.
     pub(super) fn known(&self, kept: &[Kept], is_usable: &IsUsable) -> Result<Built> {
-        let mut built = Built { known: KnownBlocks::default(), before: None, whole: HashSet::new() };
+        let mut built = Built { known: KnownBlocks::default(), before: None, whole: HashMap::new() };
         let of_size = |kept: &&Kept| kept.head.grid().is_some_and(|grid| grid.block == self.grid.block);
         let newest = kept.iter().find(|kept| kept.head.places.is_some()).map(|kept| kept.head.id);
         let packed: Vec<_> = kept.iter().filter(|kept| kept.head.places.is_some()).filter(of_size).collect();
@@ -43,14 +44,13 @@ impl Publishing<'_> {
                 let added = fetched.and_then(|version| {
                     let has_all = built.known.add_version(&version, is_usable)?;
                     let is_whole = has_all && self.has_patches(&version.head)?;
-                    Ok((version, is_whole))
+                    let packs = is_whole.then(|| version.packs()).transpose()?;
+                    Ok((version, packs))
                 });
                 match added {
-                    Ok((version, is_whole)) => {
+                    Ok((version, packs)) => {
                         let id = version.head.id;
-                        if is_whole {
-                            built.whole.insert(id);
-                        }
+                        built.whole.extend(packs.map(|packs| (id, packs)));
                         built.before = built.before.or((newest == Some(id)).then_some(version));
                     }
                     Err(error) if is_damage(&error) => {
