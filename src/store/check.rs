@@ -1,6 +1,7 @@
 //! Looks whether the versions of an image are whole: each block lies where it is said to, and has its hash.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -37,13 +38,32 @@ pub fn check(
 ) -> Result<Checked> {
     check_parts(at, kept, reporter).map_err(|error| match error {
         Error::Protocol { peer, what } => {
-            // What lies there as it is may be all that there is of the image.
-            let remove = if kept.head.places.is_some() { "remove it, and " } else { "" };
-            let what = format!("{what}; if it lies there like that, {remove}publish the image again");
+            let what = format!("{what}; {}", what_to_do(at, kept, &peer));
             Error::Protocol { peer, what }
+        }
+        Error::File { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            let why = format!("is not there; {}", what_to_do(at, kept, &path.to_string_lossy()));
+            Error::refused(path, why)
         }
         other => other,
     })
+}
+
+/// What to do about a version of which the object at an address is damaged. Of a pack other versions may need what
+/// is right in it, and whoever publishes believes what versions say that it holds, as long as they are there.
+fn what_to_do((objects, name): (&dyn WritableObjects, &ImageName), kept: &Kept, address: &str) -> String {
+    let version = kept.head.version();
+    if kept.head.places.is_none() {
+        // What lies there as it is may be all that there is of the image.
+        return "if it lies there like that, publish the image again".into();
+    }
+    let is_pack = address.starts_with(&objects.address(&name.all(Kind::Pack)));
+    let leave = if is_pack { "; leave the pack, of which other versions may need the rest" } else { "" };
+    let head = objects.address(&name.object(Kind::Version, version));
+    format!(
+        "if it lies there like that, version {version} is not whole: remove {head}, which gives up that version, and \
+         publish its image again if it is still wanted{leave}"
+    )
 }
 
 fn check_parts(
@@ -55,7 +75,10 @@ fn check_parts(
     let checked = check_blocks((objects, name), &version, reporter)?;
     if let Some(patches) = &kept.head.patches {
         let object = name.object(Kind::Patches, &kept.head.id.name());
-        let missing = || Error::refused(objects.address(&object), "is not there, and a version names it");
+        let missing = || {
+            let what = "it is not there, and a version names it".into();
+            Error::Protocol { peer: objects.address(&object), what }
+        };
         let length = objects.length(&object)?.ok_or_else(missing)?;
         fetch(objects, &object, &Proven { digest: patches.object, length })?;
     }

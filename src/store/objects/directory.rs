@@ -80,7 +80,7 @@ impl Directory {
     }
 
     fn found(&self, name: &str) -> Result<(File, u64)> {
-        let missing = || Error::file("open", self.path_of(name))(io::ErrorKind::NotFound.into());
+        let missing = || Error::file("open", self.path_of(name))(Errno::ENOENT.into());
         self.find(name)?.ok_or_else(missing)
     }
 
@@ -102,7 +102,7 @@ impl Directory {
     }
 
     fn try_to_put(&self, name: &str, content: Content) -> io::Result<()> {
-        let directory = self.parent(name, true)?.ok_or(io::ErrorKind::NotFound)?;
+        let directory = self.parent(name, true)?.ok_or(Errno::ENOENT)?;
         let last = last_part(name);
         let mut new = NewFile::beside(&directory, last)?;
         match content {
@@ -117,7 +117,7 @@ impl Directory {
     }
 
     fn try_to_put_new(&self, name: &str, bytes: &[u8]) -> io::Result<bool> {
-        let directory = self.parent(name, true)?.ok_or(io::ErrorKind::NotFound)?;
+        let directory = self.parent(name, true)?.ok_or(Errno::ENOENT)?;
         let last = last_part(name);
         let mut new = NewFile::beside(&directory, last)?;
         io::Write::write_all(&mut new, bytes)?;

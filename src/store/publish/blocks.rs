@@ -304,9 +304,11 @@ impl<'a> BlockWriter<'a> {
         let Some((number, writer)) = self.streams[stream as usize].pack.take() else { return Ok(()) };
         let (file, id) = working(writer.finish(|id| self.taken.contains(id)))?;
         let length = working(file.metadata())?.len();
-        // One of another length is damaged.
-        if self.there.insert(id, length) != Some(length) {
-            self.objects.put(&self.name.object(Kind::Pack, &id.name()), Content::File(&file))?;
+        let object = self.name.object(Kind::Pack, &id.name());
+        let is_there =
+            self.there.insert(id, length) == Some(length) && pack_is(self.objects, &object, (id, length))?;
+        if !is_there {
+            self.objects.put(&object, Content::File(&file))?;
             self.counts.stored += length;
         }
         self.packs[number as usize] = Some(id);
@@ -366,6 +368,28 @@ impl StreamOfPacks {
             self.full.push(std::mem::take(&mut self.frame));
             self.closed += 1;
         }
+    }
+}
+
+/// Whether a pack that is there is what its name says.
+fn pack_is(objects: &dyn WritableObjects, object: &str, (id, length): (PackId, u64)) -> Result<bool> {
+    let mut hasher = blake3::Hasher::new();
+    let read = objects.read_whole(object, length, &mut |bytes| {
+        hasher.update(bytes);
+        Ok(())
+    });
+    match read {
+        Err(error) if is_damage(&error) => Ok(false),
+        read => read.map(|()| pack::id_from(&hasher) == id),
+    }
+}
+
+/// Whether an object is not there, or not what it should be: other errors may pass.
+pub fn is_damage(error: &Error) -> bool {
+    match error {
+        Error::Protocol { .. } | Error::Refused { .. } => true,
+        Error::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
+        _ => false,
     }
 }
 

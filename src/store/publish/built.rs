@@ -1,9 +1,8 @@
 //! What a version is built upon: the blocks that the versions have which are there.
 
 use std::collections::HashMap;
-use std::io;
 
-use crate::error::{Error, Result, Warning};
+use crate::error::{Result, Warning};
 use crate::report::Event;
 use crate::store::fetched::FetchedVersion;
 use crate::store::head::Head;
@@ -11,7 +10,7 @@ use crate::store::keep::Kept;
 use crate::store::name::{Kind, ObjectId};
 use crate::store::objects::side_by_side;
 use crate::store::places::PackId;
-use crate::store::publish::blocks::KnownBlocks;
+use crate::store::publish::blocks::{KnownBlocks, is_damage};
 use crate::store::publish::{IsUsable, Publishing};
 
 /// Versions that are fetched side by side.
@@ -68,14 +67,5 @@ impl Publishing<'_> {
     fn has_patches(&self, head: &Head) -> Result<bool> {
         let object = self.name.object(Kind::Patches, &head.id.name());
         Ok(head.patches.is_none() || self.objects.length(&object)?.is_some())
-    }
-}
-
-/// Whether an object is not there, or not what it should be: other errors may pass.
-fn is_damage(error: &Error) -> bool {
-    match error {
-        Error::Protocol { .. } | Error::Refused { .. } => true,
-        Error::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
-        _ => false,
     }
 }

@@ -181,8 +181,48 @@ fn one_version_of_a_bucket_that_is_damaged_does_not_end_the_look_at_others() {
     for version in ["v1", "v2"] {
         assert!(told.stdout.contains(&format!("disk@{version} is whole")), "{told}");
     }
-    let told = told.says(&["remove it, and publish the image again"]);
+    let told = told.says(&["remove s3://images/disk.store/versions/v3, which gives up"]);
     assert!(!told.stderr.contains("interrupted"), "{told}");
+}
+
+/// Frames of about 256 KiB lie in the order of the image.
+#[test]
+fn what_is_to_be_done_about_a_damaged_pack_harms_no_version_that_is_whole() {
+    let store = Store::new(lab::scratch());
+    let (image, second) = (store.path("image"), store.path("second"));
+    let layout = Layout::hole("disk", 8 << 20).data(1 << 20..3 << 20, &mut Rng(1));
+    layout.write(&image);
+    layout.punch(1 << 20..3 << 19).write(&second);
+    store.publish(&image, &["--as=v1"]);
+    let packs =
+        || fs::read_dir(store.path("store/disk.store/packs")).unwrap().map(|pack| pack.unwrap().path());
+    let (pack, head) = (packs().next().unwrap(), |version: &str| {
+        store.path(&format!("store/disk.store/versions/{version}"))
+    });
+    let mut bytes = fs::read(&pack).unwrap();
+    bytes[1000] ^= 1;
+    // Nothing else has what it had: it is written anew under that name.
+    fs::write(&pack, &bytes).unwrap();
+    store.check().code(12).says(&[pack.to_str().unwrap(), &format!("remove {}", head("v1").display())]);
+    fs::remove_file(head("v1")).unwrap();
+    assert_eq!(store.publish(&image, &["--as=v1"])["new_blocks"], 32);
+    store.check().ok();
+    // Another version needs what is right in it.
+    store.publish(&second, &["--as=v2"]);
+    fs::write(&pack, &bytes).unwrap();
+    let told = store.check().code(12).says(&[&format!("remove {}", head("v1").display()), "leave the pack"]);
+    assert!(told.stdout.contains("disk@v2 is whole"), "{told}");
+    fs::remove_file(head("v1")).unwrap();
+    assert_eq!(store.publish(&image, &["--as=v3"])["new_blocks"], 8);
+    store.check().ok();
+    for (version, image) in [("@v2", &second), ("@v3", &image)] {
+        store.pull(version, &["-I"]).ok();
+        assert_same(image, &store.copy());
+    }
+    // What is not there is told with what to do, too.
+    let maps = store.path("store/disk.store/maps");
+    fs::remove_dir_all(&maps).unwrap();
+    store.check().code(23).says(&[maps.to_str().unwrap(), "is not there", "which gives up that version"]);
 }
 
 /// What is to be removed is never what may be all that there is of an image.
