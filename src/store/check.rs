@@ -16,6 +16,7 @@ use crate::store::objects::WritableObjects;
 use crate::store::places::PackId;
 use crate::store::pull::JOBS;
 use crate::store::pull::fetch::{Asked, Fetch, From, Wanted};
+use crate::store::signature;
 
 /// What was looked at.
 #[derive(Debug, Clone, Copy, Default)]
@@ -71,10 +72,19 @@ fn check_parts(
     kept: &Kept,
     reporter: &dyn Reporter,
 ) -> Result<Checked> {
-    let version = FetchedVersion::fetch(objects, name, kept.head.clone())?;
+    let Kept { head, sealed } = kept;
+    if !sealed.signature.is_empty() && !signature::fits(&sealed.line, &sealed.signature) {
+        let object = match head.places {
+            Some(_) => name.object(Kind::Version, head.version()),
+            None => name.newest(),
+        };
+        let what = "its signature is none of what it says: it was damaged, or changed by another".into();
+        return Err(Error::Protocol { peer: objects.address(&object), what });
+    }
+    let version = FetchedVersion::fetch(objects, name, head.clone())?;
     let checked = check_blocks((objects, name), &version, reporter)?;
-    if let Some(patches) = &kept.head.patches {
-        let object = name.object(Kind::Patches, &kept.head.id.name());
+    if let Some(patches) = &head.patches {
+        let object = name.object(Kind::Patches, &head.id.name());
         let missing = || {
             let what = "it is not there, and a version names it".into();
             Error::Protocol { peer: objects.address(&object), what }
@@ -145,7 +155,7 @@ pub fn check_newest(
         (None, None) => {
             Err(Error::refused(address, "is not there, nor is any version: nothing was published"))
         }
-        (Some(told), Some(newest)) if told.head == newest.head => Ok(None),
+        (Some(told), Some(newest)) if told.sealed == newest.sealed => Ok(None),
         // An image that lies there as it is has no other head.
         (Some(told), newest)
             if told.head.places.is_none()
@@ -156,6 +166,10 @@ pub fn check_newest(
         (None, Some(newest)) => {
             let why =
                 format!("is not there, and {} is the newest version: publish again", newest.head.version());
+            Err(Error::refused(address, why))
+        }
+        (Some(told), Some(newest)) if told.head == newest.head => {
+            let why = format!("is signed otherwise than version {}: publish again", told.head.version());
             Err(Error::refused(address, why))
         }
         (Some(told), _) => {

@@ -80,6 +80,11 @@ fn sign(line: &[u8], key: &Path) -> Result<(Vec<u8>, KeyData)> {
     Ok((output.stdout, public))
 }
 
+/// Whether a signature is one of a line, by whatever key.
+pub fn fits(line: &[u8], signature: &[u8]) -> bool {
+    signed_by(line, signature).is_some()
+}
+
 /// The key that has signed a line; `None`: the signature is none of it.
 fn signed_by(line: &[u8], signature: &[u8]) -> Option<KeyData> {
     let signature = SshSig::from_pem(signature).ok()?;

@@ -205,8 +205,14 @@ pub fn name_newest((objects, name): (&dyn WritableObjects, &ImageName), mut know
         }
         // A version that was taken back is not named any longer.
         let is_newer = |told: &Kept| {
-            let is_there = told.head.places.is_none() || known.iter().any(|kept| kept.head == told.head);
-            told.head == newest.head || told.head.order() > newest.head.order() && is_there
+            if told.sealed == newest.sealed || told.head.order() <= newest.head.order() {
+                return Ok(told.sealed == newest.sealed);
+            }
+            // It may have come since.
+            let object = name.object(Kind::Version, told.head.version());
+            let is_there =
+                || objects.get(&object, head::MOST).map(|there| there == Some(told.sealed.to_bytes()));
+            Ok(told.head.places.is_none() || is_there()?)
         };
         if put_newest((objects, name), newest, is_newer)? {
             break;
@@ -224,7 +230,7 @@ pub fn name_newest((objects, name): (&dyn WritableObjects, &ImageName), mut know
 pub fn put_newest(
     (objects, name): (&dyn WritableObjects, &ImageName),
     newest: &Kept,
-    is_newer: impl Fn(&Kept) -> bool,
+    is_newer: impl Fn(&Kept) -> Result<bool>,
 ) -> Result<bool> {
     let (object, bytes) = (name.newest(), newest.sealed.to_bytes());
     for _ in 0..ATTEMPTS {
@@ -234,7 +240,7 @@ pub fn put_newest(
             there => there?,
         };
         let told = there.as_ref().and_then(|there| Kept::parse(there, &object, name).ok());
-        if told.is_some_and(|told| is_newer(&told)) {
+        if told.map_or(Ok(false), |told| is_newer(&told))? {
             return Ok(true);
         }
         if objects.put_if(&object, there.as_deref(), &bytes)? {
@@ -295,6 +301,27 @@ mod tests {
         store.put("disk.newest", Content::Bytes(&[b'x'; 20_000])).unwrap();
         name_newest((&store, &name), Vec::new()).unwrap();
         assert_eq!(told(), two.head);
+    }
+
+    /// It came when the versions had been listed.
+    #[test]
+    fn a_newer_one_that_is_named_since_is_not_replaced() {
+        let (dir, name) = (tempfile::tempdir().unwrap(), ImageName::new("disk").unwrap());
+        let store = Directory::open(dir.path()).unwrap();
+        let [one, two] = [("one", 1), ("two", 2)].map(|(text, time)| version(&name, text, time));
+        let put = |kept: &Kept, object: &str| {
+            store.put(object, Content::Bytes(&kept.sealed.to_bytes())).unwrap();
+        };
+        put(&one, &name.object(Kind::Version, "one"));
+        let meanwhile = Meanwhile::new(&store, |op, object| {
+            assert!(op != Op::Putting, "{object} is replaced by an older one");
+            if op == Op::Listed && object == name.all(Kind::Version) {
+                put(&two, &name.object(Kind::Version, "two"));
+                put(&two, &name.newest());
+            }
+        });
+        name_newest((&meanwhile, &name), Vec::new()).unwrap();
+        assert_eq!(keep::newest(&store, &name).unwrap().unwrap().head, two.head);
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl Publishing<'_> {
         let stored = read.proven.length + sealed.to_bytes().len() as u64;
         let time = head.time;
         let newest = Kept { head: head.clone(), sealed };
-        ending::put_newest(self.store(), &newest, |told| told.head.time >= time)?;
+        ending::put_newest(self.store(), &newest, |told| Ok(told.head.time >= time))?;
         Ok(Published { head, is_old: false, counts: Counts::default(), stored, patches: 0 })
     }
 

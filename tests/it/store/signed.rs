@@ -143,6 +143,41 @@ fn what_a_key_has_not_signed_moves_the_time_of_no_version_that_it_signs() {
 }
 
 #[test]
+fn a_signature_that_does_not_fit_is_none() {
+    let store = Store::new(lab::scratch());
+    let (_, image) = store.begin();
+    let key = store.key("key", "ed25519");
+    let (sign, trust) = (format!("--sign={}", key.display()), format!("--trust={}.pub", key.display()));
+    let published = store.publish(&image, &[&sign]);
+    let heads = [
+        store.path("store/disk.newest"),
+        store.path("store/disk.store/versions").join(published["version"].as_str().unwrap()),
+    ];
+    let signed = fs::read(&heads[0]).unwrap();
+    let check = || run(store.holesync().arg("check").arg(store.image()));
+    check().ok();
+    // What is signed says something else: the image was modified at another time.
+    let at = signed.windows(10).position(|bytes| bytes == b"\"modified\"").unwrap() + 13;
+    let mut changed = signed.clone();
+    changed[at] = b'1' + (changed[at] - b'0') % 9;
+    heads.iter().for_each(|head| fs::write(head, &changed).unwrap());
+    check()
+        .code(12)
+        .says(&["its signature is none of what it says", &format!("remove {}", heads[1].display())]);
+    assert_eq!(store.publish(&image, &[&sign])["new"], true);
+    store.pull("", &["-I", &trust]).ok();
+    fs::remove_file(&heads[1]).unwrap();
+    check().ok();
+    // The newest one has lost its signature.
+    let signed = fs::read(&heads[0]).unwrap();
+    fs::write(&heads[0], &signed[..signed.iter().position(|&byte| byte == b'\n').unwrap() + 1]).unwrap();
+    check().code(23).says(&["is signed otherwise than version", "publish again"]);
+    assert_eq!(store.publish(&image, &[&sign])["new"], false);
+    assert_eq!(fs::read(&heads[0]).unwrap(), signed);
+    check().ok();
+}
+
+#[test]
 fn a_key_that_is_changed_signs_a_version_of_its_own() {
     let store = Store::new(lab::scratch());
     let (_, image) = store.begin();
