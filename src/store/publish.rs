@@ -1,8 +1,8 @@
 //! Publishes a version of an image: packs of the blocks that the store lacks, patches against the version
 //! before, places, map, and last the head, with which the version is there.
 //!
-//! 1. The heads, maps and places of the versions that the store has tell which blocks it has. Packs that
-//!    are condemned count for none.
+//! 1. The heads, maps and places of the versions that the store has tell which blocks it has; with a key that
+//!    signs, of those alone that it signed. Packs that are condemned count for none.
 //! 2. The image is read once, in order. What is new is packed, and packs are put there as they become full.
 //! 3. The image must be in the state still in which reading began.
 //! 4. Places, patches and map are put there, under a name that nothing had before. All of it must be there
@@ -10,8 +10,9 @@
 //! 5. All of it must be there still, or the version is taken back. Then the head of the newest version
 //!    becomes the newest.
 //!
-//! Guaranteed: a version that has a head is whole, whenever this ends, and however many publish at once.
-//! What was put there for a version that got no head is of nobody; [`keep`](crate::store::keep) removes it.
+//! Guaranteed: all that a version with a head names is there, whenever this ends, and however many publish at
+//! once. What this wrote is what it should be; what earlier versions are built of is believed to hold what they
+//! say, where it is long enough: [`check`](crate::store::check) reads it. What was put there for a version that got no head is of nobody; [`keep`](crate::store::keep) removes it.
 
 mod base;
 mod blocks;

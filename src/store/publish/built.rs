@@ -32,8 +32,10 @@ impl Publishing<'_> {
     pub(super) fn known(&self, kept: &[Kept], is_usable: &IsUsable) -> Result<Built> {
         let mut built = Built { known: KnownBlocks::default(), before: None, whole: HashMap::new() };
         let of_size = |kept: &&Kept| kept.head.grid().is_some_and(|grid| grid.block == self.grid.block);
-        let newest = kept.iter().find(|kept| kept.head.places.is_some()).map(|kept| kept.head.id);
-        let packed: Vec<_> = kept.iter().filter(|kept| kept.head.places.is_some()).filter(of_size).collect();
+        // With a key that signs, what others say of where blocks lie is not believed.
+        let packed = kept.iter().filter(|kept| kept.head.places.is_some() && self.is_signed_so(kept));
+        let newest = packed.clone().next().map(|kept| kept.head.id);
+        let packed: Vec<_> = packed.filter(of_size).collect();
         let fetch = |kept: &&Kept| FetchedVersion::fetch(self.objects, self.name, kept.head.clone());
         for some in packed.chunks(VERSIONS_AT_ONCE) {
             if built.known.is_full() {

@@ -62,7 +62,8 @@ fn what_was_published_unsigned_is_signed_where_it_is_published_again() {
     let (key, trust) = (key.to_str().unwrap(), format!("--trust={key}.pub", key = key.display()));
     store.pull("", &["-I", &trust]).code(12).says(&["it is not signed"]);
     let again = store.publish(&image, &["--sign", key]);
-    assert_eq!(again["new_blocks"], 0);
+    // What nobody has signed is not built upon; packs that are there just so are.
+    assert_eq!((&again["new_blocks"], &again["pack_bytes"]), (&32.into(), &0.into()));
     store.pull("", &["-I", &trust]).ok();
     store.pull(&format!("@{}", again["version"].as_str().unwrap()), &["-I", &trust]).ok();
     // And stays so.
@@ -175,6 +176,26 @@ fn a_signature_that_does_not_fit_is_none() {
     assert_eq!(store.publish(&image, &[&sign])["new"], false);
     assert_eq!(fs::read(&heads[0]).unwrap(), signed);
     check().ok();
+}
+
+#[test]
+fn what_is_damaged_in_a_pack_of_an_unsigned_version_is_not_signed() {
+    let store = Store::new(lab::scratch());
+    let (layout, image) = store.begin();
+    let key = store.key("key", "ed25519");
+    let (sign, trust) = (format!("--sign={}", key.display()), format!("--trust={}.pub", key.display()));
+    let pack = fs::read_dir(store.path("store/disk.store/packs")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = fs::read(&pack).unwrap();
+    bytes[1000] ^= 1;
+    fs::write(&pack, &bytes).unwrap();
+    layout.data(5 << 20..6 << 20, &mut Rng(2)).write(&store.path("other"));
+    for image in [store.path("other"), image] {
+        let version = store.publish(&image, &[&sign])["version"].as_str().unwrap().to_string();
+        fs::remove_file(store.copy()).unwrap();
+        store.pull(&format!("@{version}"), &["-I", &trust]).ok();
+        assert_same(&image, &store.copy());
+    }
+    assert_eq!(fs::read(&pack).unwrap(), bytes, "it is of another version");
 }
 
 #[test]
