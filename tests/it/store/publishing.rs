@@ -2,14 +2,19 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::errno::Errno;
+
+use crate::common::account::which;
 use crate::common::check::assert_same;
 use crate::common::lab;
 use crate::common::layout::{Layout, Rng};
 use crate::common::process::{Outcome, run};
+use crate::common::trace::{Fault, Tracer, When};
 use crate::store::Store;
 use crate::store::s3::{KEY, S3, SECRET};
 
@@ -241,4 +246,59 @@ fn a_plain_image_that_is_another_one_is_to_be_published_again() {
     assert!(!told.stderr.contains("remove"), "{told}");
     store.publish(&image, &["--raw"]);
     store.check().ok();
+}
+
+#[test]
+fn a_plain_image_is_pulled_still_where_it_could_not_be_published_again() {
+    let store = Store::new(lab::scratch());
+    fs::create_dir(store.path("store")).unwrap();
+    let (image, map, newest) = (store.image(), store.path("store/disk.map"), store.path("store/disk.newest"));
+    Layout::dense("disk", 1 << 20, &mut Rng(1)).write(&image);
+    store.publish(&image, &["--raw", "--as=v1"]);
+    let inode = || fs::metadata(&map).unwrap().ino();
+    let (old, is_old) = (inode(), |version: &str| {
+        store.publish(&image, &["--raw", &format!("--as={version}")])["new"] == false
+    });
+    assert!(is_old("v1"));
+    assert_eq!(inode(), old, "it is being read, perhaps");
+    fs::write(&map, "damaged").unwrap();
+    assert!(is_old("v1"));
+    store.check().ok();
+    // A key that signs no more when the head is there.
+    let (bin, asked, real) = (store.path("bin"), store.path("asked"), which("ssh-keygen"));
+    let key = store.path("key");
+    run(Command::new(&real).args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key)).ok();
+    fs::create_dir(&bin).unwrap();
+    let once = format!("#!/bin/sh\nmkdir '{}' && exec '{}' \"$@\"\n", asked.display(), real.display());
+    fs::write(bin.join("ssh-keygen"), once).unwrap();
+    fs::set_permissions(bin.join("ssh-keygen"), PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let mut command = store.holesync();
+    command.env("PATH", path).args(["publish", "--raw", "-B", "128K", "--sign"]).arg(&key);
+    run(command.arg(&image).arg(&image)).code(23).says(&["cannot sign"]);
+    assert!(asked.exists());
+    store.check().ok();
+    store.pull("", &["-I"]).ok();
+    // What lasts first is the image.
+    let head = fs::read(&newest).unwrap();
+    let mut command = store.holesync();
+    command.args(["publish", "--raw", "--as=v2"]).arg(&image).arg(&image);
+    let when = When::Nth("fsync", 1, Fault::Fails(Errno::EIO));
+    let (tracer, mut command) = Tracer::command(&store.path(""), when, &command);
+    run(&mut command).code(11).says(&[&format!("cannot sync {}", image.display())]);
+    tracer.seen();
+    assert_eq!(fs::read(&newest).unwrap(), head);
+}
+
+#[test]
+fn a_plain_image_gets_the_name_of_no_version_in_packs() {
+    let store = Store::new(lab::scratch());
+    let (_, image) = store.begin();
+    store.publish(&image, &["--as=v8"]);
+    fs::copy(&image, store.image()).unwrap();
+    let published =
+        run(store.holesync().args(["publish", "--raw", "--as=v8"]).arg(&image).arg(store.image()));
+    published.code(23).says(&["has a version v8 already"]);
+    assert!(!store.path("store/disk.map").exists());
+    store.publish(&image, &["--raw", "--as=v9"]);
 }
