@@ -27,6 +27,8 @@ pub use condemned::{condemned_objects, condemned_packs};
 const MOST_AT_ONCE: usize = 1 << 16;
 /// How long the heads that were looked for are all that there are, while objects go.
 const LOOKED_FOR: Duration = Duration::from_secs(1);
+/// How long a file may stay as it is until it is finished, however short the grace: whoever writes it would fail.
+const UNFINISHED_FOR: Duration = Duration::from_secs(3600);
 /// Heads that are read side by side.
 const HEADS_AT_ONCE: usize = 16;
 /// The kinds of objects that versions are made of.
@@ -306,7 +308,7 @@ impl Pruning<'_> {
 
     /// Removes what whoever was killed left.
     fn remove_unfinished(&self) -> Result<()> {
-        let before = self.now.checked_sub(self.rules.grace).unwrap_or(UNIX_EPOCH);
+        let before = self.now.checked_sub(self.rules.grace.max(UNFINISHED_FOR)).unwrap_or(UNIX_EPOCH);
         let directories =
             PARTS.iter().chain(&[Kind::Version, Kind::Condemned]).map(|kind| self.name.all(*kind));
         let single = [self.name.newest(), self.name.plain_map()];

@@ -282,8 +282,14 @@ fn what_a_killed_publisher_had_not_finished_goes_after_its_grace() {
     }
     let other = of(".disk2.newest");
     fs::write(&other, "half").unwrap();
+    for grace in ["1d", "0s"] {
+        store.prune(&["--keep=1", &format!("--grace={grace}")]).ok();
+        assert!(unfinished.iter().all(|path| path.exists()), "they may be written to just now");
+    }
+    let past = SystemTime::now() - Duration::from_secs(2 * 3600);
+    unfinished.iter().for_each(|path| fs::File::open(path).unwrap().set_modified(past).unwrap());
     store.prune(&["--keep=1"]).ok();
-    assert!(unfinished.iter().all(|path| path.exists()), "they may be written to just now");
+    assert!(unfinished.iter().all(|path| path.exists()), "the grace is a day");
     store.prune(&["--keep=1", "--grace=0s", "-n"]).ok();
     assert!(unfinished.iter().all(|path| path.exists()));
     store.prune(&["--keep=1", "--grace=0s"]).ok();
