@@ -24,7 +24,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use holesync::confinement::{Access, Confinement};
-use holesync::error::{Error, Result, code, escape};
+use holesync::error::{Again, Error, Result, code, escape};
 use holesync::location::Location;
 use holesync::options::{Compress, Options};
 use holesync::remote;
@@ -89,10 +89,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Some(Verb::Publish(_) | Verb::Versions(_) | Verb::Check(_) | Verb::Prune(_)) if !HAS_STORES => {
             Err(without_stores())
         }
-        Some(Verb::Publish(publish)) => publish.run(),
-        Some(Verb::Versions(versions)) => versions.run(),
-        Some(Verb::Check(check)) => check.run(),
-        Some(Verb::Prune(prune)) => prune.run(),
+        Some(Verb::Publish(publish)) => in_a_store(Again::Puts, || publish.run()),
+        Some(Verb::Versions(versions)) => in_a_store(Again::Anew, || versions.run()),
+        Some(Verb::Check(check)) => in_a_store(Again::Anew, || check.run()),
+        Some(Verb::Prune(prune)) => in_a_store(Again::Anew, || prune.run()),
         Some(Verb::Send { image, end }) => send(&image, end),
         Some(Verb::Recv { file, size, no_fsync, force_in_use }) => {
             let options = Options { fsync: !no_fsync, force_in_use, ..Options::default() };
@@ -141,8 +141,17 @@ fn own(stream: impl std::os::fd::AsFd) -> Result<OwnedFd> {
     stream.as_fd().try_clone_to_owned().map_err(Error::file("use", "stdin and stdout"))
 }
 
+/// Runs what looks at a store or changes it. A signal ends that with its words and its code.
+fn in_a_store(again: Again, run: impl FnOnce() -> Result<()>) -> Result<()> {
+    AGAIN.get_or_init(|| again);
+    stop_on_signals(Readers { json: false, log: None })?;
+    run().map_err(why_it_ended)
+}
+
 /// Why the run was asked to end before it was done.
 static ENDING: OnceLock<Ending> = OnceLock::new();
+/// What the same command does once more, where that is not what a transfer does.
+static AGAIN: OnceLock<Again> = OnceLock::new();
 
 #[derive(Debug, Clone, Copy)]
 enum Ending {
@@ -152,9 +161,10 @@ enum Ending {
 
 impl Ending {
     fn error(self) -> Error {
+        let again = AGAIN.get().copied().unwrap_or_else(remote::again);
         match self {
-            Ending::Signal => Error::Interrupted(remote::again()),
-            Ending::Time => Error::TimeIsUp(remote::again()),
+            Ending::Signal => Error::Interrupted(again),
+            Ending::Time => Error::TimeIsUp(again),
         }
     }
 }

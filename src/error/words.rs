@@ -17,6 +17,8 @@ pub enum Again {
     Fetches,
     /// Objects are put there.
     Puts,
+    /// What it looks at, or removes, is nothing that could be gone on from.
+    Anew,
 }
 
 impl fmt::Display for Again {
@@ -25,6 +27,7 @@ impl fmt::Display for Again {
             Again::GoesOn => "run the same command again: between two holesyncs it goes on from there",
             Again::Fetches => "run the same command again: only what has not come yet is fetched",
             Again::Puts => "run the same command again: what is there already is not put there once more",
+            Again::Anew => "run the same command again",
             Again::StartsAnew => {
                 "the old file is whole, unless it is a device or written in place; run the same command again: where \
                  there is only a shell, the file that was under way starts anew, and complete ones are not sent again"

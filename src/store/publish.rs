@@ -283,7 +283,7 @@ impl Publishing<'_> {
         });
         mapped.map_err(|stop: Stop| stop.or_read(Error::file("read", self.image)))?;
         if stopped {
-            return Err(Error::Interrupted(Again::StartsAnew));
+            return Err(Error::Interrupted(Again::Puts));
         }
         if !self.state.is_still(self.source.file()) {
             let why = "changed while it was read, and is not published: publish it when nothing writes to it, or from a \

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use holesync::error::{Error, Result};
+use holesync::remote;
 use holesync::report::{hex, human};
 use holesync::store::address::{Address, Reach};
 use holesync::store::check::{Checked, check, check_newest};
@@ -96,6 +97,8 @@ impl CheckArgs {
         };
         let all = plain.iter().chain(&kept).map(Ok).chain(damaged.into_iter().chain(wrong).map(Err));
         let watch = Watch::new(&[], false);
+        // After a signal only what it ended is told.
+        let all = all.take_while(|_| !remote::is_interrupted());
         let checked = each(all, |kept| {
             let kept = kept?;
             // What is wrong with one version ends what is asked for it.

@@ -86,7 +86,7 @@ impl Publishing<'_> {
         let image = FileImage::new(file, self.options.hole_map);
         let root = hashmap::root_of(&image, &self.grid, |_| !remote::is_interrupted());
         match root.map_err(Error::file("read", &address))? {
-            None => Err(Error::Interrupted(Again::StartsAnew)),
+            None => Err(Error::Interrupted(Again::Puts)),
             Some(root) if root == read.root => Ok(()),
             Some(_) => Err(other()),
         }

@@ -59,11 +59,10 @@ fn a_signal_ends_a_pause_and_a_wait() {
             (&[web.as_str(), &copy][..], 20),
             (&[index.as_str(), &copy], 20),
             (&[bucket, &copy], 20),
-            // What changes nothing here dies of it.
-            (&["publish", image_text, bucket], -1),
-            (&["versions", bucket], -1),
-            (&["check", bucket], -1),
-            (&["prune", bucket, "--keep=1"], -1),
+            (&["publish", image_text, bucket], 20),
+            (&["versions", bucket], 20),
+            (&["check", bucket], 20),
+            (&["prune", bucket, "--keep=1"], 20),
         ] {
             asked.store(0, Ordering::SeqCst);
             let mut command = store.holesync();
@@ -80,4 +79,26 @@ fn a_signal_ends_a_pause_and_a_wait() {
             assert_no_leftovers(&store.path("to"));
         }
     }
+}
+
+#[test]
+fn a_publisher_that_waits_for_its_key_is_stopped() {
+    let store = Store::new(lab::scratch());
+    let (_, image) = store.begin();
+    let (bin, key) = (store.path("bin"), store.path("key"));
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::write(&key, "").unwrap();
+    let begun = store.path("begun");
+    let waits = format!("#!/bin/sh\necho >'{}'\nexec sleep 20\n", begun.display());
+    std::fs::write(bin.join("ssh-keygen"), waits).unwrap();
+    std::fs::set_permissions(bin.join("ssh-keygen"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let mut command = store.holesync();
+    command.env("PATH", path).args(["publish", "--sign"]).arg(&key).arg(&image).arg(store.image());
+    let publisher = start(&mut command);
+    assert!(wait_until(Duration::from_secs(60), || begun.exists()));
+    publisher.signal(Signal::SIGTERM);
+    let told = publisher.finish_within(Duration::from_secs(30)).code(20);
+    told.says(&["interrupted; run the same command again: what is there already"]);
 }
