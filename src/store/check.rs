@@ -5,9 +5,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::error::{Error, Result};
-use crate::hashmap::MapEntry;
+use crate::error::{Again, Error, Result};
+use crate::hashmap::{self, MapEntry};
+use crate::remote;
 use crate::report::{Event, Phase, Reporter};
+use crate::scan::FileImage;
 use crate::store::fetched::{FetchedVersion, fetch};
 use crate::store::head::Proven;
 use crate::store::keep::{self, Kept};
@@ -82,7 +84,11 @@ fn check_parts(
         return Err(Error::Protocol { peer: objects.address(&object), what });
     }
     let version = FetchedVersion::fetch(objects, name, head.clone())?;
-    let checked = check_blocks((objects, name), &version, reporter)?;
+    reporter.event(Event::Found(head.data));
+    let checked = match head.places {
+        Some(_) => check_blocks((objects, name), &version, reporter)?,
+        None => check_plain((objects, name), &version, reporter)?,
+    };
     if let Some(patches) = &head.patches {
         let object = name.object(Kind::Patches, &head.id.name());
         let missing = || {
@@ -95,18 +101,44 @@ fn check_parts(
     Ok(checked)
 }
 
-/// Reads all blocks of a version.
-///
-/// # Errors
-///
-/// What is wrong with one first, with its address.
-pub fn check_blocks(
+/// Reads an image that lies there as it is: all of it, where it is a file, or what has data.
+fn check_plain(
+    (objects, name): (&dyn WritableObjects, &ImageName),
+    version: &FetchedVersion,
+    reporter: &dyn Reporter,
+) -> Result<Checked> {
+    let (plain, head) = (name.to_string(), &version.head);
+    let wrong = |what| Err(Error::Protocol { peer: objects.address(&plain), what });
+    match objects.length(&plain)? {
+        Some(there) if there == head.length => {}
+        Some(there) => return wrong(format!("it has {there} bytes, and {} were published", head.length)),
+        None => return wrong("it is not there".into()),
+    }
+    let Some(file) = objects.as_file(&plain)? else {
+        return check_blocks((objects, name), version, reporter);
+    };
+    let root = hashmap::root_of(&FileImage::new(file, true), &version.grid(), |bytes| {
+        reporter.event(Event::Done(Phase::Mapping, bytes));
+        !remote::is_interrupted()
+    });
+    let root = root.map_err(Error::file("read", objects.address(&plain)))?;
+    if root.ok_or(Error::Interrupted(Again::Anew))? != head.root.0 {
+        return wrong("it is another image than was published".into());
+    }
+    let (mut all, mut blocks) = (version.blocks()?, 0);
+    while let Some(block) = all.advance()? {
+        blocks += u64::from(matches!(block.entry, MapEntry::Data { .. }));
+    }
+    Ok(Checked { blocks, bytes: head.data })
+}
+
+/// Reads all blocks of a version that have data.
+fn check_blocks(
     (objects, name): (&dyn WritableObjects, &ImageName),
     version: &FetchedVersion,
     reporter: &dyn Reporter,
 ) -> Result<Checked> {
     let grid = version.grid();
-    reporter.event(Event::Found(version.head.data));
     let mut blocks = 0;
     let mut names: HashMap<PackId, Arc<str>> = HashMap::new();
     let plain: Arc<str> = name.to_string().into();

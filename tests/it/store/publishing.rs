@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -246,6 +246,18 @@ fn a_plain_image_that_is_another_one_is_to_be_published_again() {
     assert!(!told.stderr.contains("remove"), "{told}");
     store.publish(&image, &["--raw"]);
     store.check().ok();
+    // Where it had no data, and behind its end.
+    Layout::hole("disk", 1 << 20).data(0..1 << 19, &mut Rng(1)).write(&image);
+    store.publish(&image, &["--raw"]);
+    let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
+    file.write_all_at(b"x", 900_000).unwrap();
+    store.check().code(12).says(&["it is another image than was published"]);
+    file.write_all_at(b"\0", 900_000).unwrap();
+    store.check().ok();
+    file.write_all_at(b"xyz", 1 << 20).unwrap();
+    store.check().code(12).says(&["it has 1048579 bytes, and 1048576 were published"]);
+    fs::remove_file(&image).unwrap();
+    store.check().code(12).says(&["it is not there"]);
 }
 
 #[test]
