@@ -27,6 +27,16 @@ pub struct LookArgs {
 }
 
 impl LookArgs {
+    /// Whether a unit of hashes is named.
+    pub fn names_a_unit(&self) -> bool {
+        self.block_size.is_some()
+    }
+
+    /// Whether it is named what has to run on a host.
+    pub fn names_an_agent(&self) -> bool {
+        self.agent.is_some()
+    }
+
     /// What the library takes.
     ///
     /// # Errors

@@ -59,7 +59,9 @@ impl MapArgs {
         self.draw.check(&[&location])?;
         self.check_output(&location)?;
         let as_text = !self.json && !self.prints_bmap();
+        let of_use = self.check_look();
         let (options, remote) = self.look.options(umask)?;
+        of_use?;
         let watch = Watch::new(&[&location], false);
         let looking = Looking { options: &options, remote: &remote, reporter: &watch };
         let mut rows = Rows { as_json: self.json, picture: None, watch: &watch };
@@ -89,6 +91,22 @@ impl MapArgs {
             false => output::check_map(path)?,
         }
         output::check(path, &[location])
+    }
+
+    /// Options that would do nothing are a mistake.
+    fn check_look(&self) -> Result<()> {
+        let hashes = self.hashes || (self.output.is_some() && !self.bmap);
+        if self.look.names_a_unit() && !hashes {
+            let what =
+                "-B is the unit of hashes, and none are made: say --hashes or -o FILE.map, or leave it out";
+            return Err(Error::Usage(what.into()));
+        }
+        if self.bmap && self.look.names_an_agent() {
+            let what =
+                "--agent is for an image on a host, and --bmap reads one that is here: leave one of them out";
+            return Err(Error::Usage(what.into()));
+        }
+        Ok(())
     }
 
     /// Stdout is the bmap, and nothing else.

@@ -24,6 +24,10 @@ const HERE: &[(&str, i32, &str)] = &[
     ("--json send img", 1, "for a file of that name write ./send"),
     ("-P diff img old", 1, "holesync diff ..."),
     ("map img old", 1, "unexpected argument 'old'"),
+    // What would do nothing.
+    ("map img -B8K", 1, "-B is the unit of hashes, and none are made: say --hashes or -o FILE.map"),
+    ("map img --bmap -B8K", 1, "-B is the unit of hashes, and none are made"),
+    ("map img --bmap --agent=push", 1, "--bmap reads one that is here"),
     (
         "cp img old",
         1,
