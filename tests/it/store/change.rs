@@ -90,7 +90,10 @@ impl Change {
 
     /// The versions that the store tells of, each of which is whole.
     fn whole(&self, store: &Store) -> Result<Vec<String>, String> {
-        let listed = run(store.holesync().arg("versions").arg(store.image())).ok();
+        let listed = run(store.holesync().arg("versions").arg(store.image()));
+        if listed.code != 0 {
+            return Err(format!("what it tells of: {listed}"));
+        }
         let versions = listed.stdout.lines().map(|line| line.split(' ').next().expect("a name").to_owned());
         let versions: Vec<String> = versions.collect();
         for version in &versions {
