@@ -250,6 +250,21 @@ pub fn human(bytes: u64) -> String {
     HumanBytes(bytes).to_string()
 }
 
+/// Bytes that are so many, of hexadecimal digits.
+pub fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if pairs.len() != N || !rest.is_empty() {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(pairs) {
+        let digit = |digit: u8| char::from(digit).to_digit(16);
+        let (high, low) = digit(pair[0]).zip(digit(pair[1]))?;
+        *byte = (high * 16 + low) as u8;
+    }
+    Some(bytes)
+}
+
 /// Bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -3,6 +3,8 @@
 //!
 //! One line of JSON, and behind it the signature of that line, if there is one.
 
+use std::fs::File;
+use std::io;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::hashmap::{Grid, Hash, MAX_LENGTH, PAGE};
 use crate::options::BlockSize;
-use crate::report::hex;
+use crate::report::{hex, unhex};
+use crate::scan::At;
 use crate::store::name::{ImageName, ObjectId, Version};
 
 /// The format that this program writes, and the only one that it reads.
@@ -34,18 +37,7 @@ impl FromStr for Digest {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Digest, &'static str> {
-        let wrong = "a hash is 64 hexadecimal digits";
-        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-        if pairs.len() != 32 || !rest.is_empty() {
-            return Err(wrong);
-        }
-        let mut hash = Hash::default();
-        for (byte, pair) in hash.iter_mut().zip(pairs) {
-            let digit = |digit: u8| char::from(digit).to_digit(16);
-            let (high, low) = digit(pair[0]).zip(digit(pair[1])).ok_or(wrong)?;
-            *byte = (high * 16 + low) as u8;
-        }
-        Ok(Digest(hash))
+        unhex(text).map(Digest).ok_or("a hash is 64 hexadecimal digits")
     }
 }
 
@@ -70,6 +62,19 @@ pub struct Proven {
     pub digest: Digest,
     /// How many these are.
     pub length: u64,
+}
+
+impl Proven {
+    /// All of a file, wherever it stands.
+    ///
+    /// # Errors
+    ///
+    /// What reading reports.
+    pub fn of(file: &File) -> io::Result<Proven> {
+        let mut hasher = blake3::Hasher::new();
+        let length = io::copy(&mut At::new(file, 0), &mut hasher)?;
+        Ok(Proven { digest: Digest(*hasher.finalize().as_bytes()), length })
+    }
 }
 
 /// The patches of a version against the one before.
@@ -233,13 +238,10 @@ impl Head {
     }
 
     /// The same of a version that is named by its time, a nanosecond later.
-    ///
-    /// # Errors
-    ///
-    /// When there is no such name.
-    pub fn a_moment_later(self) -> Result<Head> {
+    #[must_use]
+    pub fn a_moment_later(self) -> Head {
         let time = self.time.saturating_add(1);
-        Ok(Head { time, version: Version::of_time(time)?.to_string(), ..self })
+        Head { time, version: Version::of_time(time).to_string(), ..self }
     }
 
     /// The name of the version.

@@ -417,6 +417,7 @@ mod tests {
                 prune((&store, &name), &rules).unwrap();
                 put(&one, (&store, &name), Some("v3"));
             }
+            Ok(())
         });
         prune((&slow, &name), &rules).unwrap();
         assert!(once.into_inner());

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::report::hex;
+use crate::report::{hex, unhex};
 use crate::working::unforeseen;
 
 /// Bytes of a name, or of that of a version.
@@ -38,13 +38,7 @@ impl ObjectId {
 
     /// Reads such a part of a name.
     pub fn parse(name: &str) -> Option<ObjectId> {
-        let mut id = [0; 16];
-        let (pairs, rest) = name.as_bytes().as_chunks::<2>();
-        let is_whole = pairs.len() == id.len() && rest.is_empty();
-        for (byte, pair) in id.iter_mut().zip(pairs) {
-            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-        }
-        Some(ObjectId(id)).filter(|id| is_whole && id.name() == name)
+        unhex(name).map(ObjectId).filter(|id| id.name() == name)
     }
 }
 
@@ -154,24 +148,15 @@ impl Version {
         let what = "is no name of a version: use letters, digits and . _ + - ~, at most 128, and no dot or dash first";
         Err(Error::Usage(format!("{text:?} {what}")))
     }
-}
 
-impl Version {
     /// One that is named after a time, in nanoseconds since 1970:
     /// `20261128T221805.123456789Z`.
-    ///
-    /// # Errors
-    ///
-    /// None; every such name is one.
-    pub fn of_time(time: u64) -> Result<Version> {
+    pub fn of_time(time: u64) -> Version {
         let (seconds, rest) = (time / 1_000_000_000, time % 1_000_000_000);
         let (days, second) = (seconds / 86_400, seconds % 86_400);
         let (year, month, day) = civil(days);
         let (hour, minute) = (second / 3600, second / 60 % 60);
-        Version::new(&format!(
-            "{year:04}{month:02}{day:02}T{hour:02}{minute:02}{:02}.{rest:09}Z",
-            second % 60
-        ))
+        Version(format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{:02}.{rest:09}Z", second % 60))
     }
 }
 
@@ -213,7 +198,7 @@ mod tests {
             (4_107_542_399, "21000228T235959.000000001Z"),
             (4_107_542_400, "21000301T000000.000000001Z"),
         ] {
-            assert_eq!(Version::of_time(seconds * 1_000_000_000 + 1).unwrap().to_string(), name);
+            assert_eq!(Version::of_time(seconds * 1_000_000_000 + 1).to_string(), name);
         }
     }
 

@@ -8,7 +8,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
+use crate::hashmap::Hash;
 use crate::hashmap::map_file::nameless;
+use crate::store::head::Proven;
 use crate::store::name::ObjectId;
 use crate::store::places::PackId;
 
@@ -83,24 +85,16 @@ impl PackWriter {
 
 /// The name of the pack in a file.
 fn id_of(file: &File) -> io::Result<PackId> {
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut at = 0;
-    loop {
-        let read = file.read_at(&mut buffer, at)?;
-        if read == 0 {
-            break;
-        }
-        hasher.update(&buffer[..read]);
-        at += read as u64;
-    }
-    Ok(id_from(&hasher))
+    Ok(id_in(&Proven::of(file)?.digest.0))
 }
 
 /// The name of a pack whose bytes were hashed.
 pub fn id_from(hasher: &blake3::Hasher) -> PackId {
-    let hash = hasher.finalize();
-    ObjectId(std::array::from_fn(|nth| hash.as_bytes()[nth]))
+    id_in(hasher.finalize().as_bytes())
+}
+
+fn id_in(hash: &Hash) -> PackId {
+    ObjectId(std::array::from_fn(|nth| hash[nth]))
 }
 
 /// Packs the bytes of a frame.

@@ -46,7 +46,7 @@ use built::Built;
 use ending::HeadPut;
 
 /// How often an image is published of which a prune took something meanwhile.
-const ATTEMPTS: u32 = 3;
+const MOST_LOST: u32 = 3;
 /// How a version is published.
 #[derive(Debug, Clone)]
 pub struct PublishOptions {
@@ -157,13 +157,6 @@ fn working<T>(result: io::Result<T>) -> Result<T> {
     result.map_err(Error::file("write a working file below", nameless_place()))
 }
 
-/// The hash of a file, and how long it is.
-fn proven(file: &File) -> Result<Proven> {
-    let mut hasher = blake3::Hasher::new();
-    let length = working(io::copy(&mut At::new(file, 0), &mut hasher))?;
-    Ok(Proven { digest: Digest(*hasher.finalize().as_bytes()), length })
-}
-
 impl Publishing<'_> {
     /// The image in packs. What a prune takes meanwhile, because it forgets the version that has it, is
     /// published anew.
@@ -174,7 +167,7 @@ impl Publishing<'_> {
                 Packed::Published(published) => return Ok(*published),
                 // Somebody else has got on.
                 Packed::Overtaken => {}
-                Packed::Lost(lost) if attempts == ATTEMPTS => return Err(self.is_lost(&lost)),
+                Packed::Lost(lost) if attempts == MOST_LOST => return Err(self.is_lost(&lost)),
                 Packed::Lost(lost) => {
                     attempts += 1;
                     let lost = self.objects.address(&lost);
@@ -228,7 +221,7 @@ impl Publishing<'_> {
                 HeadPut::There(sealed) => break sealed,
                 HeadPut::Lost(lost) => return Ok(Packed::Lost(lost)),
                 // Somebody published at the same time, to the nanosecond.
-                HeadPut::NameIsTaken if self.options.version.is_none() => head = head.a_moment_later()?,
+                HeadPut::NameIsTaken if self.options.version.is_none() => head = head.a_moment_later(),
                 HeadPut::NameIsTaken => return Err(self.is_known(head.version())),
             }
         };
@@ -292,7 +285,7 @@ impl Publishing<'_> {
         }
         let (output, root) = working(map.finish())?;
         let map = working(output.into_inner().map_err(io::IntoInnerError::into_error))?;
-        Ok(Read { proven: proven(&map)?, map, root, data })
+        Ok(Read { proven: working(Proven::of(&map))?, map, root, data })
     }
 
     /// What the new blocks of a batch can be made of, by their indices. One that the version before has in
@@ -343,8 +336,7 @@ impl Publishing<'_> {
         let (mut over, mut patched) = (over.iter().peekable(), 0);
         for (index, block) in data_blocks(batch, first) {
             let patch = over.next_if(|(of, _)| *of == index).map(|(_, patch)| patch);
-            if writer.has(&block.hash) {
-                writer.add_known(&block.hash, self.grid.masked_bytes(index, block.data) as u32);
+            if writer.add_known(&block.hash, self.grid.masked_bytes(index, block.data) as u32) {
                 continue;
             }
             let patch = patch.filter(|_| patches.has_room());
@@ -391,14 +383,14 @@ impl Publishing<'_> {
         let mut whole = working(nameless())?;
         working(whole.write_all(&places::head_of(packs)))?;
         working(io::copy(&mut At::new(runs, 0), &mut whole))?;
-        let proven = proven(&whole)?;
+        let proven = working(Proven::of(&whole))?;
         self.objects.put(&self.name.object(Kind::Places, &id.name()), Content::File(&whole))?;
         Ok(proven)
     }
 
     fn put_patches(&self, id: ObjectId, patches: PatchesWriter) -> Result<Option<(PatchesHead, u64)>> {
         let Some((index, whole)) = working(patches.finish())? else { return Ok(None) };
-        let all = proven(&whole)?;
+        let all = working(Proven::of(&whole))?;
         self.objects.put(&self.name.object(Kind::Patches, &id.name()), Content::File(&whole))?;
         let digest = Digest(*blake3::hash(&index).as_bytes());
         let index = Proven { digest, length: index.len() as u64 };
@@ -446,6 +438,7 @@ mod tests {
                         PruneRules { keep: 1, older_than: None, grace: Duration::ZERO, dry_run: false };
                     let _ = prunes.then(|| prune((&store, &name), &rules).unwrap());
                 }
+                Ok(())
             });
             let published = put(&one, (&meanwhile, &name), version);
             assert!(!published.is_old, "{version:?} {prunes}");

@@ -22,6 +22,15 @@ pub fn image(dir: &Path, byte: u8) -> PathBuf {
 
 /// Publishes it.
 pub fn put(image: &Path, at: (&dyn WritableObjects, &ImageName), version: Option<&str>) -> Published {
+    try_to_put(image, at, version).unwrap()
+}
+
+/// The same, where it may fail.
+pub fn try_to_put(
+    image: &Path,
+    at: (&dyn WritableObjects, &ImageName),
+    version: Option<&str>,
+) -> Result<Published> {
     let options = PublishOptions {
         version: version.map(|version| Version::new(version).unwrap()),
         block_size: BlockSize::default(),
@@ -30,7 +39,7 @@ pub fn put(image: &Path, at: (&dyn WritableObjects, &ImageName), version: Option
         raw: false,
         sign: None,
     };
-    publish(image, at, &options, &Silent).unwrap()
+    publish(image, at, &options, &Silent)
 }
 
 /// What is being done when somebody else has a turn.
@@ -46,27 +55,27 @@ pub enum Op {
     Removing,
 }
 
-/// See the module. What is done is told with the name of the object.
+/// See the module. What is done is told with the name of the object, and fails where the turn does.
 pub struct Meanwhile<'a, F> {
     directory: &'a Directory,
     turn: F,
 }
 
-impl<'a, F: Fn(Op, &str)> Meanwhile<'a, F> {
+impl<'a, F: Fn(Op, &str) -> Result<()>> Meanwhile<'a, F> {
     /// `turn` is what somebody else does.
     pub fn new(directory: &'a Directory, turn: F) -> Meanwhile<'a, F> {
         Meanwhile { directory, turn }
     }
 }
 
-impl<F: Fn(Op, &str) + Send + Sync> Objects for Meanwhile<'_, F> {
+impl<F: Fn(Op, &str) -> Result<()> + Send + Sync> Objects for Meanwhile<'_, F> {
     fn address(&self, name: &str) -> String {
         self.directory.address(name)
     }
 
     fn get(&self, name: &str, most: u64) -> Result<Option<Vec<u8>>> {
         let got = self.directory.get(name, most);
-        (self.turn)(Op::Got, name);
+        (self.turn)(Op::Got, name)?;
         got
     }
 
@@ -83,20 +92,20 @@ impl<F: Fn(Op, &str) + Send + Sync> Objects for Meanwhile<'_, F> {
     }
 }
 
-impl<F: Fn(Op, &str) + Send + Sync> WritableObjects for Meanwhile<'_, F> {
+impl<F: Fn(Op, &str) -> Result<()> + Send + Sync> WritableObjects for Meanwhile<'_, F> {
     fn put(&self, name: &str, content: Content) -> Result<()> {
-        (self.turn)(Op::Putting, name);
+        (self.turn)(Op::Putting, name)?;
         self.directory.put(name, content)
     }
 
     fn put_if(&self, name: &str, there: Option<&[u8]>, bytes: &[u8]) -> Result<bool> {
-        (self.turn)(Op::Putting, name);
+        (self.turn)(Op::Putting, name)?;
         self.directory.put_if(name, there, bytes)
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
         let listed = self.directory.list(prefix);
-        (self.turn)(Op::Listed, prefix);
+        (self.turn)(Op::Listed, prefix)?;
         listed
     }
 
@@ -109,7 +118,7 @@ impl<F: Fn(Op, &str) + Send + Sync> WritableObjects for Meanwhile<'_, F> {
     }
 
     fn remove(&self, name: &str) -> Result<()> {
-        (self.turn)(Op::Removing, name);
+        (self.turn)(Op::Removing, name)?;
         self.directory.remove(name)
     }
 

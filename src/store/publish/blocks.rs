@@ -8,14 +8,14 @@ use std::io;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::hashmap::map_file::{nameless, nameless_place};
+use crate::hashmap::map_file::nameless;
 use crate::hashmap::{self, Hash, Key, MapEntry};
 use crate::store::fetched::FetchedVersion;
 use crate::store::name::{ImageName, Kind};
 use crate::store::objects::{Content, WritableObjects};
 use crate::store::pack::{self, ENOUGH_RAW, PackWriter};
 use crate::store::places::{PackId, Place, PlacesWriter};
-use crate::store::publish::IsUsable;
+use crate::store::publish::{IsUsable, working};
 
 /// Blocks whose places are known, at most: they fill a table of 2^21 places, about 100 MiB, to 7/8, and would
 /// make it twice as large. What is beyond that is written again.
@@ -178,10 +178,6 @@ pub struct BlockWriter<'a> {
     pub counts: Counts,
 }
 
-fn working<T>(result: io::Result<T>) -> Result<T> {
-    result.map_err(Error::file("write a working file below", nameless_place()))
-}
-
 impl<'a> BlockWriter<'a> {
     /// For an image of whose blocks `known` are there already. `taken`: names that no pack may have; `there`: packs
     /// that are there.
@@ -230,14 +226,15 @@ impl<'a> BlockWriter<'a> {
         self.known.find(hash).is_some()
     }
 
-    /// The next block of the image lies in the store already.
-    pub fn add_known(&mut self, hash: &Hash, bytes: u32) {
-        let Some((lies, place)) = self.known.find(hash) else { return };
+    /// Adds the next block of the image if it lies in the store already. Returns whether it does.
+    pub fn add_known(&mut self, hash: &Hash, bytes: u32) -> bool {
+        let Some((lies, place)) = self.known.find(hash) else { return false };
         let pack = match lies {
             Lies::Earlier(number) => self.number(self.known.packs[number as usize]),
             Lies::Own(number) => number,
         };
         self.waiting.push_back(Waiting::Known(Place { pack, ..place }, bytes));
+        true
     }
 
     /// The next block of the image is new.
@@ -357,7 +354,9 @@ impl<'a> BlockWriter<'a> {
         for stream in [Stream::Whole, Stream::Patched] {
             self.end_pack(stream)?;
         }
-        let packs = self.packs.into_iter().flatten().collect();
+        // Of one that was not ended the number would be that of the next.
+        let packs: Option<Vec<_>> = self.packs.into_iter().collect();
+        let packs = working(packs.ok_or_else(|| io::Error::other("a pack has no end")))?;
         Ok((packs, working(self.places.finish())?, self.counts))
     }
 }

@@ -17,7 +17,7 @@ use crate::store::publish::{Publishing, Read};
 /// Nanoseconds that clocks may differ without a word.
 const MOST_AHEAD: u64 = 60_000_000_000;
 /// How often somebody else may be faster: from then on nobody is looked at.
-const ATTEMPTS: u32 = 100;
+const MOST_FASTER: u32 = 100;
 
 /// Nanoseconds that are believed by who pulls: a day.
 const MOST_BELIEVED: u64 = 86_400_000_000_000;
@@ -55,7 +55,7 @@ impl Publishing<'_> {
             self.reporter.event(Event::Warning(&Warning::new(what)));
         }
         let time = now.max(last.saturating_add(1));
-        let version = self.options.version.clone().map_or_else(|| Version::of_time(time), Ok)?;
+        let version = self.options.version.clone().unwrap_or_else(|| Version::of_time(time));
         let modified = self.state.times().map(|times| (times[0], times[1] as u32));
         let subject = Subject {
             name: self.name,
@@ -137,9 +137,19 @@ impl Publishing<'_> {
         };
         let is_there = matches!(lost, Ok(None));
         let taken_back = if is_there { Ok(()) } else { self.take_back(&object, &bytes) };
-        // What went wrong first is told.
-        let lost = lost?;
-        taken_back.map(|()| lost.map_or(HeadPut::There(sealed), HeadPut::Lost))
+        if let Err(why) = taken_back {
+            return Err(self.may_be_there(&object, lost.err(), &why));
+        }
+        Ok(lost?.map_or(HeadPut::There(sealed), HeadPut::Lost))
+    }
+
+    /// That a version may be there of which it is not known whether it is whole.
+    fn may_be_there(&self, object: &str, first: Option<Error>, why: &Error) -> Error {
+        let first = first.map_or(String::new(), |first| format!("{first}; then, "));
+        let why = format!(
+            "may be the head of a version that is not whole: {first}{why}; look with holesync check, and publish again"
+        );
+        Error::refused(self.objects.address(object), why)
     }
 
     /// The version is not there, if this is its head.
@@ -194,7 +204,7 @@ pub fn lost(
 ///
 /// When the store cannot be read or written.
 pub fn name_newest((objects, name): (&dyn WritableObjects, &ImageName), mut known: Vec<Kept>) -> Result<()> {
-    for _ in 0..ATTEMPTS {
+    for _ in 0..MOST_FASTER {
         known = keep::versions_from(objects, name, known)?.kept;
         let Some(newest) = known.first() else { break };
         // Another one may have its name since.
@@ -233,7 +243,7 @@ pub fn put_newest(
     is_newer: impl Fn(&Kept) -> Result<bool>,
 ) -> Result<bool> {
     let (object, bytes) = (name.newest(), newest.sealed.to_bytes());
-    for _ in 0..ATTEMPTS {
+    for _ in 0..MOST_FASTER {
         let there = match objects.get(&object, head::MOST) {
             // What is no head is replaced.
             Err(Error::Refused { .. } | Error::Protocol { .. }) => break,
@@ -252,11 +262,13 @@ pub fn put_newest(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
     use crate::hashmap::Grid;
     use crate::options::BlockSize;
     use crate::store::head::Digest;
-    use crate::store::keep::meanwhile::{Meanwhile, Op};
+    use crate::store::keep::meanwhile::{Meanwhile, Op, image, try_to_put};
     use crate::store::objects::Directory;
 
     fn version(name: &ImageName, version: &str, time: u64) -> Kept {
@@ -303,6 +315,27 @@ mod tests {
         assert_eq!(told(), two.head);
     }
 
+    #[test]
+    fn a_head_that_could_not_be_taken_back_is_told_of() {
+        let (dir, name) = (tempfile::tempdir().unwrap(), ImageName::new("disk").unwrap());
+        std::fs::create_dir(dir.path().join("store")).unwrap();
+        let store = Directory::open(&dir.path().join("store")).unwrap();
+        let is_away = AtomicBool::new(false);
+        // It goes away when the head has been put there.
+        let meanwhile = Meanwhile::new(&store, |op, object| {
+            let goes = op == Op::Putting && object.contains("/versions/");
+            match is_away.fetch_or(goes, Ordering::Relaxed) {
+                true => Err(Error::refused(object, "is away")),
+                false => Ok(()),
+            }
+        });
+        let put = try_to_put(&image(dir.path(), 1), (&meanwhile, &name), Some("v1"));
+        let told = put.unwrap_err().to_string();
+        assert!(told.contains("store/disk.store/versions/v1: may be the head of a version"), "{told}");
+        assert!(told.contains("condemned/: is away; then, "), "{told}");
+        assert_eq!(keep::versions(&store, &name).unwrap().kept.len(), 1);
+    }
+
     /// It came when the versions had been listed.
     #[test]
     fn a_newer_one_that_is_named_since_is_not_replaced() {
@@ -319,6 +352,7 @@ mod tests {
                 put(&two, &name.object(Kind::Version, "two"));
                 put(&two, &name.newest());
             }
+            Ok(())
         });
         name_newest((&meanwhile, &name), Vec::new()).unwrap();
         assert_eq!(keep::newest(&store, &name).unwrap().unwrap().head, two.head);
@@ -342,6 +376,7 @@ mod tests {
             if op == Op::Listed && prefix.ends_with("/packs/") {
                 [&object, &list].into_iter().for_each(|object| store.remove(object).unwrap());
             }
+            Ok(())
         });
         assert_eq!(lost((&meanwhile, &name), &head, &[pack]).unwrap(), Some(object.clone()));
         assert_eq!(lost((&store, &name), &head, &[pack]).unwrap(), Some(object.clone()));
