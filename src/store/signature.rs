@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use ssh_key::public::KeyData;
-use ssh_key::{PublicKey, SshSig};
+use ssh_key::{Algorithm, EcdsaCurve, PublicKey, SshSig};
 
 use crate::error::{Error, Result, escape};
 
@@ -105,6 +105,15 @@ fn look_for(key: &Path) -> Result<()> {
     }
 }
 
+/// Whether what a key signs can be checked here.
+fn is_known(key: &PublicKey) -> bool {
+    match key.algorithm() {
+        Algorithm::Ecdsa { curve } => curve == EcdsaCurve::NistP256,
+        Algorithm::Dsa | Algorithm::Rsa { .. } => false,
+        _ => true,
+    }
+}
+
 /// Keys that are trusted.
 #[derive(Debug, Clone)]
 pub struct Trusted {
@@ -132,6 +141,10 @@ impl Trusted {
         })?;
         if keys.is_empty() {
             return Err(Error::refused(path, "has no public key"));
+        }
+        if !keys.iter().any(is_known) {
+            let why = "has no key of a kind that --trust knows: sign with one of ed25519, or of ECDSA with P-256, and name that";
+            return Err(Error::refused(path, why));
         }
         Ok(Trusted { keys, path: path.to_path_buf() })
     }

@@ -214,6 +214,8 @@ fn a_key_that_is_changed_signs_a_version_of_its_own() {
     published(&format!("{key}.pub")).ok();
     let rsa = store.key("rsa", "rsa");
     published(rsa.to_str().unwrap()).code(23).says(&["use a key of ed25519"]);
+    let trust = format!("--trust={}.pub", rsa.display());
+    store.pull("", &["-I", &trust]).code(23).says(&[rsa.to_str().unwrap(), "has no key of a kind"]);
     store.pull("", &["-I", &format!("--trust={other}.pub")]).code(12);
     assert_same(&image, &store.copy());
 }

@@ -152,7 +152,10 @@ impl Played {
 
     #[track_caller]
     fn assert_refused(self, why: &str, what: &str) {
-        let error = wait(&self.sent, "sender", what).expect_err(what);
+        let Played { mut input, output: _output, sent } = self;
+        // It may have begun to say more than a pipe takes before it heard what it refuses.
+        start(move || while input.read().is_ok() {});
+        let error = wait(&sent, "sender", what).expect_err(what);
         assert!(
             matches!(error, Error::Protocol { .. }) && error.to_string().contains(why),
             "{what}: {error}"
