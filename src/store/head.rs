@@ -25,6 +25,8 @@ const MOST_INDEX: u64 = 64 << 20;
 const PLAIN: &str = "unversioned";
 /// The latest time of a head, of the year 2262.
 const LATEST: u64 = i64::MAX as u64;
+/// Nanoseconds that the time of a head may be ahead of the clock of who is to believe it: a day.
+pub const MOST_AHEAD: u64 = 86_400_000_000_000;
 /// Bytes of a head with its signature.
 pub const MOST: u64 = 16 << 10;
 

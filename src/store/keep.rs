@@ -21,7 +21,7 @@ use crate::store::name::{ImageName, Kind, ObjectId, Version};
 use crate::store::objects::{Objects, WritableObjects, side_by_side};
 use crate::working::unforeseen;
 use condemned::Condemned;
-pub use condemned::{condemned_objects, condemned_packs};
+pub use condemned::{condemned_objects, packs_of};
 
 /// Objects that one such object condemns.
 const MOST_AT_ONCE: usize = 1 << 16;
@@ -246,7 +246,7 @@ impl Named {
             self.objects.extend(parts.map(|kind| name.object(kind, &head.id.name())));
             let packs = fetched::packs_of(objects, name, head).map_err(|error| {
                 let why = format!(
-                    "names version {}, of which it cannot be told what it needs, and nothing is removed: {error}; if it \
+                    "names version {}, of which it cannot be told what it needs, and nothing more is removed: {error}; if it \
                      is lost, remove {} and publish again",
                     head.version(),
                     objects.address(&name.object(Kind::Version, head.version()))

@@ -12,7 +12,8 @@
 //!
 //! Guaranteed: all that a version with a head names is there, whenever this ends, and however many publish at
 //! once. What this wrote is what it should be; what earlier versions are built of is believed to hold what they
-//! say, where it is long enough: [`check`](crate::store::check) reads it. What was put there for a version that got no head is of nobody; [`keep`](crate::store::keep) removes it.
+//! say, where it is long enough: [`check`](crate::store::check) reads it. What was put there for a version that
+//! got no head is of nobody; [`keep`](crate::store::keep) removes it.
 
 mod base;
 mod blocks;
@@ -184,12 +185,13 @@ impl Publishing<'_> {
     /// The same once.
     fn pack(&self, kept: &[Kept]) -> Result<Packed> {
         let same = self.may_be_same(kept)?;
-        let condemned = keep::condemned_packs(self.objects, self.name)?;
+        let condemned_objects = keep::condemned_objects(self.objects, self.name)?;
+        let condemned = keep::packs_of(&condemned_objects, self.name);
         let there = packs_there(self.objects, self.name)?;
         let is_usable = |pack: &places::PackId, place: &places::Place| {
             there.get(pack).is_some_and(|length| *length >= place.frame().end) && !condemned.contains(pack)
         };
-        let Built { known, before, whole } = self.known(kept, &is_usable)?;
+        let Built { known, before, whole } = self.known(kept, &is_usable, &condemned_objects)?;
         let base = before.map(|version| Base::new((self.objects, self.name), &version, self.grid.length));
         let mut base = base.transpose()?;
         let level = self.options.level;
@@ -362,7 +364,12 @@ impl Publishing<'_> {
                 kept.first().filter(|kept| told.is_none_or(|told| told.head.time < kept.head.time))
             }
             Some(version) => {
-                let known = kept.iter().find(|kept| kept.head.version() == version.to_string());
+                let is_named = |kept: &&Kept| kept.head.version() == version.to_string();
+                let told = keep::newest(self.objects, self.name).ok().flatten();
+                if told.as_ref().filter(is_named).is_some_and(|told| told.head.places.is_none()) {
+                    return Err(self.is_known(&version.to_string()));
+                }
+                let known = kept.iter().find(is_named);
                 // A publisher that was killed may have left it at that, with another one named the newest.
                 if known.is_some_and(|known| known.head.grid() != Some(self.grid)) {
                     return Err(self.is_known(&version.to_string()));

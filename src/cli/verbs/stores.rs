@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use holesync::error::{Error, Result};
+use holesync::error::{Again, Error, Result};
 use holesync::remote;
 use holesync::report::{hex, human};
 use holesync::store::address::{Address, Reach};
@@ -97,7 +97,7 @@ impl CheckArgs {
         };
         let all = plain.iter().chain(&kept).map(Ok).chain(damaged.into_iter().chain(wrong).map(Err));
         let watch = Watch::new(&[], false);
-        // After a signal only what it ended is told.
+        // After a signal nothing more is looked at.
         let all = all.take_while(|_| !remote::is_interrupted());
         let checked = each(all, |kept| {
             let kept = kept?;
@@ -112,7 +112,10 @@ impl CheckArgs {
             ))
         });
         watch.finish();
-        checked
+        match remote::is_interrupted() {
+            true => Err(Error::Interrupted(Again::Anew)),
+            false => checked,
+        }
     }
 }
 

@@ -65,13 +65,8 @@ pub fn condemned_objects(objects: &dyn WritableObjects, name: &ImageName) -> Res
     Ok(all(objects, name)?.into_iter().flat_map(|(_, list)| list.objects).collect())
 }
 
-/// The packs that are condemned.
-///
-/// # Errors
-///
-/// When that cannot be read.
-pub fn condemned_packs(objects: &dyn WritableObjects, name: &ImageName) -> Result<HashSet<PackId>> {
+/// Those of some objects that are packs.
+pub fn packs_of(objects: &HashSet<String>, name: &ImageName) -> HashSet<PackId> {
     let prefix = name.all(Kind::Pack);
-    let condemned = condemned_objects(objects, name)?;
-    Ok(condemned.iter().filter_map(|object| PackId::parse(object.strip_prefix(&prefix)?)).collect())
+    objects.iter().filter_map(|object| PackId::parse(object.strip_prefix(&prefix)?)).collect()
 }

@@ -1,6 +1,6 @@
 //! What a version is built upon: the blocks that the versions have which are there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::error::{Result, Warning};
 use crate::report::Event;
@@ -29,7 +29,12 @@ pub struct Built {
 impl Publishing<'_> {
     /// Which blocks are where; and the version before, if it has blocks of this size. A version that is damaged
     /// is passed over: what it has is written again.
-    pub(super) fn known(&self, kept: &[Kept], is_usable: &IsUsable) -> Result<Built> {
+    pub(super) fn known(
+        &self,
+        kept: &[Kept],
+        is_usable: &IsUsable,
+        condemned: &HashSet<String>,
+    ) -> Result<Built> {
         let mut built = Built { known: KnownBlocks::default(), before: None, whole: HashMap::new() };
         let of_size = |kept: &&Kept| kept.head.grid().is_some_and(|grid| grid.block == self.grid.block);
         // With a key that signs, what others say of where blocks lie is not believed.
@@ -44,7 +49,7 @@ impl Publishing<'_> {
             for (kept, fetched) in some.iter().zip(side_by_side(some, fetch)) {
                 let added = fetched.and_then(|version| {
                     let has_all = built.known.add_version(&version, is_usable)?;
-                    let is_whole = has_all && self.has_patches(&version.head)?;
+                    let is_whole = has_all && self.has_parts(&version.head, condemned)?;
                     let packs = is_whole.then(|| version.packs()).transpose()?;
                     Ok((version, packs))
                 });
@@ -65,9 +70,12 @@ impl Publishing<'_> {
         Ok(built)
     }
 
-    /// Whether the patches are there that a version names.
-    fn has_patches(&self, head: &Head) -> Result<bool> {
-        let object = self.name.object(Kind::Patches, &head.id.name());
-        Ok(head.patches.is_none() || self.objects.length(&object)?.is_some())
+    /// Whether map and places of a version, which are there, stay, and the patches that it names are there, too.
+    fn has_parts(&self, head: &Head, condemned: &HashSet<String>) -> Result<bool> {
+        let part = |kind| self.name.object(kind, &head.id.name());
+        if [Kind::Map, Kind::Places, Kind::Patches].iter().any(|kind| condemned.contains(&part(*kind))) {
+            return Ok(false);
+        }
+        Ok(head.patches.is_none() || self.objects.length(&part(Kind::Patches))?.is_some())
     }
 }

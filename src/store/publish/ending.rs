@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result, Warning};
 use crate::report::Event;
-use crate::store::head::{self, Head, PatchesHead, Proven, SealedHead, Subject};
+use crate::store::head::{self, Head, MOST_AHEAD, PatchesHead, Proven, SealedHead, Subject};
 use crate::store::keep::{self, Kept};
 use crate::store::name::{ImageName, Kind, ObjectId, Version};
 use crate::store::objects::{Content, WritableObjects};
@@ -14,13 +14,10 @@ use crate::store::places::PackId;
 use crate::store::publish::blocks::packs_there;
 use crate::store::publish::{Publishing, Read};
 
-/// Nanoseconds that clocks may differ without a word.
-const MOST_AHEAD: u64 = 60_000_000_000;
+/// Nanoseconds that clocks may differ without a word: a minute.
+const UNTOLD: u64 = 60_000_000_000;
 /// How often somebody else may be faster: from then on nobody is looked at.
 const MOST_FASTER: u32 = 100;
-
-/// Nanoseconds that are believed by who pulls: a day.
-const MOST_BELIEVED: u64 = 86_400_000_000_000;
 
 /// What became of the head of a version.
 pub enum HeadPut {
@@ -49,7 +46,7 @@ impl Publishing<'_> {
         patches: Option<PatchesHead>,
     ) -> Result<Head> {
         let (now, last) = (now(), self.last(kept)?);
-        if last > now.saturating_add(MOST_AHEAD) {
+        if last > now.saturating_add(UNTOLD) {
             let what = "the newest version that is there was published at a time that is yet to come: the clock here is \
                         wrong, or that of who published it was; this version is named and ordered behind it";
             self.reporter.event(Event::Warning(&Warning::new(what)));
@@ -79,18 +76,23 @@ impl Publishing<'_> {
         let (now, newest) = (now(), keep::newest(self.objects, self.name).ok().flatten());
         let is_far = |kept: &&Kept| {
             let ahead = kept.head.time.saturating_sub(now);
-            ahead > MOST_AHEAD && (ahead > MOST_BELIEVED || !self.is_signed_so(kept))
+            ahead > UNTOLD && (ahead > MOST_AHEAD || !self.is_signed_so(kept))
         };
         let far = kept.iter().filter(is_far);
         let far = far.map(|kept| self.name.object(Kind::Version, kept.head.version()));
         let far = far.chain(newest.iter().filter(is_far).map(|_| self.name.newest()));
         let far: Vec<_> = far.map(|object| self.objects.address(&object)).collect();
         if let Some(first) = far.first() {
+            let more = match far.len() - 1 {
+                0 => String::new(),
+                1 => format!(" and {}", far[1]),
+                more => format!(" and {more} more"),
+            };
             let by = if self.options.sign.is_some() { ", or is not signed by this key," } else { "" };
             let why = format!(
                 "tells of a version of a time that is yet to come: it is more than a day ahead{by} and nobody would believe \
-                 what is published after it; if the clock here is right, remove {} and publish again",
-                far.join(" and ")
+                 what is published after it; look at the clock of this machine first: if it is right, remove {first}{more}, and \
+                 publish again"
             );
             return Err(Error::refused(first, why));
         }

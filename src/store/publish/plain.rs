@@ -52,7 +52,7 @@ impl Publishing<'_> {
         self.put_plain_map(&read)?;
         let newest = Kept { head: head.clone(), sealed };
         if ending::put_newest(self.store(), &newest, |told| Ok(told.head.time >= time))? {
-            let why = "names a version that somebody published meanwhile, and the map is not that of it: publish again";
+            let why = "names a version that somebody published meanwhile, and the map may not be that of it: publish again";
             return Err(Error::refused(self.objects.address(&self.name.newest()), why));
         }
         Ok(Published { head, is_old: false, counts: Counts::default(), stored, patches: 0 })

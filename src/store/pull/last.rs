@@ -15,12 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result, in_words};
 use crate::hashmap::map_file::NewFile;
 use crate::location::directory_of;
-use crate::store::head::{Digest, Head};
+use crate::store::head::{Digest, Head, MOST_AHEAD};
 use crate::sys;
 use crate::working;
 
-/// Nanoseconds that the clock of who publishes may be ahead: a day.
-const MOST_AHEAD: u128 = 86_400_000_000_000;
 /// Bytes of such a record.
 const MOST: u64 = 4096;
 
@@ -75,9 +73,9 @@ impl LastPlace {
     /// When it cannot be read, or is no record: then it is not known what would be too old.
     pub fn read(&self) -> Result<Option<LastVersion>> {
         // Where this user does not even get, nothing of theirs was recorded.
-        let is_reached = fs::symlink_metadata(&self.directory).is_ok();
+        let is_there = fs::symlink_metadata(self.directory.join(&self.name)).is_ok();
         match self.try_to_read() {
-            Err(error) if !is_reached || error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(_) if !is_there => Ok(None),
             Err(error) => {
                 let why = format!(
                     "says which version the destination has come from, and cannot be read ({}): it, and the directory that \
@@ -131,7 +129,7 @@ impl LastVersion {
             LastVersion { name: name.into(), version: head.version().into(), time: head.time, signed, mark };
         let before = before.filter(|before| before.name == name);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let is_to_come = u128::from(head.time) > now + MOST_AHEAD;
+        let is_to_come = u128::from(head.time) > now + u128::from(MOST_AHEAD);
         let is_fine = before.is_none_or(|before| match proven {
             ProvenBy::Signature => true,
             ProvenBy::Way => !before.signed,

@@ -128,6 +128,9 @@ fn a_record_that_cannot_be_read_lets_no_older_version_in() {
     fs::write(&record, &whole).unwrap();
     set_mode(&pulled, 0o755);
     refused("must be yours alone");
+    // What was never pulled has none.
+    let other = store.path("to/other");
+    run(store.holesync().arg(store.url("")).arg(&other)).ok().says(&["cannot record the version"]);
     // Who names a version knows which one is wanted, and where it can be written the record is right again.
     store.pull("@v2", &["-I"]).ok();
     set_mode(&pulled, 0o700);

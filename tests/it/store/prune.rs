@@ -309,7 +309,7 @@ fn a_version_that_is_damaged_hinders_no_other() {
     store.pull("", &[]).ok();
     assert_same(&image, &store.copy());
     let pruned = store.prune(&["--keep=2"]).code(23);
-    pruned.says(&[places.path().to_str().unwrap(), "store/disk.store/versions/", "nothing is removed"]);
+    pruned.says(&[places.path().to_str().unwrap(), "store/disk.store/versions/", "nothing more is removed"]);
     store.prune(&["--keep=1"]).ok();
     run(store.holesync().arg("check").arg(store.image())).ok();
 }

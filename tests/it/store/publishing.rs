@@ -110,7 +110,7 @@ fn a_time_that_nobody_would_believe_is_followed_by_nobody() {
         let both = format!("remove {} and {}", other.display(), newest.display());
         publish().code(23).says(&["a time that is yet to come", &both]);
         fs::remove_file(&other).unwrap();
-        publish().code(23).says(&[&format!("remove {} and publish again", newest.display())]);
+        publish().code(23).says(&[&format!("remove {}, and publish again", newest.display())]);
         assert_eq!(
             fs::read_dir(store.path("store/disk.store/packs")).unwrap().count(),
             1,
@@ -313,4 +313,22 @@ fn a_plain_image_gets_the_name_of_no_version_in_packs() {
     published.code(23).says(&["has a version v8 already"]);
     assert!(!store.path("store/disk.map").exists());
     store.publish(&image, &["--raw", "--as=v9"]);
+    // Nor does one in packs get its name.
+    let published = run(store.holesync().args(["publish", "--as=v9"]).arg(&image).arg(store.image()));
+    published.code(23).says(&["has a version v9 already"]);
+}
+
+#[test]
+fn a_version_of_which_a_part_is_condemned_is_published_anew() {
+    let store = Store::new(lab::scratch());
+    let (_, image) = store.begin();
+    let map = fs::read_dir(store.path("store/disk.store/maps")).unwrap().next().unwrap().unwrap();
+    let map = format!("disk.store/maps/{}", map.file_name().to_str().unwrap());
+    let condemned = store.path("store/disk.store/condemned");
+    fs::create_dir_all(&condemned).unwrap();
+    let list = serde_json::json!({"since": 1_700_000_000, "objects": [map]});
+    fs::write(condemned.join("1-00000000000000000000000000000000"), list.to_string()).unwrap();
+    let again = store.publish(&image, &[]);
+    assert_eq!((&again["new"], &again["new_blocks"]), (&true.into(), &0.into()), "{again}");
+    assert_eq!(store.publish(&image, &[])["new"], false);
 }

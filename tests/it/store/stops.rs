@@ -90,9 +90,7 @@ fn a_publisher_that_waits_for_its_key_is_stopped() {
     std::fs::write(&key, "").unwrap();
     let begun = store.path("begun");
     let waits = format!("#!/bin/sh\necho >'{}'\nexec sleep 20\n", begun.display());
-    std::fs::write(bin.join("ssh-keygen"), waits).unwrap();
-    std::fs::set_permissions(bin.join("ssh-keygen"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        .unwrap();
+    lab::script(&bin.join("ssh-keygen"), waits);
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
     let mut command = store.holesync();
     command.env("PATH", path).args(["publish", "--sign"]).arg(&key).arg(&image).arg(store.image());
@@ -101,4 +99,27 @@ fn a_publisher_that_waits_for_its_key_is_stopped() {
     publisher.signal(Signal::SIGTERM);
     let told = publisher.finish_within(Duration::from_secs(30)).code(20);
     told.says(&["interrupted; run the same command again: what is there already"]);
+}
+
+#[test]
+fn a_check_that_is_stopped_does_not_say_that_all_is_well() {
+    const VERSIONS: usize = 12;
+    let store = Store::new(lab::scratch());
+    let (mut layout, image) = store.begin();
+    let mut rng = Rng(3);
+    for nth in 1..VERSIONS {
+        layout = layout.data(nth << 12..(nth + 1) << 12, &mut rng);
+        layout.write(&image);
+        store.publish(&image, &[]);
+    }
+    for pause in 0..20 {
+        let mut check = store.holesync();
+        let check = start(check.arg("check").arg(store.image()));
+        thread::sleep(Duration::from_millis(10 * pause));
+        check.signal(Signal::SIGTERM);
+        let outcome = check.finish_within(Duration::from_secs(30));
+        let told = outcome.stdout.lines().count();
+        // Before it listens for signals, one kills it.
+        assert!([-1, 20].contains(&outcome.code) || outcome.code == 0 && told == VERSIONS, "{outcome}");
+    }
 }
