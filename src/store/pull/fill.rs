@@ -1,27 +1,25 @@
 //! Fills a destination with a version: what it has of that stays, what it lacks is fetched.
 
+mod patching;
 mod source;
 mod target;
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::apply::{Basis, BasisState, Sink};
-use crate::error::{Error, Result, Stop, Warning};
+use crate::error::{Error, Result, Stop};
 use crate::hashmap::ahead::Head as KnownHead;
 use crate::hashmap::{
     self, Batch, Block, Grid, Hash, Item, Key, MapEntry, MapRecord, Maps, PageMask, Recorder,
 };
 use crate::report::{Event, Phase, Reporter, Stats};
-use crate::scan::At;
-use crate::store::fetched::{FetchedVersion, VersionBlock, damaged};
+use crate::store::fetched::{FetchedVersion, VersionBlock};
 use crate::store::name::{ImageName, Kind};
-use crate::store::patches::{Patch, PatchesReader};
 use crate::store::places::{PackId, Place};
 use crate::store::pull::fetch::{Asked, Fetch, From, Had, Planner, Spoilt, Wanted, Whole};
+pub use patching::{Patches, without_patches};
 use source::SourceCursor;
 use target::Target;
 
@@ -29,18 +27,6 @@ use target::Target;
 const MOST_FOUND: usize = 512 << 10;
 /// Blocks that wait until all of what is there is known; beyond that they are fetched.
 const MOST_WAITING: usize = 16 << 10;
-
-/// The patches of a version, as they are needed.
-pub struct Patches {
-    /// Their index.
-    pub reader: PatchesReader<At<Arc<File>>>,
-    /// The name of their object.
-    pub object: Arc<str>,
-    /// Bytes of the index, behind which their frames lie.
-    pub behind: u64,
-    /// The address of their object.
-    pub address: String,
-}
 
 /// What a destination was filled with.
 pub struct Filled {
@@ -203,11 +189,6 @@ struct Plan<'a, 'b, 'c> {
     objects: HashMap<PackId, Arc<str>>,
 }
 
-/// That blocks come whole, and why.
-pub fn without_patches(why: &Error) -> Warning {
-    Warning::new(format!("whole blocks are fetched where pages would do: {why}"))
-}
-
 impl Plan<'_, '_, '_> {
     /// Over something that can be read.
     fn over(&mut self, basis: &Basis, mut known: KnownHead) -> Result<()> {
@@ -361,24 +342,6 @@ impl Plan<'_, '_, '_> {
         self.planner.want(wanted)
     }
 
-    /// A block has some of the pages of what is there, and no others, as its patch has it: nothing is fetched.
-    fn take_less(&mut self, pages: PageMask, wanted: Wanted) -> Result<()> {
-        if self.filling.fetch.dry_run {
-            return Ok(());
-        }
-        let address = self.patches.as_ref().map_or("", |patches| &patches.address);
-        let (index, hash, patched) = (wanted.index, wanted.hash, Some(pages));
-        match self.target.put(&Had { index, pages: 0, bytes: &[], hash, patched, address }) {
-            Err(why @ Error::Protocol { .. }) => {
-                self.go_without_patches(&why);
-                let bytes = self.target.grid.masked_bytes(index, pages);
-                (self.kept, self.new) = (self.kept - bytes, self.new + bytes);
-                self.planner.want(wanted.whole())
-            }
-            put => put,
-        }
-    }
-
     /// The next block of what is there has these data.
     fn learn(&mut self, block: &Block) {
         let index = self.at;
@@ -422,30 +385,6 @@ impl Plan<'_, '_, '_> {
         let Some((pack, place)) = place else { return From::of(name.to_string().into(), None) };
         let object = self.objects.entry(pack).or_insert_with(|| name.object(Kind::Pack, &pack.name()).into());
         From::of(Arc::clone(object), Some(&place))
-    }
-
-    /// The patch that goes on top of what is there.
-    fn patch(&mut self, pages: PageMask, there: There) -> Option<(Patch, Arc<str>, u64)> {
-        let (Some(patches), There::Block(block)) = (&mut self.patches, there) else { return None };
-        let patch = match patches.reader.find(self.at) {
-            Ok(Some(patch)) if patch.pages & !pages == 0 => patch,
-            Ok(None) => return None,
-            wrong => {
-                let error = wrong.err().unwrap_or_else(|| io::ErrorKind::InvalidData.into());
-                let why = damaged(&patches.address, &error);
-                self.go_without_patches(&why);
-                return None;
-            }
-        };
-        // Its other pages are there.
-        let has_others = pages & !patch.pages & !block.data == 0;
-        let fits = block.data != 0 && has_others && patch.base == hashmap::key(&block.hash);
-        fits.then(|| (patch, Arc::clone(&patches.object), patches.behind))
-    }
-
-    fn go_without_patches(&mut self, why: &Error) {
-        self.filling.reporter.event(Event::Warning(&without_patches(why)));
-        self.patches = None;
     }
 
     fn end(mut self) -> Result<Filled> {

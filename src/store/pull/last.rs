@@ -73,9 +73,11 @@ impl LastPlace {
     /// When it cannot be read, or is no record: then it is not known what would be too old.
     pub fn read(&self) -> Result<Option<LastVersion>> {
         // Where this user does not even get, nothing of theirs was recorded.
-        let is_there = fs::symlink_metadata(self.directory.join(&self.name)).is_ok();
+        let absent = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory, io::ErrorKind::PermissionDenied];
+        let looked = fs::symlink_metadata(self.directory.join(&self.name));
+        let is_absent = looked.is_err_and(|error| absent.contains(&error.kind()));
         match self.try_to_read() {
-            Err(_) if !is_there => Ok(None),
+            Err(_) if is_absent => Ok(None),
             Err(error) => {
                 let why = format!(
                     "says which version the destination has come from, and cannot be read ({}): it, and the directory that \

@@ -141,19 +141,39 @@ fn a_patch_with_pages_that_its_block_does_not_have_is_passed_over() {
     store.publish(&other, &[]);
     let bytes = fs::read(&one).unwrap();
     let new = fs::read(&other).unwrap();
-    let base = hashmap::key(&hashmap::hash_block(1, std::iter::once(&bytes[..4096])));
+    put_patch(&store, &bytes[..4096], 0b10_0010, &[&new[4096..8192], &[7; 4096]].concat());
+    store.pull("", &["-I"]).ok().says(&["whole blocks are fetched", "/store/disk.store/patches/"]);
+    assert!(same(&other, &store.copy()));
+}
+
+#[test]
+fn a_patch_of_no_pages_that_does_not_make_its_block_is_passed_over() {
+    let store = Store::new(lab::scratch());
+    let (one, other) = (store.path("one"), store.path("other"));
+    let layout = Layout::hole("disk", 1 << 20).data(0..4096, &mut Rng(1));
+    layout.write(&one);
+    store.publish(&one, &[]);
+    store.pull("", &[]).ok();
+    layout.data(0..4096, &mut Rng(2)).write(&other);
+    store.publish(&other, &[]);
+    put_patch(&store, &fs::read(&one).unwrap()[..4096], 0, &[]);
+    store.pull("", &["-I"]).ok().says(&["whole blocks are fetched", "/store/disk.store/patches/"]);
+    assert!(same(&other, &store.copy()));
+}
+
+/// Gives the newest version a patch of its first block, over what had one page.
+fn put_patch(store: &Store, over: &[u8], pages: u64, bytes: &[u8]) {
+    let base = hashmap::key(&hashmap::hash_block(1, std::iter::once(over)));
     let mut patches = PatchesWriter::new(3).unwrap();
-    patches.add(0, &base, 0b10_0010, &[&new[4096..8192], &[7; 4096]].concat()).unwrap();
+    patches.add(0, &base, pages, bytes).unwrap();
     let (index, mut file) = patches.finish().unwrap().unwrap();
     let mut whole = Vec::new();
     file.seek(SeekFrom::Start(0)).unwrap();
     file.read_to_end(&mut whole).unwrap();
     fs::create_dir_all(store.path("store/disk.store/patches")).unwrap();
-    let object = put(&store, "patches", &whole)["digest"].clone();
+    let object = put(store, "patches", &whole)["digest"].clone();
     let index = json!({"digest": blake3::hash(&index).to_hex().to_string(), "length": index.len()});
-    change_head(&store, |head| head["patches"] = json!({"object": object, "index": index}));
-    store.pull("", &["-I"]).ok().says(&["whole blocks are fetched", "/store/disk.store/patches/"]);
-    assert!(same(&other, &store.copy()));
+    change_head(store, |head| head["patches"] = json!({"object": object, "index": index}));
 }
 
 /// Makes a map end with another root hash than its blocks have.

@@ -16,6 +16,12 @@ impl Store {
         run(Command::new("ssh-keygen").args(["-q", "-t", kind, "-N", "", "-f"]).arg(&key)).ok();
         key
     }
+
+    /// A new key: what signs with it, and what trusts it.
+    fn signing(&self) -> [String; 2] {
+        let key = self.key("key", "ed25519");
+        [format!("--sign={}", key.display()), format!("--trust={}.pub", key.display())]
+    }
 }
 
 #[test]
@@ -122,8 +128,7 @@ fn a_root_hash_that_is_pinned_is_the_one_that_comes() {
 fn what_a_key_has_not_signed_moves_the_time_of_no_version_that_it_signs() {
     let store = Store::new(lab::scratch());
     let (layout, image) = store.begin();
-    let key = store.key("key", "ed25519");
-    let (sign, trust) = (format!("--sign={}", key.display()), format!("--trust={}.pub", key.display()));
+    let [sign, trust] = store.signing();
     let newest = store.path("store/disk.newest");
     store.publish(&image, &[&sign]);
     let old = fs::read(&newest).unwrap();
@@ -147,8 +152,7 @@ fn what_a_key_has_not_signed_moves_the_time_of_no_version_that_it_signs() {
 fn a_signature_that_does_not_fit_is_none() {
     let store = Store::new(lab::scratch());
     let (_, image) = store.begin();
-    let key = store.key("key", "ed25519");
-    let (sign, trust) = (format!("--sign={}", key.display()), format!("--trust={}.pub", key.display()));
+    let [sign, trust] = store.signing();
     let published = store.publish(&image, &[&sign]);
     let heads = [
         store.path("store/disk.newest"),
@@ -182,8 +186,7 @@ fn a_signature_that_does_not_fit_is_none() {
 fn what_is_damaged_in_a_pack_of_an_unsigned_version_is_not_signed() {
     let store = Store::new(lab::scratch());
     let (layout, image) = store.begin();
-    let key = store.key("key", "ed25519");
-    let (sign, trust) = (format!("--sign={}", key.display()), format!("--trust={}.pub", key.display()));
+    let [sign, trust] = store.signing();
     let pack = fs::read_dir(store.path("store/disk.store/packs")).unwrap().next().unwrap().unwrap().path();
     let mut bytes = fs::read(&pack).unwrap();
     bytes[1000] ^= 1;
@@ -254,8 +257,7 @@ fn layout_of_other(store: &Store, image: &std::path::Path, time: std::time::Syst
 fn what_a_root_hash_does_not_prove_is_not_remembered() {
     let store = Store::new(lab::scratch());
     let (layout, image) = store.begin();
-    let key = store.key("key", "ed25519");
-    let (sign, trust) = (format!("--sign={}", key.display()), format!("--trust={}.pub", key.display()));
+    let [sign, trust] = store.signing();
     let newest = store.path("store/disk.newest");
     store.publish(&image, &[&sign]);
     let old = fs::read(&newest).unwrap();

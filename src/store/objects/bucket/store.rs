@@ -47,7 +47,7 @@ struct Version {
 
 /// What is read of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Extent {
+enum Portion {
     /// A range of it.
     Part,
     /// All of it, which has no more bytes than are expected.
@@ -174,29 +174,29 @@ impl Bucket {
         &self,
         name: &str,
         asking: Asking,
-        (at, end, extent): (&mut u64, u64, Extent),
+        (at, end, portion): (&mut u64, u64, Portion),
         take: &mut Take,
     ) -> Result<(), Trouble> {
         self.run(async {
-            let part = (extent == Extent::Part).then_some(*at..end);
+            let part = (portion == Portion::Part).then_some(*at..end);
             let result = self.ask(name, asking, part).await?;
             let (has, range) = (result.meta.size, result.range.clone());
-            let is_right = match extent {
-                Extent::Part => range == (*at..end),
-                Extent::All => range == (*at..end) && has == end,
-                Extent::Front => range == (*at..has) && has >= end,
+            let is_right = match portion {
+                Portion::Part => range == (*at..end),
+                Portion::All => range == (*at..end) && has == end,
+                Portion::Front => range == (*at..has) && has >= end,
             };
             if !is_right {
                 return Err(asking.refused(format!("it has {has} bytes, and {end} were expected")).into());
             }
             let mut coming = result.into_stream();
             // Where more than is wanted would come, its connection is closed.
-            while (extent != Extent::Front || *at < end)
+            while (portion != Portion::Front || *at < end)
                 && let Some(piece) = coming.next().await
             {
                 let mut piece = piece.map_err(|error| asking.trouble(&error))?;
                 let left = end - *at;
-                if extent == Extent::Front {
+                if portion == Portion::Front {
                     piece.truncate(usize::try_from(left).unwrap_or(usize::MAX));
                 }
                 if piece.len() as u64 > left {
@@ -210,18 +210,18 @@ impl Bucket {
     }
 
     /// Reads a range, or what an object begins with, and goes on where a connection broke.
-    fn tell_all(&self, name: &str, range: Range<u64>, extent: Extent, take: &mut Take) -> Result<Served> {
+    fn tell_all(&self, name: &str, range: Range<u64>, portion: Portion, take: &mut Take) -> Result<Served> {
         let address = self.address(name);
         let asking = self.asking(&address, READING);
         let mut at = range.start;
         let mut attempts = Attempts::new(&self.limits);
         loop {
             let before = at;
-            let rest_of = if before > range.start { Extent::Part } else { extent };
+            let rest_of = if before > range.start { Portion::Part } else { portion };
             let rest = (&mut at, range.end, rest_of);
             let failed = match self.read_on(name, asking, rest, take) {
                 Ok(()) => return Ok(Served::Range),
-                Err(Trouble::Whole) if extent == Extent::Part && at == range.start => {
+                Err(Trouble::Whole) if portion == Portion::Part && at == range.start => {
                     return Ok(Served::WholeOnly);
                 }
                 Err(Trouble::Missing(_)) => match self.look_for_bucket(asking) {
@@ -281,14 +281,14 @@ impl Objects for Bucket {
         if range.is_empty() {
             return Ok(Served::Range);
         }
-        self.tell_all(name, range, Extent::Part, take)
+        self.tell_all(name, range, Portion::Part, take)
     }
 
     fn read_whole(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
-        self.tell_all(name, 0..length, Extent::All, take).map(drop)
+        self.tell_all(name, 0..length, Portion::All, take).map(drop)
     }
 
     fn read_front(&self, name: &str, length: u64, take: &mut Take) -> Result<()> {
-        self.tell_all(name, 0..length, Extent::Front, take).map(drop)
+        self.tell_all(name, 0..length, Portion::Front, take).map(drop)
     }
 }

@@ -11,8 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body::Body as _;
-use http_body::Frame;
+use http_body::{Body, Frame};
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpRequest, HttpRequestBody, HttpResponse, HttpResponseBody,
     HttpService,
@@ -26,7 +25,7 @@ use ureq::{Agent, BodyReader, SendBody};
 use super::failure::{Answered, Cause};
 use crate::store::objects::Traffic;
 use crate::store::objects::web::client::agent;
-use crate::store::objects::web::connection::{Body, Line};
+use crate::store::objects::web::connection::{Line, WatchedBody};
 use crate::store::objects::web::failure::Limits;
 use crate::store::objects::{Proxies, WebOptions};
 
@@ -143,7 +142,7 @@ impl Wire {
             }
         } else if !parts.status.is_success() {
             self.0.answered.store(true, Ordering::Relaxed);
-            let body = Body(body.limit(LONGEST).reader());
+            let body = WatchedBody(body.limit(LONGEST).reader());
             return Err(Cause::Answered(Answered::read(&parts, body)).into_error());
         } else if part && parts.status != StatusCode::PARTIAL_CONTENT {
             return Err(Cause::Whole.into_error());
@@ -151,7 +150,7 @@ impl Wire {
         self.0.answered.store(true, Ordering::Relaxed);
         let limit = if is_object { u64::MAX } else { LONGEST };
         let bytes = is_object.then(|| Arc::clone(&self.0.bytes));
-        let body = Coming { reader: Body(body.limit(limit).reader()), bytes };
+        let body = Coming { reader: WatchedBody(body.limit(limit).reader()), bytes };
         Ok(Response::from_parts(parts, HttpResponseBody::new(body)))
     }
 }
@@ -209,7 +208,7 @@ impl Read for Chunks {
 
 /// The body of an answer.
 struct Coming {
-    reader: Body<BodyReader<'static>>,
+    reader: WatchedBody<BodyReader<'static>>,
     /// Counts what comes of objects.
     bytes: Option<Arc<AtomicU64>>,
 }
@@ -220,7 +219,7 @@ impl fmt::Debug for Coming {
     }
 }
 
-impl http_body::Body for Coming {
+impl Body for Coming {
     type Data = Bytes;
     type Error = HttpError;
 

@@ -11,11 +11,11 @@ use ureq::http::header::{AUTHORIZATION, LOCATION, RANGE};
 use ureq::http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector, RustlsConnector};
-use ureq::{Agent, Proxy};
+use ureq::{Agent, Body, Proxy};
 
 use super::address::{Origin, follow, is_secure, shown};
 use super::answer;
-use super::connection::{Body, Dial, HEADER, Line};
+use super::connection::{Dial, HEADER, Line, WatchedBody};
 use super::failure::{Failed, Limits};
 use super::names::Names;
 use super::proxy::Proxies;
@@ -41,7 +41,7 @@ pub struct Answer {
     pub status: StatusCode,
     /// Its headers.
     pub headers: HeaderMap,
-    body: ureq::Body,
+    body: Body,
 }
 
 /// See the module.
@@ -201,7 +201,7 @@ impl Client {
         take: &mut Take,
     ) -> Result<(), Failed> {
         let Answer { url, body, .. } = answer;
-        let mut reader = Body(body.into_with_config().limit(u64::MAX).reader());
+        let mut reader = WatchedBody(body.into_with_config().limit(u64::MAX).reader());
         let mut piece = vec![0; usize::try_from(length.clamp(1, PIECE)).unwrap_or(1)];
         let mut left = length;
         while left > 0 {
@@ -230,7 +230,7 @@ impl Client {
     pub fn read(&self, answer: Answer, most: u64) -> Result<Option<Vec<u8>>, Failed> {
         let Answer { url, body, .. } = answer;
         let mut bytes = Vec::new();
-        let reader = Body(body.into_with_config().limit(u64::MAX).reader());
+        let reader = WatchedBody(body.into_with_config().limit(u64::MAX).reader());
         let read = reader.take(most.saturating_add(1)).read_to_end(&mut bytes);
         self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         read.map_err(|error| self.limits.of_body(error, &url))?;
@@ -272,8 +272,8 @@ pub fn lie(url: &str, what: String) -> Failed {
 }
 
 /// Reads what nobody wants, if it is little.
-pub fn discard(body: ureq::Body) {
+pub fn discard(body: Body) {
     // Else its connection is closed, and that is all.
-    let mut reader = Body(body.into_with_config().limit(UNWANTED).reader());
+    let mut reader = WatchedBody(body.into_with_config().limit(UNWANTED).reader());
     let _ = std::io::copy(&mut reader, &mut std::io::sink());
 }

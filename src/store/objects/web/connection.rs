@@ -45,9 +45,9 @@ thread_local! {
 }
 
 /// The body of an answer, which has to come with what comes.
-pub struct Body<R>(pub R);
+pub struct WatchedBody<R>(pub R);
 
-impl<R: Read> Read for Body<R> {
+impl<R: Read> Read for WatchedBody<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.0.read(into)?;
         if read > 0 {
